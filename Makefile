@@ -1,0 +1,50 @@
+.DEFAULT_GOAL := help
+.PHONY: help up down test check bench format
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+help: ## say what can be made
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)$$/make \1\t\2/p' Makefile | expand -t 14
+
+up: .venv/.installed ## set up, start the platform in the background, make one prediction
+	@$(BIN)/valence up
+
+down: ## stop what `make up` started; data stays
+	@if [ -x $(BIN)/valence ]; then $(BIN)/valence down; fi
+
+test: .venv/.developed ## set up and run the whole test suite; ARGS="-k name" for a part
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/.developed ## format, lint, types, import contract, migrations against tables
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python -m db.schema check
+
+bench: .venv/.developed ## the benchmarks, as a table; they start platforms of their own
+	@$(BIN)/python -m benchmarks.first_answer
+
+format: .venv/.developed ## rewrite the sources in the project's format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+.venv/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Valence needs Python 3.11 or later: make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.installed: .venv/.created pyproject.toml constraints.txt
+	@echo "installing the pinned dependencies into .venv (the first time takes minutes)"
+	@$(PIP) --editable .
+	@touch $@
+
+.venv/.developed: .venv/.installed
+	@echo "installing the tools for tests and checks"
+	@$(PIP) --editable '.[test,dev,bench]'
+	@touch $@
