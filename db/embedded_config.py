@@ -1,0 +1,86 @@
+"""What the embedded server is tuned to, each value with its reason. Never reads the machine itself."""
+
+import shutil
+from pathlib import Path
+
+_MIB = 1 << 20
+_SHARED = Path("/dev/shm")  # noqa: S108 - looked at, not written to
+
+
+def configuration(*, memory: int, base: Path, sockets: Path) -> str:
+    """The server's settings for a machine with `memory` bytes, as the text of a configuration file."""
+    buffers = min(max(memory // 32, 128 * _MIB), 512 * _MIB)
+    maintenance = min(max(memory // 64, 64 * _MIB), 256 * _MIB)
+    settings = {
+        # Reached through the socket alone, whose folder only its user may enter.
+        "listen_addresses": "",
+        "unix_socket_directories": f'"{sockets}"',
+        # Beside the data directory, where the server's own user can't rewrite who is let in.
+        "hba_file": str(base / "pg_hba.conf"),
+        "ident_file": str(base / "pg_ident.conf"),
+        "unix_socket_permissions": "0700",
+        # Enough for the ingress, MLflow, jobs and a person; each idle one costs about 3 MiB.
+        "max_connections": "80",
+        # A 32nd of memory: the rest belongs to encoders, and the page cache serves the other reads.
+        "shared_buffers": _mib(buffers),
+        "effective_cache_size": _mib(memory // 2),
+        # Sorts and hashes of searches; small, because every node of every query may take it.
+        "work_mem": "16MB",
+        # The graph of a full segment (50,000 vectors) fits while its index is built.
+        "maintenance_work_mem": _mib(maintenance),
+        "autovacuum_work_mem": "64MB",
+        # Parallel builds share memory in /dev/shm, which containers keep at 64 MiB: then as plain files.
+        "dynamic_shared_memory_type": "posix" if _shared_room() > 2 * maintenance else "mmap",
+        # A search may not take the cores that encode; one helper for index builds.
+        "max_parallel_workers_per_gather": "0",
+        "max_parallel_maintenance_workers": "1",
+        "max_worker_processes": "4",
+        # Reads hit memory nearly always, so there is nothing for I/O workers to do but sit in memory.
+        "io_method": "sync",
+        # Statements are short and prepared: compiling them costs more than running them.
+        "jit": "off",
+        # An acknowledged prediction survives kill -9 and power loss.
+        "fsync": "on",
+        "synchronous_commit": "on",
+        "full_page_writes": "on",
+        # Fewer, spread checkpoints: random text ids dirty many pages, each logged whole after a checkpoint.
+        "checkpoint_timeout": "15min",
+        "checkpoint_completion_target": "0.9",
+        "max_wal_size": "2GB",
+        "min_wal_size": "128MB",
+        "wal_buffers": "16MB",
+        "wal_compression": "pglz",
+        # Backups need the log's replica level; nobody replicates logically.
+        "wal_level": "replica",
+        # Solid-state disks, and mostly memory.
+        "random_page_cost": "1.1",
+        # The month's partition and the open segment only grow: freeze and count them early.
+        "autovacuum_vacuum_insert_scale_factor": "0.1",
+        "autovacuum_analyze_scale_factor": "0.05",
+        "autovacuum_naptime": "30s",
+        # Logs hold names and codes, never values: no DETAIL, no parameters.
+        "log_error_verbosity": "terse",
+        "log_parameter_max_length": "0",
+        "log_parameter_max_length_on_error": "0",
+        "log_min_error_statement": "panic",
+        "log_checkpoints": "off",
+        "log_line_prefix": "%m [%p] %e ",
+        "log_timezone": "UTC",
+        "timezone": "UTC",
+    }
+    return "".join(f"{name} = {_quoted(value)}\n" for name, value in settings.items())
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def _mib(size: int) -> str:
+    return f"{size // _MIB}MB"
+
+
+def _shared_room() -> int:
+    try:
+        return shutil.disk_usage(_SHARED).free
+    except OSError:
+        return 0

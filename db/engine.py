@@ -1,0 +1,236 @@
+"""Connections: one `Database` a process, reading and writing told apart.
+
+Owns pools, timeouts and the checks at opening. Holds no table and no statement of its own but those checks'.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import psycopg
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from db import schema
+from db.conninfo import check_server, conninfo
+from db.errors import ForeignInstallation, SchemaMismatch, translated
+from db.ids import fingerprint
+
+PsycopgConnection: TypeAlias = psycopg.AsyncConnection[TupleRow]
+_Pool: TypeAlias = AsyncConnectionPool[PsycopgConnection]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """How long the database may take, in seconds, and how many connections of each kind a process holds."""
+
+    statement_seconds: float = 30.0
+    lock_seconds: float = 5.0
+    connect_seconds: float = 5.0
+    writers: int = 2
+    readers: int = 2
+    searchers: int = 4
+    repositories: int = 4
+
+
+class Database:
+    """PostgreSQL as the repositories and the writer use it; usable between `open` and `close`.
+
+    `pooler`: a transaction pooler (PgBouncer) stands in between, so nothing is prepared and no session
+    parameter is asked for; timeouts then come from the roles.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        read_url: str | None = None,
+        installation_key: bytes | None = None,
+        limits: Limits | None = None,
+        pooler: bool = False,
+    ) -> None:
+        self._limits = limits or Limits()
+        self._pooler = pooler
+        self._key = installation_key
+        self._url = conninfo(url)
+        self._read_url = conninfo(read_url) if read_url else self._url
+        self._engine = self._make_engine(self._url)
+        self._read_engine = self._make_engine(self._read_url) if read_url else self._engine
+        self._writers: _Pool | None = None
+        self._readers: _Pool | None = None
+        self._searchers: _Pool | None = None
+        self._halfvec = 0
+        self._checks: set[asyncio.Future[None]] = set()
+
+    async def open(self) -> None:
+        """Connects and checks server, extension, schema and installation key.
+
+        Raises:
+            Unavailable: it can't be reached.
+            Unsuitable: it can be reached but not used; the message says what to do.
+        """
+        async with self.begin() as connection:
+            await connection.run_sync(check_server)
+            await self._check_schema(connection)
+            await self._check_key(connection)
+            found = await connection.exec_driver_sql("SELECT 'halfvec'::regtype::oid")
+            self._halfvec = int(found.scalar_one())
+        self._writers = self._make_pool(self._url, self._limits.writers, "writers", writing=True)
+        self._readers = self._make_pool(self._url, self._limits.readers, "readers", writing=False)
+        self._searchers = self._make_pool(self._read_url, self._limits.searchers, "searchers", writing=False)
+        for pool in (self._writers, self._readers, self._searchers):
+            await pool.open()
+
+    async def close(self) -> None:
+        """Closes every connection; what was borrowed is closed when it comes back."""
+        for pool in (self._writers, self._readers, self._searchers):
+            if pool is not None:
+                await pool.close()
+        await self._engine.dispose()
+        if self._read_engine is not self._engine:
+            await self._read_engine.dispose()
+
+    @property
+    def halfvec_oid(self) -> int:
+        """The type's number in this database, which binary arrays of vectors must name."""
+        return self._halfvec
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction for a repository: committed at the end, rolled back by any exception."""
+        with translated():
+            async with self._engine.begin() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """A connection to the read replica, if there is one, for a repository's lists."""
+        with translated():
+            async with self._read_engine.connect() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def hot_read(self) -> AsyncIterator[PsycopgConnection]:
+        """A plain psycopg connection in autocommit, for cheap reads that must see the last commit."""
+        with translated():
+            async with self._borrow(self._readers) as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def searching(self) -> AsyncIterator[PsycopgConnection]:
+        """A plain psycopg connection in a transaction of its own, to the read replica if there is one."""
+        with translated():
+            async with self._borrow(self._searchers) as connection, connection.transaction():
+                yield connection
+
+    @asynccontextmanager
+    async def hot_write(self) -> AsyncIterator[PsycopgConnection]:
+        """A plain psycopg connection in autocommit, for the writer, which needs psycopg's own errors."""
+        async with self._borrow(self._writers) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _borrow(self, pool: _Pool | None) -> AsyncIterator[PsycopgConnection]:
+        if pool is None:
+            raise RuntimeError("the database isn't open: call `await database.open()` first")
+        async with pool.connection() as connection:
+            try:
+                yield connection
+            except psycopg.OperationalError:
+                if connection.broken:
+                    # A server that went away took the idle connections too: weed them out before their use.
+                    task = asyncio.ensure_future(pool.check())
+                    self._checks.add(task)
+                    task.add_done_callback(self._checks.discard)
+                raise
+
+    def _parameters(self) -> dict[str, Any]:
+        return {
+            "connect_timeout": max(2, round(self._limits.connect_seconds)),
+            "prepare_threshold": None if self._pooler else 2,
+            "application_name": "valence",
+        }
+
+    def _session(self, *, writing: bool) -> str:
+        """The parameters of a session, in one statement; an empty one behind a transaction pooler."""
+        if self._pooler:
+            return ""
+        limits = self._limits
+        settings = {
+            "statement_timeout": f"{round(limits.statement_seconds * 1000)}",
+            "lock_timeout": f"{round(limits.lock_seconds * 1000)}",
+            "idle_in_transaction_session_timeout": "60000",
+            # A dead client must not hold its locks until TCP gives up.
+            "client_connection_check_interval": "5000",
+        }
+        if writing:
+            # The writer's statement always has the same plan: planning it anew costs more than running it.
+            settings["plan_cache_mode"] = "force_generic_plan"
+        values = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in settings.items())
+        return f"SELECT {values}"
+
+    def _make_engine(self, url: str) -> AsyncEngine:
+        session = self._session(writing=False)
+
+        async def connect() -> psycopg.AsyncConnection[Any]:
+            connection = await psycopg.AsyncConnection.connect(url, **self._parameters())
+            if session:
+                await connection.execute(session)
+                await connection.commit()
+            return connection
+
+        return create_async_engine(
+            "postgresql+psycopg://",
+            async_creator=connect,
+            pool_size=self._limits.repositories,
+            max_overflow=0,
+            pool_timeout=self._limits.connect_seconds,
+            pool_pre_ping=True,
+            hide_parameters=True,
+        )
+
+    def _make_pool(self, url: str, size: int, name: str, *, writing: bool) -> _Pool:
+        session = self._session(writing=writing)
+
+        async def configure(connection: PsycopgConnection) -> None:
+            if session:
+                await connection.execute(session)
+
+        return AsyncConnectionPool(
+            url,
+            kwargs={**self._parameters(), "autocommit": True},
+            min_size=1,
+            max_size=size,
+            open=False,
+            configure=configure,
+            name=f"valence-{name}",
+            timeout=self._limits.connect_seconds,
+            # After an outage the next caller connects at once instead of after the pool's growing pauses.
+            reconnect_timeout=0.5,
+        )
+
+    async def _check_schema(self, connection: AsyncConnection) -> None:
+        found = await connection.run_sync(schema.current)
+        wanted = schema.head()
+        if found != wanted:
+            raise SchemaMismatch(
+                f"the database's schema is at {found or 'nothing'}, this release needs {wanted}: "
+                "run `valence db upgrade`" + (" with the release that made it" if found else "")
+            )
+
+    async def _check_key(self, connection: AsyncConnection) -> None:
+        if self._key is None:
+            return
+        mine = fingerprint(self._key)
+        await connection.exec_driver_sql(
+            "INSERT INTO installation (key_fingerprint) VALUES (%s) ON CONFLICT DO NOTHING", (mine,)
+        )
+        found = await connection.exec_driver_sql("SELECT key_fingerprint FROM installation")
+        if bytes(found.scalar_one()) != mine:
+            raise ForeignInstallation(
+                "this database was filled under another installation key, so its text ids can't be met: "
+                "set VALENCE_INSTALLATION_KEY to that installation's key, or name another database"
+            )

@@ -1,0 +1,124 @@
+"""The errors of the db layer, as one tree.
+
+DatabaseError
+├── Unavailable            it can't be reached, or can't store or answer now: try again
+│   └── ClockBeyondPartitions
+├── Unsuitable             it can be reached, but Valence can't work with it
+│   ├── ServerTooOld
+│   ├── ExtensionTooOld
+│   ├── SchemaMismatch
+│   └── ForeignInstallation
+├── NotFound               no such row, or not the caller's
+├── Duplicate              a row with that name exists
+├── Rejected               the database refuses the value
+└── EmbeddedServerError    the embedded server can't be set up, started or stopped
+    └── AlreadyOwned
+
+`translated` wraps psycopg's and SQLAlchemy's exceptions once; nothing foreign leaves this package.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+import psycopg_pool
+from psycopg import errors as pg
+from sqlalchemy.exc import DBAPIError, InterfaceError
+from sqlalchemy.exc import TimeoutError as SqlAlchemyTimeout
+
+
+class DatabaseError(Exception):
+    """The database can't do what was asked; the message says why and what to do."""
+
+
+class Unavailable(DatabaseError):
+    """The database can't be reached, or can't store or answer now."""
+
+
+class ClockBeyondPartitions(Unavailable):
+    """The clock reads a time for which no partition exists yet."""
+
+
+class Unsuitable(DatabaseError):
+    """The database can be reached, but Valence can't work with it."""
+
+
+class ServerTooOld(Unsuitable):
+    """PostgreSQL is older than Valence needs."""
+
+
+class ExtensionTooOld(Unsuitable):
+    """pgvector is missing or older than Valence needs."""
+
+
+class SchemaMismatch(Unsuitable):
+    """The schema isn't the one this release of Valence works with."""
+
+
+class ForeignInstallation(Unsuitable):
+    """The database was filled under another installation key."""
+
+
+class NotFound(DatabaseError):
+    """No such row, or not the caller's."""
+
+
+class Duplicate(DatabaseError):
+    """A row with that name exists already."""
+
+
+class Rejected(DatabaseError):
+    """The database refuses the value."""
+
+
+class EmbeddedServerError(DatabaseError):
+    """The embedded server can't be set up, started or stopped."""
+
+
+class AlreadyOwned(EmbeddedServerError):
+    """Another process runs the embedded server of this home."""
+
+
+# Besides psycopg's OperationalError: states in which the same statement may succeed later.
+_PASSING = (
+    psycopg.OperationalError,
+    psycopg.InternalError,
+    psycopg_pool.PoolTimeout,
+    psycopg_pool.PoolClosed,
+    psycopg_pool.TooManyRequests,
+    pg.ReadOnlySqlTransaction,
+)
+
+
+def translate(error: Exception) -> DatabaseError:
+    """The db error that stands for a foreign one. Never carries a row's values, only names and codes."""
+    if isinstance(error, DatabaseError):
+        return error
+    if isinstance(error, SqlAlchemyTimeout):
+        return Unavailable("no connection to the database came free in time")
+    original = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(original, Exception) and isinstance(original, _PASSING):
+        code = getattr(original, "sqlstate", None)
+        return Unavailable(
+            f"the database is unavailable ({type(original).__name__}, {code or 'no connection'})"
+        )
+    if isinstance(original, pg.CheckViolation) and original.diag.constraint_name is None:
+        return Unavailable(f"the table {original.diag.table_name} has no partition for the row yet")
+    if isinstance(original, psycopg.Error):
+        place = original.diag.constraint_name or original.diag.column_name or original.diag.table_name
+        where = f" at {place}" if place else ""
+        return Rejected(
+            f"the database refused the value{where} ({type(original).__name__}, {original.sqlstate})"
+        )
+    if isinstance(error, InterfaceError):
+        return Unavailable("the connection to the database was lost")
+    return DatabaseError(f"the database failed ({type(error).__name__})")
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turns what psycopg, its pool and SQLAlchemy raise into this tree."""
+    try:
+        yield
+    except (psycopg.Error, DBAPIError, SqlAlchemyTimeout) as error:
+        raise translate(error) from error

@@ -1,0 +1,124 @@
+"""Feedback: judgements of predictions, one a holder, replaced by the same holder.
+
+Owns how a judgement is stored together with its idempotency row.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, literal, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import InstrumentedAttribute
+
+from db import tables
+from db.engine import Database
+from db.errors import NotFound
+from db.idempotency import answer_with, claim
+from db.submissions import Mismatch, NewIdempotency, Replayed
+
+_F = tables.Feedback
+_P = tables.Prediction
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewFeedback:
+    """A judgement as its holder gives it; `label` is the right one, if the holder says so."""
+
+    prediction_id: UUID
+    holder_id: UUID
+    key_id: UUID
+    is_correct: bool
+    label: str | None = None
+    comment: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgement:
+    """A judgement as it stands."""
+
+    prediction_id: UUID
+    holder_id: UUID
+    is_correct: bool
+    label: str | None
+    comment: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class FeedbackStore:
+    """Each holder's last word on each prediction, counted once."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def put(
+        self,
+        feedback: NewFeedback,
+        *,
+        scope: UUID | None = None,
+        idempotency: NewIdempotency | None = None,
+        render: Callable[[Judgement], bytes] | None = None,
+    ) -> Judgement | Replayed | Mismatch:
+        """Stores or replaces a judgement, with its idempotency row in the same transaction.
+
+        `scope`: the only holder whose predictions may be judged; None: anybody's. `render` makes the answer
+        that a repetition will get out of what was stored; without it `idempotency.answer` is kept as it is.
+
+        Raises:
+            NotFound: no such prediction, or out of scope.
+        """
+        async with self._database.begin() as connection:
+            if idempotency is not None:
+                standing = await claim(connection, idempotency)
+                if standing is not None:
+                    return standing
+            judgement = await _upsert(connection, feedback, scope)
+            if idempotency is not None and render is not None:
+                await answer_with(connection, idempotency, render(judgement))
+        return judgement
+
+
+async def _upsert(connection: AsyncConnection, feedback: NewFeedback, scope: UUID | None) -> Judgement:
+    source = select(
+        _P.id,
+        literal(feedback.holder_id),
+        literal(feedback.key_id),
+        literal(feedback.is_correct),
+        literal(feedback.label, _F.label.type),
+        literal(feedback.comment, _F.comment.type),
+    ).where(_P.id == feedback.prediction_id)
+    if scope is not None:
+        source = source.where(_P.holder_id == scope)
+    added = insert(_F).from_select(
+        ["prediction_id", "holder_id", "key_id", "is_correct", "label", "comment"], source
+    )
+    replaced = {name: added.excluded[name] for name in ("key_id", "is_correct", "label", "comment")}
+    statement = added.on_conflict_do_update(
+        index_elements=["prediction_id", "holder_id"], set_={**replaced, "updated_at": func.now()}
+    ).returning(*_columns())
+    row = (await connection.execute(statement)).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no prediction {feedback.prediction_id}")
+    return Judgement(**row._mapping)
+
+
+async def judgements(
+    connection: AsyncConnection, prediction_ids: Sequence[UUID]
+) -> dict[UUID, tuple[Judgement, ...]]:
+    """The feedback on each of the predictions, oldest first."""
+    if not prediction_ids:
+        return {}
+    query = select(*_columns()).where(_F.prediction_id.in_(prediction_ids)).order_by(_F.created_at)
+    grouped: dict[UUID, tuple[Judgement, ...]] = {}
+    for row in await connection.execute(query):
+        judgement = Judgement(**row._mapping)
+        grouped[judgement.prediction_id] = (*grouped.get(judgement.prediction_id, ()), judgement)
+    return grouped
+
+
+def _columns() -> tuple[InstrumentedAttribute[Any], ...]:
+    return (_F.prediction_id, _F.holder_id, _F.is_correct, _F.label, _F.comment, _F.created_at, _F.updated_at)

@@ -1,0 +1,98 @@
+"""Identities: UUIDv7 for predictions, keyed hashes for texts.
+
+Owns what an id means and how it is made. Never reads or writes the database.
+"""
+
+import hashlib
+import hmac
+import os
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from db.errors import ClockBeyondPartitions
+
+_VERSION_7 = 0x7 << 76
+_VERSION_8 = 0x8 << 76
+_VARIANT = 0b10 << 62
+_STAMPED = ~((0xF << 76) | (0b11 << 62)) & ((1 << 128) - 1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_TICKS = 4096  # of a millisecond: the 12 bits after the version
+
+
+class Uuid7Clock:
+    """UUIDv7 ids (RFC 9562, method 3) that only grow within a process, whatever its clock does.
+
+    A wall clock that steps back is waited out by counting on from the last id. `bound` keeps the ids within
+    the partitions that exist: an earlier time is lifted to the first of them, a later one is refused.
+    """
+
+    def __init__(self, now_ns: Callable[[], int] = time.time_ns) -> None:
+        self._now_ns = now_ns
+        self._last = 0
+        self._end = 1 << 60
+        self._lock = threading.Lock()
+
+    def bound(self, start: datetime, end: datetime) -> None:
+        """Ids lie in [start, end) from now on; both are bounds of partitions."""
+        with self._lock:
+            self._last = max(self._last, _milliseconds(start) * _TICKS - 1)
+            self._end = _milliseconds(end) * _TICKS
+
+    def next(self) -> UUID:
+        """The next id.
+
+        Raises:
+            ClockBeyondPartitions: the clock has passed the last partition.
+        """
+        milliseconds, rest = divmod(self._now_ns(), 1_000_000)
+        now = milliseconds * _TICKS + rest * _TICKS // 1_000_000
+        with self._lock:
+            tick = max(now, self._last + 1)
+            if tick >= self._end:
+                raise ClockBeyondPartitions(
+                    "the clock reads a time beyond the partitions made so far: they are made ahead of time, "
+                    "so check this machine's clock"
+                )
+            self._last = tick
+        tail = int.from_bytes(os.urandom(8), "big") >> 2
+        return UUID(int=(tick >> 12) << 80 | _VERSION_7 | (tick & 0xFFF) << 64 | _VARIANT | tail)
+
+
+def uuid7_time(value: UUID) -> datetime:
+    """When a UUIDv7 was made, cut to the microsecond, in UTC."""
+    bits = value.int
+    return _EPOCH + timedelta(milliseconds=bits >> 80, microseconds=((bits >> 64) & 0xFFF) * 1000 // _TICKS)
+
+
+def uuid7_floor(moment: datetime) -> UUID:
+    """The smallest id that a UUIDv7 made at or after `moment` can have; also a bound between partitions."""
+    since = moment - _EPOCH
+    milliseconds, rest = divmod(since // timedelta(microseconds=1), 1000)
+    if not 0 <= milliseconds < 1 << 48:
+        raise ValueError(f"{moment.isoformat()} can't be the time of a UUIDv7")
+    return UUID(int=milliseconds << 80 | _VERSION_7 | (rest * _TICKS // 1000) << 64)
+
+
+def _milliseconds(moment: datetime) -> int:
+    return (moment - _EPOCH) // timedelta(milliseconds=1)
+
+
+class TextIds:
+    """Ids of texts: the same text has the same id, and without the key nobody can test a guess."""
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) < 32:
+            raise ValueError("the installation key must have at least 32 bytes")
+        self._key = key
+
+    def __call__(self, text: str) -> UUID:
+        digest = hmac.digest(self._key, text.encode(), hashlib.sha256)
+        return UUID(int=int.from_bytes(digest[:16], "big") & _STAMPED | _VERSION_8 | _VARIANT)
+
+
+def fingerprint(key: bytes) -> bytes:
+    """16 bytes by which a database knows the installation key again without holding it."""
+    return hmac.digest(key, b"valence installation fingerprint", hashlib.sha256)[:16]

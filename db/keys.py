@@ -1,0 +1,151 @@
+"""API keys: digests, roles, owners, and the end of each. Never sees a key itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import class_row
+from sqlalchemy import func, insert, select, text, update
+from sqlalchemy.exc import IntegrityError
+
+from db import audit, tables
+from db.engine import Database
+from db.errors import Duplicate, NotFound
+
+_K = tables.ApiKey
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewKey:
+    """A key to be added; `digest` is the SHA-256 of the key, `rate_limit` texts a second."""
+
+    id: UUID
+    digest: bytes = field(repr=False)
+    role: str
+    name: str
+    owner_id: UUID | None = None
+    rate_limit: float | None = None
+    expires_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Key:
+    """A stored key, revoked or not."""
+
+    id: UUID
+    owner_id: UUID | None
+    digest: bytes = field(repr=False)
+    role: str
+    name: str
+    rate_limit: float | None
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+
+    @property
+    def holder_id(self) -> UUID:
+        """Whom predictions made with this key belong to: its owner, or the key itself."""
+        return self.owner_id or self.id
+
+
+class Keys:
+    """Keys are never removed: a revoked one stays as a record."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(self, new: NewKey, *, actor: UUID | None) -> Key:
+        """Adds a key; `actor` is the key that asks, None the platform at its first start.
+
+        Raises:
+            NotFound: the owner isn't a user.
+            Duplicate: the id or the digest is there already.
+        """
+        values = {
+            "id": new.id,
+            "digest": new.digest,
+            "role": new.role,
+            "name": new.name,
+            "owner_id": new.owner_id,
+            "rate_limit": new.rate_limit,
+            "expires_at": new.expires_at,
+        }
+        async with self._database.begin() as connection:
+            try:
+                row = (await connection.execute(insert(_K).values(values).returning(*_COLUMNS))).one()
+            except IntegrityError as error:
+                if isinstance(error.orig, psycopg.errors.ForeignKeyViolation):
+                    raise NotFound(f"there is no user {new.owner_id}") from error
+                if isinstance(error.orig, psycopg.errors.UniqueViolation):
+                    raise Duplicate("this key exists already") from error
+                raise
+            await audit.append(
+                connection, actor=actor, action="key.create", subject=str(new.id), detail={"role": new.role}
+            )
+        return Key(**row._mapping)
+
+    async def by_id(self, key_id: UUID) -> Key | None:
+        """The key as it is now, revoked or not; for every authentication that no cache answers."""
+        async with (
+            self._database.hot_read() as connection,
+            connection.cursor(row_factory=class_row(Key)) as cursor,
+        ):
+            await cursor.execute(_BY_ID, (key_id,), binary=True)
+            return await cursor.fetchone()
+
+    async def list(self, *, owner_id: UUID | None = None) -> tuple[Key, ...]:
+        """All keys, or one owner's, oldest first."""
+        query = select(*_COLUMNS).order_by(_K.created_at, _K.id)
+        if owner_id is not None:
+            query = query.where(_K.owner_id == owner_id)
+        async with self._database.begin() as connection:
+            return tuple(Key(**row._mapping) for row in await connection.execute(query))
+
+    async def revoke(self, key_id: UUID, *, actor: UUID | None) -> Key:
+        """Ends a key; again: changes nothing.
+
+        Raises:
+            NotFound: no such key.
+        """
+        ended = update(_K).where(_K.id == key_id, _K.revoked_at.is_(None)).values(revoked_at=func.now())
+        async with self._database.begin() as connection:
+            changed = await connection.execute(ended)
+            row = (await connection.execute(select(*_COLUMNS).where(_K.id == key_id))).one_or_none()
+            if row is None:
+                raise NotFound(f"there is no key {key_id}")
+            if changed.rowcount:
+                await audit.append(connection, actor=actor, action="key.revoke", subject=str(key_id))
+        return Key(**row._mapping)
+
+    async def touch(self, used: Mapping[UUID, datetime]) -> None:
+        """Notes when keys were last used; never earlier than noted already."""
+        async with self._database.begin() as connection:
+            await connection.execute(
+                text(
+                    "UPDATE api_keys SET last_used_at = used.at "
+                    "FROM unnest(CAST(:ids AS uuid[]), CAST(:times AS timestamptz[])) AS used (id, at) "
+                    "WHERE api_keys.id = used.id AND (last_used_at IS NULL OR last_used_at < used.at)"
+                ),
+                {"ids": list(used), "times": list(used.values())},
+            )
+
+
+_COLUMNS = (
+    _K.id,
+    _K.owner_id,
+    _K.digest,
+    _K.role,
+    _K.name,
+    _K.rate_limit,
+    _K.created_at,
+    _K.expires_at,
+    _K.revoked_at,
+    _K.last_used_at,
+)
+_BY_ID = (
+    "SELECT id, owner_id, digest, role, name, rate_limit, created_at, expires_at, revoked_at, last_used_at "
+    "FROM api_keys WHERE id = %s"
+)

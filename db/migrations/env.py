@@ -1,0 +1,27 @@
+"""Alembic's entry: runs the steps on the connection that `db.schema` hands over, or on DATABASE_URL's."""
+
+import os
+
+import psycopg
+from alembic import context
+from sqlalchemy import Connection, NullPool, create_engine
+
+from db.conninfo import conninfo
+from db.schema import comparison
+from db.tables import Base
+
+
+def run(connection: Connection) -> None:
+    context.configure(connection=connection, target_metadata=Base.metadata, **comparison())
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+given = context.config.attributes.get("connection")
+if given is not None:
+    run(given)
+else:
+    info = conninfo(os.environ["DATABASE_URL"])
+    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(info), poolclass=NullPool)
+    with engine.begin() as opened:
+        run(opened)

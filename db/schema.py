@@ -1,0 +1,138 @@
+"""The schema's version: up, down, where it is, and whether migrations and tables agree.
+
+Owns how Alembic is called. A change is one transaction under one advisory lock: two at once are safe.
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, NullPool, create_engine
+
+from db.conninfo import check_server, conninfo
+from db.errors import SchemaMismatch, translated
+from db.tables import Base
+
+_LOCK = 0x56414C_454E_4345
+_PARTITIONED = ("predictions_", "feedback_", "embeddings_")
+
+
+@cache
+def head() -> str:
+    """The revision this release needs."""
+    revision = ScriptDirectory.from_config(_config()).get_current_head()
+    if revision is None:
+        raise SchemaMismatch("this installation of Valence holds no migrations: install it again")
+    return revision
+
+
+def current(connection: Connection) -> str | None:
+    """The revision the database is at; None if it holds no schema."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def current_at(url: str) -> str | None:
+    """As `current`, for whoever has no connection."""
+    with _connected(url) as connection:
+        return current(connection)
+
+
+def upgrade(url: str, revision: str = "head") -> str | None:
+    """Brings the schema up to `revision`; returns where it is now. Safe while others do the same."""
+    with _locked(url) as connection:
+        check_server(connection)
+        _known(connection)
+        command.upgrade(_config(connection), revision)
+        return current(connection)
+
+
+def downgrade(url: str, revision: str) -> str | None:
+    """Takes the schema down to `revision` (`base`: to empty, data and all); returns where it is now."""
+    with _locked(url) as connection:
+        _known(connection)
+        command.downgrade(_config(connection), revision)
+        return current(connection)
+
+
+def differences(url: str) -> list[str]:
+    """How the tables in the database differ from those in `db.tables`; empty if they agree."""
+    with _connected(url) as connection:
+        context = MigrationContext.configure(connection, opts=comparison())
+        return [str(difference) for difference in compare_metadata(context, Base.metadata)]
+
+
+def comparison() -> dict[str, Any]:
+    """How Alembic compares: types and defaults too; partitions are data, not schema."""
+    return {
+        "compare_type": True,
+        "compare_server_default": True,
+        "include_name": lambda name, kind, _: kind != "table" or not str(name).startswith(_PARTITIONED),
+    }
+
+
+def _config(connection: Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def _known(connection: Connection) -> None:
+    found = current(connection)
+    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    if found is not None and found not in known:
+        raise SchemaMismatch(
+            f"the database's schema is at {found}, which this release doesn't know: "
+            "use the release that made it"
+        )
+
+
+@contextmanager
+def _connected(url: str) -> Iterator[Connection]:
+    info = conninfo(url)
+    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(info), poolclass=NullPool)
+    with translated(), engine.begin() as connection:
+        yield connection
+
+
+@contextmanager
+def _locked(url: str) -> Iterator[Connection]:
+    with _connected(url) as connection:
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        # A migration that can't have its lock at once would make every query behind it wait.
+        connection.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        yield connection
+
+
+def _check() -> int:
+    from db.embedded import EmbeddedPostgres
+
+    with tempfile.TemporaryDirectory(prefix="valence-schema-") as folder:
+        server = EmbeddedPostgres(Path(folder))
+        server.initialise()
+        server.start()
+        try:
+            url = server.create_database("schema_check")
+            upgrade(url)
+            found = differences(url)
+        finally:
+            server.stop()
+    sys.stderr.writelines(f"migrations and tables differ: {difference}\n" for difference in found)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["check"]:
+        sys.exit("usage: python -m db.schema check")
+    sys.exit(_check())

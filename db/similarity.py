@@ -1,0 +1,191 @@
+"""Search by meaning: the stored texts nearest to a vector, among those with a fitting prediction.
+
+Owns the plan (index or exact scan) and what it promises. Never embeds.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+import numpy as np
+import psycopg
+
+from db.engine import Database, PsycopgConnection
+from db.errors import NotFound
+from db.feedback import Judgement
+from db.predictions import Prediction, Predictions
+from db.similarity_query import Found, SimilarityFilters, SimilarityQuery, Vector
+
+__all__ = ["Neighbour", "Neighbours", "Similarity", "SimilarityFilters", "Vector"]
+
+# Microseconds on 384 dimensions: what a row costs in each plan decides between them.
+_SCAN_ROW: Final = 0.7
+_LOOK_UP_ROW: Final = 6.0
+_WALK_ROW: Final = 20.0
+_ENTER_INDEX: Final = 2_000.0
+_MAX_SCAN_TUPLES: Final = 20_000
+_ROW_BYTES: Final = 850
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Neighbour:
+    """A text, the cosine of its vector to the query's, its latest prediction per version, its feedback."""
+
+    text_id: UUID
+    text: str
+    similarity: float
+    predictions: tuple[Prediction, ...]
+    feedback: tuple[Judgement, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Neighbours:
+    """Nearest first. `exact`: no index was used. `complete`: certainly not short of k while more fit."""
+
+    results: tuple[Neighbour, ...]
+    exact: bool
+    complete: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Segment:
+    id: int
+    indexed: bool
+    rows: float
+
+
+class Similarity:
+    """Finds k texts whenever k fit: where the index ends short, every fitting text is compared."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        space: str,
+        dimensions: int = 384,
+        ef_search: int = 200,
+        exact_seconds: float = 5.0,
+    ) -> None:
+        self._database = database
+        self._predictions = Predictions(database)
+        self._space = space
+        self._dimensions = dimensions
+        self._ef_search = ef_search
+        self._exact_seconds = exact_seconds
+
+    async def search(
+        self,
+        vector: Vector,
+        *,
+        k: int = 10,
+        filters: SimilarityFilters | None = None,
+        holder: UUID | None = None,
+        min_similarity: float | None = None,
+        exact: bool = False,
+    ) -> Neighbours:
+        """The `k` (at most 100) texts nearest to `vector` (float32, unit length, the space's dimensions).
+
+        `holder`: only texts with a fitting prediction of this holder, shown with only his and their feedback.
+        """
+        query = SimilarityQuery(
+            vector, k=k, filters=filters or SimilarityFilters(), holder=holder, min_similarity=min_similarity
+        )
+        async with self._database.searching() as connection:
+            found, exactly, complete = await self._run(connection, query, exact=exact)
+        return Neighbours(results=await self._described(found, holder), exact=exactly, complete=complete)
+
+    async def vector_of_text(self, text_id: UUID) -> Vector:
+        """A stored text's vector.
+
+        Raises:
+            NotFound: no such text, or none of its vectors is in this space.
+        """
+        async with self._database.searching() as connection:
+            return await self._vector(connection, text_id)
+
+    async def vector_of_prediction(self, prediction_id: UUID, *, holder: UUID | None = None) -> Vector:
+        """The vector of a prediction's text.
+
+        Raises:
+            NotFound: no such prediction, or another holder's, or its text has no vector in this space.
+        """
+        async with self._database.searching() as connection:
+            cursor = await connection.execute(
+                "SELECT text_id FROM predictions WHERE id = %(id)s "
+                "AND (%(holder)s::uuid IS NULL OR holder_id = %(holder)s)",
+                {"id": prediction_id, "holder": holder},
+            )
+            row = await cursor.fetchone()
+            if row is None:
+                raise NotFound(f"there is no prediction {prediction_id}")
+            return await self._vector(connection, row[0])
+
+    async def _vector(self, connection: PsycopgConnection, text_id: UUID) -> Vector:
+        cursor = await connection.execute(
+            "SELECT e.embedding::real[] FROM embeddings e JOIN segments s ON s.id = e.segment "
+            "WHERE e.text_id = %s AND s.space = %s",
+            (text_id, self._space),
+            binary=True,
+        )
+        row = await cursor.fetchone()
+        if row is None:
+            raise NotFound(f"there is no vector of text {text_id} in the space {self._space}")
+        return np.array(row[0], np.float32)
+
+    async def _run(
+        self, connection: PsycopgConnection, query: SimilarityQuery, *, exact: bool
+    ) -> tuple[Found, bool, bool]:
+        """What was found, whether exactly, whether completely."""
+        segments = await self._segments(connection)
+        everything = [segment.id for segment in segments]
+        rows = sum(segment.rows for segment in segments)
+        fitting = min(rows, await query.estimate(connection)) if query.narrowed else rows
+        selective = _LOOK_UP_ROW * fitting < _SCAN_ROW * rows
+        indexed = [segment.id for segment in segments if segment.indexed]
+        by_scan = _LOOK_UP_ROW * fitting if selective else _SCAN_ROW * rows
+        by_index = _ENTER_INDEX * len(indexed) + _WALK_ROW * query.k * rows / max(fitting, 1.0)
+        if exact or not indexed or by_scan <= by_index:
+            return await query.by_scan(connection, everything, selective=selective), True, True
+        for name, value in (
+            ("hnsw.ef_search", str(max(self._ef_search, 2 * query.k))),
+            ("hnsw.iterative_scan", "relaxed_order"),
+            ("hnsw.max_scan_tuples", str(_MAX_SCAN_TUPLES)),
+        ):
+            await connection.execute("SELECT set_config(%s, %s, true)", (name, value))
+        scanned = [segment.id for segment in segments if not segment.indexed]
+        found = await query.by_index(connection, indexed, scanned)
+        if len(found) >= query.k:
+            return found, False, True
+        try:
+            async with connection.transaction():
+                limit = str(round(self._exact_seconds * 1000))
+                await connection.execute("SELECT set_config('statement_timeout', %s, true)", (limit,))
+                return await query.by_scan(connection, everything, selective=selective), True, True
+        except psycopg.errors.QueryCanceled:
+            return found, False, False
+
+    async def _segments(self, connection: PsycopgConnection) -> list[_Segment]:
+        cursor = await connection.execute(
+            "SELECT id, state = 'indexed', pg_relation_size(format('embeddings_%%s', id)::regclass)::float8 "
+            "FROM segments WHERE space = %s ORDER BY id",
+            (self._space,),
+        )
+        rows = await cursor.fetchall()
+        return [_Segment(id=row[0], indexed=row[1], rows=row[2] / _ROW_BYTES) for row in rows]
+
+    async def _described(self, found: Found, holder: UUID | None) -> tuple[Neighbour, ...]:
+        """The texts with what is known of them; one that was erased meanwhile is left out."""
+        if not found:
+            return ()
+        known = await self._predictions.about([text_id for text_id, _ in found], holder=holder)
+        return tuple(
+            Neighbour(
+                text_id=text_id,
+                text=known[text_id].predictions[0].text,
+                similarity=similarity,
+                predictions=known[text_id].predictions,
+                feedback=known[text_id].feedback,
+            )
+            for text_id, similarity in found
+            if text_id in known
+        )

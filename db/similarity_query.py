@@ -1,0 +1,138 @@
+"""The statements of a similarity search: what fits, and the nearest of it by index or by scan.
+
+Owns SQL text; every value is a bound parameter, and the only names put in are partitions' numbers.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, TypeAlias
+from uuid import UUID
+
+import numpy as np
+from psycopg import sql
+
+from db import wire
+from db.engine import PsycopgConnection
+from db.ids import uuid7_floor
+
+Vector: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
+Found: TypeAlias = list[tuple[UUID, float]]
+
+_FITS: Final = sql.SQL("(SELECT true FROM predictions p WHERE p.text_id = e.text_id AND {fitting} LIMIT 1)")
+
+# A scalar subquery stays a filter of the index scan, which then goes on until enough rows pass it; a join or
+# EXISTS might be turned into a hash join that reads the whole segment.
+_INDEXED: Final = sql.SQL(
+    "(SELECT e.text_id, e.embedding <#> %(vector)b::halfvec AS distance FROM {table} e WHERE {fits} "
+    "ORDER BY e.embedding <#> %(vector)b::halfvec LIMIT %(k)s)"
+)
+# OFFSET 0 keeps the filter above the sort, so that it runs for the nearest rows only; adding 0 keeps the
+# planner from taking the order from an index, which would make the scan approximate.
+_SCANNED: Final = sql.SQL(
+    "(SELECT e.text_id, e.distance FROM (SELECT text_id, (embedding <#> %(vector)b::halfvec) + 0 AS distance "
+    "FROM embeddings WHERE segment = ANY(%(segments)s) ORDER BY 2 OFFSET 0) e WHERE {fits} LIMIT %(k)s)"
+)
+_NEAREST: Final = sql.SQL(
+    "WITH near AS MATERIALIZED ({parts}) SELECT text_id, -distance FROM near "
+    "WHERE distance <= %(farthest)s ORDER BY distance, text_id LIMIT %(k)s"
+)
+_MATCHED: Final = sql.SQL(
+    "WITH fitting AS MATERIALIZED (SELECT DISTINCT p.text_id FROM predictions p WHERE {fitting}) "
+    "SELECT text_id, -distance FROM ("
+    "SELECT text_id, (e.embedding <#> %(vector)b::halfvec) + 0 AS distance "
+    "FROM fitting JOIN embeddings e USING (text_id) "
+    "WHERE e.segment = ANY(%(segments)s)) near "
+    "WHERE distance <= %(farthest)s ORDER BY distance, text_id LIMIT %(k)s"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SimilarityFilters:
+    """A text fits if one of its non-shadow predictions satisfies all of these; None: not narrowed by it."""
+
+    sentiment: str | None = None
+    model_version: str | None = None
+    user_id: UUID | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    has_feedback: bool | None = None
+    is_correct: bool | None = None
+
+
+class SimilarityQuery:
+    """One search's statements and parameters; `narrowed` says whether texts may fail to fit."""
+
+    def __init__(
+        self,
+        vector: Vector,
+        *,
+        k: int,
+        filters: SimilarityFilters,
+        holder: UUID | None,
+        min_similarity: float | None,
+    ) -> None:
+        self.k = k
+        conditions, values = _conditions(filters, holder)
+        self.narrowed = bool(values)
+        self._fitting = sql.SQL(" AND ").join([sql.SQL("p.arm <> 'shadow'"), *conditions])
+        self._parameters = {
+            **values,
+            "k": k,
+            "vector": wire.halfvec(vector),
+            "farthest": float("inf") if min_similarity is None else -min_similarity,
+        }
+
+    async def estimate(self, connection: PsycopgConnection) -> float:
+        """How many predictions fit, as the planner's statistics have it."""
+        statement = sql.SQL("EXPLAIN (FORMAT JSON) SELECT FROM predictions p WHERE {}").format(self._fitting)
+        row = await (await connection.execute(statement, self._parameters, prepare=False)).fetchone()
+        return float(row[0][0]["Plan"]["Plan Rows"]) if row else 0.0
+
+    async def by_index(self, connection: PsycopgConnection, indexed: list[int], scanned: list[int]) -> Found:
+        """The nearest by the indexes of some segments and a scan of the others; may miss some."""
+        fits = _FITS.format(fitting=self._fitting)
+        parts = [
+            _INDEXED.format(table=sql.Identifier(f"embeddings_{segment}"), fits=fits) for segment in indexed
+        ]
+        if scanned:
+            parts.append(_SCANNED.format(fits=fits))
+        statement = _NEAREST.format(parts=sql.SQL(" UNION ALL ").join(parts))
+        return await self._found(connection, statement, scanned)
+
+    async def by_scan(self, connection: PsycopgConnection, segments: list[int], *, selective: bool) -> Found:
+        """The nearest, certainly. `selective`: few texts fit, so start from them and not from the vectors."""
+        if selective:
+            statement = _MATCHED.format(fitting=self._fitting)
+        else:
+            statement = _NEAREST.format(parts=_SCANNED.format(fits=_FITS.format(fitting=self._fitting)))
+        return await self._found(connection, statement, segments)
+
+    async def _found(
+        self, connection: PsycopgConnection, statement: sql.Composed, segments: list[int]
+    ) -> Found:
+        cursor = await connection.execute(statement, {**self._parameters, "segments": segments}, binary=True)
+        # float16 rounding lets a vector's product with itself pass 1.
+        return [(row[0], min(1.0, max(-1.0, row[1]))) for row in await cursor.fetchall()]
+
+
+def _conditions(filters: SimilarityFilters, holder: UUID | None) -> tuple[list[sql.SQL], dict[str, Any]]:
+    conditions: list[sql.SQL] = []
+    values: dict[str, Any] = {}
+    judged = "EXISTS (SELECT FROM feedback f WHERE f.prediction_id = p.id)"
+    verdict = "EXISTS (SELECT FROM feedback f WHERE f.prediction_id = p.id AND f.is_correct = %(is_correct)s)"
+    since = uuid7_floor(filters.since) if filters.since else None
+    until = uuid7_floor(filters.until) if filters.until else None
+    for name, value, condition in (
+        ("sentiment", filters.sentiment, sql.SQL("p.label = %(sentiment)s")),
+        ("version", filters.model_version, sql.SQL("p.version = %(version)s")),
+        ("user", filters.user_id, sql.SQL("p.user_id = %(user)s")),
+        ("holder", holder, sql.SQL("p.holder_id = %(holder)s")),
+        ("since", since, sql.SQL("p.id >= %(since)s")),
+        ("until", until, sql.SQL("p.id < %(until)s")),
+        ("has_feedback", filters.has_feedback, sql.SQL(judged if filters.has_feedback else "NOT " + judged)),
+        ("is_correct", filters.is_correct, sql.SQL(verdict)),
+    ):
+        if value is not None:
+            conditions.append(condition)
+            values[name] = value
+    return conditions, values

@@ -1,0 +1,92 @@
+"""What the writer takes and gives: plain values, one submission a request.
+
+Never touches the database.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+from uuid import UUID
+
+from db.errors import DatabaseError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewText:
+    """A text and its vector in the index's space: little-endian float16, 2 bytes a dimension, unit length."""
+
+    id: UUID
+    content: str
+    embedding: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewPrediction:
+    """One answer of one version; `scores` are those of negative, neutral, positive; times in milliseconds."""
+
+    id: UUID
+    text_id: UUID
+    user_id: UUID | None
+    key_id: UUID
+    holder_id: UUID
+    model: str
+    version: str
+    arm: str
+    experiment_id: UUID | None
+    unit: str | None
+    label: str
+    confidence: float
+    scores: tuple[float, float, float]
+    request_id: str
+    truncated: bool
+    queue_ms: float
+    infer_ms: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewIdempotency:
+    """The answer that a repetition of this request will get for 24 hours."""
+
+    holder_id: UUID
+    route: str
+    key: str
+    body_digest: bytes
+    status: int
+    answer: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Submission:
+    """One finished request: stored as a whole or not at all."""
+
+    texts: Sequence[NewText]
+    predictions: Sequence[NewPrediction]
+    idempotency: NewIdempotency | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stored:
+    """Committed by this call."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replayed:
+    """An earlier request with this idempotency key and body was answered so; nothing was stored."""
+
+    status: int
+    answer: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mismatch:
+    """The idempotency key stands for another body; nothing was stored."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failed:
+    """The database refused this submission alone; nothing of it was stored."""
+
+    error: DatabaseError
+
+
+Outcome: TypeAlias = Stored | Replayed | Mismatch | Failed

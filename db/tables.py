@@ -1,0 +1,263 @@
+"""The schema as SQLAlchemy sees it: ORM classes, constraints, and the names they get.
+
+Owns columns and constraints; `migrations/` brings them into a database and `schema.check` compares the two.
+Never queries.
+"""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from pgvector.sqlalchemy import HALFVEC
+from sqlalchemy import (
+    REAL,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Text,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+DIMENSIONS = 384
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+_NOW = text("now()")
+
+
+class Base(DeclarativeBase):
+    """Column types by annotation, and the constraints' names."""
+
+    metadata = MetaData(naming_convention=NAMING)
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it from the class
+        str: Text,
+        bytes: LargeBinary,
+        float: REAL,
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB,
+    }
+
+
+class Installation(Base):
+    """One row: which installation key filled this database."""
+
+    __tablename__ = "installation"
+    __table_args__ = (CheckConstraint("single", name="one_row"),)
+
+    single: Mapped[bool] = mapped_column(primary_key=True, server_default=text("true"))
+    key_fingerprint: Mapped[bytes]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class User(Base):
+    """Whom predictions are about, and who may own keys."""
+
+    __tablename__ = "users"
+    __table_args__ = (
+        Index("uq_users_username", text("lower(username)"), unique=True),
+        Index("uq_users_email", text("lower(email)"), unique=True),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    username: Mapped[str]
+    email: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class ApiKey(Base):
+    """A key's digest (SHA-256); the key itself is shown once and never stored."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (
+        CheckConstraint("role IN ('client', 'engineer', 'admin')", name="role"),
+        CheckConstraint("octet_length(digest) = 32", name="digest"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    owner_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id"), index=True)
+    digest: Mapped[bytes] = mapped_column(unique=True)
+    role: Mapped[str]
+    name: Mapped[str]
+    rate_limit: Mapped[float | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+
+
+class TextInput(Base):
+    """A text, stored once; `spaces` names the embedding spaces that hold its vector, each once."""
+
+    __tablename__ = "text_inputs"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    spaces: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    content: Mapped[str]
+
+
+class Segment(Base):
+    """A part of a space's vectors, a partition of `embeddings`: open for writing, closed, then indexed."""
+
+    __tablename__ = "segments"
+    __table_args__ = (
+        CheckConstraint("state IN ('open', 'closed', 'indexed')", name="state"),
+        Index("uq_segments_open", "space", unique=True, postgresql_where=text("state = 'open'")),
+    )
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    space: Mapped[str]
+    state: Mapped[str]
+    rows: Mapped[int | None] = mapped_column(BigInteger)
+    opened_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    closed_at: Mapped[datetime | None]
+    indexed_at: Mapped[datetime | None]
+
+
+class Embedding(Base):
+    """A text's vector, unit length; the space is its segment's."""
+
+    __tablename__ = "embeddings"
+    __table_args__ = ({"postgresql_partition_by": "LIST (segment)"},)
+
+    text_id: Mapped[UUID] = mapped_column(ForeignKey("text_inputs.id"), primary_key=True)
+    segment: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    embedding: Mapped[Any] = mapped_column(HALFVEC(DIMENSIONS), nullable=False)
+
+
+class Experiment(Base):
+    """How a model's traffic is split; one runs at a time."""
+
+    __tablename__ = "experiments"
+    __table_args__ = (
+        CheckConstraint("share >= 0 AND share <= 1", name="share"),
+        CheckConstraint("state IN ('running', 'stopped')", name="state"),
+        Index("uq_experiments_running", "model", unique=True, postgresql_where=text("state = 'running'")),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    model: Mapped[str]
+    champion: Mapped[str]
+    challenger: Mapped[str]
+    share: Mapped[float]
+    shadow: Mapped[bool] = mapped_column(server_default=text("false"))
+    salt: Mapped[str]
+    state: Mapped[str]
+    policy: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    stopped_at: Mapped[datetime | None]
+
+
+class Prediction(Base):
+    """One answer of one version; its UUIDv7 says when, and chooses the month's partition."""
+
+    __tablename__ = "predictions"
+    __table_args__ = (
+        CheckConstraint("arm IN ('champion', 'challenger', 'shadow', 'named')", name="arm"),
+        CheckConstraint("confidence BETWEEN 0 AND 1", name="confidence"),
+        Index("ix_predictions_text_id", "text_id", "id"),
+        Index("ix_predictions_holder_id", "holder_id", "id"),
+        Index("ix_predictions_user_id", "user_id", "id", postgresql_where=text("user_id IS NOT NULL")),
+        {"postgresql_partition_by": "RANGE (id)"},
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    text_id: Mapped[UUID] = mapped_column(ForeignKey("text_inputs.id"))
+    holder_id: Mapped[UUID]
+    key_id: Mapped[UUID] = mapped_column(ForeignKey("api_keys.id"))
+    user_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id"))
+    experiment_id: Mapped[UUID | None] = mapped_column(ForeignKey("experiments.id"))
+    confidence: Mapped[float]
+    queue_ms: Mapped[float]
+    infer_ms: Mapped[float]
+    truncated: Mapped[bool]
+    model: Mapped[str]
+    version: Mapped[str]
+    arm: Mapped[str]
+    label: Mapped[str]
+    unit: Mapped[str | None]
+    request_id: Mapped[str]
+    scores: Mapped[dict[str, Any]]
+
+
+class Feedback(Base):
+    """A judgement of a prediction, as it stands: one a holder."""
+
+    __tablename__ = "feedback"
+    __table_args__ = ({"postgresql_partition_by": "RANGE (prediction_id)"},)
+
+    prediction_id: Mapped[UUID] = mapped_column(ForeignKey("predictions.id"), primary_key=True)
+    holder_id: Mapped[UUID] = mapped_column(primary_key=True)
+    key_id: Mapped[UUID] = mapped_column(ForeignKey("api_keys.id"))
+    is_correct: Mapped[bool]
+    label: Mapped[str | None]
+    comment: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class Idempotency(Base):
+    """What a repeated request is answered, for 24 hours; committed with what the answer stands for."""
+
+    __tablename__ = "idempotency"
+    __table_args__ = (CheckConstraint("status BETWEEN 200 AND 499 AND status <> 429", name="status"),)
+
+    holder_id: Mapped[UUID] = mapped_column(primary_key=True)
+    route: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    status: Mapped[int] = mapped_column(SmallInteger)
+    body_digest: Mapped[bytes]
+    answer: Mapped[bytes]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW, index=True)
+
+
+class Job(Base):
+    """Bulk scoring, and how far it is."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint("state IN ('queued', 'running', 'done', 'failed', 'cancelled')", name="state"),
+        Index("ix_jobs_holder_id", "holder_id", "id"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    holder_id: Mapped[UUID]
+    key_id: Mapped[UUID] = mapped_column(ForeignKey("api_keys.id"))
+    state: Mapped[str]
+    total: Mapped[int] = mapped_column(server_default=text("0"))
+    done: Mapped[int] = mapped_column(server_default=text("0"))
+    failed: Mapped[int] = mapped_column(server_default=text("0"))
+    options: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    reason: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    finished_at: Mapped[datetime | None]
+
+
+class AuditEntry(Base):
+    """Who did what; a trigger refuses to change or remove an entry."""
+
+    __tablename__ = "audit_log"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    actor: Mapped[UUID | None]
+    action: Mapped[str]
+    subject: Mapped[str]
+    detail: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))

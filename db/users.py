@@ -1,0 +1,76 @@
+"""Users: whom predictions are about and who may own keys."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID, uuid4
+
+import psycopg
+from sqlalchemy import insert, select
+from sqlalchemy.exc import IntegrityError
+
+from db import audit, tables
+from db.engine import Database
+from db.errors import Duplicate, NotFound
+
+_U = tables.User
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class User:
+    """A stored user."""
+
+    id: UUID
+    username: str
+    email: str
+    created_at: datetime
+
+
+class Users:
+    """Usernames and e-mail addresses are unique, whatever their case."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(self, *, username: str, email: str, actor: UUID | None) -> User:
+        """Adds a user; `actor` is the key that asks.
+
+        Raises:
+            Duplicate: the username or the address is taken.
+        """
+        statement = insert(_U).values(id=uuid4(), username=username, email=email).returning(*_COLUMNS)
+        async with self._database.begin() as connection:
+            try:
+                row = (await connection.execute(statement)).one()
+            except IntegrityError as error:
+                if isinstance(error.orig, psycopg.errors.UniqueViolation):
+                    taken = (
+                        "e-mail address"
+                        if error.orig.diag.constraint_name == "uq_users_email"
+                        else "username"
+                    )
+                    raise Duplicate(f"a user with this {taken} exists already") from error
+                raise
+            user = User(**row._mapping)
+            await audit.append(connection, actor=actor, action="user.create", subject=str(user.id))
+        return user
+
+    async def get(self, user_id: UUID) -> User:
+        """One user.
+
+        Raises:
+            NotFound: no such user.
+        """
+        async with self._database.begin() as connection:
+            row = (await connection.execute(select(*_COLUMNS).where(_U.id == user_id))).one_or_none()
+        if row is None:
+            raise NotFound(f"there is no user {user_id}")
+        return User(**row._mapping)
+
+    async def exists(self, user_id: UUID) -> bool:
+        """Whether there is such a user, at little cost: for the prediction path."""
+        async with self._database.hot_read() as connection:
+            cursor = await connection.execute("SELECT 1 FROM users WHERE id = %s", (user_id,))
+            return await cursor.fetchone() is not None
+
+
+_COLUMNS = (_U.id, _U.username, _U.email, _U.created_at)

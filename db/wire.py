@@ -1,0 +1,127 @@
+"""PostgreSQL's binary arrays, built column by column without psycopg's per-value dispatch.
+
+Owns bytes and layouts only; never knows tables or statements.
+"""
+
+import struct
+from collections.abc import Sequence
+from typing import Final
+from uuid import UUID
+
+import numpy as np
+import psycopg
+from psycopg.abc import Buffer
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
+
+_UUID: Final = 2950
+_TEXT: Final = 25
+_BYTEA: Final = 17
+_REAL: Final = 700
+_BOOL: Final = 16
+_SMALLINT: Final = 21
+_INTEGER: Final = 23
+_NULL: Final = b"\xff\xff\xff\xff"
+_UUID_LENGTH: Final = b"\x00\x00\x00\x10"
+_EMPTY: Final = struct.Struct(">iiI")
+_HEADER: Final = struct.Struct(">iiIii")
+_LENGTH: Final = struct.Struct(">I").pack
+
+
+class Wire:
+    """A parameter that is in PostgreSQL's binary format already; the statement's cast names its type."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+class _WireDumper(Dumper):
+    format = Format.BINARY
+    oid = 0
+
+    def dump(self, obj: Wire) -> Buffer:
+        return obj.data
+
+
+psycopg.adapters.register_dumper(Wire, _WireDumper)
+
+
+def uuids(values: Sequence[UUID | None]) -> Wire:
+    """uuid[]"""
+    body = b"".join([_NULL if value is None else _UUID_LENGTH + value.bytes for value in values])
+    return _array(_UUID, len(values), body, nulls=True)
+
+
+def texts(values: Sequence[str | None]) -> Wire:
+    """text[]"""
+    return _variable(_TEXT, [None if value is None else value.encode() for value in values])
+
+
+def blobs(values: Sequence[bytes]) -> Wire:
+    """bytea[]"""
+    return _variable(_BYTEA, values)
+
+
+def reals(values: Sequence[float]) -> Wire:
+    """real[]"""
+    return _fixed(_REAL, ">f4", values)
+
+
+def booleans(values: Sequence[bool]) -> Wire:
+    """boolean[]"""
+    return _fixed(_BOOL, "?", values)
+
+
+def smallints(values: Sequence[int]) -> Wire:
+    """smallint[]"""
+    return _fixed(_SMALLINT, ">i2", values)
+
+
+def integers(values: Sequence[int]) -> Wire:
+    """integer[]"""
+    return _fixed(_INTEGER, ">i4", values)
+
+
+def halfvecs(values: Sequence[bytes], *, dimensions: int, oid: int) -> Wire:
+    """halfvec[] from vectors of little-endian float16; `oid` is the type's number in this database.
+
+    Raises:
+        ValueError: a vector has another length.
+    """
+    size = 2 * dimensions
+    if any(len(value) != size for value in values):
+        raise ValueError(f"a vector doesn't have {dimensions} dimensions of float16")
+    rows = np.empty(
+        len(values),
+        [("length", ">u4"), ("dimensions", ">u2"), ("unused", ">u2"), ("vector", ">u2", (dimensions,))],
+    )
+    rows["length"] = 4 + size
+    rows["dimensions"] = dimensions
+    rows["unused"] = 0
+    rows["vector"] = np.frombuffer(b"".join(values), "<u2").reshape(-1, dimensions)
+    return _array(oid, len(values), rows.tobytes())
+
+
+def halfvec(vector: "np.ndarray[tuple[int], np.dtype[np.float32]]") -> Wire:
+    """One halfvec, rounded to float16."""
+    return Wire(struct.pack(">HH", len(vector), 0) + vector.astype(">f2").tobytes())
+
+
+def _fixed(oid: int, kind: str, values: Sequence[float]) -> Wire:
+    rows = np.empty(len(values), [("length", ">u4"), ("value", kind)])
+    rows["length"] = rows.dtype["value"].itemsize
+    rows["value"] = values
+    return _array(oid, len(values), rows.tobytes())
+
+
+def _variable(oid: int, values: Sequence[bytes | None]) -> Wire:
+    body = b"".join([_NULL if value is None else _LENGTH(len(value)) + value for value in values])
+    return _array(oid, len(values), body, nulls=True)
+
+
+def _array(oid: int, count: int, body: bytes, *, nulls: bool = False) -> Wire:
+    if not count:
+        return Wire(_EMPTY.pack(0, 0, oid))
+    return Wire(_HEADER.pack(1, nulls, oid, count, 1) + body)

@@ -1,0 +1,318 @@
+"""The writer: finished requests become rows, many requests in one statement, one round trip, one transaction.
+
+Owns what is stored on the prediction path and in which order it is locked. Never batches or waits by itself.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final, LiteralString
+from uuid import UUID
+
+import psycopg
+from psycopg import errors as pg
+
+from db import wire
+from db.engine import Database
+from db.errors import Rejected, Unavailable, translate
+from db.submissions import (
+    Failed,
+    Mismatch,
+    NewIdempotency,
+    NewText,
+    Outcome,
+    Replayed,
+    Stored,
+    Submission,
+)
+
+_ATTEMPTS: Final = 5
+_STORED: Final = Stored()
+
+# Locks have the same order in every transaction: idempotency rows by key, texts by id, predictions by id.
+# A text that this snapshot shows is locked against erasure; one that another transaction is inserting is
+# waited for by ON CONFLICT, which then adds the space unless it is there: who adds it adds the vector.
+_TEXTS: Final[LiteralString] = """
+existing AS MATERIALIZED (
+    SELECT id FROM text_inputs WHERE id = ANY(%(text_id)b::uuid[]) AND spaces @> ARRAY[%(space)s::text]
+    ORDER BY id FOR KEY SHARE),
+given AS MATERIALIZED (
+    SELECT id, content, vector
+    FROM unnest(%(text_id)b::uuid[], %(content)b::text[], %(vector)b::halfvec[]) AS t (id, content, vector)),
+put AS (
+    INSERT INTO text_inputs AS t (id, content, spaces)
+    SELECT id, content, ARRAY[%(space)s::text] FROM given
+    WHERE id NOT IN (SELECT id FROM existing) {wanted} ORDER BY id
+    ON CONFLICT (id) DO UPDATE SET spaces = t.spaces || excluded.spaces WHERE NOT t.spaces @> excluded.spaces
+    RETURNING id),
+embedded AS (
+    INSERT INTO embeddings (text_id, segment, embedding)
+    SELECT id, (SELECT id FROM segments WHERE space = %(space)s AND state = 'open'), vector
+    FROM put JOIN given USING (id))"""
+
+_PREDICTIONS: Final[LiteralString] = """
+    INSERT INTO predictions (id, text_id, holder_id, key_id, user_id, experiment_id, confidence, queue_ms,
+        infer_ms, truncated, model, version, arm, label, unit, request_id, scores)
+    SELECT id, text_id, holder_id, key_id, user_id, experiment_id, confidence, queue_ms, infer_ms,
+        truncated, model, version, arm, label, unit, request_id,
+        jsonb_build_object('negative', negative, 'neutral', neutral, 'positive', positive)
+    FROM {source} ORDER BY id"""
+
+_ROWS: Final[LiteralString] = """
+    unnest(%(id)b::uuid[], %(of_text)b::uuid[], %(holder_id)b::uuid[], %(key_id)b::uuid[],
+        %(user_id)b::uuid[], %(experiment_id)b::uuid[], %(confidence)b::real[],
+        %(queue_ms)b::real[], %(infer_ms)b::real[], %(truncated)b::boolean[],
+        %(model)b::text[], %(version)b::text[], %(arm)b::text[], %(label)b::text[],
+        %(unit)b::text[], %(request_id)b::text[], %(negative)b::real[], %(neutral)b::real[],
+        %(positive)b::real[] {more}) AS p (id, text_id, holder_id, key_id, user_id, experiment_id, confidence,
+        queue_ms, infer_ms, truncated, model, version, arm, label, unit, request_id,
+        negative, neutral, positive {name})"""
+
+_PLAIN: Final[LiteralString] = (
+    "WITH "
+    + _TEXTS.replace("{wanted}", "")
+    + _PREDICTIONS.replace("{source}", _ROWS.replace("{more}", "").replace("{name}", ""))
+)
+
+_CLAIMS: Final[LiteralString] = """
+claims AS MATERIALIZED (
+    SELECT * FROM unnest(%(claim)b::integer[], %(claim_holder)b::uuid[], %(claim_route)b::text[],
+        %(claim_key)b::text[], %(claim_digest)b::bytea[], %(claim_status)b::smallint[],
+        %(claim_answer)b::bytea[])
+        AS c (submission, holder_id, route, key, body_digest, status, answer)),
+claimed AS (
+    INSERT INTO idempotency AS i (holder_id, route, key, body_digest, status, answer)
+    SELECT holder_id, route, key, body_digest, status, answer FROM claims ORDER BY holder_id, route, key
+    ON CONFLICT (holder_id, route, key) DO UPDATE
+    SET body_digest = excluded.body_digest, status = excluded.status, answer = excluded.answer,
+        created_at = now()
+    WHERE i.created_at <= now() - interval '24 hours'
+    RETURNING holder_id, route, key),
+refused AS MATERIALIZED (
+    SELECT submission FROM claims LEFT JOIN claimed USING (holder_id, route, key) WHERE claimed.key IS NULL),
+kept AS MATERIALIZED (
+    SELECT * FROM {rows} WHERE submission NOT IN (SELECT submission FROM refused)),
+"""
+
+_IDEMPOTENT: Final[LiteralString] = (
+    "WITH "  # noqa: S608 - composed of literals only
+    + _CLAIMS.replace(
+        "{rows}", _ROWS.replace("{more}", ", %(submission)b::integer[]").replace("{name}", ", submission")
+    )
+    + _TEXTS.replace("{wanted}", "AND id IN (SELECT text_id FROM kept)")
+    + ", predicted AS ("
+    + _PREDICTIONS.replace("{source}", "kept")
+    + ") SELECT submission FROM refused"
+)
+
+_ANSWERS: Final[LiteralString] = """
+    SELECT submission, body_digest, status, answer
+    FROM unnest(%(claim)b::integer[], %(claim_holder)b::uuid[], %(claim_route)b::text[],
+        %(claim_key)b::text[])
+        AS c (submission, holder_id, route, key) JOIN idempotency USING (holder_id, route, key)"""
+
+
+class Writer:
+    """Stores submissions, each as a whole and at most once; what it calls Stored survives any kill.
+
+    Every text of a submission must be named by one of its predictions. A text is stored once, and its vector
+    once in the writer's space.
+    """
+
+    def __init__(self, database: Database, *, space: str, dimensions: int = 384) -> None:
+        self._database = database
+        self._space = space
+        self._dimensions = dimensions
+
+    async def commit(self, submissions: Sequence[Submission]) -> list[Outcome]:
+        """Stores them in one transaction; the outcomes in order.
+
+        What the database refuses fails alone: the others are stored without it.
+
+        Raises:
+            Unavailable: nothing of them can be said to be stored.
+        """
+        if not submissions:
+            return []
+        first, repeated = _apart(submissions)
+        outcomes: list[Outcome] = [_STORED] * len(submissions)
+        await self._commit(submissions, first, outcomes)
+        for position, original in repeated:
+            outcomes[position] = await self._repeat(submissions, position, original, outcomes)
+        return outcomes
+
+    async def _commit(
+        self, submissions: Sequence[Submission], chosen: list[int], outcomes: list[Outcome]
+    ) -> None:
+        """Stores the chosen ones; halves them to find the one that the database refuses."""
+        try:
+            refused = await self._store([submissions[index] for index in chosen])
+        except (ValueError, psycopg.DataError, psycopg.IntegrityError) as error:
+            if len(chosen) == 1:
+                outcomes[chosen[0]] = Failed(error=_reason(error))
+                return
+            middle = len(chosen) // 2
+            await self._commit(submissions, chosen[:middle], outcomes)
+            try:
+                await self._commit(submissions, chosen[middle:], outcomes)
+            except Unavailable as lost:
+                # The first half is stored already, and its callers must learn so.
+                for index in chosen[middle:]:
+                    outcomes[index] = Failed(error=lost)
+            return
+        for index, outcome in refused.items():
+            outcomes[chosen[index]] = outcome
+
+    async def _repeat(
+        self, submissions: Sequence[Submission], position: int, original: int, outcomes: list[Outcome]
+    ) -> Outcome:
+        """The outcome of a submission whose idempotency key stood in the same batch before it."""
+        mine, theirs = submissions[position].idempotency, submissions[original].idempotency
+        if isinstance(outcomes[original], Stored) and mine is not None and theirs is not None:
+            same = mine.body_digest == theirs.body_digest
+            return Replayed(status=theirs.status, answer=theirs.answer) if same else Mismatch()
+        own: list[Outcome] = [_STORED]
+        await self._commit([submissions[position]], [0], own)
+        return own[0]
+
+    async def _store(self, submissions: Sequence[Submission]) -> dict[int, Outcome]:
+        """One transaction; what was refused by an idempotency row, by position."""
+        parameters = self._rows(submissions)
+        claims = {
+            index: submission.idempotency
+            for index, submission in enumerate(submissions)
+            if submission.idempotency is not None
+        }
+        if claims:
+            parameters |= _claims(claims)
+            parameters["submission"] = wire.integers(
+                [index for index, submission in enumerate(submissions) for _ in submission.predictions]
+            )
+        statement = _IDEMPOTENT if claims else _PLAIN
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return await self._execute(statement, parameters, claims)
+            except psycopg.Error as error:
+                if not _passing(error):
+                    if isinstance(error, (psycopg.DataError, psycopg.IntegrityError)) and not _unroutable(
+                        error
+                    ):
+                        raise
+                    raise translate(error) from error
+                if attempt == _ATTEMPTS:
+                    raise Unavailable("the transaction was pushed aside too often: try again") from error
+                await asyncio.sleep(0.002 * 2**attempt)
+        raise AssertionError
+
+    async def _execute(
+        self, statement: LiteralString, parameters: dict[str, Any], claims: dict[int, NewIdempotency]
+    ) -> dict[int, Outcome]:
+        async with self._database.hot_write() as connection:
+            cursor = await connection.execute(statement, parameters, prepare=True)
+            if not claims:
+                return {}
+            refused = {int(row[0]): claims[int(row[0])] for row in await cursor.fetchall()}
+            if not refused:
+                return {}
+            return await _answers(connection, refused)
+
+    def _rows(self, submissions: Sequence[Submission]) -> dict[str, Any]:
+        predictions = [prediction for submission in submissions for prediction in submission.predictions]
+        distinct: dict[UUID, NewText] = {
+            text.id: text for submission in submissions for text in submission.texts
+        }
+        texts = list(distinct.values())
+        scores = [prediction.scores for prediction in predictions]
+        return {
+            "space": self._space,
+            "text_id": wire.uuids([text.id for text in texts]),
+            "content": wire.texts([text.content for text in texts]),
+            "vector": wire.halfvecs(
+                [text.embedding for text in texts],
+                dimensions=self._dimensions,
+                oid=self._database.halfvec_oid,
+            ),
+            "id": wire.uuids([prediction.id for prediction in predictions]),
+            "of_text": wire.uuids([prediction.text_id for prediction in predictions]),
+            "holder_id": wire.uuids([prediction.holder_id for prediction in predictions]),
+            "key_id": wire.uuids([prediction.key_id for prediction in predictions]),
+            "user_id": wire.uuids([prediction.user_id for prediction in predictions]),
+            "experiment_id": wire.uuids([prediction.experiment_id for prediction in predictions]),
+            "confidence": wire.reals([prediction.confidence for prediction in predictions]),
+            "queue_ms": wire.reals([prediction.queue_ms for prediction in predictions]),
+            "infer_ms": wire.reals([prediction.infer_ms for prediction in predictions]),
+            "truncated": wire.booleans([prediction.truncated for prediction in predictions]),
+            "model": wire.texts([prediction.model for prediction in predictions]),
+            "version": wire.texts([prediction.version for prediction in predictions]),
+            "arm": wire.texts([prediction.arm for prediction in predictions]),
+            "label": wire.texts([prediction.label for prediction in predictions]),
+            "unit": wire.texts([prediction.unit for prediction in predictions]),
+            "request_id": wire.texts([prediction.request_id for prediction in predictions]),
+            "negative": wire.reals([score[0] for score in scores]),
+            "neutral": wire.reals([score[1] for score in scores]),
+            "positive": wire.reals([score[2] for score in scores]),
+        }
+
+
+def _apart(submissions: Sequence[Submission]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Positions to store together, and those whose idempotency key an earlier one has, with the earlier."""
+    first: list[int] = []
+    repeated: list[tuple[int, int]] = []
+    seen: dict[tuple[UUID, str, str], int] = {}
+    for index, submission in enumerate(submissions):
+        claim = submission.idempotency
+        if claim is not None:
+            original = seen.setdefault((claim.holder_id, claim.route, claim.key), index)
+            if original != index:
+                repeated.append((index, original))
+                continue
+        first.append(index)
+    return first, repeated
+
+
+def _claims(claims: dict[int, NewIdempotency]) -> dict[str, Any]:
+    values = list(claims.values())
+    return {
+        "claim": wire.integers(list(claims)),
+        "claim_holder": wire.uuids([claim.holder_id for claim in values]),
+        "claim_route": wire.texts([claim.route for claim in values]),
+        "claim_key": wire.texts([claim.key for claim in values]),
+        "claim_digest": wire.blobs([claim.body_digest for claim in values]),
+        "claim_status": wire.smallints([claim.status for claim in values]),
+        "claim_answer": wire.blobs([claim.answer for claim in values]),
+    }
+
+
+async def _answers(
+    connection: psycopg.AsyncConnection[Any], refused: dict[int, NewIdempotency]
+) -> dict[int, Outcome]:
+    """What the rows that stood in the way answer."""
+    cursor = await connection.execute(_ANSWERS, _claims(refused))
+    answers: dict[int, Outcome] = {}
+    for index, digest, status, answer in await cursor.fetchall():
+        same = bytes(digest) == refused[index].body_digest
+        answers[index] = Replayed(status=status, answer=bytes(answer)) if same else Mismatch()
+    for index in refused.keys() - answers.keys():
+        answers[index] = Failed(error=Unavailable("the first answer was removed just now: try again"))
+    return answers
+
+
+def _passing(error: psycopg.Error) -> bool:
+    """Whether the same transaction may succeed at once: a deadlock, or a text that was erased meanwhile."""
+    if isinstance(error, (pg.DeadlockDetected, pg.SerializationFailure)):
+        return True
+    return isinstance(error, pg.ForeignKeyViolation) and (error.diag.constraint_name or "").endswith(
+        "_text_id"
+    )
+
+
+def _unroutable(error: psycopg.Error) -> bool:
+    """No partition for the row: the platform's fault, not the row's."""
+    return isinstance(error, pg.CheckViolation) and error.diag.constraint_name is None
+
+
+def _reason(error: Exception) -> Rejected:
+    if isinstance(error, psycopg.Error):
+        translated = translate(error)
+        if isinstance(translated, Rejected):
+            return translated
+    return Rejected("the text or vector can't be encoded for the database")

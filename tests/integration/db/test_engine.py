@@ -1,0 +1,84 @@
+"""Connections: time limits, a server that goes away, a transaction pooler's restrictions."""
+
+import asyncio
+import time
+
+import psycopg
+import pytest
+
+from db.engine import Database, Limits
+from db.errors import Unavailable
+from db.keys import Keys
+from db.segments import Segments
+from db.submissions import Stored
+from tests.support.postgres import SPACE, opened
+from tests.support.rows import new_key, sql, submission, writer
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_statement_or_a_lock_that_takes_too_long_is_unavailable(url: str) -> None:
+    limits = Limits(statement_seconds=0.2, lock_seconds=0.1)
+    async with opened(url, limits=limits) as database:
+        key = await new_key(database)
+        with pytest.raises(Unavailable):
+            await sql(database, "SELECT pg_sleep(5)")
+        with pytest.raises(Unavailable):
+            async with database.hot_read() as connection:
+                await connection.execute("SELECT pg_sleep(5)")
+        async with await psycopg.AsyncConnection.connect(url) as other:
+            await other.execute("LOCK TABLE text_inputs")
+            with pytest.raises(Unavailable):
+                await writer(database).commit([submission(key)])
+        assert await writer(database).commit([submission(key)]) == [Stored()]
+
+
+async def test_no_free_connection_is_unavailable_in_time(url: str) -> None:
+    limits = Limits(connect_seconds=0.3, readers=1, repositories=1)
+    async with opened(url, limits=limits) as database:
+        async with database.hot_read():
+            with pytest.raises(Unavailable):
+                async with database.hot_read():
+                    pass
+        async with database.begin():
+            with pytest.raises(Unavailable):
+                async with database.begin():
+                    pass
+
+
+async def test_every_kind_of_connection_works_again_after_all_were_cut(url: str, database: Database) -> None:
+    key = await new_key(database)
+    with psycopg.connect(url, autocommit=True) as other:
+        other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+    start = time.monotonic()
+    for action in (
+        lambda: writer(database).commit([submission(key)]),
+        lambda: Keys(database).by_id(key.id),
+        lambda: Keys(database).list(),
+    ):
+        while True:
+            try:
+                await action()
+                break
+            except Unavailable:
+                await asyncio.sleep(0.05)
+    assert time.monotonic() - start < 5
+
+
+async def test_behind_a_transaction_pooler_nothing_is_prepared_or_set(url: str) -> None:
+    async with opened(url, pooler=True) as database:
+        key = await new_key(database)
+        for _ in range(8):
+            assert await writer(database).commit([submission(key)]) == [Stored()]
+            await Segments(database, SPACE).roll(100)
+        async with database.hot_write() as connection:
+            cursor = await connection.execute("SELECT count(*) FROM pg_prepared_statements")
+            assert await cursor.fetchone() == (0,)
+
+
+async def test_a_database_that_was_not_opened_says_so(url: str) -> None:
+    database = Database(url)
+    with pytest.raises(RuntimeError, match="open"):
+        async with database.hot_write():
+            pass
+    await database.close()

@@ -1,0 +1,132 @@
+"""Segments: each vector in one of them at every moment, whoever is killed meanwhile."""
+
+import asyncio
+import contextlib
+
+import numpy as np
+import psycopg
+import pytest
+
+from db.engine import Database
+from db.errors import Unavailable
+from db.segments import Segments
+from db.similarity import Similarity
+from db.submissions import Stored
+from tests.support.postgres import SPACE, opened
+from tests.support.rows import counted, new_key, new_text, sql, submission, unit_vectors, writer
+
+pytestmark = pytest.mark.anyio
+
+_STATES = "SELECT id, state, rows FROM segments ORDER BY id"
+
+
+async def test_a_full_segment_is_closed_and_then_indexed(database: Database) -> None:
+    key = await new_key(database)
+    segments = Segments(database, SPACE)
+    await writer(database).commit([submission(key, [new_text() for _ in range(30)])])
+    assert await segments.roll(31) is None
+    assert await segments.roll(30) == 2
+    assert await segments.roll(30) is None
+    await writer(database).commit([submission(key)])
+    assert await sql(database, _STATES) == [(1, "closed", 30), (2, "open", None)]
+    assert await segments.index_next() is None, "writers that saw it open may still run"
+    assert await segments.index_next(grace=0) == 1
+    assert await segments.index_next(grace=0) is None
+    assert await sql(database, _STATES) == [(1, "indexed", 30), (2, "open", None)]
+    assert await sql(database, "SELECT count(*) FROM pg_indexes WHERE indexdef LIKE '%%hnsw%%'") == [(1,)]
+
+
+async def test_two_spaces_have_segments_of_their_own(database: Database) -> None:
+    key = await new_key(database)
+    other = Segments(database, "other")
+    assert await other.ensure() == await other.ensure() == 2
+    await writer(database, "other").commit([submission(key)])
+    assert await other.roll(1) == 3
+    assert await Segments(database, SPACE).roll(1) is None
+
+
+async def test_many_at_once_roll_once_and_index_once(database: Database) -> None:
+    key = await new_key(database)
+    segments = Segments(database, SPACE)
+    await writer(database).commit([submission(key, [new_text() for _ in range(10)])])
+    assert len([done for done in await asyncio.gather(*(segments.roll(5) for _ in range(4))) if done]) == 1
+    done = await asyncio.gather(*(segments.index_next(grace=0) for _ in range(4)))
+    assert [segment for segment in done if segment] == [1]
+
+
+async def test_writing_rolling_indexing_and_kills_leave_each_text_in_one_segment(
+    url: str, database: Database
+) -> None:
+    key = await new_key(database)
+    stop = asyncio.Event()
+    stored = []
+
+    async def write() -> None:
+        while not stop.is_set():
+            texts = [new_text() for _ in range(4)]
+            with contextlib.suppress(Unavailable):
+                assert await writer(database).commit([submission(key, texts)]) == [Stored()]
+                stored.extend(texts)
+
+    async def tend() -> None:
+        async with opened(url) as mine:
+            segments = Segments(mine, SPACE)
+            while not stop.is_set():
+                with contextlib.suppress(Unavailable):
+                    await segments.roll(100)
+                    await segments.index_next(grace=0)
+
+    async def search() -> None:
+        async with opened(url) as mine:
+            similarity = Similarity(mine, space=SPACE)
+            random = np.random.default_rng(5)
+            while not stop.is_set():
+                if not stored:
+                    await asyncio.sleep(0.01)
+                    continue
+                text = stored[random.integers(len(stored))]
+                vector = np.frombuffer(text.embedding, "<f2").astype(np.float32)
+                with contextlib.suppress(Unavailable):
+                    found = await similarity.search(vector, k=50, exact=bool(random.integers(2)))
+                    ids = [neighbour.text_id for neighbour in found.results]
+                    assert len(ids) == len(set(ids))
+                    assert ids[0] == text.id
+
+    tasks = [asyncio.create_task(work()) for work in (write, write, tend, tend, search)]
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as killer:
+        for _ in range(10):
+            await asyncio.sleep(0.3)
+            await killer.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+                "AND pid <> pg_backend_pid() AND (query LIKE '%CREATE INDEX%' OR query LIKE '%ATTACH%' "
+                "OR query LIKE '%segments%')"
+            )
+    stop.set()
+    await asyncio.gather(*tasks)
+    found = await sql(database, "SELECT text_id, count(*) FROM embeddings GROUP BY 1 HAVING count(*) > 1")
+    assert found == []
+    assert await counted(database, "embeddings") == await counted(database, "text_inputs")
+    assert len(await sql(database, "SELECT 1 FROM segments WHERE state = 'open'")) == 1
+    assert await counted(database, "segments") > 3
+    ids = {row[0] for row in await sql(database, "SELECT text_id FROM embeddings")}
+    assert {text.id for text in stored} <= ids
+
+
+async def test_a_late_writer_into_an_indexed_segment_is_found_by_its_index(database: Database) -> None:
+    key = await new_key(database)
+    vectors = unit_vectors(3000)
+    segments = Segments(database, SPACE)
+    await writer(database).commit([submission(key, [new_text(vector=vector) for vector in vectors[:2999]])])
+    await segments.roll(2999)
+    await segments.index_next(grace=0)
+    late = new_text(vector=vectors[2999])
+    await sql(database, "UPDATE segments SET state = 'closed' WHERE state = 'open'")
+    await sql(database, "UPDATE segments SET state = 'open' WHERE id = 1")
+    await writer(database).commit([submission(key, [late])])
+    await sql(database, "UPDATE segments SET state = 'indexed' WHERE id = 1")
+    found = await sql(
+        database,
+        "SELECT text_id FROM embeddings_1 ORDER BY embedding <#> %s::real[]::halfvec LIMIT 1",
+        [float(value) for value in vectors[2999]],
+    )
+    assert found == [(late.id,)]

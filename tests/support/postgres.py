@@ -1,0 +1,89 @@
+"""Real PostgreSQL for tests: one embedded server, one migrated template, one cloned database a test.
+
+The server's files live in a temporary home of their own; no running platform is touched.
+"""
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from db import schema
+from db.embedded import EmbeddedPostgres
+from db.engine import Database, Limits
+from db.partitions import Partitions
+from db.segments import Segments
+
+SPACE = "test-space"
+KEY = b"an installation key for the tests only"
+TEMPLATE = "template_valence"
+
+
+class TestServer:
+    """An embedded server whose `database()` is a fresh clone of the migrated schema."""
+
+    __test__ = False
+
+    def __init__(self, server: EmbeddedPostgres) -> None:
+        self.server = server
+        self._numbers = count(1)
+        # Most tests make and drop databases; those of durability start servers of their own.
+        with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET fsync = off")
+            connection.execute("SELECT pg_reload_conf()")
+        schema.upgrade(server.create_database(TEMPLATE))
+
+    def empty(self) -> str:
+        """The URL of a new database without a schema."""
+        return self.server.create_database(f"empty_{next(self._numbers)}")
+
+    @contextmanager
+    def database(self) -> Iterator[str]:
+        """The URL of a new database with the schema; dropped afterwards."""
+        name = f"test_{next(self._numbers)}"
+        with psycopg.connect(self.server.url("postgres"), autocommit=True) as connection:
+            connection.execute(
+                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+                    sql.Identifier(name), sql.Identifier(TEMPLATE)
+                )
+            )
+        try:
+            yield self.server.url(name)
+        finally:
+            with psycopg.connect(self.server.url("postgres"), autocommit=True) as connection:
+                connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@contextmanager
+def running_server() -> Iterator[TestServer]:
+    """A server for the session, gone with its files afterwards."""
+    home = Path(tempfile.mkdtemp(prefix="valence-test-"))
+    home.chmod(0o755)
+    server = EmbeddedPostgres(home)
+    server.start()
+    try:
+        yield TestServer(server)
+    finally:
+        server.stop()
+        shutil.rmtree(home)
+
+
+@asynccontextmanager
+async def opened(
+    url: str, *, space: str = SPACE, limits: Limits | None = None, pooler: bool = False
+) -> AsyncIterator[Database]:
+    """An open database with this month's partitions and an open segment."""
+    database = Database(url, installation_key=KEY, limits=limits, pooler=pooler)
+    try:
+        await database.open()
+        await Partitions(database).ensure(datetime.now(UTC))
+        await Segments(database, space).ensure()
+        yield database
+    finally:
+        await database.close()

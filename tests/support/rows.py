@@ -1,0 +1,111 @@
+"""Makers of rows for database tests: keys, texts with vectors, submissions."""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import count
+from typing import Any
+from uuid import UUID, uuid4
+
+import numpy as np
+
+from db.engine import Database
+from db.ids import TextIds, Uuid7Clock
+from db.keys import Key, Keys, NewKey
+from db.submissions import NewIdempotency, NewPrediction, NewText, Submission
+from db.writer import Writer
+from tests.support.postgres import KEY, SPACE
+
+text_id = TextIds(KEY)
+clock = Uuid7Clock()
+_numbers = count()
+
+
+async def new_key(database: Database, *, owner_id: UUID | None = None, role: str = "client") -> Key:
+    """A stored key that nobody could use."""
+    key = NewKey(
+        id=uuid4(), digest=hashlib.sha256(uuid4().bytes).digest(), role=role, name="test", owner_id=owner_id
+    )
+    return await Keys(database).create(key, actor=None)
+
+
+def unit_vectors(rows: int, *, seed: int = 0) -> "np.ndarray[Any, np.dtype[np.float32]]":
+    """Random vectors of length 1 in a few clusters, as text has them."""
+    random = np.random.default_rng(seed)
+    centres = random.standard_normal((10, 384))
+    vectors = centres[random.integers(10, size=rows)] + 0.8 * random.standard_normal((rows, 384))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def new_text(content: str | None = None, vector: "np.ndarray[Any, Any] | None" = None) -> NewText:
+    content = content if content is not None else f"text {next(_numbers)}"
+    vector = vector if vector is not None else unit_vectors(1, seed=next(_numbers))[0]
+    return NewText(id=text_id(content), content=content, embedding=vector.astype("<f2").tobytes())
+
+
+def new_prediction(key: Key, text: NewText, **changes: Any) -> NewPrediction:
+    values: dict[str, Any] = {
+        "id": clock.next(),
+        "text_id": text.id,
+        "user_id": None,
+        "key_id": key.id,
+        "holder_id": key.holder_id,
+        "model": "sentiment",
+        "version": "2",
+        "arm": "champion",
+        "experiment_id": None,
+        "unit": None,
+        "label": "positive",
+        "confidence": 0.75,
+        "scores": (0.125, 0.125, 0.75),
+        "request_id": "test",
+        "truncated": False,
+        "queue_ms": 1.5,
+        "infer_ms": 2.5,
+    }
+    return NewPrediction(**(values | changes))
+
+
+def submission(
+    key: Key,
+    texts: Sequence[NewText] | None = None,
+    *,
+    idempotency: NewIdempotency | None = None,
+    **changes: Any,
+) -> Submission:
+    """One request with a prediction for each of its texts."""
+    texts = texts if texts is not None else [new_text()]
+    predictions = [new_prediction(key, text, **changes) for text in texts]
+    return Submission(texts=texts, predictions=predictions, idempotency=idempotency)
+
+
+def claim(key: Key, name: str, *, body: bytes = b"body", answer: bytes = b"answer") -> NewIdempotency:
+    return NewIdempotency(
+        holder_id=key.holder_id,
+        route="/v1/predict",
+        key=name,
+        body_digest=hashlib.sha256(body).digest(),
+        status=201,
+        answer=answer,
+    )
+
+
+def writer(database: Database, space: str = SPACE) -> Writer:
+    return Writer(database, space=space)
+
+
+async def counted(database: Database, table: str) -> int:
+    """How many rows a table holds."""
+    async with database.begin() as connection:
+        return int((await connection.exec_driver_sql(f"SELECT count(*) FROM {table}")).scalar_one())
+
+
+async def sql(database: Database, statement: str, *parameters: Any) -> list[Any]:
+    """Runs a statement; its rows, if it has any."""
+    async with database.begin() as connection:
+        result = await connection.exec_driver_sql(statement, tuple(parameters))
+        return [tuple(row) for row in result] if result.returns_rows else []
+
+
+def now() -> datetime:
+    return datetime.now(UTC)

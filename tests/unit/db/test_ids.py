@@ -1,0 +1,88 @@
+"""Ids: order, bounds, times, and what a text's id gives away."""
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from db.errors import ClockBeyondPartitions
+from db.ids import TextIds, Uuid7Clock, fingerprint, uuid7_floor, uuid7_time
+
+KEY = b"0123456789abcdef0123456789abcdef"
+NOW = datetime(2026, 5, 17, 12, 30, 15, 123456, tzinfo=UTC)
+MOMENTS = st.integers(0, 200_000_000_000_000_000).map(
+    lambda microseconds: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
+)
+
+
+def nanoseconds(moment: datetime) -> int:
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
+
+
+def test_ids_are_version_7_of_the_right_variant_and_grow_within_a_millisecond() -> None:
+    clock = Uuid7Clock(lambda: nanoseconds(NOW))
+    ids = [clock.next() for _ in range(10_000)]
+    assert ids == sorted(ids)
+    assert len(set(ids)) == len(ids)
+    assert {value.version for value in ids} == {7}
+    assert {value.variant for value in ids} == {"specified in RFC 4122"}
+
+
+def test_a_clock_that_steps_back_never_makes_smaller_ids() -> None:
+    times = iter([NOW, NOW - timedelta(days=40), NOW - timedelta(hours=1), NOW + timedelta(seconds=1)])
+    clock = Uuid7Clock(lambda: nanoseconds(next(times)))
+    ids = [clock.next() for _ in range(4)]
+    assert ids == sorted(ids)
+    assert uuid7_time(ids[2]) - NOW < timedelta(milliseconds=1)
+
+
+def test_a_clock_before_the_first_partition_is_lifted_to_it() -> None:
+    clock = Uuid7Clock(lambda: 0)
+    clock.bound(NOW, NOW + timedelta(days=30))
+    assert uuid7_time(clock.next()) >= NOW.replace(microsecond=123000)
+
+
+def test_a_clock_beyond_the_last_partition_is_refused_until_there_is_one() -> None:
+    clock = Uuid7Clock(lambda: nanoseconds(NOW))
+    clock.bound(NOW - timedelta(days=60), NOW)
+    with pytest.raises(ClockBeyondPartitions):
+        clock.next()
+    clock.bound(NOW - timedelta(days=60), NOW + timedelta(days=30))
+    assert abs(uuid7_time(clock.next()) - NOW) < timedelta(milliseconds=1)
+
+
+@given(MOMENTS)
+def test_the_floor_of_a_time_is_below_every_id_made_then_and_above_earlier_ones(moment: datetime) -> None:
+    made = Uuid7Clock(lambda: nanoseconds(moment)).next()
+    assert uuid7_floor(moment) <= made
+    assert uuid7_floor(uuid7_time(made)) <= made
+    assert moment - timedelta(microseconds=1) <= uuid7_time(made) <= moment
+    if moment > datetime(1970, 1, 2, tzinfo=UTC):
+        earlier = Uuid7Clock(lambda: nanoseconds(moment - timedelta(microseconds=1))).next()
+        assert earlier < uuid7_floor(moment)
+
+
+def test_a_time_before_1970_has_no_floor() -> None:
+    with pytest.raises(ValueError, match="1969"):
+        uuid7_floor(datetime(1969, 12, 31, tzinfo=UTC))
+
+
+def test_a_text_has_one_id_under_one_key_and_another_under_another() -> None:
+    ids, others = TextIds(KEY), TextIds(KEY[::-1])
+    assert ids("Grüße 👋") == ids("Grüße 👋")
+    assert ids("Grüße 👋") != others("Grüße 👋")
+    assert ids("a") != ids("b")
+    assert isinstance(ids("a"), UUID)
+    assert ids("a").version == 8
+
+
+def test_a_short_key_is_refused() -> None:
+    with pytest.raises(ValueError, match="32 bytes"):
+        TextIds(b"short")
+
+
+def test_the_fingerprint_tells_keys_apart_and_is_no_text_id() -> None:
+    assert len(fingerprint(KEY)) == 16
+    assert fingerprint(KEY) != fingerprint(KEY[::-1])
