@@ -1,0 +1,71 @@
+"""The first versions of a fresh installation: the space's encoder, a lexicon baseline, a trained head.
+
+Adds what is missing and moves no alias that is set; never trains, and measures nothing anew.
+"""
+
+import fcntl
+import importlib.resources
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from registry.bundle import Bundle
+from registry.errors import ExportFailed, NotRegistered
+from registry.export import EncoderSource, build_encoder, default_source
+from registry.records import EncoderRecord, VersionRecord
+from registry.store import CHAMPION, MODEL, Registry
+
+Say = Callable[[str], None]
+
+# The order gives the version numbers.
+BUILTIN = ("lexicon", "head")
+
+
+def bootstrap(
+    registry: Registry,
+    *,
+    space: str,
+    model: str = MODEL,
+    work: Path,
+    progress: Say = lambda _: None,
+) -> list[VersionRecord]:
+    """Registers the space's encoder, the lexicon as version 1 and the head as version 2, if missing.
+
+    `champion` is set on the head if nothing has it. Two at once on one machine: the second waits and
+    finds everything done. Raises RegistryUnavailable; ExportFailed if the space isn't the built-in one.
+    """
+    with _alone(work):
+        source = default_source()
+        if space != source.space:
+            raise ExportFailed(f"no encoder is built in for the space {space!r}, only for {source.space!r}")
+        _encoder(registry, source, work, progress)
+        progress("registering the first versions")
+        records = [registry.register(builtin(name), model=model) for name in BUILTIN]
+        try:
+            registry.champion(model)
+        except NotRegistered:
+            registry.set_alias(model, CHAMPION, records[-1].version)
+        return [registry.version(model, record.version) for record in records]
+
+
+def builtin(name: str) -> Bundle:
+    """A version's bundle that comes with the package."""
+    return Bundle.open(Path(str(importlib.resources.files("registry"))) / "builtin" / name)
+
+
+def _encoder(registry: Registry, source: EncoderSource, work: Path, progress: Say) -> EncoderRecord:
+    try:
+        return registry.encoder(source.digest)
+    except NotRegistered:
+        progress(f"building the encoder {source.name}")
+    target = work / source.digest
+    bundle = Bundle.open(target) if target.exists() else build_encoder(source, target, progress=progress)
+    return registry.register_encoder(bundle)
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "bootstrap.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,203 @@
+"""What a version or an encoder is on disk: a folder with a manifest that names and digests every file.
+
+Never holds pickled objects, and never opens a folder that its manifest doesn't vouch for.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
+
+from registry.errors import BundleCorrupt, BundleInvalid
+
+FORMAT = 1
+LABELS = ("negative", "neutral", "positive")
+MANIFEST = "manifest.json"
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class Kind(StrEnum):
+    """What a bundle holds. An encoder answers nothing by itself; the other kinds are versions of a model."""
+
+    ENCODER = "encoder"
+    LEXICON = "lexicon"
+    HEAD = "head"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What a bundle says of itself.
+
+    `encoder` is the identity of an encoder: an encoder bundle's own, or the one whose states a head reads;
+    versions with equal identities share replicas. `files` maps relative paths to sha256. `settings` is
+    what the runtime of the kind needs, `metrics` and `provenance` are what was measured and from what.
+    """
+
+    kind: Kind
+    name: str
+    encoder: str | None = None
+    space: str | None = None
+    labels: tuple[str, ...] = ()
+    temperature: float = 1.0
+    files: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the canonical content, and through `files` of every byte of the bundle."""
+        return hashlib.sha256(_canonical(self._content())).hexdigest()
+
+    def dump(self) -> str:
+        return json.dumps({**self._content(), "digest": self.digest}, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def parse(cls, text: str, *, where: Path) -> Self:
+        """Raises BundleInvalid, and BundleCorrupt if the content isn't what its digest says."""
+        try:
+            raw = json.loads(text)
+            if raw["format"] != FORMAT:
+                raise BundleInvalid(f"{where} has format {raw['format']}; this release reads {FORMAT}")
+            manifest = cls(
+                kind=Kind(raw["kind"]),
+                name=str(raw["name"]),
+                encoder=raw["encoder"],
+                space=raw["space"],
+                labels=tuple(raw["labels"]),
+                temperature=float(raw["temperature"]),
+                files={
+                    _checked_path(path, where): _checked_digest(raw["files"][path]) for path in raw["files"]
+                },
+                settings=dict(raw["settings"]),
+                metrics={name: float(value) for name, value in raw["metrics"].items()},
+                provenance=dict(raw["provenance"]),
+            )
+            claimed = _checked_digest(raw["digest"])
+        except (ValueError, TypeError, KeyError, AttributeError) as exc:
+            raise BundleInvalid(f"{where} isn't a manifest: {exc!r}") from exc
+        if manifest.kind is not Kind.ENCODER and manifest.labels != LABELS:
+            raise BundleInvalid(f"{where} names the labels {manifest.labels}, not {LABELS}")
+        if claimed != manifest.digest:
+            raise BundleCorrupt(path=where, expected=claimed, actual=manifest.digest)
+        return manifest
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "kind": self.kind.value,
+            "name": self.name,
+            "encoder": self.encoder,
+            "space": self.space,
+            "labels": list(self.labels),
+            "temperature": self.temperature,
+            "files": dict(self.files),
+            "settings": dict(self.settings),
+            "metrics": dict(self.metrics),
+            "provenance": dict(self.provenance),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bundle:
+    """A folder whose every named file was read and found to be what the manifest says."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def digest(self) -> str:
+        return self.manifest.digest
+
+    def file(self, name: str) -> Path:
+        """The path of a file that the manifest names. Raises BundleInvalid for any other."""
+        if name not in self.manifest.files:
+            raise BundleInvalid(f"{self.path} has no {name}")
+        return self.path / name
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Raises BundleInvalid or BundleCorrupt, naming the file."""
+        where = path / MANIFEST
+        try:
+            text = where.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as exc:
+            raise BundleInvalid(f"{where} can't be read: {exc}") from exc
+        manifest = Manifest.parse(text, where=where)
+        for name, expected in manifest.files.items():
+            actual = _file_digest(path / name)
+            if actual != expected:
+                raise BundleCorrupt(path=path / name, expected=expected, actual=actual)
+        return cls(path=path, manifest=manifest)
+
+    @classmethod
+    def seal(cls, path: Path, manifest: Manifest) -> Self:
+        """Digests every file under `path`, writes the manifest beside them, and returns the bundle."""
+        names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+        files = {name: file_digest(path / name) for name in names if name != MANIFEST}
+        for name in files:
+            # Some libraries write for their owner alone, but replicas may run as another user.
+            (path / name).chmod(0o644)
+        sealed = replace(manifest, files=files)
+        (path / MANIFEST).write_text(sealed.dump(), encoding="utf-8")
+        return cls(path=path, manifest=sealed)
+
+    def copy_to(self, path: Path) -> Self:
+        """A verified copy at `path`, there whole or not at all; an equal bundle that is there is kept."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".incoming-") as scratch:
+            incoming = Path(scratch) / "bundle"
+            incoming.mkdir()
+            for name in (*self.manifest.files, MANIFEST):
+                (incoming / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.path / name, incoming / name)
+            return type(self).open(incoming).move_to(path)
+
+    def move_to(self, path: Path) -> Self:
+        """Moves the folder to `path` in one step; an equal bundle that got there first is kept instead."""
+        try:
+            os.rename(self.path, path)
+        except OSError:
+            there = type(self).open(path)
+            if there.digest != self.digest:
+                raise BundleInvalid(f"{path} already holds another bundle, {there.digest}") from None
+        return type(self)(path=path, manifest=self.manifest)
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        return file_digest(path)
+    except OSError as exc:
+        raise BundleInvalid(f"{path} can't be read: {exc}") from exc
+
+
+def _canonical(content: Mapping[str, Any]) -> bytes:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return text.encode("ascii")
+
+
+def _checked_path(name: str, where: Path) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or not path.parts or ".." in path.parts or "\\" in name or name != str(path):
+        raise BundleInvalid(f"{where} names {name!r}, which isn't a plain path inside the bundle")
+    return name
+
+
+def _checked_digest(digest: object) -> str:
+    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        raise ValueError(f"{digest!r} isn't a sha256")
+    return digest

@@ -1,0 +1,81 @@
+"""The files of bundles and what their manifests say to the runtime; shared by whatever builds and serves."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from registry.bundle import Kind, Manifest
+from registry.errors import BundleInvalid
+
+TOKENIZER = "tokenizer.json"
+WEIGHTS = "weights.safetensors"
+HEAD_WEIGHTS = "head.safetensors"
+# Matrices are [in, out].
+ATTENTIVE_TENSORS = (
+    "project.weight",
+    "project.bias",
+    "norm.weight",
+    "norm.bias",
+    "query.weight",
+    "hidden.weight",
+    "hidden.bias",
+    "out.weight",
+    "out.bias",
+)
+
+
+class Engine(StrEnum):
+    """How OpenVINO computes: int8 calibrated at building, or float32."""
+
+    INT8 = "int8"
+    FP32 = "fp32"
+
+
+ENGINES = {engine: f"{engine.value}.xml" for engine in Engine}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderSettings:
+    """`digest` is the encoder's identity; `token_layers` are the layers whose token states heads may read."""
+
+    digest: str
+    space: str | None
+    dimensions: int
+    max_length: int
+    token_layers: tuple[int, ...]
+    engine: Engine
+    architecture: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        """Raises BundleInvalid if the manifest isn't an encoder's."""
+        if manifest.kind is not Kind.ENCODER or manifest.encoder is None:
+            raise BundleInvalid(f"{manifest.name} is a {manifest.kind.value}, not an encoder")
+        raw = manifest.settings
+        try:
+            return cls(
+                digest=manifest.encoder,
+                space=manifest.space,
+                dimensions=int(raw["dimensions"]),
+                max_length=int(raw["max_length"]),
+                token_layers=tuple(int(layer) for layer in raw["token_layers"]),
+                engine=Engine(raw["engine"]),
+                architecture=dict(raw["architecture"]),
+            )
+        except (KeyError, TypeError, ValueError) as exc:
+            raise BundleInvalid(f"{manifest.name} has unusable encoder settings: {exc!r}") from exc
+
+    def dump(self) -> dict[str, Any]:
+        """The part that goes into `Manifest.settings`."""
+        fields = asdict(self)
+        return {name: fields[name] for name in fields if name not in ("digest", "space")}
+
+
+def lexicon_features(compound: Sequence[float]) -> NDArray[np.float32]:
+    """What a lexicon head weighs: float32 [n, 4] of one, the compound score, its size, whether it is 0."""
+    scores = np.asarray(compound, dtype=np.float32)
+    return np.stack([np.ones_like(scores), scores, np.abs(scores), scores == 0], axis=1, dtype=np.float32)

@@ -1,0 +1,38 @@
+"""What is registered, as frozen values that cross processes. Never reads or writes anything."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VersionRecord:
+    """A registered version of a model. `version` is MLflow's number, as a string.
+
+    `digest` is the bundle's; `encoder` the identity of the encoder whose states its head reads, None if it
+    reads the text itself; `uri` where the bundle lies. A version that Valence did not register has the
+    kind `unknown` and can't be fetched.
+    """
+
+    model: str
+    version: str
+    kind: str
+    digest: str
+    encoder: str | None
+    uri: str
+    aliases: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderRecord:
+    """A registered encoder. `digest` is its identity, `bundle` the digest of its files as they were built."""
+
+    digest: str
+    bundle: str
+    name: str
+    space: str | None
+    dimensions: int
+    uri: str

@@ -1,0 +1,137 @@
+"""Vectors, or texts, to calibrated class scores; one class for each kind of head bundle. Numpy only."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from registry.bundle import Bundle, Kind, file_digest
+from registry.errors import BundleInvalid
+from registry.layout import ATTENTIVE_TENSORS, HEAD_WEIGHTS, lexicon_features
+from serving.encoder import MicroBatch
+
+Scores = NDArray[np.float32]
+
+
+class Head(Protocol):
+    """Scores micro-batches. Safe to call from several threads; batch-mates change nothing."""
+
+    def scores(self, batch: MicroBatch) -> Scores:
+        """Float32 [b, 3] in the order of `LABELS`: probabilities that sum to 1, calibrated.
+
+        A row that has no finite answer is NaN throughout: an error of that row, never an answer.
+        """
+        ...
+
+
+def load_head(bundle: Bundle) -> Head:
+    """The head of a version's bundle. Raises BundleInvalid for a kind that has none."""
+    builder = _BUILDERS.get(bundle.manifest.kind)
+    if builder is None:
+        raise BundleInvalid(f"{bundle.manifest.name} is a {bundle.manifest.kind.value}, which has no head")
+    return builder(bundle)
+
+
+def answered(scores: Scores) -> NDArray[np.bool_]:
+    """Which rows of `Head.scores` hold an answer: bool [b]."""
+    finite: NDArray[np.bool_] = np.isfinite(scores.sum(axis=1))
+    return finite
+
+
+class LexiconHead:
+    """vaderSentiment's compound score, -1 to 1, mapped to three classes by a fitted softmax.
+
+    Refuses to load over another lexicon than the one it was fitted on.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        from vaderSentiment import vaderSentiment
+
+        lexicon = Path(vaderSentiment.__file__).parent / "vader_lexicon.txt"
+        expected, actual = bundle.manifest.settings.get("lexicon"), file_digest(lexicon)
+        if expected != actual:
+            raise BundleInvalid(
+                f"{bundle.manifest.name} was fitted on lexicon {expected}, {lexicon} is {actual}"
+            )
+        self._analyzer = vaderSentiment.SentimentIntensityAnalyzer()
+        self._weight = _tensors(bundle, ("weight",))["weight"]
+        self._temperature = bundle.manifest.temperature
+
+    def scores(self, batch: MicroBatch) -> Scores:
+        compound = [self._analyzer.polarity_scores(text)["compound"] for text in batch.texts]
+        return _softmax(lexicon_features(compound) @ self._weight, self._temperature)
+
+
+class AttentiveHead:
+    """Attentive pooling over token states of several layers, and one hidden layer.
+
+    After Lin et al., "A Structured Self-Attentive Sentence Embedding" (arXiv 1703.03130): each attention
+    row pools its own slice of the projected states; the slices and a maximum over tokens feed the layer.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._weights = _tensors(bundle, ATTENTIVE_TENSORS)
+        self._temperature = bundle.manifest.temperature
+
+    def scores(self, batch: MicroBatch) -> Scores:
+        return _softmax(self.logits(batch.tokens, batch.mask), self._temperature)
+
+    def logits(self, tokens: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Before the temperature: tokens float32 [b, t, w], mask bool [b, t] → float32 [b, 3]."""
+        weights = self._weights
+        rows, length, width = tokens.shape
+        flat = tokens.reshape(rows * length, width)
+        states = _layer_norm(flat @ weights["project.weight"] + weights["project.bias"])
+        states = _gelu(states * weights["norm.weight"] + weights["norm.bias"])
+        padding = ~mask
+        attention = (states @ weights["query.weight"]).reshape(rows, length, -1)
+        attention[padding] = -np.inf
+        attention = np.exp(attention - attention.max(axis=1, keepdims=True))
+        attention /= attention.sum(axis=1, keepdims=True)
+        states = states.reshape(rows, length, -1)
+        slices = states.reshape(rows, length, attention.shape[2], -1)
+        pooled = (attention[..., None] * slices).sum(axis=1).reshape(rows, -1)
+        states[padding] = -np.inf
+        features = np.concatenate([pooled, states.max(axis=1)], axis=1)
+        hidden = _gelu(features @ weights["hidden.weight"] + weights["hidden.bias"])
+        logits: NDArray[np.float32] = hidden @ weights["out.weight"] + weights["out.bias"]
+        return logits
+
+
+_BUILDERS: dict[Kind, Callable[[Bundle], Head]] = {Kind.LEXICON: LexiconHead, Kind.HEAD: AttentiveHead}
+
+
+def _tensors(bundle: Bundle, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """The named tensors as float32. Raises BundleInvalid if one is missing."""
+    try:
+        found = load_file(bundle.file(HEAD_WEIGHTS))
+        return {name: np.ascontiguousarray(found[name], dtype=np.float32) for name in names}
+    except (KeyError, SafetensorError) as exc:
+        raise BundleInvalid(f"{bundle.manifest.name} has no usable {HEAD_WEIGHTS}: {exc}") from exc
+
+
+def _layer_norm(states: NDArray[np.float32]) -> NDArray[np.float32]:
+    centred = states - states.mean(axis=-1, keepdims=True)
+    variance = np.square(centred).mean(axis=-1, keepdims=True)
+    normed: NDArray[np.float32] = centred / np.sqrt(variance + np.float32(1e-5))
+    return normed
+
+
+def _gelu(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """By its tanh approximation (Hendrycks and Gimpel, arXiv 1606.08415)."""
+    inner = np.float32(0.7978845608) * (x + np.float32(0.044715) * x * x * x)
+    bent: NDArray[np.float32] = np.float32(0.5) * x * (1 + np.tanh(inner))
+    return bent
+
+
+def _softmax(logits: NDArray[np.float32], temperature: float) -> Scores:
+    scaled = logits.astype(np.float64) / temperature
+    finite = np.isfinite(scaled).all(axis=1, keepdims=True)
+    scaled = np.where(finite, scaled, 0.0)
+    scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    scores = scaled / scaled.sum(axis=1, keepdims=True)
+    return np.where(finite, scores, np.nan).astype(np.float32)

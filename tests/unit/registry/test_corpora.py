@@ -1,0 +1,106 @@
+"""How texts are split and labelled, and how the archives are read."""
+
+import io
+import tarfile
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from registry import corpora
+from registry.bundle import LABELS
+from registry.corpora import Example, Part, data_digest, folded, label_of, part_of, read_rated, read_tweets
+from registry.errors import CorpusUnavailable
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        "the film is GREAT",
+        "RT @someone: The film is great!!! http://t.co/abc",
+        "  The   film...is, great ",
+        "The film is great @friend www.example.org",
+        "The film &quot;is great&quot;",
+    ],
+)
+def test_near_copies_are_on_one_side(copy: str) -> None:
+    assert folded(copy) == folded("The film is great.") == "the film is great"
+    assert part_of(copy) is part_of("The film is great.")
+
+
+def test_other_words_are_another_text() -> None:
+    assert folded("The film is not great") != folded("The film is great")
+
+
+def test_a_tenth_is_held_out_and_a_tenth_validates() -> None:
+    parts = Counter(part_of(f"sentence number {number}") for number in range(10_000))
+    assert 900 < parts[Part.HELD_OUT] < 1100
+    assert 900 < parts[Part.VALIDATION] < 1100
+
+
+def test_texts_of_nothing_but_punctuation_are_split_too() -> None:
+    assert {part_of(mark * length) for mark in "!?." for length in range(1, 40)} == set(Part)
+
+
+@pytest.mark.parametrize(
+    ("rating", "label"),
+    [(0.51, "positive"), (0.5, "neutral"), (-0.5, "neutral"), (-0.51, "negative"), (0.0, "neutral")],
+)
+def test_rating_bounds_are_neutral(rating: float, label: str) -> None:
+    assert LABELS[label_of(rating)] == label
+
+
+def test_data_digest_changes_with_a_label() -> None:
+    first = [Example(text="a", label=0, source="s")]
+    assert data_digest(first) == data_digest(list(first))
+    assert data_digest(first) != data_digest([Example(text="a", label=1, source="s")])
+
+
+def test_rated_archive_is_read(tmp_path: Path) -> None:
+    lines = "\ufeff1_1\t-0.9\tbad thing.\r\n1_2\t0.2\tsome thing\twith a tab\r\n\r\n1_3\t3.0\t \r\n"
+    inner = tar({name: lines.encode() for name in corpora.RATED_FILES.values()})
+    archive = tmp_path / corpora.RATED_ARCHIVE
+    archive.write_bytes(tar({corpora.RATED_DATA: inner}))
+    found = read_rated(archive)
+    assert [example.source for example in found] == [s for s in corpora.RATED_FILES for _ in range(2)]
+    assert found[0] == Example(text="bad thing.", label=0, source="rated-tweets", rating=-0.9)
+    assert found[1].text == "some thing\twith a tab"
+
+
+def test_tweets_are_read(tmp_path: Path) -> None:
+    archive = tmp_path / corpora.TWEETS_ARCHIVE
+    with zipfile.ZipFile(archive, "w") as wheel:
+        rows = b'sentiment,confidence,text\nnegative,1,"no, \xff never"\npositive,,yes\nneutral,1, \n'
+        wheel.writestr(corpora.TWEETS_FILE, rows)
+    found = read_tweets(archive)
+    assert found == [
+        Example(text="no, \ufffd never", label=0, source="tweets"),
+        Example(text="yes", label=2, source="tweets"),
+    ]
+    assert not found[0].rated
+
+
+@pytest.mark.parametrize("read", [read_rated, read_tweets])
+def test_broken_archive_is_named(tmp_path: Path, read) -> None:
+    archive = tmp_path / "broken"
+    archive.write_bytes(b"nothing")
+    with pytest.raises(CorpusUnavailable, match="broken"):
+        read(archive)
+
+
+def test_archive_of_another_digest_is_refused(tmp_path: Path) -> None:
+    for name in (corpora.RATED_ARCHIVE, corpora.TWEETS_ARCHIVE):
+        (tmp_path / name).write_bytes(b"forged")
+    with pytest.raises(CorpusUnavailable, match="sha256"):
+        corpora.load(tmp_path)
+
+
+def tar(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
