@@ -1,0 +1,88 @@
+"""What a route may use: the services of this process, and the exchange it is part of."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, TypeAlias
+
+from starlette.requests import Request
+from starlette.types import Scope
+
+from serving.accounts import Accounts
+from serving.auth import Authenticator
+from serving.catalogue import Catalogue
+from serving.gateway import Caller, Gateway
+from serving.limits import RateLimiter
+from serving.memory import Memory
+from serving.metrics import Metrics
+
+Readiness: TypeAlias = Callable[[], Awaitable[Sequence[str]]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Services:
+    """Everything the API needs. `missing` names what keeps the platform from answering."""
+
+    gateway: Gateway
+    memory: Memory
+    accounts: Accounts
+    authenticator: Authenticator
+    limits: RateLimiter
+    catalogue: Callable[[], Catalogue]
+    missing: Readiness
+    metrics: Metrics
+    space: str
+    version: str
+    metrics_open: bool = False
+
+    @classmethod
+    def of(cls, scope: Scope) -> Self:
+        """Those of the application that this request came to."""
+        services: Self = scope["app"].state.services
+        return services
+
+
+class Exchange:
+    """One request and what became known of it on its way: its id, its caller, its body."""
+
+    __slots__ = ("body", "caller", "request_id")
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.body = b""
+        self.caller: Caller | None = None
+
+    @classmethod
+    def of(cls, scope: Scope) -> "Exchange":
+        """The exchange that the edge began."""
+        exchange: Exchange = scope["valence.exchange"]
+        return exchange
+
+
+def services_of(request: Request) -> Services:
+    """The services of this process."""
+    return Services.of(request.scope)
+
+
+def body_of(request: Request) -> bytes:
+    """The body, read and bounded already."""
+    return Exchange.of(request.scope).body
+
+
+def caller_of(request: Request) -> Caller:
+    """Who asks; only on routes that have a role."""
+    caller = Exchange.of(request.scope).caller
+    if caller is None:
+        raise RuntimeError("a public route has no caller")
+    return caller
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """The first header of this name (lower case)."""
+    headers: list[tuple[bytes, bytes]] = scope["headers"]
+    for key, value in headers:
+        if key == name:
+            return value.decode("latin-1")
+    return None
+
+
+Json: TypeAlias = dict[str, Any]

@@ -1,0 +1,73 @@
+"""The OpenAPI document and its page: what FastAPI knows of the routes, with what this API declares itself."""
+
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serving.api import render
+from serving.api.access import GuardedRoute, public
+from serving.api.errors import SHAPES
+
+router = APIRouter(route_class=GuardedRoute, include_in_schema=False)
+
+_REFERENCE = "#/components/schemas/{model}"
+_SECURITY = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "an API key, or a token of /v1/token"},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+
+
+@router.get("/openapi.json")
+@public()
+async def openapi(request: Request) -> Response:
+    """This document."""
+    return render.json_response(request.app.openapi())
+
+
+@router.get("/docs")
+@public()
+async def docs() -> Response:
+    """The page that shows the document."""
+    return get_swagger_ui_html(openapi_url="/openapi.json", title="Valence")
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The whole document."""
+    routes = [route for route in app.routes if isinstance(route, GuardedRoute)]
+    content = get_openapi(
+        title=app.title,
+        version=app.version,
+        description=app.description,
+        routes=routes,
+    )
+    bodies = {route.access.body for route in routes if route.access.body is not None}
+    _, definitions = models_json_schema(
+        [(shape, "validation") for shape in sorted(bodies, key=lambda shape: shape.__name__)]
+        + [(shape, "serialization") for shape in SHAPES],
+        ref_template=_REFERENCE,
+    )
+    components = content.setdefault("components", {})
+    components.setdefault("schemas", {}).update(definitions["$defs"])
+    components["securitySchemes"] = _SECURITY
+    for route in routes:
+        if route.include_in_schema:
+            for method in route.methods or ():
+                _declare(content["paths"][route.path_format][method.lower()], route)
+    return content
+
+
+def _declare(operation: dict[str, Any], route: GuardedRoute) -> None:
+    access = route.access
+    if access.body is not None:
+        reference = {"$ref": _REFERENCE.format(model=access.body.__name__)}
+        operation["requestBody"] = {"required": True, "content": {access.media_type: {"schema": reference}}}
+    if access.role is not None:
+        operation["security"] = [{scheme: []} for scheme in _SECURITY]
+        operation["description"] = (
+            f"{operation.get('description', '')}\n\nNeeds the role `{access.role}`.".strip()
+        )

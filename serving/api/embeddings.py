@@ -1,0 +1,50 @@
+"""Embeddings in OpenAI's request and answer; nothing is stored."""
+
+import base64
+
+import numpy as np
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serving.api import render
+from serving.api.access import GuardedRoute, requires
+from serving.api.deps import body_of, caller_of, services_of
+from serving.api.edge import while_connected
+from serving.api.schemas.data import EmbeddingsAnswer, EmbeddingsRequest
+from serving.api.schemas.fields import parse
+from serving.errors import NotFound
+from serving.gateway import Role
+
+router = APIRouter(route_class=GuardedRoute, tags=["embeddings"])
+
+
+@router.post("/v1/embeddings", responses={200: {"model": EmbeddingsAnswer}})
+@requires(Role.CLIENT, body=EmbeddingsRequest, errors=(404, 429))
+async def embeddings(request: Request) -> Response:
+    """Embed texts."""
+    body = parse(EmbeddingsRequest, body_of(request))
+    services = services_of(request)
+    if body.model != services.space and body.model not in services.catalogue().models:
+        raise NotFound(f"there is no such embedding model: use {services.space!r}")
+    services.limits.take(caller_of(request), len(body.input))
+    vectors, tokens = await while_connected(request.receive, services.gateway.embed(body.input))
+    rows = np.ascontiguousarray(vectors, "<f4")
+    data = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": base64.b64encode(row.tobytes()).decode()
+            if body.encoding_format == "base64"
+            else row,
+        }
+        for index, row in enumerate(rows)
+    ]
+    return render.json_response(
+        {
+            "object": "list",
+            "data": data,
+            "model": services.space,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        }
+    )

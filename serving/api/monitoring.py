@@ -1,0 +1,32 @@
+"""The metrics page, for engineers or, by setting, for everybody."""
+
+from collections.abc import Callable
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serving.api.access import GuardedRoute, public, requires
+from serving.api.deps import services_of
+from serving.gateway import Role
+from serving.metrics import CONTENT_TYPE
+
+
+def router(*, is_open: bool) -> APIRouter:
+    """The route, with the role that the setting gives it."""
+    made = APIRouter(route_class=GuardedRoute, tags=["health"])
+    declared: Callable[[Callable[..., object]], Callable[..., object]] = (
+        public() if is_open else requires(Role.ENGINEER)
+    )
+
+    async def metrics(request: Request) -> Response:
+        """Metrics in Prometheus' format."""
+        return Response(services_of(request).metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+
+    made.get(
+        "/metrics",
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        response_class=Response,
+        summary="Metrics in Prometheus' format",
+    )(declared(metrics))
+    return made

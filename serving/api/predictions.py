@@ -1,0 +1,123 @@
+"""Predictions: make one or many, read one or a page of them."""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from db.predictions import PredictionFilters
+from serving.api import render
+from serving.api.access import GuardedRoute, requires
+from serving.api.deps import body_of, caller_of, services_of
+from serving.api.edge import while_connected
+from serving.api.requests import IDEMPOTENCY_KEY, predict_of
+from serving.api.schemas.data import (
+    PredictBatchAnswer,
+    PredictBatchRequest,
+    PredictionAnswer,
+    PredictionPage,
+    PredictionQuery,
+    PredictRequest,
+    RememberedPrediction,
+)
+from serving.api.schemas.fields import parse
+from serving.gateway import Answer, Predict, Prediction, Role
+
+router = APIRouter(route_class=GuardedRoute, tags=["predictions"])
+
+
+async def run(request: Request, ask: Predict, draw: Callable[[Sequence[Prediction]], bytes]) -> Answer:
+    """Ask the gateway for predictions, as long as the client stays, and count them."""
+    services, caller = services_of(request), caller_of(request)
+    services.limits.take(caller, len(ask.texts))
+    made: Sequence[Prediction] = ()
+
+    def drawn(predictions: Sequence[Prediction]) -> bytes:
+        nonlocal made
+        made = predictions
+        return draw(predictions)
+
+    answer = await while_connected(request.receive, services.gateway.predict(ask, caller, drawn))
+    if answer.timing is not None:
+        services.metrics.predicted(made, answer.timing)
+    return answer
+
+
+@router.post(
+    "/v1/predict",
+    status_code=201,
+    responses={201: {"model": PredictionAnswer}},
+    openapi_extra=IDEMPOTENCY_KEY,
+)
+@requires(Role.CLIENT, body=PredictRequest, errors=(404, 409, 429))
+async def predict(request: Request) -> Response:
+    """Predict the sentiment of a text, and remember it."""
+    body = parse(PredictRequest, body_of(request))
+    ask = predict_of(
+        request,
+        (body.text,),
+        model=body.model,
+        version=body.version,
+        user_id=body.user_id,
+        unit=body.unit,
+    )
+    return render.answered(await run(request, ask, render.one(with_embedding=body.return_embedding)))
+
+
+@router.post(
+    "/v1/predict/batch",
+    status_code=201,
+    responses={201: {"model": PredictBatchAnswer}},
+    openapi_extra=IDEMPOTENCY_KEY,
+)
+@requires(Role.CLIENT, body=PredictBatchRequest, errors=(404, 409, 429))
+async def predict_batch(request: Request) -> Response:
+    """Predict the sentiment of up to a thousand texts, and remember them."""
+    body = parse(PredictBatchRequest, body_of(request))
+    ask = predict_of(
+        request,
+        body.texts,
+        model=body.model,
+        version=body.version,
+        user_id=body.user_id,
+        unit=body.unit,
+    )
+    return render.answered(await run(request, ask, render.many(with_embedding=body.return_embedding)))
+
+
+@router.get(
+    "/v1/predictions",
+    responses={200: {"model": PredictionPage}},
+)
+@requires(Role.CLIENT, errors=(422,))
+async def predictions(request: Request, query: Annotated[PredictionQuery, Query()]) -> Response:
+    """Stored predictions, newest first."""
+    filters = PredictionFilters(
+        sentiment=query.sentiment,
+        model=query.model,
+        model_version=query.model_version,
+        arm=query.arm,
+        user_id=query.user_id,
+        since=query.since,
+        until=query.until,
+        has_feedback=query.has_feedback,
+    )
+    page = await services_of(request).memory.predictions(
+        filters, caller_of(request), limit=query.limit, cursor=query.cursor
+    )
+    items = [render.remembered(found) for found in page.items]
+    return render.json_response({"items": items, "next_cursor": page.next_cursor})
+
+
+@router.get(
+    "/v1/predictions/{prediction_id}",
+    responses={200: {"model": RememberedPrediction}},
+)
+@requires(Role.CLIENT, errors=(404, 422))
+async def prediction(request: Request, prediction_id: UUID) -> Response:
+    """A stored prediction with its feedback."""
+    found = await services_of(request).memory.prediction(prediction_id, caller_of(request))
+    return render.json_response(render.remembered(found))

@@ -1,0 +1,1 @@
+"""The shapes of requests and answers; they hold no behaviour beyond validation."""

@@ -1,0 +1,83 @@
+"""Tokens: OAuth 2 client credentials (RFC 6749, section 4.4), a key for a JWT."""
+
+import base64
+import binascii
+from typing import Final
+from urllib.parse import parse_qsl, unquote_plus
+
+import orjson
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serving.api import render
+from serving.api.access import FORM, GuardedRoute, public
+from serving.api.deps import body_of, header, services_of
+from serving.api.schemas.control import TokenAnswer, TokenForm
+from serving.errors import Unauthenticated
+
+router = APIRouter(route_class=GuardedRoute, tags=["keys"])
+
+_FIELDS: Final = 16
+_NO_STORE: Final = {"Cache-Control": "no-store", "Pragma": "no-cache"}
+
+
+class _Refused(Exception):
+    def __init__(self, error: str, description: str) -> None:
+        super().__init__(description)
+        self.error = error
+
+
+@router.post("/v1/token", responses={200: {"model": TokenAnswer}})
+@public(body=TokenForm, media_type=FORM, errors=(400, 401, 413, 415, 503))
+async def token(request: Request) -> Response:
+    """Exchange a key for a token."""
+    try:
+        form = _form(body_of(request))
+        client_id, secret = _client(request, form)
+        if (grant := form.get("grant_type")) != "client_credentials":
+            raise _Refused(
+                "unsupported_grant_type" if grant else "invalid_request",
+                "grant_type must be client_credentials",
+            )
+        issued = await services_of(request).authenticator.token(client_id, secret)
+        if form.get("scope", issued.role) != issued.role:
+            raise _Refused("invalid_scope", "scope must be the key's role")
+    except _Refused as refused:
+        content = orjson.dumps({"error": refused.error, "error_description": str(refused)})
+        return Response(content, 400, _NO_STORE, "application/json")
+    return render.json_response(
+        {
+            "access_token": issued.text,
+            "token_type": "Bearer",
+            "expires_in": issued.seconds,
+            "scope": issued.role,
+        },
+        headers=_NO_STORE,
+    )
+
+
+def _form(body: bytes) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(body.decode("ascii"), max_num_fields=_FIELDS, errors="strict")
+    except ValueError:
+        raise _Refused("invalid_request", "the form can't be read") from None
+    form = dict(pairs)
+    if len(form) != len(pairs):
+        raise _Refused("invalid_request", "a parameter is given twice")
+    return form
+
+
+def _client(request: Request, form: dict[str, str]) -> tuple[str, str]:
+    scheme, _, encoded = (header(request.scope, b"authorization") or "").partition(" ")
+    if scheme.lower() == "basic":
+        if "client_secret" in form:
+            raise _Refused("invalid_request", "authenticate in the header or in the form, not in both")
+        try:
+            user, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            raise Unauthenticated("the Authorization header can't be read") from None
+        return unquote_plus(user), unquote_plus(password)
+    if "client_id" not in form or "client_secret" not in form:
+        raise _Refused("invalid_request", "client_id and client_secret are required")
+    return form["client_id"], form["client_secret"]

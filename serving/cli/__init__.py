@@ -1,0 +1,67 @@
+"""`valence …`: parses, calls, prints. No logic of its own.
+
+Exit codes: 0 done, 1 failed with one line on stderr, 2 wrong usage. Heavy libraries are imported by the
+command that needs them, so that `--help` answers at once.
+"""
+
+import sys
+from typing import Any
+
+import typer
+
+from serving.cli import data, database, keys, models, platform, train, users
+from serving.cli.common import variable
+
+_EXPECTED = (
+    ("serving.errors", "ServingError"),
+    ("serving.launch", "LaunchFailed"),
+    ("serving.installation", "BadInstallationKey"),
+    ("registry.errors", "RegistryError"),
+    ("db.errors", "DatabaseError"),
+)
+
+app = typer.Typer(
+    name="valence",
+    help="Versioned sentiment models behind one URL, with a memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (platform.up, platform.down, platform.status, data.predict, data.similar, data.feedback):
+    app.command()(command)
+for name, group in (
+    ("models", models.app),
+    ("keys", keys.app),
+    ("users", users.app),
+    ("db", database.app),
+    ("train", train.app),
+):
+    app.add_typer(group, name=name)
+app.command()(platform.settings)
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except Exception as error:
+        line = _explained(error)
+        if line is None:
+            raise
+        print(f"valence: {line}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _explained(error: Exception) -> str | None:
+    """One line on what went wrong and what to do; None: a fault of the program, to be shown whole."""
+    # A class that was raised belongs to a module that is loaded: nothing is imported only to compare.
+    known = tuple(getattr(sys.modules[module], name) for module, name in _EXPECTED if module in sys.modules)
+    if isinstance(error, known):
+        return " ".join(str(error).split())
+    if type(error).__name__ == "ValidationError" and getattr(error, "title", None) == "Settings":
+        faults: list[dict[str, Any]] = error.errors()  # type: ignore[attr-defined]
+        return "; ".join(f"{variable(str(fault['loc'][0]))}: {fault['msg']}" for fault in faults)
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    return None

@@ -1,0 +1,100 @@
+"""What the commands share: their common options, the client they call with, and how answers are printed."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import typer
+
+if TYPE_CHECKING:
+    from serving.client import Client
+
+Url: TypeAlias = Annotated[
+    str | None, typer.Option("--url", help="The platform's URL [VALENCE_URL; default: this machine's].")
+]
+Key: TypeAlias = Annotated[
+    str | None, typer.Option("--key", help="The API key [VALENCE_API_KEY; default: the home's admin.key].")
+]
+AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def connect(url: str | None, key: str | None) -> "Client":
+    """A client by options, environment and home, in this order; the home's key goes to no URL but its own."""
+    from serving.client import Client
+    from serving.settings import Settings
+
+    settings = Settings()
+    if key is None and settings.api_key is not None:
+        key = settings.api_key.get_secret_value()
+    admin_key = settings.home / "admin.key"
+    if key is None and url is None and settings.url is None and admin_key.exists():
+        key = admin_key.read_text(encoding="ascii").strip()
+    return Client((url or settings.base_url).rstrip("/"), key=key)
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    from pydantic import AliasChoices
+
+    from serving.settings import Settings
+
+    field = Settings.model_fields.get(name)
+    if field is not None and isinstance(field.validation_alias, AliasChoices):
+        return str(field.validation_alias.choices[0])
+    return f"VALENCE_{name.upper()}"
+
+
+def show_record(record: Mapping[str, Any], *, as_json: bool) -> None:
+    """One thing, a line a field."""
+    if as_json:
+        show_json(record)
+        return
+    width = max(map(len, record), default=0)
+    for name, value in record.items():
+        print(f"{name:<{width}}  {cell(value)}")
+
+
+def show_table(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, answer: object, as_json: bool
+) -> None:
+    """Many things, a row each; as JSON the whole answer that they came in."""
+    if as_json:
+        show_json(answer)
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell(row.get(column))) for column in columns))
+    # In a pipe nothing is folded: a row stays a line.
+    Console(width=None if sys.stdout.isatty() else 100_000).print(table)
+
+
+def show_json(value: object) -> None:
+    """The value as indented JSON."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def cell(value: object) -> str:
+    """A value as a person reads it; stored texts can't send control sequences to the terminal."""
+    match value:
+        case None:
+            text = "-"
+        case bool():
+            text = "yes" if value else "no"
+        case float():
+            text = f"{value:.4g}"
+        case str():
+            text = value
+        case Mapping():
+            text = "  ".join(f"{name} {cell(part)}" for name, part in value.items()) or "-"
+        case Sequence():
+            text = ", ".join(cell(part) for part in value) or "-"
+        case _:
+            text = str(value)
+    return "".join(letter if letter.isprintable() else "\N{MIDDLE DOT}" for letter in text)

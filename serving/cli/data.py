@@ -1,0 +1,117 @@
+"""The data plane's commands: predict, similar, feedback."""
+
+import sys
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from serving.cli.common import AsJson, Key, Url, connect, show_record, show_table
+
+
+class Sentiment(StrEnum):
+    """The labels of the default model."""
+
+    NEGATIVE = "negative"
+    NEUTRAL = "neutral"
+    POSITIVE = "positive"
+
+
+def predict(
+    texts: Annotated[
+        list[str], typer.Argument(metavar="TEXT...", help="Texts; `-` alone reads one from stdin.")
+    ],
+    model: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
+    version: Annotated[str | None, typer.Option(help="Version; default: the champion.")] = None,
+    user: Annotated[str | None, typer.Option(help="Id of the user that the texts come from.")] = None,
+    unit: Annotated[str | None, typer.Option(help="What an experiment keeps on one arm.")] = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict the sentiment of texts, and store them."""
+    if texts == ["-"]:
+        texts = [sys.stdin.read()]
+    fields = {"model": model, "version": version, "user_id": user, "unit": unit}
+    with connect(url, key) as client:
+        if len(texts) == 1:
+            answer = client.post("/v1/predict", text=texts[0], **fields)
+            predictions = [answer]
+        else:
+            answer = client.post("/v1/predict/batch", texts=texts, **fields)
+            predictions = answer["predictions"]
+    columns = ("sentiment", "confidence", "model_version", "id")
+    show_table(predictions, columns, answer=answer, as_json=as_json)
+
+
+def similar(
+    text: Annotated[str | None, typer.Argument(help="Find stored texts that mean the like of this.")] = None,
+    prediction: Annotated[str | None, typer.Option(help="Or like the text of this prediction.")] = None,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, max=100, help="How many.")] = 5,
+    sentiment: Annotated[Sentiment | None, typer.Option(help="Predicted so.")] = None,
+    model_version: Annotated[str | None, typer.Option(help="Predicted by this version.")] = None,
+    user: Annotated[str | None, typer.Option(help="Id of the user that the text came from.")] = None,
+    since: Annotated[str | None, typer.Option(help="Predicted at or after, ISO 8601.")] = None,
+    until: Annotated[str | None, typer.Option(help="Predicted before, ISO 8601.")] = None,
+    judged: Annotated[
+        bool | None, typer.Option("--judged/--unjudged", help="With or without feedback.")
+    ] = None,
+    correct: Annotated[bool | None, typer.Option("--correct/--wrong", help="Judged so.")] = None,
+    min_similarity: Annotated[float | None, typer.Option(min=-1, max=1, help="Cosine at least.")] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Scan everything instead of using the index.")
+    ] = False,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find stored texts by meaning."""
+    if (text is None) == (prediction is None):
+        raise typer.BadParameter("give either a text or --prediction")
+    wanted: dict[str, Any] = {
+        "sentiment": sentiment,
+        "model_version": model_version,
+        "user_id": user,
+        "since": since,
+        "until": until,
+        "has_feedback": judged,
+        "is_correct": correct,
+    }
+    filters = {name: value for name, value in wanted.items() if value is not None}
+    with connect(url, key) as client:
+        answer = client.post(
+            "/v1/similar",
+            text=text,
+            prediction_id=prediction,
+            k=k,
+            filters=filters or None,
+            min_similarity=min_similarity,
+            exact=exact or None,
+        )
+    rows = [
+        {
+            **result,
+            "predictions": [
+                f"{found['sentiment']} (v{found['model_version']})" for found in result["predictions"]
+            ],
+        }
+        for result in answer["results"]
+    ]
+    show_table(rows, ("similarity", "predictions", "text"), answer=answer, as_json=as_json)
+
+
+def feedback(
+    prediction: Annotated[str, typer.Argument(metavar="PREDICTION_ID")],
+    correct: Annotated[bool, typer.Option("--correct/--wrong", help="Was the prediction right?")],
+    label: Annotated[Sentiment | None, typer.Option(help="What would have been right.")] = None,
+    comment: Annotated[str | None, typer.Option(help="Why.")] = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge a prediction; judging it again replaces the first judgement."""
+    with connect(url, key) as client:
+        answer = client.post(
+            "/v1/feedback", prediction_id=prediction, is_correct=correct, label=label, comment=comment
+        )
+    show_record(answer, as_json=as_json)

@@ -1,0 +1,55 @@
+"""`valence keys`: API keys."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from serving.cli.common import AsJson, Key, Url, connect, show_record, show_table
+
+app = typer.Typer(no_args_is_help=True, help="API keys (an admin's business).")
+
+
+class Role(StrEnum):
+    """What a key may do; each includes the ones before."""
+
+    CLIENT = "client"
+    ENGINEER = "engineer"
+    ADMIN = "admin"
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    role: Annotated[Role, typer.Option(help="What it may do.")] = Role.CLIENT,
+    user: Annotated[str | None, typer.Option(help="Id of the user who owns it; default: nobody.")] = None,
+    rate_limit: Annotated[float | None, typer.Option(min=0, help="Texts per second.")] = None,
+    expires: Annotated[str | None, typer.Option(help="When it ends, ISO 8601.")] = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key and print it; it can't be shown again."""
+    with connect(url, key) as client:
+        answer = client.post(
+            "/v1/keys", name=name, role=role, user_id=user, rate_limit=rate_limit, expires_at=expires
+        )
+    show_record(answer, as_json=as_json)
+
+
+@app.command("list")
+def list_(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """List the keys."""
+    with connect(url, key) as client:
+        answer = client.get("/v1/keys")
+    columns = ("id", "name", "role", "user_id", "rate_limit", "created_at", "expires_at", "revoked_at")
+    show_table(answer["items"], columns, answer=answer, as_json=as_json)
+
+
+@app.command()
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="KEY_ID")], url: Url = None, key: Key = None
+) -> None:
+    """End a key; tokens made from it end with it."""
+    with connect(url, key) as client:
+        client.delete(f"/v1/keys/{key_id}")

@@ -1,0 +1,36 @@
+"""`valence users`: whom predictions are about and who may own keys."""
+
+from typing import Annotated
+
+import typer
+
+from serving.cli.common import AsJson, Key, Url, connect, show_record
+
+app = typer.Typer(no_args_is_help=True, help="Users (an admin's business).")
+
+
+@app.command()
+def create(
+    username: Annotated[str, typer.Argument()],
+    email: Annotated[str, typer.Argument()],
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add a user."""
+    with connect(url, key) as client:
+        answer = client.post("/v1/users", username=username, email=email)
+    show_record(answer, as_json=as_json)
+
+
+@app.command()
+def show(
+    user_id: Annotated[str, typer.Argument(metavar="USER_ID")],
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a user."""
+    with connect(url, key) as client:
+        answer = client.get(f"/v1/users/{user_id}")
+    show_record(answer, as_json=as_json)

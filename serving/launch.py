@@ -1,0 +1,178 @@
+"""`valence up`, `down` and `status` on one machine: a supervisor in the background, or this process as one.
+
+Owns what a person sees while the platform comes up and goes. Never ends anything but what `up` started.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from serving.installation import admin_key_path
+from serving.settings import Settings
+from serving.supervisor import Record, Supervisor
+
+Say = Callable[[str], None]
+
+_UP_SECONDS = 300.0
+_DOWN_SECONDS = 90.0
+_EXAMPLE = "The battery lasts all day and the screen is a joy."
+
+
+class LaunchFailed(Exception):
+    """The platform can't be brought up or down; the message says why and what to do."""
+
+
+def up(settings: Settings, *, foreground: bool = False, say: Say = print) -> dict[str, Any]:
+    """Bring the platform up and make one prediction; a platform that is up already is left as it is.
+
+    Returns the url, the console's url, where the admin key lies, whether it was up before, and the prediction.
+
+    Raises:
+        LaunchFailed: the port is taken, or a part does not come up.
+    """
+    settings = settings.model_copy(update={"home": settings.home.absolute()})
+    record = Record(settings.home)
+    was_up = record.owned()
+    if not was_up:
+        _require_free_port(settings)
+        if foreground:
+            _become(settings)
+        _spawn(settings, record)
+    seconds = _wait_until_ready(settings, record, say)
+    say(f"{'already up' if was_up else f'ready after {seconds:.0f} s'} at {settings.base_url}")
+    return {
+        "url": settings.base_url,
+        "console": f"{settings.base_url}/console",
+        "docs": f"{settings.base_url}/docs",
+        "admin_key": str(admin_key_path(settings)),
+        "was_up": was_up,
+        "prediction": _predict(settings),
+    }
+
+
+def down(settings: Settings, *, say: Say = print) -> bool:
+    """Stop what `up` started in this home, and only that; False if nothing runs. Data stays.
+
+    Raises:
+        LaunchFailed: it does not end in time.
+    """
+    home = settings.home.absolute()
+    record = Record(home)
+    pid = record.read().get("pid")
+    if not record.owned() or not isinstance(pid, int):
+        return False
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + _DOWN_SECONDS
+    while record.owned():
+        if time.monotonic() > deadline:
+            raise LaunchFailed(f"process {pid} does not end: see {home / 'logs'}")
+        time.sleep(0.1)
+    say("down; the data stays in " + str(home))
+    return True
+
+
+def status(settings: Settings) -> dict[str, Any]:
+    """Whether the platform of this home is up, what it is at, and what it lacks."""
+    home = settings.home.absolute()
+    record = Record(home)
+    owned = record.owned()
+    found = record.read() if owned else {}
+    health = _health(settings) if owned else None
+    return {
+        "up": owned,
+        "ready": bool(health and health.status_code == httpx.codes.OK),
+        "phase": "serving" if health is not None else found.get("phase", "down"),
+        "pid": found.get("pid"),
+        "url": settings.base_url,
+        "home": str(home),
+        "logs": str(home / "logs"),
+    }
+
+
+def _require_free_port(settings: Settings) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise LaunchFailed(
+                f"port {settings.port} is taken ({error.strerror}): stop what holds it, or set VALENCE_PORT"
+            ) from error
+
+
+def _become(settings: Settings) -> None:
+    os.environ["VALENCE_HOME"] = str(settings.home)
+    sys.exit(Supervisor(settings).run())
+
+
+def _spawn(settings: Settings, record: Record) -> None:
+    logs = settings.home / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    settings.home.chmod(0o755)
+    with (logs / "platform.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serving.supervisor"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=os.environ | {"VALENCE_HOME": str(settings.home), "VALENCE_PORT": str(settings.port)},
+        )
+    while not record.owned() or record.read().get("pid") != process.pid:
+        if process.poll() is not None:
+            _fail(settings, record)
+        time.sleep(0.05)
+
+
+def _wait_until_ready(settings: Settings, record: Record, say: Say) -> float:
+    started = time.monotonic()
+    shown = ""
+    while (health := _health(settings)) is None or health.status_code != httpx.codes.OK:
+        if not record.owned():
+            _fail(settings, record)
+        phase = str(record.read().get("phase", ""))
+        if phase != shown:
+            say(f"{time.monotonic() - started:4.0f} s  {phase}")
+            shown = phase
+        if time.monotonic() - started > _UP_SECONDS:
+            raise LaunchFailed(f"not ready after {_UP_SECONDS:.0f} s: see {settings.home / 'logs'}")
+        time.sleep(0.2)
+    return time.monotonic() - started
+
+
+def _fail(settings: Settings, record: Record) -> None:
+    error = record.read().get("error") or "the supervisor ended"
+    raise LaunchFailed(f"{error}; see {settings.home / 'logs' / 'platform.log'}")
+
+
+def _health(settings: Settings) -> httpx.Response | None:
+    try:
+        return httpx.get(f"{settings.base_url}/health/ready", timeout=5)
+    except httpx.HTTPError:
+        return None
+
+
+def _predict(settings: Settings) -> dict[str, Any]:
+    key = settings.api_key.get_secret_value() if settings.api_key else ""
+    path = admin_key_path(settings)
+    if not key and path.exists():
+        key = path.read_text().strip()
+    try:
+        response = httpx.post(
+            f"{settings.base_url}/v1/predict",
+            json={"text": _EXAMPLE},
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=30,
+        )
+        response.raise_for_status()
+    except httpx.HTTPError as error:
+        raise LaunchFailed(f"the platform is up, but the first prediction failed: {error}") from error
+    prediction: dict[str, Any] = response.json()
+    return {"text": _EXAMPLE} | prediction

@@ -1,0 +1,134 @@
+"""Every setting of the platform, typed, with its default and its meaning.
+
+Read from the environment (`VALENCE_*`, and four names that the wider world uses). Only composition roots
+(`app`, `cli`, `launch`) build a `Settings`; everything below takes plain arguments.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """The one typed Settings; an unknown or malformed value fails at start, by name."""
+
+    model_config = SettingsConfigDict(env_prefix="VALENCE_", frozen=True, extra="ignore")
+
+    home: Path = Field(
+        default=Path(".valence"), description="PostgreSQL data, model artifacts, logs and admin.key"
+    )
+    host: str = Field(default="127.0.0.1", description="address the HTTP port binds to")
+    port: int = Field(default=8000, ge=1, le=65535, description="HTTP port")
+
+    database_url: SecretStr | None = Field(
+        default=None,
+        validation_alias=AliasChoices("DATABASE_URL", "database_url"),
+        description="PostgreSQL ≥ 16 with pgvector ≥ 0.8.3; unset: embedded PostgreSQL under the home",
+    )
+    database_read_url: SecretStr | None = Field(
+        default=None,
+        validation_alias=AliasChoices("DATABASE_READ_URL", "database_read_url"),
+        description="a read replica for searches and lists; unset: the same database",
+    )
+    mlflow_tracking_uri: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("MLFLOW_TRACKING_URI", "mlflow_tracking_uri"),
+        description="MLflow server or store; unset: a database of its own in the same PostgreSQL",
+    )
+    ray_address: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("RAY_ADDRESS", "ray_address"),
+        description="a Ray cluster to run on; unset: a Ray of its own on this machine",
+    )
+
+    installation_key: SecretStr | None = Field(
+        default=None,
+        description="hex key (≥ 32 bytes) behind text ids and tokens; unset: made once, kept in the home",
+    )
+    token_seconds: Seconds = Field(default=900, description="life of a JWT from /v1/token")
+    credential_cache_seconds: float = Field(
+        default=3, ge=0, le=5, description="how long a checked key is trusted without asking the database"
+    )
+    rate_limit: float = Field(
+        default=0, ge=0, description="texts per second for a key without a limit of its own; 0: none"
+    )
+    metrics_open: bool = Field(default=False, description="let /metrics answer without credentials")
+
+    model: str = Field(default="sentiment", description="model that answers when a request names none")
+    space: str = Field(default="all-MiniLM-L6-v2", description="embedding space of the similarity index")
+    engine: Literal["int8", "fp32", "torch"] = Field(
+        default="int8", description="encoder engine: OpenVINO static int8 or fp32 on CPU, or torch (GPU)"
+    )
+    device: str = Field(default="cpu", description="torch device of the torch engine, e.g. cuda")
+    registry_poll_seconds: Seconds = Field(default=1, description="how often aliases are looked at")
+
+    encoder_cpus: float = Field(
+        default=0.5, gt=0, description="logical CPUs Ray reserves per encoder replica"
+    )
+    encoder_gpus: float = Field(default=0, ge=0, description="GPUs per encoder replica (torch engine)")
+    encoder_threads: int = Field(
+        default=0, ge=0, description="threads per encoder replica; 0: the CPUs it may use"
+    )
+    encoder_min_replicas: Count = Field(default=1, description="autoscaling: fewest encoder replicas")
+    encoder_max_replicas: Count = Field(default=1, description="autoscaling: most encoder replicas")
+    encoder_target_ongoing: float = Field(
+        default=1.5, gt=0, description="autoscaling: batches in flight per encoder replica to aim for"
+    )
+    encoder_token_budget: Count = Field(default=1024, description="padded tokens in one forward pass")
+    encoder_warm_up_seconds: float = Field(
+        default=6, ge=0, description="most time spent compiling shapes at start"
+    )
+    ingress_cpus: float = Field(
+        default=0.2, gt=0, description="logical CPUs Ray reserves per ingress replica"
+    )
+    ingress_replicas: Count = Field(default=1, description="ingress replicas")
+    ingress_max_ongoing: Count = Field(default=1024, description="requests one ingress replica holds at once")
+
+    batch_texts: Count = Field(default=64, description="most texts in one remote call")
+    batches_in_flight: Count = Field(
+        default=2, description="remote calls in flight per encoder and ingress replica"
+    )
+    queue_texts: Count = Field(default=4096, description="most texts waiting at the door; beyond: 429")
+    store_rows: Count = Field(
+        default=1024, description="most predictions in one transaction of several requests"
+    )
+    store_connections: Count = Field(default=2, description="transactions in flight per ingress replica")
+    request_seconds: Seconds = Field(
+        default=30, description="a request that waited longer is dropped with 503"
+    )
+
+    haproxy: Literal["auto", "on", "off"] = Field(
+        default="auto", description="HAProxy in front of the ingress: where its binary exists, always, never"
+    )
+    stats_port: int = Field(
+        default=0, ge=0, le=65535, description="HAProxy stats, on loopback; 0: a free port"
+    )
+    haproxy_metrics_port: int = Field(
+        default=0, ge=0, le=65535, description="HAProxy metrics, on loopback; 0: a free port"
+    )
+    drain_seconds: float = Field(
+        default=5, ge=0, description="time a stopping replica has to finish its requests"
+    )
+    ray_memory_mib: int = Field(default=100, ge=75, description="object store of the embedded Ray")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="log threshold"
+    )
+
+    url: str | None = Field(
+        default=None, description="platform the command line talks to; unset: this machine's"
+    )
+    api_key: SecretStr | None = Field(
+        default=None, description="key the command line sends; unset: the home's admin.key"
+    )
+
+    @property
+    def base_url(self) -> str:
+        """Where clients on this machine reach the platform."""
+        everywhere = self.host in ("0.0.0.0", "::", "")  # noqa: S104  (compared, not bound)
+        host = "127.0.0.1" if everywhere else self.host
+        return (self.url or f"http://{host}:{self.port}").rstrip("/")

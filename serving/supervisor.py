@@ -1,0 +1,263 @@
+"""The supervisor of one machine: starts the database, the models and Serve, and brings back what dies.
+
+Owns those processes and the record of them in the home. Imports neither Ray nor MLflow, so it stays small; never
+touches a process that it did not start.
+"""
+
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+import structlog
+
+from db import schema
+from db.embedded import EmbeddedPostgres
+from db.errors import DatabaseError
+from db.keys import Keys, NewKey
+from db.partitions import Partitions
+from db.segments import Segments
+from serving.auth import digest, fresh_key, key_id_in
+from serving.cluster import environment
+from serving.gateway import Role
+from serving.installation import admin_key_path, write_secret
+from serving.logs import configure_logging
+from serving.services import database_of
+from serving.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+_LOOK_SECONDS = 0.2
+_FIRST_PAUSE, _LONGEST_PAUSE, _STEADY_SECONDS = 0.5, 30.0, 60.0
+
+
+class Record:
+    """What runs for a home: a file that its supervisor writes, and a lock that it holds while it lives."""
+
+    def __init__(self, home: Path) -> None:
+        self._file = home / "platform.json"
+        self._lock_file = home / "platform.lock"
+        self._lock: IO[str] | None = None
+
+    def own(self) -> bool:
+        """Become this home's supervisor; False if another one lives. The kernel frees the lock at any death."""
+        self._lock_file.parent.mkdir(parents=True, exist_ok=True)
+        lock = self._lock_file.open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return False
+        self._lock = lock
+        return True
+
+    def owned(self) -> bool:
+        """Whether a supervisor lives."""
+        if not self._lock_file.exists():
+            return False
+        with self._lock_file.open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
+
+    def write(self, phase: str, *, error: str | None = None) -> None:
+        """Say what the supervisor is at."""
+        draft = self._file.with_suffix(".new")
+        draft.write_text(json.dumps({"pid": os.getpid(), "phase": phase, "error": error}))
+        draft.replace(self._file)
+
+    def read(self) -> dict[str, object]:
+        """What was said last; nothing if nothing was."""
+        try:
+            found: dict[str, object] = json.loads(self._file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return found
+
+
+class Child:
+    """A process that is started again when it ends, after a pause that doubles while it keeps ending."""
+
+    def __init__(self, arguments: list[str], names: Mapping[str, str]) -> None:
+        self._arguments = arguments
+        self._environment = dict(names)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
+        self._pause = _FIRST_PAUSE
+        self._not_before = 0.0
+
+    def look(self) -> int | None:
+        """Start it if it is due; the exit status of one that has just ended, else None."""
+        now = time.monotonic()
+        if self._process is None:
+            if now >= self._not_before:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", *self._arguments], env=self._environment, stdin=subprocess.DEVNULL
+                )
+                self._started = now
+            return None
+        status = self._process.poll()
+        if status is None:
+            return None
+        self._process = None
+        if now - self._started > _STEADY_SECONDS:
+            self._pause = _FIRST_PAUSE
+        self._not_before = now + self._pause
+        self._pause = min(_LONGEST_PAUSE, 2 * self._pause)
+        return status
+
+    def stop(self, patience: float) -> None:
+        """Ask it to end, and end it if it doesn't."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+
+class Supervisor:
+    """Keeps one home's platform up from `run` until a signal ends it; what was acknowledged stays."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._record = Record(settings.home)
+        self._ending = False
+        self._server: EmbeddedPostgres | None = None
+
+    def run(self) -> int:
+        """Bring everything up and keep it up; 0 after a signal, 1 if it can't be brought up."""
+        if not self._record.own():
+            sys.stderr.write(f"valence: another platform runs in {self._settings.home}\n")
+            return 1
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._end)
+        try:
+            self._record.write("starting the database")
+            names = self._prepare()
+        except (DatabaseError, OSError, ValueError) as error:
+            log.exception("start.failed")
+            self._record.write("failed", error=str(error))
+            self._stop_database()
+            return 1
+        self._record.write("starting models and Ray")
+        models = Child(["serving.stage", "models"], names)
+        stage = Child(["serving.stage", "serve"], names)
+        try:
+            self._watch(models, stage)
+        finally:
+            self._record.write("stopping")
+            stage.stop(self._settings.drain_seconds + 20)
+            models.stop(1)
+            self._stop_database()
+            self._record.write("stopped")
+        return 0
+
+    def _watch(self, models: Child, stage: Child) -> None:
+        models_done = False
+        while not self._ending:
+            if not models_done and (status := models.look()) is not None:
+                models_done = status == 0
+                if status:
+                    log.error("models.failed", status=status)
+            if (status := stage.look()) is not None:
+                log.error("stage.ended", status=status)
+                self._record.write("restarting Ray")
+            self._look_after_database()
+            time.sleep(_LOOK_SECONDS)
+
+    def _prepare(self) -> dict[str, str]:
+        """Database, schema and keys; the environment of the other processes."""
+        settings = self._settings
+        names = dict(os.environ) | environment(settings)
+        names["VALENCE_HOME"] = str(settings.home)
+        if settings.database_url is None:
+            self._server = EmbeddedPostgres(settings.home)
+            self._server.start()
+            names["DATABASE_URL"] = self._server.create_database("valence")
+            if settings.mlflow_tracking_uri is None:
+                url = self._server.create_database("mlflow")
+                names["MLFLOW_TRACKING_URI"] = url.replace("postgresql://", "postgresql+psycopg://", 1)
+        os.environ.update(names)
+        resolved = Settings(home=settings.home)
+        if resolved.database_url is None:
+            raise ValueError("DATABASE_URL is empty: unset it, or name a database")
+        if resolved.mlflow_tracking_uri is None:
+            raise ValueError(
+                "MLFLOW_TRACKING_URI is not set: an external database needs an MLflow server or store"
+            )
+        schema.upgrade(resolved.database_url.get_secret_value())
+        asyncio.run(_furnish(resolved))
+        return names
+
+    def _look_after_database(self) -> None:
+        if self._server is None or self._server.running() or self._ending:
+            return
+        log.error("database.ended")
+        try:
+            self._server.stop()
+            self._server.start()
+        except (DatabaseError, OSError):
+            log.exception("database.failed")
+            time.sleep(1)
+
+    def _stop_database(self) -> None:
+        if self._server is not None:
+            self._server.stop()
+
+    def _end(self, _number: int, _frame: FrameType | None) -> None:
+        self._ending = True
+
+
+async def _furnish(settings: Settings) -> None:
+    """What must lie in the database before the first request: partitions, a segment, the first admin key."""
+    database = database_of(settings)
+    await database.open()
+    try:
+        await Partitions(database).ensure(datetime.now(UTC))
+        await Segments(database, settings.space).ensure()
+        await _store_admin(Keys(database), _admin_key(admin_key_path(settings)))
+    finally:
+        await database.close()
+
+
+def _admin_key(path: Path) -> str:
+    """The first admin key; the file comes before the row, because a key that nobody can read would be lost."""
+    if not path.exists():
+        write_secret(path, fresh_key().text)
+    return path.read_text().strip()
+
+
+async def _store_admin(keys: Keys, text: str) -> None:
+    key_id = key_id_in(text)
+    if key_id is None:
+        raise ValueError("admin.key holds no key: remove the file, and another one is made")
+    if await keys.by_id(key_id) is None:
+        await keys.create(
+            NewKey(id=key_id, digest=digest(text), role=Role.ADMIN, name="first admin"), actor=None
+        )
+
+
+def main() -> int:
+    """The supervisor as a process."""
+    settings = Settings()
+    configure_logging(settings.log_level)
+    return Supervisor(settings).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
