@@ -1,0 +1,24 @@
+"""What every test may ask for: asyncio as the backend, and a real PostgreSQL with one database a test."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.postgres import TestServer, running_server
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[TestServer]:
+    with running_server() as running:
+        yield running
+
+
+@pytest.fixture
+def url(server: TestServer) -> Iterator[str]:
+    with server.database() as fresh:
+        yield fresh

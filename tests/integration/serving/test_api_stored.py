@@ -1,0 +1,278 @@
+"""The API over a real database: what is acknowledged is there, what is refused leaves no trace."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import openai
+import pytest
+
+from serving.gateway import Role
+from tests.support.app import Platform, add_key, stored_platform
+
+pytestmark = pytest.mark.anyio
+
+TABLES = ("text_inputs", "embeddings", "predictions", "feedback", "idempotency", "users", "audit_log")
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture
+async def platform(url: str) -> AsyncIterator[Platform]:
+    async with stored_platform(url) as running:
+        yield running
+
+
+async def rows(platform: Platform) -> dict[str, int]:
+    assert platform.database is not None
+    async with platform.database.begin() as connection:
+        return {
+            table: (await connection.exec_driver_sql(f"SELECT count(*) FROM {table}")).scalar_one()
+            for table in TABLES
+        }
+
+
+async def test_a_text_is_predicted_found_by_meaning_and_judged(platform: Platform) -> None:
+    async with platform.client() as client:
+        made = (await client.post("/v1/predict", json={"text": "a great battery"})).json()
+        await client.post("/v1/predict/batch", json={"texts": ["a bad screen", "the box was blue"]})
+        found = (await client.post("/v1/similar", json={"text": "great battery", "k": 2})).json()
+        judged = await client.post(
+            "/v1/feedback",
+            json={"prediction_id": made["id"], "is_correct": False, "label": "neutral", "comment": "irony"},
+        )
+        again = await client.post("/v1/feedback", json={"prediction_id": made["id"], "is_correct": True})
+        one = (await client.get(f"/v1/predictions/{made['id']}")).json()
+        listed = (await client.get("/v1/predictions", params={"has_feedback": "true"})).json()
+        by_feedback = (
+            await client.post(
+                "/v1/similar", json={"prediction_id": made["id"], "filters": {"is_correct": True}}
+            )
+        ).json()
+    assert found["results"][0]["text"] == "a great battery"
+    assert found["results"][0]["predictions"] == [made]
+    assert found["complete"] is True
+    assert (judged.status_code, again.status_code) == (201, 201)
+    assert {name: one[name] for name in made} == made
+    assert [(given["is_correct"], given["label"], given["comment"]) for given in one["feedback"]] == [
+        (True, None, None)
+    ]
+    assert [item["id"] for item in listed["items"]] == [made["id"]]
+    assert [result["text_id"] for result in by_feedback["results"]] == [made["text_id"]]
+    assert await rows(platform) | {"audit_log": 0} == {
+        "text_inputs": 3, "embeddings": 3, "predictions": 3, "feedback": 1, "idempotency": 0, "users": 0,
+        "audit_log": 0,
+    }  # fmt: skip
+
+
+async def test_a_vector_from_an_answer_finds_its_text(platform: Platform) -> None:
+    async with platform.client() as client:
+        made = (await client.post("/v1/predict", json={"text": "good day", "return_embedding": True})).json()
+        found = (
+            await client.post(
+                "/v1/similar", json={"embedding": [7 * number for number in made["embedding"]], "exact": True}
+            )
+        ).json()
+    assert found["results"][0]["similarity"] == pytest.approx(1, abs=1e-3)
+    assert found["exact"] is True
+
+
+async def test_pages_follow_their_cursors(platform: Platform) -> None:
+    async with platform.client() as client:
+        made = await client.post("/v1/predict/batch", json={"texts": [f"text {n}" for n in range(5)]})
+        ids, cursor = [], None
+        while True:
+            params = {"limit": 2} | ({"cursor": cursor} if cursor else {})
+            page = (await client.get("/v1/predictions", params=params)).json()
+            ids += [item["id"] for item in page["items"]]
+            if (cursor := page["next_cursor"]) is None:
+                break
+        assert (await client.get("/v1/predictions", params={"cursor": "no cursor"})).status_code == 422
+    assert ids == [each["id"] for each in reversed(made.json()["predictions"])]
+
+
+async def test_a_client_sees_only_its_own_and_an_engineer_everything(platform: Platform) -> None:
+    async with platform.client(Role.ADMIN) as admin:
+        user = (await admin.post("/v1/users", json={"username": "ada", "email": "ada@example.org"})).json()
+        keys = [
+            (await admin.post("/v1/keys", json={"role": "client", "user_id": user["id"]})).json()
+            for _ in range(2)
+        ]
+    async with platform.client(key=keys[0]["key"]) as first, platform.client(key=keys[1]["key"]) as second:
+        mine = (await first.post("/v1/predict", json={"text": "mine"})).json()
+        shared = await second.get(f"/v1/predictions/{mine['id']}")
+    async with platform.client() as stranger:
+        hidden = await stranger.get(f"/v1/predictions/{mine['id']}")
+        unjudged = await stranger.post("/v1/feedback", json={"prediction_id": mine["id"], "is_correct": True})
+        unsearched = await stranger.post("/v1/similar", json={"prediction_id": mine["id"]})
+        empty = (await stranger.post("/v1/similar", json={"text": "mine"})).json()
+        none = (await stranger.get("/v1/predictions")).json()
+    async with platform.client(Role.ENGINEER) as engineer:
+        seen = await engineer.get(f"/v1/predictions/{mine['id']}")
+    assert (shared.status_code, seen.status_code) == (200, 200)
+    assert [answer.status_code for answer in (hidden, unjudged, unsearched)] == [404, 404, 404]
+    assert (empty["results"], none["items"]) == ([], [])
+
+
+async def test_users_and_keys_are_made_listed_and_ended(platform: Platform) -> None:
+    async with platform.client(Role.ADMIN) as admin:
+        person = {"username": "ada", "email": "ada@example.org"}
+        user = await admin.post("/v1/users", json=person)
+        twice = await admin.post("/v1/users", json=person | {"email": "b@example.org"})
+        malformed = await admin.post("/v1/users", json=person | {"email": "nothing"})
+        got = await admin.get(f"/v1/users/{user.json()['id']}")
+        absent = await admin.get(f"/v1/users/{uuid4()}")
+        orphan = await admin.post("/v1/keys", json={"role": "client", "user_id": str(uuid4())})
+        made = (await admin.post("/v1/keys", json={"role": "engineer", "rate_limit": 5})).json()
+        async with platform.client(key=made["key"]) as holder:
+            before = await holder.get("/v1/models")
+            ended = await admin.delete(f"/v1/keys/{made['id']}")
+            after = await holder.get("/v1/models")
+        listed = {key["id"]: key for key in (await admin.get("/v1/keys")).json()["items"]}
+        nothing = await admin.delete(f"/v1/keys/{uuid4()}")
+    assert [answer.status_code for answer in (user, twice, malformed, got, absent, orphan, nothing)] == [
+        201, 409, 422, 200, 404, 422, 404,
+    ]  # fmt: skip
+    assert [answer.status_code for answer in (before, ended, after)] == [200, 204, 401]
+    assert listed[made["id"]]["revoked_at"] is not None
+    assert "key" not in listed[made["id"]]
+
+
+async def test_concurrent_duplicates_are_carried_out_once(platform: Platform) -> None:
+    async with platform.client() as client:
+        headers = {"Idempotency-Key": "order-1"}
+        answers = await asyncio.gather(
+            *(client.post("/v1/predict", json={"text": "good"}, headers=headers) for _ in range(8))
+        )
+        conflict = await client.post("/v1/predict", json={"text": "bad"}, headers=headers)
+        other_route = await client.post("/v1/predict/batch", json={"texts": ["good"]}, headers=headers)
+        prediction = answers[0].json()["id"]
+        judged = await asyncio.gather(
+            *(
+                client.post(
+                    "/v1/feedback", json={"prediction_id": prediction, "is_correct": True}, headers=headers
+                )
+                for _ in range(4)
+            )
+        )
+    async with platform.client(Role.ENGINEER) as other:
+        theirs = await other.post("/v1/predict", json={"text": "good"}, headers=headers)
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.content for answer in answers}) == 1
+    assert conflict.status_code == 409
+    assert {answer.content for answer in judged} == {judged[0].content}
+    assert (other_route.status_code, theirs.status_code) == (201, 201)
+    counted = await rows(platform)
+    assert (counted["predictions"], counted["feedback"], counted["idempotency"]) == (3, 1, 4)
+
+
+def body(**fields: object) -> bytes:
+    return json.dumps(fields).encode()
+
+
+BAD = {
+    "empty text": ("/v1/predict", body(text=""), 422),
+    "blank text": ("/v1/predict", body(text=" \u2003\n"), 422),
+    "NUL": ("/v1/predict", body(text="a\x00b"), 422),
+    "lone surrogate": ("/v1/predict", b'{"text": "a\\ud800b"}', 422),
+    "20,001 characters": ("/v1/predict", body(text="x" * 20_001), 422),
+    "no UTF-8": ("/v1/predict", b'{"text": "\xff"}', 422),
+    "1,001 texts": ("/v1/predict/batch", body(texts=["x"] * 1001), 413),
+    "no texts": ("/v1/predict/batch", body(texts=[]), 422),
+    "one bad text among good ones": ("/v1/predict/batch", body(texts=["good", " "]), 422),
+    "3 MiB": ("/v1/predict", body(text="x" * 3 * 1024 * 1024), 413),
+    "a number for a text": ("/v1/predict", body(text=1), 422),
+    "a string for a flag": ("/v1/predict", body(text="x", return_embedding="true"), 422),
+    "a list for a body": ("/v1/predict", b"[]", 422),
+    "unknown field": ("/v1/predict", body(text="x", txt="y"), 422),
+    "unknown version": ("/v1/predict", body(text="x", version="99"), 404),
+    "NUL in the unit": ("/v1/predict", body(text="x", unit="a\x00"), 422),
+    "unknown user": ("/v1/predict", body(text="x", user_id=str(uuid4())), 422),
+    "unknown prediction": ("/v1/feedback", body(prediction_id=str(uuid4()), is_correct=True), 404),
+    "NUL in a comment": (
+        "/v1/feedback", body(prediction_id=str(uuid4()), is_correct=True, comment="\x00"), 422
+    ),
+    "malformed JSON": ("/v1/predict", b'{"text": "x"', 422),
+    "no body": ("/v1/predict", b"", 422),
+    "deep JSON": ("/v1/predict", b"[" * 100_000, 422),
+    "k=0": ("/v1/similar", body(text="x", k=0), 422),
+    "k=101": ("/v1/similar", body(text="x", k=101), 422),
+    "383 numbers": ("/v1/similar", body(embedding=[0.1] * 383), 422),
+    "NaN": ("/v1/similar", body(embedding=[float("nan")] + [0.1] * 383), 422),
+    "Infinity": ("/v1/similar", b'{"text": "x", "min_similarity": Infinity}', 422),
+    "overflow": ("/v1/similar", b'{"embedding": [' + b",".join([b"1e999"] * 384) + b"]}", 422),
+    "a vector of zeros": ("/v1/similar", body(embedding=[0] * 384), 422),
+    "two queries": ("/v1/similar", body(text="x", prediction_id=str(uuid4())), 422),
+    "no query": ("/v1/similar", body(k=3), 422),
+    "search by an unknown prediction": ("/v1/similar", body(prediction_id=str(uuid4())), 404),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+async def test_bad_input_is_a_problem_and_leaves_no_trace(platform: Platform, case: str) -> None:
+    path, content, status = BAD[case]
+    before = await rows(platform)
+    async with platform.client() as client:
+        answer = await client.post(path, content=content, headers=JSON | {"Idempotency-Key": "k"})
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert set(answer.json()) >= {"type", "title", "status", "detail", "instance"}
+    assert answer.json()["status"] == status
+    assert await rows(platform) == before
+
+
+async def test_bad_credentials_are_problems_and_leave_no_trace(platform: Platform) -> None:
+    expiring = await add_key(platform.services.accounts._keys, Role.CLIENT, seconds=-1)
+    before = await rows(platform)
+    good = {"text": "good"}
+    async with platform.client(None) as client:
+        nobody = await client.post("/v1/predict", json=good)
+        wrong = await client.post("/v1/predict", json=good, headers={"X-API-Key": "vk_wrong"})
+        over = await client.post("/v1/predict", json=good, headers={"X-API-Key": expiring.text})
+    async with platform.client() as client:
+        forbidden = await client.post("/v1/users", json={"username": "eve", "email": "eve@example.org"})
+        media = await client.post(
+            "/v1/predict", content=body(text="x"), headers={"Content-Type": "text/plain"}
+        )
+    answers = [nobody, wrong, over, forbidden, media]
+    assert [answer.status_code for answer in answers] == [401, 401, 401, 403, 415]
+    assert {answer.headers["content-type"] for answer in answers} == {"application/problem+json"}
+    assert await rows(platform) == before
+
+
+async def test_times_no_id_can_have_are_no_error(platform: Platform) -> None:
+    async with platform.client() as client:
+        for moment in ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "1969-12-31T23:59:59+00:00"):
+            for name in ("since", "until"):
+                listed = await client.get("/v1/predictions", params={name: moment})
+                found = await client.post("/v1/similar", json={"text": "x", "filters": {name: moment}})
+                assert (listed.status_code, found.status_code) == (200, 200)
+
+
+async def test_a_database_that_goes_away_is_503_until_it_is_back(platform: Platform) -> None:
+    assert platform.database is not None
+    async with platform.client() as client:
+        assert (await client.post("/v1/predict", json={"text": "good"})).status_code == 201
+        await platform.database._writers.close()
+        answer = await client.post("/v1/predict", json={"text": "good"})
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+async def test_the_openai_client_works_unmodified(platform: Platform) -> None:
+    key = platform.keys[Role.CLIENT].text
+    async with (
+        platform.client(None) as transport,
+        openai.AsyncOpenAI(
+            api_key=key, base_url="http://valence/v1", http_client=transport, max_retries=0
+        ) as client,
+    ):
+        answer = await client.embeddings.create(model="test-space", input=["good day", "bad day"])
+        single = await client.embeddings.create(model="test-space", input="good day", encoding_format="float")
+        with pytest.raises(openai.NotFoundError, match="no such embedding model"):
+            await client.embeddings.create(model="nothing", input="x")
+        with pytest.raises(openai.UnprocessableEntityError):
+            await client.embeddings.create(model="test-space", input=" ")
+    assert [len(item.embedding) for item in answer.data] == [384, 384]
+    assert answer.data[0].embedding == pytest.approx(single.data[0].embedding, abs=1e-6)
+    assert (await rows(platform))["text_inputs"] == 0

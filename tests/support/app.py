@@ -1,0 +1,235 @@
+"""The API as tests run it: the whole ASGI application over fakes, or a real database with fake replicas."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import httpx
+from fastapi import FastAPI
+
+from db.engine import Database
+from db.feedback import FeedbackStore
+from db.idempotency import Idempotency
+from db.ids import TextIds, Uuid7Clock
+from db.keys import Keys, NewKey
+from db.predictions import Predictions
+from db.similarity import Similarity
+from db.users import Users
+from db.writer import Writer
+from registry.records import VersionRecord
+from serving.accounts import Accounts
+from serving.api import Services, create_api
+from serving.auth import Authenticator, FreshKey, fresh_key
+from serving.catalogue import Catalogue, Entry, State
+from serving.fakes import (
+    FakeEncoders,
+    FakeFeedback,
+    FakeKeys,
+    FakePredictions,
+    FakeSimilarity,
+    FakeStore,
+    FakeUsers,
+)
+from serving.gateway import Bounds, Gateway, Role
+from serving.limits import RateLimiter
+from serving.memory import Memory
+from serving.metrics import Metrics
+from tests.support.postgres import KEY, SPACE, opened
+
+MODEL = "sentiment"
+
+
+class Hands:
+    """A clock that moves when a test moves it."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def now(self) -> float:
+        return datetime.now(UTC).timestamp() + self.ahead
+
+    def monotonic(self) -> float:
+        return self.now()
+
+
+@dataclass(kw_only=True)
+class Platform:
+    """An application, the parts a test reaches into, and a key for each role."""
+
+    app: FastAPI
+    services: Services
+    encoders: FakeEncoders
+    clock: Hands
+    keys: dict[Role, FreshKey]
+    store: FakeStore | None = None
+    key_records: FakeKeys | None = None
+    database: Database | None = None
+    lacks: list[str] = field(default_factory=list)
+
+    def client(self, role: Role | None = Role.CLIENT, *, key: str | None = None) -> httpx.AsyncClient:
+        """A client with the key of this role, with another one, or with none."""
+        text = key or (self.keys[role].text if role is not None else None)
+        return httpx.AsyncClient(
+            transport=httpx.ASGITransport(self.app),
+            base_url="http://valence",
+            headers={"Authorization": f"Bearer {text}"} if text else {},
+        )
+
+
+def record(version: str, *, aliases: Sequence[str] = (), kind: str = "head") -> VersionRecord:
+    return VersionRecord(
+        model=MODEL,
+        version=version,
+        kind=kind,
+        digest=version * 64,
+        encoder=None if kind == "lexicon" else "e" * 64,
+        uri=f"file:///nowhere/{version}",
+        aliases=tuple(aliases),
+        metrics={"accuracy": 0.75},
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+
+
+def catalogue() -> Catalogue:
+    """Version 1 ready, 2 champion, 3 starting, 4 failed."""
+    return Catalogue(
+        revision=1,
+        models={
+            MODEL: {
+                "1": Entry(record=record("1", kind="lexicon"), state=State.READY),
+                "2": Entry(record=record("2", aliases=["champion"]), state=State.READY),
+                "3": Entry(record=record("3"), state=State.STARTING),
+                "4": Entry(record=record("4"), state=State.FAILED, reason="the head's digest is wrong"),
+            }
+        },
+    )
+
+
+def _platform(
+    *,
+    records: dict[str, Any],
+    clock: Hands,
+    ids: Uuid7Clock,
+    bounds: Bounds | None,
+    rate: float,
+    **settings: Any,
+) -> Platform:
+    encoders, metrics, lacks = FakeEncoders(), Metrics(), []
+    authenticator = Authenticator(
+        records["keys"], installation_key=KEY, now=clock.now, monotonic=clock.monotonic
+    )
+    gateway = Gateway(
+        encoders=encoders,
+        writer=records["writer"],
+        idempotency=records["idempotency"],
+        users=records["users"],
+        catalogue=catalogue,
+        clock=ids,
+        text_ids=TextIds(KEY),
+        default_model=MODEL,
+        bounds=bounds,
+        compute_meter=metrics.meter("compute"),
+        store_meter=metrics.meter("store"),
+    )
+
+    async def missing() -> Sequence[str]:
+        return lacks
+
+    services = Services(
+        gateway=gateway,
+        memory=Memory(
+            predictions=records["predictions"],
+            feedback=records["feedback"],
+            similarity=records["similarity"],
+            embed=gateway.embed,
+        ),
+        accounts=Accounts(users=records["users"], keys=records["keys"], authenticator=authenticator),
+        authenticator=authenticator,
+        limits=RateLimiter(rate, clock=clock.monotonic),
+        catalogue=catalogue,
+        missing=missing,
+        metrics=metrics,
+        space=SPACE,
+        version="0",
+        **settings,
+    )
+    return Platform(
+        app=create_api(services), services=services, encoders=encoders, clock=clock, keys={}, lacks=lacks
+    )
+
+
+async def add_key(
+    keys: Any,
+    role: Role,
+    *,
+    owner: UUID | None = None,
+    rate: float | None = None,
+    seconds: float | None = None,
+) -> FreshKey:
+    """A stored key; its text is known only here."""
+    key = fresh_key()
+    ends = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
+    new = NewKey(
+        id=key.id, digest=key.digest, role=role, name="test", owner_id=owner, rate_limit=rate, expires_at=ends
+    )
+    await keys.create(new, actor=None)
+    return key
+
+
+@asynccontextmanager
+async def fake_platform(
+    *, rate: float = 0, bounds: Bounds | None = None, **settings: Any
+) -> AsyncIterator[Platform]:
+    """Everything in memory."""
+    store = FakeStore()
+    keys = FakeKeys(store)
+    platform = _platform(
+        records={
+            "writer": store,
+            "idempotency": store,
+            "users": FakeUsers(store),
+            "keys": keys,
+            "predictions": FakePredictions(store),
+            "feedback": FakeFeedback(store),
+            "similarity": FakeSimilarity(store),
+        },
+        clock=Hands(),
+        ids=Uuid7Clock(),
+        bounds=bounds,
+        rate=rate,
+        **settings,
+    )
+    platform.store, platform.key_records = store, keys
+    platform.keys = {role: await add_key(keys, role) for role in Role}
+    yield platform
+    await platform.services.gateway.close()
+
+
+@asynccontextmanager
+async def stored_platform(url: str, *, rate: float = 0, **settings: Any) -> AsyncIterator[Platform]:
+    """A real database behind, fake replicas beside."""
+    async with opened(url) as database:
+        keys = Keys(database)
+        platform = _platform(
+            records={
+                "writer": Writer(database, space=SPACE),
+                "idempotency": Idempotency(database),
+                "users": Users(database),
+                "keys": keys,
+                "predictions": Predictions(database),
+                "feedback": FeedbackStore(database),
+                "similarity": Similarity(database, space=SPACE),
+            },
+            clock=Hands(),
+            ids=Uuid7Clock(),
+            bounds=None,
+            rate=rate,
+            **settings,
+        )
+        platform.database = database
+        platform.keys = {role: await add_key(keys, role) for role in Role}
+        yield platform
+        await platform.services.gateway.close()

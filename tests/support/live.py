@@ -1,0 +1,144 @@
+"""A whole platform in processes of its own, started as a user would: `valence up` in a home and on a port of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from serving.cluster import free_port
+from tests.support.clock import eventually
+
+_FAST = {
+    "VALENCE_DRAIN_SECONDS": "1",
+    "VALENCE_ENCODER_WARM_UP_SECONDS": "2",
+    "HF_HUB_OFFLINE": "1",
+}
+_OURS = ("DATABASE_URL", "DATABASE_READ_URL", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
+
+
+@dataclass
+class LivePlatform:
+    """`valence` in one home; every process of it can be found, and ended by its id."""
+
+    home: Path
+    port: int
+    settings: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def key(self) -> str:
+        return (self.home / "admin.key").read_text().strip()
+
+    def environment(self) -> dict[str, str]:
+        """What every command of this platform runs under."""
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("VALENCE_", "RAY_")) and name not in _OURS
+        }
+        return (
+            inherited
+            | _FAST
+            | {
+                "VALENCE_HOME": str(self.home),
+                "VALENCE_PORT": str(self.port),
+                **self.settings,
+            }
+        )
+
+    def valence(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        """Run `valence …` to its end."""
+        return subprocess.run(
+            [Path(sys.executable).with_name("valence"), *arguments],
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+        )
+
+    def up(self) -> None:
+        """`valence up`, which must succeed."""
+        done = self.valence("up")
+        assert done.returncode == 0, done.stderr + self.log()
+
+    def down(self) -> None:
+        """`valence down`."""
+        self.valence("down")
+
+    def log(self) -> str:
+        """The end of the platform's log."""
+        path = self.home / "logs" / "platform.log"
+        return path.read_text()[-4000:] if path.exists() else ""
+
+    def client(self, **arguments: Any) -> httpx.Client:
+        """A client with the admin's key."""
+        headers = {"Authorization": f"Bearer {self.key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, **arguments)
+
+    def async_client(self) -> httpx.AsyncClient:
+        """The same, for many requests at once."""
+        return httpx.AsyncClient(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {self.key}"},
+            timeout=120,
+            limits=httpx.Limits(max_connections=128),
+        )
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process of this platform, by the home in its environment or by its parents."""
+        found: dict[int, psutil.Process] = {}
+        for process in psutil.process_iter():
+            try:
+                ours = process.environ().get("VALENCE_HOME") == str(self.home)
+                ours = ours or process.cwd() == str((self.home / "postgres").resolve() / "data")
+            except psutil.Error:
+                continue
+            if ours and process.pid != os.getpid():
+                found[process.pid] = process
+        return list(found.values())
+
+    def named(self, part: str) -> list[psutil.Process]:
+        """Those of them with this in their command line."""
+        chosen = []
+        for process in self.processes():
+            try:
+                if part in " ".join(process.cmdline()):
+                    chosen.append(process)
+            except psutil.Error:
+                continue
+        return chosen
+
+    def ready(self) -> bool:
+        """Whether it answers with what it needs."""
+        try:
+            return httpx.get(f"{self.url}/health/ready", timeout=5).status_code == httpx.codes.OK
+        except httpx.HTTPError:
+            return False
+
+    def until_ready(self, seconds: float) -> None:
+        """Wait for that."""
+        eventually(self.ready, within=seconds, what="the platform is ready")
+
+
+@contextmanager
+def live_platform(home: Path, **settings: str) -> Iterator[LivePlatform]:
+    """A platform that runs inside the block and leaves no process behind."""
+    platform = LivePlatform(home=home, port=free_port(), settings=settings)
+    try:
+        platform.up()
+        yield platform
+    finally:
+        platform.down()
+        for process in platform.processes():
+            process.kill()

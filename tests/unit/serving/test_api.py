@@ -1,0 +1,465 @@
+"""The API over fakes: shapes, statuses, roles, headers."""
+
+import asyncio
+import base64
+import json
+import struct
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import pytest
+from fastapi import APIRouter
+
+from serving.api.access import GuardedRoute
+from serving.errors import Overloaded
+from serving.gateway import Role
+from tests.support.app import Platform, add_key, fake_platform
+
+pytestmark = pytest.mark.anyio
+
+PUBLIC = {
+    "/health/live",
+    "/health/ready",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/docs",
+    "/openapi.json",
+    "/v1/token",
+}
+
+
+@pytest.fixture
+async def platform() -> AsyncIterator[Platform]:
+    async with fake_platform() as running:
+        yield running
+
+
+async def test_a_prediction_has_the_contract_s_shape(platform: Platform) -> None:
+    async with platform.client() as client:
+        answer = await client.post("/v1/predict", json={"text": "  a great phone "})
+    assert answer.status_code == 201
+    body = answer.json()
+    assert set(body) == {
+        "id", "text_id", "sentiment", "confidence", "scores", "model", "model_version", "arm",
+        "experiment_id", "user_id", "predicted_at",
+    }  # fmt: skip
+    assert (body["sentiment"], body["confidence"], body["model_version"]) == ("positive", 0.8, "2")
+    assert body["scores"] == {"negative": 0.1, "neutral": 0.1, "positive": 0.8}
+    assert platform.store is not None
+    assert [text.content for text in platform.store.texts.values()] == ["a great phone"]
+    stages = [part.strip().split(";dur=") for part in answer.headers["server-timing"].split(",")]
+    assert [name for name, _ in stages] == ["queue", "infer", "store"]
+    assert all(float(duration) >= 0 for _, duration in stages)
+
+
+async def test_a_batch_answers_in_order_with_embeddings_and_says_what_was_cut(platform: Platform) -> None:
+    texts = ["good", "bad", "x" * 3000]
+    async with platform.client() as client:
+        answer = await client.post("/v1/predict/batch", json={"texts": texts, "return_embedding": True})
+    predictions = answer.json()["predictions"]
+    assert [each["sentiment"] for each in predictions] == ["positive", "negative", "neutral"]
+    assert [each.get("truncated") for each in predictions] == [None, None, True]
+    assert {len(each["embedding"]) for each in predictions} == {384}
+
+
+async def test_a_named_version_answers_itself(platform: Platform) -> None:
+    async with platform.client() as client:
+        named = await client.post("/v1/predict", json={"text": "good", "version": "1"})
+        unknown = await client.post("/v1/predict", json={"text": "good", "version": "99"})
+        absent = await client.post("/v1/predict", json={"text": "good", "model": "nothing"})
+        starting = await client.post("/v1/predict", json={"text": "good", "version": "3"})
+    assert (named.json()["model_version"], named.json()["arm"]) == ("1", "named")
+    assert (unknown.status_code, absent.status_code, starting.status_code) == (404, 404, 503)
+    assert int(starting.headers["retry-after"]) >= 1
+
+
+async def test_overload_is_429_with_retry_after(platform: Platform) -> None:
+    platform.encoders.fault = Overloaded("full", retry_after=2.3)
+    async with platform.client() as client:
+        answer = await client.post("/v1/predict", json={"text": "good"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "3")
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_what_can_t_be_stored_is_503_and_never_2xx(platform: Platform) -> None:
+    async with platform.client() as client:
+        assert (await client.get("/v1/predictions")).status_code == 200
+        assert platform.store is not None
+        platform.store.down = True
+        answer = await client.post("/v1/predict", json={"text": "good"})
+    assert (answer.status_code, answer.json()["title"]) == (503, "Database unavailable")
+    assert "retry-after" in answer.headers
+
+
+async def test_an_unforeseen_error_is_500_without_details(platform: Platform) -> None:
+    platform.encoders.fault = RuntimeError("the secret of the house")
+    async with platform.client() as client:
+        answer = await client.post("/v1/predict", json={"text": "good"}, headers={"X-Request-Id": "mine-1"})
+    assert (answer.status_code, answer.headers["x-request-id"]) == (500, "mine-1")
+    assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("abc.DEF_1-2", True), ("a b", False), ("", False), ("x" * 129, False)]
+)
+async def test_a_valid_request_id_comes_back_and_another_is_replaced(
+    platform: Platform, given: str, kept: bool
+) -> None:
+    async with platform.client() as client:
+        answer = await client.get("/health/live", headers={"X-Request-Id": given})
+    assert (answer.headers["x-request-id"] == given) is kept
+    assert answer.headers["x-request-id"]
+
+
+async def test_every_route_declares_who_may_use_it(platform: Platform) -> None:
+    assert {type(route) for route in platform.app.routes} == {GuardedRoute}
+    routes = [route for route in platform.app.routes if isinstance(route, GuardedRoute)]
+    assert {route.path for route in routes if route.access.role is None} == PUBLIC
+    async with platform.client(None) as client:
+        for route in routes:
+            if route.access.role is not None:
+                path = route.path.replace("{name}", "sentiment").replace("{version}", "1")
+                path = path.replace("{prediction_id}", str(uuid4())).replace("{user_id}", str(uuid4()))
+                for method in route.methods or ():
+                    answer = await client.request(method, path.replace("{key_id}", str(uuid4())))
+                    assert (path, answer.status_code) == (path, 401)
+                    assert answer.headers["www-authenticate"].startswith("Bearer")
+
+
+def test_a_route_without_a_declaration_can_t_be_made() -> None:
+    async def careless() -> None: ...
+
+    with pytest.raises(TypeError, match="access"):
+        APIRouter(route_class=GuardedRoute).get("/careless")(careless)
+
+
+@pytest.mark.parametrize(
+    ("role", "method", "path", "status"),
+    [
+        (Role.CLIENT, "GET", "/v1/models", 403),
+        (Role.ENGINEER, "GET", "/v1/models", 200),
+        (Role.CLIENT, "GET", "/metrics", 403),
+        (Role.ENGINEER, "GET", "/metrics", 200),
+        (Role.ENGINEER, "GET", "/v1/keys", 403),
+        (Role.ENGINEER, "POST", "/v1/users", 403),
+        (Role.ADMIN, "GET", "/v1/keys", 200),
+        (Role.ADMIN, "GET", "/v1/predictions", 200),
+    ],
+)
+async def test_a_role_opens_its_routes_and_those_below(
+    platform: Platform, role: Role, method: str, path: str, status: int
+) -> None:
+    async with platform.client(role) as client:
+        assert (await client.request(method, path)).status_code == status
+
+
+async def test_credentials_are_checked_before_the_body_is_read(platform: Platform) -> None:
+    read = []
+
+    async def body() -> AsyncIterator[bytes]:
+        read.append(True)
+        yield b"x"
+
+    async with platform.client(None) as client:
+        answer = await client.post(
+            "/v1/predict", content=body(), headers={"Content-Type": "application/json"}
+        )
+    assert (answer.status_code, read) == (401, [])
+
+
+async def test_both_headers_carry_a_key(platform: Platform) -> None:
+    async with platform.client(None) as client:
+        answer = await client.get("/v1/predictions", headers={"X-API-Key": platform.keys[Role.CLIENT].text})
+    assert answer.status_code == 200
+
+
+async def test_a_body_over_the_limit_is_413_announced_or_not(platform: Platform) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield b"x" * 1024 * 1024
+
+    kind = {"Content-Type": "application/json"}
+    async with platform.client() as client:
+        announced = await client.post("/v1/predict", content=b"x" * 3 * 1024 * 1024, headers=kind)
+        streamed = await client.post("/v1/predict", content=pieces(), headers=kind)
+    assert (announced.status_code, streamed.status_code) == (413, 413)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "application/json; charset=latin-1"},
+        {"Content-Type": "application/json", "Content-Encoding": "gzip"},
+        {},
+    ],
+)
+async def test_another_content_type_is_415(platform: Platform, headers: dict[str, str]) -> None:
+    async with platform.client() as client:
+        answer = await client.post("/v1/predict", content=b'{"text":"good"}', headers=headers)
+    assert answer.status_code == 415
+
+
+async def test_unknown_paths_and_methods_are_problems(platform: Platform) -> None:
+    async with platform.client() as client:
+        absent, slash = await client.get("/v1/nothing"), await client.post("/v1/predict/")
+        wrong = await client.put("/v1/keys")
+        inference = await client.get("/v2/nothing")
+    assert [answer.status_code for answer in (absent, slash, wrong, inference)] == [404, 404, 405, 404]
+    assert wrong.headers["allow"] == "GET, POST"
+    assert absent.json() | {"detail": ""} == {
+        "type": "urn:valence:problem:not-found",
+        "title": "Not found",
+        "status": 404,
+        "detail": "",
+        "instance": "/v1/nothing",
+    }
+    assert set(inference.json()) == {"error"}
+
+
+async def test_validation_says_where_and_never_repeats_the_input(platform: Platform) -> None:
+    async with platform.client() as client:
+        answer = await client.post("/v1/predict", json={"text": "", "user_id": "my-secret", "more": 1})
+    body = answer.json()
+    assert answer.status_code == 422
+    assert [problem["loc"] for problem in body["errors"]] == [
+        ["body", "user_id"], ["body", "text"], ["body", "more"],
+    ]  # fmt: skip
+    assert "my-secret" not in answer.text
+
+
+async def test_a_client_that_leaves_is_dropped_before_its_text_is_computed(platform: Platform) -> None:
+    gone = asyncio.Event()
+    sent: list[object] = []
+    body = json.dumps({"text": "good"}).encode()
+    messages = [{"type": "http.request", "body": body}, {"type": "http.disconnect"}]
+
+    async def receive() -> dict[str, object]:
+        if len(messages) == 1:
+            await gone.wait()
+        return messages.pop(0)
+
+    async def send(message: object) -> None:
+        sent.append(message)
+
+    door = platform.services.gateway._compute
+    door._free_slots = 0
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/predict",
+        "raw_path": b"/v1/predict",
+        "query_string": b"",
+        "headers": [
+            (b"authorization", f"Bearer {platform.keys[Role.CLIENT].text}".encode()),
+            (b"content-type", b"application/json"),
+        ],
+    }
+    served = asyncio.create_task(platform.app(scope, receive, send))
+    while not door.waiting:  # noqa: ASYNC110 - the door has no event for it
+        await asyncio.sleep(0)
+    gone.set()
+    await served
+    door._free_slots = 2
+    async with platform.client() as client:
+        assert (await client.post("/v1/predict", json={"text": "bad"})).status_code == 201
+    assert sent == []
+    assert platform.encoders.batches == [1]
+
+
+async def test_the_same_idempotency_key_replays_and_another_body_conflicts(platform: Platform) -> None:
+    headers = {"Idempotency-Key": "once"}
+    async with platform.client() as client:
+        first = await client.post("/v1/predict", json={"text": "good"}, headers=headers)
+        again = await client.post("/v1/predict", json={"text": "good"}, headers=headers)
+        other = await client.post("/v1/predict", json={"text": "bad"}, headers=headers)
+        twins = await asyncio.gather(
+            *(
+                client.post("/v1/predict", json={"text": "great"}, headers={"Idempotency-Key": "b"})
+                for _ in range(5)
+            )
+        )
+        wrong = await client.post("/v1/predict", json={"text": "good"}, headers={"Idempotency-Key": "a b"})
+    assert first.content == again.content
+    assert again.headers["idempotency-replayed"] == "true"
+    assert (other.status_code, wrong.status_code) == (409, 422)
+    assert len({twin.content for twin in twins}) == 1
+    assert platform.store is not None
+    assert len(platform.store.predictions) == 2
+
+
+async def test_a_rate_limit_counts_texts(platform: Platform) -> None:
+    key = await add_key(platform.key_records, Role.CLIENT, rate=10)
+    async with platform.client(key=key.text) as client:
+        batch = await client.post("/v1/predict/batch", json={"texts": ["good"] * 10})
+        refused = await client.post("/v1/predict", json={"text": "good"})
+        platform.clock.ahead += 1
+        later = await client.post("/v1/predict", json={"text": "good"})
+    assert [answer.status_code for answer in (batch, refused, later)] == [201, 429, 201]
+    assert refused.headers["retry-after"] == "1"
+
+
+async def test_a_token_is_issued_by_rfc_6749(platform: Platform) -> None:
+    key = platform.keys[Role.ENGINEER]
+    form = {"grant_type": "client_credentials", "client_id": str(key.id), "client_secret": key.text}
+    async with platform.client(None) as client:
+        issued = await client.post("/v1/token", data=form)
+        token = issued.json()["access_token"]
+        used = await client.get("/v1/models", headers={"Authorization": f"Bearer {token}"})
+        basic = base64.b64encode(f"{key.id}:{key.text}".encode()).decode()
+        by_header = await client.post(
+            "/v1/token",
+            data={"grant_type": "client_credentials"},
+            headers={"Authorization": f"Basic {basic}"},
+        )
+        platform.clock.ahead += 901
+        expired = await client.get("/v1/models", headers={"Authorization": f"Bearer {token}"})
+    assert (issued.status_code, issued.headers["cache-control"]) == (200, "no-store")
+    assert issued.json() | {"access_token": ""} == {
+        "access_token": "",
+        "token_type": "Bearer",
+        "expires_in": 900,
+        "scope": "engineer",
+    }
+    assert (used.status_code, by_header.status_code, expired.status_code) == (200, 200, 401)
+    assert 'error="invalid_token"' in expired.headers["www-authenticate"]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "error"),
+    [
+        ({"grant_type": "password"}, 400, "unsupported_grant_type"),
+        ({"grant_type": None}, 400, "invalid_request"),
+        ({"client_id": None}, 400, "invalid_request"),
+        ({"client_secret": "vk_wrong"}, 401, "invalid_client"),
+        ({"client_id": str(uuid4())}, 401, "invalid_client"),
+        ({"scope": "admin"}, 400, "invalid_scope"),
+        ({"client_id": ["a", "b"]}, 400, "invalid_request"),
+    ],
+)
+async def test_a_token_is_refused_by_rfc_6749(
+    platform: Platform, change: dict[str, object], status: int, error: str
+) -> None:
+    key = platform.keys[Role.CLIENT]
+    form = {"grant_type": "client_credentials", "client_id": str(key.id), "client_secret": key.text} | change
+    async with platform.client(None) as client:
+        answer = await client.post("/v1/token", data={name: value for name, value in form.items() if value})
+    assert (answer.status_code, answer.json()["error"]) == (status, error)
+    assert key.text not in answer.text
+
+
+async def test_models_show_versions_and_why_one_failed(platform: Platform) -> None:
+    async with platform.client(Role.ENGINEER) as client:
+        names = (await client.get("/v1/models")).json()
+        model = (await client.get("/v1/models/sentiment")).json()
+        absent = await client.get("/v1/models/nothing")
+    assert names == {"items": [{"name": "sentiment"}]}
+    assert [version["version"] for version in model["versions"]] == ["4", "3", "2", "1"]
+    assert model["versions"][0]["reason"] == "the head's digest is wrong"
+    assert model["versions"][2] == {
+        "version": "2",
+        "aliases": ["champion"],
+        "kind": "head",
+        "encoder": "e" * 64,
+        "metrics": {"accuracy": 0.75},
+        "state": "ready",
+    }
+    assert absent.status_code == 404
+
+
+async def test_readiness_names_what_is_missing(platform: Platform) -> None:
+    async with platform.client(None) as client:
+        ready = await client.get("/health/ready")
+        platform.lacks.append("no champion")
+        waiting, inference = await client.get("/health/ready"), await client.get("/v2/health/ready")
+        live = await client.get("/health/live")
+    assert (ready.status_code, live.status_code) == (200, 200)
+    assert (waiting.status_code, waiting.json()["detail"]) == (503, "not ready: no champion")
+    assert inference.json() == {"error": "not ready: no champion"}
+
+
+async def test_metrics_count_by_route_template(platform: Platform) -> None:
+    async with platform.client(Role.ENGINEER) as client:
+        await client.post("/v1/predict", json={"text": "good"})
+        await client.get(f"/v1/predictions/{uuid4()}")
+        await client.get("/no/such/path")
+        page = (await client.get("/metrics")).text
+    assert 'valence_http_requests_total{method="POST",route="/v1/predict",status="201"} 1.0' in page
+    assert 'route="/v1/predictions/{prediction_id}",status="404"' in page
+    assert 'route="none",status="404"' in page
+    assert (
+        'valence_predictions_total{arm="champion",model="sentiment",sentiment="positive",version="2"} 1.0'
+        in page
+    )
+    assert 'valence_batch_size_count{door="store"} 1.0' in page
+
+
+async def test_metrics_open_by_setting() -> None:
+    async with fake_platform(metrics_open=True) as platform, platform.client(None) as client:
+        assert (await client.get("/metrics")).status_code == 200
+
+
+async def test_embeddings_come_as_numbers_or_base64(platform: Platform) -> None:
+    async with platform.client() as client:
+        request = {"model": "test-space", "input": ["good day", "bad day"]}
+        numbers = (await client.post("/v1/embeddings", json=request)).json()
+        packed = (await client.post("/v1/embeddings", json=request | {"encoding_format": "base64"})).json()
+        unknown = await client.post("/v1/embeddings", json=request | {"model": "gpt"})
+        wrong = await client.post("/v1/embeddings", json={"model": "test-space", "input": [[1, 2]]})
+    first = struct.unpack("<384f", base64.b64decode(packed["data"][0]["embedding"]))
+    assert numbers["data"][0]["embedding"] == pytest.approx(list(first), abs=1e-6)
+    assert numbers["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
+    assert (unknown.status_code, wrong.status_code) == (404, 422)
+    assert set(unknown.json()["error"]) == {"message", "type", "param", "code"}
+    assert wrong.json()["error"]["param"].startswith("input.0")
+
+
+async def test_open_inference_answers_and_stores(platform: Platform) -> None:
+    tensor = {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["good", "bad"]}
+    async with platform.client() as client:
+        answer = await client.post("/v2/models/sentiment/infer", json={"id": "42", "inputs": [tensor]})
+        wanted = await client.post(
+            "/v2/models/sentiment/versions/1/infer",
+            json={"inputs": [tensor], "outputs": [{"name": "embedding"}]},
+        )
+        torn = await client.post("/v2/models/sentiment/infer", json={"inputs": [tensor | {"shape": [3]}]})
+        metadata = await client.get("/v2/models/sentiment/versions/1")
+        ready = await client.get("/v2/models/sentiment/ready")
+        starting = await client.get("/v2/models/sentiment/versions/3/ready")
+        absent = await client.get("/v2/models/sentiment/versions/99")
+    body = answer.json()
+    outputs = {output["name"]: output for output in body["outputs"]}
+    assert (answer.status_code, body["id"], body["model_name"], body["model_version"]) == (
+        200,
+        "42",
+        "sentiment",
+        "2",
+    )
+    assert outputs["label"]["data"] == ["positive", "negative"]
+    assert (outputs["probabilities"]["shape"], len(outputs["probabilities"]["data"])) == ([2, 3], 6)
+    assert platform.store is not None
+    assert {str(key) for key in platform.store.predictions} >= set(outputs["prediction_id"]["data"])
+    (embedding,) = wanted.json()["outputs"]
+    assert (embedding["shape"], len(embedding["data"]), wanted.json()["model_version"]) == (
+        [2, 384],
+        768,
+        "1",
+    )
+    assert metadata.json()["versions"] == ["1"]
+    assert ready.json() == {"name": "sentiment", "ready": True}
+    assert [each.status_code for each in (torn, starting, absent)] == [422, 503, 404]
+    assert "error" in torn.json()
+
+
+async def test_the_document_names_every_error_a_route_can_answer(platform: Platform) -> None:
+    async with platform.client(None) as client:
+        document = (await client.get("/openapi.json")).json()
+        page = await client.get("/docs")
+    predict = document["paths"]["/v1/predict"]["post"]
+    assert set(predict["responses"]) == {"201", "401", "404", "409", "413", "415", "422", "429", "503"}
+    assert set(predict["responses"]["422"]["content"]) == {"application/problem+json"}
+    assert predict["requestBody"]["content"]["application/json"]["schema"] == {
+        "$ref": "#/components/schemas/PredictRequest"
+    }
+    assert document["paths"]["/v1/keys"]["post"]["security"] == [{"bearer": []}, {"apiKey": []}]
+    assert page.status_code == 200

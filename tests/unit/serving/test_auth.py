@@ -1,0 +1,211 @@
+"""Keys and tokens: who gets in, for how long, and what is asked of the database."""
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import jwt
+import pytest
+
+from db.keys import NewKey
+from serving.auth import Authenticator, digest, fresh_key, key_id_in
+from serving.errors import RateLimited, StoreUnavailable, Unauthenticated
+from serving.fakes import FakeKeys, FakeStore
+from serving.gateway import Caller, Role
+from serving.limits import RateLimiter
+
+pytestmark = pytest.mark.anyio
+KEY = b"k" * 32
+
+
+class World:
+    def __init__(self) -> None:
+        self.time = 1_800_000_000.0
+        self.store = FakeStore()
+        self.keys = FakeKeys(self.store)
+        self.authenticator = Authenticator(
+            self.keys,
+            installation_key=KEY,
+            token_seconds=60,
+            now=lambda: self.time,
+            monotonic=lambda: self.time,
+        )
+
+    async def add(self, role: Role = Role.CLIENT, *, ends: float | None = None):
+        key = fresh_key()
+        expires = None if ends is None else datetime.fromtimestamp(ends, UTC)
+        await self.keys.create(
+            NewKey(id=key.id, digest=key.digest, role=role, name="test", expires_at=expires), actor=None
+        )
+        return key
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_a_key_names_its_id_and_hides_its_text() -> None:
+    key = fresh_key()
+    assert key_id_in(key.text) == key.id
+    assert key.text not in repr(key)
+    assert key.digest == digest(key.text)
+    assert len(key.digest) == 32
+
+
+@pytest.mark.parametrize(
+    "text", ["", "vk_", "vk__x", "vk_zz_x", "vk_" + "a" * 32, "vk_" + "g" * 32 + "_x", "x" * 40]
+)
+def test_what_is_no_key_names_no_id(text: str) -> None:
+    assert key_id_in(text) is None
+
+
+async def test_a_good_key_is_its_owner_and_a_wrong_secret_is_nobody(world: World) -> None:
+    key = await world.add(Role.ENGINEER)
+    assert await world.authenticator.check(key.text) == Caller(
+        key_id=key.id, holder_id=key.id, role=Role.ENGINEER, rate_limit=None
+    )
+    for wrong in (key.text[:-1], key.text + "x", fresh_key().text, "vk_nonsense", "nonsense", "é"):
+        with pytest.raises(Unauthenticated) as refused:
+            await world.authenticator.check(wrong)
+        assert wrong not in str(refused.value) or len(wrong) == 1
+
+
+async def test_a_checked_key_is_trusted_for_a_while_and_then_looked_up_again(world: World) -> None:
+    key = await world.add()
+    for _ in range(5):
+        await world.authenticator.check(key.text)
+    assert world.keys.looked_up == 1
+    await world.keys.revoke(key.id, actor=None)
+    await world.authenticator.check(key.text)
+    world.time += 5
+    with pytest.raises(Unauthenticated):
+        await world.authenticator.check(key.text)
+    assert world.keys.looked_up == 2
+
+
+async def test_concurrent_checks_share_one_look_up_even_if_the_first_leaves(world: World) -> None:
+    key = await world.add()
+    first = asyncio.create_task(world.authenticator.check(key.text))
+    others = [asyncio.create_task(world.authenticator.check(key.text)) for _ in range(10)]
+    await asyncio.sleep(0)
+    first.cancel()
+    assert {caller.key_id for caller in await asyncio.gather(*others)} == {key.id}
+    assert world.keys.looked_up == 1
+
+
+async def test_a_trusted_key_outlives_the_database_until_its_trust_ends(world: World) -> None:
+    key, other = await world.add(), await world.add()
+    await world.authenticator.check(key.text)
+    world.store.down = True
+    await world.authenticator.check(key.text)
+    with pytest.raises(StoreUnavailable):
+        await world.authenticator.check(other.text)
+    world.time += 5
+    with pytest.raises(StoreUnavailable):
+        await world.authenticator.check(key.text)
+    world.store.down = False
+    await world.authenticator.check(key.text)
+
+
+async def test_an_expired_key_dies_at_once(world: World) -> None:
+    key = await world.add(ends=world.time + 1)
+    await world.authenticator.check(key.text)
+    world.time += 1
+    with pytest.raises(Unauthenticated):
+        await world.authenticator.check(key.text)
+
+
+async def test_a_token_stands_for_its_key_until_it_expires(world: World) -> None:
+    key = await world.add(Role.ENGINEER)
+    token = await world.authenticator.token(str(key.id), key.text)
+    assert (token.seconds, token.role) == (60, Role.ENGINEER)
+    assert (await world.authenticator.check(token.text)).key_id == key.id
+    world.time += 60
+    with pytest.raises(Unauthenticated):
+        await world.authenticator.check(token.text)
+
+
+async def test_a_token_dies_with_its_key(world: World) -> None:
+    key = await world.add()
+    token = await world.authenticator.token(str(key.id), key.text)
+    await world.keys.revoke(key.id, actor=None)
+    world.time += 5
+    with pytest.raises(Unauthenticated):
+        await world.authenticator.check(token.text)
+
+
+async def test_a_token_wants_the_key_of_its_client_id(world: World) -> None:
+    key, other = await world.add(), await world.add()
+    for client in (str(other.id), "nobody", ""):
+        with pytest.raises(Unauthenticated):
+            await world.authenticator.token(client, key.text)
+
+
+async def test_forged_tokens_are_refused(world: World) -> None:
+    key = await world.add()
+    token = await world.authenticator.token(str(key.id), key.text)
+    claims = jwt.decode(token.text, options={"verify_signature": False})
+    forged = [
+        jwt.encode({**claims, "role": "admin"}, "another key of thirty-two bytes!", algorithm="HS256"),
+        jwt.encode(claims, KEY, algorithm="HS256"),
+        jwt.encode(claims, None, algorithm="none"),
+        token.text[:-2],
+    ]
+    for text in forged:
+        with pytest.raises(Unauthenticated):
+            await world.authenticator.check(text)
+
+
+async def test_a_token_for_another_role_than_its_key_has_is_refused(world: World) -> None:
+    key = await world.add()
+    token = await world.authenticator.token(str(key.id), key.text)
+    world.store.keys[key.id] = replace(world.store.keys[key.id], role="admin")
+    world.time += 5
+    with pytest.raises(Unauthenticated):
+        await world.authenticator.check(token.text)
+
+
+async def test_uses_are_noted_together(world: World) -> None:
+    key = await world.add()
+    await world.authenticator.check(key.text)
+    await world.authenticator.note_uses()
+    assert world.store.keys[key.id].last_used_at == datetime.fromtimestamp(world.time, UTC)
+
+
+def test_a_bucket_gives_its_rate_and_says_when_it_refills() -> None:
+    time = 0.0
+    limits = RateLimiter(10, clock=lambda: time)
+    caller = _caller(None)
+    for _ in range(10):
+        limits.take(caller, 1)
+    with pytest.raises(RateLimited) as refused:
+        limits.take(caller, 1)
+    assert refused.value.retry_after == pytest.approx(0.1)
+    time += 0.1
+    limits.take(caller, 1)
+
+
+def test_a_batch_larger_than_the_bucket_passes_once_and_is_paid_for() -> None:
+    time = 0.0
+    limits = RateLimiter(10, clock=lambda: time)
+    caller = _caller(None)
+    limits.take(caller, 1000)
+    with pytest.raises(RateLimited) as refused:
+        limits.take(caller, 1)
+    assert refused.value.retry_after == pytest.approx(99.1)
+
+
+def test_a_key_s_own_rate_comes_before_the_default_and_zero_is_no_limit() -> None:
+    limits = RateLimiter(1, clock=lambda: 0.0)
+    for _ in range(100):
+        limits.take(_caller(0.0), 100)
+    own = _caller(2.0)
+    limits.take(own, 2)
+    with pytest.raises(RateLimited):
+        limits.take(own, 1)
+
+
+def _caller(rate: float | None) -> Caller:
+    key = fresh_key()
+    return Caller(key_id=key.id, holder_id=key.id, role=Role.CLIENT, rate_limit=rate)

@@ -1,0 +1,182 @@
+"""The door: who is in which batch, who is refused, and that everybody gets their own answer."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from serving.batching import Door
+from serving.errors import NotReady, Overloaded
+
+pytestmark = pytest.mark.anyio
+
+
+class Room:
+    """Runs batches only when the test says so, and remembers them."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self._gates: list[asyncio.Event] = []
+        self.entered = asyncio.Event()
+
+    async def run(self, items: Sequence[str]) -> Sequence[str | Exception]:
+        gate = asyncio.Event()
+        self.batches.append(list(items))
+        self._gates.append(gate)
+        self.entered.set()
+        await gate.wait()
+        return [ValueError(item) if item.startswith("bad") else item.upper() for item in items]
+
+    async def until(self, batches: int) -> None:
+        while len(self.batches) < batches:
+            self.entered.clear()
+            await self.entered.wait()
+
+    def open(self, batch: int) -> None:
+        self._gates[batch].set()
+
+
+def door(
+    room: Room, *, slots: int = 1, batch: int = 4, capacity: int = 100, quantum: int = 2
+) -> Door[str, str]:
+    return Door(room.run, batch_weight=batch, slots=slots, capacity=capacity, patience=60, quantum=quantum)
+
+
+async def test_an_idle_door_lets_a_single_item_through_at_once() -> None:
+    room = Room()
+    answer = asyncio.create_task(door(room).submit(["a"]))
+    await room.until(1)
+    assert room.batches == [["a"]]
+    room.open(0)
+    assert (await answer).results == ["A"]
+
+
+async def test_items_that_wait_share_the_next_batch() -> None:
+    room = Room()
+    entry = door(room)
+    first = asyncio.create_task(entry.submit(["a"]))
+    await room.until(1)
+    others = [asyncio.create_task(entry.submit([name])) for name in "bcdef"]
+    await asyncio.sleep(0)
+    room.open(0)
+    await first
+    await room.until(2)
+    assert room.batches[1] == ["b", "c", "d", "e"]
+    room.open(1)
+    await room.until(3)
+    room.open(2)
+    assert [(await other).results for other in others] == [["B"], ["C"], ["D"], ["E"], ["F"]]
+
+
+async def test_requests_that_arrive_in_one_turn_of_the_loop_share_a_batch() -> None:
+    room = Room()
+    entry = door(room)
+    tasks = [asyncio.create_task(entry.submit([name])) for name in "abc"]
+    await room.until(1)
+    assert room.batches[0] == ["a", "b", "c"]
+    room.open(0)
+    await asyncio.gather(*tasks)
+
+
+async def test_a_large_party_does_not_keep_small_ones_waiting_for_all_of_it() -> None:
+    room = Room()
+    entry = door(room)
+    large = asyncio.create_task(entry.submit([f"l{number}" for number in range(8)]))
+    await room.until(1)
+    small = asyncio.create_task(entry.submit(["s"]))
+    await asyncio.sleep(0)
+    room.open(0)
+    await room.until(2)
+    assert "s" in room.batches[1]
+    for batch in range(1, 3):
+        await room.until(batch + 1)
+        room.open(batch)
+    assert (await small).results == ["S"]
+    assert (await large).results == [f"L{number}" for number in range(8)]
+
+
+async def test_a_bad_item_fails_its_own_party_only() -> None:
+    room = Room()
+    entry = door(room)
+    good, bad = asyncio.create_task(entry.submit(["good"])), asyncio.create_task(entry.submit(["bad"]))
+    await room.until(1)
+    room.open(0)
+    assert (await good).results == ["GOOD"]
+    with pytest.raises(ValueError, match="bad"):
+        await bad
+
+
+async def test_a_batch_that_raises_answers_everybody_in_it_and_the_door_goes_on() -> None:
+    calls = 0
+
+    async def run(items: Sequence[str]) -> Sequence[str | Exception]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise NotReady("the replica is gone")
+        return list(items)
+
+    entry: Door[str, str] = Door(run, batch_weight=4, slots=1, capacity=10, patience=60)
+    answers = await asyncio.gather(entry.submit(["a"]), entry.submit(["b"]), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [NotReady, NotReady]
+    assert (await entry.submit(["c"])).results == ["c"]
+
+
+async def test_what_there_is_no_room_for_is_refused_with_a_time_to_come_back() -> None:
+    room = Room()
+    entry = door(room, capacity=2)
+    inside = asyncio.create_task(entry.submit(["a"]))
+    await room.until(1)
+    waiting = [asyncio.create_task(entry.submit([name])) for name in "bc"]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded) as refusal:
+        await entry.submit(["d"])
+    assert refusal.value.retry_after >= 1
+    room.open(0)
+    await room.until(2)
+    room.open(1)
+    await asyncio.gather(inside, *waiting)
+    assert entry.waiting == 0
+
+
+async def test_a_caller_who_left_is_never_computed() -> None:
+    room = Room()
+    entry = door(room)
+    first = asyncio.create_task(entry.submit(["a"]))
+    await room.until(1)
+    left, stays = asyncio.create_task(entry.submit(["b"])), asyncio.create_task(entry.submit(["c"]))
+    await asyncio.sleep(0)
+    left.cancel()
+    room.open(0)
+    await room.until(2)
+    assert room.batches[1] == ["c"]
+    room.open(1)
+    await asyncio.gather(first, stays)
+    assert entry.waiting == 0
+
+
+async def test_heavy_items_fill_a_batch_and_one_beyond_the_limit_runs_alone() -> None:
+    room = Room()
+    entry: Door[str, str] = Door(
+        room.run, batch_weight=4, slots=1, capacity=100, patience=60, quantum=4, weigh=len
+    )
+    tasks = [asyncio.create_task(entry.submit([item])) for item in ("aaa", "bbb", "cccccc", "d")]
+    for batch, expected in enumerate((["aaa"], ["bbb"], ["cccccc"], ["d"])):
+        await room.until(batch + 1)
+        assert room.batches[batch] == expected
+        room.open(batch)
+    await asyncio.gather(*tasks)
+
+
+async def test_closing_answers_everybody_inside_and_admits_nobody_more() -> None:
+    room = Room()
+    entry = door(room)
+    inside = asyncio.create_task(entry.submit(["a"]))
+    await room.until(1)
+    closing = asyncio.create_task(entry.close())
+    await asyncio.sleep(0)
+    with pytest.raises(NotReady):
+        await entry.submit(["b"])
+    room.open(0)
+    await closing
+    assert (await inside).results == ["A"]

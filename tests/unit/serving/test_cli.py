@@ -1,0 +1,211 @@
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from serving.cli import main
+from serving.cli.common import cell, variable
+from serving.settings import Settings
+
+ROOT = Path(__file__).parents[3]
+PREDICTION = {"id": "p1", "sentiment": "positive", "confidence": 0.9876, "model_version": "2"}
+NEIGHBOUR = {
+    "text_id": "t1",
+    "text": "so\x1b[31m good",
+    "similarity": 0.91,
+    "predictions": [PREDICTION],
+    "feedback": [],
+}
+ANSWERS: dict[tuple[str, str], tuple[int, Any]] = {
+    ("POST", "/v1/predict"): (201, PREDICTION),
+    ("POST", "/v1/predict/batch"): (201, {"predictions": [PREDICTION, PREDICTION]}),
+    ("POST", "/v1/similar"): (200, {"results": [NEIGHBOUR], "exact": True, "complete": True}),
+    ("POST", "/v1/feedback"): (201, {"prediction_id": "p1", "is_correct": False}),
+    ("GET", "/v1/models"): (200, {"items": [{"name": "sentiment"}]}),
+    ("POST", "/v1/keys"): (201, {"id": "k1", "key": "vk_secret"}),
+    ("GET", "/v1/keys"): (200, {"items": [{"id": "k1", "role": "client"}]}),
+    ("DELETE", "/v1/keys/k1"): (204, None),
+    ("POST", "/v1/users"): (409, {"title": "Conflict", "detail": "taken:\nchoose another"}),
+}
+
+
+class Platform:
+    """A server on loopback that answers from a table and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, Any, str | None]] = []
+        platform = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                length = int(self.headers.get("Content-Length", 0))
+                body = json.loads(self.rfile.read(length)) if length else None
+                platform.asked.append((self.command, self.path, body, self.headers.get("Authorization")))
+                status, content = ANSWERS.get((self.command, self.path), (404, {"title": "Not Found"}))
+                encoded = b"" if content is None else json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(encoded)))
+                self.end_headers()
+                self.wfile.write(encoded)
+
+            do_GET = do_POST = do_DELETE = answer  # noqa: N815
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def platform(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Platform]:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(variable(name), raising=False)
+    monkeypatch.setenv("VALENCE_HOME", str(tmp_path))
+    platform = Platform()
+    thread = Thread(target=platform.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.setenv("VALENCE_URL", platform.url)
+    yield platform
+    platform.server.shutdown()
+    thread.join()
+    platform.server.server_close()
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["valence", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def test_one_text_is_predicted_alone(platform: Platform, run: Any) -> None:
+    code, out, _ = run("predict", "so good", "--version", "2", "--key", "vk_mine")
+    assert code == 0
+    assert "positive" in out
+    assert platform.asked == [("POST", "/v1/predict", {"text": "so good", "version": "2"}, "Bearer vk_mine")]
+
+
+def test_several_texts_are_one_batch_and_json_is_the_answer_itself(platform: Platform, run: Any) -> None:
+    code, out, _ = run("predict", "one", "two", "--json")
+    assert code == 0
+    assert json.loads(out) == ANSWERS["POST", "/v1/predict/batch"][1]
+    assert platform.asked[0][2] == {"texts": ["one", "two"]}
+
+
+def test_filters_of_a_search_travel_together(platform: Platform, run: Any) -> None:
+    code, _, _ = run("similar", "good", "-k", "3", "--sentiment", "positive", "--unjudged", "--exact")
+    assert code == 0
+    wanted = {"sentiment": "positive", "has_feedback": False}
+    assert platform.asked[0][2] == {"text": "good", "k": 3, "filters": wanted, "exact": True}
+
+
+def test_stored_text_sends_no_control_sequence_to_the_terminal(platform: Platform, run: Any) -> None:
+    _, out, _ = run("similar", "good")
+    assert "\x1b" not in out
+    assert "good" in out
+
+
+def test_search_for_nothing_is_wrong_usage(platform: Platform, run: Any) -> None:
+    assert run("similar")[0] == 2
+    assert run("similar", "text", "--prediction", "p1")[0] == 2
+    assert platform.asked == []
+
+
+def test_feedback_needs_a_judgement(platform: Platform, run: Any) -> None:
+    assert run("feedback", "p1")[0] == 2
+    assert run("feedback", "p1", "--wrong", "--label", "neutral")[0] == 0
+    assert platform.asked[0][2] == {"prediction_id": "p1", "is_correct": False, "label": "neutral"}
+
+
+def test_refusal_is_one_line_and_exit_code_1(platform: Platform, run: Any) -> None:
+    code, out, err = run("users", "create", "ada", "ada@example.org")
+    assert (code, out, err) == (1, "", "valence: 409 Conflict: taken: choose another\n")
+
+
+def test_keys_are_made_listed_and_revoked(platform: Platform, run: Any) -> None:
+    assert "vk_secret" in run("keys", "create", "batch job", "--role", "engineer")[1]
+    assert "k1" in run("keys", "list")[1]
+    assert run("keys", "revoke", "k1")[0] == 0
+    assert platform.asked[0][2] == {"name": "batch job", "role": "engineer"}
+
+
+def test_admin_key_of_the_home_goes_to_no_named_url(platform: Platform, run: Any, tmp_path: Path) -> None:
+    (tmp_path / "admin.key").write_text("vk_admin\n")
+    run("models", "list")
+    assert platform.asked[0][3] is None
+
+
+def test_admin_key_of_the_home_goes_to_this_machines_platform(
+    platform: Platform, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "admin.key").write_text("vk_admin\n")
+    monkeypatch.delenv("VALENCE_URL")
+    monkeypatch.setenv("VALENCE_PORT", str(platform.server.server_port))
+    assert run("models", "list")[0] == 0
+    assert platform.asked[0][3] == "Bearer vk_admin"
+
+
+def test_malformed_setting_is_named(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VALENCE_PORT", "many")
+    code, _, err = run("settings")
+    assert code == 1
+    assert err.startswith("valence: VALENCE_PORT: ")
+    assert err.count("\n") == 1
+
+
+def test_every_setting_is_listed_and_no_secret_shown(
+    platform: Platform, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:hush@db/valence")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hush@mlflow")
+    monkeypatch.setenv("VALENCE_API_KEY", "vk_hush")
+    code, out, _ = run("settings", "--json")
+    items = json.loads(out)["items"]
+    assert code == 0
+    assert {item["name"] for item in items} == {variable(name) for name in Settings.model_fields}
+    assert all(item["meaning"] for item in items)
+    assert "hush" not in out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys, contextlib\nfrom serving.cli import main\nsys.argv = ['valence', '--help']\n"
+        "with contextlib.suppress(SystemExit): main()\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules}), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    for heavy in ("pydantic", "httpx", "sqlalchemy", "psycopg", "ray", "mlflow", "torch", "numpy", "fastapi"):
+        assert f"'{heavy}'" not in done.stderr
+
+
+def test_cell_reads_as_a_person_would() -> None:
+    assert cell(None) == "-"
+    assert cell(True) == "yes"
+    assert cell({"accuracy": 0.71234}) == "accuracy 0.7123"
+    assert cell(["champion", "latest"]) == "champion, latest"
+    assert cell("a\x1b]0;title\x07b") == "a\N{MIDDLE DOT}]0;title\N{MIDDLE DOT}b"
+
+
+def test_every_package_of_the_tree_is_listed_for_the_wheel() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = {
+        ".".join(file.parent.relative_to(ROOT).parts)
+        for top in ("serving", "registry", "db")
+        for file in (ROOT / top).rglob("*.py")
+    }
+    assert found == listed

@@ -1,0 +1,60 @@
+"""The configuration that Ray Serve writes, mended."""
+
+import re
+from pathlib import Path
+
+import pytest
+from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
+
+from serving.haproxy import mended
+
+CONFIG = """global
+    stats socket /run/h/admin.sock mode 666 level admin expose-fd listeners
+defaults
+    mode http
+    errorfile 502 /run/h/500.http
+    errorfile 503 /run/h/500.http
+    errorfile 504 /run/h/500.http
+frontend prometheus
+    bind :9101
+    mode http
+frontend http_frontend
+    bind 127.0.0.1:8000
+    default_backend default_backend
+backend default_backend
+    http-request return status 404 content-type text/plain lf-string "Path '%[path]' not found."
+backend http-valence
+    server SERVE_REPLICA_valence 127.0.0.1:30000 check
+    server SERVE_PROXY_ACTOR-fallback-31fc 127.0.0.1:8500 check backup
+listen stats
+  bind *:8404
+"""
+
+
+@pytest.fixture
+def config() -> str:
+    return mended(CONFIG, bind="127.0.0.1", refusal=Path("/run/h/refusal.http"))
+
+
+def test_every_port_binds_where_told(config: str) -> None:
+    assert re.findall(r"bind (\S+)", config) == ["127.0.0.1:9101", "127.0.0.1:8000", "127.0.0.1:8404"]
+
+
+def test_the_admin_socket_is_private(config: str) -> None:
+    assert "admin.sock mode 600 level admin" in config
+
+
+def test_refusals_are_problem_json_and_never_come_from_the_fallback_proxy(config: str) -> None:
+    assert config.count("/run/h/refusal.http") == 3
+    assert "fallback" not in config
+    assert "text/plain" not in config
+
+
+def test_a_configuration_that_is_not_understood_is_refused() -> None:
+    with pytest.raises(ValueError, match="stats socket"):
+        mended(CONFIG.replace("mode 666", "mode 644"), bind="127.0.0.1", refusal=Path("/r"))
+
+
+def test_the_template_of_the_installed_ray_still_has_the_lines_that_are_mended() -> None:
+    for line in ("stats socket", "mode 666", "frontend prometheus", "errorfile 503", "listen stats"):
+        assert line in HAPROXY_CONFIG_TEMPLATE

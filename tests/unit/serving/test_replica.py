@@ -1,0 +1,148 @@
+"""Both ends of the remote call, with an encoder and heads that are easy to foretell."""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from registry.errors import BundleInvalid
+from registry.records import VersionRecord
+from serving import replica as module
+from serving.encoder import MicroBatch
+from serving.errors import ModelNotReady
+from serving.gateway import Ask, Inference
+from serving.replica import RemoteEncoders, Replica
+
+pytestmark = pytest.mark.anyio
+
+
+class LengthEncoder:
+    """A text's vector points in the direction of its length; micro-batches of two, in reverse order."""
+
+    settings = SimpleNamespace(dimensions=4)
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def run(self, texts: Sequence[str]) -> Iterator[MicroBatch]:
+        self.texts.extend(texts)
+        if len(texts) > 1 and "poison" in texts:
+            raise RuntimeError("a bad batch")
+        for start in reversed(range(0, len(texts), 2)):
+            rows = np.arange(start, min(start + 2, len(texts)))
+            chosen = tuple(texts[row] for row in rows)
+            if chosen == ("poison",):
+                raise RuntimeError("a bad text")
+            vectors = np.eye(4, dtype=np.float32)[[len(text) % 4 for text in chosen]]
+            yield MicroBatch(
+                rows=rows,
+                texts=chosen,
+                embedding=vectors,
+                tokens=np.zeros((len(rows), 1, 1), np.float32),
+                mask=np.ones((len(rows), 3), np.bool_),
+                truncated=np.array([len(text) > 9 for text in chosen]),
+            )
+
+
+class ConstantHead:
+    """Gives everybody the same scores, or none."""
+
+    def __init__(self, scores: Sequence[float]) -> None:
+        self._scores = np.array(scores, np.float32)
+
+    def scores(self, batch: MicroBatch) -> np.ndarray:
+        return np.tile(self._scores, (len(batch.rows), 1))
+
+
+HEADS = {"a": [0.7, 0.2, 0.1], "b": [0.1, 0.2, 0.7], "nan": [float("nan")] * 3}
+
+
+def version(digest: str) -> VersionRecord:
+    return VersionRecord(
+        model="sentiment",
+        version=digest,
+        kind="head",
+        digest=digest,
+        encoder="e",
+        uri="",
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+
+
+@pytest.fixture
+def encoder() -> LengthEncoder:
+    return LengthEncoder()
+
+
+@pytest.fixture
+def encoders(encoder: LengthEncoder, monkeypatch: pytest.MonkeyPatch) -> RemoteEncoders:
+    monkeypatch.setattr(module.Bundle, "open", lambda path: path)
+
+    def load(path: Path) -> ConstantHead:
+        if path.name not in HEADS:
+            raise BundleInvalid(f"{path.name} has no head")
+        return ConstantHead(HEADS[path.name])
+
+    monkeypatch.setattr(module, "load_head", load)
+    return RemoteEncoders(Replica(encoder, lambda record: Path(record.digest)))
+
+
+async def test_each_text_gets_its_own_vector_and_the_scores_of_its_own_version(
+    encoders: RemoteEncoders,
+) -> None:
+    asks = [Ask(text="x" * n, record=version("ab"[n % 2])) for n in range(1, 8)]
+    for n, answer in enumerate(await encoders.infer(asks), start=1):
+        assert isinstance(answer, Inference)
+        assert answer.scores == pytest.approx(HEADS["ab"[n % 2]])
+        assert np.frombuffer(answer.embedding, np.float16).argmax() == n % 4
+        assert not answer.truncated
+
+
+async def test_equal_texts_are_computed_once(encoders: RemoteEncoders, encoder: LengthEncoder) -> None:
+    answers = await encoders.infer([Ask(text="same", record=version("a"))] * 5)
+    assert encoder.texts == ["same"]
+    assert len({answer.embedding for answer in answers if isinstance(answer, Inference)}) == 1
+
+
+async def test_a_text_that_upsets_the_encoder_fails_alone(encoders: RemoteEncoders) -> None:
+    texts = ["one", "poison", "three"]
+    answers = await encoders.infer([Ask(text=text, record=version("a")) for text in texts])
+    assert [type(answer) for answer in answers] == [Inference, ModelNotReady, Inference]
+
+
+@pytest.mark.parametrize("broken", ["nan", "missing"])
+async def test_a_broken_head_fails_only_the_texts_that_asked_for_it(
+    encoders: RemoteEncoders, broken: str
+) -> None:
+    asks = [Ask(text="one", record=version("a")), Ask(text="two", record=version(broken))]
+    good, bad = await encoders.infer(asks)
+    assert isinstance(good, Inference)
+    assert isinstance(bad, ModelNotReady)
+
+
+async def test_a_long_text_is_said_to_be_truncated(encoders: RemoteEncoders) -> None:
+    (answer,) = await encoders.infer([Ask(text="x" * 10, record=version("a"))])
+    assert isinstance(answer, Inference)
+    assert answer.truncated
+
+
+async def test_embedding_gives_unit_vectors_and_counts_tokens(encoders: RemoteEncoders) -> None:
+    vectors, tokens = await encoders.embed(["a", "bb", "ccc"])
+    assert vectors.shape == (3, 4)
+    assert vectors.dtype == np.float32
+    assert vectors.argmax(axis=1).tolist() == [1, 2, 3]
+    assert tokens == 9
+
+
+async def test_a_version_is_proven_before_it_is_called_ready(
+    encoder: LengthEncoder, encoders: RemoteEncoders
+) -> None:
+    replica = Replica(encoder, lambda record: Path(record.digest))
+    await replica.load(version("a"))
+    with pytest.raises(ModelNotReady):
+        await replica.load(version("nan"))
+    with pytest.raises(BundleInvalid):
+        await replica.load(version("missing"))
