@@ -21,6 +21,7 @@ from typing import IO
 import structlog
 
 from db import schema
+from db.databases import beside
 from db.embedded import EmbeddedPostgres
 from db.errors import DatabaseError
 from db.keys import Keys, NewKey
@@ -189,18 +190,15 @@ class Supervisor:
             self._server = EmbeddedPostgres(settings.home)
             self._server.start()
             names["DATABASE_URL"] = self._server.create_database("valence")
-            if settings.mlflow_tracking_uri is None:
-                url = self._server.create_database("mlflow")
-                names["MLFLOW_TRACKING_URI"] = url.replace("postgresql://", "postgresql+psycopg://", 1)
         os.environ.update(names)
         resolved = Settings(home=settings.home)
         if resolved.database_url is None:
             raise ValueError("DATABASE_URL is empty: unset it, or name a database")
-        if resolved.mlflow_tracking_uri is None:
-            raise ValueError(
-                "MLFLOW_TRACKING_URI is not set: an external database needs an MLflow server or store"
-            )
-        schema.upgrade(resolved.database_url.get_secret_value())
+        url = resolved.database_url.get_secret_value()
+        if settings.mlflow_tracking_uri is None:
+            # Of its own, because both keep Alembic's table.
+            os.environ["MLFLOW_TRACKING_URI"] = names["MLFLOW_TRACKING_URI"] = beside(url, "_mlflow")
+        schema.upgrade(url)
         asyncio.run(_furnish(resolved))
         return names
 

@@ -1,0 +1,16 @@
+"""A neighbour of the platform's database, for MLflow."""
+
+import psycopg
+from sqlalchemy import make_url
+
+from db.databases import beside
+
+
+def test_the_neighbour_is_made_once_and_is_another_database(url: str) -> None:
+    made = make_url(beside(url, "_mlflow"))
+    assert beside(url, "_mlflow") == made.render_as_string(hide_password=False)
+    plain = made.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(plain) as connection:
+        assert connection.info.dbname == f"{make_url(url).database}_mlflow"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f'DROP DATABASE "{made.database}"')
