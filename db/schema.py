@@ -119,6 +119,8 @@ def _check() -> int:
     from db.embedded import EmbeddedPostgres
 
     with tempfile.TemporaryDirectory(prefix="valence-schema-") as folder:
+        # Open to the server's user, so that nothing is left outside the folder.
+        Path(folder).chmod(0o755)
         server = EmbeddedPostgres(Path(folder))
         server.initialise()
         server.start()

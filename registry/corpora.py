@@ -54,7 +54,8 @@ _PINS = {
     ),
 }
 _POLAR = 0.5
-_FOLDED = re.compile(r"https?://\S+|www\.\S+|@\w+|[\W_]+")
+_NAMED = re.compile(r"https?://\S+|www\.\S+|@\w+")
+_SEPARATING = re.compile(r"[\W_]+")
 
 
 class Part(StrEnum):
@@ -86,7 +87,7 @@ class Example:
 def folded(text: str) -> str:
     """The text as near-copies share it: lower case; no URLs, user names, punctuation or repeated spaces."""
     plain = unicodedata.normalize("NFKC", html.unescape(text)).lower().replace("\ufffd", " ")
-    words = _FOLDED.sub(" ", plain).split()
+    words = _SEPARATING.sub(" ", _NAMED.sub(" ", plain)).split()
     if words and words[0] == "rt":
         words = words[1:]
     return " ".join(words)

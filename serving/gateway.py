@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from db import errors as db_errors
-from db.idempotency import Idempotency as IdempotencyRecords
+from db.idempotency import Kept
 from db.ids import TextIds, Uuid7Clock, uuid7_time
 from db.submissions import (
     Failed,
@@ -29,7 +29,6 @@ from db.submissions import (
     Replayed,
     Submission,
 )
-from db.users import Users
 from registry.records import VersionRecord
 from serving.batching import Door, Meter
 from serving.catalogue import Catalogue
@@ -172,6 +171,20 @@ class Writer(Protocol):
         """One transaction for many requests; an outcome for each."""
 
 
+class IdempotencyRecords(Protocol):
+    """Answers that stand for 24 hours, as the gateway sees them."""
+
+    async def find(self, holder_id: UUID, route: str, key: str) -> Kept | None:
+        """The answer that stands for this key."""
+
+
+class UserRecords(Protocol):
+    """The users, as the gateway sees them."""
+
+    async def exists(self, user_id: UUID) -> bool:
+        """Whether there is such a user."""
+
+
 Render = Callable[[Sequence[Prediction]], bytes]
 
 
@@ -196,7 +209,7 @@ class Gateway:
         encoders: Encoders,
         writer: Writer,
         idempotency: IdempotencyRecords,
-        users: Users,
+        users: UserRecords,
         catalogue: Callable[[], Catalogue],
         clock: Uuid7Clock,
         text_ids: TextIds,

@@ -6,6 +6,7 @@ Knows no Ray, no SQL and no MLflow; one router a resource.
 from fastapi import FastAPI
 
 from serving.api import (
+    console,
     document,
     embeddings,
     errors,
@@ -53,6 +54,7 @@ def create_api(services: Services) -> FastAPI:
         health.router,
         monitoring.router(is_open=services.metrics_open),
         document.router,
+        console.router,
     )
     for router in routers:
         # Added, not included: an included router is matched twice a request, which the hot path would feel.

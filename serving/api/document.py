@@ -1,13 +1,15 @@
 """The OpenAPI document and its page: what FastAPI knows of the routes, with what this API declares itself."""
 
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
 
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 
 from serving.api import render
 from serving.api.access import GuardedRoute, public
@@ -22,6 +24,17 @@ _SECURITY = {
 }
 
 
+def _page_files() -> Path:
+    # Found, not imported: the package's own application is of no use here.
+    found = find_spec("fastapi_offline")
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError("fastapi-offline is not installed")
+    return Path(found.origin).parent / "static"
+
+
+_PAGE_FILES = _page_files()
+
+
 @router.get("/openapi.json")
 @public()
 async def openapi(request: Request) -> Response:
@@ -33,7 +46,20 @@ async def openapi(request: Request) -> Response:
 @public()
 async def docs() -> Response:
     """The page that shows the document."""
-    return get_swagger_ui_html(openapi_url="/openapi.json", title="Valence")
+    return get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title="Valence",
+        swagger_js_url="/docs/swagger-ui-bundle.js",
+        swagger_css_url="/docs/swagger-ui.css",
+        swagger_favicon_url="/docs/favicon.png",
+    )
+
+
+@router.get("/docs/{name}")
+@public()
+async def docs_file(name: Literal["swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"]) -> Response:
+    """A file of that page, from this machine: the page must work where no other can be reached."""
+    return FileResponse(_PAGE_FILES / name, headers={"Cache-Control": "public, max-age=86400"})
 
 
 def document(app: FastAPI) -> dict[str, Any]:

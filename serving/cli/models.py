@@ -24,8 +24,17 @@ def show(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the versions of a model: what they are, how they measure, whether they answer."""
+    """Show the versions of a model; all that was measured of them is in the JSON."""
     with connect(url, key) as client:
         answer = client.get(f"/v1/models/{name}")
-    columns = ("version", "aliases", "kind", "state", "encoder", "metrics")
-    show_table(answer["versions"], columns, answer=answer, as_json=as_json)
+    rows = [
+        {
+            **version,
+            "encoder": version["encoder"] and version["encoder"][:12],
+            "accuracy": version["metrics"].get("rated.accuracy"),
+            "macro-F1": version["metrics"].get("rated.macro_f1"),
+        }
+        for version in answer["versions"]
+    ]
+    columns = ("version", "aliases", "kind", "state", "encoder", "accuracy", "macro-F1")
+    show_table(rows, columns, answer=answer, as_json=as_json)

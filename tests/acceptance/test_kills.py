@@ -15,9 +15,8 @@ from tests.support.live import LivePlatform, live_platform
 
 
 @pytest.fixture(scope="module")
-def hurt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LivePlatform]:
-    tmp_path_factory.getbasetemp().chmod(0o755)
-    with live_platform(tmp_path_factory.mktemp("hurt") / "home") as platform:
+def hurt() -> Iterator[LivePlatform]:
+    with live_platform() as platform:
         yield platform
 
 

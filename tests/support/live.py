@@ -1,8 +1,9 @@
-"""A whole platform in processes of its own, started as a user would: `valence up` in a home and on a port of its own."""
+"""A whole platform in processes of its own, started as a user would: `valence up`, with its own home and port."""
 
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -132,13 +133,16 @@ class LivePlatform:
 
 
 @contextmanager
-def live_platform(home: Path, **settings: str) -> Iterator[LivePlatform]:
-    """A platform that runs inside the block and leaves no process behind."""
-    platform = LivePlatform(home=home, port=free_port(), settings=settings)
-    try:
-        platform.up()
-        yield platform
-    finally:
-        platform.down()
-        for process in platform.processes():
-            process.kill()
+def live_platform(**settings: str) -> Iterator[LivePlatform]:
+    """A platform that runs inside the block and leaves no process and no file behind."""
+    # Not pytest's own folder: of mode 700, it would keep the database's user out.
+    with tempfile.TemporaryDirectory(prefix="valence-live-") as folder:
+        Path(folder).chmod(0o755)
+        platform = LivePlatform(home=Path(folder) / "home", port=free_port(), settings=settings)
+        try:
+            platform.up()
+            yield platform
+        finally:
+            platform.down()
+            for process in platform.processes():
+                process.kill()

@@ -6,7 +6,18 @@ from uuid import UUID
 from pydantic import AwareDatetime, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from db.tables import DIMENSIONS
-from serving.api.schemas.fields import TEXT_SCHEMA, Body, Comment, Moment, Name, Sentiment, Shape, Text, Texts
+from serving.api.schemas.fields import (
+    TEXT_SCHEMA,
+    WHOLE,
+    Body,
+    Comment,
+    Moment,
+    Name,
+    Sentiment,
+    Shape,
+    Text,
+    Texts,
+)
 from serving.texts import MAX_BATCH
 
 Arm = Literal["champion", "challenger", "shadow", "named"]
@@ -163,7 +174,7 @@ class SimilarRequest(Body):
     text: Text | None = None
     prediction_id: UUID | None = None
     embedding: Annotated[list[Finite], Field(min_length=DIMENSIONS, max_length=DIMENSIONS)] | None = None
-    k: int = Field(10, ge=1, le=100)
+    k: Annotated[int, Field(ge=1, le=100), WHOLE] = 10
     filters: SimilarFilters = SimilarFilters()
     min_similarity: Finite | None = Field(None, ge=-1, le=1)
     exact: bool = Field(False, description="compare every fitting text instead of asking the index")
@@ -221,7 +232,7 @@ class EmbeddingsRequest(Body):
     input: Input
     model: Name
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Annotated[int, Field(ge=DIMENSIONS, le=DIMENSIONS)] | None = None
+    dimensions: Annotated[int, Field(ge=DIMENSIONS, le=DIMENSIONS), WHOLE] | None = None
     user: Name | None = None
 
 

@@ -71,12 +71,20 @@ Text: TypeAlias = Annotated[str, AfterValidator(clean), Field(json_schema_extra=
 
 
 def _written_out(moment: Any) -> Any:
-    if isinstance(moment, str) and not _DATE.match(moment):
+    if not (isinstance(moment, str) and _DATE.match(moment)):
         raise ValueError("write a date and a time with its offset, as in 2026-01-31T12:00:00Z")
     return moment
 
 
-Moment: TypeAlias = Annotated[AwareDatetime, BeforeValidator(_written_out)]
+def _whole(number: Any) -> Any:
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+# JSON has one kind of number, so 3.0 is an integer, too. Stands after a field's bounds, or the schema loses them.
+WHOLE: Final = BeforeValidator(_whole)
+
+# Not strict: after a validator that runs before it, a strict field would no longer take a string.
+Moment: TypeAlias = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_written_out)]
 Texts: TypeAlias = Annotated[
     list[Text],
     Field(min_length=1, json_schema_extra={"maxItems": MAX_BATCH}),

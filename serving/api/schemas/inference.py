@@ -5,7 +5,7 @@ from uuid import UUID
 
 from pydantic import ConfigDict, Field
 
-from serving.api.schemas.fields import Body, Name, Shape, Texts
+from serving.api.schemas.fields import WHOLE, Body, Name, Shape, Texts
 
 
 class InferParameters(Body):
@@ -21,7 +21,7 @@ class InferInput(Body):
     """The texts: a tensor of one dimension."""
 
     name: Literal["text"]
-    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=1)]
+    shape: Annotated[list[Annotated[int, Field(ge=1), WHOLE]], Field(min_length=1, max_length=1)]
     datatype: Literal["BYTES"]
     parameters: dict[str, Any] = Field(default={})
     data: Texts

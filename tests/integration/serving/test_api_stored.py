@@ -249,6 +249,23 @@ async def test_times_no_id_can_have_are_no_error(platform: Platform) -> None:
                 assert (listed.status_code, found.status_code) == (200, 200)
 
 
+@pytest.mark.parametrize("moment", ["0", "1700000000", "2026-01-31", "2026-01-31T12:00:00", "yesterday"])
+async def test_a_time_is_a_date_and_a_time_with_its_offset(platform: Platform, moment: str) -> None:
+    async with platform.client() as client:
+        listed = await client.get("/v1/predictions", params={"since": moment})
+        found = await client.post("/v1/similar", json={"text": "x", "filters": {"since": moment}})
+    assert (listed.status_code, found.status_code) == (422, 422)
+
+
+async def test_a_key_may_end_by_itself(platform: Platform) -> None:
+    async with platform.client(Role.ADMIN) as admin:
+        request = {"role": "client", "expires_at": "2020-01-31T12:00:00+01:00"}
+        made = await admin.post("/v1/keys", json=request)
+    assert made.json()["expires_at"] == "2020-01-31T11:00:00Z"
+    async with platform.client(key=made.json()["key"]) as client:
+        assert (await client.get("/v1/predictions")).status_code == 401
+
+
 async def test_a_database_that_goes_away_is_503_until_it_is_back(platform: Platform) -> None:
     assert platform.database is not None
     async with platform.client() as client:

@@ -25,6 +25,9 @@ PUBLIC = {
     "/docs",
     "/openapi.json",
     "/v1/token",
+    "/console",
+    "/console/",
+    "/console/{file}",
 }
 
 
@@ -463,3 +466,13 @@ async def test_the_document_names_every_error_a_route_can_answer(platform: Platf
     }
     assert document["paths"]["/v1/keys"]["post"]["security"] == [{"bearer": []}, {"apiKey": []}]
     assert page.status_code == 200
+
+
+async def test_the_document_page_needs_no_other_machine() -> None:
+    async with fake_platform() as platform, platform.client(None) as client:
+        page = await client.get("/docs")
+        assert "//" not in page.text.replace("http://www.w3.org", "").split("<body>")[0].split("<title>")[0]
+        for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"):
+            assert f"/docs/{name}" in page.text
+            assert (await client.get(f"/docs/{name}")).status_code == 200
+        assert (await client.get("/docs/core.py")).status_code in {404, 422}
