@@ -11,18 +11,24 @@ from db.errors import translated
 
 
 def beside(url: str, suffix: str) -> str:
-    """The SQLAlchemy URL of the database named like that of `url` with `suffix`; made unless it exists.
+    """The SQLAlchemy URL of the database that is named like that of `url` with `suffix`; it may not exist yet."""
+    here = make_url(conninfo(url))
+    there = here.set(drivername="postgresql+psycopg", database=f"{here.database}{suffix}")
+    return there.render_as_string(hide_password=False)
+
+
+def ensure_beside(url: str, suffix: str) -> str:
+    """Makes that database unless it exists; returns its URL.
 
     Raises:
         Unavailable: the server can't be reached.
         Rejected: the role may not make a database.
     """
-    here = make_url(conninfo(url))
-    name = f"{here.database}{suffix}"
+    there = beside(url, suffix)
+    name = make_url(there).database or ""
     with translated(), psycopg.connect(conninfo(url), autocommit=True) as connection:
         if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
             # Somebody else may just have made it.
             with suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
                 connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    there = here.set(drivername="postgresql+psycopg", database=name)
-    return there.render_as_string(hide_password=False)
+    return there

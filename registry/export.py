@@ -261,7 +261,12 @@ def _faster(core: Any, folder: Path) -> Engine:
 def _quiet() -> Iterator[None]:
     """Keeps the libraries' notices about tracing and loading off the caller's terminal."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    names = ("nncf", "transformers", "torch.onnx")
+    # Imported first, because it sets its own level.
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    names = ("nncf", "torch.onnx")
     before = {name: logging.getLogger(name).level for name in names}
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -270,5 +275,6 @@ def _quiet() -> Iterator[None]:
                 logging.getLogger(name).setLevel(logging.ERROR)
             yield
     finally:
+        transformers_logging.set_verbosity(shown)
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)

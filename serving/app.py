@@ -2,16 +2,16 @@
 
 Three deployments: the ingress (FastAPI and gateway), the encoder (replicas with the encoder and its heads) and the
 control (fleet and housekeeping, one per cluster). `valence up` and a RayService manifest deploy the same `build`.
+Each process imports what its own deployment needs, because imports are most of a start.
 """
 
 import asyncio
 import os
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
-from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
@@ -20,31 +20,22 @@ from ray.serve.handle import DeploymentHandle
 from registry.bundle import Bundle
 from registry.layout import Engine
 from registry.records import EncoderRecord, VersionRecord
-from registry.store import Registry
-from serving.api import create_api
-from serving.api.deps import Services
 from serving.catalogue import Catalogue
 from serving.cluster import listen_on_loopback
-from serving.encoder import Encoder, OpenVinoEncoder, TorchEncoder
-from serving.errors import NotReady
-from serving.fleet import Fleet
-from serving.housekeeping import Housekeeping
 from serving.logs import configure_logging
 from serving.replica import HandleCalls, RemoteEncoders, Replica
-from serving.services import database_of, services
 from serving.settings import Settings
+from serving.stores import database_of, registry_of
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from serving.encoder import Encoder
 
 log = structlog.get_logger(__name__)
 listen_on_loopback()
 
 _FIRST_CATALOGUE_SECONDS = 120.0
-
-
-def registry_of(settings: Settings) -> Registry:
-    """The registry that the settings name."""
-    if settings.mlflow_tracking_uri is None:
-        raise NotReady("MLFLOW_TRACKING_URI is not set: start with `valence up`, or name a server or a store")
-    return Registry(settings.mlflow_tracking_uri, artifact_root=settings.home / "artifacts")
 
 
 class EncoderReplica(Replica):
@@ -63,12 +54,17 @@ class EncoderReplica(Replica):
             return registry.fetch(version, cache)
 
         super().__init__(encoder, fetch, threads=settings.batches_in_flight)
+        if not warm.complete:
+            self.warm_up_when_idle()
 
 
 class Control:
     """The fleet and the housekeeping; whoever asks gets the catalogue as soon as it changes."""
 
     async def __init__(self, encoder: DeploymentHandle, record: EncoderRecord) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        from serving.fleet import Fleet
+        from serving.housekeeping import Housekeeping
+
         settings = Settings()
         configure_logging(settings.log_level)
         self._encoder = encoder
@@ -97,13 +93,15 @@ class Ingress:
     """The HTTP door of the platform; counts as running once the champion answers."""
 
     async def __init__(self, encoder: DeploymentHandle, control: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        from serving.services import services
+
         settings = Settings()
         configure_logging(settings.log_level)
         self._control = control
         self._catalogue = Catalogue()
         self._exit = AsyncExitStack()
         encoders = RemoteEncoders(HandleCalls(encoder))
-        self._services: Services = await self._exit.enter_async_context(
+        self._services = await self._exit.enter_async_context(
             services(settings, encoders, lambda: self._catalogue)
         )
         async with asyncio.timeout(_FIRST_CATALOGUE_SECONDS):
@@ -111,8 +109,10 @@ class Ingress:
                 await self._look()
         self._follower = asyncio.create_task(self._follow())
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> "FastAPI":
         """The application, over the services that are open by now."""
+        from serving.api import create_api
+
         return create_api(self._services)
 
     async def _look(self) -> None:
@@ -170,8 +170,11 @@ def build(record: EncoderRecord, settings: Settings) -> Application:
     return ingress.bind(replicas, control.bind(replicas, record))
 
 
-def _encoder(bundle: Bundle, settings: Settings) -> Encoder:
+def _encoder(bundle: Bundle, settings: Settings) -> "Encoder":
+    from serving.encoder import OpenVinoEncoder, TorchEncoder
+
     if settings.engine == "torch":
         return TorchEncoder(bundle, device=settings.device)
     threads = settings.encoder_threads or len(os.sched_getaffinity(0))
-    return OpenVinoEncoder(bundle, engine=Engine(settings.engine), threads=threads)
+    engine = None if settings.engine == "auto" else Engine(settings.engine)
+    return OpenVinoEncoder(bundle, engine=engine, threads=threads)

@@ -52,6 +52,10 @@ class WarmUp:
     of: int
     seconds: float
 
+    @property
+    def complete(self) -> bool:
+        return self.shapes == self.of
+
 
 class Encoder(Protocol):
     """Turns texts into vectors. Safe to call from several threads; batch-mates change nothing."""
@@ -65,7 +69,10 @@ class Encoder(Protocol):
         ...
 
     def warm_up(self, budget_s: float) -> WarmUp:
-        """Compiles the input shapes that occur, the likeliest first, until the time is over."""
+        """Compiles input shapes that occur, the likeliest first: at least one, until the time is over.
+
+        The next call goes on where this one ended. One caller at a time.
+        """
         ...
 
 
@@ -166,6 +173,8 @@ class OpenVinoEncoder:
             if threads > 1
             else None
         )
+        self._cold = deque(_likely_shapes(self.settings.max_length))
+        self._shapes = len(self._cold)
         self._solo_free = threading.Lock()
         self._busy = 0
         self._counting = threading.Lock()
@@ -181,15 +190,14 @@ class OpenVinoEncoder:
         yield from self._run_lanes(cuts, texts)
 
     def warm_up(self, budget_s: float) -> WarmUp:
-        shapes = _likely_shapes(self.settings.max_length)
         started = time.monotonic()
-        done = 0
-        for rows, length in shapes:
+        while self._cold:
+            self._compile(*self._cold.popleft())
             if time.monotonic() - started >= budget_s:
                 break
-            self._compile(rows, length)
-            done += 1
-        return WarmUp(shapes=done, of=len(shapes), seconds=time.monotonic() - started)
+        return WarmUp(
+            shapes=self._shapes - len(self._cold), of=self._shapes, seconds=time.monotonic() - started
+        )
 
     def _run_solo(self, only: _Cut, texts: Sequence[str]) -> MicroBatch | None:
         """All threads on one micro-batch, if no other call is running."""
@@ -316,7 +324,9 @@ def _likely_shapes(max_length: int) -> list[tuple[int, int]]:
     shapes = [
         (rows, length) for length in lengths for rows in range(1, min(MAX_ROWS, TOKEN_BUDGET // length) + 1)
     ]
-    return sorted(shapes, key=lambda shape: (shape[1] > FINE_LENGTH, shape[0] not in (1, MAX_ROWS), shape[1]))
+    return sorted(
+        shapes, key=lambda shape: (shape[1] > FINE_LENGTH, shape[0] != 1, shape[0] != MAX_ROWS, shape[1])
+    )
 
 
 def _outputs(request: ov.InferRequest) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

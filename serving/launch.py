@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 
 from serving.installation import admin_key_path
+from serving.record import Record
 from serving.settings import Settings
-from serving.supervisor import Record, Supervisor
 
 Say = Callable[[str], None]
 
@@ -84,7 +84,8 @@ def status(settings: Settings) -> dict[str, Any]:
     record = Record(home)
     owned = record.owned()
     found = record.read() if owned else {}
-    health = _health(settings) if owned else None
+    with httpx.Client(timeout=5) as client:
+        health = _health(settings, client) if owned else None
     return {
         "up": owned,
         "ready": bool(health and health.status_code == httpx.codes.OK),
@@ -109,6 +110,8 @@ def _require_free_port(settings: Settings) -> None:
 
 def _become(settings: Settings) -> None:
     os.environ["VALENCE_HOME"] = str(settings.home)
+    from serving.supervisor import Supervisor
+
     sys.exit(Supervisor(settings).run())
 
 
@@ -134,16 +137,17 @@ def _spawn(settings: Settings, record: Record) -> None:
 def _wait_until_ready(settings: Settings, record: Record, say: Say) -> float:
     started = time.monotonic()
     shown = ""
-    while (health := _health(settings)) is None or health.status_code != httpx.codes.OK:
-        if not record.owned():
-            _fail(settings, record)
-        phase = str(record.read().get("phase", ""))
-        if phase != shown:
-            say(f"{time.monotonic() - started:4.0f} s  {phase}")
-            shown = phase
-        if time.monotonic() - started > _UP_SECONDS:
-            raise LaunchFailed(f"not ready after {_UP_SECONDS:.0f} s: see {settings.home / 'logs'}")
-        time.sleep(0.2)
+    with httpx.Client(timeout=5) as client:
+        while (health := _health(settings, client)) is None or health.status_code != httpx.codes.OK:
+            if not record.owned():
+                _fail(settings, record)
+            phase = str(record.read().get("phase", ""))
+            if phase != shown:
+                say(f"{time.monotonic() - started:4.0f} s  {phase}")
+                shown = phase
+            if time.monotonic() - started > _UP_SECONDS:
+                raise LaunchFailed(f"not ready after {_UP_SECONDS:.0f} s: see {settings.home / 'logs'}")
+            time.sleep(0.2)
     return time.monotonic() - started
 
 
@@ -152,9 +156,9 @@ def _fail(settings: Settings, record: Record) -> None:
     raise LaunchFailed(f"{error}; see {settings.home / 'logs' / 'platform.log'}")
 
 
-def _health(settings: Settings) -> httpx.Response | None:
+def _health(settings: Settings, client: httpx.Client) -> httpx.Response | None:
     try:
-        return httpx.get(f"{settings.base_url}/health/ready", timeout=5)
+        return client.get(f"{settings.base_url}/health/ready")
     except httpx.HTTPError:
         return None
 

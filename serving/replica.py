@@ -5,11 +5,12 @@ rows it concerns. Knows nothing of HTTP, the database or traffic.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +25,8 @@ from serving.encoder import Encoder, MicroBatch
 from serving.errors import ModelNotReady, NotReady
 from serving.gateway import LABELS, Ask, Inference
 from serving.heads import Head, answered, load_head
+
+_IDLE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +59,11 @@ class Replica:
         self._heads: dict[str, Head] = {}
         self._loading = Lock()
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="infer")
+        self._asked = time.monotonic()
+
+    def warm_up_when_idle(self) -> None:
+        """Compile the shapes that are still cold, one at a time, whenever nobody has asked for a while."""
+        Thread(target=self._warm_rest, name="warm-up", daemon=True).start()
 
     async def infer(self, texts: list[str], versions: list[VersionRecord], asked: bytes) -> Reply:
         """Encode and score; `asked` is uint16 [n], the index into `versions` of each text."""
@@ -75,7 +83,15 @@ class Replica:
         """
         await self._in_worker(self._prove, version)
 
+    def _warm_rest(self) -> None:
+        complete = False
+        while not complete:
+            while time.monotonic() - self._asked < _IDLE_SECONDS:
+                time.sleep(_IDLE_SECONDS / 4)
+            complete = self._encoder.warm_up(0).complete
+
     async def _in_worker(self, work: Callable[..., Any], *arguments: object) -> Any:
+        self._asked = time.monotonic()
         return await asyncio.get_running_loop().run_in_executor(self._workers, work, *arguments)
 
     def _prove(self, version: VersionRecord) -> None:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import structlog
 
-from db.engine import Database, Limits
+from db.engine import Database
 from db.errors import DatabaseError
 from db.feedback import FeedbackStore
 from db.idempotency import Idempotency
@@ -30,28 +30,12 @@ from serving.limits import RateLimiter
 from serving.memory import Memory
 from serving.metrics import Metrics
 from serving.settings import Settings
+from serving.stores import database_of
 
 log = structlog.get_logger(__name__)
 
 _HOUR = 3600.0
 _KEY_USES_SECONDS = 30.0
-
-
-def database_of(settings: Settings) -> Database:
-    """The database that the settings name.
-
-    Raises:
-        NotReady: none is named: the launcher names the embedded one.
-    """
-    if settings.database_url is None:
-        raise NotReady("DATABASE_URL is not set: start with `valence up`, or name a database")
-    read_url = settings.database_read_url
-    return Database(
-        settings.database_url.get_secret_value(),
-        read_url=read_url.get_secret_value() if read_url else None,
-        installation_key=installation_key(settings),
-        limits=Limits(writers=settings.store_connections),
-    )
 
 
 @asynccontextmanager

@@ -61,8 +61,10 @@ class Settings(BaseSettings):
 
     model: str = Field(default="sentiment", description="model that answers when a request names none")
     space: str = Field(default="all-MiniLM-L6-v2", description="embedding space of the similarity index")
-    engine: Literal["int8", "fp32", "torch"] = Field(
-        default="int8", description="encoder engine: OpenVINO static int8 or fp32 on CPU, or torch (GPU)"
+    engine: Literal["auto", "int8", "fp32", "torch"] = Field(
+        default="auto",
+        description="encoder engine: OpenVINO static int8 or fp32 (auto: what was faster on the machine that built "
+        "the bundle), or torch (GPU)",
     )
     device: str = Field(default="cpu", description="torch device of the torch engine, e.g. cuda")
     registry_poll_seconds: Seconds = Field(default=1, description="how often aliases are looked at")
@@ -79,9 +81,10 @@ class Settings(BaseSettings):
     encoder_target_ongoing: float = Field(
         default=1.5, gt=0, description="autoscaling: batches in flight per encoder replica to aim for"
     )
-    encoder_token_budget: Count = Field(default=1024, description="padded tokens in one forward pass")
     encoder_warm_up_seconds: float = Field(
-        default=6, ge=0, description="most time spent compiling shapes at start"
+        default=1,
+        ge=0,
+        description="time spent compiling shapes before the first answer; the rest wait for idle times",
     )
     ingress_cpus: float = Field(
         default=0.2, gt=0, description="logical CPUs Ray reserves per ingress replica"

@@ -4,16 +4,21 @@ Both end with their supervisor. The second ends by itself when a process of Ray 
 """
 
 import ctypes
+import json
 import os
 import signal
 import sys
 import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
 
 import psutil
 import structlog
 
 from registry.errors import NotRegistered, RegistryError
+from registry.records import EncoderRecord
 from serving.logs import configure_logging
 from serving.settings import Settings
 
@@ -30,25 +35,42 @@ def end_with_parent(number: int = signal.SIGTERM) -> None:
 
 
 def models(settings: Settings) -> None:
-    """Register the first versions, unless they are."""
+    """Register the first versions, unless they are, and note the space's encoder for the next start."""
     from registry.bootstrap import bootstrap
-    from serving.app import registry_of
+    from serving.stores import registry_of
 
-    bootstrap(registry_of(settings), space=settings.space, model=settings.model, work=settings.home / "build")
+    registry = registry_of(settings)
+    bootstrap(registry, space=settings.space, model=settings.model, work=settings.home / "build")
+    note = encoder_note(settings)
+    draft = note.with_suffix(".new")
+    draft.write_text(json.dumps(asdict(registry.space_encoder(settings.space))))
+    draft.replace(note)
 
 
-def serve(settings: Settings, ended: threading.Event) -> int:
-    """Run Ray and the application until told to end (0) or until a process of Ray dies (1)."""
+def encoder_note(settings: Settings) -> Path:
+    """Where it is noted which encoder the home's own registry has for the space: asking takes MLflow seconds."""
+    return settings.home / "build" / f"{settings.space}.json"
+
+
+def serve(settings: Settings, ended: threading.Event, *, note: Path | None) -> int:
+    """Run Ray and the application until told to end (0) or until a process of Ray dies (1).
+
+    `note` is an encoder's note that may be believed.
+    """
     from serving import cluster
 
+    # Aside, because what a deployment needs takes as long to import as Ray takes to start.
+    aside = ThreadPoolExecutor(2)
+    found = aside.submit(_space_encoder, settings, ended, note)
+    aside.submit(import_module, "serving.app")
     cluster.start(settings)
     # Ray has set handlers of its own, under which a signal would end this process before it has drained.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     core = _core_processes() if settings.ray_address is None else []
     try:
-        _deploy(settings, ended)
-        log.info("stage.serving", port=settings.port)
+        if (record := found.result()) is not None:
+            _deploy(record, settings)
         while not ended.wait(0.5):
             gone = [
                 process.pid for process in core if not process.is_running() or process.status() == "zombie"
@@ -62,23 +84,32 @@ def serve(settings: Settings, ended: threading.Event) -> int:
         cluster.stop(settings)
 
 
-def _deploy(settings: Settings, ended: threading.Event) -> None:
+def _deploy(record: EncoderRecord, settings: Settings) -> None:
     from ray import serve
 
-    from serving.app import build, registry_of
+    from serving.app import build
+
+    log.info("stage.deploying")
+    serve.run(build(record, settings), name=_APPLICATION, route_prefix="/")
+    log.info("stage.serving", port=settings.port)
+
+
+def _space_encoder(settings: Settings, ended: threading.Event, note: Path | None) -> EncoderRecord | None:
+    """The encoder to serve, as soon as it is registered; None if the stage ends before."""
+    if note is not None:
+        return EncoderRecord(**json.loads(note.read_text()))
+    from serving.stores import registry_of
 
     registry = registry_of(settings)
     while not ended.is_set():
         try:
-            record = registry.space_encoder(settings.space)
+            return registry.space_encoder(settings.space)
         except NotRegistered:
             ended.wait(0.3)
         except RegistryError as error:
             log.warning("registry.unreachable", error=str(error))
             ended.wait(2)
-        else:
-            serve.run(build(record, settings), name=_APPLICATION, route_prefix="/")
-            return
+    return None
 
 
 def _core_processes() -> list[psutil.Process]:
@@ -86,18 +117,18 @@ def _core_processes() -> list[psutil.Process]:
 
 
 def main() -> int:
-    """`models` or `serve`."""
+    """`models`, or `serve` with the path of a note that may be believed."""
     end_with_parent()
     settings = Settings()
     configure_logging(settings.log_level)
-    if sys.argv[1:] == ["models"]:
-        models(settings)
-        return 0
-    ended = threading.Event()
-    started = time.monotonic()
-    status = serve(settings, ended)
-    log.info("stage.ended", seconds=time.monotonic() - started)
-    return status
+    match sys.argv[1:]:
+        case ["models"]:
+            models(settings)
+            return 0
+        case ["serve", *notes]:
+            return serve(settings, threading.Event(), note=Path(notes[0]) if notes else None)
+        case _:
+            raise SystemExit("python -m serving.stage models | serve [NOTE]")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ touches a process that it did not start.
 """
 
 import asyncio
-import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -16,12 +14,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
 import structlog
+from pydantic import SecretStr
 
 from db import schema
-from db.databases import beside
+from db.databases import beside, ensure_beside
 from db.embedded import EmbeddedPostgres
 from db.errors import DatabaseError
 from db.keys import Keys, NewKey
@@ -32,71 +30,29 @@ from serving.cluster import environment
 from serving.gateway import Role
 from serving.installation import admin_key_path, write_secret
 from serving.logs import configure_logging
-from serving.services import database_of
+from serving.record import Record
 from serving.settings import Settings
+from serving.stage import encoder_note
+from serving.stores import database_of
 
 log = structlog.get_logger(__name__)
 
+_DATABASE, _REGISTRY = "valence", "_mlflow"
 _LOOK_SECONDS = 0.2
+_LATER_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE, _STEADY_SECONDS = 0.5, 30.0, 60.0
-
-
-class Record:
-    """What runs for a home: a file that its supervisor writes, and a lock that it holds while it lives."""
-
-    def __init__(self, home: Path) -> None:
-        self._file = home / "platform.json"
-        self._lock_file = home / "platform.lock"
-        self._lock: IO[str] | None = None
-
-    def own(self) -> bool:
-        """Become this home's supervisor; False if another one lives. The kernel frees the lock at any death."""
-        self._lock_file.parent.mkdir(parents=True, exist_ok=True)
-        lock = self._lock_file.open("a")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            return False
-        self._lock = lock
-        return True
-
-    def owned(self) -> bool:
-        """Whether a supervisor lives."""
-        if not self._lock_file.exists():
-            return False
-        with self._lock_file.open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            return False
-
-    def write(self, phase: str, *, error: str | None = None) -> None:
-        """Say what the supervisor is at."""
-        draft = self._file.with_suffix(".new")
-        draft.write_text(json.dumps({"pid": os.getpid(), "phase": phase, "error": error}))
-        draft.replace(self._file)
-
-    def read(self) -> dict[str, object]:
-        """What was said last; nothing if nothing was."""
-        try:
-            found: dict[str, object] = json.loads(self._file.read_text())
-        except (OSError, ValueError):
-            return {}
-        return found
 
 
 class Child:
     """A process that is started again when it ends, after a pause that doubles while it keeps ending."""
 
-    def __init__(self, arguments: list[str], names: Mapping[str, str]) -> None:
+    def __init__(self, arguments: list[str], names: Mapping[str, str], *, delay: float = 0) -> None:
         self._arguments = arguments
         self._environment = dict(names)
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self._pause = _FIRST_PAUSE
-        self._not_before = 0.0
+        self._not_before = time.monotonic() + delay
 
     def look(self) -> int | None:
         """Start it if it is due; the exit status of one that has just ended, else None."""
@@ -147,25 +103,31 @@ class Supervisor:
             return 1
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
+        stage: Child | None = None
+        models: Child | None = None
         try:
-            self._record.write("starting the database")
-            names = self._prepare()
+            self._record.write("starting the database and Ray")
+            names = self._names()
+            # Ray takes longer than the database, and asks for it last.
+            known = self._known()
+            stage = Child(["serving.stage", "serve", *map(str, known)], names)
+            stage.look()
+            self._prepare(names)
+            self._record.write("starting the models")
+            # Once they were registered, making sure of it can wait until the platform answers.
+            models = Child(["serving.stage", "models"], names, delay=_LATER_SECONDS if known else 0)
+            self._watch(models, stage)
+            self._record.write("stopping")
         except (DatabaseError, OSError, ValueError) as error:
             log.exception("start.failed")
             self._record.write("failed", error=str(error))
-            self._stop_database()
             return 1
-        self._record.write("starting models and Ray")
-        models = Child(["serving.stage", "models"], names)
-        stage = Child(["serving.stage", "serve"], names)
-        try:
-            self._watch(models, stage)
         finally:
-            self._record.write("stopping")
-            stage.stop(self._settings.drain_seconds + 20)
-            models.stop(1)
+            if stage is not None:
+                stage.stop(self._settings.drain_seconds + 20)
+            if models is not None:
+                models.stop(1)
             self._stop_database()
-            self._record.write("stopped")
         return 0
 
     def _watch(self, models: Child, stage: Child) -> None:
@@ -173,7 +135,7 @@ class Supervisor:
         while not self._ending:
             if not models_done and (status := models.look()) is not None:
                 models_done = status == 0
-                if status:
+                if not models_done:
                     log.error("models.failed", status=status)
             if (status := stage.look()) is not None:
                 log.error("stage.ended", status=status)
@@ -181,26 +143,38 @@ class Supervisor:
             self._look_after_database()
             time.sleep(_LOOK_SECONDS)
 
-    def _prepare(self) -> dict[str, str]:
-        """Database, schema and keys; the environment of the other processes."""
+    def _names(self) -> dict[str, str]:
+        """The environment of the other processes; makes the database's files, but starts nothing."""
         settings = self._settings
         names = dict(os.environ) | environment(settings)
         names["VALENCE_HOME"] = str(settings.home)
-        if settings.database_url is None:
+        if settings.database_url is not None:
+            names["DATABASE_URL"] = settings.database_url.get_secret_value()
+        else:
             self._server = EmbeddedPostgres(settings.home)
-            self._server.start()
-            names["DATABASE_URL"] = self._server.create_database("valence")
-        os.environ.update(names)
-        resolved = Settings(home=settings.home)
-        if resolved.database_url is None:
-            raise ValueError("DATABASE_URL is empty: unset it, or name a database")
-        url = resolved.database_url.get_secret_value()
+            self._server.initialise()
+            names["DATABASE_URL"] = self._server.url(_DATABASE)
         if settings.mlflow_tracking_uri is None:
             # Of its own, because both keep Alembic's table.
-            os.environ["MLFLOW_TRACKING_URI"] = names["MLFLOW_TRACKING_URI"] = beside(url, "_mlflow")
-        schema.upgrade(url)
-        asyncio.run(_furnish(resolved))
+            names["MLFLOW_TRACKING_URI"] = beside(names["DATABASE_URL"], _REGISTRY)
         return names
+
+    def _prepare(self, names: Mapping[str, str]) -> None:
+        """The database and what must lie in it before the first request."""
+        if self._server is not None:
+            self._server.start()
+            self._server.create_database(_DATABASE)
+        if self._settings.mlflow_tracking_uri is None:
+            ensure_beside(names["DATABASE_URL"], _REGISTRY)
+        schema.upgrade(names["DATABASE_URL"])
+        database = {"database_url": SecretStr(names["DATABASE_URL"])}
+        asyncio.run(_furnish(self._settings.model_copy(update=database)))
+
+    def _known(self) -> list[Path]:
+        """The note of the space's encoder, if it is there and nobody else can have moved the registry on."""
+        note = encoder_note(self._settings)
+        elsewhere = self._settings.mlflow_tracking_uri or self._settings.database_url
+        return [note] if elsewhere is None and note.exists() else []
 
     def _look_after_database(self) -> None:
         if self._server is None or self._server.running() or self._ending:

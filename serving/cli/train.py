@@ -61,11 +61,23 @@ def head(
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, float], None]]:
-    """A bar on stderr that says what is going on; `say(step, share done)`."""
+    """A bar on a terminal, else a line a tenth, on stderr; `say(step, share done)`."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        shown: set[tuple[str, int]] = set()
+
+        def say(step: str, share: float) -> None:
+            tenths = int(share * 10)
+            if (step, tenths) not in shown:
+                shown.add((step, tenths))
+                console.print(f"{step} {tenths * 10} %", highlight=False)
+
+        yield say
+        return
     columns = TextColumn("{task.description:<28}"), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=console) as bar:
         task = bar.add_task("starting", total=1.0)
         yield lambda step, share: bar.update(task, description=step, completed=share)

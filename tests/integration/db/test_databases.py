@@ -3,12 +3,12 @@
 import psycopg
 from sqlalchemy import make_url
 
-from db.databases import beside
+from db.databases import ensure_beside
 
 
 def test_the_neighbour_is_made_once_and_is_another_database(url: str) -> None:
-    made = make_url(beside(url, "_mlflow"))
-    assert beside(url, "_mlflow") == made.render_as_string(hide_password=False)
+    made = make_url(ensure_beside(url, "_mlflow"))
+    assert ensure_beside(url, "_mlflow") == made.render_as_string(hide_password=False)
     plain = made.set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(plain) as connection:
         assert connection.info.dbname == f"{make_url(url).database}_mlflow"

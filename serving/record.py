@@ -1,0 +1,53 @@
+"""What runs for a home, as a file and a lock in it. Starts and ends nothing."""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import IO
+
+
+class Record:
+    """What runs for a home: a file that its supervisor writes, and a lock that it holds while it lives."""
+
+    def __init__(self, home: Path) -> None:
+        self._file = home / "platform.json"
+        self._lock_file = home / "platform.lock"
+        self._lock: IO[str] | None = None
+
+    def own(self) -> bool:
+        """Become this home's supervisor; False if another one lives. The kernel frees the lock at any death."""
+        self._lock_file.parent.mkdir(parents=True, exist_ok=True)
+        lock = self._lock_file.open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return False
+        self._lock = lock
+        return True
+
+    def owned(self) -> bool:
+        """Whether a supervisor lives."""
+        if not self._lock_file.exists():
+            return False
+        with self._lock_file.open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
+
+    def write(self, phase: str, *, error: str | None = None) -> None:
+        """Say what the supervisor is at."""
+        draft = self._file.with_suffix(".new")
+        draft.write_text(json.dumps({"pid": os.getpid(), "phase": phase, "error": error}))
+        draft.replace(self._file)
+
+    def read(self) -> dict[str, object]:
+        """What was said last; nothing if nothing was."""
+        try:
+            found: dict[str, object] = json.loads(self._file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return found

@@ -1,0 +1,163 @@
+"""An encoder's way from a folder of weights to vectors: exported, quantised, and run on every engine."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, PreTrainedTokenizerFast
+
+from registry.bundle import Bundle
+from registry.errors import BundleCorrupt, ExportFailed
+from registry.export import EncoderSource, build_encoder, default_source
+from registry.layout import EncoderSettings, Engine
+from serving.encoder import MAX_ROWS, TOKEN_BUDGET, Encoder, OpenVinoEncoder, TorchEncoder, cut, padded_length
+from tests.support.tiny import DIMENSIONS, TINY_SPACE, sentences, tiny_source
+
+TEXTS = sentences(120)
+
+
+def vectors(encoder: Encoder, texts: list[str]) -> np.ndarray:
+    found = np.full((len(texts), DIMENSIONS), np.nan, np.float32)
+    for batch in encoder.run(texts):
+        found[batch.rows] = batch.embedding
+    return found
+
+
+def states(encoder: Encoder, texts: list[str]) -> list[np.ndarray]:
+    found: dict[int, np.ndarray] = {}
+    for batch in encoder.run(texts):
+        for place, row in enumerate(batch.rows):
+            found[int(row)] = batch.tokens[place][batch.mask[place]]
+    return [found[row] for row in range(len(texts))]
+
+
+@pytest.fixture(scope="module", params=["int8", "fp32", "torch"])
+def encoder(request: pytest.FixtureRequest, encoder_bundle: Bundle) -> Encoder:
+    if request.param == "torch":
+        return TorchEncoder(encoder_bundle, device="cpu")
+    return OpenVinoEncoder(encoder_bundle, engine=Engine(request.param), threads=2)
+
+
+@pytest.fixture(scope="module")
+def reference(source: EncoderSource) -> np.ndarray:
+    """What sentence-transformers would give: the mean of the last layer, of unit length."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(source.path / "tokenizer.json"), pad_token="[PAD]", model_max_length=48
+    )
+    model = AutoModel.from_pretrained(source.path, add_pooling_layer=False).eval()
+    found = []
+    with torch.inference_mode():
+        for text in TEXTS:
+            fed = tokenizer(text, return_tensors="pt", truncation=True)
+            last = model(input_ids=fed["input_ids"], attention_mask=fed["attention_mask"]).last_hidden_state
+            found.append(torch.nn.functional.normalize(last.mean(dim=1), dim=1)[0].numpy())
+    return np.stack(found)
+
+
+def test_settings_say_what_the_runtime_needs(encoder_bundle: Bundle, source: EncoderSource) -> None:
+    settings = EncoderSettings.of(encoder_bundle.manifest)
+    assert settings.digest == source.digest
+    assert (settings.space, settings.dimensions, settings.max_length) == (TINY_SPACE, DIMENSIONS, 48)
+    assert settings.token_layers == (1, 2)
+
+
+def test_vectors_are_those_of_the_weights(encoder: Encoder, reference: np.ndarray) -> None:
+    cosines = (vectors(encoder, TEXTS) * reference).sum(axis=1)
+    # Random weights quantise worse than trained ones.
+    least = 0.9 if getattr(encoder, "engine", None) is Engine.INT8 else 0.999
+    assert cosines.min() > least
+    assert np.allclose(np.linalg.norm(vectors(encoder, TEXTS), axis=1), 1, atol=1e-5)
+
+
+def test_batch_mates_change_nothing(encoder: Encoder) -> None:
+    together = vectors(encoder, TEXTS)
+    alone = np.concatenate([vectors(encoder, [text]) for text in TEXTS])
+    shuffled = vectors(encoder, TEXTS[::-1])[::-1]
+    assert np.abs(together - alone).max() < 1e-4
+    assert np.abs(together - shuffled).max() < 1e-4
+
+
+def test_token_states_are_whole_and_the_same_alone(encoder: Encoder) -> None:
+    together = states(encoder, TEXTS[:40])
+    for text, found in zip(TEXTS[:40], together, strict=True):
+        assert found.shape == (min(48, len(text.split()) + 2), 2 * DIMENSIONS)
+        assert np.abs(found - states(encoder, [text])[0]).max() < 1e-3
+
+
+def test_text_longer_than_the_encoder_reads_is_marked(encoder: Encoder) -> None:
+    long = " ".join(["good"] * 47)
+    marks = {
+        text: mark
+        for batch in encoder.run([long, "good"])
+        for text, mark in zip(batch.texts, batch.truncated, strict=True)
+    }
+    assert marks == {long: True, "good": False}
+
+
+def test_threads_share_an_encoder(encoder: Encoder) -> None:
+    expected = vectors(encoder, TEXTS)
+    wrong: list[int] = []
+
+    def run(offset: int) -> None:
+        wrong.extend(
+            start
+            for start in range(offset, len(TEXTS) - 7, 7)
+            if np.abs(vectors(encoder, TEXTS[start : start + 7]) - expected[start : start + 7]).max() > 1e-4
+        )
+
+    threads = [threading.Thread(target=run, args=(offset,)) for offset in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_abandoned_run_leaves_the_encoder_whole(encoder: Encoder) -> None:
+    run = encoder.run(TEXTS)
+    next(run)
+    run.close()
+    assert np.isfinite(vectors(encoder, TEXTS)).all()
+
+
+def test_every_text_is_in_one_micro_batch_within_the_budget() -> None:
+    lengths = [3 + (number * 37) % 254 for number in range(500)]
+    cuts = cut(lengths, lanes=2)
+    assert sorted(row for rows in cuts for row in rows) == list(range(500))
+    for rows in cuts:
+        longest = padded_length(max(lengths[row] for row in rows))
+        assert len(rows) <= MAX_ROWS
+        assert len(rows) == 1 or len(rows) * longest <= TOKEN_BUDGET
+
+
+def test_building_twice_gives_the_same_identity_and_keeps_the_first(
+    source: EncoderSource, encoder_bundle: Bundle, tmp_path: Path
+) -> None:
+    copy = tiny_source(tmp_path / "copy")
+    assert copy.digest == source.digest
+    with pytest.raises(ExportFailed, match="can't be read"):
+        build_encoder(EncoderSource(path=tmp_path, name="none", space=None), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_pooling_is_refused(tmp_path: Path) -> None:
+    source = tiny_source(tmp_path / "model", pooling="pooling_mode_cls_token")
+    with pytest.raises(ExportFailed, match="pooling_mode_cls_token"):
+        build_encoder(source, tmp_path / "out")
+
+
+def test_forged_engine_is_refused_by_name(encoder_bundle: Bundle, tmp_path: Path) -> None:
+    copy = encoder_bundle.copy_to(tmp_path / "copy")
+    with copy.file("int8.bin").open("r+b") as stream:
+        stream.seek(100)
+        stream.write(b"forged")
+    with pytest.raises(BundleCorrupt, match=r"int8\.bin"):
+        Bundle.open(copy.path)
+
+
+def test_default_weights_are_there() -> None:
+    source = default_source()
+    source.check()
+    assert (source.space, source.max_length) == ("all-MiniLM-L6-v2", 256)

@@ -1,0 +1,136 @@
+"""The registry over a real MLflow in PostgreSQL."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from db.databases import ensure_beside
+from registry.bundle import LABELS, Bundle, Kind, Manifest
+from registry.errors import BundleCorrupt, BundleInvalid, NotRegistered, RegistryUnavailable
+from registry.store import CHAMPION, ENCODERS, Registry
+from tests.support.postgres import TestServer
+from tests.support.tiny import TINY_SPACE
+
+
+@pytest.fixture(scope="module")
+def store(server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    with server.database() as url:
+        yield Registry(ensure_beside(url, "_mlflow"), artifact_root=tmp_path_factory.mktemp("artifacts"))
+
+
+@pytest.fixture
+def model() -> str:
+    return f"model-{uuid4().hex[:8]}"
+
+
+def head(folder: Path, content: str = "weights") -> Bundle:
+    folder.mkdir()
+    (folder / "head.safetensors").write_text(content)
+    manifest = Manifest(
+        kind=Kind.HEAD,
+        name=f"head of {content}",
+        encoder="e" * 64,
+        space=TINY_SPACE,
+        labels=LABELS,
+        metrics={"rated.accuracy": 0.75},
+        provenance={"data": "d" * 64},
+    )
+    return Bundle.seal(folder, manifest)
+
+
+def test_version_is_registered_once_with_run_metrics_and_artifacts(
+    store: Registry, model: str, tmp_path: Path
+) -> None:
+    bundle = head(tmp_path / "head")
+    first = store.register(bundle, model=model)
+    assert store.register(bundle, model=model) == first
+    assert (first.model, first.version, first.kind, first.digest) == (model, "1", "head", bundle.digest)
+    assert first.metrics == {"rated.accuracy": 0.75}
+    assert first.encoder == "e" * 64
+    assert store.versions(model) == [first]
+    assert model in store.models()
+    assert ENCODERS not in store.models()
+
+
+def test_bundle_is_fetched_whole_and_refused_by_name_when_forged(
+    store: Registry, model: str, tmp_path: Path
+) -> None:
+    bundle = head(tmp_path / "head")
+    record = store.register(bundle, model=model)
+    folder = store.fetch(record, tmp_path / "cache")
+    assert Bundle.open(folder).digest == bundle.digest
+    (folder / "head.safetensors").write_text("forged")
+    with pytest.raises(BundleCorrupt, match=r"head\.safetensors"):
+        store.fetch(record, tmp_path / "cache")
+
+
+def test_whole_bundle_of_another_version_is_refused(store: Registry, model: str, tmp_path: Path) -> None:
+    record = store.register(head(tmp_path / "head"), model=model)
+    folder = store.fetch(record, tmp_path / "cache")
+    other = head(tmp_path / "other", "other weights")
+    for name in ("manifest.json", "head.safetensors"):
+        (folder / name).write_bytes((other.path / name).read_bytes())
+    with pytest.raises(BundleCorrupt):
+        store.fetch(record, tmp_path / "cache")
+
+
+def test_bundle_that_is_gone_is_an_error_that_says_what_to_do(
+    store: Registry, model: str, tmp_path: Path
+) -> None:
+    record = store.register(head(tmp_path / "head"), model=model)
+    folder = store.fetch(record, tmp_path / "cache")
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(BundleInvalid, match="register its bundle again"):
+        store.fetch(record, tmp_path / "cache")
+
+
+def test_champion_is_the_alias_and_moving_it_changes_the_revision(
+    store: Registry, model: str, tmp_path: Path
+) -> None:
+    one = store.register(head(tmp_path / "one", "one"), model=model)
+    with pytest.raises(NotRegistered):
+        store.champion(model)
+    store.set_alias(model, CHAMPION, one.version)
+    assert store.champion(model).version == "1"
+    before = store.revision(model)
+    assert store.revision(model) == before
+    two = store.register(head(tmp_path / "two", "two"), model=model, alias=CHAMPION)
+    assert store.champion(model) == two
+    assert store.version(model, "1").aliases == ()
+    assert store.revision(model) != before
+
+
+def test_what_is_not_there_is_said(store: Registry, model: str, tmp_path: Path) -> None:
+    with pytest.raises(NotRegistered):
+        store.versions(model)
+    store.register(head(tmp_path / "head"), model=model)
+    with pytest.raises(NotRegistered):
+        store.version(model, "7")
+    with pytest.raises(NotRegistered):
+        store.set_alias(model, CHAMPION, "7")
+    with pytest.raises(NotRegistered, match="no encoder"):
+        store.encoder("0" * 64)
+
+
+def test_first_encoder_of_a_space_defines_it(store: Registry, model: str, encoder_bundle: Bundle) -> None:
+    with pytest.raises(NotRegistered):
+        store.space_encoder(TINY_SPACE)
+    record = store.register_encoder(encoder_bundle)
+    assert store.register_encoder(encoder_bundle) == record
+    assert store.space_encoder(TINY_SPACE) == record
+    assert (record.bundle, record.dimensions) == (encoder_bundle.digest, 32)
+    with pytest.raises(BundleInvalid, match="an encoder"):
+        store.register(encoder_bundle, model=model)
+
+
+def test_head_is_no_encoder(store: Registry, tmp_path: Path) -> None:
+    with pytest.raises(BundleInvalid, match="not an encoder"):
+        store.register_encoder(head(tmp_path / "head"))
+
+
+def test_unreachable_store_is_said_so(tmp_path: Path) -> None:
+    registry = Registry("http://127.0.0.1:9", artifact_root=tmp_path)
+    with pytest.raises(RegistryUnavailable):
+        registry.models()

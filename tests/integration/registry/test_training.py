@@ -1,0 +1,173 @@
+"""`train_head` on a tiny encoder: repeatable, better than chance, and served exactly as it was judged."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from registry import corpora
+from registry.bundle import LABELS, Bundle
+from registry.corpora import Example, Part
+from registry.errors import BundleInvalid, TrainingFailed
+from registry.features import collect
+from registry.layout import Engine
+from registry.network import AttentiveNetwork
+from registry.train import HeadPlan, fit_lexicon, train_head
+from serving.encoder import OpenVinoEncoder
+from serving.heads import AttentiveHead, answered, load_head
+from tests.support.tiny import TINY_SPACE
+
+PLAN = HeadPlan(epochs=6, batch=32, width=32, attention=4, warm_up_steps=10, learning_rate=5e-3)
+GOOD, BAD, PLAIN = (
+    ("good", "great", "loved", "best", "joy"),
+    ("bad", "awful", "worst", "sad", "boring"),
+    ("ok", "fine", "late", "thing", "of"),
+)
+
+
+def examples(count: int = 900) -> list[Example]:
+    """Texts whose class is the kind of their one telling word; every third without a rating."""
+    made = []
+    for number in range(count):
+        label = number % 3
+        word = (BAD, PLAIN, GOOD)[label][number // 3 % 5]
+        text = f"the n{number % 40} is so {word} and n{number // 40} it"
+        rating = None if number % 7 == 0 else (-2.0, 0.0, 2.0)[label]
+        made.append(
+            Example(text=text, label=label, source="made" if rating is not None else "unrated", rating=rating)
+        )
+    return made
+
+
+@pytest.fixture(scope="module")
+def encoder(encoder_bundle: Bundle) -> OpenVinoEncoder:
+    return OpenVinoEncoder(encoder_bundle, engine=Engine.FP32, threads=2)
+
+
+@pytest.fixture(scope="module")
+def trained(encoder: OpenVinoEncoder, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("trained")
+    return train_head(
+        examples(),
+        encoder,
+        folder / "head",
+        name="tiny head",
+        space=TINY_SPACE,
+        cache=folder / "cache",
+        plan=PLAN,
+    )
+
+
+def test_it_learns_what_the_texts_say(trained: Bundle) -> None:
+    metrics = trained.manifest.metrics
+    assert metrics["rated.accuracy"] > 0.9
+    assert metrics["rated.accuracy_low"] <= metrics["rated.accuracy"] <= metrics["rated.accuracy_high"]
+    assert {
+        "rated.macro_f1",
+        "rated.ece",
+        "rated.recall_negative",
+        "made.accuracy",
+        "unrated.accuracy",
+    } <= metrics.keys()
+
+
+def test_manifest_names_encoder_data_and_plan(trained: Bundle, encoder: OpenVinoEncoder) -> None:
+    manifest = trained.manifest
+    assert (manifest.encoder, manifest.space, manifest.labels) == (encoder.digest, TINY_SPACE, LABELS)
+    assert manifest.provenance["data"] == corpora.data_digest(examples())
+    assert manifest.provenance["plan"]["seed"] == PLAN.seed
+    assert manifest.temperature > 0
+
+
+def test_same_data_make_the_same_bundle(trained: Bundle, encoder: OpenVinoEncoder, tmp_path: Path) -> None:
+    again = train_head(
+        examples(),
+        encoder,
+        tmp_path / "head",
+        name="tiny head",
+        space=TINY_SPACE,
+        cache=tmp_path / "cache",
+        plan=PLAN,
+    )
+    assert again.digest == trained.digest
+
+
+def test_held_out_labels_change_nothing_but_the_report(
+    trained: Bundle, encoder: OpenVinoEncoder, tmp_path: Path
+) -> None:
+    turned = [
+        Example(
+            text=each.text,
+            label=(each.label + 1) % 3 if each.part is Part.HELD_OUT else each.label,
+            source=each.source,
+            rating=each.rating,
+        )
+        for each in examples()
+    ]
+    again = train_head(
+        turned,
+        encoder,
+        tmp_path / "head",
+        name="tiny head",
+        space=TINY_SPACE,
+        cache=tmp_path / "cache",
+        plan=PLAN,
+    )
+    assert again.manifest.files == trained.manifest.files
+    assert again.manifest.temperature == trained.manifest.temperature
+    assert again.manifest.metrics["rated.accuracy"] < 0.2
+
+
+def test_served_scores_are_those_that_were_judged(trained: Bundle, encoder: OpenVinoEncoder) -> None:
+    head = load_head(trained)
+    held = [each for each in examples() if each.part is Part.HELD_OUT and each.rated]
+    hits = 0
+    for batch in encoder.run([each.text for each in held]):
+        scores = head.scores(batch)
+        assert np.allclose(scores.sum(axis=1), 1, atol=1e-5)
+        assert answered(scores).all()
+        hits += sum(
+            held[row].label == said for row, said in zip(batch.rows, scores.argmax(axis=1), strict=True)
+        )
+    assert hits / len(held) == pytest.approx(trained.manifest.metrics["rated.accuracy"], abs=1e-4)
+
+
+def test_numpy_head_computes_what_the_torch_network_does(encoder: OpenVinoEncoder, tmp_path: Path) -> None:
+    texts = [each.text for each in examples(64)]
+    states = collect(texts, encoder, cache=tmp_path, progress=lambda _step, _share: None)
+    network = AttentiveNetwork(states.width, width=32, attention=4, dropout=0.3, input_dropout=0.1)
+    network.round_to_half()
+    head = AttentiveHead.__new__(AttentiveHead)
+    head._weights = {name: array.astype(np.float32) for name, array in network.tensors().items()}
+    head._temperature = 1.0
+    tokens, mask = states.padded(np.arange(len(texts)))
+    found = head.logits(tokens, mask)
+    assert np.abs(found - network.logits(states, np.arange(len(texts)))).max() < 1e-4
+
+
+def test_row_without_a_finite_answer_is_no_answer(trained: Bundle, encoder: OpenVinoEncoder) -> None:
+    head = load_head(trained)
+    (batch,) = encoder.run(["so good", "so bad"])
+    batch.tokens[0] = np.nan
+    assert answered(head.scores(batch)).tolist() == [False, True]
+
+
+def test_data_without_a_held_out_part_are_refused(encoder: OpenVinoEncoder, tmp_path: Path) -> None:
+    few = [each for each in examples() if each.part is not Part.HELD_OUT]
+    with pytest.raises(TrainingFailed, match="held-out"):
+        train_head(few, encoder, tmp_path / "head", name="x", space=None, cache=tmp_path / "cache", plan=PLAN)
+    assert not (tmp_path / "head").exists()
+
+
+def test_lexicon_is_fitted_and_refused_over_another_lexicon(tmp_path: Path) -> None:
+    weigh = {word: value for words, value in ((GOOD, 0.8), (BAD, -0.8), (PLAIN, 0.0)) for word in words}
+    fitted = fit_lexicon(
+        examples(),
+        lambda text: next(weigh[word] for word in text.split() if word in weigh),
+        tmp_path / "lexicon",
+        name="words",
+        lexicon="0" * 64,
+    )
+    assert fitted.manifest.metrics["rated.accuracy"] == 1.0
+    with pytest.raises(BundleInvalid, match="fitted on lexicon 000"):
+        load_head(fitted)

@@ -1,0 +1,58 @@
+"""A sentence encoder that a test makes itself: a BERT with two narrow layers, in sentence-transformers' layout."""
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel
+
+from registry.export import EncoderSource
+
+WORDS = (
+    "a and awful bad best boring broke fine good great is it joy late loved not of ok sad so the thing worst"
+)
+TINY_SPACE = "tiny"
+DIMENSIONS = 32
+
+
+def tiny_source(folder: Path, *, pooling: str = "pooling_mode_mean_tokens") -> EncoderSource:
+    """Written to `folder`; the same every time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS.split(), *(f"n{number}" for number in range(40))]
+    ids = {word: number for number, word in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(name, ids[name]) for name in ("[CLS]", "[SEP]")]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        config = BertConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=DIMENSIONS,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            initializer_range=0.3,
+        )
+        BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 48}))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(
+        json.dumps({"word_embedding_dimension": DIMENSIONS, pooling: True})
+    )
+    return EncoderSource(path=folder, name="tiny", space=TINY_SPACE, token_layers=(1, 2))
+
+
+def sentences(count: int) -> list[str]:
+    """Different texts of many lengths."""
+    words = WORDS.split()
+    return [
+        " ".join(words[(start * 7 + step * (start % 5 + 1)) % len(words)] for step in range(1 + start % 40))
+        + f" n{start % 40}"
+        for start in range(count)
+    ]
