@@ -192,7 +192,7 @@ def _export_onnx(source: EncoderSource, onnx: Path, weights: Path) -> None:
     state = graph.encoder.state_dict()
     save_file({name: tensor.half().contiguous() for name, tensor in state.items()}, weights)
     axes = {0: "rows", 1: "length"}
-    ids = torch.tensor([[101, 2023, 2003, 102], [101, 2023, 102, 0]])
+    ids = torch.tensor([[1, 2, 3, 2], [1, 2, 2, 0]])
     with torch.inference_mode():
         torch.onnx.export(
             graph,

@@ -145,7 +145,9 @@ def _core_only() -> Iterator[None]:
     """
     from ray._private.node import Node
 
-    spared = {name: getattr(Node, name) for name in ("start_api_server", "start_monitor", "start_log_monitor")}
+    spared = {
+        name: getattr(Node, name) for name in ("start_api_server", "start_monitor", "start_log_monitor")
+    }
     for name in spared:
         setattr(Node, name, lambda _node, **_options: None)
     try:

@@ -27,6 +27,12 @@ class Record:
         self._lock = lock
         return True
 
+    def release(self) -> None:
+        """Stop being the supervisor."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
     def owned(self) -> bool:
         """Whether a supervisor lives."""
         if not self._lock_file.exists():

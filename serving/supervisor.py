@@ -128,6 +128,7 @@ class Supervisor:
             if models is not None:
                 models.stop(1)
             self._stop_database()
+            self._record.release()
         return 0
 
     def _watch(self, models: Child, stage: Child) -> None:

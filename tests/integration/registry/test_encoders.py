@@ -25,6 +25,11 @@ def vectors(encoder: Encoder, texts: list[str]) -> np.ndarray:
     return found
 
 
+def noise(encoder: Encoder) -> float:
+    """How far the last bits of another kernel can carry: in int8 to the next step, else hardly anywhere."""
+    return 0.02 if getattr(encoder, "engine", None) is Engine.INT8 else 1e-4
+
+
 def states(encoder: Encoder, texts: list[str]) -> list[np.ndarray]:
     found: dict[int, np.ndarray] = {}
     for batch in encoder.run(texts):
@@ -75,15 +80,15 @@ def test_batch_mates_change_nothing(encoder: Encoder) -> None:
     together = vectors(encoder, TEXTS)
     alone = np.concatenate([vectors(encoder, [text]) for text in TEXTS])
     shuffled = vectors(encoder, TEXTS[::-1])[::-1]
-    assert np.abs(together - alone).max() < 1e-4
-    assert np.abs(together - shuffled).max() < 1e-4
+    assert np.abs(together - alone).max() < noise(encoder)
+    assert np.abs(together - shuffled).max() < noise(encoder)
 
 
 def test_token_states_are_whole_and_the_same_alone(encoder: Encoder) -> None:
     together = states(encoder, TEXTS[:40])
     for text, found in zip(TEXTS[:40], together, strict=True):
         assert found.shape == (min(48, len(text.split()) + 2), 2 * DIMENSIONS)
-        assert np.abs(found - states(encoder, [text])[0]).max() < 1e-3
+        assert np.abs(found - states(encoder, [text])[0]).max() < 10 * noise(encoder)
 
 
 def test_text_longer_than_the_encoder_reads_is_marked(encoder: Encoder) -> None:
@@ -104,7 +109,8 @@ def test_threads_share_an_encoder(encoder: Encoder) -> None:
         wrong.extend(
             start
             for start in range(offset, len(TEXTS) - 7, 7)
-            if np.abs(vectors(encoder, TEXTS[start : start + 7]) - expected[start : start + 7]).max() > 1e-4
+            if np.abs(vectors(encoder, TEXTS[start : start + 7]) - expected[start : start + 7]).max()
+            > noise(encoder)
         )
 
     threads = [threading.Thread(target=run, args=(offset,)) for offset in range(4)]

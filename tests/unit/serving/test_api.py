@@ -28,6 +28,7 @@ PUBLIC = {
     "/console",
     "/console/",
     "/console/{file}",
+    "/docs/{name}",
 }
 
 

@@ -1,0 +1,127 @@
+"""What the supervisor is made of: a child that comes back, and the record of who runs a home."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving import supervisor
+from serving.record import Record
+from serving.supervisor import Child
+
+
+class FakeProcess:
+    """Lives until a test ends it."""
+
+    status: int | None = None
+
+    def poll(self) -> int | None:
+        return self.status
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[FakeProcess]:
+    found: list[FakeProcess] = []
+
+    def popen(*_arguments: Any, **_options: Any) -> FakeProcess:
+        found.append(FakeProcess())
+        return found[-1]
+
+    monkeypatch.setattr(supervisor.subprocess, "Popen", popen)
+    return found
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(supervisor.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_child_comes_back_after_pauses_that_double(started: list[FakeProcess], clock: list[float]) -> None:
+    child = Child(["x"], {})
+    for number, pause in enumerate((0.5, 1.0, 2.0, 4.0), start=1):
+        assert child.look() is None
+        assert len(started) == number
+        started[-1].status = 3
+        assert child.look() == 3
+        clock[0] += pause - 0.01
+        child.look()
+        assert len(started) == number
+        clock[0] += 0.02
+
+
+def test_pause_is_bounded_and_a_steady_run_starts_over(
+    started: list[FakeProcess], clock: list[float]
+) -> None:
+    child = Child(["x"], {})
+    for _ in range(20):
+        child.look()
+        started[-1].status = 1
+        child.look()
+        clock[0] += 30.0
+    child.look()
+    clock[0] += 61.0
+    started[-1].status = 1
+    assert child.look() == 1
+    before = len(started)
+    clock[0] += 0.51
+    child.look()
+    assert len(started) == before + 1
+
+
+def test_delayed_child_waits(started: list[FakeProcess], clock: list[float]) -> None:
+    child = Child(["x"], {}, delay=60)
+    child.look()
+    assert not started
+    clock[0] += 60
+    child.look()
+    assert len(started) == 1
+
+
+def test_child_that_does_not_end_is_ended() -> None:
+    child = Child(["http.server", "--bind", "127.0.0.1", "0"], {})
+    child.look()
+    child.stop(10)
+    assert child.look() is None
+    child.stop(0)
+
+
+def test_one_owner_a_home(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    first, second = Record(home), Record(home)
+    assert not second.owned()
+    assert first.own()
+    assert second.owned()
+    assert not second.own()
+    first.write("starting", error=None)
+    assert second.read()["phase"] == "starting"
+    first.release()
+    assert not second.owned()
+
+
+def test_a_killed_owner_owns_nothing(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from serving.record import Record; r = Record(Path(sys.argv[1]));"
+        "assert r.own(); print('own', flush=True); sys.stdin.read()"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"own\n"
+        assert Record(tmp_path).owned()
+        owner.kill()
+        owner.wait()
+    heir = Record(tmp_path)
+    assert not heir.owned()
+    assert heir.own()
+    heir.release()
+
+
+def test_unreadable_record_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "platform.json").write_text("{")
+    assert Record(tmp_path).read() == {}
