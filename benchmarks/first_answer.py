@@ -103,7 +103,7 @@ def main() -> None:
         return
     one, many = found["one_client"], found["clients_32"]
     print(found["machine"])
-    print("The load generator shares the cores at the niceness of Ray's workers; everything is stored.\n")
+    print("The load generator shares the cores; everything is stored.\n")
     rows = [
         ("figure", "measured", "goal"),
         ("first `valence up` to first answer", f"{found['first_up_seconds']} s", "≤ 60 s"),

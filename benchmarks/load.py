@@ -1,7 +1,6 @@
 """A closed-loop load generator: each client sends its next request when its last one is answered.
 
-Only for platforms on this machine, and bounded in clients and time. Runs at the niceness of Ray's workers,
-so that on shared cores it takes no precedence over what it measures.
+Only for platforms on this machine, and bounded in clients and time. It shares the cores with what it measures.
 """
 
 import argparse
@@ -24,7 +23,6 @@ import httptools
 
 from registry import corpora
 
-RAY_NICENESS = 15
 MOST_CLIENTS = 256
 MOST_SECONDS = 600
 CACHE = Path(".cache/corpora")
@@ -157,7 +155,7 @@ def sentences(seed: int = 0) -> list[str]:
 
 
 def measured(url: str, key: str, *, clients: int, seconds: float, warm_up: float, seed: int = 0) -> Result:
-    """The same from a process of its own, at the niceness of Ray's workers."""
+    """The same from a process of its own."""
     arguments = [url, "--clients", str(clients), "--seconds", str(seconds), "--warm-up", str(warm_up)]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.load", *arguments, "--seed", str(seed)],
@@ -190,7 +188,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     texts = sentences(arguments.seed)
-    os.setpriority(os.PRIO_PROCESS, 0, RAY_NICENESS)
     result = asyncio.run(
         closed_loop(
             arguments.url,

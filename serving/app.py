@@ -22,6 +22,7 @@ from registry.layout import Engine
 from registry.records import EncoderRecord, VersionRecord
 from serving.catalogue import Catalogue
 from serving.cluster import listen_on_loopback
+from serving.encoder import Encoder, open_encoder
 from serving.logs import configure_logging
 from serving.replica import HandleCalls, RemoteEncoders, Replica
 from serving.settings import Settings
@@ -29,8 +30,6 @@ from serving.stores import database_of, registry_of
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-
-    from serving.encoder import Encoder
 
 log = structlog.get_logger(__name__)
 listen_on_loopback()
@@ -48,7 +47,14 @@ class EncoderReplica(Replica):
         cache = settings.home / "cache"
         encoder = _encoder(Bundle.open(registry.fetch(record, cache)), settings)
         warm = encoder.warm_up(settings.encoder_warm_up_seconds)
-        log.info("encoder.warm", encoder=record.digest, shapes=warm.shapes, of=warm.of, seconds=warm.seconds)
+        log.info(
+            "encoder.warm",
+            encoder=record.digest,
+            engine=encoder.engine,
+            shapes=warm.shapes,
+            of=warm.of,
+            seconds=warm.seconds,
+        )
 
         def fetch(version: VersionRecord) -> Path:
             return registry.fetch(version, cache)
@@ -170,11 +176,10 @@ def build(record: EncoderRecord, settings: Settings) -> Application:
     return ingress.bind(replicas, control.bind(replicas, record))
 
 
-def _encoder(bundle: Bundle, settings: Settings) -> "Encoder":
-    from serving.encoder import OpenVinoEncoder, TorchEncoder
-
+def _encoder(bundle: Bundle, settings: Settings) -> Encoder:
     if settings.engine == "torch":
-        return TorchEncoder(bundle, device=settings.device)
-    threads = settings.encoder_threads or len(os.sched_getaffinity(0))
+        return open_encoder(bundle, device=settings.device)
     engine = None if settings.engine == "auto" else Engine(settings.engine)
-    return OpenVinoEncoder(bundle, engine=engine, threads=threads)
+    return open_encoder(
+        bundle, engine=engine, threads=settings.encoder_threads or len(os.sched_getaffinity(0))
+    )

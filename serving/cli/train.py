@@ -29,7 +29,7 @@ def head(
     from registry.export import build_encoder, default_source
     from registry.layout import Engine
     from registry.train import HeadPlan, train_head
-    from serving.encoder import OpenVinoEncoder
+    from serving.encoder import open_encoder
 
     plan, source = HeadPlan(), default_source()
     folder = cache / "encoders" / source.digest[:16]
@@ -42,13 +42,16 @@ def head(
             encoder = build_encoder(source, folder, progress=lambda step: progress(f"encoder: {step}", 0))
         trained = train_head(
             examples,
-            OpenVinoEncoder(encoder, engine=Engine.FP32, threads=plan.threads),
+            open_encoder(encoder, engine=Engine.FP32, threads=plan.threads),
             out,
             name=f"attentive head on {source.name}",
             space=source.space,
             cache=cache / "states",
             plan=plan,
-            judges={"int8": OpenVinoEncoder(encoder, engine=Engine.INT8, threads=plan.threads)},
+            judges={
+                engine.value: open_encoder(encoder, engine=engine, threads=plan.threads)
+                for engine in (Engine.INT8, Engine.INT8_DYNAMIC)
+            },
             progress=progress,
         )
     record = {

@@ -12,7 +12,7 @@ from registry.bundle import Bundle
 from registry.errors import BundleCorrupt, ExportFailed
 from registry.export import EncoderSource, build_encoder, default_source
 from registry.layout import EncoderSettings, Engine
-from serving.encoder import MAX_ROWS, TOKEN_BUDGET, Encoder, OpenVinoEncoder, TorchEncoder, cut, padded_length
+from serving.encoder import MAX_ROWS, TOKEN_BUDGET, Encoder, cut, open_encoder, padded_length
 from tests.support.tiny import DIMENSIONS, TINY_SPACE, sentences, tiny_source
 
 TEXTS = sentences(120)
@@ -27,7 +27,7 @@ def vectors(encoder: Encoder, texts: list[str]) -> np.ndarray:
 
 def noise(encoder: Encoder) -> float:
     """How far the last bits of another kernel can carry: in int8 to the next step, else hardly anywhere."""
-    return 0.02 if getattr(encoder, "engine", None) is Engine.INT8 else 1e-4
+    return 0.02 if encoder.engine in (Engine.INT8, Engine.INT8_DYNAMIC) else 1e-4
 
 
 def states(encoder: Encoder, texts: list[str]) -> list[np.ndarray]:
@@ -38,11 +38,11 @@ def states(encoder: Encoder, texts: list[str]) -> list[np.ndarray]:
     return [found[row] for row in range(len(texts))]
 
 
-@pytest.fixture(scope="module", params=["int8", "fp32", "torch"])
+@pytest.fixture(scope="module", params=[*Engine, "torch"])
 def encoder(request: pytest.FixtureRequest, encoder_bundle: Bundle) -> Encoder:
     if request.param == "torch":
-        return TorchEncoder(encoder_bundle, device="cpu")
-    return OpenVinoEncoder(encoder_bundle, engine=Engine(request.param), threads=2)
+        return open_encoder(encoder_bundle, device="cpu")
+    return open_encoder(encoder_bundle, engine=request.param, threads=2)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_settings_say_what_the_runtime_needs(encoder_bundle: Bundle, source: Enc
 def test_vectors_are_those_of_the_weights(encoder: Encoder, reference: np.ndarray) -> None:
     cosines = (vectors(encoder, TEXTS) * reference).sum(axis=1)
     # Random weights quantise worse than trained ones.
-    least = 0.9 if getattr(encoder, "engine", None) is Engine.INT8 else 0.999
+    least = 0.9 if encoder.engine in (Engine.INT8, Engine.INT8_DYNAMIC) else 0.999
     assert cosines.min() > least
     assert np.allclose(np.linalg.norm(vectors(encoder, TEXTS), axis=1), 1, atol=1e-5)
 

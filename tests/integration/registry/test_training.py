@@ -13,7 +13,7 @@ from registry.features import collect
 from registry.layout import Engine
 from registry.network import AttentiveNetwork
 from registry.train import HeadPlan, fit_lexicon, train_head
-from serving.encoder import OpenVinoEncoder
+from serving.encoder import Encoder, open_encoder
 from serving.heads import AttentiveHead, answered, load_head
 from tests.support.tiny import TINY_SPACE
 
@@ -49,12 +49,12 @@ def examples(count: int = 900) -> list[Example]:
 
 
 @pytest.fixture(scope="module")
-def encoder(encoder_bundle: Bundle) -> OpenVinoEncoder:
-    return OpenVinoEncoder(encoder_bundle, engine=Engine.FP32, threads=2)
+def encoder(encoder_bundle: Bundle) -> Encoder:
+    return open_encoder(encoder_bundle, engine=Engine.FP32, threads=2)
 
 
 @pytest.fixture(scope="module")
-def trained(encoder: OpenVinoEncoder, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def trained(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("trained")
     return train_head(
         examples(),
@@ -80,7 +80,7 @@ def test_it_learns_what_the_texts_say(trained: Bundle) -> None:
     } <= metrics.keys()
 
 
-def test_manifest_names_encoder_data_and_plan(trained: Bundle, encoder: OpenVinoEncoder) -> None:
+def test_manifest_names_encoder_data_and_plan(trained: Bundle, encoder: Encoder) -> None:
     manifest = trained.manifest
     assert (manifest.encoder, manifest.space, manifest.labels) == (encoder.digest, TINY_SPACE, LABELS)
     assert manifest.provenance["data"] == corpora.data_digest(examples())
@@ -88,7 +88,7 @@ def test_manifest_names_encoder_data_and_plan(trained: Bundle, encoder: OpenVino
     assert manifest.temperature > 0
 
 
-def test_same_data_make_the_same_bundle(trained: Bundle, encoder: OpenVinoEncoder, tmp_path: Path) -> None:
+def test_same_data_make_the_same_bundle(trained: Bundle, encoder: Encoder, tmp_path: Path) -> None:
     again = train_head(
         examples(),
         encoder,
@@ -102,7 +102,7 @@ def test_same_data_make_the_same_bundle(trained: Bundle, encoder: OpenVinoEncode
 
 
 def test_held_out_labels_change_nothing_but_the_report(
-    trained: Bundle, encoder: OpenVinoEncoder, tmp_path: Path
+    trained: Bundle, encoder: Encoder, tmp_path: Path
 ) -> None:
     turned = [
         Example(
@@ -127,7 +127,7 @@ def test_held_out_labels_change_nothing_but_the_report(
     assert again.manifest.metrics["rated.accuracy"] < 0.2
 
 
-def test_served_scores_are_those_that_were_judged(trained: Bundle, encoder: OpenVinoEncoder) -> None:
+def test_served_scores_are_those_that_were_judged(trained: Bundle, encoder: Encoder) -> None:
     head = load_head(trained)
     held = [each for each in examples() if each.part is Part.HELD_OUT and each.rated]
     hits = 0
@@ -141,7 +141,7 @@ def test_served_scores_are_those_that_were_judged(trained: Bundle, encoder: Open
     assert hits / len(held) == pytest.approx(trained.manifest.metrics["rated.accuracy"], abs=1e-4)
 
 
-def test_numpy_head_computes_what_the_torch_network_does(encoder: OpenVinoEncoder, tmp_path: Path) -> None:
+def test_numpy_head_computes_what_the_torch_network_does(encoder: Encoder, tmp_path: Path) -> None:
     texts = [each.text for each in examples(64)]
     states = collect(texts, encoder, cache=tmp_path, progress=lambda _step, _share: None)
     network = AttentiveNetwork(states.width, width=32, attention=4, dropout=0.3, input_dropout=0.1)
@@ -154,14 +154,14 @@ def test_numpy_head_computes_what_the_torch_network_does(encoder: OpenVinoEncode
     assert np.abs(found - network.logits(states, np.arange(len(texts)))).max() < 1e-4
 
 
-def test_row_without_a_finite_answer_is_no_answer(trained: Bundle, encoder: OpenVinoEncoder) -> None:
+def test_row_without_a_finite_answer_is_no_answer(trained: Bundle, encoder: Encoder) -> None:
     head = load_head(trained)
     batch = max(encoder.run(["so good", "so bad", "ok", "fine"]), key=lambda micro: len(micro.rows))
     batch.tokens[0] = np.nan
     assert answered(head.scores(batch)).tolist() == [False] + [True] * (len(batch.rows) - 1)
 
 
-def test_data_without_a_held_out_part_are_refused(encoder: OpenVinoEncoder, tmp_path: Path) -> None:
+def test_data_without_a_held_out_part_are_refused(encoder: Encoder, tmp_path: Path) -> None:
     few = [each for each in examples() if each.part is not Part.HELD_OUT]
     with pytest.raises(TrainingFailed, match="held-out"):
         train_head(few, encoder, tmp_path / "head", name="x", space=None, cache=tmp_path / "cache", plan=PLAN)

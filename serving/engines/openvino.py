@@ -1,0 +1,167 @@
+"""Encoders on CPU by OpenVINO: static int8 or fp32, one stream a thread under load, all threads on one idle text."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from registry.bundle import Bundle
+from registry.layout import ENGINES, EncoderSettings, Engine
+from serving.encoder import (
+    FINE_LENGTH,
+    MAX_ROWS,
+    TOKEN_BUDGET,
+    Cut,
+    MicroBatch,
+    Tokenised,
+    WarmUp,
+    cut,
+    micro_batch,
+    padded_length,
+    tokenizer_of,
+)
+
+
+class OpenVinoEncoder:
+    """Runs an encoder bundle in micro-batches; safe to call from several threads."""
+
+    def __init__(self, bundle: Bundle, *, engine: Engine, threads: int = 1) -> None:
+        self.settings = EncoderSettings.of(bundle.manifest)
+        self.digest = self.settings.digest
+        self.engine = engine
+        self.threads = threads
+        self._tokenizer = tokenizer_of(bundle, self.settings)
+        core = ov.Core()
+        model = core.read_model(bundle.file(ENGINES[self.engine]))
+        lanes = core.compile_model(model, "CPU", _properties(streams=threads, threads=threads))
+        self._idle_lanes: SimpleQueue[ov.InferRequest] = SimpleQueue()
+        for _ in range(threads):
+            self._idle_lanes.put(lanes.create_infer_request())
+        self._solo = (
+            core.compile_model(model, "CPU", _properties(streams=1, threads=threads)).create_infer_request()
+            if threads > 1
+            else None
+        )
+        self._cold = deque(_likely_shapes(self.settings.max_length))
+        self._shapes = len(self._cold)
+        self._solo_free = threading.Lock()
+        self._busy = 0
+        self._counting = threading.Lock()
+
+    def run(self, texts: Sequence[str]) -> Iterator[MicroBatch]:
+        tokenised = Tokenised(self._tokenizer, texts)
+        cuts = [tokenised.pad(rows) for rows in cut(tokenised.lengths, lanes=self.threads)]
+        if len(cuts) == 1:
+            alone = self._run_solo(cuts[0], texts)
+            if alone is not None:
+                yield alone
+                return
+        yield from self._run_lanes(cuts, texts)
+
+    def warm_up(self, budget_s: float) -> WarmUp:
+        started = time.monotonic()
+        while self._cold:
+            self._compile(*self._cold.popleft())
+            if time.monotonic() - started >= budget_s:
+                break
+        return WarmUp(
+            shapes=self._shapes - len(self._cold), of=self._shapes, seconds=time.monotonic() - started
+        )
+
+    def _run_solo(self, only: Cut, texts: Sequence[str]) -> MicroBatch | None:
+        """All threads on one micro-batch, if no other call is running."""
+        if self._solo is None or self._busy or not self._solo_free.acquire(blocking=False):
+            return None
+        try:
+            self._solo.infer(only.inputs, share_inputs=True)
+            return micro_batch(only, texts, *_outputs(self._solo))
+        finally:
+            self._solo_free.release()
+
+    def _run_lanes(self, cuts: Sequence[Cut], texts: Sequence[str]) -> Iterator[MicroBatch]:
+        flying: deque[tuple[ov.InferRequest, Cut]] = deque()
+        waiting = deque(cuts)
+        self._count(+1)
+        try:
+            while waiting or flying:
+                while waiting and (lane := self._lane(wait=not flying)) is not None:
+                    flying.append((lane, waiting[0]))
+                    lane.start_async(waiting.popleft().inputs, share_inputs=True)
+                lane, landed = flying[0]
+                lane.wait()
+                outputs = _outputs(lane)
+                flying.popleft()
+                self._idle_lanes.put(lane)
+                yield micro_batch(landed, texts, *outputs)
+        finally:
+            self._count(-1)
+            for lane, _ in flying:
+                _settle(lane)
+                self._idle_lanes.put(lane)
+
+    def _lane(self, *, wait: bool) -> ov.InferRequest | None:
+        try:
+            return self._idle_lanes.get(block=wait)
+        except Empty:
+            return None
+
+    def _compile(self, rows: int, length: int) -> None:
+        ones = np.ones((rows, length), dtype=np.int64)
+        inputs = {"input_ids": ones, "attention_mask": ones}
+        if rows == 1 and self._solo is not None:
+            with self._solo_free:
+                self._solo.infer(inputs, share_inputs=True)
+        lanes = [self._idle_lanes.get() for _ in range(self.threads)]
+        for lane in lanes:
+            lane.start_async(inputs, share_inputs=True)
+        for lane in lanes:
+            lane.wait()
+            self._idle_lanes.put(lane)
+
+    def _count(self, step: int) -> None:
+        with self._counting:
+            self._busy += step
+
+
+def _properties(*, streams: int, threads: int) -> Mapping[str, Any]:
+    return {
+        "NUM_STREAMS": streams,
+        "INFERENCE_NUM_THREADS": threads,
+        # Pinned threads wait for a core that another process holds.
+        "ENABLE_CPU_PINNING": False,
+        "INFERENCE_PRECISION_HINT": "f32",
+        # The default of 5,000 compiled primitives is fewer than the shapes need.
+        "CPU_RUNTIME_CACHE_CAPACITY": 50_000,
+    }
+
+
+def _likely_shapes(max_length: int) -> list[tuple[int, int]]:
+    """Every (rows, padded length) that `cut` can make, the likeliest first."""
+    lengths = sorted({padded_length(length) for length in range(3, max_length + 1)})
+    shapes = [
+        (rows, length) for length in lengths for rows in range(1, min(MAX_ROWS, TOKEN_BUDGET // length) + 1)
+    ]
+    return sorted(
+        shapes, key=lambda shape: (shape[1] > FINE_LENGTH, shape[0] != 1, shape[0] != MAX_ROWS, shape[1])
+    )
+
+
+def _outputs(request: ov.InferRequest) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Copies: the request's own memory is written again by its next inference."""
+    embedding: NDArray[np.float32] = request.get_tensor("embedding").data.copy()
+    tokens: NDArray[np.float32] = request.get_tensor("tokens").data.copy()
+    return embedding, tokens
+
+
+def _settle(lane: ov.InferRequest) -> None:
+    """Waits for an abandoned inference, whose result and error nobody wants."""
+    try:
+        lane.wait()
+    except RuntimeError:
+        return

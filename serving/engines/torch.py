@@ -1,0 +1,62 @@
+"""Encoders on a torch device, in half precision on a GPU. The only module of serving that imports torch."""
+
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel
+
+from registry.bundle import Bundle
+from registry.layout import WEIGHTS, EncoderSettings
+from serving.encoder import Cut, MicroBatch, Tokenised, WarmUp, cut, micro_batch, tokenizer_of
+
+
+class TorchEncoder:
+    """Runs an encoder bundle in micro-batches on one device."""
+
+    engine = "torch"
+
+    def __init__(self, bundle: Bundle, *, device: str = "cuda", max_rows: int = 64) -> None:
+        self.settings = EncoderSettings.of(bundle.manifest)
+        self.digest = self.settings.digest
+        self._device = device
+        self._max_rows = max_rows
+        self._tokenizer = tokenizer_of(bundle, self.settings)
+        dtype = torch.float16 if device.startswith("cuda") else torch.float32
+        config = AutoConfig.for_model(**self.settings.architecture)
+        model = AutoModel.from_config(config, attn_implementation="sdpa", add_pooling_layer=False)
+        model.load_state_dict(load_file(bundle.file(WEIGHTS)), strict=True)
+        self._model = model.eval().to(device=device, dtype=dtype)
+
+    def run(self, texts: Sequence[str]) -> Iterator[MicroBatch]:
+        tokenised = Tokenised(self._tokenizer, texts)
+        for rows in cut(tokenised.lengths, lanes=1, max_rows=self._max_rows):
+            piece = tokenised.pad(rows)
+            embedding, tokens = self._forward(piece)
+            yield micro_batch(piece, texts, embedding, tokens)
+
+    def warm_up(self, budget_s: float) -> WarmUp:  # noqa: ARG002  (one short pass is all it needs)
+        started = time.monotonic()
+        for _ in self.run(["warm"]):
+            pass
+        return WarmUp(shapes=1, of=1, seconds=time.monotonic() - started)
+
+    def _forward(self, piece: Cut) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        with torch.inference_mode():
+            ids = torch.from_numpy(piece.ids).to(self._device)
+            mask = torch.from_numpy(piece.mask).to(self._device)
+            states = self._model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+            last = states[-1].float()
+            weights = mask.unsqueeze(-1).float()
+            pooled = (last * weights).sum(1) / weights.sum(1)
+            embedding = torch.nn.functional.normalize(pooled, dim=1)
+            tokens = torch.cat([states[layer].float() for layer in self.settings.token_layers], dim=-1)
+        return _numpy(embedding), _numpy(tokens)
+
+
+def _numpy(tensor: torch.Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = tensor.cpu().numpy()
+    return array
