@@ -29,18 +29,13 @@ ATTENTIVE_TENSORS = (
 
 
 class Engine(StrEnum):
-    """What computes on a CPU, and how precisely.
-
-    OpenVINO in int8 with scales calibrated at building, or in float32; ONNX Runtime in int8 with scales of each
-    text, the feed-forward layers' outputs in float32.
-    """
+    """How a CPU computes: OpenVINO in int8 with scales calibrated at building, or ONNX Runtime in float32."""
 
     INT8 = "int8"
     FP32 = "fp32"
-    INT8_DYNAMIC = "int8-dynamic"
 
 
-ENGINES = {Engine.INT8: "int8.xml", Engine.FP32: "fp32.xml", Engine.INT8_DYNAMIC: "int8-dynamic.onnx"}
+ENGINES = {Engine.INT8: "int8.xml", Engine.FP32: "fp32.onnx"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

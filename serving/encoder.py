@@ -4,7 +4,7 @@ Imports an engine only when it is asked for; knows no head.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,9 +17,8 @@ from registry.layout import TOKENIZER, EncoderSettings, Engine
 
 MAX_ROWS = 16
 TOKEN_BUDGET = 1024
-FINE_STEP, FINE_LENGTH, COARSE_STEP = 4, 72, 16
-# What a pass costs besides its tokens, in tokens: measured on AVX2 as 2.5 ms at 0.19 ms a token.
-PASS_TOKENS = 13
+# What a pass costs besides its tokens, in tokens: with AVX2, 1.4 to 2.5 ms at 0.15 to 0.19 ms a token.
+PASS_TOKENS = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,29 +87,42 @@ class Cut:
     def inputs(self) -> dict[str, NDArray[np.int64]]:
         return {"input_ids": self.ids, "attention_mask": self.mask}
 
+    def passed(
+        self, texts: Sequence[str], embedding: NDArray[np.float32], tokens: NDArray[np.float32]
+    ) -> MicroBatch:
+        """What a pass gave, with those of all `texts` that it belongs to."""
+        return MicroBatch(
+            rows=self.rows,
+            texts=tuple(texts[row] for row in self.rows),
+            embedding=embedding,
+            tokens=tokens,
+            mask=self.mask.astype(np.bool_),
+            truncated=self.truncated,
+        )
 
-def padded_length(length: int) -> int:
-    """The length a text of `length` tokens is padded to: few shapes, each compiled once."""
-    step = FINE_STEP if length <= FINE_LENGTH else COARSE_STEP
-    return -(-length // step) * step
 
-
-def cut(lengths: Sequence[int], *, lanes: int, max_rows: int = MAX_ROWS) -> list[list[int]]:
+def cut(
+    lengths: Sequence[int],
+    *,
+    lanes: int,
+    max_rows: int = MAX_ROWS,
+    padded: Callable[[int], int] = lambda length: length,
+) -> list[list[int]]:
     """Indices sorted by length and cut into micro-batches at the least cost, longest first, some for each lane.
 
     A pass costs its padded tokens and, once, `PASS_TOKENS`; the cheapest cuts of the sorted lengths are found by
     dynamic programming over where the last one begins.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-    padded = [padded_length(lengths[index]) for index in order]
+    widths = [padded(lengths[index]) for index in order]
     most = max(1, min(max_rows, -(-len(order) // lanes)))
     least = [0, *[sys.maxsize] * len(order)]
     begins = [0] * (len(order) + 1)
-    for begin, length in enumerate(padded):
-        rows = max(1, min(most, TOKEN_BUDGET // length, len(order) - begin))
+    for begin, width in enumerate(widths):
+        rows = max(1, min(most, TOKEN_BUDGET // width, len(order) - begin))
         cost = least[begin] + PASS_TOKENS
         for end in range(begin + 1, begin + rows + 1):
-            cost += length
+            cost += width
             if cost < least[end]:
                 least[end], begins[end] = cost, begin
     cuts: list[list[int]] = []
@@ -128,8 +140,9 @@ class Tokenised:
         self._encodings: list[Encoding] = tokenizer.encode_batch_fast(list(texts))
         self.lengths = [len(encoding.ids) for encoding in self._encodings]
 
-    def pad(self, rows: Sequence[int]) -> Cut:
-        length = padded_length(max(self.lengths[row] for row in rows))
+    def pad(self, rows: Sequence[int], *, padded: Callable[[int], int] = lambda length: length) -> Cut:
+        """The texts `rows` as one input, as long as `padded` of the longest."""
+        length = padded(max(self.lengths[row] for row in rows))
         ids = np.zeros((len(rows), length), dtype=np.int64)
         mask = np.zeros((len(rows), length), dtype=np.int64)
         for place, row in enumerate(rows):
@@ -147,20 +160,6 @@ def tokenizer_of(bundle: Bundle, settings: EncoderSettings) -> Tokenizer:
     return tokenizer
 
 
-def micro_batch(
-    cut: Cut, texts: Sequence[str], embedding: NDArray[np.float32], tokens: NDArray[np.float32]
-) -> MicroBatch:
-    """What a pass over `cut` gave, with the texts it belongs to."""
-    return MicroBatch(
-        rows=cut.rows,
-        texts=tuple(texts[row] for row in cut.rows),
-        embedding=embedding,
-        tokens=tokens,
-        mask=cut.mask.astype(np.bool_),
-        truncated=cut.truncated,
-    )
-
-
 def open_encoder(
     bundle: Bundle, *, engine: Engine | None = None, threads: int = 1, device: str | None = None
 ) -> Encoder:
@@ -173,10 +172,10 @@ def open_encoder(
 
         return TorchEncoder(bundle, device=device)
     engine = engine or EncoderSettings.of(bundle.manifest).engine
-    if engine is Engine.INT8_DYNAMIC:
+    if engine is Engine.FP32:
         from serving.engines.onnx import OnnxEncoder
 
         return OnnxEncoder(bundle, threads=threads)
     from serving.engines.openvino import OpenVinoEncoder
 
-    return OpenVinoEncoder(bundle, engine=engine, threads=threads)
+    return OpenVinoEncoder(bundle, threads=threads)

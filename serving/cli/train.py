@@ -48,10 +48,7 @@ def head(
             space=source.space,
             cache=cache / "states",
             plan=plan,
-            judges={
-                engine.value: open_encoder(encoder, engine=engine, threads=plan.threads)
-                for engine in (Engine.INT8, Engine.INT8_DYNAMIC)
-            },
+            judges={"int8": open_encoder(encoder, engine=Engine.INT8, threads=plan.threads)},
             progress=progress,
         )
     record = {

@@ -1,4 +1,4 @@
-"""Encoders on CPU by OpenVINO: static int8 or fp32, one stream a thread under load, all threads on one idle text."""
+"""Encoders on CPU by OpenVINO in int8: one stream a thread under load, all threads on one text when idle."""
 
 import threading
 import time
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from registry.bundle import Bundle
 from registry.layout import ENGINES, EncoderSettings, Engine
 from serving.encoder import (
-    FINE_LENGTH,
     MAX_ROWS,
     TOKEN_BUDGET,
     Cut,
@@ -22,19 +21,26 @@ from serving.encoder import (
     Tokenised,
     WarmUp,
     cut,
-    micro_batch,
-    padded_length,
     tokenizer_of,
 )
 
+FINE_STEP, FINE_LENGTH, COARSE_STEP = 4, 72, 16
+
+
+def padded_length(length: int) -> int:
+    """The length a text of `length` tokens is padded to: few shapes, each compiled once."""
+    step = FINE_STEP if length <= FINE_LENGTH else COARSE_STEP
+    return -(-length // step) * step
+
 
 class OpenVinoEncoder:
-    """Runs an encoder bundle in micro-batches; safe to call from several threads."""
+    """Runs an encoder bundle in micro-batches of few shapes; its scales are calibrated, so batch-mates move none."""
 
-    def __init__(self, bundle: Bundle, *, engine: Engine, threads: int = 1) -> None:
+    engine = Engine.INT8
+
+    def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
         self.settings = EncoderSettings.of(bundle.manifest)
         self.digest = self.settings.digest
-        self.engine = engine
         self.threads = threads
         self._tokenizer = tokenizer_of(bundle, self.settings)
         core = ov.Core()
@@ -56,7 +62,8 @@ class OpenVinoEncoder:
 
     def run(self, texts: Sequence[str]) -> Iterator[MicroBatch]:
         tokenised = Tokenised(self._tokenizer, texts)
-        cuts = [tokenised.pad(rows) for rows in cut(tokenised.lengths, lanes=self.threads)]
+        rows = cut(tokenised.lengths, lanes=self.threads, padded=padded_length)
+        cuts = [tokenised.pad(each, padded=padded_length) for each in rows]
         if len(cuts) == 1:
             alone = self._run_solo(cuts[0], texts)
             if alone is not None:
@@ -80,7 +87,7 @@ class OpenVinoEncoder:
             return None
         try:
             self._solo.infer(only.inputs, share_inputs=True)
-            return micro_batch(only, texts, *_outputs(self._solo))
+            return only.passed(texts, *_outputs(self._solo))
         finally:
             self._solo_free.release()
 
@@ -98,7 +105,7 @@ class OpenVinoEncoder:
                 outputs = _outputs(lane)
                 flying.popleft()
                 self._idle_lanes.put(lane)
-                yield micro_batch(landed, texts, *outputs)
+                yield landed.passed(texts, *outputs)
         finally:
             self._count(-1)
             for lane, _ in flying:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel
 
 from registry.bundle import Bundle
 from registry.layout import WEIGHTS, EncoderSettings
-from serving.encoder import Cut, MicroBatch, Tokenised, WarmUp, cut, micro_batch, tokenizer_of
+from serving.encoder import Cut, MicroBatch, Tokenised, WarmUp, cut, tokenizer_of
 
 
 class TorchEncoder:
@@ -36,7 +36,7 @@ class TorchEncoder:
         for rows in cut(tokenised.lengths, lanes=1, max_rows=self._max_rows):
             piece = tokenised.pad(rows)
             embedding, tokens = self._forward(piece)
-            yield micro_batch(piece, texts, embedding, tokens)
+            yield piece.passed(texts, embedding, tokens)
 
     def warm_up(self, budget_s: float) -> WarmUp:  # noqa: ARG002  (one short pass is all it needs)
         started = time.monotonic()

@@ -12,7 +12,8 @@ from registry.bundle import Bundle
 from registry.errors import BundleCorrupt, ExportFailed
 from registry.export import EncoderSource, build_encoder, default_source
 from registry.layout import EncoderSettings, Engine
-from serving.encoder import MAX_ROWS, TOKEN_BUDGET, Encoder, cut, open_encoder, padded_length
+from serving.encoder import MAX_ROWS, TOKEN_BUDGET, Encoder, cut, open_encoder
+from serving.engines.openvino import padded_length
 from tests.support.tiny import DIMENSIONS, TINY_SPACE, sentences, tiny_source
 
 TEXTS = sentences(120)
@@ -27,7 +28,7 @@ def vectors(encoder: Encoder, texts: list[str]) -> np.ndarray:
 
 def noise(encoder: Encoder) -> float:
     """How far the last bits of another kernel can carry: in int8 to the next step, else hardly anywhere."""
-    return 0.02 if encoder.engine in (Engine.INT8, Engine.INT8_DYNAMIC) else 1e-4
+    return 0.02 if encoder.engine == Engine.INT8 else 1e-4
 
 
 def states(encoder: Encoder, texts: list[str]) -> list[np.ndarray]:
@@ -71,7 +72,7 @@ def test_settings_say_what_the_runtime_needs(encoder_bundle: Bundle, source: Enc
 def test_vectors_are_those_of_the_weights(encoder: Encoder, reference: np.ndarray) -> None:
     cosines = (vectors(encoder, TEXTS) * reference).sum(axis=1)
     # Random weights quantise worse than trained ones.
-    least = 0.9 if encoder.engine in (Engine.INT8, Engine.INT8_DYNAMIC) else 0.999
+    least = 0.9 if encoder.engine == Engine.INT8 else 0.999
     assert cosines.min() > least
     assert np.allclose(np.linalg.norm(vectors(encoder, TEXTS), axis=1), 1, atol=1e-5)
 
@@ -130,7 +131,7 @@ def test_abandoned_run_leaves_the_encoder_whole(encoder: Encoder) -> None:
 
 def test_every_text_is_in_one_micro_batch_within_the_budget() -> None:
     lengths = [3 + (number * 37) % 254 for number in range(500)]
-    cuts = cut(lengths, lanes=2)
+    cuts = cut(lengths, lanes=2, padded=padded_length)
     assert sorted(row for rows in cuts for row in rows) == list(range(500))
     for rows in cuts:
         longest = padded_length(max(lengths[row] for row in rows))
