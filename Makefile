@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up down test check bench format
+.PHONY: help up down test check bench train-proof format
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -8,7 +8,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 help: ## say what can be made
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)$$/make \1\t\2/p' Makefile | expand -t 14
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)$$/make \1\t\2/p' Makefile | expand -t 14
 
 up: .venv/.installed ## set up, start the platform in the background, make one prediction
 	@$(BIN)/valence up
@@ -28,6 +28,11 @@ check: .venv/.developed ## format, lint, types, import contract, migrations agai
 
 bench: .venv/.developed ## the benchmarks, as a table; they start platforms of their own
 	@$(BIN)/python -m benchmarks.first_answer
+	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.heads
+
+train-proof: .venv/.developed ## train the head anew (15 minutes, 5 GB) and compare it with the committed one
+	@rm -rf .cache/proof && $(BIN)/valence train head .cache/proof
+	@$(BIN)/python -m benchmarks.same_head .cache/proof registry/builtin/head
 
 format: .venv/.developed ## rewrite the sources in the project's format
 	@$(BIN)/ruff format .

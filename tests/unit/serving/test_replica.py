@@ -11,7 +11,7 @@ import pytest
 from registry.errors import BundleInvalid
 from registry.records import VersionRecord
 from serving import replica as module
-from serving.encoder import MicroBatch
+from serving.encoder import MicroBatch, WarmUp
 from serving.errors import ModelNotReady
 from serving.gateway import Ask, Inference
 from serving.replica import RemoteEncoders, Replica
@@ -146,3 +146,33 @@ async def test_a_version_is_proven_before_it_is_called_ready(
         await replica.load(version("nan"))
     with pytest.raises(BundleInvalid):
         await replica.load(version("missing"))
+
+
+class Clock:
+    """Moves only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_cold_shapes_are_compiled_only_while_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, compiled = Clock(), []
+    monkeypatch.setattr(module, "time", clock)
+    replica = Replica(LengthEncoder(), lambda _: Path(), threads=1)
+
+    def warm_up(_budget: float) -> WarmUp:
+        compiled.append(clock.now - replica._asked)
+        if len(compiled) == 2:
+            replica._asked = clock.now
+        return WarmUp(shapes=len(compiled), of=4, seconds=0)
+
+    replica._encoder.warm_up = warm_up
+    replica._warm_rest()
+    assert len(compiled) == 4
+    assert min(compiled) >= module._IDLE_SECONDS

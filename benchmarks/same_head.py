@@ -1,0 +1,33 @@
+"""Whether two head bundles are the same; on another processor, how far apart they are.
+
+The same processor trains the same bytes. Another one rounds differently, which training amplifies: there the heads
+must have the same data and plan, and be equally good. Run by `make train-proof`.
+"""
+
+import sys
+from pathlib import Path
+
+from registry.bundle import Bundle
+
+NEAR = 0.015
+
+
+def main() -> None:
+    """Compare the two folders that are named; the exit status is 1 if they differ."""
+    made, kept = (Bundle.open(Path(argument)) for argument in sys.argv[1:])
+    if made.digest == kept.digest:
+        print(f"the same, {made.digest}")
+        return
+    same = (
+        made.manifest.provenance == kept.manifest.provenance
+        and made.manifest.encoder == kept.manifest.encoder
+    )
+    was, now = (bundle.manifest.metrics["rated.accuracy"] for bundle in (kept, made))
+    print(
+        f"other bytes; data, plan and encoder are {'the same' if same else 'others'}; accuracy {was} and {now}"
+    )
+    sys.exit(not same or abs(was - now) > NEAR)
+
+
+if __name__ == "__main__":
+    main()
