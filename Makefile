@@ -28,6 +28,7 @@ check: .venv/.developed ## format, lint, types, import contract, migrations agai
 
 bench: .venv/.developed ## the benchmarks, as a table; they start platforms of their own
 	@$(BIN)/python -m benchmarks.first_answer
+	@$(BIN)/python -m benchmarks.single_texts
 	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.heads
 
 train-proof: .venv/.developed ## train the head anew (15 minutes, 5 GB) and compare it with the committed one

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.load import CACHE, table
-from benchmarks.machine import machine
+from benchmarks.load import CACHE
+from benchmarks.report import report
 from registry import corpora, evaluate
 from registry.bootstrap import builtin
 from registry.bundle import Bundle
@@ -124,13 +124,9 @@ def main() -> None:
                 f"{100 * (two / one - 1):.1f} %",
             )
         )
-    print(machine())
-    print(
-        f"{len(held)} held-out texts of the rated corpora; built here, the engine is {exact.settings.engine}\n"
-    )
-    print("\n".join(table(quality)))
-    print()
-    print("\n".join(table(cost)))
+    print(f"{len(held)} held-out texts; built here, the engine is {exact.settings.engine}")
+    report("heads", quality, {})
+    report("engines", cost, {})
 
 
 if __name__ == "__main__":

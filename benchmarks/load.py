@@ -1,6 +1,7 @@
-"""A closed-loop load generator: each client sends its next request when its last one is answered.
+"""A load generator: closed loop (a client asks again when it is answered) and open loop (arrivals at a fixed rate).
 
-Only for platforms on this machine, and bounded in clients and time. It shares the cores with what it measures.
+In the open loop latency counts from the moment a request was due, so that waiting is never left out. Only for
+servers on this machine, and bounded in clients and time. It shares the cores with what it measures.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
@@ -23,14 +24,14 @@ import httptools
 
 from registry import corpora
 
-MOST_CLIENTS = 256
-MOST_SECONDS = 600
+MOST_CLIENTS = 2_000
+MOST_SECONDS = 900
 CACHE = Path(".cache/corpora")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What was measured after the warm-up; times in milliseconds."""
+    """What was measured after the warm-up; times in milliseconds, of the answers that were 2xx."""
 
     clients: int
     seconds: float
@@ -40,6 +41,40 @@ class Result:
     p95: float
     p99: float
     statuses: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Load:
+    """What to send: bodies for a path in turn, from `clients` in a closed loop or at `rate` a second in an open one.
+
+    `shape` makes bodies of texts: `text`, one a request; `texts`, `size` a request; `search`, the similar texts of
+    vectors in the file `vectors`, which was saved by numpy.
+    """
+
+    path: str = "/v1/predict"
+    shape: str = "text"
+    size: int = 1
+    clients: int = 32
+    rate: float = 0.0
+    seconds: float = 20.0
+    warm_up: float = 3.0
+    seed: int = 0
+    vectors: str = ""
+
+    def bodies(self) -> list[bytes]:
+        """The bodies, each of texts of its own."""
+        if self.shape == "search":
+            import numpy as np
+
+            rows = np.load(self.vectors).tolist()
+            return [json.dumps({"embedding": row, "k": 10}).encode() for row in rows]
+        texts = sentences(self.seed)
+        if self.shape == "texts":
+            return [
+                json.dumps({"texts": texts[start : start + self.size]}).encode()
+                for start in range(0, len(texts) - self.size + 1, self.size)
+            ]
+        return [json.dumps({"text": text}).encode() for text in texts]
 
 
 class Connection(asyncio.Protocol):
@@ -66,7 +101,7 @@ class Connection(asyncio.Protocol):
             self._answer.set_result(parser.get_status_code())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The platform closed the connection."""
+        """The server closed the connection."""
         self._transport = None
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(exc or ConnectionResetError("closed"))
@@ -90,60 +125,101 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
 
-async def closed_loop(
-    url: str, key: str, texts: Sequence[str], *, clients: int, seconds: float, warm_up: float
-) -> Result:
-    """POST /v1/predict from so many clients; each request has the next of the texts."""
-    parts = urlsplit(url)
-    if parts.hostname not in ("127.0.0.1", "localhost", "::1"):
-        raise ValueError("the load generator only talks to this machine")
-    if not (1 <= clients <= MOST_CLIENTS and 0 < seconds + warm_up <= MOST_SECONDS):
-        raise ValueError(f"at most {MOST_CLIENTS} clients and {MOST_SECONDS} s")
-    host, port = parts.hostname, parts.port or 80
-    requests = cycle([_request(text, host=parts.netloc, key=key) for text in texts])
-    begin = time.perf_counter() + warm_up
-    end = begin + seconds
-    latencies: list[float] = []
-    statuses: Counter[str] = Counter()
+class Generator:
+    """Sends one load to one server and notes what came of it."""
 
-    async def one(connection: Connection | None) -> tuple[str, Connection | None]:
+    def __init__(self, url: str, key: str, load: Load) -> None:
+        parts = urlsplit(url)
+        if parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+            raise ValueError("the load generator only talks to this machine")
+        if not (1 <= load.clients <= MOST_CLIENTS and 0 < load.seconds + load.warm_up <= MOST_SECONDS):
+            raise ValueError(f"at most {MOST_CLIENTS} clients and {MOST_SECONDS} s")
+        self._host, self._port = parts.hostname, parts.port or 80
+        self._load = load
+        self._requests = cycle(
+            [_request(body, path=load.path, host=parts.netloc, key=key) for body in load.bodies()]
+        )
+        self._latencies: list[float] = []
+        self._statuses: Counter[str] = Counter()
+        self._idle: list[Connection] = []
+        self._begin = self._end = 0.0
+
+    async def run(self) -> Result:
+        """Send it all."""
+        self._begin = time.perf_counter() + self._load.warm_up
+        self._end = self._begin + self._load.seconds
+        loop = self._arrivals if self._load.rate else self._clients
+        await loop()
+        for connection in self._idle:
+            connection.close()
+        return self._result()
+
+    async def _clients(self) -> None:
+        async def client() -> None:
+            while (due := time.perf_counter()) < self._end:
+                await self._one(due)
+
+        await asyncio.gather(*(client() for _ in range(self._load.clients)))
+
+    async def _arrivals(self) -> None:
+        """Poisson arrivals; one for which there is no client left counts as `no client`."""
+        spread = random.Random(self._load.seed)
+        due = time.perf_counter()
+        flying: set[asyncio.Task[None]] = set()
+        while due < self._end:
+            await asyncio.sleep(due - time.perf_counter())
+            if len(flying) < self._load.clients:
+                task = asyncio.create_task(self._one(due))
+                flying.add(task)
+                task.add_done_callback(flying.discard)
+            else:
+                self._note(due, "no client")
+            due += spread.expovariate(self._load.rate)
+        if flying:
+            await asyncio.wait(flying, timeout=60)
+
+    async def _one(self, due: float) -> None:
+        connection = self._idle.pop() if self._idle else None
         try:
             if connection is None or not connection.usable:
                 loop = asyncio.get_running_loop()
-                _, connection = await loop.create_connection(Connection, host, port)
-            return str(await connection.ask(next(requests))), connection
+                _, connection = await loop.create_connection(Connection, self._host, self._port)
+            status = str(await connection.ask(next(self._requests)))
         except OSError as error:
+            self._note(due, type(error).__name__)
             await asyncio.sleep(0.01)
-            return type(error).__name__, None
+            return
+        self._note(due, status)
+        self._idle.append(connection)
 
-    async def client() -> None:
-        connection: Connection | None = None
-        while (sent := time.perf_counter()) < end:
-            status, connection = await one(connection)
-            answered = time.perf_counter()
-            if begin <= sent and answered <= end:
-                statuses[status] += 1
-                if status == "201":
-                    latencies.append((answered - sent) * 1000)
-        if connection is not None:
-            connection.close()
+    def _note(self, due: float, status: str) -> None:
+        now = time.perf_counter()
+        # A closed loop counts what was answered in the time, an open one what was due in it.
+        if due >= self._begin and (self._load.rate or now <= self._end):
+            self._statuses[status] += 1
+            if status.startswith("2"):
+                self._latencies.append((now - due) * 1000)
 
-    await asyncio.gather(*(client() for _ in range(clients)))
-    latencies.sort()
+    def _result(self) -> Result:
+        latencies = sorted(self._latencies)
 
-    def quantile(share: float) -> float:
-        return round(latencies[min(len(latencies) - 1, int(share * len(latencies)))], 2) if latencies else 0.0
+        def quantile(share: float) -> float:
+            return (
+                round(latencies[min(len(latencies) - 1, int(share * len(latencies)))], 2)
+                if latencies
+                else 0.0
+            )
 
-    return Result(
-        clients=clients,
-        seconds=seconds,
-        requests=len(latencies),
-        per_second=round(len(latencies) / seconds, 1),
-        p50=quantile(0.5),
-        p95=quantile(0.95),
-        p99=quantile(0.99),
-        statuses=dict(statuses),
-    )
+        return Result(
+            clients=self._load.clients,
+            seconds=self._load.seconds,
+            requests=len(latencies),
+            per_second=round(len(latencies) / self._load.seconds, 1),
+            p50=quantile(0.5),
+            p95=quantile(0.95),
+            p99=quantile(0.99),
+            statuses=dict(self._statuses),
+        )
 
 
 def sentences(seed: int = 0) -> list[str]:
@@ -154,57 +230,45 @@ def sentences(seed: int = 0) -> list[str]:
     return texts
 
 
-def measured(url: str, key: str, *, clients: int, seconds: float, warm_up: float, seed: int = 0) -> Result:
-    """The same from a process of its own."""
-    arguments = [url, "--clients", str(clients), "--seconds", str(seconds), "--warm-up", str(warm_up)]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.load", *arguments, "--seed", str(seed)],
+def start(url: str, key: str, load: Load) -> Callable[[], Result]:
+    """The load from a process of its own; call what is returned to wait for its result."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.load", url, json.dumps(asdict(load))],
         env=os.environ | {"VALENCE_API_KEY": key},
         stdout=subprocess.PIPE,
-        check=True,
         text=True,
-        timeout=seconds + warm_up + 120,
     )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return Result(**found)
+
+    def result() -> Result:
+        out, _ = process.communicate(timeout=load.seconds + load.warm_up + 120)
+        if process.returncode:
+            raise RuntimeError(f"the load generator ended with {process.returncode}")
+        found: dict[str, Any] = json.loads(out)
+        return Result(**found)
+
+    return result
 
 
-def table(rows: Sequence[Sequence[object]]) -> Iterator[str]:
-    """Rows as lines of a Markdown table; the first is the head."""
-    head, *body = [[str(cell) for cell in row] for row in rows]
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'---|' * len(head)}"
-    for row in body:
-        yield f"| {' | '.join(row)} |"
+def measured(url: str, key: str, load: Load) -> Result:
+    """What came of the load, once it is over."""
+    return start(url, key, load)()
 
 
 def main() -> None:
-    """Measure one load and print the result as JSON; the key comes from VALENCE_API_KEY."""
+    """Send one load and print the result as JSON; the key comes from VALENCE_API_KEY."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url")
-    parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--warm-up", type=float, default=3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("load", nargs="?", default="{}", help="fields of `Load` as JSON")
     arguments = parser.parse_args()
-    texts = sentences(arguments.seed)
-    result = asyncio.run(
-        closed_loop(
-            arguments.url,
-            os.environ["VALENCE_API_KEY"],
-            texts,
-            clients=arguments.clients,
-            seconds=arguments.seconds,
-            warm_up=arguments.warm_up,
-        )
-    )
-    print(json.dumps(asdict(result)))
+    load = Load(**json.loads(arguments.load))
+    generator = Generator(arguments.url, os.environ.get("VALENCE_API_KEY", ""), load)
+    print(json.dumps(asdict(asyncio.run(generator.run()))))
 
 
-def _request(text: str, *, host: str, key: str) -> bytes:
-    body = json.dumps({"text": text}).encode()
+def _request(body: bytes, *, path: str, host: str, key: str) -> bytes:
+    authorization = f"Authorization: Bearer {key}\r\n" if key else ""
     head = (
-        f"POST /v1/predict HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\n{authorization}"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body

@@ -12,7 +12,8 @@ from typing import Any
 
 from sklearn.metrics import accuracy_score, f1_score
 
-from benchmarks.load import CACHE, table
+from benchmarks.load import CACHE
+from benchmarks.report import table
 from registry import corpora
 from registry.bundle import LABELS
 from registry.corpora import Example, Part

@@ -59,7 +59,7 @@ class EncoderReplica(Replica):
         def fetch(version: VersionRecord) -> Path:
             return registry.fetch(version, cache)
 
-        super().__init__(encoder, fetch, threads=settings.batches_in_flight)
+        super().__init__(encoder, fetch, threads=2 * settings.batches_in_flight)
         if not warm.complete:
             self.warm_up_when_idle()
 
@@ -154,7 +154,7 @@ def build(record: EncoderRecord, settings: Settings) -> Application:
             target_ongoing_requests=settings.encoder_target_ongoing,
         ),
         # The door bounds what is in flight; a replica never refuses what the door has let in.
-        max_ongoing_requests=max(8, settings.batches_in_flight * settings.ingress_replicas * 2),
+        max_ongoing_requests=2 * settings.slots * settings.ingress_replicas + 4,
         ray_actor_options={"num_cpus": settings.encoder_cpus, "num_gpus": settings.encoder_gpus},
         **drain,
     )

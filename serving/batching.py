@@ -8,6 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from time import perf_counter
 from typing import Generic, Protocol, TypeVar
 
@@ -103,6 +104,7 @@ class Door(Generic[Item, Result]):
         batch_weight: a batch is full at this weight (a heavier item runs alone).
         slots: batches that run at the same time.
         capacity: the weight that may wait.
+        longest_wait: seconds; a party that would wait longer, at the rate of late, is refused at once.
         patience: seconds a party may wait before it is refused.
         quantum: weight that a party may send before the others have their turn.
         weigh: weight of one item, 1 unless told.
@@ -116,15 +118,17 @@ class Door(Generic[Item, Result]):
         slots: int,
         capacity: int,
         patience: float,
+        longest_wait: float = inf,
         quantum: int = 16,
         weigh: Callable[[Item], int] | None = None,
         meter: Meter | None = None,
     ) -> None:
         self._run = run
         self._batch_weight = batch_weight
-        self._free_slots = slots
+        self._slots = self._free_slots = slots
         self._capacity = capacity
         self._patience = patience
+        self._longest_wait = longest_wait
         self._quantum = quantum
         self._weight_of: Callable[[Item], int] = weigh or _one
         self._meter = meter or Unwatched()
@@ -153,10 +157,10 @@ class Door(Generic[Item, Result]):
         if self._closed:
             raise NotReady("this replica is stopping: send the request again")
         weight = sum(map(self._weight_of, items))
-        if self._waiting and self._waiting + weight > self._capacity:
+        if self._waiting and (self._waiting + weight > self._capacity or self._wait() > self._longest_wait):
             raise Overloaded(
-                f"{self._waiting:,} wait already, of {self._capacity:,}: slow down and send again",
-                retry_after=self._seconds_to_clear(),
+                f"{self._waiting:,} texts wait already: slow down and send again",
+                retry_after=min(30.0, max(1.0, self._wait())),
             )
         party: Party[Item, Result] = Party(items, weight, perf_counter() + self._patience)
         self._queue.append(party)
@@ -172,8 +176,14 @@ class Door(Generic[Item, Result]):
             self._pump()
             await asyncio.wait(self._running)
 
-    def _seconds_to_clear(self) -> float:
-        return min(30.0, max(1.0, self._waiting / self._rate)) if self._rate else 1.0
+    def _wait(self) -> float:
+        """Seconds until all that waits now has left, at the rate of late."""
+        return self._waiting / self._rate if self._rate else 0.0
+
+    def _learn(self, weight: int, seconds: float) -> None:
+        """Move the rate towards that of a batch, and of those beside it, that left others waiting."""
+        rate = weight * (self._slots - self._free_slots) / max(seconds, 1e-6)
+        self._rate = rate if not self._rate else 0.9 * self._rate + 0.1 * rate
 
     def _pump_soon(self) -> None:
         # Deferred to the end of this turn of the loop, so that requests read in one go share a batch.
@@ -228,6 +238,7 @@ class Door(Generic[Item, Result]):
 
     async def _run_batch(self, batch: list[tuple[Party[Item, Result], int]]) -> None:
         started = perf_counter()
+        busy = self._waiting > 0
         results: Sequence[Result | Exception]
         try:
             results = await self._run([party.items[position] for party, position in batch])
@@ -235,12 +246,11 @@ class Door(Generic[Item, Result]):
                 raise RuntimeError(f"a batch of {len(batch)} gave {len(results)} results")
         except Exception as error:
             results = [error] * len(batch)
-        finally:
-            self._free_slots += 1
         seconds = perf_counter() - started
         self._meter.batch(len(batch), seconds)
-        rate = len(batch) / max(seconds, 1e-6)
-        self._rate = rate if not self._rate else 0.9 * self._rate + 0.1 * rate
+        if busy:
+            self._learn(sum(self._weight_of(party.items[position]) for party, position in batch), seconds)
+        self._free_slots += 1
         # The next batch leaves before this one is answered: compute never waits for replies.
         self._pump()
         for (party, position), result in zip(batch, results, strict=True):

@@ -54,14 +54,10 @@ class FakeEncoders:
         self.batches: list[int] = []
         self.fault: Exception | None = None
 
-    async def infer(self, asks: Sequence[Ask]) -> Sequence[Inference | Exception]:
+    async def infer(self, asks: Sequence[Ask], *, bulk: bool) -> Sequence[Inference | Exception]:  # noqa: ARG002
         """One batch."""
         self.batches.append(len(asks))
         return [self.fault or self._one(ask.text) for ask in asks]
-
-    async def embed(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], int]:
-        """Vectors [n, 384], and how many words were read."""
-        return np.stack([vector_of(text) for text in texts]), sum(len(text.split()) for text in texts)
 
     def _one(self, text: str) -> Inference:
         top = next((_WORDS[word] for word in text.lower().split() if word in _WORDS), 1)
@@ -70,6 +66,7 @@ class FakeEncoders:
         return Inference(
             scores=(scores[0], scores[1], scores[2]),
             embedding=vector_of(text).astype("<f2").tobytes(),
+            tokens=len(text.split()),
             truncated=len(text) > _LONGEST,
         )
 

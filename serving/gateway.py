@@ -7,9 +7,12 @@ only the writer commits, and nothing is answered before it has.
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
+from math import inf
+from operator import itemgetter
 from typing import Protocol
 from uuid import UUID
 
@@ -30,12 +33,14 @@ from db.submissions import (
     Submission,
 )
 from registry.records import VersionRecord
-from serving.batching import Door, Meter
+from serving.batching import Door, Meter, Passage
 from serving.catalogue import Catalogue
 from serving.errors import Conflict, Invalid, NotFound, Problem, ServingError, StoreUnavailable
 from serving.routing import Arm, choose
 
 LABELS = ("negative", "neutral", "positive")
+# A request of more texts is bulk: it yields to smaller ones, which wait for none of it.
+FEW = 4
 
 
 class Role(StrEnum):
@@ -139,29 +144,27 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ask:
-    """One text for one version: the door's item."""
+    """One text for one version, or for its vector alone: the door's item."""
 
     text: str
-    record: VersionRecord
+    record: VersionRecord | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inference:
-    """What a replica says of one text: probabilities of `LABELS`, its vector as float16 bytes, whether it was cut."""
+    """What a replica says of one text: probabilities of `LABELS`, its vector as float16 bytes, the tokens read."""
 
     scores: tuple[float, float, float]
     embedding: bytes
+    tokens: int
     truncated: bool
 
 
 class Encoders(Protocol):
     """The replicas, as the gateway sees them."""
 
-    async def infer(self, asks: Sequence[Ask]) -> Sequence[Inference | Exception]:
-        """One remote call for a batch; a fault of one text is that text's alone."""
-
-    async def embed(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], int]:
-        """Vectors [n, d] of unit length in the index's space, and how many tokens were read."""
+    async def infer(self, asks: Sequence[Ask], *, bulk: bool) -> Sequence[Inference | Exception]:
+        """One remote call for a batch; a fault of one text is that text's alone. `bulk` lets others go first."""
 
 
 class Writer(Protocol):
@@ -195,6 +198,7 @@ class Bounds:
     batch_texts: int = 64
     batches_in_flight: int = 2
     queue_texts: int = 4096
+    queue_seconds: float = 1.0
     store_rows: int = 1024
     store_connections: int = 2
     request_seconds: float = 30.0
@@ -216,10 +220,10 @@ class Gateway:
         default_model: str,
         bounds: Bounds | None = None,
         compute_meter: Meter | None = None,
+        bulk_meter: Meter | None = None,
         store_meter: Meter | None = None,
     ) -> None:
         bounds = bounds or Bounds()
-        self._encoders = encoders
         self._idempotency = idempotency
         self._users = users
         self._catalogue = catalogue
@@ -228,16 +232,23 @@ class Gateway:
         self._default_model = default_model
         self._known_users: set[UUID] = set()
         self._in_flight: dict[tuple[UUID, str, str], asyncio.Future[None]] = {}
-        self._compute: Door[Ask, Inference] = Door(
-            encoders.infer,
-            batch_weight=bounds.batch_texts,
-            slots=bounds.batches_in_flight,
-            capacity=bounds.queue_texts,
-            patience=bounds.request_seconds,
-            # A long text takes room: a batch is one message, of 4 MiB at most.
-            weigh=lambda ask: 1 + len(ask.text) // 2_000,
-            meter=compute_meter,
-        )
+
+        def compute(*, bulk: bool, longest_wait: float, meter: Meter | None) -> Door[Ask, Inference]:
+            return Door(
+                partial(encoders.infer, bulk=bulk),
+                batch_weight=bounds.batch_texts,
+                slots=bounds.batches_in_flight,
+                capacity=bounds.queue_texts,
+                longest_wait=longest_wait,
+                patience=bounds.request_seconds,
+                # A long text takes room: a batch is one message, of 4 MiB at most.
+                weigh=lambda ask: 1 + len(ask.text) // 2_000,
+                meter=meter,
+            )
+
+        # Two doors, so that somebody's thousand texts never stand before somebody else's one.
+        self._compute = compute(bulk=False, longest_wait=bounds.queue_seconds, meter=compute_meter)
+        self._compute_bulk = compute(bulk=True, longest_wait=inf, meter=bulk_meter)
         # Everything here was admitted by the first door, so this one refuses nobody.
         self._store: Door[Submission, Outcome] = Door(
             writer.commit,
@@ -251,7 +262,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Answer everybody inside, admit nobody more."""
-        await self._compute.close()
+        await asyncio.gather(self._compute.close(), self._compute_bulk.close())
         await self._store.close()
 
     async def predict(self, ask: Predict, caller: Caller, render: Render) -> Answer:
@@ -292,7 +303,7 @@ class Gateway:
         choice = choose(self._catalogue(), ask.model or self._default_model, ask.version)
         if ask.user_id is not None:
             await self._require_user(ask.user_id)
-        computed = await self._compute.submit([Ask(text=text, record=choice.record) for text in ask.texts])
+        computed = await self._computed(ask.texts, choice.record)
         predictions = [
             Prediction(
                 id=(prediction_id := self._clock.next()),
@@ -365,7 +376,20 @@ class Gateway:
 
     async def embed(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], int]:
         """Vectors [n, d] of unit length in the index's space and the number of tokens read; stores nothing."""
-        return await self._encoders.embed(texts)
+        found = (await self._computed(texts, None)).results
+        vectors = np.frombuffer(b"".join(each.embedding for each in found), np.float16)
+        return vectors.reshape(len(texts), -1).astype(np.float32), sum(each.tokens for each in found)
+
+    async def _computed(self, texts: Sequence[str], record: VersionRecord | None) -> Passage[Inference]:
+        if len(texts) <= FEW:
+            return await self._compute.submit([Ask(text=text, record=record) for text in texts])
+        # Like lengths travel together: the less is padded.
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        passage = await self._compute_bulk.submit([Ask(text=texts[index], record=record) for index in order])
+        results = [
+            result for _, result in sorted(zip(order, passage.results, strict=True), key=itemgetter(0))
+        ]
+        return replace(passage, results=results)
 
     async def _require_user(self, user_id: UUID) -> None:
         # Users are never deleted (erasure keeps the row), so one that was seen stays known.

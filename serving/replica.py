@@ -6,12 +6,12 @@ rows it concerns. Knows nothing of HTTP, the database or traffic.
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock, Thread
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,21 +27,38 @@ from serving.gateway import LABELS, Ask, Inference
 from serving.heads import Head, answered, load_head
 
 _IDLE_SECONDS = 2.0
+_UNSCORED = (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """A batch of n different texts, and which of the versions scores which of them.
+
+    `pairs`: uint16 [m, 2], each a row of `texts` and an index into `versions`; a text may be scored by several
+    versions, after one pass, or by none, which asks for its vector alone. `bulk` lets other batches go first.
+    """
+
+    texts: list[str]
+    versions: list[VersionRecord]
+    pairs: bytes = field(repr=False)
+    bulk: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """What a replica says of a batch of n texts.
+    """What a replica says of a question's n texts and m pairs.
 
-    `embeddings`: little-endian float16 [n, d]; `scores`: float32 [n, 3] of the version each text asked for;
-    `truncated`: bool [n]; `faults`: row → why it has no answer. All as bytes, because they cross processes.
+    `embeddings`: little-endian float16 [n, d]; `tokens`: uint16 [n], how many were read; `truncated`: bool [n];
+    `scores`: float32 [m, 3]. All as bytes, because they cross processes. Why there is no answer: `text_faults` by
+    row, `score_faults` by pair.
     """
 
     embeddings: bytes = field(repr=False)
-    scores: bytes = field(repr=False)
+    tokens: bytes = field(repr=False)
     truncated: bytes = field(repr=False)
-    tokens: int
-    faults: dict[int, str] = field(default_factory=dict)
+    scores: bytes = field(repr=False)
+    text_faults: dict[int, str] = field(default_factory=dict)
+    score_faults: dict[int, str] = field(default_factory=dict)
 
 
 class Replica:
@@ -65,14 +82,9 @@ class Replica:
         """Compile the shapes that are still cold, one at a time, whenever nobody has asked for a while."""
         Thread(target=self._warm_rest, name="warm-up", daemon=True).start()
 
-    async def infer(self, texts: list[str], versions: list[VersionRecord], asked: bytes) -> Reply:
-        """Encode and score; `asked` is uint16 [n], the index into `versions` of each text."""
-        reply: Reply = await self._in_worker(self._infer, texts, versions, asked)
-        return reply
-
-    async def embed(self, texts: list[str]) -> Reply:
-        """Encode only."""
-        reply: Reply = await self._in_worker(self._infer, texts, [], b"")
+    async def infer(self, question: Question) -> Reply:
+        """Encode every text once, and score it by the versions that were asked for."""
+        reply: Reply = await self._in_worker(self._infer, question)
         return reply
 
     async def load(self, version: VersionRecord) -> None:
@@ -111,78 +123,90 @@ class Replica:
                     self._heads[version.digest] = head
         return head
 
-    def _infer(self, texts: list[str], versions: list[VersionRecord], asked: bytes) -> Reply:
-        batch = _Batch(len(texts), self._encoder.settings.dimensions)
-        which = np.frombuffer(asked, np.uint16)
+    def _infer(self, question: Question) -> Reply:
+        answer = _Growing(question, self._encoder.settings.dimensions)
         try:
-            for micro in self._encoder.run(texts):
-                self._score(micro, versions, which, batch)
+            for micro in self._encoder.run(question.texts, bulk=question.bulk):
+                self._answer(micro, answer)
         except (RuntimeError, ValueError):
             # Something in the batch upsets the encoder: find out what by running each text alone.
-            batch = _Batch(len(texts), self._encoder.settings.dimensions)
-            for row, text in enumerate(texts):
+            answer = _Growing(question, self._encoder.settings.dimensions)
+            for row, text in enumerate(question.texts):
                 try:
-                    for micro in self._encoder.run([text]):
-                        self._score(micro, versions, which, batch, first_row=row)
+                    for micro in self._encoder.run([text], bulk=question.bulk):
+                        self._answer(replace(micro, rows=micro.rows + row), answer)
                 except (RuntimeError, ValueError) as error:
-                    batch.faults[row] = f"the encoder can't read this text ({type(error).__name__})"
-        return batch.reply()
+                    answer.text_faults[row] = f"the encoder can't read this text ({type(error).__name__})"
+        return answer.reply()
 
-    def _score(
-        self,
-        micro: MicroBatch,
-        versions: Sequence[VersionRecord],
-        which: NDArray[np.uint16],
-        batch: "_Batch",
-        first_row: int = 0,
-    ) -> None:
-        rows = micro.rows + first_row
-        batch.embeddings[rows] = micro.embedding
-        batch.truncated[rows] = micro.truncated
-        batch.tokens += int(micro.mask.sum())
-        for index in np.unique(which[rows]) if versions else ():
-            version = versions[index]
-            members = which[rows] == index
+    def _answer(self, micro: MicroBatch, answer: "_Growing") -> None:
+        answer.encoded(micro)
+        for version, pairs, places in answer.asked_of(micro):
             try:
-                scores = self._head(version).scores(micro)
+                scores = self._head(version).scores(micro.only(places))
             except (RegistryError, RuntimeError, ValueError, ArithmeticError) as error:
-                reason = f"version {version.version} of {version.model!r} failed: {error}"
-                batch.faults.update((int(row), reason) for row in rows[members])
+                answer.failed(pairs, f"version {version.version} of {version.model!r} failed: {error}")
                 continue
-            batch.scores[rows[members]] = scores[members]
-            for row in rows[members & ~answered(scores)]:
-                batch.faults[int(row)] = f"version {version.version} gave no finite score for this text"
+            answer.scores[pairs] = scores
+            answer.failed(
+                pairs[~answered(scores)], f"version {version.version} gave no finite score for this text"
+            )
 
 
-class _Batch:
-    """The answer to one batch while it grows."""
+class _Growing:
+    """The answer to one question while its micro-batches arrive."""
 
-    def __init__(self, size: int, dimensions: int) -> None:
+    def __init__(self, question: Question, dimensions: int) -> None:
+        size = len(question.texts)
+        pairs = np.frombuffer(question.pairs, np.uint16).reshape(-1, 2)
+        self._versions = question.versions
+        self._rows, self._asked = pairs[:, 0], pairs[:, 1]
+        self._places = np.full(size, -1, np.int64)
         self.embeddings = np.zeros((size, dimensions), np.float16)
-        self.scores = np.zeros((size, len(LABELS)), np.float32)
+        self.tokens = np.zeros(size, np.uint16)
         self.truncated = np.zeros(size, np.bool_)
-        self.faults: dict[int, str] = {}
-        self.tokens = 0
+        self.scores = np.zeros((len(pairs), len(LABELS)), np.float32)
+        self.text_faults: dict[int, str] = {}
+        self.score_faults: dict[int, str] = {}
+
+    def encoded(self, micro: MicroBatch) -> None:
+        """The vectors of a micro-batch are there."""
+        self.embeddings[micro.rows] = micro.embedding
+        self.tokens[micro.rows] = micro.mask.sum(axis=1)
+        self.truncated[micro.rows] = micro.truncated
+
+    def asked_of(
+        self, micro: MicroBatch
+    ) -> Iterator[tuple[VersionRecord, NDArray[np.int64], NDArray[np.int64]]]:
+        """Each version that a micro-batch is to be scored by, with its pairs and their places in there."""
+        self._places[:] = -1
+        self._places[micro.rows] = np.arange(len(micro.rows))
+        places = self._places[self._rows]
+        for index, version in enumerate(self._versions):
+            (pairs,) = np.nonzero((places >= 0) & (self._asked == index))
+            if len(pairs):
+                yield version, pairs, places[pairs]
+
+    def failed(self, pairs: NDArray[np.int64], reason: str) -> None:
+        """These pairs get no score."""
+        self.score_faults.update((int(pair), reason) for pair in pairs)
 
     def reply(self) -> Reply:
         return Reply(
             embeddings=self.embeddings.tobytes(),
-            scores=self.scores.tobytes(),
+            tokens=self.tokens.tobytes(),
             truncated=self.truncated.tobytes(),
-            tokens=self.tokens,
-            faults=self.faults,
+            scores=self.scores.tobytes(),
+            text_faults=self.text_faults,
+            score_faults=self.score_faults,
         )
 
 
 class Calls(Protocol):
     """How a replica is called: in this process, or through a Ray Serve handle."""
 
-    async def infer(self, texts: list[str], versions: list[VersionRecord], asked: bytes) -> Reply:
+    async def infer(self, question: Question) -> Reply:
         """`Replica.infer`."""
-        ...
-
-    async def embed(self, texts: list[str]) -> Reply:
-        """`Replica.embed`."""
         ...
 
 
@@ -195,72 +219,95 @@ class HandleCalls:
     def __init__(self, handle: Any) -> None:
         self._handle = handle.options(_by_reference=False)
 
-    async def infer(self, texts: list[str], versions: list[VersionRecord], asked: bytes) -> Reply:
+    async def infer(self, question: Question) -> Reply:
         """`Replica.infer` on one of the replicas."""
-        return await self._call(self._handle.infer.remote(texts, versions, asked))
-
-    async def embed(self, texts: list[str]) -> Reply:
-        """`Replica.embed` on one of the replicas."""
-        return await self._call(self._handle.embed.remote(texts))
-
-    async def _call(self, response: Any) -> Reply:
         try:
-            reply: Reply = await response
+            reply: Reply = await self._handle.infer.remote(question)
         except (RayError, RayServeException, ConnectionError) as error:
             raise NotReady(f"the encoder replica is gone ({type(error).__name__}): send again") from error
         return reply
 
 
+Key: TypeAlias = tuple[str, str | None]
+
+
 class RemoteEncoders:
-    """The gateway's `Encoders` over one kind of replica."""
+    """The gateway's `Encoders` over one kind of replica. What is in flight already is waited for, not asked again."""
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
+        self._flying: dict[Key, asyncio.Future[Inference | Exception]] = {}
 
-    async def infer(self, asks: Sequence[Ask]) -> Sequence[Inference | Exception]:
-        """One remote call for a batch; equal texts for the same version are computed once."""
-        places: dict[tuple[str, str], int] = {}
+    async def infer(self, asks: Sequence[Ask], *, bulk: bool) -> Sequence[Inference | Exception]:
+        """One remote call for what none of the calls in flight will answer; nothing is computed twice in it."""
+        keys = [(ask.text, ask.record.digest if ask.record else None) for ask in asks]
+        loop = asyncio.get_running_loop()
+        fresh = {key: ask.record for key, ask in zip(keys, asks, strict=True) if key not in self._flying}
+        self._flying.update((key, loop.create_future()) for key in fresh)
+        waited = [self._flying[key] for key in keys]
+        if fresh:
+            await self._ask(fresh, bulk=bulk)
+        return [await future for future in waited]
+
+    async def _ask(self, fresh: Mapping[Key, VersionRecord | None], *, bulk: bool) -> None:
+        """Call once, and give every key's future its result; an error of the call is everybody's result."""
+        results: Sequence[Inference | Exception] = [NotReady("the call was given up: send again")] * len(
+            fresh
+        )
+        try:
+            results = await self._call(fresh, bulk=bulk)
+        except Exception as error:
+            results = [error] * len(fresh)
+        finally:
+            for key, result in zip(fresh, results, strict=True):
+                self._flying.pop(key).set_result(result)
+
+    async def _call(
+        self, fresh: Mapping[Key, VersionRecord | None], *, bulk: bool
+    ) -> Sequence[Inference | Exception]:
+        rows: dict[str, int] = {}
         versions: dict[str, int] = {}
         records: list[VersionRecord] = []
-        asked: list[int] = []
-        where: list[int] = []
-        for ask in asks:
-            digest = ask.record.digest
+        pairs: list[tuple[int, int]] = []
+        asked: list[tuple[int, int | None]] = []
+        for (text, digest), record in fresh.items():
+            row = rows.setdefault(text, len(rows))
+            if record is None or digest is None:
+                asked.append((row, None))
+                continue
             if digest not in versions:
                 versions[digest] = len(records)
-                records.append(ask.record)
-            slot = (ask.text, digest)
-            if slot not in places:
-                places[slot] = len(asked)
-                asked.append(versions[digest])
-            where.append(places[slot])
+                records.append(record)
+            asked.append((row, len(pairs)))
+            pairs.append((row, versions[digest]))
         reply = await self._calls.infer(
-            [text for text, _ in places], records, np.array(asked, np.uint16).tobytes()
+            Question(
+                texts=list(rows), versions=records, pairs=np.array(pairs, np.uint16).tobytes(), bulk=bulk
+            )
         )
-        distinct = _unpacked(reply, len(asked))
-        return [distinct[place] for place in where]
-
-    async def embed(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], int]:
-        """Vectors float32 [n, d] of unit length, and the tokens read."""
-        reply = await self._calls.embed(list(texts))
-        if reply.faults:
-            raise NotReady(f"a text can't be embedded: {next(iter(reply.faults.values()))}")
-        vectors = np.frombuffer(reply.embeddings, np.float16).reshape(len(texts), -1)
-        return vectors.astype(np.float32), reply.tokens
+        return _unpacked(reply, len(rows), asked)
 
 
-def _unpacked(reply: Reply, size: int) -> list[Inference | Exception]:
+def _unpacked(
+    reply: Reply, size: int, asked: Sequence[tuple[int, int | None]]
+) -> list[Inference | Exception]:
     width = len(reply.embeddings) // size
     embeddings = memoryview(reply.embeddings)
-    scores = np.frombuffer(reply.scores, np.float32).reshape(size, len(LABELS)).tolist()
+    scores = np.frombuffer(reply.scores, np.float32).reshape(-1, len(LABELS)).tolist()
+    tokens = np.frombuffer(reply.tokens, np.uint16).tolist()
     truncated = np.frombuffer(reply.truncated, np.bool_).tolist()
-    return [
-        ModelNotReady(reply.faults[row])
-        if row in reply.faults
-        else Inference(
-            scores=(scores[row][0], scores[row][1], scores[row][2]),
-            embedding=bytes(embeddings[row * width : (row + 1) * width]),
-            truncated=truncated[row],
+    answers: list[Inference | Exception] = []
+    for row, pair in asked:
+        fault = reply.text_faults.get(row) or (None if pair is None else reply.score_faults.get(pair))
+        if fault is not None:
+            answers.append(ModelNotReady(fault))
+            continue
+        answers.append(
+            Inference(
+                scores=_UNSCORED if pair is None else (scores[pair][0], scores[pair][1], scores[pair][2]),
+                embedding=bytes(embeddings[row * width : (row + 1) * width]),
+                tokens=tokens[row],
+                truncated=truncated[row],
+            )
         )
-        for row in range(size)
-    ]
+    return answers

@@ -70,13 +70,15 @@ async def services(
         default_model=settings.model,
         bounds=Bounds(
             batch_texts=settings.batch_texts,
-            batches_in_flight=settings.batches_in_flight,
+            batches_in_flight=settings.slots,
             queue_texts=settings.queue_texts,
+            queue_seconds=settings.queue_seconds,
             store_rows=settings.store_rows,
             store_connections=settings.store_connections,
             request_seconds=settings.request_seconds,
         ),
         compute_meter=metrics.meter("compute"),
+        bulk_meter=metrics.meter("bulk"),
         store_meter=metrics.meter("store"),
     )
     await _bound(clock, database)

@@ -94,9 +94,12 @@ class Settings(BaseSettings):
 
     batch_texts: Count = Field(default=64, description="most texts in one remote call")
     batches_in_flight: Count = Field(
-        default=2, description="remote calls in flight per encoder and ingress replica"
+        default=2, description="remote calls in flight per encoder replica, of few texts and again of many"
     )
-    queue_texts: Count = Field(default=4096, description="most texts waiting at the door; beyond: 429")
+    queue_texts: Count = Field(default=4096, description="most texts waiting at a door; beyond: 429")
+    queue_seconds: Seconds = Field(
+        default=1, description="longest wait a request of up to 4 texts may expect at the door; beyond: 429"
+    )
     store_rows: Count = Field(
         default=1024, description="most predictions in one transaction of several requests"
     )
@@ -128,6 +131,11 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(
         default=None, description="key the command line sends; unset: the home's admin.key"
     )
+
+    @property
+    def slots(self) -> int:
+        """Remote calls that one ingress replica has in flight: enough for all encoder replicas there may be."""
+        return self.batches_in_flight * max(1, -(-self.encoder_max_replicas // self.ingress_replicas))
 
     @property
     def base_url(self) -> str:

@@ -2,15 +2,23 @@
 
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import onnxruntime as ort
 
 from registry.bundle import Bundle
 from registry.layout import ENGINES, EncoderSettings, Engine
-from serving.encoder import Cut, MicroBatch, Tokenised, WarmUp, cut, tokenizer_of
+from serving.encoder import (
+    BULK_TOKEN_BUDGET,
+    TOKEN_BUDGET,
+    Cut,
+    MicroBatch,
+    Tokenised,
+    WarmUp,
+    cut,
+    tokenizer_of,
+)
+from serving.engines.lanes import Lanes
 
 _OUTPUTS = ("embedding", "tokens")
 _ERRORS_ONLY = 3
@@ -29,19 +37,28 @@ class OnnxEncoder:
         model = str(bundle.file(ENGINES[self.engine]))
         self._narrow = _session(model, threads=1)
         self._wide = _session(model, threads=threads) if threads > 1 else self._narrow
-        self._lanes = ThreadPoolExecutor(threads, thread_name_prefix="lane")
+        self._lanes = Lanes(threads)
         self._running = 0
         self._counting = threading.Lock()
 
-    def run(self, texts: Sequence[str]) -> Iterator[MicroBatch]:
+    def run(self, texts: Sequence[str], *, bulk: bool = False) -> Iterator[MicroBatch]:
         tokenised = Tokenised(self._tokenizer, texts)
-        cuts = [tokenised.pad(rows) for rows in cut(tokenised.lengths, lanes=self.threads)]
+        cuts = [
+            tokenised.pad(rows)
+            for rows in cut(
+                tokenised.lengths, lanes=self.threads, budget=BULK_TOKEN_BUDGET if bulk else TOKEN_BUDGET
+            )
+        ]
         alone = self._count(+1) == 1 and len(cuts) == 1
         try:
             if alone:
-                yield _passed(self._wide, cuts[0], texts)
+                yield cuts[0].passed(texts, *self._wide.run(_OUTPUTS, cuts[0].inputs))
             else:
-                yield from self._run_lanes(cuts, texts)
+
+                def passed(piece: Cut) -> MicroBatch:
+                    return piece.passed(texts, *self._narrow.run(_OUTPUTS, piece.inputs))
+
+                yield from self._lanes.map(passed, cuts, bulk=bulk)
         finally:
             self._count(-1)
 
@@ -51,21 +68,6 @@ class OnnxEncoder:
             for _ in self.run(texts):
                 pass
         return WarmUp(shapes=1, of=1, seconds=time.monotonic() - started)
-
-    def _run_lanes(self, cuts: Sequence[Cut], texts: Sequence[str]) -> Iterator[MicroBatch]:
-        flying: deque[Future[MicroBatch]] = deque()
-        waiting = deque(cuts)
-        try:
-            while waiting or flying:
-                # One more than can run, so that no thread waits for the caller.
-                while waiting and len(flying) <= self.threads:
-                    flying.append(self._lanes.submit(_passed, self._narrow, waiting.popleft(), texts))
-                landed = flying[0].result()
-                flying.popleft()
-                yield landed
-        finally:
-            for flight in flying:
-                flight.cancel()
 
     def _count(self, step: int) -> int:
         with self._counting:
@@ -81,7 +83,3 @@ def _session(model: str, *, threads: int) -> ort.InferenceSession:
     # Between two passes threads that wait busily would take the cores from the ingress and the database.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def _passed(session: ort.InferenceSession, cut: Cut, texts: Sequence[str]) -> MicroBatch:
-    return cut.passed(texts, *session.run(_OUTPUTS, cut.inputs))

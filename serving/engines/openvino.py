@@ -4,7 +4,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from registry.bundle import Bundle
 from registry.layout import ENGINES, EncoderSettings, Engine
 from serving.encoder import (
+    BULK_TOKEN_BUDGET,
     MAX_ROWS,
     TOKEN_BUDGET,
     Cut,
@@ -23,6 +24,7 @@ from serving.encoder import (
     cut,
     tokenizer_of,
 )
+from serving.engines.lanes import Lanes
 
 FINE_STEP, FINE_LENGTH, COARSE_STEP = 4, 72, 16
 
@@ -45,10 +47,11 @@ class OpenVinoEncoder:
         self._tokenizer = tokenizer_of(bundle, self.settings)
         core = ov.Core()
         model = core.read_model(bundle.file(ENGINES[self.engine]))
-        lanes = core.compile_model(model, "CPU", _properties(streams=threads, threads=threads))
-        self._idle_lanes: SimpleQueue[ov.InferRequest] = SimpleQueue()
+        streams = core.compile_model(model, "CPU", _properties(streams=threads, threads=threads))
+        self._lanes = Lanes(threads)
+        self._idle: SimpleQueue[ov.InferRequest] = SimpleQueue()
         for _ in range(threads):
-            self._idle_lanes.put(lanes.create_infer_request())
+            self._idle.put(streams.create_infer_request())
         self._solo = (
             core.compile_model(model, "CPU", _properties(streams=1, threads=threads)).create_infer_request()
             if threads > 1
@@ -57,19 +60,26 @@ class OpenVinoEncoder:
         self._cold = deque(_likely_shapes(self.settings.max_length))
         self._shapes = len(self._cold)
         self._solo_free = threading.Lock()
-        self._busy = 0
+        self._running = 0
         self._counting = threading.Lock()
 
-    def run(self, texts: Sequence[str]) -> Iterator[MicroBatch]:
+    def run(self, texts: Sequence[str], *, bulk: bool = False) -> Iterator[MicroBatch]:
         tokenised = Tokenised(self._tokenizer, texts)
-        rows = cut(tokenised.lengths, lanes=self.threads, padded=padded_length)
+        rows = cut(
+            tokenised.lengths,
+            lanes=self.threads,
+            budget=BULK_TOKEN_BUDGET if bulk else TOKEN_BUDGET,
+            padded=padded_length,
+        )
         cuts = [tokenised.pad(each, padded=padded_length) for each in rows]
-        if len(cuts) == 1:
-            alone = self._run_solo(cuts[0], texts)
-            if alone is not None:
-                yield alone
-                return
-        yield from self._run_lanes(cuts, texts)
+        alone = self._count(+1) == 1 and len(cuts) == 1
+        try:
+            if alone and (landed := self._run_solo(cuts[0], texts)) is not None:
+                yield landed
+            else:
+                yield from self._lanes.map(lambda piece: self._run_lane(piece, texts), cuts, bulk=bulk)
+        finally:
+            self._count(-1)
 
     def warm_up(self, budget_s: float) -> WarmUp:
         started = time.monotonic()
@@ -82,8 +92,8 @@ class OpenVinoEncoder:
         )
 
     def _run_solo(self, only: Cut, texts: Sequence[str]) -> MicroBatch | None:
-        """All threads on one micro-batch, if no other call is running."""
-        if self._solo is None or self._busy or not self._solo_free.acquire(blocking=False):
+        """All threads on one micro-batch, unless a shape is being compiled there."""
+        if self._solo is None or not self._solo_free.acquire(blocking=False):
             return None
         try:
             self._solo.infer(only.inputs, share_inputs=True)
@@ -91,32 +101,13 @@ class OpenVinoEncoder:
         finally:
             self._solo_free.release()
 
-    def _run_lanes(self, cuts: Sequence[Cut], texts: Sequence[str]) -> Iterator[MicroBatch]:
-        flying: deque[tuple[ov.InferRequest, Cut]] = deque()
-        waiting = deque(cuts)
-        self._count(+1)
+    def _run_lane(self, piece: Cut, texts: Sequence[str]) -> MicroBatch:
+        request = self._idle.get()
         try:
-            while waiting or flying:
-                while waiting and (lane := self._lane(wait=not flying)) is not None:
-                    flying.append((lane, waiting[0]))
-                    lane.start_async(waiting.popleft().inputs, share_inputs=True)
-                lane, landed = flying[0]
-                lane.wait()
-                outputs = _outputs(lane)
-                flying.popleft()
-                self._idle_lanes.put(lane)
-                yield landed.passed(texts, *outputs)
+            request.infer(piece.inputs, share_inputs=True)
+            return piece.passed(texts, *_outputs(request))
         finally:
-            self._count(-1)
-            for lane, _ in flying:
-                _settle(lane)
-                self._idle_lanes.put(lane)
-
-    def _lane(self, *, wait: bool) -> ov.InferRequest | None:
-        try:
-            return self._idle_lanes.get(block=wait)
-        except Empty:
-            return None
+            self._idle.put(request)
 
     def _compile(self, rows: int, length: int) -> None:
         ones = np.ones((rows, length), dtype=np.int64)
@@ -124,16 +115,17 @@ class OpenVinoEncoder:
         if rows == 1 and self._solo is not None:
             with self._solo_free:
                 self._solo.infer(inputs, share_inputs=True)
-        lanes = [self._idle_lanes.get() for _ in range(self.threads)]
-        for lane in lanes:
-            lane.start_async(inputs, share_inputs=True)
-        for lane in lanes:
-            lane.wait()
-            self._idle_lanes.put(lane)
+        requests = [self._idle.get() for _ in range(self.threads)]
+        for request in requests:
+            request.start_async(inputs, share_inputs=True)
+        for request in requests:
+            request.wait()
+            self._idle.put(request)
 
-    def _count(self, step: int) -> None:
+    def _count(self, step: int) -> int:
         with self._counting:
-            self._busy += step
+            self._running += step
+            return self._running
 
 
 def _properties(*, streams: int, threads: int) -> Mapping[str, Any]:
@@ -164,11 +156,3 @@ def _outputs(request: ov.InferRequest) -> tuple[NDArray[np.float32], NDArray[np.
     embedding: NDArray[np.float32] = request.get_tensor("embedding").data.copy()
     tokens: NDArray[np.float32] = request.get_tensor("tokens").data.copy()
     return embedding, tokens
-
-
-def _settle(lane: ov.InferRequest) -> None:
-    """Waits for an abandoned inference, whose result and error nobody wants."""
-    try:
-        lane.wait()
-    except RuntimeError:
-        return

@@ -13,6 +13,8 @@ from registry.bundle import Bundle
 from registry.layout import WEIGHTS, EncoderSettings
 from serving.encoder import Cut, MicroBatch, Tokenised, WarmUp, cut, tokenizer_of
 
+_TOKEN_BUDGET = 16_384
+
 
 class TorchEncoder:
     """Runs an encoder bundle in micro-batches on one device."""
@@ -31,9 +33,9 @@ class TorchEncoder:
         model.load_state_dict(load_file(bundle.file(WEIGHTS)), strict=True)
         self._model = model.eval().to(device=device, dtype=dtype)
 
-    def run(self, texts: Sequence[str]) -> Iterator[MicroBatch]:
+    def run(self, texts: Sequence[str], *, bulk: bool = False) -> Iterator[MicroBatch]:  # noqa: ARG002  (a GPU's passes are short)
         tokenised = Tokenised(self._tokenizer, texts)
-        for rows in cut(tokenised.lengths, lanes=1, max_rows=self._max_rows):
+        for rows in cut(tokenised.lengths, lanes=1, max_rows=self._max_rows, budget=_TOKEN_BUDGET):
             piece = tokenised.pad(rows)
             embedding, tokens = self._forward(piece)
             yield piece.passed(texts, embedding, tokens)

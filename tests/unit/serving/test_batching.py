@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from serving import batching
 from serving.batching import Door
 from serving.errors import NotReady, Overloaded
 
@@ -137,6 +138,36 @@ async def test_what_there_is_no_room_for_is_refused_with_a_time_to_come_back() -
     room.open(1)
     await asyncio.gather(inside, *waiting)
     assert entry.waiting == 0
+
+
+async def test_who_would_wait_too_long_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(batching, "perf_counter", lambda: now)
+    room = Room()
+    entry = Door(room.run, batch_weight=1, slots=1, capacity=100, patience=60, longest_wait=1.5)
+    first = asyncio.create_task(entry.submit(["a"]))
+    second = asyncio.create_task(entry.submit(["b"]))
+    third = asyncio.create_task(entry.submit(["c"]))
+    await room.until(1)
+    # One text a second: what leaves others waiting teaches the door its rate.
+    now = 1.0
+    room.open(0)
+    await room.until(2)
+    fourth = asyncio.create_task(entry.submit(["d"]))
+    await asyncio.sleep(0)
+    assert entry.waiting == 2
+    with pytest.raises(Overloaded) as refusal:
+        await entry.submit(["e"])
+    assert refusal.value.retry_after == pytest.approx(2)
+    for batch in (1, 2, 3):
+        await room.until(batch + 1)
+        room.open(batch)
+    await asyncio.gather(first, second, third, fourth)
+    # Nobody waits, so the next one is let in.
+    fifth = asyncio.create_task(entry.submit(["f"]))
+    await room.until(5)
+    room.open(4)
+    assert (await fifth).results == ["F"]
 
 
 async def test_a_caller_who_left_is_never_computed() -> None:

@@ -1,9 +1,11 @@
 """Both ends of the remote call, with an encoder and heads that are easy to foretell."""
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from registry.errors import BundleInvalid
 from registry.records import VersionRecord
 from serving import replica as module
 from serving.encoder import MicroBatch, WarmUp
-from serving.errors import ModelNotReady
+from serving.errors import ModelNotReady, NotReady
 from serving.gateway import Ask, Inference
 from serving.replica import RemoteEncoders, Replica
 
@@ -27,7 +29,7 @@ class LengthEncoder:
     def __init__(self) -> None:
         self.texts: list[str] = []
 
-    def run(self, texts: Sequence[str]) -> Iterator[MicroBatch]:
+    def run(self, texts: Sequence[str], *, bulk: bool = False) -> Iterator[MicroBatch]:
         self.texts.extend(texts)
         if len(texts) > 1 and "poison" in texts:
             raise RuntimeError("a bad batch")
@@ -94,7 +96,7 @@ async def test_each_text_gets_its_own_vector_and_the_scores_of_its_own_version(
     encoders: RemoteEncoders,
 ) -> None:
     asks = [Ask(text="x" * n, record=version("ab"[n % 2])) for n in range(1, 8)]
-    for n, answer in enumerate(await encoders.infer(asks), start=1):
+    for n, answer in enumerate(await encoders.infer(asks, bulk=False), start=1):
         assert isinstance(answer, Inference)
         assert answer.scores == pytest.approx(HEADS["ab"[n % 2]])
         assert np.frombuffer(answer.embedding, np.float16).argmax() == n % 4
@@ -102,14 +104,14 @@ async def test_each_text_gets_its_own_vector_and_the_scores_of_its_own_version(
 
 
 async def test_equal_texts_are_computed_once(encoders: RemoteEncoders, encoder: LengthEncoder) -> None:
-    answers = await encoders.infer([Ask(text="same", record=version("a"))] * 5)
+    answers = await encoders.infer([Ask(text="same", record=version("a"))] * 5, bulk=False)
     assert encoder.texts == ["same"]
     assert len({answer.embedding for answer in answers if isinstance(answer, Inference)}) == 1
 
 
 async def test_a_text_that_upsets_the_encoder_fails_alone(encoders: RemoteEncoders) -> None:
     texts = ["one", "poison", "three"]
-    answers = await encoders.infer([Ask(text=text, record=version("a")) for text in texts])
+    answers = await encoders.infer([Ask(text=text, record=version("a")) for text in texts], bulk=False)
     assert [type(answer) for answer in answers] == [Inference, ModelNotReady, Inference]
 
 
@@ -118,23 +120,57 @@ async def test_a_broken_head_fails_only_the_texts_that_asked_for_it(
     encoders: RemoteEncoders, broken: str
 ) -> None:
     asks = [Ask(text="one", record=version("a")), Ask(text="two", record=version(broken))]
-    good, bad = await encoders.infer(asks)
+    good, bad = await encoders.infer(asks, bulk=False)
     assert isinstance(good, Inference)
     assert isinstance(bad, ModelNotReady)
 
 
 async def test_a_long_text_is_said_to_be_truncated(encoders: RemoteEncoders) -> None:
-    (answer,) = await encoders.infer([Ask(text="x" * 10, record=version("a"))])
+    (answer,) = await encoders.infer([Ask(text="x" * 10, record=version("a"))], bulk=False)
     assert isinstance(answer, Inference)
     assert answer.truncated
 
 
 async def test_embedding_gives_unit_vectors_and_counts_tokens(encoders: RemoteEncoders) -> None:
-    vectors, tokens = await encoders.embed(["a", "bb", "ccc"])
-    assert vectors.shape == (3, 4)
-    assert vectors.dtype == np.float32
-    assert vectors.argmax(axis=1).tolist() == [1, 2, 3]
-    assert tokens == 9
+    answers = await encoders.infer([Ask(text=text, record=None) for text in ("a", "bb", "ccc")], bulk=True)
+    found = [answer for answer in answers if isinstance(answer, Inference)]
+    assert [np.frombuffer(each.embedding, np.float16).argmax() for each in found] == [1, 2, 3]
+    assert [each.tokens for each in found] == [3, 3, 3]
+
+
+async def test_several_versions_of_a_text_share_its_pass(
+    encoders: RemoteEncoders, encoder: LengthEncoder
+) -> None:
+    asks = [
+        Ask(text=text, record=record) for text in ("x", "yy") for record in (version("a"), version("b"), None)
+    ]
+    answers = await encoders.infer(asks, bulk=False)
+    assert sorted(encoder.texts) == ["x", "yy"]
+    scores = [answer.scores for answer in answers if isinstance(answer, Inference)]
+    assert scores == [pytest.approx(each) for each in (HEADS["a"], HEADS["b"], [0, 0, 0]) * 2]
+
+
+async def test_a_text_in_flight_is_not_computed_again(
+    encoder: LengthEncoder, encoders: RemoteEncoders
+) -> None:
+    ask = Ask(text="same", record=version("a"))
+    several = await asyncio.gather(*(encoders.infer([ask], bulk=False) for _ in range(3)))
+    assert encoder.texts == ["same"]
+    assert [len(answers) for answers in several] == [1, 1, 1]
+    await encoders.infer([ask], bulk=False)
+    assert encoder.texts == ["same", "same"]
+
+
+async def test_who_waits_for_a_call_that_is_lost_is_told_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone:
+        async def infer(self, question: object) -> NoReturn:
+            await asyncio.sleep(0)
+            raise NotReady("gone")
+
+    encoders = RemoteEncoders(Gone())
+    ask = Ask(text="same", record=version("a"))
+    several = await asyncio.gather(*(encoders.infer([ask], bulk=False) for _ in range(2)))
+    assert [type(answer) for answers in several for answer in answers] == [NotReady, NotReady]
 
 
 async def test_a_version_is_proven_before_it_is_called_ready(
