@@ -181,7 +181,7 @@ class Door(Generic[Item, Result]):
         return self._waiting / self._rate if self._rate else 0.0
 
     def _learn(self, weight: int, seconds: float) -> None:
-        """Move the rate towards that of a batch, and of those beside it, that left others waiting."""
+        """Move the rate towards that of a full batch, and of those beside it; a small one says little."""
         rate = weight * (self._slots - self._free_slots) / max(seconds, 1e-6)
         self._rate = rate if not self._rate else 0.9 * self._rate + 0.1 * rate
 
@@ -198,7 +198,7 @@ class Door(Generic[Item, Result]):
             if not batch:
                 return
             self._free_slots -= 1
-            task = asyncio.create_task(self._run_batch(batch))
+            task = asyncio.create_task(self._run_batch(batch, full=bool(self._queue)))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
@@ -236,9 +236,8 @@ class Door(Generic[Item, Result]):
         self._waiting -= party.weight
         self._meter.waiting(self._waiting)
 
-    async def _run_batch(self, batch: list[tuple[Party[Item, Result], int]]) -> None:
+    async def _run_batch(self, batch: list[tuple[Party[Item, Result], int]], *, full: bool) -> None:
         started = perf_counter()
-        busy = self._waiting > 0
         results: Sequence[Result | Exception]
         try:
             results = await self._run([party.items[position] for party, position in batch])
@@ -248,7 +247,7 @@ class Door(Generic[Item, Result]):
             results = [error] * len(batch)
         seconds = perf_counter() - started
         self._meter.batch(len(batch), seconds)
-        if busy:
+        if full:
             self._learn(sum(self._weight_of(party.items[position]) for party, position in batch), seconds)
         self._free_slots += 1
         # The next batch leaves before this one is answered: compute never waits for replies.

@@ -198,7 +198,7 @@ class Bounds:
     batch_texts: int = 64
     batches_in_flight: int = 2
     queue_texts: int = 4096
-    queue_seconds: float = 1.0
+    queue_seconds: float = 5.0
     store_rows: int = 1024
     store_connections: int = 2
     request_seconds: float = 30.0

@@ -98,7 +98,7 @@ class Settings(BaseSettings):
     )
     queue_texts: Count = Field(default=4096, description="most texts waiting at a door; beyond: 429")
     queue_seconds: Seconds = Field(
-        default=1, description="longest wait a request of up to 4 texts may expect at the door; beyond: 429"
+        default=5, description="longest wait a request of up to 4 texts may expect at the door; beyond: 429"
     )
     store_rows: Count = Field(
         default=1024, description="most predictions in one transaction of several requests"
