@@ -40,7 +40,7 @@ class MicroBatch:
     truncated: NDArray[np.bool_]
 
     def only(self, places: NDArray[np.int64]) -> "MicroBatch":
-        """The texts at some places of it."""
+        """The texts at some places of it, which are different and ascend."""
         if len(places) == len(self.rows):
             return self
         return MicroBatch(

@@ -185,6 +185,8 @@ class _Growing:
         for index, version in enumerate(self._versions):
             (pairs,) = np.nonzero((places >= 0) & (self._asked == index))
             if len(pairs):
+                # In the order of the micro-batch, which is that of its rows' lengths.
+                pairs = pairs[np.argsort(places[pairs])]
                 yield version, pairs, places[pairs]
 
     def failed(self, pairs: NDArray[np.int64], reason: str) -> None:
