@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 
 class LengthEncoder:
-    """A text's vector points in the direction of its length; micro-batches of two, in reverse order."""
+    """A text's vector points in the direction of its length; micro-batches of two, everything in reverse order."""
 
     settings = SimpleNamespace(dimensions=4)
 
@@ -34,7 +34,7 @@ class LengthEncoder:
         if len(texts) > 1 and "poison" in texts:
             raise RuntimeError("a bad batch")
         for start in reversed(range(0, len(texts), 2)):
-            rows = np.arange(start, min(start + 2, len(texts)))
+            rows = np.arange(start, min(start + 2, len(texts)))[::-1]
             chosen = tuple(texts[row] for row in rows)
             if chosen == ("poison",):
                 raise RuntimeError("a bad text")
@@ -57,6 +57,14 @@ class ConstantHead:
 
     def scores(self, batch: MicroBatch) -> np.ndarray:
         return np.tile(self._scores, (len(batch.rows), 1))
+
+
+class LengthHead:
+    """Gives a text a score that names its length."""
+
+    def scores(self, batch: MicroBatch) -> np.ndarray:
+        lengths = np.array([len(text) for text in batch.texts], np.float32)
+        return np.stack([lengths / 100, np.zeros_like(lengths), 1 - lengths / 100], axis=1)
 
 
 HEADS = {"a": [0.7, 0.2, 0.1], "b": [0.1, 0.2, 0.7], "nan": [float("nan")] * 3}
@@ -83,7 +91,9 @@ def encoder() -> LengthEncoder:
 def encoders(encoder: LengthEncoder, monkeypatch: pytest.MonkeyPatch) -> RemoteEncoders:
     monkeypatch.setattr(module.Bundle, "open", lambda path: path)
 
-    def load(path: Path) -> ConstantHead:
+    def load(path: Path) -> ConstantHead | LengthHead:
+        if path.name == "length":
+            return LengthHead()
         if path.name not in HEADS:
             raise BundleInvalid(f"{path.name} has no head")
         return ConstantHead(HEADS[path.name])
@@ -101,6 +111,18 @@ async def test_each_text_gets_its_own_vector_and_the_scores_of_its_own_version(
         assert answer.scores == pytest.approx(HEADS["ab"[n % 2]])
         assert np.frombuffer(answer.embedding, np.float16).argmax() == n % 4
         assert not answer.truncated
+
+
+async def test_scores_belong_to_their_text_whatever_the_order_of_the_micro_batch(
+    encoders: RemoteEncoders,
+) -> None:
+    asks = [
+        Ask(text="x" * n, record=version(digest)) for n in (5, 3, 9, 1, 4) for digest in ("length", "a")
+    ]
+    answers = await encoders.infer(asks, bulk=False)
+    found = [answer.scores for answer in answers if isinstance(answer, Inference)]
+    assert [round(scores[0] * 100) for scores in found[::2]] == [5, 3, 9, 1, 4]
+    assert found[1::2] == [pytest.approx(HEADS["a"])] * 5
 
 
 async def test_equal_texts_are_computed_once(encoders: RemoteEncoders, encoder: LengthEncoder) -> None:
