@@ -13,9 +13,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import cycle
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -37,6 +37,7 @@ class Result:
     seconds: float
     requests: int
     per_second: float
+    mean: float
     p50: float
     p95: float
     p99: float
@@ -61,20 +62,22 @@ class Load:
     seed: int = 0
     vectors: str = ""
 
-    def bodies(self) -> list[bytes]:
-        """The bodies, each of texts of its own."""
+    def bodies(self) -> Iterator[bytes]:
+        """The bodies, without end; no text comes twice."""
         if self.shape == "search":
             import numpy as np
 
             rows = np.load(self.vectors).tolist()
-            return [json.dumps({"embedding": row, "k": 10}).encode() for row in rows]
+            yield from cycle([json.dumps({"embedding": row, "k": 10}).encode() for row in rows])
         texts = sentences(self.seed)
-        if self.shape == "texts":
-            return [
-                json.dumps({"texts": texts[start : start + self.size]}).encode()
-                for start in range(0, len(texts) - self.size + 1, self.size)
-            ]
-        return [json.dumps({"text": text}).encode() for text in texts]
+        for number in count():
+            again = f" ({number})" if number else ""
+            if self.shape == "texts":
+                for start in range(0, len(texts) - self.size + 1, self.size):
+                    chosen = [text + again for text in texts[start : start + self.size]]
+                    yield json.dumps({"texts": chosen}).encode()
+            else:
+                yield from (json.dumps({"text": text + again}).encode() for text in texts)
 
 
 class Connection(asyncio.Protocol):
@@ -136,8 +139,8 @@ class Generator:
             raise ValueError(f"at most {MOST_CLIENTS} clients and {MOST_SECONDS} s")
         self._host, self._port = parts.hostname, parts.port or 80
         self._load = load
-        self._requests = cycle(
-            [_request(body, path=load.path, host=parts.netloc, key=key) for body in load.bodies()]
+        self._requests = (
+            _request(body, path=load.path, host=parts.netloc, key=key) for body in load.bodies()
         )
         self._latencies: list[float] = []
         self._statuses: Counter[str] = Counter()
@@ -215,6 +218,7 @@ class Generator:
             seconds=self._load.seconds,
             requests=len(latencies),
             per_second=round(len(latencies) / self._load.seconds, 1),
+            mean=round(sum(latencies) / max(1, len(latencies)), 2),
             p50=quantile(0.5),
             p95=quantile(0.95),
             p99=quantile(0.99),

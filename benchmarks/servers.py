@@ -122,6 +122,7 @@ def peer(
     # A session of its own, so that what it starts ends with it.
     process = subprocess.Popen(
         [python, "-m", f"benchmarks.peers.{module}", str(port), *arguments],
+        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,

@@ -7,22 +7,18 @@ Run by `python -m benchmarks.single_texts`.
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load import Load, Result, measured, sentences
-from benchmarks.peers.model import MAX_BATCH, Model
+from benchmarks.limit import Limit, encoder_folder, head_folder
+from benchmarks.load import Load, Result, measured
+from benchmarks.peers.model import MAX_BATCH
 from benchmarks.report import middle, ratios, report
 from benchmarks.servers import Platform, Server, home, peer
-from registry.bootstrap import builtin
-from registry.bundle import Bundle
-from registry.export import build_encoder, default_source
 
-ENCODERS = Path(".cache/encoders")
 BENTO = Path(".cache/bentoml/bin/python")
 CLIENTS = (1, 32, 64)
 OURS = "Valence"
@@ -30,27 +26,6 @@ GOALS = {
     "LitServe": "p50 at 1 client ≤ 1.0; requests/s ≥ 1.15 at 32 clients, ≥ 1.3 at 64",
     "tutorial": "requests/s ≥ 6 at 32 and 64 clients",
 }
-
-
-def encoder_folder() -> Path:
-    """The default encoder's bundle, built where it lacks: the same engine for all."""
-    source = default_source()
-    folder = ENCODERS / source.digest[:16]
-    if not folder.exists():
-        build_encoder(source, folder)
-    Bundle.open(folder)
-    return folder
-
-
-def alone(encoder: Path, head: Path, seconds: float) -> float:
-    """Texts per second of the model in this process, in full batches: the physical limit."""
-    model, texts = Model(str(encoder), str(head)), sentences(7)
-    model(texts[:MAX_BATCH])
-    done, started = 0, time.perf_counter()
-    while (taken := time.perf_counter() - started) < seconds:
-        model(texts[done : done + MAX_BATCH])
-        done += MAX_BATCH
-    return done / taken
 
 
 @contextmanager
@@ -65,11 +40,11 @@ def lasting(platform: Platform) -> Iterator[Server]:
 
 def measure(names: list[str], rounds: int, seconds: float) -> dict[str, dict[int, list[Result]]]:
     """Results by server and clients, one each round; and the limit, as the server `in process`."""
-    encoder, head = encoder_folder(), builtin("head").path
     found: dict[str, dict[int, list[Result]]] = {}
     with home() as folder:
         mine = Platform(folder)
-        bundles = (str(encoder), str(head))
+        bundles = (str(encoder_folder()), str(head_folder()))
+        limit = Limit()
         servers: dict[str, Callable[[], AbstractContextManager[Server]]] = {
             OURS: lambda: lasting(mine),
             "LitServe": lambda: peer("LitServe", "lit", *bundles),
@@ -95,10 +70,18 @@ def measure(names: list[str], rounds: int, seconds: float) -> dict[str, dict[int
                         )
                         found.setdefault(name, {}).setdefault(clients, []).append(result)
                         print(f"round {number + 1}: {name}, {clients} clients: {result}", file=sys.stderr)
-            limit = alone(encoder, head, seconds)
+            alone = limit.per_second(seconds)
             found.setdefault("in process", {}).setdefault(MAX_BATCH, []).append(
                 Result(
-                    clients=1, seconds=seconds, requests=0, per_second=limit, p50=0, p95=0, p99=0, statuses={}
+                    clients=1,
+                    seconds=seconds,
+                    requests=0,
+                    per_second=alone,
+                    mean=0,
+                    p50=0,
+                    p95=0,
+                    p99=0,
+                    statuses={},
                 )
             )
     return found

@@ -1,0 +1,132 @@
+"""Similarity search by vector, idle and while texts are written at 70 % of capacity.
+
+Over stored texts in several segments: full ones behind their HNSW index, and an open one that is scanned.
+Run by `python -m benchmarks.search`.
+"""
+
+import argparse
+import asyncio
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+
+from benchmarks.load import Load, Result, measured, sentences, start
+from benchmarks.report import middle, ratios, report
+from benchmarks.servers import Platform, platform
+from db.embedded import EmbeddedPostgres
+from db.engine import Database
+from db.segments import ROWS, Segments
+from serving.installation import installation_key
+from serving.settings import Settings
+
+CHUNK = 1_000
+RATE = 20
+DIMENSIONS = 384
+SPACE = "all-MiniLM-L6-v2"
+
+
+async def fill(mine: Platform, texts: int, known: np.ndarray) -> None:
+    """Stored texts with vectors around known ones, in segments as housekeeping closes and indexes them."""
+    key = installation_key(Settings(home=mine.home))
+    url = EmbeddedPostgres(mine.home).url("valence")
+    random = np.random.default_rng(0)
+    database = Database(url, installation_key=key)
+    await database.open()
+    try:
+        segments = Segments(database, SPACE)
+        for start_at in range(0, texts, CHUNK):
+            near = known[random.integers(0, len(known), CHUNK)]
+            rows = near + random.normal(0, 0.6 / DIMENSIONS**0.5, near.shape)
+            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+            await _insert(database, start_at, rows)
+            if (start_at + CHUNK) % ROWS == 0:
+                await segments.roll()
+        while await segments.index_next(grace=0) is not None:
+            pass
+    finally:
+        await database.close()
+
+
+async def _insert(database: Database, start_at: int, rows: np.ndarray) -> None:
+    vectors = ["[" + ",".join(f"{value:.4f}" for value in row) + "]" for row in rows]
+    async with database.hot_write() as connection:
+        await connection.execute(
+            """
+            WITH given AS (SELECT id, content, vector FROM unnest(%s::uuid[], %s::text[], %s::text[])
+                AS t (id, content, vector)),
+            put AS (INSERT INTO text_inputs (id, content, spaces) SELECT id, content, ARRAY[%s] FROM given
+                RETURNING id)
+            INSERT INTO embeddings (text_id, segment, embedding)
+            SELECT id, (SELECT id FROM segments WHERE space = %s AND state = 'open'), vector::halfvec
+            FROM put JOIN given USING (id)
+            """,
+            (
+                [uuid4() for _ in rows],
+                [f"stored text {start_at + number}" for number in range(len(rows))],
+                vectors,
+                SPACE,
+                SPACE,
+            ),
+        )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--texts", type=int, default=2 * ROWS)
+    arguments = parser.parse_args()
+    idle: list[Result] = []
+    busy: list[Result] = []
+    writes: list[Result] = []
+    with platform() as mine, tempfile.TemporaryDirectory() as folder:
+        vectors = Path(folder) / "vectors.npy"
+        answer = mine.call("/v1/embeddings", {"input": sentences(5)[:500]})
+        known = np.array([row["embedding"] for row in answer["data"]])
+        np.save(vectors, known)
+        asyncio.run(fill(mine, arguments.texts, known))
+        capacity = measured(mine.url, mine.key, Load(clients=64, seconds=20, warm_up=5, seed=1))
+        for number in range(arguments.rounds):
+            searches = Load(
+                path="/v1/similar",
+                shape="search",
+                rate=RATE,
+                clients=200,
+                seconds=arguments.seconds,
+                warm_up=3,
+                seed=number,
+                vectors=str(vectors),
+            )
+            idle.append(measured(mine.url, mine.key, searches))
+            wait = start(
+                mine.url,
+                mine.key,
+                Load(
+                    rate=0.7 * capacity.per_second,
+                    clients=1_000,
+                    seconds=arguments.seconds + 3,
+                    seed=30 + number,
+                ),
+            )
+            busy.append(measured(mine.url, mine.key, searches))
+            writes.append(wait())
+    p95 = ([result.p95 for result in busy], [result.p95 for result in idle])
+    p50 = ([result.p50 for result in busy], [result.p50 for result in idle])
+    rows = [
+        (f"{RATE} searches a second, {arguments.texts:,} texts", "idle, ms", "while writing, ms", "ratio", "goal"),
+        ("p95", middle(p95[1]), middle(p95[0]), middle(ratios(*p95)), "≤ 2"),
+        ("p50", middle(p50[1]), middle(p50[0]), middle(ratios(*p50)), ""),
+        ("texts written a second", "", middle([result.per_second for result in writes]),
+         f"of {capacity.per_second:.0f}", ""),
+    ]  # fmt: skip
+    kept = {"idle": [asdict(r) for r in idle], "busy": [asdict(r) for r in busy],
+            "writes": [asdict(r) for r in writes], "capacity": asdict(capacity)}  # fmt: skip
+    report("search", rows, kept, {"p95 idle": p95[1], "p95 while writing": p95[0]}, "milliseconds")
+
+
+if __name__ == "__main__":
+    main()
