@@ -85,8 +85,12 @@ def main() -> None:
     writes: list[Result] = []
     with platform() as mine, tempfile.TemporaryDirectory() as folder:
         vectors = Path(folder) / "vectors.npy"
-        answer = mine.call("/v1/embeddings", {"input": sentences(5)[:500]})
-        known = np.array([row["embedding"] for row in answer["data"]])
+        texts = sentences(5)
+        answers = [
+            mine.call("/v1/embeddings", {"input": texts[start_at : start_at + 100]})
+            for start_at in range(0, 500, 100)
+        ]
+        known = np.array([row["embedding"] for answer in answers for row in answer["data"]])
         np.save(vectors, known)
         asyncio.run(fill(mine, arguments.texts, known))
         capacity = measured(mine.url, mine.key, Load(clients=64, seconds=20, warm_up=5, seed=1))

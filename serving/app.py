@@ -168,7 +168,8 @@ def build(record: EncoderRecord, settings: Settings) -> Application:
     ingress = serve.deployment(serve.ingress()(Ingress)).options(
         name="ingress",
         num_replicas=settings.ingress_replicas,
-        max_ongoing_requests=settings.ingress_max_ongoing,
+        # Twice: HAProxy bounds the predictions, and whoever asks for something else still gets in.
+        max_ongoing_requests=2 * settings.ingress_max_ongoing,
         ray_actor_options={"num_cpus": settings.ingress_cpus},
         **drain,
     )

@@ -157,17 +157,26 @@ class Door(Generic[Item, Result]):
         if self._closed:
             raise NotReady("this replica is stopping: send the request again")
         weight = sum(map(self._weight_of, items))
-        if self._waiting and (self._waiting + weight > self._capacity or self._wait() > self._longest_wait):
-            raise Overloaded(
-                f"{self._waiting:,} texts wait already: slow down and send again",
-                retry_after=min(30.0, max(1.0, self._wait())),
-            )
+        self.require_room(weight)
         party: Party[Item, Result] = Party(items, weight, perf_counter() + self._patience)
         self._queue.append(party)
         self._waiting += weight
         self._meter.waiting(self._waiting)
         self._pump_soon()
         return await party.answer
+
+    def require_room(self, weight: int = 1) -> None:
+        """Nothing, if a party of this weight would be let in now.
+
+        Raises:
+            Overloaded: it would not.
+        """
+        wait = self._wait()
+        if self._waiting and (self._waiting + weight > self._capacity or wait > self._longest_wait):
+            raise Overloaded(
+                f"{self._waiting:,} texts wait already: slow down and send again",
+                retry_after=min(30.0, max(1.0, wait)),
+            )
 
     async def close(self) -> None:
         """Admit nobody more; return when everybody inside has an answer."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from serving.haproxy import BIND
+from serving.haproxy import BIND, ROOM
 from serving.settings import Settings
 
 # Off Linux Ray keeps to 127.0.0.1 unless told otherwise; this is its switch for doing so anywhere.
@@ -81,6 +81,7 @@ def environment(settings: Settings) -> dict[str, str]:
             "RAY_SERVE_HAPROXY_STATS_PORT": str(settings.stats_port or free_port()),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(settings.haproxy_metrics_port or free_port()),
             BIND: "127.0.0.1",
+            ROOM: str(settings.ingress_max_ongoing),
         }
     else:
         names["RAY_SERVE_ENABLE_HA_PROXY"] = "0"

@@ -18,7 +18,7 @@ from registry.layout import TOKENIZER, EncoderSettings, Engine
 MAX_ROWS = 16
 TOKEN_BUDGET = 512
 # A small batch waits for the end of a bulk pass, so that one is kept short.
-BULK_TOKEN_BUDGET = 256
+BULK_TOKEN_BUDGET = 128
 # What a pass costs besides its tokens, in tokens: with AVX2, 1.4 to 2.5 ms at 0.15 to 0.19 ms a token.
 PASS_TOKENS = 10
 

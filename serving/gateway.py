@@ -198,7 +198,7 @@ class Bounds:
     batch_texts: int = 64
     batches_in_flight: int = 2
     queue_texts: int = 4096
-    queue_seconds: float = 5.0
+    queue_seconds: float = 2.0
     store_rows: int = 1024
     store_connections: int = 2
     request_seconds: float = 30.0
@@ -264,6 +264,14 @@ class Gateway:
         """Answer everybody inside, admit nobody more."""
         await asyncio.gather(self._compute.close(), self._compute_bulk.close())
         await self._store.close()
+
+    def require_room(self) -> None:
+        """Nothing, if one text more would be let in: so that a refusal costs next to nothing.
+
+        Raises:
+            Overloaded: it would not.
+        """
+        self._compute.require_room()
 
     async def predict(self, ask: Predict, caller: Caller, render: Render) -> Answer:
         """Predict, store, then answer with what `render` makes of the predictions.

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 BIND = "VALENCE_HAPROXY_BIND"
+ROOM = "VALENCE_HAPROXY_ROOM"
 _PR_SET_PDEATHSIG = 1
 _REQUEST_ID = "^[A-Za-z0-9._-]{1,128}$"
 _BODY = (
@@ -33,25 +34,40 @@ _FRONTEND = f"""\\g<0>
     http-request set-var(txn.request_id) req.hdr(x-request-id) if {{ req.hdr(x-request-id) -m reg {_REQUEST_ID} }}
     http-after-response set-var(txn.request_id) res.hdr(x-request-id,1) if {{ res.hdr(x-request-id) -m found }}
     http-after-response set-header x-request-id %[var(txn.request_id)]"""
+# What the ingress replicas have no room for is refused here, where it costs them nothing.
+_ADMISSION = """
+    http-request set-var(txn.room) nbsrv({backend}),mul({room})
+    http-request set-var(txn.excess) be_conn({backend}),sub(txn.room)
+    http-request return status 429 content-type application/problem+json string "{body}" hdr Retry-After 1 \
+hdr Cache-Control no-store if {{ path_beg /v1/predict }} METH_POST {{ nbsrv({backend}) gt 0 }} {{ var(txn.excess) -m int ge 0 }}"""
 _QUOTED_BODY = _BODY.replace('"', '\\"')
+_FULL = (
+    '{"type":"urn:valence:problem:overloaded","title":"Too many requests","status":429,'
+    '"detail":"too many requests are being answered: slow down and send again","instance":""}'
+)
+_QUOTED_FULL = _FULL.replace('"', '\\"')
 _NO_ROUTE = (
     f'http-request return status 503 content-type application/problem+json string "{_QUOTED_BODY}" '
     "hdr Retry-After 1"
 )
 
 
-def mended(config: str, *, bind: str, refusal: Path) -> str:
+def mended(config: str, *, bind: str, refusal: Path, room: int) -> str:
     """Ray Serve's configuration with private admin socket, told addresses and refusals as problem+json.
+
+    A prediction that would be more than the `room`th at every replica that is up is told 429.
 
     Raises:
         ValueError: a line that has to be mended is not there, so this release of Ray is not understood.
     """
+    backend = re.search(r"^backend (?!default_backend)(\S+)", config, re.MULTILINE)
+    admission = "" if backend is None else _ADMISSION.format(backend=backend[1], room=room, body=_QUOTED_FULL)
     rules = [
         (r"^(\s*stats socket \S+) mode 666\b", r"\1 mode 600"),
         (r"^(\s*frontend prometheus\n\s*bind )\S*:(\d+)", rf"\g<1>{bind}:\2"),
         (r"^(\s*listen stats\n\s*bind )\S*:(\d+)", rf"\g<1>{bind}:\2"),
         (r"^(\s*errorfile 50[234]) .*$", rf"\1 {refusal}"),
-        (r"^frontend http_frontend\n\s*bind .*$", _FRONTEND),
+        (r"^frontend http_frontend\n\s*bind .*$", _FRONTEND + admission.replace("\\", r"\\")),
         (
             r"http-request return status 404 content-type text/plain lf-string .*$",
             _NO_ROUTE.replace("\\", r"\\"),
@@ -85,7 +101,8 @@ def main() -> None:
         path.parent.chmod(0o700)
         config = path.read_text()
         if str(refusal) not in config:
-            path.write_text(mended(config, bind=os.environ.get(BIND, "127.0.0.1"), refusal=refusal))
+            bind, room = os.environ.get(BIND, "127.0.0.1"), int(os.environ.get(ROOM, "200"))
+            path.write_text(mended(config, bind=bind, refusal=refusal, room=room))
     # A HAProxy that outlived Ray would keep the port and share its connections with the next one.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     os.execv(program, [program, *arguments])  # noqa: S606  (no shell is the point)

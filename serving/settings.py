@@ -90,7 +90,9 @@ class Settings(BaseSettings):
         default=0.2, gt=0, description="logical CPUs Ray reserves per ingress replica"
     )
     ingress_replicas: Count = Field(default=1, description="ingress replicas")
-    ingress_max_ongoing: Count = Field(default=1024, description="requests one ingress replica holds at once")
+    ingress_max_ongoing: Count = Field(
+        default=200, description="predictions one ingress replica holds at once; HAProxy answers 429 beyond"
+    )
 
     batch_texts: Count = Field(default=64, description="most texts in one remote call")
     batches_in_flight: Count = Field(
@@ -98,7 +100,7 @@ class Settings(BaseSettings):
     )
     queue_texts: Count = Field(default=4096, description="most texts waiting at a door; beyond: 429")
     queue_seconds: Seconds = Field(
-        default=5, description="longest wait a request of up to 4 texts may expect at the door; beyond: 429"
+        default=2, description="longest wait a request of up to 4 texts may expect at the door; beyond: 429"
     )
     store_rows: Count = Field(
         default=1024, description="most predictions in one transaction of several requests"

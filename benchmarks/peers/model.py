@@ -21,10 +21,10 @@ class Model:
         self._encoder.warm_up(30)
         self._head = load_head(Bundle.open(Path(head)))
 
-    def __call__(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+    def __call__(self, texts: Sequence[str], *, bulk: bool = False) -> list[dict[str, Any]]:
         """An answer for each text."""
         scores = np.zeros((len(texts), len(LABELS)), np.float32)
-        for batch in self._encoder.run(texts):
+        for batch in self._encoder.run(texts, bulk=bulk):
             scores[batch.rows] = self._head.scores(batch)
         return [
             {"sentiment": LABELS[int(row.argmax())], "scores": dict(zip(LABELS, row.tolist(), strict=True))}

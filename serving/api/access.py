@@ -25,18 +25,23 @@ Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Access:
-    """What a route asks of a request. `role` None: anybody; `body` None: none is read."""
+    """What a route asks of a request. `role` None: anybody; `body` None: none is read.
+
+    `sheds`: turned away before its body is read while there is no room to compute one text more.
+    """
 
     role: Role | None
     body: type[BaseModel] | None = None
     media_type: str = JSON
     errors: tuple[int, ...] = ()
+    sheds: bool = False
 
     async def admit(self, scope: Scope) -> Caller | None:
         """The caller, if the route asks who it is.
 
         Raises:
             Unauthenticated, Forbidden, StoreUnavailable: it may not come in, or can't be checked.
+            Overloaded: it would have to wait too long.
         """
         if self.role is None:
             return None
@@ -47,6 +52,9 @@ class Access:
         caller = await services.authenticator.check(credential)
         if not caller.role.includes(self.role):
             raise Forbidden(f"this needs the role {self.role}, and the key has {caller.role}")
+        # What was answered before is answered again, so a request with an idempotency key is always read.
+        if self.sheds and header(scope, b"idempotency-key") is None:
+            services.gateway.require_room()
         return caller
 
 
@@ -58,10 +66,10 @@ def public(
 
 
 def requires(
-    role: Role, *, body: type[BaseModel] | None = None, errors: Iterable[int] = ()
+    role: Role, *, body: type[BaseModel] | None = None, errors: Iterable[int] = (), sheds: bool = False
 ) -> Callable[[Endpoint], Endpoint]:
     """Declares a route that wants this role; `errors` are answered besides those of any such route."""
-    return _declare(Access(role=role, body=body, errors=tuple(errors)))
+    return _declare(Access(role=role, body=body, errors=tuple(errors), sheds=sheds))
 
 
 def _declare(access: Access) -> Callable[[Endpoint], Endpoint]:

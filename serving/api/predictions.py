@@ -52,7 +52,7 @@ async def run(request: Request, ask: Predict, draw: Callable[[Sequence[Predictio
     responses={201: {"model": PredictionAnswer}},
     openapi_extra=IDEMPOTENCY_KEY,
 )
-@requires(Role.CLIENT, body=PredictRequest, errors=(404, 409, 429))
+@requires(Role.CLIENT, body=PredictRequest, errors=(404, 409, 429), sheds=True)
 async def predict(request: Request) -> Response:
     """Predict the sentiment of a text, and remember it."""
     body = parse(PredictRequest, body_of(request))

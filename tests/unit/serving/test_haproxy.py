@@ -1,5 +1,6 @@
 """The configuration that Ray Serve writes, mended."""
 
+import json
 import re
 from pathlib import Path
 
@@ -33,7 +34,7 @@ listen stats
 
 @pytest.fixture
 def config() -> str:
-    return mended(CONFIG, bind="127.0.0.1", refusal=Path("/run/h/refusal.http"))
+    return mended(CONFIG, bind="127.0.0.1", refusal=Path("/run/h/refusal.http"), room=400)
 
 
 def test_every_port_binds_where_told(config: str) -> None:
@@ -50,9 +51,17 @@ def test_refusals_are_problem_json_and_never_come_from_the_fallback_proxy(config
     assert "text/plain" not in config
 
 
+def test_predictions_beyond_the_room_of_the_replicas_are_told_429(config: str) -> None:
+    (rule,) = re.findall(r".* return status 429 .*", config)
+    assert "nbsrv(http-valence),mul(400)" in config
+    assert "path_beg /v1/predict" in rule
+    (body,) = re.findall(r'string "(.*)" hdr Retry-After', rule)
+    assert json.loads(body.replace('\\"', '"'))["status"] == 429
+
+
 def test_a_configuration_that_is_not_understood_is_refused() -> None:
     with pytest.raises(ValueError, match="stats socket"):
-        mended(CONFIG.replace("mode 666", "mode 644"), bind="127.0.0.1", refusal=Path("/r"))
+        mended(CONFIG.replace("mode 666", "mode 644"), bind="127.0.0.1", refusal=Path("/r"), room=1)
 
 
 def test_the_template_of_the_installed_ray_still_has_the_lines_that_are_mended() -> None:

@@ -116,9 +116,7 @@ async def test_each_text_gets_its_own_vector_and_the_scores_of_its_own_version(
 async def test_scores_belong_to_their_text_whatever_the_order_of_the_micro_batch(
     encoders: RemoteEncoders,
 ) -> None:
-    asks = [
-        Ask(text="x" * n, record=version(digest)) for n in (5, 3, 9, 1, 4) for digest in ("length", "a")
-    ]
+    asks = [Ask(text="x" * n, record=version(digest)) for n in (5, 3, 9, 1, 4) for digest in ("length", "a")]
     answers = await encoders.infer(asks, bulk=False)
     found = [answer.scores for answer in answers if isinstance(answer, Inference)]
     assert [round(scores[0] * 100) for scores in found[::2]] == [5, 3, 9, 1, 4]
