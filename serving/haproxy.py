@@ -39,7 +39,8 @@ _ADMISSION = """
     http-request set-var(txn.room) nbsrv({backend}),mul({room})
     http-request set-var(txn.excess) be_conn({backend}),sub(txn.room)
     http-request return status 429 content-type application/problem+json string "{body}" hdr Retry-After 1 \
-hdr Cache-Control no-store if {{ path_beg /v1/predict }} METH_POST {{ nbsrv({backend}) gt 0 }} {{ var(txn.excess) -m int ge 0 }}"""
+hdr Cache-Control no-store \
+if {{ path_beg /v1/predict }} METH_POST {{ nbsrv({backend}) gt 0 }} {{ var(txn.excess) -m int ge 0 }}"""
 _QUOTED_BODY = _BODY.replace('"', '\\"')
 _FULL = (
     '{"type":"urn:valence:problem:overloaded","title":"Too many requests","status":429,'
