@@ -31,7 +31,7 @@ BENCHMARKS := first_answer single_texts large_batches fairness overload storing 
 
 bench: .venv/.developed .cache/bentoml/.installed ## every benchmark, as tables; they start platforms of their own (an hour)
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
-	@OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.heads
+	@$(BIN)/python -m benchmarks.heads
 
 train-proof: .venv/.developed ## train the head anew (15 minutes, 5 GB) and compare it with the committed one
 	@rm -rf .cache/proof && $(BIN)/valence train head .cache/proof
