@@ -29,13 +29,22 @@ ATTENTIVE_TENSORS = (
 
 
 class Engine(StrEnum):
-    """How a CPU computes: OpenVINO in int8 with scales calibrated at building, or ONNX Runtime in float32."""
+    """How a CPU computes.
+
+    `INT8`: OpenVINO, with scales calibrated at building; best where the processor has VNNI. `INT8_PER_TOKEN`: ONNX
+    Runtime, with a scale for each token. `FP32`: ONNX Runtime in float32.
+    """
 
     INT8 = "int8"
+    INT8_PER_TOKEN = "int8-per-token"
     FP32 = "fp32"
 
 
-ENGINES = {Engine.INT8: "int8.xml", Engine.FP32: "fp32.onnx"}
+ENGINES = {
+    Engine.INT8: "int8.xml",
+    Engine.INT8_PER_TOKEN: "int8-per-token.onnx",
+    Engine.FP32: "fp32.onnx",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

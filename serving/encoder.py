@@ -189,10 +189,10 @@ def open_encoder(
 
         return TorchEncoder(bundle, device=device)
     engine = engine or EncoderSettings.of(bundle.manifest).engine
-    if engine is Engine.FP32:
-        from serving.engines.onnx import OnnxEncoder
+    if engine is Engine.INT8:
+        from serving.engines.openvino import OpenVinoEncoder
 
-        return OnnxEncoder(bundle, threads=threads)
-    from serving.engines.openvino import OpenVinoEncoder
+        return OpenVinoEncoder(bundle, threads=threads)
+    from serving.engines.onnx import OnnxEncoder
 
-    return OpenVinoEncoder(bundle, threads=threads)
+    return OnnxEncoder(bundle, engine=engine, threads=threads)

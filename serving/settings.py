@@ -61,10 +61,10 @@ class Settings(BaseSettings):
 
     model: str = Field(default="sentiment", description="model that answers when a request names none")
     space: str = Field(default="all-MiniLM-L6-v2", description="embedding space of the similarity index")
-    engine: Literal["auto", "int8", "fp32", "torch"] = Field(
+    engine: Literal["auto", "int8", "int8-per-token", "fp32", "torch"] = Field(
         default="auto",
-        description="encoder engine: OpenVINO static int8, ONNX Runtime fp32 (auto: what was faster on the machine "
-        "that built the bundle), or torch (GPU)",
+        description="encoder engine: OpenVINO static int8, ONNX Runtime int8 with scales by token or fp32 (auto: the "
+        "fastest on the machine that built the bundle), or torch (GPU)",
     )
     device: str = Field(default="cpu", description="torch device of the torch engine, e.g. cuda")
     registry_poll_seconds: Seconds = Field(default=1, description="how often aliases are looked at")

@@ -1,4 +1,4 @@
-"""Encoders on CPU by ONNX Runtime in float32: nothing is compiled by shape, so texts are padded as little as can be."""
+"""Encoders on CPU by ONNX Runtime, in float32 or in int8 by token: nothing is compiled by shape, so texts are padded as little as can be."""
 
 import threading
 import time
@@ -27,14 +27,13 @@ _ERRORS_ONLY = 3
 class OnnxEncoder:
     """Runs an encoder bundle: one micro-batch a thread under load, all threads on one text when idle."""
 
-    engine = Engine.FP32
-
-    def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, *, engine: Engine = Engine.FP32, threads: int = 1) -> None:
+        self.engine = engine
         self.settings = EncoderSettings.of(bundle.manifest)
         self.digest = self.settings.digest
         self.threads = threads
         self._tokenizer = tokenizer_of(bundle, self.settings)
-        model = str(bundle.file(ENGINES[self.engine]))
+        model = str(bundle.file(ENGINES[engine]))
         self._narrow = _session(model, threads=1)
         self._wide = _session(model, threads=threads) if threads > 1 else self._narrow
         self._lanes = Lanes(threads)

@@ -18,6 +18,8 @@ from tests.support.tiny import DIMENSIONS, TINY_SPACE, sentences, tiny_source
 
 TEXTS = sentences(120)
 
+INTEGER = (Engine.INT8, Engine.INT8_PER_TOKEN)
+
 
 def vectors(encoder: Encoder, texts: list[str]) -> np.ndarray:
     found = np.full((len(texts), DIMENSIONS), np.nan, np.float32)
@@ -28,7 +30,7 @@ def vectors(encoder: Encoder, texts: list[str]) -> np.ndarray:
 
 def noise(encoder: Encoder) -> float:
     """How far the last bits of another kernel can carry: in int8 to the next step, else hardly anywhere."""
-    return 0.02 if encoder.engine == Engine.INT8 else 1e-4
+    return 0.02 if encoder.engine in INTEGER else 1e-4
 
 
 def states(encoder: Encoder, texts: list[str]) -> list[np.ndarray]:
@@ -72,7 +74,7 @@ def test_settings_say_what_the_runtime_needs(encoder_bundle: Bundle, source: Enc
 def test_vectors_are_those_of_the_weights(encoder: Encoder, reference: np.ndarray) -> None:
     cosines = (vectors(encoder, TEXTS) * reference).sum(axis=1)
     # Random weights quantise worse than trained ones.
-    least = 0.9 if encoder.engine == Engine.INT8 else 0.999
+    least = 0.9 if encoder.engine in INTEGER else 0.999
     assert cosines.min() > least
     assert np.allclose(np.linalg.norm(vectors(encoder, TEXTS), axis=1), 1, atol=1e-5)
 
