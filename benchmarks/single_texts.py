@@ -1,7 +1,8 @@
 """Single texts from many clients: the platform, which stores everything, beside its peers, which store nothing.
 
 The tutorial design is the exception among them: it stores too. The servers run one after another, in rounds; a ratio
-is taken within its round. All but the tutorial have the platform's own encoder, engine, head and batch limit.
+is taken within its round. All but the tutorial have the platform's own encoder, engine, head and batch limit, and call
+the engine once a batch; one of them has the platform's micro-batches too, which are most of its speed.
 Run by `python -m benchmarks.single_texts`.
 """
 
@@ -22,6 +23,7 @@ from benchmarks.servers import Platform, Server, home, peer
 BENTO = Path(".cache/bentoml/bin/python")
 CLIENTS = (1, 32, 64)
 OURS = "Valence"
+MICRO = "LitServe with our micro-batches"
 GOALS = {
     "LitServe": "p50 at 1 client ≤ 1.0; requests/s ≥ 1.15 at 32 clients, ≥ 1.3 at 64",
     "tutorial": "requests/s ≥ 6 at 32 and 64 clients",
@@ -48,6 +50,7 @@ def measure(names: list[str], rounds: int, seconds: float) -> dict[str, dict[int
         servers: dict[str, Callable[[], AbstractContextManager[Server]]] = {
             OURS: lambda: lasting(mine),
             "LitServe": lambda: peer("LitServe", "lit", *bundles),
+            MICRO: lambda: peer(MICRO, "lit", *bundles, "micro"),
             "BentoML": lambda: peer("BentoML", "bento", *bundles, python=str(BENTO), shape="texts"),
             "plain Ray Serve": lambda: peer("plain Ray Serve", "plain_serve", *bundles),
             "tutorial": lambda: peer("tutorial", "tutorial"),
@@ -92,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=15)
-    peers = ["LitServe", "plain Ray Serve", "tutorial", *(["BentoML"] if BENTO.exists() else [])]
+    peers = ["LitServe", MICRO, "plain Ray Serve", "tutorial", *(["BentoML"] if BENTO.exists() else [])]
     parser.add_argument("--peers", default=",".join(peers))
     arguments = parser.parse_args()
     names = [OURS, *arguments.peers.split(",")]

@@ -181,7 +181,9 @@ class _Writer:
 
     def _node(self, kind: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         output = output or self._name()
-        self._nodes.append(helper.make_node(kind, list(inputs), [output], name=f"{output}/{kind}", **attributes))
+        self._nodes.append(
+            helper.make_node(kind, list(inputs), [output], name=f"{output}/{kind}", **attributes)
+        )
         return output
 
     def _constant(self, value: NDArray[Any] | np.generic) -> str:

@@ -18,9 +18,9 @@ class Sentiment:
     """The model, in one worker."""
 
     def __init__(self) -> None:
-        from benchmarks.peers.model import Model
+        from benchmarks.peers.model import PlainModel
 
-        self._model = Model(os.environ["BENCH_ENCODER"], os.environ["BENCH_HEAD"])
+        self._model = PlainModel(os.environ["BENCH_ENCODER"], os.environ["BENCH_HEAD"])
 
     @bentoml.api(batchable=True, max_batch_size=MAX_BATCH, max_latency_ms=120_000)
     def predict(self, texts: list[str]) -> list[dict[str, Any]]:

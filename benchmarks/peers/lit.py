@@ -1,11 +1,14 @@
-"""LitServe with the same model and batch limit; stores nothing. `python -m benchmarks.peers.lit PORT ENCODER HEAD`."""
+"""LitServe with the same model and batch limit; stores nothing.
+
+`python -m benchmarks.peers.lit PORT ENCODER HEAD [micro]`; `micro` gives it the platform's micro-batches as well.
+"""
 
 import sys
 from typing import Any
 
 import litserve
 
-from benchmarks.peers.model import MAX_BATCH, Model
+from benchmarks.peers.model import MAX_BATCH, Model, PlainModel
 
 # A single request then doesn't wait, and under load batches fill while the one before is computed.
 BATCH_TIMEOUT = 0.005
@@ -16,7 +19,8 @@ class Sentiment(litserve.LitAPI):
 
     def setup(self, device: str) -> None:  # noqa: ARG002
         """Open the model in the worker."""
-        self._model = Model(*sys.argv[2:4])
+        model = Model if sys.argv[4:] == ["micro"] else PlainModel
+        self._model = model(*sys.argv[2:4])
 
     def decode_request(self, request: dict[str, Any]) -> str:
         """The text."""

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from benchmarks.peers.model import MAX_BATCH, Model
+from benchmarks.peers.model import MAX_BATCH, PlainModel
 
 BATCH_WAIT_SECONDS = 0.005
 
@@ -31,7 +31,7 @@ class Sentiment:
     """The model."""
 
     def __init__(self, encoder: str, head: str) -> None:
-        self._model = Model(encoder, head)
+        self._model = PlainModel(encoder, head)
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
     async def predict(self, texts: list[str]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Encoders on CPU by ONNX Runtime, in float32 or in int8 by token: nothing is compiled by shape, so texts are padded as little as can be."""
+"""Encoders on CPU by ONNX Runtime, float32 or int8 by token: no shape is compiled, so texts are hardly padded."""
 
 import threading
 import time
