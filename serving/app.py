@@ -31,6 +31,8 @@ from serving.stores import database_of, registry_of
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+_LOOK_BACK_SECONDS = 30.0
+
 log = structlog.get_logger(__name__)
 listen_on_loopback()
 
@@ -152,6 +154,9 @@ def build(record: EncoderRecord, settings: Settings) -> Application:
             min_replicas=settings.encoder_min_replicas,
             max_replicas=settings.encoder_max_replicas,
             target_ongoing_requests=settings.encoder_target_ongoing,
+            upscale_delay_s=settings.encoder_upscale_seconds,
+            downscale_delay_s=settings.encoder_downscale_seconds,
+            look_back_period_s=min(settings.encoder_upscale_seconds, _LOOK_BACK_SECONDS),
         ),
         # The door bounds what is in flight; a replica never refuses what the door has let in.
         max_ongoing_requests=2 * settings.slots * settings.ingress_replicas + 4,

@@ -81,6 +81,13 @@ class Settings(BaseSettings):
     encoder_target_ongoing: float = Field(
         default=1.5, gt=0, description="autoscaling: batches in flight per encoder replica to aim for"
     )
+    encoder_upscale_seconds: Seconds = Field(
+        default=30, description="autoscaling: how long the demand stays above before replicas are added"
+    )
+    encoder_downscale_seconds: Seconds = Field(
+        default=600,
+        description="autoscaling: how long it stays below before replicas are drained and stopped",
+    )
     encoder_warm_up_seconds: float = Field(
         default=1,
         ge=0,

@@ -85,6 +85,23 @@ async def test_overload_is_429_with_retry_after(platform: Platform) -> None:
     assert answer.headers["content-type"] == "application/problem+json"
 
 
+async def test_without_room_a_prediction_is_refused_before_its_body_is_read(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise Overloaded("full", retry_after=4)
+
+    monkeypatch.setattr(platform.services.gateway, "require_room", full)
+    async with platform.client() as client:
+        unread = await client.post("/v1/predict", content=b"not JSON at all")
+        repeated = await client.post(
+            "/v1/predict", json={"text": "good"}, headers={"Idempotency-Key": "asked-before"}
+        )
+        elsewhere = await client.get("/v1/predictions")
+    assert (unread.status_code, unread.headers["retry-after"]) == (429, "4")
+    assert (repeated.status_code, elsewhere.status_code) == (201, 200)
+
+
 async def test_what_can_t_be_stored_is_503_and_never_2xx(platform: Platform) -> None:
     async with platform.client() as client:
         assert (await client.get("/v1/predictions")).status_code == 200

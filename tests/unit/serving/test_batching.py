@@ -170,6 +170,30 @@ async def test_who_would_wait_too_long_is_refused_at_once(monkeypatch: pytest.Mo
     assert (await fifth).results == ["F"]
 
 
+async def test_whose_patience_ends_before_the_turn_is_refused_and_never_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(batching, "perf_counter", lambda: now)
+    room = Room()
+    entry = Door(room.run, batch_weight=4, slots=1, capacity=100, patience=30)
+    first = asyncio.create_task(entry.submit(["a"]))
+    await room.until(1)
+    late = asyncio.create_task(entry.submit(["b"]))
+    await asyncio.sleep(0)
+    now = 31.0
+    in_time = asyncio.create_task(entry.submit(["c"]))
+    await asyncio.sleep(0)
+    room.open(0)
+    await room.until(2)
+    assert room.batches[1] == ["c"]
+    with pytest.raises(Overloaded):
+        await late
+    room.open(1)
+    await asyncio.gather(first, in_time)
+    assert entry.waiting == 0
+
+
 async def test_a_caller_who_left_is_never_computed() -> None:
     room = Room()
     entry = door(room)
