@@ -17,7 +17,7 @@ ECE_BINS = 15
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Interval:
-    """A point estimate with a percentile bootstrap interval."""
+    """A point estimate with an interval around it."""
 
     value: float
     low: float
