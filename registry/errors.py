@@ -8,7 +8,8 @@ RegistryError
 ├── RegistryUnavailable
 ├── CorpusUnavailable
 ├── ExportFailed
-└── TrainingFailed
+├── TrainingFailed
+└── PolicyInvalid
 """
 
 from pathlib import Path
@@ -54,3 +55,7 @@ class ExportFailed(RegistryError):
 
 class TrainingFailed(RegistryError):
     """A training run ended without a usable head."""
+
+
+class PolicyInvalid(RegistryError):
+    """A policy of an experiment has a field that is unknown or has no such value; the message names it."""
