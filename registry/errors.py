@@ -9,7 +9,8 @@ RegistryError
 ├── CorpusUnavailable
 ├── ExportFailed
 ├── TrainingFailed
-└── PolicyInvalid
+├── PolicyInvalid
+└── EvidenceInvalid
 """
 
 from pathlib import Path
@@ -59,3 +60,7 @@ class TrainingFailed(RegistryError):
 
 class PolicyInvalid(RegistryError):
     """A policy of an experiment has a field that is unknown or has no such value; the message names it."""
+
+
+class EvidenceInvalid(RegistryError):
+    """What is stored as the evidence of a decision isn't evidence."""

@@ -1,0 +1,260 @@
+"""What an experiment should do next, from all that was counted. Pure: never counts, stores or does it.
+
+The same evidence and policy always give the same decision, so that a stored one can be recomputed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
+
+from registry import trials
+from registry.errors import EvidenceInvalid
+from registry.evaluate import Interval
+from registry.policies import Guardrails, Policy
+from registry.trials import ArmFeedback, Split
+
+Verdict = Literal["mismatch", "guardrail", "better", "worse", "inconclusive", "undecided"]
+Action = Literal["none", "ramp", "promote", "stop"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArmCounts:
+    """What one arm did in one stage.
+
+    `units` are the distinct units that it answered; `new_units` those of them that the experiment met for the
+    first time in the stage, counted for the arm that answered first. `answered` and `faults` count
+    predictions; `p95_ms` is the 95th percentile of the time of an answer. `feedback` is that on answers of the
+    stage, as it stands.
+    """
+
+    units: int = 0
+    new_units: int = 0
+    answered: int = 0
+    faults: int = 0
+    p95_ms: float | None = None
+    feedback: ArmFeedback = field(default_factory=ArmFeedback)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """The time in which the challenger's share stood still."""
+
+    share: float
+    champion: ArmCounts
+    challenger: ArmCounts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evidence:
+    """All that was counted, by stages in the order of time; the last is the present one, and there is one."""
+
+    stages: tuple[Stage, ...]
+
+    @property
+    def present(self) -> Stage:
+        return self.stages[-1]
+
+    def dump(self) -> dict[str, Any]:
+        """The JSON object that `parse` reads."""
+        return {"stages": [asdict(stage) for stage in self.stages]}
+
+    @classmethod
+    def parse(cls, stored: Mapping[str, Any]) -> Self:
+        """Raises EvidenceInvalid."""
+        try:
+            stages = tuple(
+                Stage(
+                    share=float(stage["share"]),
+                    champion=_counts(stage["champion"]),
+                    challenger=_counts(stage["challenger"]),
+                )
+                for stage in stored["stages"]
+            )
+        except (KeyError, TypeError, ValueError) as exc:
+            raise EvidenceInvalid(f"not the evidence of a decision: {exc!r}") from exc
+        if not stages:
+            raise EvidenceInvalid("not the evidence of a decision: it has no stages")
+        return cls(stages=stages)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """What to do, and why.
+
+    `promote` makes the challenger champion, `stop` leaves the champion alone, `ramp` sets the challenger's
+    share to `share`. `verdict` is what the evidence says, whatever the policy lets follow from it; `reason` is
+    a sentence, and `numbers` a JSON object of all that it was based on.
+    """
+
+    action: Action
+    verdict: Verdict
+    reason: str
+    share: float | None = None
+    numbers: Mapping[str, Any]
+
+    def dump(self) -> dict[str, Any]:
+        """A JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """The numbers behind a verdict; None where there is too little to say one."""
+
+    alpha: float
+    champion: Interval | None
+    challenger: Interval | None
+    difference: Interval | None
+    sample_ratio_p: float
+    champion_faults: Interval | None
+    challenger_faults: Interval | None
+    fault_increase: Interval | None
+    latency_ratio: float | None
+
+
+def decide(evidence: Evidence, policy: Policy) -> Decision:
+    """The first of these that holds: a broken split or guardrail stops; better, worse; `max_units`; the ramp.
+
+    The sample ratio is checked over all stages. Accuracy, faults and latency are compared within the present one,
+    because what is asked changes with time, and arms weighted differently over time would differ by that
+    alone (Simpson's paradox of ramps; Kohavi et al., 2020, chapter 3). Every stage has its part of alpha.
+    """
+    found = _found(evidence, policy)
+    verdict, reason = _verdict(found, evidence.present, policy)
+    action, share = _action(verdict, evidence.present, policy)
+    if action == "ramp":
+        reason += (
+            f"; {evidence.present.challenger.units:,} units met the challenger at a share of"
+            f" {evidence.present.share:.1%}, so the next is {share:.1%}"
+        )
+    return Decision(
+        action=action, verdict=verdict, reason=reason, share=share, numbers=_numbers(found, evidence)
+    )
+
+
+def _found(evidence: Evidence, policy: Policy) -> _Found:
+    present = evidence.present
+    stage, planned = len(evidence.stages), policy.planned_stages(evidence.stages[0].share)
+    alpha = trials.spend(policy.alpha, stage=stage, planned=planned)
+    rail_alpha = trials.spend(policy.guardrails.alpha, stage=stage, planned=planned)
+    before, after = (
+        (arm.faults, arm.answered + arm.faults) for arm in (present.champion, present.challenger)
+    )
+    return _Found(
+        alpha=alpha,
+        champion=trials.accuracy(present.champion.feedback, level=1 - alpha),
+        challenger=trials.accuracy(present.challenger.feedback, level=1 - alpha),
+        difference=trials.difference(present.champion.feedback, present.challenger.feedback, alpha=alpha),
+        sample_ratio_p=trials.sample_ratio(
+            [
+                Split(
+                    share=stage.share,
+                    champion=stage.champion.new_units,
+                    challenger=stage.challenger.new_units,
+                )
+                for stage in evidence.stages
+            ]
+        ),
+        champion_faults=trials.rate(*before, alpha=rail_alpha / 2),
+        challenger_faults=trials.rate(*after, alpha=rail_alpha / 2),
+        fault_increase=trials.increase(before, after, alpha=rail_alpha),
+        latency_ratio=_latency_ratio(present, policy.guardrails),
+    )
+
+
+def _verdict(found: _Found, present: Stage, policy: Policy) -> tuple[Verdict, str]:
+    if found.sample_ratio_p <= policy.sample_ratio_alpha:
+        return "mismatch", (
+            f"units did not fall to the arms by their shares (sequential p {found.sample_ratio_p:.2g}, bound"
+            f" {policy.sample_ratio_alpha:g}), so no comparison holds"
+        )
+    if broken := _broken(found, policy.guardrails):
+        return "guardrail", broken
+    before, after, gap = found.champion, found.challenger, found.difference
+    judged = min(present.champion.feedback.units, present.challenger.feedback.units)
+    if before is None or after is None or gap is None or judged < policy.min_units:
+        return "undecided", (
+            f"{present.champion.feedback.units:,} units of the champion and"
+            f" {present.challenger.feedback.units:,} of the challenger have feedback; a verdict needs"
+            f" {policy.min_units:,} of each"
+        )
+    measured = (
+        f"the challenger is right in {after.value:.1%} of {present.challenger.feedback.units:,} units, the champion in"
+        f" {before.value:.1%} of {present.champion.feedback.units:,}; the difference is {100 * gap.value:+.1f} points,"
+        f" always-valid interval {100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
+    )
+    if gap.low > policy.min_effect:
+        return "better", f"{measured}: wholly above {100 * policy.min_effect:g}"
+    if gap.high < 0:
+        return "worse", f"{measured}: wholly below 0"
+    if policy.max_units is not None and judged >= policy.max_units:
+        return "inconclusive", f"{measured}: undecided after {policy.max_units:,} units an arm"
+    return "undecided", f"{measured}: undecided"
+
+
+def _broken(found: _Found, rails: Guardrails) -> str | None:
+    most, faults = rails.max_fault_increase, found.fault_increase
+    if most is not None and faults is not None and faults.low > most:
+        return (
+            f"the challenger fails by {100 * faults.value:.2f} points of its predictions more than the champion"
+            f" (at least {100 * faults.low:.2f}); {100 * most:g} are allowed"
+        )
+    ratio = found.latency_ratio
+    if rails.max_latency_ratio is not None and ratio is not None and ratio > rails.max_latency_ratio:
+        return f"the challenger's p95 is {ratio:.2f} times the champion's; {rails.max_latency_ratio:g} times is allowed"
+    return None
+
+
+def _latency_ratio(present: Stage, rails: Guardrails) -> float | None:
+    before, after = present.champion, present.challenger
+    if min(before.answered, after.answered) < rails.min_answers or not before.p95_ms or after.p95_ms is None:
+        return None
+    return after.p95_ms / before.p95_ms
+
+
+def _action(verdict: Verdict, present: Stage, policy: Policy) -> tuple[Action, float | None]:
+    if policy.action == "observe":
+        return "none", None
+    if verdict == "better":
+        return policy.on_better, None
+    if verdict == "worse":
+        return policy.on_worse, None
+    if verdict != "undecided":
+        return "stop", None
+    share = policy.next_share(present.share)
+    if share is None or present.challenger.units < policy.step_units:
+        return "none", None
+    return "ramp", share
+
+
+def _numbers(found: _Found, evidence: Evidence) -> dict[str, Any]:
+    present = evidence.present
+    return {
+        "stage": len(evidence.stages),
+        "share": present.share,
+        "alpha": found.alpha,
+        "champion": _arm(present.champion, found.champion, found.champion_faults),
+        "challenger": _arm(present.challenger, found.challenger, found.challenger_faults),
+        "difference": _json(found.difference),
+        "sample_ratio_p": found.sample_ratio_p,
+        "fault_increase": _json(found.fault_increase),
+        "latency_ratio": found.latency_ratio,
+    }
+
+
+def _arm(counts: ArmCounts, accuracy: Interval | None, faults: Interval | None) -> dict[str, Any]:
+    return {
+        "units": counts.units,
+        "judged_units": counts.feedback.units,
+        "accuracy": _json(accuracy),
+        "faults": _json(faults),
+        "p95_ms": counts.p95_ms,
+    }
+
+
+def _json(interval: Interval | None) -> dict[str, float] | None:
+    return None if interval is None else asdict(interval)
+
+
+def _counts(stored: Mapping[str, Any]) -> ArmCounts:
+    return ArmCounts(**{**stored, "feedback": ArmFeedback(**stored["feedback"])})
