@@ -250,6 +250,73 @@ class Job(Base):
     finished_at: Mapped[datetime | None]
 
 
+class Promotion(Base):
+    """A change of a model's champion: intended, then done or abandoned, then never changed again.
+
+    `below_id` is the change that made the champion which this one covers: a rollback uncovers it.
+    """
+
+    __tablename__ = "promotions"
+    __table_args__ = (
+        CheckConstraint("act IN ('promote', 'rollback', 'external', 'policy', 'bootstrap')", name="act"),
+        CheckConstraint("state IN ('intended', 'done', 'abandoned')", name="state"),
+        CheckConstraint("(state = 'intended') = (settled_at IS NULL)", name="settled"),
+        CheckConstraint("NOT forced OR reason IS NOT NULL", name="forced_for_a_reason"),
+        Index("ix_promotions_model_id", "model", "id"),
+        Index("ix_promotions_champion", "model", "at", "id", postgresql_where=text("state = 'done'")),
+        Index("uq_promotions_intended", "model", unique=True, postgresql_where=text("state = 'intended'")),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    model: Mapped[str]
+    version_from: Mapped[str | None]
+    version_to: Mapped[str | None]
+    act: Mapped[str]
+    state: Mapped[str]
+    forced: Mapped[bool] = mapped_column(server_default=text("false"))
+    gated: Mapped[bool] = mapped_column(server_default=text("false"))
+    actor: Mapped[UUID | None]
+    reason: Mapped[str | None]
+    evidence: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    below_id: Mapped[int | None] = mapped_column(BigInteger, ForeignKey("promotions.id"))
+    # Not now(): a transaction may wait for the model's lock, and order is the order under the lock.
+    at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
+    settled_at: Mapped[datetime | None]
+
+
+class Evaluation(Base):
+    """A report on a bundle by a held-out set, or the request for one; `seen_at` is its process's last sign."""
+
+    __tablename__ = "evaluations"
+    __table_args__ = (
+        CheckConstraint("state IN ('running', 'done', 'failed')", name="state"),
+        CheckConstraint("(state = 'running') = (finished_at IS NULL)", name="finished"),
+        CheckConstraint("(state = 'done') = (report IS NOT NULL)", name="reported"),
+        Index("ix_evaluations_bundle_digest", "bundle_digest", "data_digest", "id"),
+        Index(
+            "uq_evaluations_running",
+            "bundle_digest",
+            "data_digest",
+            unique=True,
+            postgresql_where=text("state = 'running'"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    bundle_digest: Mapped[str]
+    data_digest: Mapped[str]
+    model: Mapped[str]
+    version: Mapped[str]
+    state: Mapped[str]
+    report: Mapped[dict[str, Any] | None]
+    reason: Mapped[str | None]
+    requested_by: Mapped[UUID | None]
+    attempts: Mapped[int] = mapped_column(SmallInteger, server_default=text("0"))
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    seen_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
 class AuditEntry(Base):
     """Who did what; a trigger refuses to change or remove an entry."""
 
