@@ -12,6 +12,7 @@ from pathlib import Path
 from registry.bundle import Bundle
 from registry.errors import ExportFailed, NotRegistered
 from registry.export import EncoderSource, build_encoder, default_source
+from registry.held_out import HeldOut
 from registry.records import EncoderRecord, VersionRecord
 from registry.store import CHAMPION, MODEL, Registry
 
@@ -29,7 +30,7 @@ def bootstrap(
     work: Path,
     progress: Say = lambda _: None,
 ) -> list[VersionRecord]:
-    """Registers the space's encoder, the lexicon as version 1 and the head as version 2, if missing.
+    """Registers the space's encoder, the lexicon as version 1, the head as version 2 and the held-out set, if missing.
 
     `champion` is set on the head if nothing has it. Two at once on one machine: the second waits and
     finds everything done. Raises RegistryUnavailable; ExportFailed if the space isn't the built-in one.
@@ -41,6 +42,10 @@ def bootstrap(
         _encoder(registry, source, work, progress)
         progress("registering the first versions")
         records = [registry.register(builtin(name), model=model) for name in BUILTIN]
+        try:
+            registry.held_out_digest(model)
+        except NotRegistered:
+            registry.put_held_out(HeldOut.builtin())
         try:
             registry.champion(model)
         except NotRegistered:

@@ -15,7 +15,16 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from registry.bundle import Bundle, Kind, Manifest
-from registry.errors import BundleCorrupt, BundleInvalid, NotRegistered, RegistryError, RegistryUnavailable
+from registry.errors import (
+    BundleCorrupt,
+    BundleInvalid,
+    CorpusUnavailable,
+    NotRegistered,
+    RegistryError,
+    RegistryUnavailable,
+)
+from registry.held_out import FILE as HELD_OUT_FILE
+from registry.held_out import HeldOut
 from registry.layout import EncoderSettings
 from registry.records import EncoderRecord, VersionRecord
 
@@ -31,6 +40,7 @@ _ROLE, _DIGEST, _KIND, _ENCODER, _METRICS, _SPACE, _NAME, _DIMENSIONS = (
     for key in ("role", "digest", "kind", "encoder", "metrics", "space", "name", "dimensions")
 )
 _MODEL_ROLE, _ENCODER_ROLE = "model", "encoder"
+_HELD_OUT = "valence.held-out"
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _PAGE = 200
 _MLFLOW_DEFAULTS = {
@@ -130,6 +140,70 @@ class Registry:
         with _translated():
             self._client.set_registered_model_alias(model, alias, version)
 
+    def champion_version(self, model: str = MODEL) -> str | None:
+        """The number of the version that the alias `champion` names, None if it names none; one cheap read.
+
+        Raises NotRegistered if there is no such model.
+        """
+        with _translated():
+            found = self._client.get_registered_model(model).aliases.get(CHAMPION)
+        return None if found is None else str(found)
+
+    def put_held_out(self, held_out: HeldOut, *, model: str | None = None) -> str:
+        """Makes it the held-out set of a model, or of every model without one of its own; returns its digest.
+
+        Logged as an artifact of a run of its own; the set that is there already is not logged again.
+        """
+        with _translated():
+            experiment = self._experiment()
+            if self._held_out_entry(model, own=True).get("digest") == held_out.digest:
+                return held_out.digest
+            run = self._client.create_run(experiment, run_name="held-out set", tags={_ROLE: "held-out"})
+            run_id = run.info.run_id
+            self._client.log_metric(run_id, "texts", len(held_out.examples))
+            self._client.log_param(run_id, "digest", held_out.digest)
+            with tempfile.TemporaryDirectory() as scratch:
+                (Path(scratch) / HELD_OUT_FILE).write_bytes(held_out.dump())
+                self._client.log_artifact(run_id, str(Path(scratch) / HELD_OUT_FILE))
+            self._client.set_terminated(run_id)
+            entry = json.dumps({"digest": held_out.digest, "uri": run.info.artifact_uri})
+            # Last: whoever finds the tag finds the artifact.
+            if model is None:
+                self._client.set_experiment_tag(experiment, _HELD_OUT, entry)
+            else:
+                self._ensure_model(model, _MODEL_ROLE)
+                self._client.set_registered_model_tag(model, _HELD_OUT, entry)
+        return held_out.digest
+
+    def held_out_digest(self, model: str = MODEL) -> str:
+        """Which set a model is judged on. Raises NotRegistered if there is none."""
+        with _translated():
+            entry = self._held_out_entry(model)
+        if not entry:
+            raise NotRegistered(
+                f"there is no held-out set for {model!r}: `valence up` registers the built-in one"
+            )
+        return entry["digest"]
+
+    def held_out(self, model: str, cache: Path) -> HeldOut:
+        """The set that a model is judged on; `cache` keeps it if it lies elsewhere.
+
+        Raises NotRegistered, or CorpusUnavailable if it is gone or isn't what it was.
+        """
+        digest = self.held_out_digest(model)
+        with _translated():
+            uri = self._held_out_entry(model)["uri"]
+        folder = _local_path(uri) or cache / "held-out" / digest
+        path = folder / HELD_OUT_FILE
+        if not path.is_file():
+            if _local_path(uri) is not None:
+                raise CorpusUnavailable(f"{path} is gone: bring it back, or log the set again")
+            self._download_file(f"{uri}/{HELD_OUT_FILE}", path)
+        found = HeldOut.parse(path.read_bytes(), where=str(path))
+        if found.digest != digest:
+            raise CorpusUnavailable(f"{path} is the set {found.digest}, not {digest}")
+        return found
+
     def revision(self, model: str = MODEL) -> str:
         """A value that changes whenever a version or an alias of the model does; one cheap read."""
         with _translated():
@@ -189,6 +263,18 @@ class Registry:
         for alias, version in self._client.get_registered_model(model).aliases.items():
             aliases.setdefault(str(version), []).append(alias)
         return aliases
+
+    def _held_out_entry(self, model: str | None, *, own: bool = False) -> dict[str, str]:
+        """The digest and the place of a model's set, or unless `own` of everybody's; empty if there is none."""
+        tags: Mapping[str, str] = {}
+        if model is not None:
+            found = self._client.search_registered_models(filter_string=f"name = '{model}'")
+            tags = found[0].tags if found else {}
+        if _HELD_OUT not in tags and (model is None or not own):
+            experiment = self._client.get_experiment_by_name(_EXPERIMENT)
+            tags = experiment.tags if experiment is not None else {}
+        entry: dict[str, str] = json.loads(tags.get(_HELD_OUT, "{}"))
+        return entry
 
     def _version_with(self, model: str, tag: str, value: str) -> str | None:
         return next((str(e.version) for e in self._entries(model) if e.tags.get(tag) == value), None)
@@ -252,6 +338,15 @@ class Registry:
             if exc.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             return str(self._client.get_experiment_by_name(_EXPERIMENT).experiment_id)
+
+    def _download_file(self, uri: str, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".incoming-") as scratch, _translated():
+            _ = self._client
+            from mlflow.artifacts import download_artifacts
+
+            file = download_artifacts(artifact_uri=uri, dst_path=scratch, tracking_uri=self._tracking_uri)
+            os.replace(file, path)
 
     def _download(self, uri: str, path: Path) -> None:
         if _local_path(uri) is not None:
