@@ -10,7 +10,8 @@ RegistryError
 ├── ExportFailed
 ├── TrainingFailed
 ├── PolicyInvalid
-└── EvidenceInvalid
+├── EvidenceInvalid
+└── ReportInvalid
 """
 
 from pathlib import Path
@@ -64,3 +65,7 @@ class PolicyInvalid(RegistryError):
 
 class EvidenceInvalid(RegistryError):
     """What is stored as the evidence of a decision isn't evidence."""
+
+
+class ReportInvalid(RegistryError):
+    """A stored report is of a format that this release doesn't read."""
