@@ -10,6 +10,7 @@ DatabaseError
 │   └── ForeignInstallation
 ├── NotFound               no such row, or not the caller's
 ├── Duplicate              a row with that name exists
+├── Contested              another change of the same thing is under way, or came first
 ├── Rejected               the database refuses the value
 └── EmbeddedServerError    the embedded server can't be set up, started or stopped
     └── AlreadyOwned
@@ -65,6 +66,10 @@ class NotFound(DatabaseError):
 
 class Duplicate(DatabaseError):
     """A row with that name exists already."""
+
+
+class Contested(DatabaseError):
+    """Another change of the same thing is under way, or came first."""
 
 
 class Rejected(DatabaseError):

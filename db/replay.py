@@ -1,0 +1,95 @@
+"""A sample of the stored texts, to try a version on: bounded, random, those with feedback among them.
+
+Reads only. What comes out holds texts, so it stays in the process that asked.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+from uuid import UUID, uuid4
+
+import numpy as np
+
+from db.engine import Database
+from db.similarity_query import Vector
+
+# Ids of texts are keyed hashes, so what follows a random id in their order is a random sample, read from the index.
+_SAMPLE: Final = """
+    WITH drawn AS MATERIALIZED (
+        SELECT id FROM (
+            (SELECT id FROM text_inputs WHERE id >= %(start)s ORDER BY id LIMIT %(size)s)
+            UNION ALL (SELECT id FROM text_inputs WHERE id < %(start)s ORDER BY id LIMIT %(size)s)
+        ) ids LIMIT %(size)s
+    ),
+    judged AS MATERIALIZED (
+        SELECT p.text_id FROM feedback f JOIN predictions p ON p.id = f.prediction_id
+        WHERE p.model = %(model)s ORDER BY f.prediction_id DESC LIMIT %(judged)s
+    ),
+    chosen AS MATERIALIZED (SELECT id FROM drawn UNION SELECT text_id FROM judged)
+    SELECT t.id, t.content, e.embedding::real[], said.label, told.label, told.text_id IS NOT NULL
+    FROM chosen
+    JOIN text_inputs t USING (id)
+    JOIN LATERAL (
+        SELECT embedding FROM embeddings e JOIN segments s ON s.id = e.segment
+        WHERE e.text_id = t.id AND s.space = %(space)s LIMIT 1
+    ) e ON true
+    LEFT JOIN LATERAL (
+        SELECT p.label FROM predictions p
+        WHERE p.text_id = t.id AND p.model = %(model)s AND p.arm = 'champion' ORDER BY p.id DESC LIMIT 1
+    ) said ON true
+    LEFT JOIN LATERAL (
+        SELECT p.text_id, coalesce(f.label, CASE WHEN f.is_correct THEN p.label END) AS label
+        FROM predictions p JOIN feedback f ON f.prediction_id = p.id
+        WHERE p.text_id = t.id AND p.model = %(model)s ORDER BY f.updated_at DESC, p.id DESC LIMIT 1
+    ) told ON true
+    ORDER BY t.id
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredText:
+    """A stored text with its vector, float32 [d].
+
+    `label`: what a champion said last, None if none did. `corrected`: the right label by the latest feedback, None
+    if it tells none, as where it only says that the answer was wrong. `judged`: there is feedback.
+    """
+
+    text_id: UUID
+    text: str = field(repr=False)
+    vector: Vector = field(repr=False)
+    label: str | None
+    corrected: str | None
+    judged: bool
+
+
+class Replays:
+    """Samples take an amount of work that their size bounds, however much is stored."""
+
+    def __init__(self, database: Database, *, space: str) -> None:
+        self._database = database
+        self._space = space
+
+    async def sample(
+        self, model: str, *, size: int, judged: int, start: UUID | None = None
+    ) -> Sequence[StoredText]:
+        """At most `size` random texts, and those of the latest `judged` feedbacks; from `start`, the same again."""
+        parameters = {
+            "start": start or uuid4(),
+            "size": size,
+            "judged": judged,
+            "model": model,
+            "space": self._space,
+        }
+        async with self._database.searching() as connection:
+            cursor = await connection.execute(_SAMPLE, parameters, binary=True)
+            return [
+                StoredText(
+                    text_id=row[0],
+                    text=row[1],
+                    vector=np.array(row[2], np.float32),
+                    label=row[3],
+                    corrected=row[4],
+                    judged=row[5],
+                )
+                for row in await cursor.fetchall()
+            ]
