@@ -1,0 +1,319 @@
+"""One evaluation, in a process of its own at the lowest priority: `python -m serving.evaluation ID`.
+
+Opens the bundles itself, measures on one thread, and writes the report through db. Serves nobody.
+"""
+
+import asyncio
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import structlog
+
+from db.errors import DatabaseError
+from db.evaluations import Evaluation, Evaluations
+from db.replay import Replays, StoredText
+from registry.bundle import Bundle
+from registry.errors import NotRegistered, RegistryError
+from registry.held_out import HeldOut
+from registry.layout import Engine
+from registry.records import EncoderRecord, VersionRecord
+from registry.replay import compare, stratify
+from registry.report import Agreement, HeldOutResult, Replay, Report, Size
+from serving.encoder import Encoder, open_encoder
+from serving.errors import Invalid, ServingError
+from serving.heads import load_head
+from serving.scorer import Scorer, cosines
+
+log = structlog.get_logger(__name__)
+
+NICE: Final = 19
+_BEAT_SECONDS: Final = 3.0
+_COMPARED: Final = 256
+_ENDED: Final = 3
+
+
+class Source(Protocol):
+    """The registry, as an evaluation sees it; the calls block."""
+
+    def version(self, model: str, version: str) -> VersionRecord:
+        """One version."""
+
+    def champion(self, model: str) -> VersionRecord:
+        """The one that the alias names."""
+
+    def encoder(self, digest: str) -> EncoderRecord:
+        """One encoder."""
+
+    def space_encoder(self, space: str) -> EncoderRecord:
+        """The one that defines a space."""
+
+    def held_out(self, model: str, cache: Path) -> HeldOut:
+        """The set that a model is judged on."""
+
+    def fetch(self, record: VersionRecord | EncoderRecord, cache: Path) -> Path:
+        """A verified folder."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """How much is measured: stored texts that are replayed, those they are drawn from, rounds of the bootstrap."""
+
+    replayed: int = 1000
+    drawn: int = 4000
+    judged: int = 2000
+    rounds: int = 1000
+    engine: Engine | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Opened:
+    """A version and its encoder, ready to score."""
+
+    record: VersionRecord
+    scorer: Scorer
+    bundle: Bundle
+    encoder: Bundle | None
+    claims_space: bool
+
+
+class Examiner:
+    """Measures versions; one bundle is opened once, and nothing is downloaded that lies in the cache."""
+
+    def __init__(self, registry: Source, *, space: str, cache: Path, plan: Plan | None = None) -> None:
+        self._registry = registry
+        self._space = space
+        self._cache = cache
+        self._plan = plan or Plan()
+        self._encoders: dict[tuple[str, Engine | None], Encoder] = {}
+        self._bundles: dict[str, Bundle] = {}
+
+    def examine(
+        self,
+        record: VersionRecord,
+        held_out: HeldOut,
+        champion: VersionRecord | None,
+        stored: Callable[[], list[StoredText]],
+    ) -> Report:
+        """The report on a version, by a held-out set and against a champion on `stored` texts.
+
+        Raises:
+            RegistryError: a bundle can't be fetched, verified or opened.
+            Invalid: the version gives no usable answer.
+        """
+        started = time.monotonic()
+        opened = self._open(record)
+        texts = held_out.texts
+        answers = opened.scorer.run(texts)
+        replay = None
+        if champion is not None and champion.digest != record.digest:
+            replay = self._replay(opened, champion, stored(), texts)
+        return Report(
+            model=record.model,
+            version=record.version,
+            kind=record.kind,
+            bundle=record.digest,
+            encoder=record.encoder,
+            data=held_out.digest,
+            held_out=HeldOutResult.of(
+                answers.scores, held_out.labels, held_out.sources, rounds=self._plan.rounds
+            ),
+            agreement=self._agreement(opened, held_out, answers.vectors),
+            latency=opened.scorer.latency(texts),
+            size=Size(
+                version_bytes=_size(opened.bundle),
+                encoder_bytes=_size(opened.encoder) if opened.encoder is not None else 0,
+            ),
+            replay=replay,
+            measured_at=datetime.now(UTC),
+            seconds=round(time.monotonic() - started, 3),
+            machine=f"{platform.machine()}, {os.cpu_count()} CPUs",
+        )
+
+    def _replay(
+        self, opened: _Opened, champion: VersionRecord, stored: list[StoredText], texts: list[str]
+    ) -> Replay | None:
+        if not stored:
+            return None
+        judged = np.array([each.judged for each in stored])
+        vectors = np.stack([each.vector for each in stored])
+        rows, clusters = stratify(vectors, judged, size=self._plan.replayed, seed=self._plan.seed)
+        sample = [stored[row] for row in rows]
+        other = self._open(champion)
+        said = [each.text for each in sample]
+        return compare(
+            candidate=opened.scorer.run(said).scores,
+            champion=other.scorer.run(said).scores,
+            text_ids=[str(each.text_id) for each in sample],
+            clusters=clusters,
+            judged=judged[rows],
+            corrected=[each.corrected for each in sample],
+            champion_version=champion.version,
+            champion_bundle=champion.digest,
+            champion_latency=other.scorer.latency(texts),
+        )
+
+    def _agreement(
+        self, opened: _Opened, held_out: HeldOut, vectors: "np.ndarray[Any, np.dtype[np.float32]]"
+    ) -> Agreement | None:
+        if opened.encoder is None:
+            return None
+        own = self._encoder(self._registry.space_encoder(self._space), Engine.FP32)
+        # Spread over the set, which is ordered by corpus.
+        rows = np.unique(np.linspace(0, len(vectors) - 1, min(_COMPARED, len(vectors))).astype(np.int64))
+        theirs = np.zeros((len(rows), own.settings.dimensions), np.float32)
+        for micro in own.run([held_out.examples[row].text for row in rows]):
+            theirs[micro.rows] = micro.embedding
+        found = cosines(vectors[rows], theirs)
+        return Agreement(
+            space=self._space,
+            claims_space=opened.claims_space,
+            mean=round(float(found.mean()), 6),
+            worst=round(float(found.min()), 6),
+            texts=len(rows),
+        )
+
+    def _open(self, record: VersionRecord) -> _Opened:
+        bundle = self._bundle(record)
+        head = load_head(bundle)
+        space = self._registry.space_encoder(self._space)
+        own = space if record.encoder is None else self._registry.encoder(record.encoder)
+        claims = record.encoder is not None and own.space == self._space
+        outside = record.encoder is not None and not claims
+        scorer = Scorer(
+            head,
+            self._encoder(own, self._plan.engine),
+            beside=self._encoder(space, self._plan.engine) if outside else None,
+        )
+        return _Opened(
+            record=record,
+            scorer=scorer,
+            bundle=bundle,
+            encoder=None if record.encoder is None else self._bundle(own),
+            claims_space=claims,
+        )
+
+    def _encoder(self, record: EncoderRecord, engine: Engine | None) -> Encoder:
+        key = (record.bundle, engine)
+        if key not in self._encoders:
+            self._encoders[key] = open_encoder(self._bundle(record), engine=engine, threads=1)
+        return self._encoders[key]
+
+    def _bundle(self, record: VersionRecord | EncoderRecord) -> Bundle:
+        digest = record.bundle if isinstance(record, EncoderRecord) else record.digest
+        if digest not in self._bundles:
+            self._bundles[digest] = Bundle.open(self._registry.fetch(record, self._cache))
+        return self._bundles[digest]
+
+
+class Work:
+    """A claimed evaluation from its row to its report: whatever goes wrong with the version is the row's reason."""
+
+    def __init__(self, records: Evaluations, replays: Replays, registry: Source, examiner: Examiner) -> None:
+        self._records = records
+        self._replays = replays
+        self._registry = registry
+        self._examiner = examiner
+
+    async def do(self, evaluation: Evaluation, *, cache: Path, plan: Plan) -> bool:
+        """Whether a report was stored.
+
+        Raises:
+            DatabaseError: it can't be stored, so that the request stays and is taken up again.
+        """
+        beating = asyncio.create_task(self._beat(evaluation.id))
+        try:
+            report = await self._report(evaluation, cache, plan)
+        except DatabaseError:
+            raise
+        except Exception as error:
+            # Whatever a foreign bundle raises says something of the version, not of this program.
+            reason = str(error) or type(error).__name__
+            log.warning("evaluation.failed", evaluation=evaluation.id, reason=reason)
+            await self._records.fail(evaluation.id, reason)
+            return False
+        finally:
+            beating.cancel()
+            with suppress(asyncio.CancelledError, DatabaseError):
+                await beating
+        return await self._records.finish(evaluation.id, report.dump())
+
+    async def _report(self, evaluation: Evaluation, cache: Path, plan: Plan) -> Report:
+        record = await asyncio.to_thread(self._registry.version, evaluation.model, evaluation.version)
+        if record.digest != evaluation.bundle_digest:
+            raise Invalid(f"version {evaluation.version} has another bundle now, {record.digest}")
+        held_out = await asyncio.to_thread(self._registry.held_out, evaluation.model, cache)
+        if held_out.digest != evaluation.data_digest:
+            raise Invalid(f"the held-out set is another one now, {held_out.digest}")
+        try:
+            champion = await asyncio.to_thread(self._registry.champion, evaluation.model)
+        except NotRegistered:
+            champion = None
+        stored = list(await self._replays.sample(evaluation.model, size=plan.drawn, judged=plan.judged))
+        return await asyncio.to_thread(self._examiner.examine, record, held_out, champion, lambda: stored)
+
+    async def _beat(self, evaluation_id: int) -> None:
+        while True:
+            with suppress(DatabaseError):
+                await self._records.beat(evaluation_id)
+            await asyncio.sleep(_BEAT_SECONDS)
+
+
+async def run(evaluation_id: int) -> int:
+    """Works on a claimed evaluation: 0 with a report, else not."""
+    from serving.logs import configure_logging
+    from serving.settings import Settings
+    from serving.stores import database_of, registry_of
+
+    settings = Settings()
+    configure_logging(settings.log_level)
+    engine = None if settings.engine in ("auto", "torch") else Engine(settings.engine)
+    plan = Plan(replayed=settings.evaluation_texts, drawn=4 * settings.evaluation_texts, engine=engine)
+    registry, cache = registry_of(settings), settings.home / "cache"
+    database = database_of(settings)
+    await database.open()
+    try:
+        records = Evaluations(database)
+        evaluation = await records.get(evaluation_id)
+        if evaluation.state != "running":
+            return _ENDED
+        work = Work(
+            records,
+            Replays(database, space=settings.space),
+            registry,
+            Examiner(registry, space=settings.space, cache=cache, plan=plan),
+        )
+        return 0 if await work.do(evaluation, cache=cache, plan=plan) else _ENDED
+    finally:
+        await database.close()
+
+
+def _size(bundle: Bundle) -> int:
+    return sum(bundle.file(name).stat().st_size for name in bundle.manifest.files)
+
+
+def main() -> int:
+    """The process: it yields to everything else, and ends with the one that started it."""
+    from serving.stage import end_with_parent
+
+    end_with_parent(signal.SIGKILL)
+    os.nice(NICE)
+    try:
+        return asyncio.run(run(int(sys.argv[1])))
+    except (DatabaseError, RegistryError, ServingError) as error:
+        sys.stderr.write(f"{' '.join(str(error).split())}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""Evaluations as the platform runs them: asked for, started one at a time in processes of their own, taken up again.
+
+One per cluster is enough, several do no harm: who works on what is said in the database. Measures nothing itself.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+from uuid import UUID
+
+import structlog
+
+from db.errors import DatabaseError
+from db.evaluations import Evaluation, NewEvaluation
+from registry.errors import NotRegistered, RegistryError
+from serving.catalogue import CHAMPION, Catalogue
+from serving.errors import Conflict, NotReady
+from serving.gateway import reaching_the_database
+
+log = structlog.get_logger(__name__)
+
+LOOK_SECONDS = 5.0
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_STDERR_BYTES = 4096
+
+Launch = Callable[[int], Awaitable[str | None]]
+
+
+class EvaluationRecords(Protocol):
+    """The stored evaluations."""
+
+    async def request(self, new: NewEvaluation) -> Evaluation:
+        """The one that runs, or a new one."""
+
+    async def claim(self) -> Evaluation | None:
+        """The oldest that nobody works on."""
+
+    async def fail(self, evaluation_id: int, reason: str) -> bool:
+        """End one without a report."""
+
+    async def reported(self, bundle_digest: str, data_digest: str) -> Evaluation | None:
+        """The latest with a report."""
+
+    async def of_bundle(self, bundle_digest: str, *, limit: int = 10) -> tuple[Evaluation, ...]:
+        """Those of a bundle, newest first."""
+
+
+class HeldOutSets(Protocol):
+    """The registry, as it says by which set a model is judged; the call blocks."""
+
+    def held_out_digest(self, model: str) -> str:
+        """Which set."""
+        ...
+
+
+class Evaluations:
+    """A version that is asked for while its evaluation runs isn't measured twice; what died is begun again.
+
+    Args:
+        records: the stored evaluations.
+        registry: names the held-out set.
+        catalogue: the versions that there are.
+        launch: works on a claimed evaluation until its process has ended; why, if it ended badly.
+    """
+
+    def __init__(
+        self,
+        *,
+        records: EvaluationRecords,
+        registry: HeldOutSets,
+        catalogue: Callable[[], Catalogue],
+        launch: Launch | None = None,
+    ) -> None:
+        self._records = records
+        self._registry = registry
+        self._catalogue = catalogue
+        self._launch = launch or launched
+        self._asked = asyncio.Event()
+
+    async def request(self, model: str, version: str, actor: UUID | None) -> Evaluation:
+        """The evaluation that runs for this version, or a new one; the champion's too, if it has no report yet.
+
+        Raises:
+            NotFound: no such model or version.
+            Conflict: the model has no held-out set.
+            NotReady, StoreUnavailable: the registry or the database can't be used.
+        """
+        versions = self._catalogue().versions(model)
+        entry = self._catalogue().entry(model, version)
+        data = await self._data_digest(model)
+        with reaching_the_database():
+            for other in versions.values():
+                # A candidate is judged against it, so that it is measured first.
+                if CHAMPION in other.record.aliases and other.record.digest != entry.record.digest:
+                    digest = other.record.digest
+                    if await self._records.reported(digest, data) is None:
+                        await self._records.request(
+                            NewEvaluation(
+                                bundle_digest=digest,
+                                data_digest=data,
+                                model=model,
+                                version=other.record.version,
+                            )
+                        )
+            found = await self._records.request(
+                NewEvaluation(
+                    bundle_digest=entry.record.digest,
+                    data_digest=data,
+                    model=model,
+                    version=version,
+                    requested_by=actor,
+                )
+            )
+        self._asked.set()
+        return found
+
+    async def run(self) -> None:
+        """Work on what was asked for, one after the other, for ever; a database that is down is waited for."""
+        while True:
+            try:
+                while await self.step():
+                    pass
+            except DatabaseError as error:
+                log.warning("evaluations.postponed", error=str(error))
+            self._asked.clear()
+            try:
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._asked.wait()
+            except TimeoutError:
+                pass
+
+    async def step(self) -> bool:
+        """Work on the next evaluation to its end; False if there was none."""
+        evaluation = await self._records.claim()
+        if evaluation is None:
+            return False
+        log.info(
+            "evaluation.started",
+            evaluation=evaluation.id,
+            model=evaluation.model,
+            version=evaluation.version,
+            attempt=evaluation.attempts,
+        )
+        why = await self._launch(evaluation.id)
+        # A process that wrote its end itself isn't contradicted: what has ended stays as it is.
+        failed = await self._records.fail(evaluation.id, why or "its process ended without a report")
+        log.info("evaluation.ended", evaluation=evaluation.id, reason=why if failed else None)
+        return True
+
+    async def _data_digest(self, model: str) -> str:
+        try:
+            return await asyncio.to_thread(self._registry.held_out_digest, model)
+        except NotRegistered as error:
+            raise Conflict(str(error)) from error
+        except RegistryError as error:
+            raise NotReady(str(error), retry_after=2) from error
+
+
+async def launched(evaluation_id: int) -> str | None:
+    """Runs `serving.evaluation` in a process of its own until it ends; the end of its complaint if it failed."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "serving.evaluation",
+        str(evaluation_id),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        env=os.environ | dict.fromkeys(_ONE_THREAD, "1") | {"TOKENIZERS_PARALLELISM": "false"},
+    )
+    try:
+        said = await _tail(process.stderr)
+        code = await process.wait()
+    except asyncio.CancelledError:
+        process.kill()
+        raise
+    if code == 0:
+        return None
+    if code < 0:
+        return f"its process was ended by {signal.Signals(-code).name}"
+    return said or f"its process ended with code {code}"
+
+
+async def _tail(stream: asyncio.StreamReader | None) -> str:
+    """The last line of what a process writes, read to its end so that it never waits."""
+    kept = b""
+    while stream is not None and (chunk := await stream.read(_STDERR_BYTES)):
+        kept = (kept + chunk)[-_STDERR_BYTES:]
+    lines = kept.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
