@@ -31,6 +31,11 @@ from serving.stores import database_of, registry_of
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from db.evaluations import Evaluation
+    from db.promotions import ReignPage
+    from serving.gateway import Caller
+    from serving.promotions import Outcome, VersionDetail
+
 _LOOK_BACK_SECONDS = 30.0
 
 log = structlog.get_logger(__name__)
@@ -70,23 +75,51 @@ class Control:
     """The fleet and the housekeeping; whoever asks gets the catalogue as soon as it changes."""
 
     async def __init__(self, encoder: DeploymentHandle, record: EncoderRecord) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        from serving.control import lifecycle
         from serving.fleet import Fleet
         from serving.housekeeping import Housekeeping
 
         settings = Settings()
         configure_logging(settings.log_level)
+        registry = registry_of(settings)
         self._encoder = encoder
-        self._fleet = Fleet(registry_of(settings), self._load, encoder=record.digest)
         self._database = database_of(settings)
         await self._database.open()
+        self._lifecycle = lifecycle(
+            settings, database=self._database, registry=registry, catalogue=lambda: self._fleet.catalogue
+        )
+        self._fleet = Fleet(registry, self._load, encoder=record.digest, history=self._lifecycle.promotions)
         self._tasks = [
             asyncio.create_task(self._fleet.follow(settings.registry_poll_seconds)),
+            asyncio.create_task(self._lifecycle.evaluations.run()),
             asyncio.create_task(Housekeeping(self._database, space=settings.space).run()),
         ]
 
     async def watch(self, revision: int) -> Catalogue:
         """The catalogue once it differs from `revision`, or after a while as it stands."""
         return await self._fleet.watch(revision)
+
+    async def promote(
+        self, model: str, version: str, caller: "Caller", *, force: bool, reason: str | None
+    ) -> "Outcome":
+        """`Lifecycle.promote`."""
+        return await self._lifecycle.promote(model, version, caller, force=force, reason=reason)
+
+    async def rollback(self, model: str, caller: "Caller", *, reason: str | None) -> "Outcome":
+        """`Lifecycle.rollback`."""
+        return await self._lifecycle.rollback(model, caller, reason=reason)
+
+    async def history(self, model: str, *, limit: int, cursor: str | None) -> "ReignPage":
+        """`Lifecycle.history`."""
+        return await self._lifecycle.history(model, limit=limit, cursor=cursor)
+
+    async def version(self, model: str, version: str) -> "VersionDetail":
+        """`Lifecycle.version`."""
+        return await self._lifecycle.version(model, version)
+
+    async def evaluate(self, model: str, version: str, caller: "Caller") -> "Evaluation":
+        """`Lifecycle.evaluate`."""
+        return await self._lifecycle.evaluate(model, version, caller)
 
     async def check_health(self) -> None:
         """Restart this process if one of its loops ended, which none should."""
@@ -101,6 +134,7 @@ class Ingress:
     """The HTTP door of the platform; counts as running once the champion answers."""
 
     async def __init__(self, encoder: DeploymentHandle, control: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        from serving.control import RemoteLifecycle
         from serving.services import services
 
         settings = Settings()
@@ -110,7 +144,7 @@ class Ingress:
         self._exit = AsyncExitStack()
         encoders = RemoteEncoders(HandleCalls(encoder))
         self._services = await self._exit.enter_async_context(
-            services(settings, encoders, lambda: self._catalogue)
+            services(settings, encoders, lambda: self._catalogue, RemoteLifecycle(control))
         )
         async with asyncio.timeout(_FIRST_CATALOGUE_SECONDS):
             while await self._services.missing():

@@ -49,6 +49,17 @@ class Catalogue:
         except KeyError:
             raise NotFound(f"there is no model {model!r}: GET /v1/models lists them") from None
 
+    def entry(self, model: str, version: str) -> Entry:
+        """The named version, whether it answers or not.
+
+        Raises:
+            NotFound: no such model or version.
+        """
+        entry = self.versions(model).get(version)
+        if entry is None:
+            raise NotFound(f"model {model!r} has no version {version!r}: GET /v1/models/{model} lists them")
+        return entry
+
     def answering(self, model: str, version: str) -> VersionRecord:
         """The named version, if it is ready.
 
@@ -56,9 +67,7 @@ class Catalogue:
             NotFound: no such model or version.
             ModelNotReady: it is registered, but doesn't answer now.
         """
-        entry = self.versions(model).get(version)
-        if entry is None:
-            raise NotFound(f"model {model!r} has no version {version!r}: GET /v1/models/{model} lists them")
+        entry = self.entry(model, version)
         if entry.state is not State.READY:
             why = f" ({entry.reason})" if entry.reason else ""
             raise ModelNotReady(

@@ -5,7 +5,9 @@ ServingError
 ├── Forbidden                you may not
 ├── NotFound                 no such thing, or not yours
 ├── Conflict                 it contradicts what is there
+│   └── Refused              a version may not become champion
 ├── Invalid                  the input can't be used
+├── EvaluationFailed         a version has no report
 ├── TooLarge                 more than the platform takes at once
 └── Retryable                try again later
     ├── Overloaded           no room now
@@ -17,8 +19,9 @@ ServingError
 They know nothing of HTTP: `serving.api.errors` maps them to answers in one table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,12 +52,24 @@ class Conflict(ServingError):
     """The request contradicts the present state."""
 
 
+class Refused(Conflict):
+    """A version may not become champion; `report` is what the gates say of it, if they were asked."""
+
+    def __init__(self, message: str, report: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.report = report
+
+
 class Invalid(ServingError):
     """The input can't be used; `problems` says where and why."""
 
     def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
         super().__init__(message)
         self.problems = tuple(problems)
+
+
+class EvaluationFailed(ServingError):
+    """An evaluation that was waited for ended without a report."""
 
 
 class TooLarge(ServingError):

@@ -5,7 +5,7 @@ answers. Ingress replicas follow by a long poll, so a change reaches all of them
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import monotonic
 from typing import Protocol
 
@@ -13,7 +13,7 @@ import structlog
 
 from registry.errors import RegistryError
 from registry.records import VersionRecord
-from serving.catalogue import Catalogue, Entry, State
+from serving.catalogue import CHAMPION, Catalogue, Entry, State
 from serving.errors import ServingError
 
 log = structlog.get_logger(__name__)
@@ -33,6 +33,14 @@ class Versions(Protocol):
         ...
 
 
+class History(Protocol):
+    """Who was champion, as the fleet keeps it true."""
+
+    async def reconcile(self, model: str, champion: str | None) -> None:
+        """Make it say what the alias says."""
+        ...
+
+
 class Fleet:
     """Publishes a new catalogue whenever a version, an alias or a state changes.
 
@@ -40,14 +48,21 @@ class Fleet:
         registry: what should run.
         load: loads and tries a version on the replicas; raises if it can't answer.
         encoder: digest of the encoder that runs; versions on another one are absent.
+        history: told of every champion that is seen.
     """
 
     def __init__(
-        self, registry: Versions, load: Callable[[VersionRecord], Awaitable[None]], *, encoder: str
+        self,
+        registry: Versions,
+        load: Callable[[VersionRecord], Awaitable[None]],
+        *,
+        encoder: str,
+        history: History | None = None,
     ) -> None:
         self._registry = registry
         self._load = load
         self._encoder = encoder
+        self._history = history
         self._ready: set[str] = set()
         self._failed: dict[str, tuple[str, float]] = {}
         self._catalogue = Catalogue()
@@ -93,6 +108,14 @@ class Fleet:
                 self._catalogue = Catalogue(revision=self._catalogue.revision + 1, models=models)
                 self._changed.notify_all()
             log.info("catalogue.published", revision=self._catalogue.revision)
+        await self._reconcile(records)
+
+    async def _reconcile(self, records: Mapping[str, Sequence[VersionRecord]]) -> None:
+        if self._history is None:
+            return
+        for model, versions in records.items():
+            champions = (record.version for record in versions if CHAMPION in record.aliases)
+            await self._history.reconcile(model, next(champions, None))
 
     def _read(self) -> dict[str, list[VersionRecord]]:
         return {model: self._registry.versions(model) for model in self._registry.models()}

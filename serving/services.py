@@ -26,6 +26,7 @@ from serving.catalogue import Catalogue
 from serving.errors import NotFound, NotReady
 from serving.gateway import Bounds, Encoders, Gateway
 from serving.installation import installation_key
+from serving.lifecycle import Lifecycle
 from serving.limits import RateLimiter
 from serving.memory import Memory
 from serving.metrics import Metrics
@@ -40,7 +41,7 @@ _KEY_USES_SECONDS = 30.0
 
 @asynccontextmanager
 async def services(
-    settings: Settings, encoders: Encoders, catalogue: Callable[[], Catalogue]
+    settings: Settings, encoders: Encoders, catalogue: Callable[[], Catalogue], lifecycle: Lifecycle
 ) -> AsyncIterator[Services]:
     """The services of one process; on the way out everybody inside is answered before the database closes.
 
@@ -110,6 +111,7 @@ async def services(
                 embed=gateway.embed,
             ),
             accounts=Accounts(users=users, keys=keys, authenticator=authenticator),
+            lifecycle=lifecycle,
             authenticator=authenticator,
             limits=RateLimiter(settings.rate_limit),
             catalogue=catalogue,

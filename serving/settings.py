@@ -7,10 +7,11 @@ Read from the environment (`VALENCE_*`, and four names that the wider world uses
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Count = Annotated[int, Field(ge=1)]
+Gate = Annotated[float | None, BeforeValidator(lambda given: None if given in ("off", "") else given)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -68,6 +69,30 @@ class Settings(BaseSettings):
     )
     device: str = Field(default="cpu", description="torch device of the torch engine, e.g. cuda")
     registry_poll_seconds: Seconds = Field(default=1, description="how often aliases are looked at")
+
+    gate_accuracy_difference: Gate = Field(
+        default=-0.02,
+        description="least low end of the 95 % interval of a candidate's accuracy minus the champion's; off: no gate",
+    )
+    gate_recall_drop: Gate = Field(
+        default=0.1, description="most that the recall of any class may fall by; off: no gate"
+    )
+    gate_ece: Gate = Field(default=0.1, description="most calibration error of a candidate; off: no gate")
+    gate_cosine_mean: Gate = Field(
+        default=0.98, description="least mean cosine to the space, for versions that claim it; off: no gate"
+    )
+    gate_cosine_worst: Gate = Field(
+        default=0.85, description="least worst cosine to the space, for versions that claim it; off: no gate"
+    )
+    gate_latency_ratio: Gate = Field(
+        default=2.0, description="most times the champion's time for an answer; off: no gate"
+    )
+    gate_flips_share: Gate = Field(
+        default=None, description="most of the replayed texts that may get another label; off: no gate"
+    )
+    evaluation_texts: Count = Field(
+        default=1000, description="stored texts that an evaluation replays against the champion"
+    )
 
     encoder_cpus: float = Field(
         default=0.5, gt=0, description="logical CPUs Ray reserves per encoder replica"

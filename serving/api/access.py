@@ -27,7 +27,8 @@ Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 class Access:
     """What a route asks of a request. `role` None: anybody; `body` None: none is read.
 
-    `sheds`: turned away before its body is read while there is no room to compute one text more.
+    `sheds`: turned away before its body is read while there is no room to compute one text more. `optional`: the
+    body may be left out, which is as an empty object.
     """
 
     role: Role | None
@@ -35,6 +36,7 @@ class Access:
     media_type: str = JSON
     errors: tuple[int, ...] = ()
     sheds: bool = False
+    optional: bool = False
 
     async def admit(self, scope: Scope) -> Caller | None:
         """The caller, if the route asks who it is.
@@ -66,10 +68,15 @@ def public(
 
 
 def requires(
-    role: Role, *, body: type[BaseModel] | None = None, errors: Iterable[int] = (), sheds: bool = False
+    role: Role,
+    *,
+    body: type[BaseModel] | None = None,
+    errors: Iterable[int] = (),
+    sheds: bool = False,
+    optional: bool = False,
 ) -> Callable[[Endpoint], Endpoint]:
     """Declares a route that wants this role; `errors` are answered besides those of any such route."""
-    return _declare(Access(role=role, body=body, errors=tuple(errors), sheds=sheds))
+    return _declare(Access(role=role, body=body, errors=tuple(errors), sheds=sheds, optional=optional))
 
 
 def _declare(access: Access) -> Callable[[Endpoint], Endpoint]:
@@ -97,7 +104,8 @@ class GuardedRoute(APIRoute):
             exchange = Exchange.of(scope)
             exchange.caller = await self.access.admit(scope)
             if self.access.body is not None:
-                exchange.body = await read(scope, receive, self.access.media_type)
+                left_out = self.access.optional and not _announces_body(scope)
+                exchange.body = b"{}" if left_out else await read(scope, receive, self.access.media_type)
         await super().handle(scope, receive, send)
 
 
@@ -131,6 +139,11 @@ async def read(scope: Scope, receive: Receive, media_type: str) -> bytes:
         chunks.append(chunk)
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _announces_body(scope: Scope) -> bool:
+    length = header(scope, b"content-length")
+    return header(scope, b"transfer-encoding") is not None or length not in (None, "0")
 
 
 def _credential(scope: Scope) -> str | None:

@@ -11,6 +11,7 @@ from serving.accounts import Accounts
 from serving.auth import Authenticator
 from serving.catalogue import Catalogue
 from serving.gateway import Caller, Gateway
+from serving.lifecycle import Lifecycle
 from serving.limits import RateLimiter
 from serving.memory import Memory
 from serving.metrics import Metrics
@@ -25,6 +26,7 @@ class Services:
     gateway: Gateway
     memory: Memory
     accounts: Accounts
+    lifecycle: Lifecycle
     authenticator: Authenticator
     limits: RateLimiter
     catalogue: Callable[[], Catalogue]

@@ -91,7 +91,10 @@ def _declare(operation: dict[str, Any], route: GuardedRoute) -> None:
     access = route.access
     if access.body is not None:
         reference = {"$ref": _REFERENCE.format(model=access.body.__name__)}
-        operation["requestBody"] = {"required": True, "content": {access.media_type: {"schema": reference}}}
+        operation["requestBody"] = {
+            "required": not access.optional,
+            "content": {access.media_type: {"schema": reference}},
+        }
     if access.role is not None:
         operation["security"] = [{scheme: []} for scheme in _SECURITY]
         operation["description"] = (

@@ -51,6 +51,7 @@ TABLE: Final[Mapping[type[ServingError], Kind]] = {
     errors.Unauthenticated: Kind(401, "unauthenticated", "Credentials missing or wrong"),
     errors.Forbidden: Kind(403, "forbidden", "Role insufficient"),
     errors.NotFound: Kind(404, "not-found", "Not found"),
+    errors.Refused: Kind(409, "promotion-refused", "Promotion refused"),
     errors.Conflict: Kind(409, "conflict", "Conflict"),
     errors.TooLarge: Kind(413, "too-large", "Too large"),
     UnsupportedMedia: Kind(415, "unsupported-media-type", "Media type not supported"),
@@ -71,7 +72,7 @@ _OAUTH_ERRORS: Final = {401: "invalid_client", 422: "invalid_request", 503: "tem
 
 
 class ProblemDetails(BaseModel):
-    """RFC 9457; `errors` says where the input is wrong."""
+    """RFC 9457; `errors` says where the input is wrong, `report` what the gates say of a refused version."""
 
     type: str
     title: str
@@ -79,6 +80,7 @@ class ProblemDetails(BaseModel):
     detail: str
     instance: str
     errors: list["FieldProblem"] | None = None
+    report: dict[str, Any] | None = None
 
 
 class FieldProblem(BaseModel):
@@ -152,6 +154,7 @@ def answer(
     *,
     problems: Sequence[Problem] = (),
     retry_after: float | None = None,
+    report: Mapping[str, Any] | None = None,
 ) -> Response:
     """An error in the shape of the route's protocol."""
     path: str = scope["path"]
@@ -193,6 +196,8 @@ def answer(
         }
         if problems:
             content["errors"] = [{"loc": problem.loc, "msg": problem.message} for problem in problems]
+        if report is not None:
+            content["report"] = report
     return Response(_encode(content), kind.status, headers, media_type)
 
 
@@ -220,6 +225,7 @@ def serving_error(scope: Scope, error: ServingError) -> Response:
         str(error),
         problems=error.problems if isinstance(error, errors.Invalid) else (),
         retry_after=error.retry_after if isinstance(error, errors.Retryable) else None,
+        report=error.report if isinstance(error, errors.Refused) else None,
     )
 
 

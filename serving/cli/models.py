@@ -1,12 +1,23 @@
-"""`valence models`: which models and versions exist, and what answers."""
+"""`valence models`: which models and versions exist, what answers, what was measured, who is champion."""
 
-from typing import Annotated
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from serving.cli.common import AsJson, Key, Url, connect, show_table
+from serving.cli.common import AsJson, Key, Url, connect, show_json, show_record, show_table
+
+if TYPE_CHECKING:
+    from serving.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="Models and their versions.")
+
+Version: TypeAlias = Annotated[str, typer.Argument(metavar="VERSION", help="The version's number.")]
+Model: TypeAlias = Annotated[str, typer.Option(help="The model.")]
+Reason: TypeAlias = Annotated[str | None, typer.Option(help="Why; kept in the history.")]
+
+_POLL_SECONDS = 1.0
 
 
 @app.command("list")
@@ -20,11 +31,18 @@ def list_(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
 @app.command()
 def show(
     name: Annotated[str, typer.Argument()] = "sentiment",
+    version: Annotated[
+        str | None, typer.Option(help="One version, with what the gates would say of it now.")
+    ] = None,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the versions of a model; all that was measured of them is in the JSON."""
+    """Show the versions of a model, or one of them; all that was measured is in the JSON."""
+    if version is not None:
+        with connect(url, key) as client:
+            _show_version(client.get(f"/v1/models/{name}/versions/{version}"), as_json=as_json)
+        return
     with connect(url, key) as client:
         answer = client.get(f"/v1/models/{name}")
     rows = [
@@ -38,3 +56,121 @@ def show(
     ]
     columns = ("version", "aliases", "kind", "state", "encoder", "accuracy", "macro-F1")
     show_table(rows, columns, answer=answer, as_json=as_json)
+
+
+@app.command()
+def evaluate(
+    version: Version,
+    model: Model = "sentiment",
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the report, and show it.")] = False,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a version on the held-out set and on stored texts, at background priority."""
+    with connect(url, key) as client:
+        asked = client.post(f"/v1/models/{model}/versions/{version}/evaluate")
+        if wait:
+            answer = _ended(client, model, version, asked["id"])
+            _show_version(answer, as_json=as_json)
+            return
+    record = {name: asked[name] for name in ("id", "version", "state", "created_at")}
+    show_record(asked if as_json else record, as_json=as_json)
+
+
+@app.command()
+def promote(
+    version: Version,
+    model: Model = "sentiment",
+    force: Annotated[bool, typer.Option("--force", help="Whatever the gates say; needs a reason.")] = False,
+    reason: Reason = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version champion, if its stored report passes the gates."""
+    with connect(url, key) as client:
+        answer = client.post(
+            f"/v1/models/{model}/versions/{version}/promote", force=force or None, reason=reason
+        )
+    _show_outcome(answer, as_json=as_json)
+
+
+@app.command()
+def rollback(
+    model: Model = "sentiment",
+    reason: Reason = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the champion before this one answer again."""
+    with connect(url, key) as client:
+        answer = client.post(f"/v1/models/{model}/rollback", reason=reason)
+    _show_outcome(answer, as_json=as_json)
+
+
+@app.command()
+def history(
+    model: Model = "sentiment",
+    limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show who was champion, when, made so by whom and why; the evidence is in the JSON."""
+    with connect(url, key) as client:
+        answer = client.get(f"/v1/models/{model}/history", limit=limit)
+    columns = ("version", "from", "to", "act", "gated", "forced", "by", "reason")
+    show_table(answer["items"], columns, answer=answer, as_json=as_json)
+
+
+def _ended(client: "Client", model: str, version: str, number: int) -> Mapping[str, Any]:
+    """The version once its evaluation has ended.
+
+    Raises:
+        EvaluationFailed: without a report.
+    """
+    from serving.errors import EvaluationFailed
+
+    while True:
+        answer: Mapping[str, Any] = client.get(f"/v1/models/{model}/versions/{version}")
+        found = next((each for each in answer["evaluations"] if each["id"] == number), None)
+        if found is None or found["state"] == "failed":
+            why = "it is gone" if found is None else found["reason"]
+            raise EvaluationFailed(f"version {version} has no report: {why}")
+        if found["state"] == "done":
+            return answer
+        time.sleep(_POLL_SECONDS)
+
+
+def _show_version(answer: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        show_json(answer)
+        return
+    report = next((each["report"] for each in answer["evaluations"] if each["report"]), None)
+    record: dict[str, Any] = {
+        name: answer[name] for name in ("model", "version", "kind", "state", "aliases", "created_at")
+    }
+    if report is not None:
+        record |= {
+            name: f"{value['value']:.4f} ({value['low']:.4f} to {value['high']:.4f})"
+            for name, value in report["held_out"].items()
+            if name in ("accuracy", "macro_f1", "ece")
+        }
+        record |= {"latency": report["latency"], "agreement": report["agreement"]}
+        if (replay := report["replay"]) is not None:
+            record["flips"] = f"{replay['flips']} of {replay['texts']} against {replay['champion_version']}"
+    record["gates"] = "passed" if answer["gates"]["passed"] else "not passed"
+    checks = {check["name"]: check["why"] for check in answer["gates"]["checks"]}
+    missing = {f"version {number}": why for number, why in answer["gates"]["missing"].items()}
+    show_record(record | checks | missing, as_json=False)
+
+
+def _show_outcome(answer: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        show_json(answer)
+        return
+    checks = {check["name"]: check["why"] for check in (answer["report"] or {}).get("checks", ())}
+    record = {name: value for name, value in answer.items() if name != "report"}
+    show_record(record | checks, as_json=False)

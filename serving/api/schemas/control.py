@@ -1,11 +1,12 @@
 """Requests and answers of the control plane: models, users, keys, tokens, health."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import AwareDatetime, ConfigDict, EmailStr, Field
 
-from serving.api.schemas.fields import Body, Moment, Name, Shape
+from db.promotions import Act
+from serving.api.schemas.fields import Body, Comment, Moment, Name, Shape
 from serving.catalogue import State
 from serving.gateway import Role
 
@@ -43,6 +44,115 @@ class ModelAnswer(Shape):
 
     name: str
     versions: list[ModelVersion]
+
+
+class PromoteRequest(Body):
+    """Whether the gates are passed over, which needs a reason."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{}, {"force": True, "reason": "the champion is broken"}]}
+    )
+
+    force: bool = False
+    reason: Comment | None = None
+
+
+class RollbackRequest(Body):
+    """Why."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"reason": "wrong on irony"}]})
+
+    reason: Comment | None = None
+
+
+class GateCheck(Shape):
+    """One gate: what was measured, where the bound lies, and in words why it passed or not."""
+
+    name: str
+    value: float | None
+    bound: float
+    passed: bool
+    why: str
+
+
+class GateAnswer(Shape):
+    """What the gates say; `missing` has the versions without a stored report, and why."""
+
+    passed: bool
+    candidate: str
+    champion: str | None
+    checks: list[GateCheck]
+    missing: dict[str, str]
+
+
+class PromotionAnswer(Shape):
+    """The champion now. `changed`: it wasn't before; `report` is that of the gates, if any was asked."""
+
+    model: str
+    version: str
+    previous: str | None
+    changed: bool
+    act: Act | None
+    forced: bool
+    gated: bool
+    report: GateAnswer | None
+
+
+class ReignAnswer(Shape):
+    """A champion's time, `to` is null while it lasts; `by` is the key that made it one, null if none did."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    version: str | None
+    since: AwareDatetime = Field(alias="from")
+    until: AwareDatetime | None = Field(alias="to")
+    by: UUID | None
+    act: Act
+    forced: bool
+    gated: bool
+    reason: str | None
+    evidence: dict[str, Any]
+
+
+class HistoryPage(Shape):
+    """Who was champion, newest first; `next_cursor` continues after them."""
+
+    items: list[ReignAnswer]
+    next_cursor: str | None
+
+
+class HistoryQuery(Body):
+    """A page of the history."""
+
+    model_config = ConfigDict(strict=False)
+
+    limit: int = Field(50, ge=1, le=200)
+    cursor: Name | None = None
+
+
+class EvaluationAnswer(Shape):
+    """An evaluation; `data` is the digest of the held-out set, `report` is there once it is done."""
+
+    id: int
+    version: str
+    bundle: str
+    data: str
+    state: Literal["running", "done", "failed"]
+    reason: str | None
+    requested_by: UUID | None
+    created_at: AwareDatetime
+    finished_at: AwareDatetime | None
+    report: dict[str, Any] | None
+
+
+class VersionAnswer(ModelVersion):
+    """A version with its evaluations, newest first, and what the gates would say of it now."""
+
+    model: str
+    digest: str
+    created_at: AwareDatetime
+    evaluations: list[EvaluationAnswer]
+    gates: GateAnswer
 
 
 class UserRequest(Body):

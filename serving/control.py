@@ -1,0 +1,96 @@
+"""Both ends of the calls to the control: what it holds for a version's life, and the ingress's view of it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+
+from db.engine import Database
+from db.evaluations import Evaluation
+from db.evaluations import Evaluations as StoredEvaluations
+from db.promotions import Promotions as StoredPromotions
+from db.promotions import ReignPage
+from registry.gates import Gates
+from registry.store import Registry
+from serving.catalogue import Catalogue
+from serving.errors import NotReady, ServingError
+from serving.evaluations import Evaluations
+from serving.gateway import Caller
+from serving.lifecycle import LocalLifecycle
+from serving.promotions import Outcome, Promotions, VersionDetail
+from serving.settings import Settings
+
+
+def lifecycle(
+    settings: Settings, *, database: Database, registry: Registry, catalogue: Callable[[], Catalogue]
+) -> LocalLifecycle:
+    """What the control holds: `evaluations.run()` is a loop of its own, `promotions.reconcile` for the fleet."""
+    stored = StoredEvaluations(database)
+    return LocalLifecycle(
+        promotions=Promotions(
+            records=StoredPromotions(database),
+            reports=stored,
+            registry=registry,
+            catalogue=catalogue,
+            gates=gates(settings),
+        ),
+        evaluations=Evaluations(records=stored, registry=registry, catalogue=catalogue),
+    )
+
+
+def gates(settings: Settings) -> Gates:
+    """The gates as they are set."""
+    return Gates(
+        accuracy_difference=settings.gate_accuracy_difference,
+        recall_drop=settings.gate_recall_drop,
+        ece=settings.gate_ece,
+        cosine_mean=settings.gate_cosine_mean,
+        cosine_worst=settings.gate_cosine_worst,
+        latency_ratio=settings.gate_latency_ratio,
+        flips_share=settings.gate_flips_share,
+    )
+
+
+class RemoteLifecycle:
+    """The control's `Lifecycle` through a Ray Serve handle; its errors arrive as they were raised."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    async def promote(
+        self, model: str, version: str, caller: Caller, *, force: bool, reason: str | None
+    ) -> Outcome:
+        """Make a version champion."""
+        outcome: Outcome = await self._call("promote", model, version, caller, force=force, reason=reason)
+        return outcome
+
+    async def rollback(self, model: str, caller: Caller, *, reason: str | None) -> Outcome:
+        """Make the champion before this one answer again."""
+        outcome: Outcome = await self._call("rollback", model, caller, reason=reason)
+        return outcome
+
+    async def history(self, model: str, *, limit: int, cursor: str | None) -> ReignPage:
+        """Who was champion."""
+        page: ReignPage = await self._call("history", model, limit=limit, cursor=cursor)
+        return page
+
+    async def version(self, model: str, version: str) -> VersionDetail:
+        """A version, its evaluations and what the gates would say."""
+        detail: VersionDetail = await self._call("version", model, version)
+        return detail
+
+    async def evaluate(self, model: str, version: str, caller: Caller) -> Evaluation:
+        """Ask for an evaluation."""
+        evaluation: Evaluation = await self._call("evaluate", model, version, caller)
+        return evaluation
+
+    async def _call(self, method: str, *arguments: Any, **named: Any) -> Any:
+        try:
+            return await getattr(self._handle, method).remote(*arguments, **named)
+        except RayTaskError as error:
+            if isinstance(error.cause, ServingError):
+                raise error.cause from None
+            raise
+        except (RayError, RayServeException, ConnectionError) as error:
+            raise NotReady(f"the control is gone ({type(error).__name__}): send again") from error
