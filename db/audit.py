@@ -31,10 +31,15 @@ class Entry:
 
 
 class Audit:
-    """What was appended, newest first."""
+    """What was done, appended and read newest first."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    async def add(self, *, action: str, subject: str, detail: Mapping[str, Any]) -> None:
+        """Appends what the platform itself did, in a transaction of its own."""
+        async with self._database.begin() as connection:
+            await append(connection, actor=None, action=action, subject=subject, detail=detail)
 
     async def list(
         self, *, subject: str | None = None, before: int | None = None, limit: int = 100

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import psycopg
+from psycopg import sql
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -131,6 +132,17 @@ class Database:
         """A plain psycopg connection in autocommit, for the writer, which needs psycopg's own errors."""
         async with self._borrow(self._writers) as connection:
             yield connection
+
+    @asynccontextmanager
+    async def listening(self, channel: str) -> AsyncIterator[PsycopgConnection]:
+        """A connection of its own in autocommit, to which notices on a channel come."""
+        with translated():
+            connection = await psycopg.AsyncConnection.connect(
+                self._url, **self._parameters(), autocommit=True
+            )
+            async with connection:
+                await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+                yield connection
 
     @asynccontextmanager
     async def _borrow(self, pool: _Pool | None) -> AsyncIterator[PsycopgConnection]:

@@ -11,6 +11,7 @@ DatabaseError
 ├── NotFound               no such row, or not the caller's
 ├── Duplicate              a row with that name exists
 ├── Contested              another change of the same thing is under way, or came first
+├── Conflict               the row's state forbids it
 ├── Rejected               the database refuses the value
 └── EmbeddedServerError    the embedded server can't be set up, started or stopped
     └── AlreadyOwned
@@ -70,6 +71,10 @@ class Duplicate(DatabaseError):
 
 class Contested(DatabaseError):
     """Another change of the same thing is under way, or came first."""
+
+
+class Conflict(DatabaseError):
+    """The row's present state forbids what was asked."""
 
 
 class Rejected(DatabaseError):

@@ -157,11 +157,57 @@ class Experiment(Base):
     share: Mapped[float]
     shadow: Mapped[bool] = mapped_column(server_default=text("false"))
     salt: Mapped[str]
+    stage: Mapped[int] = mapped_column(Integer, server_default=text("1"))
     state: Mapped[str]
+    reason: Mapped[str | None]
     policy: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     stopped_at: Mapped[datetime | None]
+
+
+class ExperimentStage(Base):
+    """A time in which an experiment's share stood still, from `started_at` to the next one's."""
+
+    __tablename__ = "experiment_stages"
+
+    experiment_id: Mapped[UUID] = mapped_column(ForeignKey("experiments.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    share: Mapped[float]
+    started_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class ExperimentFaults(Base):
+    """How many texts an arm could not answer in a stage."""
+
+    __tablename__ = "experiment_faults"
+    __table_args__ = (CheckConstraint("faults > 0", name="faults"),)
+
+    experiment_id: Mapped[UUID] = mapped_column(ForeignKey("experiments.id"), primary_key=True)
+    stage: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    arm: Mapped[str] = mapped_column(primary_key=True)
+    faults: Mapped[int] = mapped_column(BigInteger)
+
+
+class Decision(Base):
+    """What a policy did, on which evidence; a trigger refuses to change or remove one."""
+
+    __tablename__ = "decisions"
+    __table_args__ = (
+        CheckConstraint("action IN ('ramp', 'promote', 'stop')", name="action"),
+        Index("ix_decisions_experiment_id", "experiment_id", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    experiment_id: Mapped[UUID] = mapped_column(ForeignKey("experiments.id"))
+    at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    action: Mapped[str]
+    verdict: Mapped[str]
+    reason: Mapped[str]
+    share: Mapped[float | None]
+    evidence: Mapped[dict[str, Any]]
+    policy: Mapped[dict[str, Any]]
+    numbers: Mapped[dict[str, Any]]
 
 
 class Prediction(Base):
@@ -174,6 +220,12 @@ class Prediction(Base):
         Index("ix_predictions_text_id", "text_id", "id"),
         Index("ix_predictions_holder_id", "holder_id", "id"),
         Index("ix_predictions_user_id", "user_id", "id", postgresql_where=text("user_id IS NOT NULL")),
+        Index(
+            "ix_predictions_experiment_id",
+            "experiment_id",
+            "id",
+            postgresql_where=text("experiment_id IS NOT NULL"),
+        ),
         {"postgresql_partition_by": "RANGE (id)"},
     )
 

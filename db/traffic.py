@@ -1,0 +1,51 @@
+"""The traffic: which experiments run, now and whenever that changes.
+
+Owns the channel that wakes its followers. Where no notice comes through, as behind a transaction pooler, it asks again.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Final
+
+import psycopg
+
+from db.engine import Database
+from db.errors import DatabaseError
+from db.experiments import Experiment, Experiments
+
+CHANNEL: Final = "valence_traffic"
+_MEND_SECONDS: Final = 0.5
+
+
+class TrafficFeed:
+    """The running experiments, at most `poll` seconds old."""
+
+    def __init__(self, database: Database, *, poll: float = 0.5) -> None:
+        self._database = database
+        self._experiments = Experiments(database)
+        self._poll = poll
+
+    async def current(self) -> tuple[Experiment, ...]:
+        """The running experiments."""
+        return await self._experiments.list(running=True, limit=1000)
+
+    async def changes(self) -> AsyncIterator[tuple[Experiment, ...]]:
+        """The running experiments, and again after each change; a database that is away changes nothing."""
+        last: tuple[Experiment, ...] | None = None
+        while True:
+            try:
+                async with self._database.listening(CHANNEL) as connection:
+                    while True:
+                        found = await self.current()
+                        if found != last:
+                            last = found
+                            yield found
+                        await _notice(connection, self._poll)
+            except (DatabaseError, psycopg.Error):
+                await asyncio.sleep(_MEND_SECONDS)
+
+
+async def _notice(connection: psycopg.AsyncConnection[tuple[object, ...]], seconds: float) -> None:
+    """Wait for a notice, or for so long."""
+    async for _ in connection.notifies(timeout=seconds, stop_after=1):
+        return
