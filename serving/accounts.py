@@ -12,8 +12,9 @@ from db import errors as db_errors
 from db.keys import Key, NewKey
 from db.users import User
 from serving.auth import Authenticator, fresh_key
+from serving.caller import Caller, Role
 from serving.errors import Invalid, Problem
-from serving.gateway import Caller, Role, reaching_the_database
+from serving.gateway import reaching_the_database
 
 
 class UserRecords(Protocol):

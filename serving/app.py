@@ -1,12 +1,13 @@
-"""Composition root of the serving processes: Settings in, a Serve application out.
+"""Composition root of the serving processes: Settings in, Serve applications out.
 
-Three deployments: the ingress (FastAPI and gateway), the encoder (replicas with the encoder and its heads) and the
-control (fleet and housekeeping, one per cluster). `valence up` and a RayService manifest deploy the same `build`.
-Each process imports what its own deployment needs, because imports are most of a start.
+The platform's application is the ingress (FastAPI and gateway) and the control (fleet and housekeeping, one per
+cluster), which starts an application of its own for each encoder that is needed. `valence up` and a RayService manifest
+deploy the same `build`. Each process imports what its own deployment needs, because imports are most of a start.
 """
 
 import asyncio
 import os
+import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +18,18 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
 
+from db.errors import DatabaseError
+from db.experiments import Experiment
 from registry.bundle import Bundle
+from registry.decisions import Decision
 from registry.layout import Engine
 from registry.records import EncoderRecord, VersionRecord
 from serving.catalogue import Catalogue
 from serving.cluster import listen_on_loopback
 from serving.encoder import Encoder, open_encoder
+from serving.errors import ServingError
 from serving.logs import configure_logging
+from serving.pool import DEPLOYMENT, ServePool, handle_of
 from serving.replica import HandleCalls, RemoteEncoders, Replica
 from serving.settings import Settings
 from serving.stores import database_of, registry_of
@@ -33,7 +39,7 @@ if TYPE_CHECKING:
 
     from db.evaluations import Evaluation
     from db.promotions import ReignPage
-    from serving.gateway import Caller
+    from serving.caller import Caller
     from serving.promotions import Outcome, VersionDetail
 
 _LOOK_BACK_SECONDS = 30.0
@@ -42,6 +48,8 @@ log = structlog.get_logger(__name__)
 listen_on_loopback()
 
 _FIRST_CATALOGUE_SECONDS = 120.0
+_TELL_SECONDS = 1.0
+_CONSTRUCTOR_TRIES = 3
 
 
 class EncoderReplica(Replica):
@@ -72,25 +80,44 @@ class EncoderReplica(Replica):
 
 
 class Control:
-    """The fleet and the housekeeping; whoever asks gets the catalogue as soon as it changes."""
+    """The fleet, the judge of experiments and the housekeeping; whoever asks gets the catalogue once it changes."""
 
-    async def __init__(self, encoder: DeploymentHandle, record: EncoderRecord) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+    async def __init__(self) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        from db.evidence import Evidence
+        from db.experiments import Experiments
         from serving.control import lifecycle
+        from serving.experiments import Judge
         from serving.fleet import Fleet
         from serving.housekeeping import Housekeeping
 
         settings = Settings()
         configure_logging(settings.log_level)
         registry = registry_of(settings)
-        self._encoder = encoder
         self._database = database_of(settings)
         await self._database.open()
+        self._needed: list[tuple[str, str]] = []
         self._lifecycle = lifecycle(
             settings, database=self._database, registry=registry, catalogue=lambda: self._fleet.catalogue
         )
-        self._fleet = Fleet(registry, self._load, encoder=record.digest, history=self._lifecycle.promotions)
+        self._experiments = Experiments(self._database)
+        self._fleet = Fleet(
+            registry,
+            ServePool(
+                lambda record: encoder_application(record, settings),
+                lambda record: registry.fetch(record, settings.home / "cache"),
+            ),
+            space=settings.space,
+            model=settings.model,
+            grace=settings.encoder_grace_seconds,
+            tried=self._tried,
+            history=self._lifecycle,
+            # Later than that of any control before this one, so that no ingress replica takes it for known.
+            first=time.time_ns() // 1_000_000,
+        )
+        self._judge = Judge(self._experiments, Evidence(self._database), self._champion, self._promote)
         self._tasks = [
             asyncio.create_task(self._fleet.follow(settings.registry_poll_seconds)),
+            asyncio.create_task(self._follow_experiments(settings.judge_seconds)),
             asyncio.create_task(self._lifecycle.evaluations.run()),
             asyncio.create_task(Housekeeping(self._database, space=settings.space).run()),
         ]
@@ -98,6 +125,10 @@ class Control:
     async def watch(self, revision: int) -> Catalogue:
         """The catalogue once it differs from `revision`, or after a while as it stands."""
         return await self._fleet.watch(revision)
+
+    async def want(self, versions: list[tuple[str, str]]) -> None:
+        """Versions that were asked for by name: they are kept running for a while."""
+        self._fleet.want(versions)
 
     async def promote(
         self, model: str, version: str, caller: "Caller", *, force: bool, reason: str | None
@@ -126,14 +157,35 @@ class Control:
         if ended := [task for task in self._tasks if task.done()]:
             raise RuntimeError(f"a control loop ended: {ended[0]!r}")
 
-    async def _load(self, version: VersionRecord) -> None:
-        await self._encoder.load.remote(version)
+    async def _follow_experiments(self, every: float) -> None:
+        """Judge what runs, for ever; a database that is away postpones it."""
+        while True:
+            try:
+                await self._judge.look()
+            except ServingError as error:
+                log.warning("experiments.postponed", error=str(error))
+            await asyncio.sleep(every)
+
+    async def _tried(self) -> list[tuple[str, str]]:
+        """What the running experiments need; while the database is away, what they needed last."""
+        try:
+            running = await self._experiments.list(running=True)
+            self._needed = [(each.model, each.challenger) for each in running]
+        except DatabaseError as error:
+            log.warning("experiments.unreadable", error=str(error))
+        return self._needed
+
+    def _champion(self, model: str) -> str | None:
+        return self._fleet.catalogue.champions.get(model)
+
+    async def _promote(self, experiment: Experiment, decision: Decision) -> None:
+        await self._lifecycle.decided(experiment.model, experiment.challenger, decision)
 
 
 class Ingress:
     """The HTTP door of the platform; counts as running once the champion answers."""
 
-    async def __init__(self, encoder: DeploymentHandle, control: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+    async def __init__(self, control: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         from serving.control import RemoteLifecycle
         from serving.services import services
 
@@ -141,15 +193,21 @@ class Ingress:
         configure_logging(settings.log_level)
         self._control = control
         self._catalogue = Catalogue()
+        self._asked: set[tuple[str, str]] = set()
         self._exit = AsyncExitStack()
-        encoders = RemoteEncoders(HandleCalls(encoder))
         self._services = await self._exit.enter_async_context(
-            services(settings, encoders, lambda: self._catalogue, RemoteLifecycle(control))
+            services(
+                settings,
+                lambda encoder: RemoteEncoders(HandleCalls(handle_of(encoder))),
+                lambda: self._catalogue,
+                lambda model, version: self._asked.add((model, version)),
+                RemoteLifecycle(control),
+            )
         )
         async with asyncio.timeout(_FIRST_CATALOGUE_SECONDS):
             while await self._services.missing():
                 await self._look()
-        self._follower = asyncio.create_task(self._follow())
+        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._tell())]
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
         """The application, over the services that are open by now."""
@@ -158,7 +216,10 @@ class Ingress:
         return create_api(self._services)
 
     async def _look(self) -> None:
-        self._catalogue = await self._control.watch.remote(self._catalogue.revision)
+        seen: Catalogue = await self._control.watch.remote(self._catalogue.revision)
+        # A control that is new knows nothing for a moment.
+        if seen.revision:
+            self._catalogue = seen
 
     async def _follow(self) -> None:
         """Hold a question open at the control, for ever; while it is down the last catalogue goes on."""
@@ -170,20 +231,49 @@ class Ingress:
                 log.warning("control.unreachable", error=str(error))
                 await asyncio.sleep(1)
 
+    async def _tell(self) -> None:
+        """Tell the control which versions were asked for by name, for ever."""
+        while True:
+            await asyncio.sleep(_TELL_SECONDS)
+            if not (asked := sorted(self._asked)):
+                continue
+            self._asked.clear()
+            try:
+                await self._control.want.remote(asked)
+            except Exception as error:
+                # Whoever still wants them asks again.
+                log.warning("control.unreachable", error=str(error))
+
     async def __del__(self) -> None:
-        self._follower.cancel()
+        for task in self._tasks:
+            task.cancel()
         await self._exit.aclose()
 
 
-def build(record: EncoderRecord, settings: Settings) -> Application:
-    """The application graph for one encoder, sized by the settings."""
-    drain: dict[str, Any] = {
-        "graceful_shutdown_timeout_s": settings.drain_seconds,
-        "graceful_shutdown_wait_loop_s": 0.1,
-        "health_check_period_s": 5,
-    }
+def build(settings: Settings) -> Application:
+    """The platform's application, sized by the settings."""
+    control = serve.deployment(Control).options(
+        name="control",
+        num_replicas=1,
+        max_ongoing_requests=1000,
+        ray_actor_options={"num_cpus": 0.1},
+        **_drain(settings),
+    )
+    ingress = serve.deployment(serve.ingress()(Ingress)).options(
+        name="ingress",
+        num_replicas=settings.ingress_replicas,
+        # Twice: HAProxy bounds the predictions, and whoever asks for something else still gets in.
+        max_ongoing_requests=2 * settings.ingress_max_ongoing,
+        ray_actor_options={"num_cpus": settings.ingress_cpus},
+        **_drain(settings),
+    )
+    return ingress.bind(control.bind())
+
+
+def encoder_application(record: EncoderRecord, settings: Settings) -> Application:
+    """The application of an encoder, sized by the settings."""
     encoder = serve.deployment(EncoderReplica).options(
-        name="encoder",
+        name=DEPLOYMENT,
         autoscaling_config=AutoscalingConfig(
             min_replicas=settings.encoder_min_replicas,
             max_replicas=settings.encoder_max_replicas,
@@ -194,26 +284,19 @@ def build(record: EncoderRecord, settings: Settings) -> Application:
         ),
         # The door bounds what is in flight; a replica never refuses what the door has let in.
         max_ongoing_requests=2 * settings.slots * settings.ingress_replicas + 4,
+        max_constructor_retry_count=_CONSTRUCTOR_TRIES,
         ray_actor_options={"num_cpus": settings.encoder_cpus, "num_gpus": settings.encoder_gpus},
-        **drain,
+        **_drain(settings),
     )
-    control = serve.deployment(Control).options(
-        name="control",
-        num_replicas=1,
-        max_ongoing_requests=1000,
-        ray_actor_options={"num_cpus": 0.1},
-        **drain,
-    )
-    ingress = serve.deployment(serve.ingress()(Ingress)).options(
-        name="ingress",
-        num_replicas=settings.ingress_replicas,
-        # Twice: HAProxy bounds the predictions, and whoever asks for something else still gets in.
-        max_ongoing_requests=2 * settings.ingress_max_ongoing,
-        ray_actor_options={"num_cpus": settings.ingress_cpus},
-        **drain,
-    )
-    replicas = encoder.bind(record)
-    return ingress.bind(replicas, control.bind(replicas, record))
+    return encoder.bind(record)
+
+
+def _drain(settings: Settings) -> dict[str, Any]:
+    return {
+        "graceful_shutdown_timeout_s": settings.drain_seconds,
+        "graceful_shutdown_wait_loop_s": 0.1,
+        "health_check_period_s": 5,
+    }
 
 
 def _encoder(bundle: Bundle, settings: Settings) -> Encoder:

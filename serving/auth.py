@@ -19,8 +19,9 @@ from uuid import UUID, uuid4
 import jwt
 
 from db.keys import Key
+from serving.caller import Caller, Role
 from serving.errors import Unauthenticated
-from serving.gateway import Caller, Role, reaching_the_database
+from serving.gateway import reaching_the_database
 
 PREFIX: Final = "vk_"
 _ISSUER: Final = "valence"

@@ -1,4 +1,4 @@
-"""The catalogue: which versions exist and which of them answer, as one frozen value.
+"""The catalogue: which versions exist, which of them answer, and which replicas compute them, as one frozen value.
 
 Published by the fleet, read by every ingress replica; pure, and never half-changed: a new one replaces the old.
 """
@@ -24,7 +24,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """A registered version and whether it answers; `reason` says why it failed."""
+    """A registered version and whether it answers; `reason` says why it doesn't."""
 
     record: VersionRecord
     state: State
@@ -32,11 +32,30 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Digests of the encoders whose replicas compute a version: its scores, and the vector that is stored.
+
+    They differ for a version whose encoder gives no vectors of the index's space.
+    """
+
+    scorer: str
+    embedder: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Catalogue:
-    """All versions of all models at one moment; `revision` grows with every change."""
+    """All versions of all models at one moment; `revision` grows with every change.
+
+    `champions` names the version that answers for each model: the one that the alias names, or the one before while
+    that isn't ready. `spaced` are the running encoders whose vectors lie in the index's space, `embedder` the one
+    of them that is asked for vectors alone.
+    """
 
     revision: int = 0
     models: Mapping[str, Mapping[str, Entry]] = field(default_factory=dict)
+    champions: Mapping[str, str] = field(default_factory=dict)
+    spaced: frozenset[str] = frozenset()
+    embedder: str | None = None
 
     def versions(self, model: str) -> Mapping[str, Entry]:
         """The versions of a model by number.
@@ -50,7 +69,7 @@ class Catalogue:
             raise NotFound(f"there is no model {model!r}: GET /v1/models lists them") from None
 
     def entry(self, model: str, version: str) -> Entry:
-        """The named version, whether it answers or not.
+        """A version and its state.
 
         Raises:
             NotFound: no such model or version.
@@ -75,16 +94,36 @@ class Catalogue:
             )
         return entry.record
 
+    def ready(self, model: str, version: str) -> bool:
+        """Whether there is such a version and it answers."""
+        entry = self.models.get(model, {}).get(version)
+        return entry is not None and entry.state is State.READY
+
     def champion(self, model: str) -> VersionRecord:
-        """The version that the alias `champion` names.
+        """The version that answers when none is named.
 
         Raises:
             NotFound: no such model.
-            ModelNotReady: no champion, or it doesn't answer now.
+            ModelNotReady: none does now.
         """
-        for version, entry in self.versions(model).items():
+        versions = self.versions(model)
+        if (version := self.champions.get(model)) is not None:
+            return self.answering(model, version)
+        for version, entry in versions.items():
             if CHAMPION in entry.record.aliases:
                 return self.answering(model, version)
         raise ModelNotReady(
             f"model {model!r} has no champion: set the alias, or name a version", retry_after=5
         )
+
+    def place(self, record: VersionRecord | None) -> Place:
+        """Where a version is computed; None asks for a vector alone.
+
+        Raises:
+            ModelNotReady: no encoder of the space runs.
+        """
+        own = None if record is None else record.encoder
+        embedder = own if own in self.spaced else self.embedder
+        if embedder is None:
+            raise ModelNotReady("no encoder of the embedding space answers yet: try again", retry_after=2)
+        return Place(scorer=own or embedder, embedder=embedder)

@@ -54,6 +54,10 @@ class Client:
         """The answer to a POST of these JSON fields; fields that are None are left out."""
         return self._call("POST", path, json=_present(fields))
 
+    def patch(self, path: str, **fields: object) -> Any:
+        """The answer to a PATCH of these JSON fields; fields that are None are left out."""
+        return self._call("PATCH", path, json=_present(fields))
+
     def delete(self, path: str) -> Any:
         """The answer to a DELETE, None if it has no body."""
         return self._call("DELETE", path)

@@ -6,6 +6,7 @@ from typing import Any
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
+from db.audit import Audit
 from db.engine import Database
 from db.evaluations import Evaluation
 from db.evaluations import Evaluations as StoredEvaluations
@@ -13,10 +14,10 @@ from db.promotions import Promotions as StoredPromotions
 from db.promotions import ReignPage
 from registry.gates import Gates
 from registry.store import Registry
+from serving.caller import Caller
 from serving.catalogue import Catalogue
 from serving.errors import NotReady, ServingError
 from serving.evaluations import Evaluations
-from serving.gateway import Caller
 from serving.lifecycle import LocalLifecycle
 from serving.promotions import Outcome, Promotions, VersionDetail
 from serving.settings import Settings
@@ -36,6 +37,7 @@ def lifecycle(
             gates=gates(settings),
         ),
         evaluations=Evaluations(records=stored, registry=registry, catalogue=catalogue),
+        audit=Audit(database),
     )
 
 

@@ -249,3 +249,14 @@ class FakeEvaluations:
             return False
         self.rows[evaluation_id] = replace(row, finished_at=datetime.now(UTC), **changes)
         return True
+
+
+class FakeLog:
+    """An audit log; `entries` holds action, subject and detail."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[str, str, Mapping[str, Any]]] = []
+
+    async def add(self, *, action: str, subject: str, detail: Mapping[str, Any]) -> None:
+        """Append one."""
+        self.entries.append((action, subject, detail))

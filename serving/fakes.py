@@ -32,7 +32,9 @@ from db.submissions import (
 )
 from db.tables import DIMENSIONS
 from db.users import User
-from serving.gateway import LABELS, Ask, Inference
+from registry.bundle import LABELS
+from serving.compute import Ask, Inference
+from serving.errors import ModelNotReady
 
 _WORDS = {"good": 2, "great": 2, "love": 2, "bad": 0, "broke": 0, "hate": 0}
 _LONGEST = 2_000
@@ -53,11 +55,16 @@ class FakeEncoders:
     def __init__(self) -> None:
         self.batches: list[int] = []
         self.fault: Exception | None = None
+        self.broken_versions: set[str] = set()
 
     async def infer(self, asks: Sequence[Ask], *, bulk: bool) -> Sequence[Inference | Exception]:  # noqa: ARG002
         """One batch."""
         self.batches.append(len(asks))
-        return [self.fault or self._one(ask.text) for ask in asks]
+        return [self.fault or self._fault(ask) or self._one(ask.text) for ask in asks]
+
+    def _fault(self, ask: Ask) -> Exception | None:
+        broken = ask.record is not None and ask.record.version in self.broken_versions
+        return ModelNotReady("its head is broken") if broken else None
 
     def _one(self, text: str) -> Inference:
         top = next((_WORDS[word] for word in text.lower().split() if word in _WORDS), 1)

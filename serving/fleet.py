@@ -1,24 +1,28 @@
-"""The fleet: makes what runs match what the registry asks, and publishes the catalogue.
+"""The fleet: makes what runs match what the registry and the traffic ask, and publishes the catalogue.
 
-One per cluster. Looks at the registry each second; a version is `ready` once a replica has proven that it loads and
-answers. Ingress replicas follow by a long poll, so a change reaches all of them at once. Never touches a request.
+One per cluster. Looks at the registry each second; a version is `ready` once every replica of its encoder has proven
+that it loads and answers. Ingress replicas follow by a long poll. Never touches a request.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from time import monotonic
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import structlog
 
-from registry.errors import RegistryError
-from registry.records import VersionRecord
+from registry.errors import NotRegistered, RegistryError
+from registry.records import EncoderRecord, VersionRecord
 from serving.catalogue import CHAMPION, Catalogue, Entry, State
 from serving.errors import ServingError
+from serving.pool import EncoderState, Running, short
 
 log = structlog.get_logger(__name__)
 
 RETRY_SECONDS = 10.0
+_LOOK_SOON_SECONDS = 0.2
+
+Named: TypeAlias = tuple[str, str]
 
 
 class Versions(Protocol):
@@ -28,45 +32,116 @@ class Versions(Protocol):
         """The names of all models."""
         ...
 
+    def revision(self, model: str) -> str:
+        """A value that changes whenever a version or an alias of the model does."""
+        ...
+
     def versions(self, model: str) -> list[VersionRecord]:
         """All versions of a model."""
         ...
 
+    def encoder(self, digest: str) -> EncoderRecord:
+        """A registered encoder."""
+        ...
+
+    def space_encoder(self, space: str) -> EncoderRecord:
+        """The encoder that defines a space."""
+        ...
+
+
+class Pool(Protocol):
+    """The replicas, as the fleet sees them: an encoder's by its digest, or by its short name."""
+
+    async def states(self) -> Mapping[str, EncoderState]:
+        """How far each is, by short name."""
+        ...
+
+    async def start(self, record: EncoderRecord) -> None:
+        """Have its replicas start."""
+        ...
+
+    async def stop(self, name: str) -> None:
+        """Drain and end its replicas."""
+        ...
+
+    async def load(self, digest: str, version: VersionRecord) -> None:
+        """Load and try a version on all of its replicas; raises if it can't answer."""
+        ...
+
 
 class History(Protocol):
-    """Who was champion, as the fleet keeps it true."""
+    """What a person would want to find later, as the fleet keeps it true."""
 
     async def reconcile(self, model: str, champion: str | None) -> None:
         """Make it say what the alias says."""
         ...
 
+    async def failed(self, record: VersionRecord, reason: str) -> None:
+        """A version can't answer."""
+        ...
+
+    async def champions(self, model: str) -> Sequence[str]:
+        """The versions that were champion, the last one first."""
+        ...
+
+
+async def _nothing() -> Collection[Named]:
+    return ()
+
 
 class Fleet:
     """Publishes a new catalogue whenever a version, an alias or a state changes.
 
+    What can't be loaded leaves the present champion answering. An encoder that nobody needs any more runs on for
+    `grace` seconds, in which going back is instant.
+
     Args:
-        registry: what should run.
-        load: loads and tries a version on the replicas; raises if it can't answer.
-        encoder: digest of the encoder that runs; versions on another one are absent.
-        history: told of every champion that is seen.
+        registry: what there is.
+        pool: what runs.
+        space: the index's embedding space, one of whose encoders always runs.
+        model: whose champion embeds texts, if its encoder is in the space.
+        tried: model and version of what the running experiments need.
+        history: who keeps what happened; told of every champion that is seen.
+        first: the first catalogue's revision, at least 1.
+        clock: seconds, never stepping back.
     """
 
     def __init__(
         self,
         registry: Versions,
-        load: Callable[[VersionRecord], Awaitable[None]],
+        pool: Pool,
         *,
-        encoder: str,
+        space: str,
+        model: str,
+        grace: float = 300.0,
+        tried: Callable[[], Awaitable[Collection[Named]]] = _nothing,
         history: History | None = None,
+        first: int = 1,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._registry = registry
-        self._load = load
-        self._encoder = encoder
+        self._pool = pool
+        self._space = space
+        self._model = model
+        self._grace = grace
+        self._tried = tried
         self._history = history
-        self._ready: set[str] = set()
+        self._clock = clock
+        self._records: dict[str, list[VersionRecord]] = {}
+        self._revisions: dict[str, str] = {}
+        self._encoders: dict[str, EncoderRecord] = {}
+        self._running: set[str] = set()
+        self._starting: set[str] = set()
+        self._needed: dict[str, float] = {}
+        self._asked: dict[Named, float] = {}
+        self._ready: set[tuple[str, str]] = set()
         self._failed: dict[str, tuple[str, float]] = {}
+        self._champions: dict[str, str] = {}
+        self._postponed = False
+        self._next = first
         self._catalogue = Catalogue()
         self._changed = asyncio.Condition()
+        self._soon = asyncio.Event()
 
     @property
     def catalogue(self) -> Catalogue:
@@ -74,76 +149,255 @@ class Fleet:
         return self._catalogue
 
     async def watch(self, revision: int, timeout: float = 20.0) -> Catalogue:
-        """The catalogue as soon as it differs from `revision`, or as it stands after `timeout` seconds."""
+        """The catalogue as soon as it differs from `revision`, or as it stands after `timeout` seconds.
+
+        Its revision is 0 as long as nothing has been published.
+        """
         async with self._changed:
             try:
                 async with asyncio.timeout(timeout):
-                    await self._changed.wait_for(lambda: self._catalogue.revision != revision)
+                    await self._changed.wait_for(lambda: self._catalogue.revision not in (0, revision))
             except TimeoutError:
                 pass
         return self._catalogue
 
+    def want(self, versions: Iterable[Named]) -> None:
+        """These versions were asked for by name: have them answer for a while."""
+        now = self._clock()
+        if fresh := set(versions):
+            if fresh - self._asked.keys():
+                self._soon.set()
+            self._asked.update(dict.fromkeys(fresh, now))
+
     async def follow(self, every: float) -> None:
-        """Look at the registry every so many seconds, for ever; a registry that is down changes nothing."""
+        """Look every so many seconds, sooner while something starts; a registry that is down changes nothing."""
         while True:
+            self._soon.clear()
             try:
                 await self.look()
             except (RegistryError, ServingError) as error:
                 log.warning("registry.unreachable", error=str(error))
-            await asyncio.sleep(every)
+            soon = self._starting or self._postponed
+            pause = min(every, _LOOK_SOON_SECONDS) if soon else every
+            try:
+                async with asyncio.timeout(pause):
+                    await self._soon.wait()
+            except TimeoutError:
+                continue
 
     async def look(self) -> None:
-        """Compare once, load what is new, publish what changed."""
-        records = await asyncio.to_thread(self._read)
-        for versions in records.values():
-            # The champion first: it is what clients wait for.
-            for record in sorted(versions, key=lambda record: not record.aliases):
-                await self._settle(record)
-        models: Mapping[str, Mapping[str, Entry]] = {
-            model: {record.version: self._entry(record) for record in versions}
-            for model, versions in records.items()
+        """Compare once, start and load what is needed, publish what changed, stop what nobody needs."""
+        await asyncio.to_thread(self._read)
+        states = await self._pool.states()
+        needed = await asyncio.to_thread(self._wanted, await self._tried(), states)
+        self._running = {
+            digest for digest in self._encoders if _is(states.get(short(digest)), Running.RUNNING)
         }
-        if models != self._catalogue.models:
-            async with self._changed:
-                self._catalogue = Catalogue(revision=self._catalogue.revision + 1, models=models)
-                self._changed.notify_all()
-            log.info("catalogue.published", revision=self._catalogue.revision)
-        await self._reconcile(records)
+        self._ready = {(place, digest) for place, digest in self._ready if place in self._running}
+        await self._start(needed, states)
+        self._postponed = False
+        for versions in self._records.values():
+            # The champion first: it is what clients wait for.
+            for record in sorted(versions, key=lambda record: CHAMPION not in record.aliases):
+                await self._settle(record)
+        for model, versions in self._records.items():
+            await self._crown(model, versions)
+        over = self._over(needed, states)
+        self._running -= {digest for digest in self._running if short(digest) in over}
+        await self._publish()
+        for name in over:
+            log.info("encoder.stopping", encoder=name)
+            await self._pool.stop(name)
+        if self._history is not None:
+            for model, versions in self._records.items():
+                named = (record.version for record in versions if CHAMPION in record.aliases)
+                await self._history.reconcile(model, next(named, None))
 
-    async def _reconcile(self, records: Mapping[str, Sequence[VersionRecord]]) -> None:
-        if self._history is None:
-            return
-        for model, versions in records.items():
-            champions = (record.version for record in versions if CHAMPION in record.aliases)
-            await self._history.reconcile(model, next(champions, None))
+    def _read(self) -> None:
+        """What the registry holds, read anew where it has changed."""
+        models = self._registry.models()
+        for model in models:
+            revision = self._registry.revision(model)
+            if self._revisions.get(model) != revision:
+                self._records[model] = self._registry.versions(model)
+                self._revisions[model] = revision
+        for gone in self._records.keys() - set(models):
+            del self._records[gone], self._revisions[gone]
 
-    def _read(self) -> dict[str, list[VersionRecord]]:
-        return {model: self._registry.versions(model) for model in self._registry.models()}
+    def _wanted(self, tried: Collection[Named], states: Collection[str]) -> set[str]:
+        """Digests of the encoders that must run: of champions, of experiments, of what was asked for, of the space.
+
+        Gets to know those that run already, by their short names `states`.
+        """
+        now = self._clock()
+        self._asked = {named: at for named, at in self._asked.items() if now - at < self._grace}
+        named = {*tried, *self._asked, *self._champions.items()}
+        needed: set[str] = set()
+        for model, versions in self._records.items():
+            for record in versions:
+                if record.encoder is None:
+                    continue
+                if CHAMPION in record.aliases or (model, record.version) in named:
+                    if self._known(record.encoder):
+                        needed.add(record.encoder)
+                elif short(record.encoder) in states:
+                    self._known(record.encoder)
+        if not any(self._encoders[digest].space == self._space for digest in needed):
+            needed.add(self._of_space().digest)
+        return needed
+
+    def _known(self, digest: str) -> bool:
+        if digest not in self._encoders:
+            try:
+                self._encoders[digest] = self._registry.encoder(digest)
+            except NotRegistered:
+                self._failed[digest] = ("its encoder is not registered", self._clock())
+                return False
+        return True
+
+    def _of_space(self) -> EncoderRecord:
+        known = [each for each in self._encoders.values() if each.space == self._space]
+        if not known:
+            known = [self._registry.space_encoder(self._space)]
+            self._encoders[known[0].digest] = known[0]
+        return next((each for each in known if each.digest in self._running), known[0])
+
+    async def _start(self, needed: set[str], states: Mapping[str, EncoderState]) -> None:
+        self._starting = set()
+        for digest in needed:
+            state = states.get(short(digest))
+            if _is(state, Running.RUNNING):
+                self._failed.pop(digest, None)
+            elif state is not None and state.running is Running.FAILED:
+                self._fail(digest, state.reason or "its encoder does not start")
+                await self._pool.stop(short(digest))
+            elif state is not None:
+                self._starting.add(digest)
+            elif not self._failed_lately(digest):
+                try:
+                    await self._pool.start(self._encoders[digest])
+                except RegistryError as error:
+                    self._fail(digest, str(error))
+                else:
+                    self._starting.add(digest)
+                    log.info("encoder.starting", encoder=digest)
+
+    def _over(self, needed: set[str], states: Mapping[str, EncoderState]) -> list[str]:
+        """Short names of what runs and was last needed longer ago than the grace time."""
+        now = self._clock()
+        kept = {short(digest) for digest in needed}
+        for name in states:
+            if name in kept:
+                self._needed[name] = now
+            else:
+                self._needed.setdefault(name, now)
+        return [
+            name
+            for name, state in states.items()
+            if state.running is not Running.STOPPING and now - self._needed[name] > self._grace
+        ]
+
+    def _place(self, record: VersionRecord) -> str | None:
+        """The running encoder that a version is scored on."""
+        if record.encoder is not None:
+            return record.encoder if record.encoder in self._running else None
+        return self._embedder()
+
+    def _embedder(self) -> str | None:
+        """The running encoder that embeds: the champion's, if it can."""
+        spaced = sorted(digest for digest in self._running if self._encoders[digest].space == self._space)
+        champion = self._champions.get(self._model)
+        for record in self._records.get(self._model, ()):
+            if record.encoder in spaced and (record.version == champion or CHAMPION in record.aliases):
+                return record.encoder
+        return spaced[0] if spaced else None
 
     async def _settle(self, record: VersionRecord) -> None:
-        if not self._served_here(record) or record.digest in self._ready:
-            return
-        _, failed_at = self._failed.get(record.digest, ("", float("-inf")))
-        if monotonic() - failed_at < RETRY_SECONDS:
+        place = self._place(record)
+        if place is None or (place, record.digest) in self._ready or self._failed_lately(record.digest):
             return
         try:
-            await self._load(record)
+            await self._pool.load(place, record)
+        except ServingError as error:
+            self._postponed = True
+            log.warning("version.postponed", model=record.model, version=record.version, error=str(error))
         except Exception as error:
             # Whatever a foreign bundle raises is a reason, never the end of the fleet.
-            self._failed[record.digest] = (str(error) or type(error).__name__, monotonic())
-            log.warning("version.failed", model=record.model, version=record.version, error=str(error))
+            reason = str(error) or type(error).__name__
+            anew = self._fail(record.digest, reason)
+            log.warning("version.failed", model=record.model, version=record.version, error=reason)
+            if anew and self._history is not None:
+                await self._history.failed(record, reason)
         else:
             self._failed.pop(record.digest, None)
-            self._ready.add(record.digest)
+            self._ready.add((place, record.digest))
 
-    def _served_here(self, record: VersionRecord) -> bool:
-        return record.encoder in (None, self._encoder)
+    async def _crown(self, model: str, versions: Sequence[VersionRecord]) -> None:
+        """Have the version that the alias names answer once it can, and until then the one that did before.
+
+        Where nobody knows which one did, because this process is new, and the named one is broken, the history knows.
+        """
+        ready = {record.version for record in versions if self._is_ready(record)}
+        named = next((record for record in versions if CHAMPION in record.aliases), None)
+        if named is not None and named.version in ready:
+            self._champions[model] = named.version
+        elif self._champions.get(model) not in ready:
+            self._champions.pop(model, None)
+            if named is not None and self._history and self._entry(named).state is State.FAILED:
+                before = await self._history.champions(model)
+                if (last := next((version for version in before if version in ready), None)) is not None:
+                    self._champions[model] = last
+
+    async def _publish(self) -> None:
+        if self._postponed and not self._catalogue.revision:
+            # A fleet that is born again would unseat what answers; it looks again soon.
+            return
+        fresh = Catalogue(
+            revision=self._next,
+            models={
+                model: {record.version: self._entry(record) for record in versions}
+                for model, versions in self._records.items()
+            },
+            champions=dict(self._champions),
+            spaced=frozenset(
+                digest for digest in self._running if self._encoders[digest].space == self._space
+            ),
+            embedder=self._embedder(),
+        )
+        now = self._catalogue
+        if (fresh.models, fresh.champions, fresh.spaced, fresh.embedder) != (
+            now.models, now.champions, now.spaced, now.embedder,
+        ):  # fmt: skip
+            async with self._changed:
+                self._catalogue = fresh
+                self._next += 1
+                self._changed.notify_all()
+            log.info("catalogue.published", revision=fresh.revision)
+
+    def _is_ready(self, record: VersionRecord) -> bool:
+        place = self._place(record)
+        return place is not None and (place, record.digest) in self._ready
 
     def _entry(self, record: VersionRecord) -> Entry:
-        if record.digest in self._ready:
+        if self._is_ready(record):
             return Entry(record=record, state=State.READY)
-        if record.digest in self._failed:
-            return Entry(record=record, state=State.FAILED, reason=self._failed[record.digest][0])
-        if not self._served_here(record):
+        for digest in (record.digest, record.encoder):
+            if digest in self._failed:
+                return Entry(record=record, state=State.FAILED, reason=self._failed[digest][0])
+        if record.encoder is not None and record.encoder not in self._running | self._starting:
             return Entry(record=record, state=State.ABSENT, reason="no replica runs its encoder")
         return Entry(record=record, state=State.STARTING)
+
+    def _fail(self, digest: str, reason: str) -> bool:
+        """Note it; whether it is news."""
+        before = self._failed.get(digest)
+        self._failed[digest] = (reason, self._clock())
+        return before is None or before[0] != reason
+
+    def _failed_lately(self, digest: str) -> bool:
+        _, at = self._failed.get(digest, ("", float("-inf")))
+        return self._clock() - at < RETRY_SECONDS
+
+
+def _is(state: EncoderState | None, running: Running) -> bool:
+    return state is not None and state.running is running

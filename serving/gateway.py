@@ -1,4 +1,4 @@
-"""Use cases of the data plane: predict, embed, find similar, look up, take feedback.
+"""Use cases of the data plane: predict and embed.
 
 The same for HTTP, its three protocols, jobs and the command line. Knows no HTTP and no SQL; on the prediction path
 only the writer commits, and nothing is answered before it has.
@@ -7,12 +7,7 @@ only the writer commits, and nothing is answered before it has.
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from datetime import datetime
-from enum import StrEnum
-from functools import partial
-from math import inf
-from operator import itemgetter
+from dataclasses import dataclass, field
 from typing import Protocol
 from uuid import UUID
 
@@ -21,106 +16,24 @@ from numpy.typing import NDArray
 
 from db import errors as db_errors
 from db.idempotency import Kept
-from db.ids import TextIds, Uuid7Clock, uuid7_time
-from db.submissions import (
-    Failed,
-    Mismatch,
-    NewIdempotency,
-    NewPrediction,
-    NewText,
-    Outcome,
-    Replayed,
-    Submission,
-)
-from registry.records import VersionRecord
+from db.ids import TextIds, Uuid7Clock
+from db.submissions import Failed, Mismatch, Outcome, Replayed, Submission
 from serving.batching import Door, Meter, Passage
+from serving.caller import Caller, Idempotency
 from serving.catalogue import Catalogue
-from serving.errors import Conflict, Invalid, NotFound, Problem, ServingError, StoreUnavailable
-from serving.routing import Arm, choose
-
-LABELS = ("negative", "neutral", "positive")
-# A request of more texts is bulk: it yields to smaller ones, which wait for none of it.
-FEW = 4
-
-
-class Role(StrEnum):
-    """What a key may do; each role includes the ones before it."""
-
-    CLIENT = "client"
-    ENGINEER = "engineer"
-    ADMIN = "admin"
-
-    def includes(self, other: "Role") -> bool:
-        """Whether this role may do what `other` may."""
-        order = list(Role)
-        return order.index(self) >= order.index(other)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Caller:
-    """Who asks: a checked key, whom its predictions belong to, and what it may do."""
-
-    key_id: UUID
-    holder_id: UUID
-    role: Role
-    rate_limit: float | None = None
-
-    @property
-    def scope(self) -> UUID | None:
-        """The holder whose data this caller may see; None: everybody's."""
-        return self.holder_id if self.role is Role.CLIENT else None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Idempotency:
-    """A request that may be sent twice: its key, its route and a digest of its body."""
-
-    key: str
-    route: str
-    body_digest: bytes
-
-    def kept(self, caller: Caller, *, status: int, answer: bytes) -> NewIdempotency:
-        """The row that makes a repetition get this answer."""
-        return NewIdempotency(
-            holder_id=caller.holder_id,
-            route=self.route,
-            key=self.key,
-            body_digest=self.body_digest,
-            status=status,
-            answer=answer,
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Predict:
-    """A request for predictions; the texts are clean (`serving.texts`)."""
-
-    texts: Sequence[str]
-    request_id: str
-    model: str | None = None
-    version: str | None = None
-    user_id: UUID | None = None
-    unit: str | None = None
-    idempotency: Idempotency | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prediction:
-    """One stored answer. `scores` follow `LABELS`; `embedding` is float32 [d] of unit length."""
-
-    id: UUID
-    text_id: UUID
-    label: str
-    confidence: float
-    scores: tuple[float, float, float]
-    model: str
-    version: str
-    arm: Arm
-    experiment_id: UUID | None
-    user_id: UUID | None
-    predicted_at: datetime
-    truncated: bool
-    embedding: NDArray[np.float32] = field(repr=False)
+from serving.compute import Bounds, Compute, Encoders
+from serving.errors import (
+    Conflict,
+    Invalid,
+    ModelNotReady,
+    NotFound,
+    Problem,
+    ServingError,
+    StoreUnavailable,
+)
+from serving.prediction import Inferred, Mint, Predict, Prediction
+from serving.routing import Arm, Choice, Traffic, choose
+from serving.shadow import Faults, Shadows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,31 +53,6 @@ class Answer:
     body: bytes = field(repr=False)
     timing: Timing | None
     replayed: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ask:
-    """One text for one version, or for its vector alone: the door's item."""
-
-    text: str
-    record: VersionRecord | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Inference:
-    """What a replica says of one text: probabilities of `LABELS`, its vector as float16 bytes, the tokens read."""
-
-    scores: tuple[float, float, float]
-    embedding: bytes
-    tokens: int
-    truncated: bool
-
-
-class Encoders(Protocol):
-    """The replicas, as the gateway sees them."""
-
-    async def infer(self, asks: Sequence[Ask], *, bulk: bool) -> Sequence[Inference | Exception]:
-        """One remote call for a batch; a fault of one text is that text's alone. `bulk` lets others go first."""
 
 
 class Writer(Protocol):
@@ -191,64 +79,43 @@ class UserRecords(Protocol):
 Render = Callable[[Sequence[Prediction]], bytes]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Bounds:
-    """The sizes of the doors."""
-
-    batch_texts: int = 64
-    batches_in_flight: int = 2
-    queue_texts: int = 4096
-    queue_seconds: float = 2.0
-    store_rows: int = 1024
-    store_connections: int = 2
-    request_seconds: float = 30.0
-
-
 class Gateway:
-    """What is acknowledged is stored; what could not be stored raises."""
+    """What is acknowledged is stored; what could not be stored raises.
+
+    Args:
+        replicas: those of an encoder, by its digest.
+        catalogue, traffic: as they stand; a request looks at each of them once.
+        asked: told of each version that is named, so that it is kept running.
+        meter: who watches the door of this name.
+    """
 
     def __init__(
         self,
         *,
-        encoders: Encoders,
+        replicas: Callable[[str], Encoders],
         writer: Writer,
         idempotency: IdempotencyRecords,
         users: UserRecords,
         catalogue: Callable[[], Catalogue],
+        traffic: Callable[[], Traffic],
+        asked: Callable[[str, str], None] = lambda _model, _version: None,
         clock: Uuid7Clock,
         text_ids: TextIds,
         default_model: str,
         bounds: Bounds | None = None,
-        compute_meter: Meter | None = None,
-        bulk_meter: Meter | None = None,
-        store_meter: Meter | None = None,
+        meter: Callable[[str], Meter] | None = None,
     ) -> None:
         bounds = bounds or Bounds()
         self._idempotency = idempotency
         self._users = users
         self._catalogue = catalogue
-        self._clock = clock
-        self._text_ids = text_ids
+        self._traffic = traffic
+        self._asked = asked
+        self._mint = Mint(clock, text_ids)
         self._default_model = default_model
         self._known_users: set[UUID] = set()
         self._in_flight: dict[tuple[UUID, str, str], asyncio.Future[None]] = {}
-
-        def compute(*, bulk: bool, longest_wait: float, meter: Meter | None) -> Door[Ask, Inference]:
-            return Door(
-                partial(encoders.infer, bulk=bulk),
-                batch_weight=bounds.batch_texts,
-                slots=bounds.batches_in_flight,
-                capacity=bounds.queue_texts,
-                longest_wait=longest_wait,
-                patience=bounds.request_seconds,
-                # A long text takes room: a batch is one message, of 4 MiB at most.
-                weigh=lambda ask: 1 + len(ask.text) // 2_000,
-                meter=meter,
-            )
-
-        # Two doors, so that somebody's thousand texts never stand before somebody else's one.
-        self._compute = compute(bulk=False, longest_wait=bounds.queue_seconds, meter=compute_meter)
-        self._compute_bulk = compute(bulk=True, longest_wait=inf, meter=bulk_meter)
+        self._compute = Compute(replicas, bounds, meter)
         # Everything here was admitted by the first door, so this one refuses nobody.
         self._store: Door[Submission, Outcome] = Door(
             writer.commit,
@@ -257,12 +124,15 @@ class Gateway:
             capacity=2**62,
             patience=bounds.request_seconds,
             weigh=lambda submission: len(submission.predictions),
-            meter=store_meter,
+            meter=meter("store") if meter else None,
         )
+        self.faults = Faults()
+        self._shadows = Shadows(self._compute, self._stored, self._mint, self.faults)
 
     async def close(self) -> None:
         """Answer everybody inside, admit nobody more."""
-        await asyncio.gather(self._compute.close(), self._compute_bulk.close())
+        await self._compute.close()
+        await self._shadows.close()
         await self._store.close()
 
     def require_room(self) -> None:
@@ -271,7 +141,12 @@ class Gateway:
         Raises:
             Overloaded: it would not.
         """
-        self._compute.require_room()
+        catalogue = self._catalogue()
+        try:
+            place = catalogue.place(catalogue.champion(self._default_model))
+        except (NotFound, ModelNotReady):
+            return
+        self._compute.require_room(place)
 
     async def predict(self, ask: Predict, caller: Caller, render: Render) -> Answer:
         """Predict, store, then answer with what `render` makes of the predictions.
@@ -308,96 +183,78 @@ class Gateway:
         return None if kept is None else _replayed(kept.outcome(idempotency.body_digest))
 
     async def _predict(self, ask: Predict, caller: Caller, render: Render) -> Answer:
-        choice = choose(self._catalogue(), ask.model or self._default_model, ask.version)
+        catalogue, model = self._catalogue(), ask.model or self._default_model
+        if ask.version is not None and catalogue.entry(model, ask.version):
+            self._asked(model, ask.version)
+        choice = choose(catalogue, self._traffic(), model, ask.version, ask.sticky)
         if ask.user_id is not None:
             await self._require_user(ask.user_id)
-        computed = await self._computed(ask.texts, choice.record)
-        predictions = [
-            Prediction(
-                id=(prediction_id := self._clock.next()),
-                text_id=self._text_ids(text),
-                label=LABELS[(top := max(range(3), key=inference.scores.__getitem__))],
-                confidence=inference.scores[top],
-                scores=inference.scores,
-                model=choice.record.model,
-                version=choice.record.version,
-                arm=choice.arm,
-                experiment_id=choice.experiment_id,
-                user_id=ask.user_id,
-                predicted_at=uuid7_time(prediction_id),
-                truncated=inference.truncated,
-                embedding=np.frombuffer(inference.embedding, np.float16).astype(np.float32),
+        beside = self._begin_shadow(ask, caller, choice, catalogue)
+        is_stored = False
+        try:
+            choice, inferred = await self._inferred(ask, choice, catalogue)
+            predictions = self._mint.predictions(
+                ask, inferred, choice.record, choice.arm, choice.experiment_id
             )
-            for text, inference in zip(ask.texts, computed.results, strict=True)
-        ]
-        body = render(predictions)
-        submission = Submission(
-            texts=list(
-                {
-                    prediction.text_id: NewText(
-                        id=prediction.text_id, content=text, embedding=inference.embedding
-                    )
-                    for prediction, text, inference in zip(
-                        predictions, ask.texts, computed.results, strict=True
-                    )
-                }.values()
-            ),
-            predictions=[
-                NewPrediction(
-                    id=prediction.id,
-                    text_id=prediction.text_id,
-                    user_id=ask.user_id,
-                    key_id=caller.key_id,
-                    holder_id=caller.holder_id,
-                    model=prediction.model,
-                    version=prediction.version,
-                    arm=prediction.arm,
-                    experiment_id=prediction.experiment_id,
-                    unit=ask.unit,
-                    label=prediction.label,
-                    confidence=prediction.confidence,
-                    scores=prediction.scores,
-                    request_id=ask.request_id,
-                    truncated=prediction.truncated,
-                    queue_ms=computed.queue_ms,
-                    infer_ms=computed.run_ms,
-                )
-                for prediction in predictions
-            ],
-            idempotency=None
-            if ask.idempotency is None
-            else ask.idempotency.kept(caller, status=201, answer=body),
-        )
-        with reaching_the_database():
-            stored = await self._store.submit([submission])
-        outcome = stored.results[0]
-        if isinstance(outcome, Failed):
-            raise StoreUnavailable(f"the prediction could not be stored: {outcome.error}") from outcome.error
-        if isinstance(outcome, (Replayed, Mismatch)):
-            return _replayed(outcome)
+            body = render(predictions)
+            claim = ask.idempotency
+            kept = None if claim is None else claim.kept(caller, status=201, answer=body)
+            stored = await self._stored(self._mint.submission(ask, caller, predictions, inferred, kept))
+            outcome = stored.results[0]
+            if isinstance(outcome, (Replayed, Mismatch)):
+                return _replayed(outcome)
+            is_stored = True
+        finally:
+            if beside is not None and not beside.done():
+                beside.set_result(is_stored)
         timing = Timing(
-            queue_ms=computed.queue_ms,
-            infer_ms=computed.run_ms,
+            queue_ms=inferred.queue_ms,
+            infer_ms=inferred.run_ms,
             store_ms=stored.queue_ms + stored.run_ms,
         )
         return Answer(status=201, body=body, timing=timing)
 
     async def embed(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], int]:
         """Vectors [n, d] of unit length in the index's space and the number of tokens read; stores nothing."""
-        found = (await self._computed(texts, None)).results
+        found = (await self._compute.infer(texts, None, self._catalogue().place(None))).results
         vectors = np.frombuffer(b"".join(each.embedding for each in found), np.float16)
         return vectors.reshape(len(texts), -1).astype(np.float32), sum(each.tokens for each in found)
 
-    async def _computed(self, texts: Sequence[str], record: VersionRecord | None) -> Passage[Inference]:
-        if len(texts) <= FEW:
-            return await self._compute.submit([Ask(text=text, record=record) for text in texts])
-        # Like lengths travel together: the less is padded.
-        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-        passage = await self._compute_bulk.submit([Ask(text=texts[index], record=record) for index in order])
-        results = [
-            result for _, result in sorted(zip(order, passage.results, strict=True), key=itemgetter(0))
-        ]
-        return replace(passage, results=results)
+    async def _inferred(self, ask: Predict, choice: Choice, catalogue: Catalogue) -> tuple[Choice, Inferred]:
+        """What the chosen version says, or the champion in the place of a challenger that can't."""
+        try:
+            place = catalogue.place(choice.record)
+            return choice, await self._compute.infer(ask.texts, choice.record, place)
+        except ModelNotReady:
+            if choice.split is not None:
+                self.faults.add(choice.split, choice.arm, len(ask.texts))
+            if choice.arm is not Arm.CHALLENGER:
+                raise
+        # Outside the experiment, whose arms would otherwise not be what the split says.
+        instead = Choice(record=catalogue.champion(choice.record.model), arm=Arm.CHAMPION)
+        place = catalogue.place(instead.record)
+        return instead, await self._compute.infer(ask.texts, instead.record, place)
+
+    def _begin_shadow(
+        self, ask: Predict, caller: Caller, choice: Choice, catalogue: Catalogue
+    ) -> asyncio.Future[bool] | None:
+        if choice.shadow is None or choice.split is None:
+            return None
+        return self._shadows.begin(
+            ask,
+            caller,
+            choice.shadow,
+            choice.split,
+            catalogue.place(choice.shadow),
+            beside=catalogue.place(choice.record),
+        )
+
+    async def _stored(self, submission: Submission) -> Passage[Outcome]:
+        with reaching_the_database():
+            stored = await self._store.submit([submission])
+        if isinstance(outcome := stored.results[0], Failed):
+            raise StoreUnavailable(f"the prediction could not be stored: {outcome.error}") from outcome.error
+        return stored
 
     async def _require_user(self, user_id: UUID) -> None:
         # Users are never deleted (erasure keeps the row), so one that was seen stays known.
@@ -432,7 +289,7 @@ def _translate(error: db_errors.DatabaseError) -> ServingError:
     match error:
         case db_errors.NotFound():
             return NotFound(str(error))
-        case db_errors.Duplicate():
+        case db_errors.Duplicate() | db_errors.Conflict():
             return Conflict(str(error))
         case db_errors.Rejected():
             return Invalid(str(error))

@@ -3,13 +3,18 @@
 One border for all of it, because all of it happens in one process, which holds the registry: the control.
 """
 
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
 
+from db.errors import DatabaseError
 from db.evaluations import Evaluation
-from db.promotions import ReignPage
+from db.promotions import Act, ReignPage
+from registry.decisions import Decision as PolicyDecision
+from registry.records import VersionRecord
+from serving.caller import Caller
 from serving.evaluations import Evaluations
-from serving.gateway import Caller
-from serving.promotions import Outcome, Promotions, VersionDetail
+from serving.promotions import Decision, Outcome, Promotions, VersionDetail
 
 
 class Lifecycle(Protocol):
@@ -33,12 +38,46 @@ class Lifecycle(Protocol):
         """Ask for an evaluation."""
 
 
-class LocalLifecycle:
-    """The control's part of it, in its process; `promotions` and `evaluations` are for its own loops."""
+class Log(Protocol):
+    """Where what the platform itself did is kept."""
 
-    def __init__(self, *, promotions: Promotions, evaluations: Evaluations) -> None:
+    async def add(self, *, action: str, subject: str, detail: Mapping[str, Any]) -> None:
+        """Append an entry."""
+
+
+class LocalLifecycle:
+    """The control's part of it, in its process; `promotions` and `evaluations` are for its own loops.
+
+    It is what the fleet keeps true of the past, too, and how a policy promotes.
+    """
+
+    def __init__(self, *, promotions: Promotions, evaluations: Evaluations, audit: Log) -> None:
         self.promotions = promotions
         self.evaluations = evaluations
+        self._audit = audit
+
+    async def reconcile(self, model: str, champion: str | None) -> None:
+        """`Promotions.reconcile`."""
+        await self.promotions.reconcile(model, champion)
+
+    async def failed(self, record: VersionRecord, reason: str) -> None:
+        """Note that a version can't answer; a database that is away leaves it to the log."""
+        subject = f"{record.model}/{record.version}"
+        with suppress(DatabaseError):
+            await self._audit.add(action="version.fail", subject=subject, detail={"reason": reason})
+
+    async def champions(self, model: str) -> Sequence[str]:
+        """The versions that were champion, the last one first."""
+        return await self.promotions.champions(model)
+
+    async def decided(self, model: str, version: str, decision: PolicyDecision) -> None:
+        """Carry out a policy's decision to promote.
+
+        Raises:
+            Conflict: a gate, or another change, stands in the way.
+        """
+        why = Decision(act=Act.POLICY, reason=decision.reason, evidence={"decision": decision.dump()})
+        await self.promotions.decide(model, version, why)
 
     async def promote(
         self, model: str, version: str, caller: Caller, *, force: bool, reason: str | None

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from uuid import UUID
 
+from serving.caller import Caller
 from serving.errors import RateLimited
-from serving.gateway import Caller
 
 
 class RateLimiter:

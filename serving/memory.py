@@ -16,8 +16,9 @@ from db.feedback import Judgement, NewFeedback
 from db.predictions import Page, Prediction, PredictionFilters
 from db.similarity import Neighbours, SimilarityFilters, Vector
 from db.submissions import Mismatch, NewIdempotency, Replayed
+from serving.caller import Caller, Idempotency
 from serving.errors import Conflict, Invalid, Problem
-from serving.gateway import Answer, Caller, Idempotency, reaching_the_database
+from serving.gateway import Answer, reaching_the_database
 
 Embed: TypeAlias = Callable[[Sequence[str]], Awaitable[tuple[NDArray[np.float32], int]]]
 

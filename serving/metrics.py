@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from serving.gateway import Prediction, Timing
+from serving.catalogue import Catalogue
+from serving.gateway import Timing
+from serving.prediction import Prediction
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -24,6 +26,7 @@ class DoorMeter:
         self._sizes = sizes
         self._seconds = seconds
         self._waits = waits
+        self._waiting = 0
 
     def batch(self, items: int, seconds: float) -> None:
         """A batch of `items` ran for `seconds`."""
@@ -32,7 +35,9 @@ class DoorMeter:
 
     def waiting(self, weight: int) -> None:
         """This much waits at the door now."""
-        self._waits.set(weight)
+        # Several doors may bear one name, so each adds what it has.
+        self._waits.inc(weight - self._waiting)
+        self._waiting = weight
 
 
 class Metrics:
@@ -76,6 +81,18 @@ class Metrics:
             registry=registry,
         )
         self._waiting = Gauge("valence_queue_weight", "What waits at a door.", ("door",), registry=registry)
+        self._versions = Gauge(
+            "valence_model_version_state",
+            "1 for the state that a registered version is in.",
+            ("model", "version", "state"),
+            registry=registry,
+        )
+        self._champion = Gauge(
+            "valence_model_champion",
+            "1 for the version that answers.",
+            ("model", "version"),
+            registry=registry,
+        )
         self._queue, self._infer, self._store = (
             self._stage_seconds.labels(stage) for stage in ("queue", "infer", "store")
         )
@@ -110,6 +127,13 @@ class Metrics:
         """A judgement is stored."""
         self._feedback.labels("true" if is_correct else "false").inc()
 
-    def exposition(self) -> bytes:
-        """Everything, in Prometheus' text format."""
+    def exposition(self, catalogue: Catalogue) -> bytes:
+        """Everything, in Prometheus' text format, with the versions as the catalogue has them."""
+        self._versions.clear()
+        self._champion.clear()
+        for model, versions in catalogue.models.items():
+            for version, entry in versions.items():
+                self._versions.labels(model, version, entry.state).set(1)
+        for model, version in catalogue.champions.items():
+            self._champion.labels(model, version).set(1)
         return generate_latest(self._registry)

@@ -21,9 +21,10 @@ from registry.gates import GateReport, Gates, judge, unevaluated
 from registry.records import VersionRecord
 from registry.report import Report
 from serving import catalogue as catalogues
+from serving.caller import Caller
 from serving.catalogue import Catalogue
 from serving.errors import Conflict, Invalid, NotReady, Problem, Refused
-from serving.gateway import Caller, reaching_the_database
+from serving.gateway import reaching_the_database
 
 log = structlog.get_logger(__name__)
 
@@ -213,6 +214,13 @@ class Promotions:
         with reaching_the_database():
             return await self._records.history(model, limit=limit, cursor=cursor)
 
+    async def champions(self, model: str) -> list[str]:
+        """The versions that were champion of late, the last one first; none of a model that nobody knows."""
+        with reaching_the_database():
+            page = await self._records.history(model)
+        reigns = (reign.promotion.version_to for reign in page.items)
+        return [version for version in reigns if version is not None]
+
     async def version(self, model: str, version: str) -> VersionDetail:
         """A version with its evaluations, and what the gates would say of it now.
 
@@ -238,13 +246,17 @@ class Promotions:
         What was intended by a process that died is settled by where the alias is; a move by any other MLflow
         client is recorded once, as external. Costs one read while both agree. Safe with several at once.
         """
+        await self._reconcile(model, champion, wait=False)
+
+    async def _reconcile(self, model: str, champion: str | None, *, wait: bool) -> None:
+        """`wait`: for another reconciler, but never for a change that is under way."""
         with reaching_the_database():
             standing = await self._records.standing(model)
-            if standing.intended is None and standing.champion is not None and standing.version == champion:
+            known = standing.champion is not None or champion is None
+            if standing.intended is None and known and standing.version == champion:
                 return
-            if standing.intended is None and standing.champion is None and champion is None:
-                return
-            async with self._records.trying(model) as held:
+            lock = self._records.holding if wait and standing.intended is None else self._records.trying
+            async with lock(model) as held:
                 # Whoever holds the lock lives, and settles what it does itself.
                 if held is not None:
                     await self._follow(held, model)
@@ -384,7 +396,8 @@ class Promotions:
 
     async def _true_standing(self, model: str) -> Standing:
         """Where the model stands once the history says what the alias says."""
-        await self.reconcile(model, await self._asked(self._registry.champion_version, model))
+        champion = await self._asked(self._registry.champion_version, model)
+        await self._reconcile(model, champion, wait=True)
         with reaching_the_database():
             standing = await self._records.standing(model)
         if standing.intended is not None:

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from registry.bundle import Bundle
-from registry.errors import RegistryError
+from registry.bundle import LABELS, Bundle
+from registry.errors import BundleInvalid, RegistryError
 from registry.records import VersionRecord
+from serving.compute import Ask, Inference
 from serving.encoder import Encoder, MicroBatch
 from serving.errors import ModelNotReady, NotReady
-from serving.gateway import LABELS, Ask, Inference
 from serving.heads import Head, answered, load_head
 
 _IDLE_SECONDS = 2.0
@@ -111,7 +111,7 @@ class Replica:
         for micro in self._encoder.run(["A short text to try the head on."]):
             scores = head.scores(micro)
             if scores.shape != (1, len(LABELS)) or not answered(scores).all():
-                raise ModelNotReady(f"version {version.version} gives no usable answer for a plain text")
+                raise BundleInvalid(f"version {version.version} gives no usable answer for a plain text")
 
     def _head(self, version: VersionRecord) -> Head:
         head = self._heads.get(version.digest)

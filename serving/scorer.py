@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from registry.bundle import LABELS
 from registry.report import Latency
 from serving.encoder import Encoder
 from serving.errors import Invalid
-from serving.gateway import LABELS
 from serving.heads import Head, Scores, answered
 
 _ALONE = 40
@@ -72,7 +72,7 @@ class Scorer:
             self._pass(each)
         took = [self._timed(each) for each in asked]
         return Latency(
-            engine=self._encoder.engine,
+            engine=str(self._encoder.engine),
             alone_ms=round(1000 * float(np.median(took[:_ALONE])), 4),
             texts_per_second=round(_BATCH * _BATCHES / max(sum(took[_ALONE:]), 1e-9), 2),
         )

@@ -10,6 +10,8 @@ import structlog
 
 from db.engine import Database
 from db.errors import DatabaseError
+from db.evidence import Evidence
+from db.experiments import Experiments as ExperimentStore
 from db.feedback import FeedbackStore
 from db.idempotency import Idempotency
 from db.ids import TextIds, Uuid7Clock
@@ -17,33 +19,45 @@ from db.keys import Keys
 from db.partitions import Partitions
 from db.predictions import Predictions
 from db.similarity import Similarity
+from db.traffic import TrafficFeed
 from db.users import Users
 from db.writer import Writer
 from serving.accounts import Accounts
 from serving.api.deps import Services
 from serving.auth import Authenticator
 from serving.catalogue import Catalogue
+from serving.compute import Bounds, Encoders
 from serving.errors import NotFound, NotReady
-from serving.gateway import Bounds, Encoders, Gateway
+from serving.experiments import Experiments, traffic_of
+from serving.gateway import Gateway
 from serving.installation import installation_key
 from serving.lifecycle import Lifecycle
 from serving.limits import RateLimiter
 from serving.memory import Memory
 from serving.metrics import Metrics
+from serving.routing import Traffic
 from serving.settings import Settings
+from serving.shadow import Faults
 from serving.stores import database_of
 
 log = structlog.get_logger(__name__)
 
 _HOUR = 3600.0
 _KEY_USES_SECONDS = 30.0
+_FAULTS_SECONDS = 2.0
 
 
 @asynccontextmanager
 async def services(
-    settings: Settings, encoders: Encoders, catalogue: Callable[[], Catalogue], lifecycle: Lifecycle
+    settings: Settings,
+    replicas: Callable[[str], Encoders],
+    catalogue: Callable[[], Catalogue],
+    asked: Callable[[str, str], None],
+    lifecycle: Lifecycle,
 ) -> AsyncIterator[Services]:
     """The services of one process; on the way out everybody inside is answered before the database closes.
+
+    `replicas`: those of an encoder; `asked`: told of each version that is named.
 
     Raises:
         DatabaseError: the database can't be reached or used.
@@ -60,12 +74,15 @@ async def services(
         token_seconds=settings.token_seconds,
         trust_seconds=settings.credential_cache_seconds,
     )
+    split = _Splits()
     gateway = Gateway(
-        encoders=encoders,
+        replicas=replicas,
         writer=Writer(database, space=settings.space),
         idempotency=Idempotency(database),
         users=users,
         catalogue=catalogue,
+        traffic=split.current,
+        asked=asked,
         clock=clock,
         text_ids=TextIds(key),
         default_model=settings.model,
@@ -78,14 +95,16 @@ async def services(
             store_connections=settings.store_connections,
             request_seconds=settings.request_seconds,
         ),
-        compute_meter=metrics.meter("compute"),
-        bulk_meter=metrics.meter("bulk"),
-        store_meter=metrics.meter("store"),
+        meter=metrics.meter,
     )
+    evidence = Evidence(database)
     await _bound(clock, database)
+    await split.read(TrafficFeed(database))
     chores = [
         asyncio.create_task(_keep_bounded(clock, database)),
         asyncio.create_task(_keep_uses(authenticator)),
+        asyncio.create_task(split.follow(TrafficFeed(database))),
+        asyncio.create_task(_keep_faults(gateway.faults, evidence)),
     ]
 
     async def missing() -> Sequence[str]:
@@ -112,6 +131,7 @@ async def services(
             ),
             accounts=Accounts(users=users, keys=keys, authenticator=authenticator),
             lifecycle=lifecycle,
+            experiments=Experiments(ExperimentStore(database), evidence, catalogue),
             authenticator=authenticator,
             limits=RateLimiter(settings.rate_limit),
             catalogue=catalogue,
@@ -127,7 +147,40 @@ async def services(
         await gateway.close()
         with suppress(DatabaseError):
             await authenticator.note_uses()
+            await evidence.add_faults(gateway.faults.take())
         await database.close()
+
+
+class _Splits:
+    """How traffic is split, as this process knows it: one frozen value, replaced whole."""
+
+    def __init__(self) -> None:
+        self._traffic = Traffic()
+
+    def current(self) -> Traffic:
+        """The splits now."""
+        return self._traffic
+
+    async def read(self, feed: TrafficFeed) -> None:
+        """Read them once."""
+        self._traffic = traffic_of(await feed.current())
+
+    async def follow(self, feed: TrafficFeed) -> None:
+        """Follow every change, for ever."""
+        async for experiments in feed.changes():
+            self._traffic = traffic_of(experiments)
+
+
+async def _keep_faults(faults: Faults, evidence: Evidence) -> None:
+    """Store what arms could not answer, outside the request path."""
+    while True:
+        await asyncio.sleep(_FAULTS_SECONDS)
+        counted = faults.take()
+        try:
+            await evidence.add_faults(counted)
+        except DatabaseError as error:
+            faults.give_back(counted)
+            log.warning("faults.postponed", error=str(error))
 
 
 async def _bound(clock: Uuid7Clock, database: Database) -> None:

@@ -118,6 +118,13 @@ class Settings(BaseSettings):
         ge=0,
         description="time spent compiling shapes before the first answer; the rest wait for idle times",
     )
+    encoder_grace_seconds: Seconds = Field(
+        default=300,
+        description="how long an encoder that nobody needs any more runs on; going back to it is instant meanwhile",
+    )
+    judge_seconds: Seconds = Field(
+        default=5, description="how often the policies of running experiments look at what came of them"
+    )
     ingress_cpus: float = Field(
         default=0.2, gt=0, description="logical CPUs Ray reserves per ingress replica"
     )

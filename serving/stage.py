@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +20,7 @@ import structlog
 
 from registry.errors import NotRegistered, RegistryError
 from registry.records import EncoderRecord
+from registry.store import Registry
 from serving.logs import configure_logging
 from serving.settings import Settings
 
@@ -35,7 +37,7 @@ def end_with_parent(number: int = signal.SIGTERM) -> None:
 
 
 def models(settings: Settings) -> None:
-    """Register the first versions, unless they are, and note the space's encoder for the next start."""
+    """Register the first versions, unless they are, and note the champion's encoder for the next start."""
     from registry.bootstrap import bootstrap
     from serving.stores import registry_of
 
@@ -43,25 +45,25 @@ def models(settings: Settings) -> None:
     bootstrap(registry, space=settings.space, model=settings.model, work=settings.home / "build")
     note = encoder_note(settings)
     draft = note.with_suffix(".new")
-    draft.write_text(json.dumps(asdict(registry.space_encoder(settings.space))))
+    draft.write_text(json.dumps(asdict(_first_encoder(registry, settings))))
     draft.replace(note)
 
 
 def encoder_note(settings: Settings) -> Path:
-    """Where it is noted which encoder the home's own registry has for the space: asking takes MLflow seconds."""
+    """Where it is noted which encoder the champion has, by the home's own registry: asking takes MLflow seconds."""
     return settings.home / "build" / f"{settings.space}.json"
 
 
 def serve(settings: Settings, ended: threading.Event, *, note: Path | None) -> int:
     """Run Ray and the application until told to end (0) or until a process of Ray dies (1).
 
-    `note` is an encoder's note that may be believed.
+    `note` is where an encoder is noted, or will be; None asks the registry.
     """
     from serving import cluster
 
     # Aside, because what a deployment needs takes as long to import as Ray takes to start.
     aside = ThreadPoolExecutor(2)
-    found = aside.submit(_space_encoder, settings, ended, note)
+    found = aside.submit(_encoder, settings, ended, note)
     aside.submit(import_module, "serving.app")
     cluster.start(settings)
     # Ray has set handlers of its own, under which a signal would end this process before it has drained.
@@ -85,25 +87,36 @@ def serve(settings: Settings, ended: threading.Event, *, note: Path | None) -> i
 
 
 def _deploy(record: EncoderRecord, settings: Settings) -> None:
+    """Start everything at once: the control would start the encoder, too, but only once it is up itself."""
     from ray import serve
+    from ray.serve.api import RunTarget
 
-    from serving.app import build
+    from serving.app import build, encoder_application
+    from serving.pool import target
 
     log.info("stage.deploying")
-    serve.run(build(record, settings), name=_APPLICATION, route_prefix="/")
+    serve.run_many(
+        [
+            target(record, encoder_application(record, settings)),
+            RunTarget(build(settings), name=_APPLICATION, route_prefix="/"),
+        ]
+    )
     log.info("stage.serving", port=settings.port)
 
 
-def _space_encoder(settings: Settings, ended: threading.Event, note: Path | None) -> EncoderRecord | None:
-    """The encoder to serve, as soon as it is registered; None if the stage ends before."""
-    if note is not None:
-        return EncoderRecord(**json.loads(note.read_text()))
+def _encoder(settings: Settings, ended: threading.Event, note: Path | None) -> EncoderRecord | None:
+    """The encoder to start with, as soon as it is registered; None if the stage ends before."""
+    while note is not None:
+        if note.exists():
+            return EncoderRecord(**json.loads(note.read_text()))
+        if ended.wait(0.1):
+            return None
     from serving.stores import registry_of
 
     registry = registry_of(settings)
     while not ended.is_set():
         try:
-            return registry.space_encoder(settings.space)
+            return _first_encoder(registry, settings)
         except NotRegistered:
             ended.wait(0.3)
         except RegistryError as error:
@@ -112,12 +125,21 @@ def _space_encoder(settings: Settings, ended: threading.Event, note: Path | None
     return None
 
 
+def _first_encoder(registry: Registry, settings: Settings) -> EncoderRecord:
+    """The champion's encoder, or the space's if it has none. Raises NotRegistered until there is a champion."""
+    champion = registry.champion(settings.model)
+    if champion.encoder is not None:
+        with suppress(NotRegistered):
+            return registry.encoder(champion.encoder)
+    return registry.space_encoder(settings.space)
+
+
 def _core_processes() -> list[psutil.Process]:
     return [child for child in psutil.Process().children(recursive=True) if child.name() in _RAY_CORE]
 
 
 def main() -> int:
-    """`models`, or `serve` with the path of a note that may be believed."""
+    """`models`, or `serve` with the path of the note to go by."""
     end_with_parent()
     settings = Settings()
     configure_logging(settings.log_level)

@@ -26,8 +26,8 @@ from db.keys import Keys, NewKey
 from db.partitions import Partitions
 from db.segments import Segments
 from serving.auth import digest, fresh_key, key_id_in
+from serving.caller import Role
 from serving.cluster import environment
-from serving.gateway import Role
 from serving.installation import admin_key_path, write_secret
 from serving.logs import configure_logging
 from serving.record import Record
@@ -109,8 +109,9 @@ class Supervisor:
             self._record.write("starting the database and Ray")
             names = self._names()
             # Ray takes longer than the database, and asks for it last.
-            known = self._known()
-            stage = Child(["serving.stage", "serve", *map(str, known)], names)
+            note = self._note()
+            known = note is not None and note.exists()
+            stage = Child(["serving.stage", "serve", *([str(note)] if note else [])], names)
             stage.look()
             self._prepare(names)
             self._record.write("starting the models")
@@ -171,11 +172,10 @@ class Supervisor:
         database = {"database_url": SecretStr(names["DATABASE_URL"])}
         asyncio.run(_furnish(self._settings.model_copy(update=database)))
 
-    def _known(self) -> list[Path]:
-        """The note of the space's encoder, if it is there and nobody else can have moved the registry on."""
-        note = encoder_note(self._settings)
+    def _note(self) -> Path | None:
+        """Where the champion's encoder is noted, or will be, if nobody else can have moved the registry on."""
         elsewhere = self._settings.mlflow_tracking_uri or self._settings.database_url
-        return [note] if elsewhere is None and note.exists() else []
+        return encoder_note(self._settings) if elsewhere is None else None
 
     def _look_after_database(self) -> None:
         if self._server is None or self._server.running() or self._ending:

@@ -9,8 +9,10 @@ from starlette.types import Scope
 
 from serving.accounts import Accounts
 from serving.auth import Authenticator
+from serving.caller import Caller
 from serving.catalogue import Catalogue
-from serving.gateway import Caller, Gateway
+from serving.experiments import Experiments
+from serving.gateway import Gateway
 from serving.lifecycle import Lifecycle
 from serving.limits import RateLimiter
 from serving.memory import Memory
@@ -27,6 +29,7 @@ class Services:
     memory: Memory
     accounts: Accounts
     lifecycle: Lifecycle
+    experiments: Experiments
     authenticator: Authenticator
     limits: RateLimiter
     catalogue: Callable[[], Catalogue]

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from db.tables import DIMENSIONS
+from registry.bundle import LABELS
 from serving.api import render
 from serving.api.access import GuardedRoute, public, requires
 from serving.api.deps import Json, body_of, services_of
@@ -25,8 +26,9 @@ from serving.api.schemas.inference import (
     Ready,
     ServerMetadata,
 )
+from serving.caller import Role
 from serving.errors import Invalid, NotFound, Problem
-from serving.gateway import LABELS, Prediction, Role
+from serving.prediction import Prediction
 
 router = APIRouter(prefix="/v2", route_class=GuardedRoute, tags=["open inference protocol"])
 

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from serving.api.access import GuardedRoute, public, requires
 from serving.api.deps import services_of
-from serving.gateway import Role
+from serving.caller import Role
 from serving.metrics import CONTENT_TYPE
 
 
@@ -21,7 +21,9 @@ def router(*, is_open: bool) -> APIRouter:
 
     async def metrics(request: Request) -> Response:
         """Metrics in Prometheus' format."""
-        return Response(services_of(request).metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+        services = services_of(request)
+        content = services.metrics.exposition(services.catalogue())
+        return Response(content, headers={"Content-Type": CONTENT_TYPE})
 
     made.get(
         "/metrics",

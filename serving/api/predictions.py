@@ -24,7 +24,9 @@ from serving.api.schemas.data import (
     RememberedPrediction,
 )
 from serving.api.schemas.fields import parse
-from serving.gateway import Answer, Predict, Prediction, Role
+from serving.caller import Role
+from serving.gateway import Answer
+from serving.prediction import Predict, Prediction
 
 router = APIRouter(route_class=GuardedRoute, tags=["predictions"])
 

@@ -9,8 +9,10 @@ from starlette.responses import Response
 from db.feedback import Judgement
 from db.predictions import Prediction as StoredPrediction
 from db.similarity import Neighbours
+from registry.bundle import LABELS
 from serving.api.deps import Json
-from serving.gateway import LABELS, Answer, Prediction, Timing
+from serving.gateway import Answer, Timing
+from serving.prediction import Prediction
 
 _OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z
 _NO_TIME: Final = Timing(queue_ms=0, infer_ms=0, store_ms=0)

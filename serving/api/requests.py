@@ -9,8 +9,9 @@ from uuid import UUID
 from starlette.requests import Request
 
 from serving.api.deps import Exchange, header
+from serving.caller import Idempotency
 from serving.errors import Invalid, Problem
-from serving.gateway import Idempotency, Predict
+from serving.prediction import Predict
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 

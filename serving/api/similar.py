@@ -11,7 +11,7 @@ from serving.api.deps import body_of, caller_of, services_of
 from serving.api.edge import while_connected
 from serving.api.schemas.data import SimilarAnswer, SimilarRequest
 from serving.api.schemas.fields import parse
-from serving.gateway import Role
+from serving.caller import Role
 from serving.memory import Search
 
 router = APIRouter(route_class=GuardedRoute, tags=["similar"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from serving.cli import data, database, keys, models, platform, train, users
+from serving.cli import data, database, experiments, keys, models, platform, train, users
 from serving.cli.common import variable
 
 _EXPECTED = (
@@ -32,6 +32,7 @@ for command in (platform.up, platform.down, platform.status, data.predict, data.
     app.command()(command)
 for name, group in (
     ("models", models.app),
+    ("experiments", experiments.app),
     ("keys", keys.app),
     ("users", users.app),
     ("db", database.app),

@@ -96,7 +96,7 @@ def assert_refusals_say_when_to_come_back(load: Load) -> None:
 def test_a_killed_encoder_replica_costs_at_most_what_it_held(hurt: LivePlatform) -> None:
     with Load(hurt) as load:
         load.until(50)
-        (replica,) = hurt.named("ReplicaActor:encoder") or hurt.named(":encoder")
+        (replica,) = hurt.named("ServeReplica:encoder-")
         replica.kill()
         load.until(50)
     assert_refusals_say_when_to_come_back(load)

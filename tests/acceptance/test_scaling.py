@@ -1,14 +1,13 @@
 """More replicas under load and fewer after it, without a failed request; and what HAProxy refuses by itself."""
 
 import asyncio
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from typing import Self
 
 import httpx
 import pytest
 
+from tests.support.clients import Clients
 from tests.support.clock import eventually
 from tests.support.live import LivePlatform, live_platform
 
@@ -30,48 +29,9 @@ def elastic() -> Iterator[LivePlatform]:
         yield platform
 
 
-class Clients:
-    """So many that predict one text after another until the block ends."""
-
-    def __init__(self, platform: LivePlatform, count: int) -> None:
-        self._platform = platform
-        self._ended = threading.Event()
-        self._threads = [threading.Thread(target=self._work, args=(number,)) for number in range(count)]
-        self.answers: list[str] = []
-        self.failures: list[object] = []
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _work(self, worker: int) -> None:
-        number = 0
-        with self._platform.client() as client:
-            while not self._ended.is_set():
-                number += 1
-                try:
-                    answer = client.post(
-                        "/v1/predict",
-                        json={"text": f"Round {number} of client {worker} went well, {id(self)}."},
-                    )
-                except httpx.HTTPError as error:
-                    self.failures.append(error)
-                    continue
-                if answer.status_code == 201:
-                    self.answers.append(answer.json()["id"])
-                else:
-                    self.failures.append((answer.status_code, answer.text))
-
-
 def computing(platform: LivePlatform, clients: Clients) -> int:
     """How many encoder replicas took part in the next hundred answers."""
-    replicas = platform.named("ServeReplica:valence:encoder")
+    replicas = platform.named("ServeReplica:encoder-")
     before = {replica.pid: replica.cpu_times().user for replica in replicas if replica.is_running()}
     target = len(clients.answers) + 100
     eventually(lambda: len(clients.answers) >= target, within=60, what="a hundred answers")
@@ -80,7 +40,7 @@ def computing(platform: LivePlatform, clients: Clients) -> int:
 
 
 def test_replicas_come_and_go_with_the_load_and_no_request_fails(elastic: LivePlatform) -> None:
-    assert len(elastic.named("ServeReplica:valence:encoder")) == 1
+    assert len(elastic.named("ServeReplica:encoder-")) == 1
     assert len(elastic.named("ServeReplica:valence:ingress")) == INGRESS_REPLICAS
     with Clients(elastic, 16) as many:
         eventually(
@@ -89,14 +49,15 @@ def test_replicas_come_and_go_with_the_load_and_no_request_fails(elastic: LivePl
     assert not many.failures
     with Clients(elastic, 1) as few:
         eventually(
-            lambda: len(elastic.named("ServeReplica:valence:encoder")) == 1,
+            lambda: len(elastic.named("ServeReplica:encoder-")) == 1,
             within=120,
             what="the second replica is gone",
         )
     assert not few.failures
     with elastic.client() as client:
         stored = [
-            client.get(f"/v1/predictions/{prediction}").status_code for prediction in many.answers[::50]
+            client.get(f"/v1/predictions/{prediction}").status_code
+            for prediction in (answer["id"] for answer in many.answers[::50])
         ]
     assert set(stored) == {200}
 

@@ -11,11 +11,15 @@ import httpx
 from fastapi import FastAPI
 
 from db.engine import Database
+from db.evaluations import Evaluations as StoredEvaluations
+from db.evidence import Evidence
+from db.experiments import Experiments as ExperimentStore
 from db.feedback import FeedbackStore
 from db.idempotency import Idempotency
 from db.ids import TextIds, Uuid7Clock
 from db.keys import Keys, NewKey
 from db.predictions import Predictions
+from db.promotions import Promotions as StoredPromotions
 from db.similarity import Similarity
 from db.users import Users
 from db.writer import Writer
@@ -23,7 +27,13 @@ from registry.records import VersionRecord
 from serving.accounts import Accounts
 from serving.api import Services, create_api
 from serving.auth import Authenticator, FreshKey, fresh_key
+from serving.caller import Role
 from serving.catalogue import Catalogue, Entry, State
+from serving.compute import Bounds
+from serving.evaluations import Evaluations
+from serving.experiments import Experiments
+from serving.fake_control import FakeEvaluations, FakeLog, FakePromotions, FakeRegistry
+from serving.fake_experiments import FakeExperiments
 from serving.fakes import (
     FakeEncoders,
     FakeFeedback,
@@ -33,10 +43,13 @@ from serving.fakes import (
     FakeStore,
     FakeUsers,
 )
-from serving.gateway import Bounds, Gateway, Role
+from serving.gateway import Gateway
+from serving.lifecycle import LocalLifecycle
 from serving.limits import RateLimiter
 from serving.memory import Memory
 from serving.metrics import Metrics
+from serving.promotions import Promotions
+from serving.routing import Split, Traffic
 from tests.support.postgres import KEY, SPACE, opened
 
 MODEL = "sentiment"
@@ -55,6 +68,16 @@ class Hands:
         return self.now()
 
 
+class Routes:
+    """Traffic that a test splits."""
+
+    def __init__(self) -> None:
+        self.splits: dict[str, Split] = {}
+
+    def current(self) -> Traffic:
+        return Traffic(splits=dict(self.splits))
+
+
 @dataclass(kw_only=True)
 class Platform:
     """An application, the parts a test reaches into, and a key for each role."""
@@ -64,10 +87,15 @@ class Platform:
     encoders: FakeEncoders
     clock: Hands
     keys: dict[Role, FreshKey]
+    registry: FakeRegistry
+    lifecycle: LocalLifecycle
+    evaluations: Any
     store: FakeStore | None = None
     key_records: FakeKeys | None = None
     database: Database | None = None
     lacks: list[str] = field(default_factory=list)
+    traffic: Routes = field(default_factory=Routes)
+    asked: set[tuple[str, str]] = field(default_factory=set)
 
     def client(self, role: Role | None = Role.CLIENT, *, key: str | None = None) -> httpx.AsyncClient:
         """A client with the key of this role, with another one, or with none."""
@@ -97,6 +125,9 @@ def catalogue() -> Catalogue:
     """Version 1 ready, 2 champion, 3 starting, 4 failed."""
     return Catalogue(
         revision=1,
+        champions={MODEL: "2"},
+        spaced=frozenset(["e" * 64]),
+        embedder="e" * 64,
         models={
             MODEL: {
                 "1": Entry(record=record("1", kind="lexicon"), state=State.READY),
@@ -118,21 +149,38 @@ def _platform(
     **settings: Any,
 ) -> Platform:
     encoders, metrics, lacks = FakeEncoders(), Metrics(), []
+    traffic = Routes()
+    asked: set[tuple[str, str]] = set()
     authenticator = Authenticator(
         records["keys"], installation_key=KEY, now=clock.now, monotonic=clock.monotonic
     )
     gateway = Gateway(
-        encoders=encoders,
+        replicas=lambda _: encoders,
         writer=records["writer"],
         idempotency=records["idempotency"],
         users=records["users"],
         catalogue=catalogue,
+        traffic=traffic.current,
+        asked=lambda model, version: asked.add((model, version)),
         clock=ids,
         text_ids=TextIds(KEY),
         default_model=MODEL,
         bounds=bounds,
-        compute_meter=metrics.meter("compute"),
-        store_meter=metrics.meter("store"),
+        meter=metrics.meter,
+    )
+
+    registry = FakeRegistry(
+        {version: entry.record for version, entry in catalogue().models[MODEL].items()}, champion="2"
+    )
+    lifecycle = LocalLifecycle(
+        promotions=Promotions(
+            records=records["promotions"],
+            reports=records["evaluations"],
+            registry=registry,
+            catalogue=catalogue,
+        ),
+        evaluations=Evaluations(records=records["evaluations"], registry=registry, catalogue=catalogue),
+        audit=FakeLog(),
     )
 
     async def missing() -> Sequence[str]:
@@ -147,6 +195,8 @@ def _platform(
             embed=gateway.embed,
         ),
         accounts=Accounts(users=records["users"], keys=records["keys"], authenticator=authenticator),
+        experiments=Experiments(records["experiments"], records["evidence"], catalogue),
+        lifecycle=lifecycle,
         authenticator=authenticator,
         limits=RateLimiter(rate, clock=clock.monotonic),
         catalogue=catalogue,
@@ -157,7 +207,17 @@ def _platform(
         **settings,
     )
     return Platform(
-        app=create_api(services), services=services, encoders=encoders, clock=clock, keys={}, lacks=lacks
+        app=create_api(services),
+        services=services,
+        encoders=encoders,
+        clock=clock,
+        registry=registry,
+        lifecycle=lifecycle,
+        evaluations=records["evaluations"],
+        keys={},
+        lacks=lacks,
+        traffic=traffic,
+        asked=asked,
     )
 
 
@@ -185,9 +245,11 @@ async def fake_platform(
 ) -> AsyncIterator[Platform]:
     """Everything in memory."""
     store = FakeStore()
-    keys = FakeKeys(store)
+    keys, experiments = FakeKeys(store), FakeExperiments()
     platform = _platform(
         records={
+            "experiments": experiments,
+            "evidence": experiments,
             "writer": store,
             "idempotency": store,
             "users": FakeUsers(store),
@@ -195,6 +257,8 @@ async def fake_platform(
             "predictions": FakePredictions(store),
             "feedback": FakeFeedback(store),
             "similarity": FakeSimilarity(store),
+            "promotions": FakePromotions(),
+            "evaluations": FakeEvaluations(),
         },
         clock=Hands(),
         ids=Uuid7Clock(),
@@ -215,6 +279,8 @@ async def stored_platform(url: str, *, rate: float = 0, **settings: Any) -> Asyn
         keys = Keys(database)
         platform = _platform(
             records={
+                "experiments": ExperimentStore(database),
+                "evidence": Evidence(database),
                 "writer": Writer(database, space=SPACE),
                 "idempotency": Idempotency(database),
                 "users": Users(database),
@@ -222,6 +288,8 @@ async def stored_platform(url: str, *, rate: float = 0, **settings: Any) -> Asyn
                 "predictions": Predictions(database),
                 "feedback": FeedbackStore(database),
                 "similarity": Similarity(database, space=SPACE),
+                "promotions": StoredPromotions(database),
+                "evaluations": StoredEvaluations(database),
             },
             clock=Hands(),
             ids=Uuid7Clock(),

@@ -6,9 +6,9 @@ import pytest
 
 from serving.accounts import Accounts, WantedKey
 from serving.auth import Authenticator, digest
+from serving.caller import Caller, Role
 from serving.errors import Conflict, Invalid, NotFound, StoreUnavailable, Unauthenticated
 from serving.fakes import FakeKeys, FakeStore, FakeUsers
-from serving.gateway import Caller, Role
 
 pytestmark = pytest.mark.anyio
 ADMIN = Caller(key_id=uuid4(), holder_id=uuid4(), role=Role.ADMIN)

@@ -5,15 +5,18 @@ import base64
 import json
 import struct
 from collections.abc import AsyncIterator
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from fastapi import APIRouter
 
+from db.evaluations import NewEvaluation
 from serving.api.access import GuardedRoute
+from serving.caller import Role
 from serving.errors import Overloaded
-from serving.gateway import Role
 from tests.support.app import Platform, add_key, fake_platform
+from tests.support.reports import report
 
 pytestmark = pytest.mark.anyio
 
@@ -263,7 +266,7 @@ async def test_a_client_that_leaves_is_dropped_before_its_text_is_computed(platf
     async def send(message: object) -> None:
         sent.append(message)
 
-    door = platform.services.gateway._compute
+    door = platform.services.gateway._compute._door("e" * 64, bulk=False)
     door._free_slots = 0
     scope = {
         "type": "http",
@@ -494,3 +497,106 @@ async def test_the_document_page_needs_no_other_machine() -> None:
             assert f"/docs/{name}" in page.text
             assert (await client.get(f"/docs/{name}")).status_code == 200
         assert (await client.get("/docs/core.py")).status_code in {404, 422}
+
+
+async def evaluated(platform: Platform, version: str, accuracy: float) -> None:
+    """A stored report of this version."""
+    made = report(version, accuracy)
+    wanted = NewEvaluation(
+        bundle_digest=made.bundle, data_digest=made.data, model="sentiment", version=version
+    )
+    asked = await platform.evaluations.request(wanted)
+    await platform.evaluations.finish(asked.id, made.dump())
+
+
+async def test_a_version_is_evaluated_promoted_and_rolled_back(platform: Platform) -> None:
+    versions = "/v1/models/sentiment/versions"
+    async with platform.client(Role.ENGINEER) as client:
+        missing = await client.post(f"{versions}/3/promote")
+        asked = await client.post(f"{versions}/3/evaluate")
+        await platform.lifecycle.evaluations._records.fail(asked.json()["id"], "a test")
+        await evaluated(platform, "2", 0.75)
+        await evaluated(platform, "3", 0.78)
+        shown = await client.get(f"{versions}/3")
+        promoted = await client.post(f"{versions}/3/promote", json={"reason": "better"})
+        again = await client.post(f"{versions}/3/promote", json={})
+        undone = await client.post("/v1/models/sentiment/rollback")
+        page = await client.get("/v1/models/sentiment/history", params={"limit": 2})
+        rest = await client.get("/v1/models/sentiment/history", params={"cursor": page.json()["next_cursor"]})
+    assert missing.status_code == 409
+    assert missing.json()["title"] == "Promotion refused"
+    assert missing.json()["detail"].startswith("evaluation missing")
+    assert set(missing.json()["report"]["missing"]) == {"2", "3"}
+    assert (asked.status_code, asked.json()["state"]) == (202, "running")
+    assert shown.json()["gates"]["passed"]
+    assert [each["state"] for each in shown.json()["evaluations"]] == ["done", "failed"]
+    assert (promoted.status_code, promoted.json()["previous"], promoted.json()["changed"]) == (200, "2", True)
+    assert promoted.json()["report"]["passed"]
+    assert (again.status_code, again.json()["changed"]) == (200, False)
+    assert (undone.status_code, undone.json()["version"], undone.json()["report"]) == (200, "2", None)
+    assert [(item["version"], item["act"]) for item in page.json()["items"]] == [
+        ("2", "rollback"),
+        ("3", "promote"),
+    ]
+    first, second = page.json()["items"]
+    assert (first["to"], second["to"]) == (None, first["from"])
+    assert (second["by"], second["reason"]) == (str(platform.keys[Role.ENGINEER].id), "better")
+    assert [(item["version"], item["act"]) for item in rest.json()["items"]] == [("2", "bootstrap")]
+
+
+async def test_a_failed_gate_answers_409_with_the_report(platform: Platform) -> None:
+    await evaluated(platform, "2", 0.75)
+    await evaluated(platform, "1", 0.6)
+    path = "/v1/models/sentiment/versions/1/promote"
+    async with platform.client(Role.ENGINEER) as client:
+        failed = await client.post(path)
+        unreasoned = await client.post(path, json={"force": True})
+        forced = await client.post(path, json={"force": True, "reason": "an incident"})
+    assert failed.status_code == 409
+    assert failed.headers["content-type"] == "application/problem+json"
+    assert [check["passed"] for check in failed.json()["report"]["checks"]].count(False) == 1
+    assert (unreasoned.status_code, unreasoned.json()["errors"][0]["loc"]) == (422, ["body", "reason"])
+    assert (forced.status_code, forced.json()["forced"], forced.json()["gated"]) == (200, True, False)
+
+
+BAD_CHANGES: dict[str, tuple[str, str, Any, int]] = {
+    "broken version": ("POST", "versions/4/promote", {"force": True, "reason": "x"}, 409),
+    "unknown version": ("POST", "versions/9/promote", {}, 404),
+    "evaluate an unknown version": ("POST", "versions/9/evaluate", None, 404),
+    "show an unknown version": ("GET", "versions/9", None, 404),
+    "unknown field": ("POST", "versions/3/promote", {"why": "x"}, 422),
+    "a string for a flag": ("POST", "versions/3/promote", {"force": "yes"}, 422),
+    "nothing before": ("POST", "rollback", None, 409),
+    "no page gave that": ("GET", "history?cursor=x", None, 422),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CHANGES)
+async def test_what_cant_be_changed_is_a_problem_that_says_why(platform: Platform, case: str) -> None:
+    method, path, content, status = BAD_CHANGES[case]
+    async with platform.client(Role.ENGINEER) as client:
+        answer = await client.request(method, f"/v1/models/sentiment/{path}", json=content)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert platform.registry.champion == "2"
+
+
+async def test_clients_may_not_touch_versions(platform: Platform) -> None:
+    async with platform.client(Role.CLIENT) as client:
+        for method, path in (
+            ("POST", "versions/3/promote"),
+            ("POST", "versions/3/evaluate"),
+            ("GET", "versions/3"),
+            ("POST", "rollback"),
+            ("GET", "history"),
+        ):
+            answer = await client.request(method, f"/v1/models/sentiment/{path}")
+            assert answer.status_code == 403
+
+
+async def test_the_document_says_that_these_bodies_may_be_left_out(platform: Platform) -> None:
+    async with platform.client(None) as client:
+        document = (await client.get("/openapi.json")).json()
+    promote = document["paths"]["/v1/models/{name}/versions/{version}/promote"]["post"]
+    assert promote["requestBody"]["required"] is False
+    assert {"200", "401", "403", "404", "409", "422"} <= set(promote["responses"])
+    assert "report" in document["components"]["schemas"]["ProblemDetails"]["properties"]

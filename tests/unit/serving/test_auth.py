@@ -9,9 +9,9 @@ import pytest
 
 from db.keys import NewKey
 from serving.auth import Authenticator, digest, fresh_key, key_id_in
+from serving.caller import Caller, Role
 from serving.errors import RateLimited, StoreUnavailable, Unauthenticated
 from serving.fakes import FakeKeys, FakeStore
-from serving.gateway import Caller, Role
 from serving.limits import RateLimiter
 
 pytestmark = pytest.mark.anyio

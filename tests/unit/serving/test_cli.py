@@ -23,12 +23,52 @@ NEIGHBOUR = {
     "predictions": [PREDICTION],
     "feedback": [],
 }
+GATES = {
+    "passed": False,
+    "candidate": "3",
+    "champion": "2",
+    "checks": [{"name": "ece", "value": 0.2, "bound": 0.1, "passed": False, "why": "the error is too large"}],
+    "missing": {},
+}
+REPORT = {
+    "held_out": {"accuracy": {"value": 0.7651, "low": 0.747, "high": 0.7812}},
+    "latency": {"alone_ms": 3.6},
+    "agreement": None,
+    "replay": {"flips": 236, "texts": 1000, "champion_version": "2"},
+}
+EVALUATION = {"id": 7, "version": "3", "state": "done", "reason": None, "created_at": "now", "report": REPORT}
+VERSION = {
+    "model": "sentiment",
+    "version": "3",
+    "kind": "head",
+    "state": "ready",
+    "aliases": [],
+    "created_at": "now",
+    "evaluations": [EVALUATION],
+    "gates": GATES,
+}
+MOVED = {"version": "3", "previous": "2", "changed": True, "report": GATES | {"passed": True}}
+REIGN = {"version": "3", "from": "then", "to": None, "act": "promote", "by": "k1", "reason": "better"}
 ANSWERS: dict[tuple[str, str], tuple[int, Any]] = {
     ("POST", "/v1/predict"): (201, PREDICTION),
     ("POST", "/v1/predict/batch"): (201, {"predictions": [PREDICTION, PREDICTION]}),
     ("POST", "/v1/similar"): (200, {"results": [NEIGHBOUR], "exact": True, "complete": True}),
     ("POST", "/v1/feedback"): (201, {"prediction_id": "p1", "is_correct": False}),
     ("GET", "/v1/models"): (200, {"items": [{"name": "sentiment"}]}),
+    ("POST", "/v1/models/sentiment/versions/3/evaluate"): (202, EVALUATION | {"state": "running"}),
+    ("POST", "/v1/models/sentiment/versions/4/evaluate"): (202, EVALUATION | {"state": "running"}),
+    ("GET", "/v1/models/sentiment/versions/3"): (200, VERSION),
+    ("GET", "/v1/models/sentiment/versions/4"): (
+        200,
+        VERSION | {"evaluations": [EVALUATION | {"state": "failed", "reason": "it raises", "report": None}]},
+    ),
+    ("POST", "/v1/models/sentiment/versions/3/promote"): (200, MOVED),
+    ("POST", "/v1/models/sentiment/versions/4/promote"): (
+        409,
+        {"title": "Promotion refused", "detail": "a gate failed: the error is too large"},
+    ),
+    ("POST", "/v1/models/sentiment/rollback"): (200, MOVED | {"version": "2", "report": None}),
+    ("GET", "/v1/models/sentiment/history?limit=50"): (200, {"items": [REIGN], "next_cursor": None}),
     ("POST", "/v1/keys"): (201, {"id": "k1", "key": "vk_secret"}),
     ("GET", "/v1/keys"): (200, {"items": [{"id": "k1", "role": "client"}]}),
     ("DELETE", "/v1/keys/k1"): (204, None),
@@ -140,6 +180,29 @@ def test_keys_are_made_listed_and_revoked(platform: Platform, run: Any) -> None:
     assert "k1" in run("keys", "list")[1]
     assert run("keys", "revoke", "k1")[0] == 0
     assert platform.asked[0][2] == {"name": "batch job", "role": "engineer"}
+
+
+def test_a_version_is_evaluated_waited_for_and_shown_with_its_gates(platform: Platform, run: Any) -> None:
+    code, out, _ = run("models", "evaluate", "3")
+    assert (code, "running" in out) == (0, True)
+    code, out, _ = run("models", "evaluate", "3", "--wait")
+    assert code == 0
+    assert "0.7651 (0.7470 to 0.7812)" in out
+    assert "236 of 1000" in out
+    assert "the error is too large" in out
+    assert json.loads(run("models", "show", "--version", "3", "--json")[1]) == VERSION
+    code, out, err = run("models", "evaluate", "4", "--wait")
+    assert (code, out, err) == (1, "", "valence: version 4 has no report: it raises\n")
+
+
+def test_champions_are_made_unmade_and_remembered(platform: Platform, run: Any) -> None:
+    assert run("models", "promote", "3")[0] == 0
+    assert run("models", "promote", "3", "--force", "--reason", "an incident")[0] == 0
+    assert [asked[2] for asked in platform.asked] == [{}, {"force": True, "reason": "an incident"}]
+    code, _, err = run("models", "promote", "4")
+    assert (code, err) == (1, "valence: 409 Promotion refused: a gate failed: the error is too large\n")
+    assert "previous  2" in run("models", "rollback", "--reason", "worse")[1]
+    assert "better" in run("models", "history")[1]
 
 
 def test_admin_key_of_the_home_goes_to_no_named_url(platform: Platform, run: Any, tmp_path: Path) -> None:

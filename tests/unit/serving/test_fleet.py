@@ -1,16 +1,20 @@
 """The fleet: what is published when versions, aliases and replicas change."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
-from registry.errors import BundleInvalid, RegistryUnavailable
-from registry.records import VersionRecord
+from registry.errors import BundleInvalid, NotRegistered, RegistryUnavailable
+from registry.records import EncoderRecord, VersionRecord
 from serving.catalogue import State
-from serving.errors import ModelNotReady, NotFound
-from serving.fleet import Fleet
-from serving.routing import Arm, choose
+from serving.errors import ModelNotReady, NotFound, NotReady
+from serving.fleet import RETRY_SECONDS, Fleet
+from serving.pool import EncoderState, Running
+from serving.routing import Arm, Traffic, choose
 
 pytestmark = pytest.mark.anyio
 
@@ -30,11 +34,18 @@ def version(
     )
 
 
-class Shelf:
-    """A registry in memory."""
+def encoder(digest: str, *, space: str | None = "space") -> EncoderRecord:
+    return EncoderRecord(
+        digest=digest, bundle=digest, name=digest, space=space, dimensions=4, uri="file:///e"
+    )
 
-    def __init__(self, *records: VersionRecord) -> None:
+
+class Shelf:
+    """A registry in memory: versions, and encoders of which `e` defines the space."""
+
+    def __init__(self, *records: VersionRecord, outside: Sequence[str] = ()) -> None:
         self.records = list(records)
+        self.outside = outside
         self.down = False
 
     def models(self) -> list[str]:
@@ -42,82 +53,315 @@ class Shelf:
             raise RegistryUnavailable("MLflow is down")
         return sorted({record.model for record in self.records})
 
+    def revision(self, model: str) -> str:
+        return str(self.records)
+
     def versions(self, model: str) -> list[VersionRecord]:
         return [record for record in self.records if record.model == model]
 
+    def encoder(self, digest: str) -> EncoderRecord:
+        if digest == "unregistered":
+            raise NotRegistered("no such encoder")
+        return encoder(digest, space=None if digest in self.outside else "space")
 
-class Loader:
-    """Replicas that load what they are told to, but for what is broken."""
+    def space_encoder(self, space: str) -> EncoderRecord:
+        return encoder("e")
 
-    def __init__(self) -> None:
-        self.loaded: list[str] = []
+
+class FakePool:
+    """Replicas that start at once, unless told otherwise, and load what they are told to, but for what is broken."""
+
+    def __init__(self, *running: str) -> None:
+        self.encoders = {digest: EncoderState(running=Running.RUNNING) for digest in running}
+        self.loaded: list[tuple[str, str]] = []
         self.broken: set[str] = set()
+        self.slow = False
+        self.unreachable = False
+        self.stopped: list[str] = []
 
-    async def load(self, record: VersionRecord) -> None:
+    async def states(self) -> Mapping[str, EncoderState]:
+        return dict(self.encoders)
+
+    async def start(self, record: EncoderRecord) -> None:
         if record.digest in self.broken:
-            raise BundleInvalid(f"{record.digest} has no head")
-        self.loaded.append(record.version)
+            raise BundleInvalid(f"{record.digest} is corrupt")
+        self.encoders[record.digest] = EncoderState(
+            running=Running.STARTING if self.slow else Running.RUNNING
+        )
+
+    async def stop(self, name: str) -> None:
+        self.stopped.append(name)
+        del self.encoders[name]
+
+    async def load(self, digest: str, version: VersionRecord) -> None:
+        if self.unreachable:
+            raise NotReady("no replica answers")
+        if version.digest in self.broken:
+            raise BundleInvalid(f"{version.digest} has no head")
+        self.loaded.append((digest, version.version))
 
 
-async def test_versions_are_ready_once_a_replica_has_tried_them_champion_first() -> None:
-    loader = Loader()
-    fleet = Fleet(Shelf(version("1"), version("2", "champion")), loader.load, encoder="e")
+class Diary:
+    """What the fleet tells, and who was champion before."""
+
+    def __init__(self, *champions: str) -> None:
+        self.before = champions
+        self.seen: str | None = None
+        self.failures: list[tuple[str, str]] = []
+
+    async def reconcile(self, model: str, champion: str | None) -> None:
+        self.seen = champion
+
+    async def failed(self, record: VersionRecord, reason: str) -> None:
+        self.failures.append((record.version, reason))
+
+    async def champions(self, model: str) -> Sequence[str]:
+        return self.before
+
+
+@dataclass
+class Hands:
+    """A clock that moves when a test moves it."""
+
+    time: float = 0.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+def fleet_of(shelf: Shelf, pool: FakePool, **options: Any) -> Fleet:
+    return Fleet(shelf, pool, space="space", model="sentiment", **options)
+
+
+def answering(fleet: Fleet, named: str | None = None) -> str:
+    return choose(fleet.catalogue, Traffic(), "sentiment", named, "anybody").record.version
+
+
+def states(fleet: Fleet) -> dict[str, State]:
+    return {name: entry.state for name, entry in fleet.catalogue.versions("sentiment").items()}
+
+
+async def looked(fleet: Fleet, times: int = 2) -> None:
+    """The pool's answer to a start is seen at the look after it."""
+    for _ in range(times):
+        await fleet.look()
+
+
+async def test_versions_are_ready_once_the_replicas_have_tried_them_champion_first() -> None:
+    pool = FakePool("e")
+    fleet = fleet_of(Shelf(version("1"), version("2", "champion")), pool)
     await fleet.look()
-    assert loader.loaded == ["2", "1"]
-    choice = choose(fleet.catalogue, "sentiment", None)
+    assert pool.loaded == [("e", "2"), ("e", "1")]
+    choice = choose(fleet.catalogue, Traffic(), "sentiment", None, "anybody")
     assert (choice.record.version, choice.arm) == ("2", Arm.CHAMPION)
 
 
-async def test_a_named_version_is_never_rerouted() -> None:
-    fleet = Fleet(Shelf(version("1"), version("2", "champion")), Loader().load, encoder="e")
+async def test_the_champions_encoder_is_started_and_answers_once_it_runs() -> None:
+    pool = FakePool()
+    pool.slow = True
+    fleet = fleet_of(Shelf(version("1", "champion", encoder="own")), pool)
+    await looked(fleet)
+    assert states(fleet) == {"1": State.STARTING}
+    pool.encoders["own"] = EncoderState(running=Running.RUNNING)
     await fleet.look()
-    choice = choose(fleet.catalogue, "sentiment", "1")
+    assert answering(fleet) == "1"
+    assert fleet.catalogue.embedder == "own"
+
+
+async def test_a_version_of_an_encoder_that_nobody_needs_is_absent_until_it_is_asked_for() -> None:
+    pool = FakePool()
+    fleet = fleet_of(Shelf(version("1", encoder="own"), version("2", "champion")), pool)
+    await looked(fleet)
+    assert states(fleet) == {"1": State.ABSENT, "2": State.READY}
+    fleet.want([("sentiment", "1")])
+    await looked(fleet)
+    assert answering(fleet, "1") == "1"
+
+
+async def test_a_champion_outside_the_space_runs_beside_the_spaces_encoder() -> None:
+    pool = FakePool()
+    shelf = Shelf(version("1", "champion", encoder="foreign"), outside=["foreign"])
+    fleet = fleet_of(shelf, pool)
+    await looked(fleet)
+    place = fleet.catalogue.place(fleet.catalogue.champion("sentiment"))
+    assert (place.scorer, place.embedder) == ("foreign", "e")
+
+
+async def test_a_lexicon_is_scored_where_texts_are_embedded() -> None:
+    fleet = fleet_of(Shelf(version("1", "champion", encoder=None)), FakePool())
+    await looked(fleet)
+    place = fleet.catalogue.place(fleet.catalogue.champion("sentiment"))
+    assert (place.scorer, place.embedder) == ("e", "e")
+
+
+async def test_the_champion_before_answers_until_the_next_ones_encoder_runs() -> None:
+    pool = FakePool("e")
+    shelf = Shelf(version("1", "champion"), version("2", encoder="own"))
+    fleet = fleet_of(shelf, pool)
+    await fleet.look()
+    pool.slow = True
+    shelf.records = [version("1"), version("2", "champion", encoder="own")]
+    await looked(fleet)
+    assert answering(fleet) == "1"
+    pool.encoders["own"] = EncoderState(running=Running.RUNNING)
+    await fleet.look()
+    assert answering(fleet) == "2"
+
+
+async def test_a_champion_that_is_broken_leaves_the_one_before_answering_and_is_told_of_once() -> None:
+    pool, diary = FakePool("e"), Diary()
+    shelf = Shelf(version("1", "champion"), version("2"))
+    fleet = fleet_of(shelf, pool, history=diary, clock=(hands := Hands()))
+    pool.broken.add("d2")
+    await fleet.look()
+    shelf.records = [version("1"), version("2", "champion")]
+    for _ in range(3):
+        hands.time += RETRY_SECONDS
+        await fleet.look()
+    assert answering(fleet) == "1"
+    assert states(fleet)["2"] is State.FAILED
+    assert diary.failures == [("2", "d2 has no head")]
+
+
+async def test_a_new_fleet_has_the_last_champion_that_can_answer_stand_in_for_a_broken_one() -> None:
+    pool = FakePool("e")
+    pool.broken.add("d3")
+    shelf = Shelf(version("1"), version("2"), version("3", "champion"))
+    fleet = fleet_of(shelf, pool, history=Diary("3", "1", "2"))
+    await fleet.look()
+    assert answering(fleet) == "1"
+
+
+@pytest.mark.parametrize("own", ["corrupt", "unregistered"])
+async def test_an_encoder_that_can_not_be_started_fails_its_versions_with_the_reason(own: str) -> None:
+    pool = FakePool("e")
+    pool.broken.add("corrupt")
+    shelf = Shelf(version("1", "champion"), version("2", encoder=own))
+    fleet = fleet_of(shelf, pool)
+    await fleet.look()
+    fleet.want([("sentiment", "2")])
+    await fleet.look()
+    entry = fleet.catalogue.versions("sentiment")["2"]
+    assert entry.state is State.FAILED
+    assert entry.reason
+    assert answering(fleet) == "1"
+
+
+async def test_replicas_that_do_not_come_up_are_cleared_away_and_tried_again() -> None:
+    pool, hands = FakePool("e"), Hands()
+    shelf = Shelf(version("1", "champion"), version("2", encoder="own"))
+    fleet = fleet_of(shelf, pool, clock=hands)
+    fleet.want([("sentiment", "2")])
+    pool.slow = True
+    await looked(fleet)
+    pool.encoders["own"] = EncoderState(running=Running.FAILED, reason="no memory")
+    await fleet.look()
+    entry = fleet.catalogue.versions("sentiment")["2"]
+    assert (entry.state, entry.reason, pool.stopped) == (State.FAILED, "no memory", ["own"])
+    pool.slow = False
+    hands.time += RETRY_SECONDS
+    await looked(fleet)
+    assert answering(fleet, "2") == "2"
+
+
+async def test_an_encoder_runs_on_for_the_grace_time_and_going_back_is_instant() -> None:
+    pool, hands = FakePool(), Hands()
+    old, new = version("1", encoder="old"), version("2", encoder="new")
+    shelf = Shelf(version("1", "champion", encoder="old"), new)
+    fleet = fleet_of(shelf, pool, grace=300, clock=hands)
+    await looked(fleet)
+    shelf.records = [old, version("2", "champion", encoder="new")]
+    await looked(fleet)
+    hands.time += 299
+    await fleet.look()
+    assert states(fleet) == {"1": State.READY, "2": State.READY}
+    shelf.records = [version("1", "champion", encoder="old"), new]
+    await fleet.look()
+    assert answering(fleet) == "1"
+
+
+async def test_an_encoder_is_stopped_after_the_grace_time_once_nobody_is_sent_there() -> None:
+    pool, hands = FakePool("old", "e"), Hands()
+    fleet = fleet_of(Shelf(version("1", encoder="old"), version("2", "champion")), pool, clock=hands)
+    await fleet.look()
+    assert states(fleet)["1"] is State.READY
+    hands.time += 301
+    await fleet.look()
+    assert pool.stopped == ["old"]
+    assert states(fleet)["1"] is State.ABSENT
+
+
+async def test_what_an_experiment_tries_is_started() -> None:
+    async def tried() -> list[tuple[str, str]]:
+        return [("sentiment", "2")]
+
+    pool = FakePool()
+    fleet = fleet_of(Shelf(version("1", "champion"), version("2", encoder="own")), pool, tried=tried)
+    await looked(fleet)
+    assert states(fleet) == {"1": State.READY, "2": State.READY}
+
+
+async def test_a_fleet_that_is_born_again_finds_what_runs_and_publishes_it_whole() -> None:
+    pool = FakePool("e", "own")
+    shelf = Shelf(version("1", "champion"), version("2", encoder="own"))
+    fleet = fleet_of(shelf, pool, first=1_000)
+    await fleet.look()
+    assert fleet.catalogue.revision == 1_000
+    assert states(fleet) == {"1": State.READY, "2": State.READY}
+
+
+async def test_a_fleet_that_is_born_again_unseats_nobody_while_it_can_not_reach_the_replicas() -> None:
+    pool = FakePool("e")
+    pool.unreachable = True
+    fleet = fleet_of(Shelf(version("1", "champion")), pool)
+    await fleet.look()
+    assert not fleet.catalogue.models
+    pool.unreachable = False
+    await fleet.look()
+    assert answering(fleet) == "1"
+
+
+async def test_a_named_version_is_never_rerouted() -> None:
+    fleet = fleet_of(Shelf(version("1"), version("2", "champion")), FakePool("e"))
+    await fleet.look()
+    choice = choose(fleet.catalogue, Traffic(), "sentiment", "1", "anybody")
     assert (choice.record.version, choice.arm) == ("1", Arm.NAMED)
 
 
 async def test_an_alias_moved_elsewhere_is_followed_without_loading_again() -> None:
-    shelf, loader = Shelf(version("1"), version("2", "champion")), Loader()
-    fleet = Fleet(shelf, loader.load, encoder="e")
+    pool = FakePool("e")
+    shelf = Shelf(version("1"), version("2", "champion"))
+    fleet = fleet_of(shelf, pool)
     await fleet.look()
     shelf.records = [version("1", "champion"), version("2")]
     await fleet.look()
-    assert choose(fleet.catalogue, "sentiment", None).record.version == "1"
-    assert loader.loaded == ["2", "1"]
+    assert answering(fleet) == "1"
+    assert pool.loaded == [("e", "2"), ("e", "1")]
 
 
 async def test_a_broken_version_is_failed_with_its_reason_and_the_others_answer() -> None:
-    loader = Loader()
-    loader.broken.add("d1")
-    fleet = Fleet(Shelf(version("1"), version("2", "champion")), loader.load, encoder="e")
+    pool = FakePool("e")
+    pool.broken.add("d1")
+    fleet = fleet_of(Shelf(version("1"), version("2", "champion")), pool)
     await fleet.look()
     entry = fleet.catalogue.versions("sentiment")["1"]
     assert (entry.state, entry.reason) == (State.FAILED, "d1 has no head")
     with pytest.raises(ModelNotReady, match="no head"):
-        choose(fleet.catalogue, "sentiment", "1")
-    assert choose(fleet.catalogue, "sentiment", None).record.version == "2"
-
-
-async def test_a_version_of_another_encoder_is_absent_and_a_lexicon_needs_none() -> None:
-    fleet = Fleet(
-        Shelf(version("1", encoder=None), version("2", encoder="other")), Loader().load, encoder="e"
-    )
-    await fleet.look()
-    states = {name: entry.state for name, entry in fleet.catalogue.versions("sentiment").items()}
-    assert states == {"1": State.READY, "2": State.ABSENT}
+        answering(fleet, "1")
+    assert answering(fleet) == "2"
 
 
 async def test_unknown_models_and_versions_are_not_found() -> None:
-    fleet = Fleet(Shelf(version("1", "champion")), Loader().load, encoder="e")
+    fleet = fleet_of(Shelf(version("1", "champion")), FakePool("e"))
     await fleet.look()
     with pytest.raises(NotFound, match="model 'other'"):
-        choose(fleet.catalogue, "other", None)
+        choose(fleet.catalogue, Traffic(), "other", None, "anybody")
     with pytest.raises(NotFound, match="version '9'"):
-        choose(fleet.catalogue, "sentiment", "9")
+        answering(fleet, "9")
 
 
 async def test_a_watcher_is_told_of_a_change_at_once_and_of_no_change_in_the_end() -> None:
-    shelf = Shelf(version("1", "champion"))
-    fleet = Fleet(shelf, Loader().load, encoder="e")
+    fleet = fleet_of(Shelf(version("1", "champion")), FakePool("e"))
     waiting = asyncio.create_task(fleet.watch(0, timeout=60))
     await asyncio.sleep(0)
     await fleet.look()
@@ -126,7 +370,7 @@ async def test_a_watcher_is_told_of_a_change_at_once_and_of_no_change_in_the_end
 
 
 async def test_a_look_that_finds_nothing_new_publishes_nothing() -> None:
-    fleet = Fleet(Shelf(version("1", "champion")), Loader().load, encoder="e")
+    fleet = fleet_of(Shelf(version("1", "champion")), FakePool("e"))
     await fleet.look()
     await fleet.look()
     assert fleet.catalogue.revision == 1
@@ -134,7 +378,7 @@ async def test_a_look_that_finds_nothing_new_publishes_nothing() -> None:
 
 async def test_a_registry_that_is_down_leaves_the_catalogue_as_it_was() -> None:
     shelf = Shelf(version("1", "champion"))
-    fleet = Fleet(shelf, Loader().load, encoder="e")
+    fleet = fleet_of(shelf, FakePool("e"))
     await fleet.look()
     shelf.down = True
     following = asyncio.create_task(fleet.follow(0.001))

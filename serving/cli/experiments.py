@@ -1,0 +1,121 @@
+"""`valence experiments`: challengers beside champions."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from serving.cli.common import AsJson, Key, Url, connect, show_json, show_record, show_table
+
+app = typer.Typer(no_args_is_help=True, help="Try challengers beside champions.")
+
+Id = Annotated[str, typer.Argument(metavar="EXPERIMENT_ID")]
+Policy = Annotated[
+    str | None,
+    typer.Option(help="JSON, or the path of a JSON file; the default observes and decides nothing."),
+]
+
+
+@app.command()
+def start(
+    challenger: Annotated[str, typer.Argument(help="The version to be tried.")],
+    share: Annotated[float, typer.Option(min=0, max=1, help="Its share of the units.")],
+    model: Annotated[str, typer.Option(help="Name of the model.")] = "sentiment",
+    shadow: Annotated[
+        bool, typer.Option("--shadow", help="Score its share beside the champion, and answer nobody.")
+    ] = False,
+    policy: Policy = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try a version on a share of the units."""
+    with connect(url, key) as client:
+        answer = client.post(
+            "/v1/experiments",
+            model=model,
+            challenger=challenger,
+            share=share,
+            shadow=shadow or None,
+            policy=_policy(policy),
+        )
+    _show(answer, as_json=as_json)
+
+
+@app.command("list")
+def list_(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """List the experiments, newest first."""
+    with connect(url, key) as client:
+        answer = client.get("/v1/experiments")
+    columns = ("id", "model", "champion", "challenger", "share", "shadow", "state", "reason")
+    show_table(answer["items"], columns, answer=answer, as_json=as_json)
+
+
+@app.command()
+def show(experiment: Id, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """Show what the arms of an experiment did, and what follows from it."""
+    with connect(url, key) as client:
+        answer = client.get(f"/v1/experiments/{experiment}")
+    _show(answer, as_json=as_json)
+
+
+@app.command()
+def change(
+    experiment: Id,
+    share: Annotated[
+        float | None, typer.Option(min=0, max=1, help="The challenger's share of the units.")
+    ] = None,
+    policy: Policy = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change the share, of which only the units that must move do, or the policy."""
+    with connect(url, key) as client:
+        answer = client.patch(f"/v1/experiments/{experiment}", share=share, policy=_policy(policy))
+    _show(answer, as_json=as_json)
+
+
+@app.command()
+def stop(
+    experiment: Id,
+    reason: Annotated[str | None, typer.Option(help="Why; kept with the experiment.")] = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Leave everything to the champion."""
+    with connect(url, key) as client:
+        answer = client.post(f"/v1/experiments/{experiment}/stop", reason=reason)
+    _show(answer, as_json=as_json)
+
+
+def _policy(given: str | None) -> dict[str, Any] | None:
+    if given is None:
+        return None
+    text = given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
+    try:
+        policy: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"the policy isn't JSON: {error}") from error
+    return policy
+
+
+def _show(answer: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        show_json(answer)
+        return
+    columns = ("id", "model", "share", "shadow", "stage", "state", "reason")
+    show_record({name: answer[name] for name in columns}, as_json=False)
+    rows = [{**arm, "accuracy": _interval(arm["accuracy"])} for arm in answer["arms"]]
+    arms = ("arm", "version", "exposures", "units", "feedback", "accuracy", "faults", "p95_ms")
+    show_table(rows, arms, answer=rows, as_json=False)
+    show_record({"verdict": f"{answer['verdict']['verdict']}: {answer['verdict']['reason']}"}, as_json=False)
+
+
+def _interval(found: Mapping[str, float] | None) -> str | None:
+    if found is None:
+        return None
+    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"

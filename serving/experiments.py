@@ -1,0 +1,332 @@
+"""Experiments: a challenger beside the champion, from its start to the decision that ends it.
+
+The same use cases for HTTP and the command line, and the judge that policies act through. Knows no HTTP and no SQL.
+"""
+
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID
+
+import structlog
+
+from db.evidence import ArmRow, Counts
+from db.experiments import Decision, Experiment, NewDecision, NewExperiment
+from registry import decisions
+from registry.decisions import ArmCounts, Evidence, Stage
+from registry.errors import PolicyInvalid
+from registry.policies import Policy
+from registry.trials import ArmFeedback
+from serving.caller import Caller
+from serving.catalogue import Catalogue
+from serving.errors import Conflict, Invalid, Problem, ServingError
+from serving.gateway import reaching_the_database
+from serving.routing import Arm, Split, Traffic
+
+log = structlog.get_logger(__name__)
+
+_SALT_BYTES = 16
+
+
+class ExperimentRecords(Protocol):
+    """The stored experiments."""
+
+    async def create(self, new: NewExperiment, *, actor: UUID | None) -> Experiment:
+        """Start one."""
+
+    async def get(self, experiment_id: UUID) -> Experiment:
+        """One of them."""
+
+    async def list(self, *, running: bool = False, limit: int = 100) -> tuple[Experiment, ...]:
+        """Newest first."""
+
+    async def change(
+        self,
+        experiment_id: UUID,
+        *,
+        actor: UUID | None,
+        share: float | None = None,
+        policy: Mapping[str, Any] | None = None,
+        decision: NewDecision | None = None,
+        stage: int | None = None,
+    ) -> Experiment:
+        """Set share and policy."""
+
+    async def decide(self, experiment_id: UUID, decision: NewDecision, *, stage: int) -> None:
+        """Store a decision that is about to be carried out."""
+
+    async def stop(
+        self, experiment_id: UUID, *, actor: UUID | None, reason: str, decision: NewDecision | None = None
+    ) -> Experiment:
+        """Stop it."""
+
+    async def decisions(self, experiment_id: UUID) -> tuple[Decision, ...]:
+        """What was decided."""
+
+
+class EvidenceRecords(Protocol):
+    """What the arms did."""
+
+    async def counts(self, experiment_id: UUID) -> Counts:
+        """Counts by stage and arm."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """An experiment with what its arms did, what follows from that, and what was decided."""
+
+    experiment: Experiment
+    counts: Counts
+    finding: decisions.Decision
+    decided: Sequence[Decision]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewTrial:
+    """An experiment as an engineer asks for it."""
+
+    model: str
+    challenger: str
+    share: float
+    shadow: bool = False
+    policy: Mapping[str, Any] | None = None
+
+
+class Experiments:
+    """One experiment of a model runs at a time, and its champion is the model's."""
+
+    def __init__(
+        self, records: ExperimentRecords, evidence: EvidenceRecords, catalogue: Callable[[], Catalogue]
+    ) -> None:
+        self._records = records
+        self._evidence = evidence
+        self._catalogue = catalogue
+
+    async def start(self, asked: NewTrial, caller: Caller) -> Trial:
+        """Try a challenger; its replicas start if they don't run, and it answers once they are warm.
+
+        Raises:
+            NotFound: no such model or version.
+            Conflict: one of this model runs, or the challenger is the champion.
+            Invalid: the policy can't be used.
+        """
+        catalogue = self._catalogue()
+        champion = catalogue.champion(asked.model)
+        challenger = catalogue.entry(asked.model, asked.challenger).record
+        if challenger.version == champion.version:
+            raise Conflict(f"version {champion.version} is the champion: name another one as challenger")
+        policy = _policy(asked.policy or {})
+        new = NewExperiment(
+            model=asked.model,
+            champion=champion.version,
+            challenger=challenger.version,
+            share=asked.share,
+            shadow=asked.shadow,
+            salt=secrets.token_hex(_SALT_BYTES),
+            policy=policy.dump(),
+        )
+        with reaching_the_database():
+            made = await self._records.create(new, actor=caller.key_id)
+        return await self.get(made.id)
+
+    async def list(self) -> Sequence[Experiment]:
+        """All experiments, newest first."""
+        with reaching_the_database():
+            return await self._records.list()
+
+    async def get(self, experiment_id: UUID) -> Trial:
+        """One experiment, counted now.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        with reaching_the_database():
+            found = await self._records.get(experiment_id)
+            counts = await self._evidence.counts(experiment_id)
+            decided = await self._records.decisions(experiment_id)
+        finding = decisions.decide(evidence_of(found, counts), Policy.parse(found.policy))
+        return Trial(experiment=found, counts=counts, finding=finding, decided=decided)
+
+    async def change(
+        self,
+        experiment_id: UUID,
+        caller: Caller,
+        *,
+        share: float | None = None,
+        policy: Mapping[str, Any] | None = None,
+    ) -> Trial:
+        """Set the share, of which units that must move do, or the policy.
+
+        Raises:
+            NotFound: there is none with this id.
+            Conflict: it has stopped.
+            Invalid: the policy can't be used.
+        """
+        wanted = None if policy is None else _policy(policy).dump()
+        with reaching_the_database():
+            await self._records.change(experiment_id, actor=caller.key_id, share=share, policy=wanted)
+        return await self.get(experiment_id)
+
+    async def stop(self, experiment_id: UUID, caller: Caller, reason: str | None = None) -> Trial:
+        """Leave everything to the champion; a stopped experiment stays as it is.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        with reaching_the_database():
+            await self._records.stop(
+                experiment_id, actor=caller.key_id, reason=reason or "stopped by an engineer"
+            )
+        return await self.get(experiment_id)
+
+
+Promote = Callable[[Experiment, decisions.Decision], Awaitable[None]]
+
+
+class Judge:
+    """Carries out what policies decide, each decision stored before its effect or with it, and once.
+
+    Args:
+        champion: the present champion of a model, None while there is none.
+        promote: makes an experiment's challenger the champion; again if it was told before.
+            Raises Conflict if a gate or somebody else stands in the way.
+    """
+
+    def __init__(
+        self,
+        records: ExperimentRecords,
+        evidence: EvidenceRecords,
+        champion: Callable[[str], str | None],
+        promote: Promote,
+    ) -> None:
+        self._records = records
+        self._evidence = evidence
+        self._champion = champion
+        self._promote = promote
+
+    async def look(self) -> None:
+        """Judge every running experiment once; a fault of one of them is none of the others."""
+        with reaching_the_database():
+            running = await self._records.list(running=True, limit=1000)
+        for experiment in running:
+            try:
+                with reaching_the_database():
+                    await self._judge(experiment)
+            except ServingError as error:
+                log.warning("experiment.postponed", experiment=str(experiment.id), error=str(error))
+
+    async def _judge(self, experiment: Experiment) -> None:
+        pending = next(
+            (each for each in await self._records.decisions(experiment.id) if each.action == "promote"), None
+        )
+        if pending is not None:
+            # Decided, and interrupted: what was decided is done now.
+            await self._carry_out(experiment, _again(pending))
+            return
+        champion = self._champion(experiment.model)
+        if champion is None:
+            return
+        if champion != experiment.champion:
+            reason = f"the champion became version {champion}"
+            await self._records.stop(experiment.id, actor=None, reason=reason)
+            return
+        policy = Policy.parse(experiment.policy)
+        if policy.action == "observe":
+            return
+        evidence = evidence_of(experiment, await self._evidence.counts(experiment.id))
+        decision = decisions.decide(evidence, policy)
+        stored = NewDecision(
+            action=decision.action,
+            verdict=decision.verdict,
+            reason=decision.reason,
+            share=decision.share,
+            evidence=evidence.dump(),
+            policy=policy.dump(),
+            numbers=decision.numbers,
+        )
+        match decision.action:
+            case "none":
+                return
+            case "ramp":
+                await self._records.change(
+                    experiment.id,
+                    actor=None,
+                    share=decision.share,
+                    decision=stored,
+                    stage=experiment.stage,
+                )
+            case "stop":
+                await self._records.stop(experiment.id, actor=None, reason=decision.reason, decision=stored)
+            case "promote":
+                await self._records.decide(experiment.id, stored, stage=experiment.stage)
+                await self._carry_out(experiment, decision)
+        log.info("experiment.decided", experiment=str(experiment.id), action=decision.action)
+
+    async def _carry_out(self, experiment: Experiment, decision: decisions.Decision) -> None:
+        try:
+            await self._promote(experiment, decision)
+        except Conflict as error:
+            reason = f"{decision.reason}; not promoted: {error}"
+        else:
+            reason = f"promoted: {decision.reason}"
+        await self._records.stop(experiment.id, actor=None, reason=reason)
+
+
+def traffic_of(experiments: Sequence[Experiment]) -> Traffic:
+    """The splits of the experiments that run."""
+    return Traffic(
+        splits={
+            each.model: Split(
+                experiment_id=each.id,
+                stage=each.stage,
+                champion=each.champion,
+                challenger=each.challenger,
+                share=each.share,
+                salt=each.salt,
+                shadow=each.shadow,
+            )
+            for each in experiments
+            if each.running
+        }
+    )
+
+
+def evidence_of(experiment: Experiment, counts: Counts) -> Evidence:
+    """The counts as the statistics take them: a shadow's arm is the challenger, and splits nobody."""
+    arm = Arm.SHADOW if experiment.shadow else Arm.CHALLENGER
+    splits = not experiment.shadow
+    return Evidence(
+        stages=tuple(
+            Stage(
+                share=stage.share,
+                champion=_arm(counts.of(stage.number, Arm.CHAMPION), splits=splits),
+                challenger=_arm(counts.of(stage.number, arm), splits=splits),
+            )
+            for stage in counts.stages
+        )
+    )
+
+
+def _arm(row: ArmRow, *, splits: bool) -> ArmCounts:
+    return ArmCounts(
+        units=row.units,
+        new_units=row.new_units if splits else 0,
+        answered=row.answered,
+        faults=row.faults,
+        p95_ms=row.p95_ms,
+        feedback=ArmFeedback(units=row.judged, total=row.total, squares=row.squares),
+    )
+
+
+def _again(stored: Decision) -> decisions.Decision:
+    """A stored decision, recomputed from what it was based on."""
+    return decisions.decide(Evidence.parse(stored.evidence), Policy.parse(stored.policy))
+
+
+def _policy(given: Mapping[str, Any]) -> Policy:
+    try:
+        return Policy.parse(given)
+    except PolicyInvalid as error:
+        place = Problem(loc=("body", "policy"), message=str(error))
+        raise Invalid("the policy can't be used", [place]) from error

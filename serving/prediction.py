@@ -1,0 +1,136 @@
+"""A prediction on its way: from what a replica said to what is answered and what is stored."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeAlias
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+
+from db.ids import TextIds, Uuid7Clock, uuid7_time
+from db.submissions import NewIdempotency, NewPrediction, NewText, Submission
+from registry.bundle import LABELS
+from registry.records import VersionRecord
+from serving.batching import Passage
+from serving.caller import Caller, Idempotency
+from serving.compute import Inference
+from serving.routing import Arm
+
+Inferred: TypeAlias = Passage[Inference]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predict:
+    """A request for predictions; the texts are clean (`serving.texts`)."""
+
+    texts: Sequence[str]
+    request_id: str
+    model: str | None = None
+    version: str | None = None
+    user_id: UUID | None = None
+    unit: str | None = None
+    idempotency: Idempotency | None = None
+
+    @property
+    def sticky(self) -> str:
+        """What an experiment keeps on one arm: the unit, else the user, else this request."""
+        return self.unit or (str(self.user_id) if self.user_id else self.request_id)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """One answer. `scores` follow `LABELS`; `vector` is float16 [d] as bytes, of unit length."""
+
+    id: UUID
+    text_id: UUID
+    text: str = field(repr=False)
+    label: str
+    confidence: float
+    scores: tuple[float, float, float]
+    model: str
+    version: str
+    arm: Arm
+    experiment_id: UUID | None
+    user_id: UUID | None
+    predicted_at: datetime
+    truncated: bool
+    vector: bytes = field(repr=False)
+
+    @property
+    def embedding(self) -> NDArray[np.float32]:
+        """The vector as float32 [d]."""
+        return np.frombuffer(self.vector, np.float16).astype(np.float32)
+
+
+class Mint:
+    """Gives predictions their ids, which ascend, and turns them into what the writer stores."""
+
+    def __init__(self, clock: Uuid7Clock, text_ids: TextIds) -> None:
+        self._clock = clock
+        self._text_ids = text_ids
+
+    def predictions(
+        self, ask: Predict, inferred: Inferred, record: VersionRecord, arm: Arm, experiment_id: UUID | None
+    ) -> list[Prediction]:
+        """The answers of one version to a request, in the order of its texts."""
+        return [
+            Prediction(
+                id=(prediction_id := self._clock.next()),
+                text_id=self._text_ids(text),
+                text=text,
+                label=LABELS[(top := max(range(3), key=inference.scores.__getitem__))],
+                confidence=inference.scores[top],
+                scores=inference.scores,
+                model=record.model,
+                version=record.version,
+                arm=arm,
+                experiment_id=experiment_id,
+                user_id=ask.user_id,
+                predicted_at=uuid7_time(prediction_id),
+                truncated=inference.truncated,
+                vector=inference.embedding,
+            )
+            for text, inference in zip(ask.texts, inferred.results, strict=True)
+        ]
+
+    def submission(
+        self,
+        ask: Predict,
+        caller: Caller,
+        predictions: Sequence[Prediction],
+        inferred: Inferred,
+        idempotency: NewIdempotency | None = None,
+    ) -> Submission:
+        """The rows of a request's predictions, with its texts once each."""
+        texts = {
+            each.text_id: NewText(id=each.text_id, content=each.text, embedding=each.vector)
+            for each in predictions
+        }
+        return Submission(
+            texts=list(texts.values()),
+            predictions=[
+                NewPrediction(
+                    id=each.id,
+                    text_id=each.text_id,
+                    user_id=each.user_id,
+                    key_id=caller.key_id,
+                    holder_id=caller.holder_id,
+                    model=each.model,
+                    version=each.version,
+                    arm=each.arm,
+                    experiment_id=each.experiment_id,
+                    unit=ask.unit,
+                    label=each.label,
+                    confidence=each.confidence,
+                    scores=each.scores,
+                    request_id=ask.request_id,
+                    truncated=each.truncated,
+                    queue_ms=inferred.queue_ms,
+                    infer_ms=inferred.run_ms,
+                )
+                for each in predictions
+            ],
+            idempotency=idempotency,
+        )

@@ -1,0 +1,157 @@
+"""Versions come and go under load: what the alias names answers, what is broken never does, and nothing fails."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from registry.bundle import Bundle
+from registry.store import CHAMPION, MODEL
+from tests.support.clients import Clients
+from tests.support.clock import eventually
+from tests.support.live import LivePlatform, live_platform
+from tests.support.versions import (
+    Weights,
+    not_a_number,
+    registered,
+    registry_of,
+    too_narrow,
+    twin_encoder,
+    twin_head,
+    without_a_tensor,
+)
+
+CLIENTS = 8
+
+
+@pytest.fixture(scope="module")
+def platform() -> Iterator[LivePlatform]:
+    with live_platform(VALENCE_ENCODER_GRACE_SECONDS="3600") as live:
+        yield live
+
+
+def answers(platform: LivePlatform, version: str | None = None) -> str:
+    """The version that answers now, or the state of the named one."""
+    with platform.client() as client:
+        if version is None:
+            answer = client.post("/v1/predict", json={"text": "who is it?"})
+            assert answer.status_code == 201, answer.text
+            return str(answer.json()["model_version"])
+        versions = client.get(f"/v1/models/{MODEL}").json()["versions"]
+        return next((str(each["state"]) for each in versions if each["version"] == version), "unseen")
+
+
+def reason(platform: LivePlatform, version: str) -> str:
+    with platform.client() as client:
+        versions = client.get(f"/v1/models/{MODEL}").json()["versions"]
+        return str(next(each.get("reason", "") for each in versions if each["version"] == version))
+
+
+def crowned(platform: LivePlatform, version: str, within: float) -> float:
+    """Moves the alias as any MLflow client may, and waits until its version answers: seconds that took."""
+    registry_of(platform).set_alias(MODEL, CHAMPION, version)
+    moved = monotonic()
+    eventually(lambda: answers(platform) == version, within=within, what=f"version {version} answers")
+    return monotonic() - moved
+
+
+def test_champions_change_under_load_and_no_request_fails(platform: LivePlatform, tmp_path: Path) -> None:
+    before = answers(platform)
+    same = registered(platform, twin_head(tmp_path / "same", "a twin on the same encoder"))
+    digest = twin_encoder(
+        registry_of(platform),
+        tmp_path / "encoder",
+        "a twin of the encoder",
+        "a" * 64,
+        space="all-MiniLM-L6-v2",
+    )
+    other = registered(platform, twin_head(tmp_path / "other", "a twin elsewhere", encoder=digest))
+    ready: dict[str, float] = {}
+    with Clients(platform, CLIENTS) as clients:
+        clients.until(20)
+        for version, within in ((same.version, 10), ("1", 10), (other.version, 60), (before, 10)):
+            crowned(platform, version, within)
+            ready[version] = monotonic()
+            clients.until(20)
+    assert not clients.failures
+    assert {answer["model_version"] for answer in clients.answers} == {before, *ready}
+    assert {answer["arm"] for answer in clients.answers} == {"champion"}
+
+
+@pytest.mark.parametrize("change", [not_a_number, too_narrow, without_a_tensor])
+def test_a_broken_head_never_becomes_the_one_that_answers(
+    platform: LivePlatform, tmp_path: Path, change: Callable[[Weights], None]
+) -> None:
+    before = answers(platform)
+    broken = registered(platform, twin_head(tmp_path / "broken", change.__name__, change=change))
+    with Clients(platform, 2) as clients:
+        registry_of(platform).set_alias(MODEL, CHAMPION, broken.version)
+        eventually(
+            lambda: answers(platform, broken.version) == "failed", within=30, what="it is found broken"
+        )
+        clients.until(20)
+    assert not clients.failures
+    assert {answer["model_version"] for answer in clients.answers} == {before}
+    assert reason(platform, broken.version)
+    crowned(platform, before, 10)
+
+
+@pytest.mark.parametrize("damage", ["another byte", "no file", "no folder"])
+def test_a_damaged_bundle_never_becomes_the_one_that_answers(
+    platform: LivePlatform, tmp_path: Path, damage: str
+) -> None:
+    before = answers(platform)
+    bundle: Bundle = twin_head(tmp_path / "damaged", damage)
+    # Damaged while nobody has read it: the alias is set together with the damage.
+    record = registry_of(platform).register(bundle)
+    folder = Path(record.uri.removeprefix("file://"))
+    file = folder / "head.safetensors"
+    match damage:
+        case "another byte":
+            file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+        case "no file":
+            file.unlink()
+        case _:
+            shutil.rmtree(folder)
+    with Clients(platform, 2) as clients:
+        registry_of(platform).set_alias(MODEL, CHAMPION, record.version)
+        clients.until(20)
+    assert not clients.failures
+    crowned(platform, before, 10)
+
+
+def test_an_encoder_outside_the_space_gets_its_vectors_from_the_spaces_own(
+    platform: LivePlatform, tmp_path: Path
+) -> None:
+    before = answers(platform)
+    digest = twin_encoder(registry_of(platform), tmp_path / "encoder", "foreign", "f" * 64, space=None)
+    foreign = registered(platform, twin_head(tmp_path / "foreign", "on a foreign encoder", encoder=digest))
+    body = {"text": "The plot is thin but the acting is superb.", "return_embedding": True}
+    with platform.client() as client:
+        own = client.post("/v1/predict", json=body).json()
+        eventually(
+            lambda: answers(platform, foreign.version) == "absent", within=10, what="its version is seen"
+        )
+        refused = client.post("/v1/predict", json=body | {"version": foreign.version})
+        assert refused.status_code == 503
+        assert int(refused.headers["Retry-After"]) >= 1
+        eventually(
+            lambda: answers(platform, foreign.version) == "ready", within=60, what="asking starts its encoder"
+        )
+        theirs = client.post("/v1/predict", json=body | {"version": foreign.version}).json()
+    assert theirs["model_version"] == foreign.version
+    assert theirs["embedding"] == pytest.approx(own["embedding"], abs=1e-3)
+    assert answers(platform) == before
+
+
+def test_the_control_process_comes_back_and_follows_on(platform: LivePlatform) -> None:
+    before = answers(platform)
+    with Clients(platform, 2) as clients:
+        (control,) = platform.named("ServeReplica:valence:control")
+        control.kill()
+        clients.until(20)
+        crowned(platform, "1", 60)
+        crowned(platform, before, 10)
+    assert not clients.failures

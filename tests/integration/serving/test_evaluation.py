@@ -1,0 +1,300 @@
+"""Evaluations from the request to the report: real MLflow, real database, real bundles, a process of its own."""
+
+import asyncio
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import psutil
+import pytest
+
+from db.engine import Database
+from db.evaluations import Evaluation, Evaluations, NewEvaluation
+from db.feedback import FeedbackStore, NewFeedback
+from db.replay import Replays
+from db.segments import Segments
+from registry.bootstrap import builtin
+from registry.bundle import Bundle
+from registry.export import build_encoder, default_source
+from registry.gates import Gates, judge
+from registry.held_out import HeldOut
+from registry.records import VersionRecord
+from registry.report import Report
+from registry.store import CHAMPION, Registry
+from serving.catalogue import Catalogue, Entry, State
+from serving.evaluation import Examiner, Plan, Work
+from serving.evaluations import Evaluations as Runner
+from serving.evaluations import Launch, launched
+from tests.support.heads import head, weights
+from tests.support.postgres import KEY
+from tests.support.rows import new_key, new_text, submission, unit_vectors, writer
+from tests.support.tiny import TINY_SPACE
+
+pytestmark = pytest.mark.anyio
+
+PLAN = Plan(replayed=40, drawn=200, judged=50, rounds=50)
+FEW = HeldOut(examples=HeldOut.builtin().examples[::40])
+
+
+@pytest.fixture
+def model(registry: Registry) -> str:
+    """A model of its own, whose versions are judged on few texts."""
+    name = f"model-{uuid4().hex[:8]}"
+    registry.put_held_out(FEW, model=name)
+    return name
+
+
+async def predictions(database: Database, model: str, texts: int) -> None:
+    """Stored texts, every fifth judged."""
+    key = await new_key(database)
+    vectors = unit_vectors(texts)
+    made = submission(
+        key,
+        [new_text(f"so good n{row}", vectors[row]) for row in range(texts)],
+        model=model,
+        label="positive",
+    )
+    await writer(database, TINY_SPACE).commit([made])
+    for prediction in made.predictions[::5]:
+        await FeedbackStore(database).put(
+            NewFeedback(prediction_id=prediction.id, holder_id=key.holder_id, key_id=key.id, is_correct=True)
+        )
+
+
+async def evaluated(
+    database: Database,
+    registry: Registry,
+    record: VersionRecord,
+    cache: Path,
+    *,
+    space: str = TINY_SPACE,
+    plan: Plan = PLAN,
+) -> Evaluation:
+    """What became of an evaluation of this version, done in this process."""
+    records = Evaluations(database)
+    asked = await records.request(
+        NewEvaluation(
+            bundle_digest=record.digest,
+            data_digest=registry.held_out_digest(record.model),
+            model=record.model,
+            version=record.version,
+        )
+    )
+    assert await records.claim() is not None
+    examiner = Examiner(registry, space=space, cache=cache, plan=plan)
+    work = Work(records, Replays(database, space=space), registry, examiner)
+    done = await work.do(asked, cache=cache, plan=plan)
+    ended = await records.get(asked.id)
+    assert done == (ended.state == "done")
+    return ended
+
+
+def report_of(evaluation: Evaluation) -> Report:
+    assert evaluation.report is not None, evaluation.reason
+    return Report.parse(evaluation.report)
+
+
+async def test_a_head_is_measured_and_replayed_against_the_champion(
+    database: Database, registry: Registry, model: str, cache: Path, tmp_path: Path
+) -> None:
+    lexicon = registry.register(builtin("lexicon"), model=model, alias=CHAMPION)
+    encoder = registry.space_encoder(TINY_SPACE)
+    candidate = registry.register(head(tmp_path / "head", encoder.digest), model=model)
+    await Segments(database, TINY_SPACE).ensure()
+    await predictions(database, model, 100)
+    found = report_of(await evaluated(database, registry, candidate, cache))
+    assert (found.bundle, found.data, found.encoder) == (candidate.digest, FEW.digest, encoder.digest)
+    assert found.held_out.texts == len(FEW.examples)
+    assert found.held_out.right.mean() == pytest.approx(found.held_out.accuracy.value, abs=1e-6)
+    assert found.agreement is not None
+    assert found.agreement.claims_space
+    assert found.agreement.worst <= found.agreement.mean <= 1
+    assert found.latency.alone_ms > 0
+    assert found.size.encoder_bytes > found.size.version_bytes > 0
+    replay = found.replay
+    assert replay is not None
+    assert (replay.champion_version, replay.champion_bundle) == (lexicon.version, lexicon.digest)
+    assert replay.texts == 40
+    assert sum(stratum.texts for stratum in replay.strata) == 40
+    assert sum(stratum.judged for stratum in replay.strata) >= 15
+    assert replay.corrected is not None
+    assert replay.corrected.champion == 1.0
+    assert sum(sum(row.values()) for row in replay.matrix.values()) == 40
+    # Ids, never a text.
+    dumped = json.dumps(found.dump())
+    assert "so good" not in dumped
+    assert FEW.examples[0].text not in dumped
+    champion = report_of(await evaluated(database, registry, lexicon, cache))
+    assert (champion.agreement, champion.replay, champion.encoder) == (None, None, None)
+    judge(Gates(), found, champion)
+
+
+Break = Callable[[Path, str], Bundle]
+
+
+def of_wrong_width(folder: Path, encoder: str) -> Bundle:
+    return head(folder, encoder, weights(states=7))
+
+
+def of_too_few_classes(folder: Path, encoder: str) -> Bundle:
+    tensors = weights()
+    tensors["out.weight"], tensors["out.bias"] = tensors["out.weight"][:, :2], tensors["out.bias"][:2]
+    return head(folder, encoder, tensors)
+
+
+def without_a_tensor(folder: Path, encoder: str) -> Bundle:
+    tensors = weights()
+    del tensors["out.bias"]
+    return head(folder, encoder, tensors)
+
+
+def of_nan(folder: Path, encoder: str) -> Bundle:
+    return head(folder, encoder, weights() | {"out.bias": np.full(3, np.nan, np.float16)})
+
+
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        (of_wrong_width, "matmul"),
+        (of_too_few_classes, "shape"),
+        (without_a_tensor, "no usable head"),
+        (of_nan, "no finite answer"),
+    ],
+)
+async def test_a_broken_head_fails_its_evaluation_with_the_reason(
+    database: Database,
+    registry: Registry,
+    model: str,
+    cache: Path,
+    tmp_path: Path,
+    broken: Break,
+    why: str,
+) -> None:
+    bundle = broken(tmp_path / "head", registry.space_encoder(TINY_SPACE).digest)
+    ended = await evaluated(database, registry, registry.register(bundle, model=model), cache)
+    assert (ended.state, ended.report) == ("failed", None)
+    assert ended.reason is not None
+    assert why in ended.reason
+
+
+@pytest.mark.parametrize(("damage", "why"), [("forged", "is corrupt"), ("missing", "can't be read")])
+async def test_a_damaged_bundle_fails_its_evaluation_by_name(
+    database: Database, registry: Registry, model: str, cache: Path, tmp_path: Path, damage: str, why: str
+) -> None:
+    bundle = head(tmp_path / "head", registry.space_encoder(TINY_SPACE).digest, seed=1)
+    record = registry.register(bundle, model=model)
+    file = registry.fetch(record, cache) / "head.safetensors"
+    if damage == "forged":
+        file.write_bytes(b"forged")
+    else:
+        file.unlink()
+    ended = await evaluated(database, registry, record, cache)
+    assert ended.state == "failed"
+    assert ended.reason is not None
+    assert why in ended.reason
+    assert "head.safetensors" in ended.reason
+
+
+Settle = Callable[[str], None]
+
+
+@pytest.fixture
+def settle(registry: Registry, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settle:
+    """Sets what a process of this test's platform reads, for a space."""
+
+    def settled(space: str) -> None:
+        for name in list(os.environ):
+            if name.startswith("VALENCE_"):
+                monkeypatch.delenv(name)
+        for name, value in {
+            "DATABASE_URL": url,
+            "MLFLOW_TRACKING_URI": registry._tracking_uri,
+            "VALENCE_HOME": str(tmp_path / "home"),
+            "VALENCE_INSTALLATION_KEY": KEY.hex(),
+            "VALENCE_SPACE": space,
+        }.items():
+            monkeypatch.setenv(name, value)
+
+    return settled
+
+
+def runner_of(database: Database, registry: Registry, model: str, launch: Launch = launched) -> Runner:
+    """Evaluations of a model whose versions are all ready."""
+    versions = {
+        record.version: Entry(record=record, state=State.READY) for record in registry.versions(model)
+    }
+    catalogue = Catalogue(models={model: versions})
+    return Runner(
+        records=Evaluations(database), registry=registry, catalogue=lambda: catalogue, launch=launch
+    )
+
+
+async def test_a_process_of_its_own_measures_at_the_lowest_priority(
+    database: Database,
+    registry: Registry,
+    model: str,
+    url: str,
+    settle: Settle,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    record = registry.register(builtin("lexicon"), model=model)
+    settle(TINY_SPACE)
+    nice: set[int] = set()
+
+    async def watched(number: int) -> str | None:
+        task = asyncio.create_task(launched(number))
+        while not task.done():
+            for child in psutil.Process().children():
+                try:
+                    if "serving.evaluation" in child.cmdline():
+                        nice.add(child.nice())
+                except psutil.Error:
+                    continue
+            await asyncio.sleep(0.2)
+        return await task
+
+    records, runner = Evaluations(database), runner_of(database, registry, model, watched)
+    asked = await runner.request(model, record.version, None)
+    assert await runner.step()
+    ended = await records.get(asked.id)
+    assert ended.state == "done", ended.reason
+    assert report_of(ended).held_out.texts == len(FEW.examples)
+    assert 19 in nice
+    # What can't be begun is said, too.
+    again = await runner.request(model, record.version, None)
+    monkeypatch.setenv("DATABASE_URL", f"{url}_gone")
+    assert await runner.step()
+    failed = await records.get(again.id)
+    assert failed.state == "failed"
+    assert failed.reason is not None
+    assert "database" in failed.reason
+
+
+async def test_the_built_in_head_passes_against_the_lexicon_and_the_lexicon_fails(
+    database: Database, registry: Registry, model: str, settle: Settle, tmp_path: Path
+) -> None:
+    source = default_source()
+    registry.register_encoder(build_encoder(source, tmp_path / "encoder"))
+    registry.put_held_out(HeldOut(examples=HeldOut.builtin().examples[::6]), model=model)
+    settle(source.space or "")
+    lexicon, head_ = (registry.register(builtin(name), model=model) for name in ("lexicon", "head"))
+    registry.set_alias(model, CHAMPION, lexicon.version)
+    records, runner = Evaluations(database), runner_of(database, registry, model)
+    # The champion is measured on the way.
+    await runner.request(model, head_.version, None)
+    while await runner.step():
+        pass
+    reports = {}
+    for record in (lexicon, head_):
+        (ended,) = await records.of_bundle(record.digest)
+        reports[record.kind] = report_of(ended)
+    assert reports["head"].held_out.accuracy.value > 0.7
+    assert reports["head"].agreement is not None
+    assert reports["head"].agreement.mean > 0.98
+    passed = judge(Gates(), reports["head"], reports["lexicon"])
+    assert passed.passed, passed.reason
+    failed = judge(Gates(), reports["lexicon"], reports["head"])
+    assert "accuracy_difference" in {check.name for check in failed.checks if not check.passed}

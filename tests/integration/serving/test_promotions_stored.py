@@ -1,0 +1,249 @@
+"""Champions by real MLflow and a real database: deaths at every point, contests, moves by other clients."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from db.audit import Audit
+from db.engine import Database
+from db.evaluations import Evaluations, NewEvaluation
+from db.promotions import Act, NewPromotion
+from db.promotions import Promotions as History
+from registry.held_out import HeldOut
+from registry.records import VersionRecord
+from registry.store import CHAMPION, Registry
+from serving.caller import Caller, Role
+from serving.catalogue import Catalogue, Entry, State
+from serving.errors import Conflict, Refused
+from serving.promotions import Outcome, Promotions
+from tests.support.heads import head
+from tests.support.postgres import KEY
+from tests.support.reports import report
+from tests.support.tiny import TINY_SPACE
+
+pytestmark = pytest.mark.anyio
+
+ADA, BOB = (Caller(key_id=(key := uuid4()), holder_id=key, role=Role.ENGINEER) for _ in range(2))
+
+
+class Case:
+    """A model with three versions, the first one champion, and whoever acts on it."""
+
+    def __init__(self, database: Database, registry: Registry, folder: Path) -> None:
+        self.database = database
+        self.registry = registry
+        self.model = f"model-{uuid4().hex[:8]}"
+        self.history = History(database)
+        encoder = registry.space_encoder(TINY_SPACE).digest
+        for seed in range(1, 4):
+            registry.register(head(folder / str(seed), encoder, seed=seed), model=self.model)
+        registry.set_alias(self.model, CHAMPION, "1")
+
+    def catalogue(self) -> Catalogue:
+        versions = {
+            record.version: Entry(record=record, state=State.READY)
+            for record in self.registry.versions(self.model)
+        }
+        return Catalogue(models={self.model: versions})
+
+    def promotions(self, *, grace: float = 60, registry: Registry | None = None) -> Promotions:
+        """As one process has it."""
+        return Promotions(
+            records=self.history,
+            reports=Evaluations(self.database),
+            registry=registry or self.registry,
+            catalogue=self.catalogue,
+            grace_seconds=grace,
+        )
+
+    async def force(self, version: str, caller: Caller = ADA) -> Outcome:
+        return await self.promotions().promote(self.model, version, caller, force=True, reason="a test")
+
+    async def report(self, record: VersionRecord, accuracy: float) -> None:
+        data = self.registry.held_out_digest(self.model)
+        records = Evaluations(self.database)
+        asked = await records.request(
+            NewEvaluation(
+                bundle_digest=record.digest, data_digest=data, model=self.model, version=record.version
+            )
+        )
+        made = report(record.version, accuracy, bundle=record.digest, data=data, model=self.model)
+        await records.finish(asked.id, made.dump())
+
+    async def acts(self) -> list[tuple[str, str | None]]:
+        page = await self.history.history(self.model)
+        return [(reign.promotion.act, reign.promotion.version_to) for reign in reversed(page.items)]
+
+    async def audited(self) -> list[str]:
+        entries = await Audit(self.database).list(subject=self.model)
+        return [entry.action for entry in reversed(entries) if entry.action.startswith("champion.")]
+
+
+@pytest.fixture
+def case(database: Database, registry: Registry, tmp_path: Path) -> Case:
+    made = Case(database, registry, tmp_path / "heads")
+    registry.put_held_out(HeldOut(examples=HeldOut.builtin().examples[:30]))
+    return made
+
+
+async def test_gates_both_ways_then_force_and_everything_is_audited(case: Case) -> None:
+    one, two, three = case.registry.versions(case.model)
+    for record, accuracy in ((one, 0.7), (two, 0.75), (three, 0.5)):
+        await case.report(record, accuracy)
+    promotions = case.promotions()
+    assert (await promotions.promote(case.model, "2", ADA)).changed
+    with pytest.raises(Refused, match="a gate failed"):
+        await promotions.promote(case.model, "3", BOB)
+    forced = await promotions.promote(case.model, "3", BOB, force=True, reason="an incident")
+    assert case.registry.champion_version(case.model) == "3"
+    assert forced.promotion is not None
+    assert (forced.promotion.forced, forced.promotion.gated) == (True, False)
+    assert not forced.promotion.evidence["gates"]["passed"]
+    assert await case.audited() == [
+        "champion.bootstrap", "champion.promote", "champion.refuse", "champion.promote",
+    ]  # fmt: skip
+    refusal = (await Audit(case.database).list(subject=case.model))[1]
+    assert refusal.actor == BOB.key_id
+    assert not refusal.detail["evidence"]["gates"]["passed"]
+
+
+async def test_who_was_champion_when_and_why_is_one_question(case: Case) -> None:
+    for version in ("2", "3"):
+        await case.force(version)
+    await case.promotions().rollback(case.model, BOB, reason="worse")
+    assert await case.acts() == [("bootstrap", "1"), ("promote", "2"), ("promote", "3"), ("rollback", "2")]
+    for reign in (await case.history.history(case.model)).items:
+        found = await case.history.champion_at(case.model, reign.promotion.at)
+        assert found is not None
+        assert (found.version_to, found.reason) == (reign.promotion.version_to, reign.promotion.reason)
+    assert case.registry.champion_version(case.model) == "2"
+
+
+async def test_two_people_at_once_are_one_change_and_one_is_told(case: Case) -> None:
+    await case.promotions().reconcile(case.model, "1")
+    results = await asyncio.gather(case.force("2"), case.force("3", BOB), return_exceptions=True)
+    (won,) = [result for result in results if isinstance(result, Outcome)]
+    (told,) = [result for result in results if not isinstance(result, Outcome)]
+    assert isinstance(told, Conflict)
+    assert "by key" in str(told)
+    assert case.registry.champion_version(case.model) == won.version
+    assert await case.acts() == [("bootstrap", "1"), ("promote", won.version)]
+
+
+async def test_a_move_by_another_client_is_recorded_once_by_several_reconcilers(case: Case) -> None:
+    await case.promotions().reconcile(case.model, "1")
+    case.registry.set_alias(case.model, CHAMPION, "3")
+    for _ in range(3):
+        await asyncio.gather(*(case.promotions().reconcile(case.model, "3") for _ in range(3)))
+    assert await case.acts() == [("bootstrap", "1"), ("external", "3")]
+    assert await case.audited() == ["champion.bootstrap", "champion.external"]
+    assert (await case.promotions().rollback(case.model, ADA)).version == "1"
+
+
+class Interrupted(BaseException):
+    """A process ends."""
+
+
+class Dying(Registry):
+    """A registry whose user dies right before or right after the alias moves."""
+
+    def __init__(self, registry: Registry, *, after: bool) -> None:
+        super().__init__(registry._tracking_uri, artifact_root=registry._artifact_root)
+        self._after = after
+
+    def set_alias(self, model: str, alias: str, version: str) -> None:
+        if self._after:
+            super().set_alias(model, alias, version)
+        raise Interrupted
+
+
+@pytest.mark.parametrize(("after", "acts"), [(False, []), (True, [("promote", "2")])])
+async def test_a_death_around_the_move_is_settled_by_the_alias(
+    case: Case, after: bool, acts: list[tuple[str, str]]
+) -> None:
+    promotions = case.promotions(registry=Dying(case.registry, after=after))
+    with pytest.raises(Interrupted):
+        await promotions.promote(case.model, "2", ADA, force=True, reason="a test")
+    assert (await case.history.standing(case.model)).intended is not None
+    seen = case.registry.champion_version(case.model)
+    for _ in range(2):
+        await asyncio.gather(*(case.promotions(grace=0).reconcile(case.model, seen) for _ in range(3)))
+    assert (await case.history.standing(case.model)).intended is None
+    assert await case.acts() == [("bootstrap", "1"), *acts]
+    assert (await case.force("3")).changed
+
+
+async def test_a_death_between_intention_and_lock_gives_way_to_the_next(case: Case) -> None:
+    await case.promotions().reconcile(case.model, "1")
+    standing = await case.history.standing(case.model)
+    assert standing.champion is not None
+    new = NewPromotion(model=case.model, version_from="1", version_to="2", act=Act.PROMOTE)
+    await case.history.intend(new, after=standing.champion.id)
+    with pytest.raises(Conflict, match="under way: promote from version 1 to 2"):
+        await case.force("3")
+    done = await case.promotions(grace=0).promote(case.model, "3", BOB, force=True, reason="a test")
+    assert done.changed
+    assert await case.acts() == [("bootstrap", "1"), ("promote", "3")]
+
+
+_PROCESS = """
+import asyncio, os, sys
+from pathlib import Path
+from uuid import uuid4
+from db.engine import Database
+from db.evaluations import Evaluations
+from db.promotions import Promotions as History
+from registry.store import Registry
+from serving.catalogue import Catalogue, Entry, State
+from serving.caller import Caller, Role
+from serving.promotions import Promotions
+
+url, mlflow, root, model, after, key = sys.argv[1:]
+
+class Killed(Registry):
+    def set_alias(self, *arguments):
+        if after == "True":
+            super().set_alias(*arguments)
+        os.kill(os.getpid(), 9)
+
+async def main():
+    database = Database(url, installation_key=bytes.fromhex(key))
+    await database.open()
+    registry = Killed(mlflow, artifact_root=Path(root))
+    found = {r.version: Entry(record=r, state=State.READY) for r in registry.versions(model)}
+    promotions = Promotions(records=History(database), reports=Evaluations(database), registry=registry,
+                            catalogue=lambda: Catalogue(models={model: found}))
+    caller = Caller(key_id=uuid4(), holder_id=uuid4(), role=Role.ENGINEER)
+    await promotions.promote(model, "2", caller, force=True, reason="to be killed")
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_killed_process_leaves_no_lock_and_nothing_doubled(case: Case, url: str, after: bool) -> None:
+    registry = case.registry
+    arguments = [url, registry._tracking_uri, str(registry._artifact_root), case.model, str(after), KEY.hex()]
+    command = [sys.executable, "-c", _PROCESS, *arguments]
+    done = await asyncio.to_thread(subprocess.run, command, check=False, capture_output=True, timeout=120)
+    assert done.returncode == -9, done.stderr
+    async with asyncio.timeout(10):
+        seen = registry.champion_version(case.model)
+        while (await case.history.standing(case.model)).intended is not None:
+            await asyncio.gather(*(case.promotions(grace=0).reconcile(case.model, seen) for _ in range(2)))
+            await asyncio.sleep(0.1)
+    await case.promotions().reconcile(case.model, seen)
+    assert await case.acts() == [("bootstrap", "1"), *([("promote", "2")] if after else [])]
+    assert registry.champion_version(case.model) == ("2" if after else "1")
+
+
+async def test_a_champion_whose_version_is_gone_cant_be_rolled_back_to(case: Case) -> None:
+    await case.force("2")
+    case.registry._client.delete_model_version(case.model, "1")
+    with pytest.raises(Refused, match="version 1 isn't registered any more"):
+        await case.promotions().rollback(case.model, ADA)
+    assert case.registry.champion_version(case.model) == "2"

@@ -1,0 +1,80 @@
+"""Versions that a test makes for a live platform: twins of the built-in head, sound and broken, and of its encoder."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from db.databases import beside
+from db.embedded import EmbeddedPostgres
+from registry.bootstrap import builtin
+from registry.bundle import Bundle, Manifest
+from registry.layout import HEAD_WEIGHTS
+from registry.records import VersionRecord
+from registry.store import Registry
+from tests.support.live import LivePlatform
+
+Weights = dict[str, NDArray[np.float16]]
+
+
+def registry_at(home: Path) -> Registry:
+    """The registry of a platform on embedded defaults, as another MLflow client reaches it."""
+    url = beside(EmbeddedPostgres(home).url("valence"), "_mlflow")
+    return Registry(url, artifact_root=home / "artifacts")
+
+
+def registry_of(platform: LivePlatform) -> Registry:
+    """That of a live platform."""
+    return registry_at(platform.home)
+
+
+def twin_head(
+    folder: Path,
+    name: str,
+    *,
+    encoder: str | None = None,
+    change: Callable[[Weights], None] = lambda _: None,
+) -> Bundle:
+    """The built-in head under another name, on another encoder or with other weights."""
+    source = builtin("head")
+    folder.mkdir(parents=True)
+    weights = load_file(source.file(HEAD_WEIGHTS))
+    change(weights)
+    save_file(weights, folder / HEAD_WEIGHTS)
+    manifest = replace(source.manifest, name=name, encoder=encoder or source.manifest.encoder)
+    return Bundle.seal(folder, manifest)
+
+
+def twin_encoder(registry: Registry, folder: Path, name: str, digest: str, *, space: str | None) -> str:
+    """The default encoder's files under another identity, registered; gives that identity."""
+    head = builtin("head").manifest
+    assert head.encoder is not None
+    there = Path(registry.encoder(head.encoder).uri.removeprefix("file://"))
+    shutil.copytree(there, folder)
+    manifest: Manifest = replace(Bundle.open(there).manifest, name=name, encoder=digest, space=space)
+    registry.register_encoder(Bundle.seal(folder, manifest))
+    return digest
+
+
+def registered(platform: LivePlatform, bundle: Bundle) -> VersionRecord:
+    """The bundle as a version of the default model."""
+    return registry_of(platform).register(bundle)
+
+
+def not_a_number(weights: Weights) -> None:
+    """A head that gives no finite score."""
+    weights["out.bias"] = np.full_like(weights["out.bias"], np.nan)
+
+
+def too_narrow(weights: Weights) -> None:
+    """A head for states of another width."""
+    weights["project.weight"] = np.ascontiguousarray(weights["project.weight"][:100])
+
+
+def without_a_tensor(weights: Weights) -> None:
+    """A head that can't be loaded."""
+    del weights["query.weight"]

@@ -1,0 +1,90 @@
+"""Routing: who answers while a challenger is tried."""
+
+from uuid import uuid4
+
+import pytest
+
+from serving.catalogue import Catalogue, Entry, State
+from serving.errors import ModelNotReady
+from serving.routing import Arm, Choice, Split, Traffic, choose
+from tests.support.app import MODEL, record
+
+
+def catalogue(challenger: State = State.READY, champion: str = "1") -> Catalogue:
+    return Catalogue(
+        models={
+            MODEL: {
+                "1": Entry(record=record("1"), state=State.READY),
+                "2": Entry(record=record("2"), state=challenger),
+            }
+        },
+        champions={MODEL: champion},
+        spaced=frozenset(["e" * 64]),
+        embedder="e" * 64,
+    )
+
+
+def traffic(share: float, *, shadow: bool = False, salt: str = "salt") -> Traffic:
+    split = Split(
+        experiment_id=uuid4(), stage=1, champion="1", challenger="2", share=share, salt=salt, shadow=shadow
+    )
+    return Traffic(splits={MODEL: split})
+
+
+def chosen(split: Traffic, unit: str, *, version: str | None = None) -> Choice:
+    return choose(catalogue(), split, MODEL, version, unit)
+
+
+def challenged(split: Traffic, units: int = 2_000) -> set[str]:
+    return {str(unit) for unit in range(units) if chosen(split, str(unit)).arm is Arm.CHALLENGER}
+
+
+def test_a_unit_stays_on_its_arm_and_the_share_is_kept() -> None:
+    split = traffic(0.3)
+    assert challenged(split) == challenged(split)
+    assert 500 < len(challenged(split)) < 700
+
+
+def test_a_higher_share_moves_only_the_units_that_it_must() -> None:
+    assert challenged(traffic(0.1)) < challenged(traffic(0.3))
+
+
+def test_every_answer_of_an_experiment_names_it_and_both_arms() -> None:
+    split = traffic(0.5)
+    made = [chosen(split, str(unit)) for unit in range(50)]
+    assert {(each.arm, each.record.version) for each in made} == {
+        (Arm.CHAMPION, "1"),
+        (Arm.CHALLENGER, "2"),
+    }
+    assert {each.experiment_id for each in made} == {split.splits[MODEL].experiment_id}
+
+
+def test_a_named_version_is_not_part_of_the_experiment() -> None:
+    choice = chosen(traffic(1.0), "anybody", version="1")
+    assert (choice.arm, choice.experiment_id, choice.shadow) == (Arm.NAMED, None, None)
+
+
+def test_in_the_shadow_the_champion_answers_everybody_and_the_challenger_scores_its_share() -> None:
+    made = [chosen(traffic(0.5, shadow=True), str(unit)) for unit in range(200)]
+    assert {each.arm for each in made} == {Arm.CHAMPION}
+    assert {each.shadow and each.shadow.version for each in made} == {None, "2"}
+
+
+@pytest.mark.parametrize(
+    "now",
+    [catalogue(State.STARTING), catalogue(State.FAILED), catalogue(champion="2")],
+    ids=["challenger starts", "challenger failed", "another champion"],
+)
+def test_without_a_ready_challenger_or_with_another_champion_nobody_is_routed_or_counted(
+    now: Catalogue,
+) -> None:
+    if now.champions[MODEL] == "1":
+        choice = choose(now, traffic(1.0), MODEL, None, "anybody")
+        assert (choice.arm, choice.record.version, choice.experiment_id) == (Arm.CHAMPION, "1", None)
+    else:
+        assert choose(now, traffic(1.0), MODEL, None, "anybody").experiment_id is None
+
+
+def test_no_answer_is_chosen_while_no_encoder_of_the_space_runs() -> None:
+    with pytest.raises(ModelNotReady, match="no encoder of the embedding space"):
+        Catalogue().place(record("1", kind="lexicon"))
