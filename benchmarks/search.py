@@ -87,7 +87,7 @@ def main() -> None:
         vectors = Path(folder) / "vectors.npy"
         texts = sentences(5)
         answers = [
-            mine.call("/v1/embeddings", {"input": texts[start_at : start_at + 100]})
+            mine.call("/v1/embeddings", {"model": SPACE, "input": texts[start_at : start_at + 100]})
             for start_at in range(0, 500, 100)
         ]
         known = np.array([row["embedding"] for answer in answers for row in answer["data"]])

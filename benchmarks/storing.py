@@ -55,8 +55,8 @@ def main() -> None:
                 (f"with storing, {arguments.sustained:.0f} s, {long.requests:,} texts",
                  f"{long.per_second:.0f}", f"{long.per_second / without:.2f}", "≥ 0.80")
             )  # fmt: skip
-        kept = mine.call("/v1/predictions?limit=1")["predictions"]
-        none = forgetful.call("/v1/predictions?limit=1")["predictions"]
+        kept = mine.call("/v1/predictions?limit=2")["items"]
+        none = forgetful.call("/v1/predictions?limit=2")["items"]
     if not kept or len(none) > 1:
         raise RuntimeError("the switch did not switch")
     found |= {

@@ -14,8 +14,8 @@ from benchmarks.peers.model import MAX_BATCH
 from benchmarks.report import middle, ratios, report
 from registry.bundle import Bundle
 from registry.records import VersionRecord
+from serving.compute import Ask
 from serving.encoder import open_encoder
-from serving.gateway import Ask
 from serving.replica import RemoteEncoders, Replica
 
 

@@ -4,6 +4,7 @@
 a nearest prototype on the sentence's vector, which costs nothing beside the pass.
 """
 
+import signal
 import sys
 import tempfile
 from datetime import UTC, datetime
@@ -48,6 +49,8 @@ class Ask(BaseModel):
 
 def main() -> None:
     """Serve until it is ended."""
+    # uvicorn raises the signal that ended it once more, and then the database must be stopped as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="valence-bench-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)
         postgres = EmbeddedPostgres(Path(folder) / "home")

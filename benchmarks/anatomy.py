@@ -1,0 +1,145 @@
+"""Where the time of a prediction goes, and how that grows with load, replicas and stored texts.
+
+Stages are means of the platform's own histograms; processor time is that of its processes, by what they are. The load
+generator's own is left out: it takes what remains of the cores. Run by `python -m benchmarks.anatomy`.
+"""
+
+import argparse
+import asyncio
+import re
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import psutil
+
+from benchmarks.load import Load, Result, measured
+from benchmarks.report import report
+from benchmarks.search import SPACE, fill
+from benchmarks.servers import Platform, platform
+
+STAGES = ("queue", "infer", "store")
+GROUPS = (
+    ("encoder", "ServeReplica:encoder-"),
+    ("ingress", ":ingress"),
+    ("PostgreSQL", "postgres"),
+    ("HAProxy", "haproxy"),
+)
+CLIENTS = (1, 8, 32, 64, 128)
+REPLICAS = ((1, 1), (2, 1), (1, 2), (2, 2))
+TEXTS = (0, 50_000, 200_000)
+_SAMPLE = re.compile(r'_prediction_stage_duration_seconds_(sum|count)\{stage="(\w+)"\} (\S+)')
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Anatomy:
+    """A load's result, the mean milliseconds of its stages, and the processor milliseconds a request by process."""
+
+    result: Result
+    stages: Mapping[str, float]
+    processor: Mapping[str, float]
+
+
+def dissect(mine: Platform, clients: int, seconds: float) -> Anatomy:
+    """One load of single texts, with what it took."""
+    load = Load(clients=clients, seconds=seconds, warm_up=3, seed=clients)
+    measured(mine.url, mine.key, Load(clients=clients, seconds=1, warm_up=2, seed=clients + 1))
+    before, used, started = _stages(mine), _processor(mine), time.perf_counter()
+    result = measured(mine.url, mine.key, load)
+    after, spent = _stages(mine), _processor(mine)
+    # Everything that was counted includes the warm-up, so what it is divided by does, too.
+    answered = result.per_second * (time.perf_counter() - started)
+    return Anatomy(
+        result=result,
+        stages={
+            stage: 1e3
+            * (after["sum", stage] - before["sum", stage])
+            / (after["count", stage] - before["count", stage])
+            for stage in STAGES
+        },
+        processor={name: 1e3 * (spent[name] - used.get(name, 0)) / answered for name in spent},
+    )
+
+
+def _stages(mine: Platform) -> dict[tuple[str, str], float]:
+    request = urllib.request.Request(mine.url + "/metrics", headers={"Authorization": f"Bearer {mine.key}"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        text = answer.read().decode()
+    return {(kind, stage): float(value) for kind, stage, value in _SAMPLE.findall(text)}
+
+
+def _processor(mine: Platform) -> dict[str, float]:
+    """Seconds of processor time that the platform's processes have taken, by what they are."""
+    root = psutil.Process(mine.pid)
+    used = dict.fromkeys([name for name, _ in GROUPS] + ["the rest of Ray"], 0.0)
+    for process in [root, *root.children(recursive=True)]:
+        try:
+            command = " ".join(process.cmdline())
+            times = process.cpu_times()
+        except psutil.Error:
+            continue
+        name = next((name for name, part in GROUPS if part in command), "the rest of Ray")
+        used[name] += times.user + times.system
+    return used
+
+
+def _row(name: str, found: Anatomy) -> tuple[object, ...]:
+    one = found.result
+    stages = (f"{found.stages[stage]:.1f}" for stage in STAGES)
+    processor = (f"{found.processor[name]:.2f}" for name in found.processor)
+    return name, one.per_second, one.p50, one.p99, *stages, *processor
+
+
+@contextmanager
+def _replicas(encoders: int, ingresses: int) -> Iterator[Platform]:
+    settings = {
+        "VALENCE_ENCODER_MIN_REPLICAS": str(encoders),
+        "VALENCE_ENCODER_MAX_REPLICAS": str(encoders),
+        "VALENCE_INGRESS_REPLICAS": str(ingresses),
+        "VALENCE_ENCODER_CPUS": "0.3",
+    }
+    with platform(**settings) as mine:
+        yield mine
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=15)
+    arguments = parser.parse_args()
+    head = ("", "requests/s", "p50 ms", "p99 ms", *(f"{stage} ms" for stage in STAGES))
+    found: dict[str, Any] = {}
+    tables: dict[str, list[tuple[object, ...]]] = {}
+
+    def take(table: str, name: str, mine: Platform, clients: int) -> None:
+        one = dissect(mine, clients, arguments.seconds)
+        found.setdefault(table, {})[name] = asdict(one)
+        first = (*head, *(f"{process}, CPU ms" for process in one.processor))
+        tables.setdefault(table, [first]).append(_row(name, one))
+
+    with platform() as mine:
+        for clients in CLIENTS:
+            take("anatomy_load", f"{clients} client{'s' * (clients > 1)}", mine, clients)
+        stored = 0
+        for texts in TEXTS:
+            if texts > stored:
+                vectors = mine.call(
+                    "/v1/embeddings", {"model": SPACE, "input": [f"text {n}" for n in range(100)]}
+                )["data"]
+                known = np.array([row["embedding"] for row in vectors])
+                asyncio.run(fill(mine, texts - stored, known))
+                stored = texts
+            take("anatomy_data", f"{texts:,} texts stored before", mine, 32)
+    for encoders, ingresses in REPLICAS:
+        with _replicas(encoders, ingresses) as several:
+            take("anatomy_replicas", f"{encoders} encoder, {ingresses} ingress", several, 64)
+    for table, rows in tables.items():
+        report(table, rows, {"results": found[table]})
+
+
+if __name__ == "__main__":
+    main()
