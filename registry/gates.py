@@ -162,13 +162,13 @@ def _replayed(gates: Gates, candidate: Report, champion: Report) -> Iterator[Che
 
 def _most(name: str, value: float, bound: float, what: str) -> Check:
     # A value that is no number passes nothing.
-    passed = value <= bound
+    passed = round(value, 6) <= bound
     why = f"{what} is {value:.4f}, {'within' if passed else 'over'} the bound of {bound:g}"
     return Check(name=name, value=_finite(value), bound=bound, passed=passed, why=why)
 
 
 def _least(name: str, value: float, bound: float, what: str) -> Check:
-    passed = value >= bound
+    passed = round(value, 6) >= bound
     why = f"{what} is {value:.4f}, {'within' if passed else 'under'} the bound of {bound:g}"
     return Check(name=name, value=_finite(value), bound=bound, passed=passed, why=why)
 

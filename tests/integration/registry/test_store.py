@@ -8,7 +8,14 @@ import pytest
 
 from db.databases import ensure_beside
 from registry.bundle import LABELS, Bundle, Kind, Manifest
-from registry.errors import BundleCorrupt, BundleInvalid, NotRegistered, RegistryUnavailable
+from registry.errors import (
+    BundleCorrupt,
+    BundleInvalid,
+    CorpusUnavailable,
+    NotRegistered,
+    RegistryUnavailable,
+)
+from registry.held_out import HeldOut
 from registry.store import CHAMPION, ENCODERS, Registry
 from tests.support.postgres import TestServer
 from tests.support.tiny import TINY_SPACE
@@ -134,3 +141,45 @@ def test_unreachable_store_is_said_so(tmp_path: Path) -> None:
     registry = Registry("http://127.0.0.1:9", artifact_root=tmp_path)
     with pytest.raises(RegistryUnavailable):
         registry.models()
+
+
+def test_held_out_set_is_logged_once_and_found_by_a_model_without_its_own(
+    store: Registry, model: str, tmp_path: Path
+) -> None:
+    with pytest.raises(NotRegistered, match="no held-out set"):
+        store.held_out_digest(model)
+    everybody = HeldOut(examples=HeldOut.builtin().examples[:20])
+    own = HeldOut(examples=HeldOut.builtin().examples[20:30])
+    assert store.put_held_out(everybody) == store.put_held_out(everybody) == everybody.digest
+    assert store.held_out_digest(model) == everybody.digest
+    assert store.held_out(model, tmp_path) == everybody
+    runs = store._client.search_runs([store._experiment()], "tags.`valence.role` = 'held-out'")
+    assert len(runs) == 1
+    assert store.put_held_out(own, model=model) == own.digest
+    assert store.held_out(model, tmp_path) == own
+    assert store.held_out_digest("another") == everybody.digest
+
+
+def test_held_out_set_that_was_changed_is_refused(store: Registry, model: str, tmp_path: Path) -> None:
+    held = HeldOut(examples=HeldOut.builtin().examples[30:40])
+    store.put_held_out(held, model=model)
+    (file,) = [
+        path
+        for path in store._artifact_root.rglob("held-out.jsonl.gz")
+        if HeldOut.parse(path.read_bytes(), where="").digest == held.digest
+    ]
+    file.write_bytes(HeldOut(examples=held.examples[:5]).dump())
+    with pytest.raises(CorpusUnavailable, match=held.digest):
+        store.held_out(model, tmp_path)
+    file.unlink()
+    with pytest.raises(CorpusUnavailable, match="is gone"):
+        store.held_out(model, tmp_path)
+
+
+def test_champion_version_is_one_cheap_read(store: Registry, model: str, tmp_path: Path) -> None:
+    with pytest.raises(NotRegistered):
+        store.champion_version(model)
+    store.register(head(tmp_path / "head"), model=model)
+    assert store.champion_version(model) is None
+    store.set_alias(model, CHAMPION, "1")
+    assert store.champion_version(model) == "1"

@@ -1,0 +1,77 @@
+"""Evaluations in a real database: one at a time, taken up again after a death, ended once."""
+
+import asyncio
+from uuid import uuid4
+
+import pytest
+
+from db.audit import Audit
+from db.engine import Database
+from db.errors import NotFound
+from db.evaluations import ATTEMPTS, Evaluation, Evaluations, NewEvaluation
+from tests.support.rows import sql
+
+pytestmark = pytest.mark.anyio
+
+
+def wanted(bundle: str = "b", data: str = "d", **more: object) -> NewEvaluation:
+    return NewEvaluation(bundle_digest=bundle, data_digest=data, model="sentiment", version="2", **more)  # type: ignore[arg-type]
+
+
+async def test_many_requests_at_once_are_one(database: Database) -> None:
+    evaluations, actor = Evaluations(database), uuid4()
+    asked = await asyncio.gather(*(evaluations.request(wanted(requested_by=actor)) for _ in range(8)))
+    assert len({each.id for each in asked}) == 1
+    other = await evaluations.request(wanted(data="e"))
+    assert other.id != asked[0].id
+    entries = await Audit(database).list(subject="sentiment")
+    assert [entry.action for entry in entries] == ["evaluation.request"] * 2
+    with pytest.raises(NotFound):
+        await evaluations.get(0)
+
+
+async def test_one_is_worked_on_at_a_time_the_oldest_first(database: Database) -> None:
+    evaluations = Evaluations(database)
+    first, second = await evaluations.request(wanted("a")), await evaluations.request(wanted("b"))
+    claims = await asyncio.gather(*(evaluations.claim() for _ in range(6)))
+    (claimed,) = [claim for claim in claims if claim is not None]
+    assert (claimed.id, claimed.attempts) == (first.id, 1)
+    assert await evaluations.beat(first.id)
+    assert await evaluations.claim() is None
+    assert await evaluations.finish(first.id, {"a": 1})
+    assert not await evaluations.fail(first.id, "late")
+    assert not await evaluations.beat(first.id)
+    following = await evaluations.claim()
+    assert following is not None
+    assert following.id == second.id
+    assert await evaluations.fail(second.id, "it raises")
+    assert await evaluations.claim() is None
+
+
+async def test_a_report_is_found_by_both_digests_the_latest_first(database: Database) -> None:
+    evaluations = Evaluations(database)
+    for number in range(3):
+        asked = await evaluations.request(wanted())
+        await evaluations.finish(asked.id, {"number": number})
+    failed = await evaluations.request(wanted())
+    await evaluations.fail(failed.id, "it raises")
+    found = await evaluations.reported("b", "d")
+    assert isinstance(found, Evaluation)
+    assert found.report == {"number": 2}
+    assert await evaluations.reported("b", "e") is None
+    listed = await evaluations.of_bundle("b", limit=2)
+    assert [(each.state, each.reason) for each in listed] == [("failed", "it raises"), ("done", None)]
+
+
+async def test_a_process_that_gives_no_sign_loses_its_work_to_the_next(database: Database) -> None:
+    evaluations = Evaluations(database, stale_seconds=30)
+    asked = await evaluations.request(wanted())
+    for attempt in range(1, ATTEMPTS + 1):
+        claimed = await evaluations.claim()
+        assert claimed is not None
+        assert (claimed.id, claimed.attempts) == (asked.id, attempt)
+        assert await evaluations.claim() is None
+        await sql(database, "UPDATE evaluations SET seen_at = now() - interval '31 seconds'")
+    assert await evaluations.claim() is None
+    ended = await evaluations.get(asked.id)
+    assert (ended.state, ended.reason) == ("failed", f"its process died {ATTEMPTS} times")

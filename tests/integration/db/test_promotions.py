@@ -1,0 +1,195 @@
+"""The history of champions in a real database: one change at a time, settled once, never rewritten."""
+
+import asyncio
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+
+from db.audit import Audit
+from db.engine import Database
+from db.errors import Contested, NotFound, Rejected
+from db.promotions import Act, NewPromotion, Promotion, Promotions, State
+from tests.support.rows import now, sql
+
+pytestmark = pytest.mark.anyio
+
+MODEL = "sentiment"
+
+
+def change(old: str | None, new: str | None, act: Act = Act.PROMOTE, **more: object) -> NewPromotion:
+    return NewPromotion(model=MODEL, version_from=old, version_to=new, act=act, **more)  # type: ignore[arg-type]
+
+
+async def done(history: Promotions, new: NewPromotion) -> Promotion:
+    """A change that happened."""
+    async with history.holding(new.model) as held:
+        return await held.record(new)
+
+
+async def test_a_change_is_intended_then_done_and_audited(database: Database) -> None:
+    history, actor = Promotions(database), uuid4()
+    first = await done(history, change(None, "1", Act.BOOTSTRAP))
+    wanted = change("1", "2", actor=actor, gated=True, reason="better", evidence={"a": 1}, below_id=first.id)
+    intended = await history.intend(wanted, after=first.id)
+    standing = await history.standing(MODEL)
+    assert (standing.version, standing.intended and standing.intended.id) == ("1", intended.id)
+    async with history.holding(MODEL) as held:
+        await held.settle(intended, State.DONE)
+        with pytest.raises(Contested):
+            await held.settle(intended, State.ABANDONED)
+    standing = await history.standing(MODEL)
+    assert (standing.version, standing.intended) == ("2", None)
+    made = await history.get(intended.id)
+    assert made.settled_at is not None
+    assert (made.actor, made.reason, made.evidence, made.below_id) == (actor, "better", {"a": 1}, first.id)
+    entries = await Audit(database).list(subject=MODEL)
+    assert [(entry.action, entry.actor) for entry in entries] == [
+        ("champion.promote", actor),
+        ("champion.bootstrap", None),
+    ]
+    assert entries[0].detail["evidence"] == {"a": 1}
+    with pytest.raises(NotFound):
+        await history.get(0)
+
+
+async def test_what_is_abandoned_was_never_champion(database: Database) -> None:
+    history = Promotions(database)
+    intended = await history.intend(change(None, "1"), after=None)
+    async with history.holding(MODEL) as held:
+        await held.settle(intended, State.ABANDONED, why="died")
+    assert (await history.standing(MODEL)).champion is None
+    assert await history.champion_at(MODEL, now()) is None
+    assert (await history.history(MODEL)).items == ()
+    (entry,) = await Audit(database).list(subject=MODEL)
+    assert (entry.action, entry.detail["why"]) == ("champion.abandon", "died")
+
+
+async def test_a_second_intention_is_told_of_the_first(database: Database) -> None:
+    history, actor = Promotions(database), uuid4()
+    await history.intend(change(None, "1", actor=actor), after=None)
+    with pytest.raises(Contested, match=f"under way: promote from version None to 1 by key {actor}"):
+        await history.intend(change(None, "2"), after=None)
+    elsewhere = NewPromotion(model="other", version_from=None, version_to="1", act=Act.PROMOTE)
+    assert (await history.intend(elsewhere, after=None)).state == State.INTENDED
+
+
+async def test_a_decision_on_what_is_over_is_told_what_came_first(database: Database) -> None:
+    history = Promotions(database)
+    first = await done(history, change(None, "1"))
+    await done(history, change("1", "2"))
+    with pytest.raises(Contested, match="came first: promote from version 1 to 2"):
+        await history.intend(change("1", "3"), after=first.id)
+
+
+async def test_of_many_at_once_one_is_intended(database: Database) -> None:
+    history = Promotions(database)
+    wanted = [history.intend(change(None, str(number)), after=None) for number in range(8)]
+    results = await asyncio.gather(*wanted, return_exceptions=True)
+    assert len([result for result in results if isinstance(result, Promotion)]) == 1
+    assert {type(result) for result in results} == {Promotion, Contested}
+
+
+async def test_the_lock_is_held_by_one_goes_with_its_transaction_and_is_a_models(database: Database) -> None:
+    history = Promotions(database)
+    async with history.holding(MODEL):
+        async with history.trying(MODEL) as held:
+            assert held is None
+        async with history.trying("other") as other:
+            assert other is not None
+
+    async def die() -> None:
+        async with history.holding(MODEL) as held:
+            await held.record(change(None, "1"))
+            raise RuntimeError("died")
+
+    with pytest.raises(RuntimeError):
+        await die()
+    async with history.trying(MODEL) as held:
+        assert held is not None
+        assert (await held.standing()).champion is None
+
+
+async def test_who_was_champion_at_any_moment_and_why(database: Database) -> None:
+    history = Promotions(database)
+    assert await history.champion_at(MODEL, now()) is None
+    moments = []
+    for number, old in ((1, None), (2, "1"), (3, "2")):
+        made = await done(history, change(old, str(number), reason=f"reason {number}"))
+        moments.append(made.at)
+    for number, moment in enumerate(moments, 1):
+        found = await history.champion_at(MODEL, moment)
+        assert found is not None
+        assert (found.version_to, found.reason) == (str(number), f"reason {number}")
+    before = await history.champion_at(MODEL, moments[1] - timedelta(microseconds=1))
+    assert before is not None
+    assert before.version_to == "1"
+    assert await history.champion_at(MODEL, moments[0] - timedelta(microseconds=1)) is None
+
+
+async def test_asking_for_a_moment_reads_one_entry_of_the_index(database: Database) -> None:
+    await sql(
+        database,
+        "INSERT INTO promotions (model, version_to, act, state, at, settled_at) "
+        "SELECT 'm' || mod(n, 5), n::text, 'promote', 'done', now() - n * interval '1 minute', now() "
+        "FROM generate_series(1, 5000) n",
+    )
+    await sql(database, "ANALYZE promotions")
+    (plan,) = await sql(
+        database,
+        "EXPLAIN (ANALYZE, FORMAT JSON) SELECT version_to FROM promotions WHERE model = 'm1' "
+        "AND state = 'done' AND at <= now() - interval '1 day' ORDER BY at DESC, id DESC LIMIT 1",
+    )
+    scan = plan[0][0]["Plan"]["Plans"][0]
+    assert scan["Index Name"] == "ix_promotions_champion"
+    assert scan["Actual Rows"] == 1
+
+
+async def test_history_is_paged_newest_first_with_the_end_of_each_reign(database: Database) -> None:
+    history = Promotions(database)
+    for number in range(1, 6):
+        await done(history, change(None if number == 1 else str(number - 1), str(number)))
+    seen, cursor = [], None
+    while True:
+        page = await history.history(MODEL, limit=2, cursor=cursor)
+        seen += list(page.items)
+        if (cursor := page.next_cursor) is None:
+            break
+    assert [reign.promotion.version_to for reign in seen] == ["5", "4", "3", "2", "1"]
+    assert seen[0].until is None
+    assert [reign.until for reign in seen[1:]] == [reign.promotion.at for reign in seen[:-1]]
+    for wrong in ("x", "-1", "9" * 30, ""):
+        with pytest.raises(Rejected):
+            await history.history(MODEL, cursor=wrong)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE promotions SET state = 'abandoned' WHERE state = 'done'",
+        "UPDATE promotions SET version_to = '9' WHERE state = 'intended'",
+        "UPDATE promotions SET reason = 'another' WHERE state = 'intended'",
+        "UPDATE promotions SET at = now() WHERE state = 'intended'",
+        "DELETE FROM promotions",
+        "TRUNCATE promotions",
+    ],
+)
+async def test_history_is_not_rewritten(database: Database, statement: str) -> None:
+    history = Promotions(database)
+    last = await done(history, change(None, "1"))
+    await history.intend(change("1", "2"), after=last.id)
+    with pytest.raises(Rejected):
+        await sql(database, statement)
+
+
+async def test_force_without_a_reason_is_refused_by_the_schema_too(database: Database) -> None:
+    with pytest.raises(Rejected, match="forced_for_a_reason"):
+        await Promotions(database).intend(change(None, "1", forced=True), after=None)
+
+
+async def test_a_refusal_is_in_the_audit_log_alone(database: Database) -> None:
+    history, actor = Promotions(database), uuid4()
+    await history.refused(MODEL, "3", actor=actor, why="a gate failed", evidence={"gates": {"passed": False}})
+    (entry,) = await Audit(database).list(subject=MODEL)
+    assert (entry.action, entry.actor, entry.detail["to"]) == ("champion.refuse", actor, "3")
+    assert (await history.history(MODEL)).items == ()
