@@ -184,7 +184,8 @@ class Gateway:
 
     async def _predict(self, ask: Predict, caller: Caller, render: Render) -> Answer:
         catalogue, model = self._catalogue(), ask.model or self._default_model
-        if ask.version is not None and catalogue.entry(model, ask.version):
+        if ask.version is not None:
+            catalogue.entry(model, ask.version)
             self._asked(model, ask.version)
         choice = choose(catalogue, self._traffic(), model, ask.version, ask.sticky)
         if ask.user_id is not None:

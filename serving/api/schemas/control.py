@@ -50,7 +50,13 @@ class PromoteRequest(Body):
     """Whether the gates are passed over, which needs a reason."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{}, {"force": True, "reason": "the champion is broken"}]}
+        json_schema_extra={
+            "examples": [{}, {"force": True, "reason": "the champion is broken"}],
+            "anyOf": [
+                {"properties": {"force": {"const": False}}},
+                {"properties": {"reason": {"type": "string", "pattern": r"\S"}}, "required": ["reason"]},
+            ],
+        }
     )
 
     force: bool = False

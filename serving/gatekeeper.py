@@ -1,0 +1,99 @@
+"""What the gates say of a version now, by the stored reports. Measures nothing, moves nothing."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from db.evaluations import Evaluation
+from registry.errors import NotRegistered, ReportInvalid
+from registry.gates import GateReport, Gates, judge, unevaluated
+from registry.records import VersionRecord
+from registry.report import Report
+from serving.catalogue import Catalogue
+from serving.chronicle import asked
+from serving.gateway import reaching_the_database
+
+
+class Reports(Protocol):
+    """The stored reports."""
+
+    async def reported(self, bundle_digest: str, data_digest: str) -> Evaluation | None:
+        """The latest of a bundle by a held-out set."""
+
+    async def of_bundle(self, bundle_digest: str, *, limit: int = 10) -> tuple[Evaluation, ...]:
+        """Those of a bundle, newest first."""
+
+
+class Sets(Protocol):
+    """The registry, as the gatekeeper sees it; the calls block."""
+
+    def version(self, model: str, version: str) -> VersionRecord:
+        """One version."""
+        ...
+
+    def held_out_digest(self, model: str) -> str:
+        """The set that versions are judged on."""
+        ...
+
+
+class Gatekeeper:
+    """Without a stored report by the model's present held-out set a version passes no gate."""
+
+    def __init__(
+        self,
+        *,
+        reports: Reports,
+        registry: Sets,
+        catalogue: Callable[[], Catalogue],
+        gates: Gates | None = None,
+    ) -> None:
+        self._reports = reports
+        self._registry = registry
+        self._catalogue = catalogue
+        self._gates = gates or Gates()
+
+    async def judged(self, model: str, record: VersionRecord, champion: str | None) -> GateReport:
+        """What the gates say of a version against the champion with this number, None: there is none."""
+        try:
+            data = await asked(self._registry.held_out_digest, model)
+        except NotRegistered:
+            return unevaluated(record.version, champion, {record.version: "the model has no held-out set"})
+        wanted = {record.version: record.digest}
+        if champion is not None and (digest := await self._digest_of(model, champion)) is not None:
+            wanted[champion] = digest
+        found = {version: await self._stored_report(digest, data) for version, digest in wanted.items()}
+        ours, theirs = found[record.version], found.get(champion or "")
+        if ours is None or None in found.values():
+            missing = {
+                version: await self._why_missing(wanted[version], data)
+                for version, report in found.items()
+                if report is None
+            }
+            return unevaluated(record.version, champion, missing)
+        return judge(self._gates, ours, theirs if champion != record.version else None)
+
+    async def _digest_of(self, model: str, version: str) -> str | None:
+        """The bundle of a version, None if it is gone."""
+        entry = self._catalogue().versions(model).get(version)
+        if entry is not None:
+            return entry.record.digest
+        try:
+            return (await asked(self._registry.version, model, version)).digest
+        except NotRegistered:
+            return None
+
+    async def _why_missing(self, bundle: str, data: str) -> str:
+        with reaching_the_database():
+            last = next((e for e in await self._reports.of_bundle(bundle) if e.data_digest == data), None)
+        if last is None:
+            return "never evaluated: POST …/evaluate does it"
+        if last.state == "failed":
+            return f"its evaluation failed: {last.reason}"
+        return "its evaluation runs" if last.state == "running" else "its report can't be read"
+
+    async def _stored_report(self, bundle: str, data: str) -> Report | None:
+        with reaching_the_database():
+            found = await self._reports.reported(bundle, data)
+        try:
+            return Report.parse(found.report) if found is not None and found.report is not None else None
+        except ReportInvalid:
+            return None
