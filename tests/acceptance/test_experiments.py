@@ -1,0 +1,173 @@
+"""Feedback decides: a challenger that is better is promoted by its policy, one that is worse is sent away.
+
+Labels are human ratings of held-out texts; each text is a unit of its own.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+
+from db.embedded import EmbeddedPostgres
+from registry import decisions
+from registry.bundle import LABELS
+from registry.held_out import HeldOut
+from registry.policies import Policy
+from registry.store import CHAMPION, MODEL
+from tests.support.clock import eventually
+from tests.support.live import LivePlatform, live_platform
+from tests.support.versions import registry_of
+
+LEXICON, HEAD = "1", "2"
+AT_ONCE = 16
+POLICY = {"action": "decide", "min_units": 100, "guardrails": {"max_latency_ratio": None}}
+
+
+@pytest.fixture(scope="module")
+def platform() -> Iterator[LivePlatform]:
+    # The head takes longer than a lexicon, and is worth it.
+    with live_platform(VALENCE_JUDGE_SECONDS="0.5", VALENCE_GATE_LATENCY_RATIO="off") as live:
+        yield live
+
+
+def champion(platform: LivePlatform) -> str:
+    with platform.client() as client:
+        return str(client.post("/v1/predict", json={"text": "who is it?"}).json()["model_version"])
+
+
+def started(platform: LivePlatform, challenger: str, **fields: Any) -> str:
+    body = {"model": MODEL, "challenger": challenger, "share": 0.5, "policy": POLICY} | fields
+    with platform.client() as client:
+        made = client.post("/v1/experiments", json=body)
+        assert made.status_code == 201, made.text
+        return str(made.json()["id"])
+
+
+def seen(platform: LivePlatform, experiment: str) -> dict[str, Any]:
+    with platform.client() as client:
+        found: dict[str, Any] = client.get(f"/v1/experiments/{experiment}").json()
+        return found
+
+
+async def judged(platform: LivePlatform, experiment: str) -> None:
+    """Predicts held-out texts and judges the answers by their ratings until the experiment stops."""
+    held = HeldOut.builtin()
+    waiting = list(enumerate(zip(held.texts, held.labels.tolist(), strict=True)))
+    async with platform.async_client() as client:
+
+        async def work() -> None:
+            while waiting:
+                number, (text, label) = waiting.pop()
+                await one(client, text, LABELS[label], f"{experiment} {number}")
+                if number % 50 == 0:
+                    found = (await client.get(f"/v1/experiments/{experiment}")).json()
+                    if found["state"] == "stopped":
+                        waiting.clear()
+
+        await asyncio.gather(*(work() for _ in range(AT_ONCE)))
+
+
+async def one(client: httpx.AsyncClient, text: str, label: str, unit: str) -> None:
+    made = await client.post("/v1/predict", json={"text": text, "unit": unit})
+    assert made.status_code == 201, made.text
+    said = made.json()
+    judgement = {"prediction_id": said["id"], "is_correct": said["sentiment"] == label, "label": label}
+    given = await client.post("/v1/feedback", json=judgement)
+    assert given.status_code == 201, given.text
+
+
+def audited(platform: LivePlatform, experiment: str) -> list[str]:
+    with psycopg.connect(EmbeddedPostgres(platform.home).url("valence")) as connection:
+        rows = connection.execute(
+            "SELECT action FROM audit_log WHERE subject = %s ORDER BY id", (experiment,)
+        ).fetchall()
+    return [row[0] for row in rows]
+
+
+def test_the_better_challenger_is_promoted_and_the_worse_one_sent_away(platform: LivePlatform) -> None:
+    registry_of(platform).set_alias(MODEL, CHAMPION, LEXICON)
+    eventually(lambda: champion(platform) == LEXICON, within=10, what="the lexicon answers")
+    done = platform.valence("models", "evaluate", HEAD, "--wait")
+    assert done.returncode == 0, done.stderr
+
+    better = started(platform, HEAD)
+    asyncio.run(judged(platform, better))
+    eventually(lambda: champion(platform) == HEAD, within=10, what="the better one answers")
+    eventually(lambda: seen(platform, better)["state"] == "stopped", within=10, what="the experiment ends")
+    found = seen(platform, better)
+    assert found["reason"].startswith("promoted: ")
+    assert found["verdict"]["verdict"] == "better"
+    assert not found["sample_ratio"]["mismatch"]
+    (decided,) = found["decisions"]
+    again = decisions.decide(decisions.Evidence.parse(decided["evidence"]), Policy.parse(decided["policy"]))
+    assert (again.action, again.reason) == (decided["action"], decided["reason"])
+    assert again.numbers == decided["numbers"]
+
+    worse = started(platform, LEXICON)
+    asyncio.run(judged(platform, worse))
+    eventually(lambda: seen(platform, worse)["state"] == "stopped", within=10, what="the experiment ends")
+    found = seen(platform, worse)
+    assert [each["verdict"] for each in found["decisions"]] == ["worse"]
+    assert champion(platform) == HEAD
+
+    with platform.client() as client:
+        history = client.get(f"/v1/models/{MODEL}/history").json()["items"]
+    assert [(each["act"], each["version"]) for each in history[:2]] == [
+        ("policy", HEAD),
+        ("external", LEXICON),
+    ]
+    assert history[0]["evidence"]["decision"]["verdict"] == "better"
+    assert audited(platform, better) == ["experiment.create", "experiment.stop"]
+    assert audited(platform, worse) == ["experiment.create", "experiment.stop"]
+
+
+def test_a_shadow_scores_what_the_champion_answers_and_is_judged_by_its_feedback(
+    platform: LivePlatform,
+) -> None:
+    experiment = started(platform, LEXICON, share=1.0, shadow=True, policy=None)
+    with platform.client() as client:
+        eventually(
+            lambda: (
+                client.post("/v1/predict", json={"text": "is it on?"}).json()["experiment_id"] == experiment
+            ),
+            within=5,
+            what="the experiment routes",
+        )
+        made = client.post("/v1/predict", json={"text": "an utter delight"}).json()
+        assert (made["arm"], made["model_version"]) == ("champion", HEAD)
+        client.post("/v1/feedback", json={"prediction_id": made["id"], "is_correct": True})
+        eventually(
+            lambda: (
+                {arm["arm"]: arm["feedback"] for arm in seen(platform, experiment)["arms"]}
+                == {"champion": 1, "shadow": 1}
+            ),
+            within=10,
+            what="both arms are judged",
+        )
+        shadows = client.get("/v1/predictions", params={"arm": "shadow"}).json()["items"]
+        assert {each["model_version"] for each in shadows} == {LEXICON}
+        client.post(f"/v1/experiments/{experiment}/stop")
+
+
+def test_a_change_of_traffic_is_followed_within_a_second(platform: LivePlatform) -> None:
+    experiment = started(platform, LEXICON, share=0.0, policy=None)
+    with platform.client() as client:
+
+        def arm() -> str:
+            return str(client.post("/v1/predict", json={"text": "whose is it?", "unit": "ada"}).json()["arm"])
+
+        eventually(
+            lambda: (
+                client.post("/v1/predict", json={"text": "is it on?"}).json()["experiment_id"] == experiment
+            ),
+            within=5,
+            what="the experiment routes",
+        )
+        assert arm() == "champion"
+        client.patch(f"/v1/experiments/{experiment}", json={"share": 1.0})
+        eventually(lambda: arm() == "challenger", within=1, what="the share is followed")
+        client.post(f"/v1/experiments/{experiment}/stop")
+        eventually(lambda: arm() == "champion", within=1, what="the stop is followed")
