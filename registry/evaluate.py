@@ -1,4 +1,7 @@
-"""Pure measures of class probabilities against human labels. Never loads a model, a corpus or a bundle."""
+"""Pure measures: class probabilities against human labels, vectors against those of a space.
+
+Never loads a model, a corpus or a bundle.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +13,11 @@ from registry.bundle import LABELS
 
 Probabilities = NDArray[np.float32] | NDArray[np.float64]
 Labels = NDArray[np.int64]
+Vectors = NDArray[np.float32]
 Measure = Callable[[Probabilities, Labels], float]
 
 ECE_BINS = 15
+NEIGHBOURS = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +92,28 @@ def report_by_source(
         if rows.any()
         for name, value in report(probabilities[rows], labels[rows]).items()
     }
+
+
+def agreement(vectors: Vectors, reference: Vectors) -> dict[str, float]:
+    """How vectors [n, d] of unit length agree with those of the space itself.
+
+    Their cosines, mean and worst; the share of the 10 nearest others by the reference that are found again.
+    """
+    cosines = (vectors * reference).sum(axis=1)
+    near, wanted = _nearest(vectors), _nearest(reference)
+    again = [len(set(found) & set(row)) / len(row) for found, row in zip(near, wanted, strict=True)]
+    return {
+        "cosine_mean": round(float(cosines.mean()), 4),
+        "cosine_worst": round(float(cosines.min()), 4),
+        f"neighbour_recall_{NEIGHBOURS}": round(float(np.mean(again)), 4),
+    }
+
+
+def _nearest(vectors: Vectors) -> NDArray[np.int64]:
+    similarity = vectors @ vectors.T
+    np.fill_diagonal(similarity, -np.inf)
+    found: NDArray[np.int64] = np.argsort(-similarity, axis=1, kind="stable")[:, :NEIGHBOURS]
+    return found
 
 
 def bootstrap(

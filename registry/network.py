@@ -3,9 +3,9 @@
 Importing this module imports torch; only training does.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +15,10 @@ from torch.nn import functional
 
 from registry.bundle import LABELS
 from registry.features import TokenStates
+from registry.samples import Targets
+
+# Rated logits [b, 3], ratings [b] and unrated logits [b, 3].
+Said: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 _CLASSES = len(LABELS)
 _ROWS = 256
@@ -50,8 +54,8 @@ class AttentiveNetwork(nn.Module):  # type: ignore[misc]
         self.input_dropout = nn.Dropout(input_dropout)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens [b, t, w] and mask [b, t] to rated logits [b, 3], ratings [b] and unrated logits [b, 3]."""
+    def forward(self, tokens: Tensor, mask: Tensor) -> Said:
+        """Tokens [b, t, w] and mask [b, t] to what they are judged to say."""
         rows, length, _ = tokens.shape
         states = self.norm(self.project(self.input_dropout(tokens)))
         states = self.dropout(functional.gelu(states, approximate="tanh"))
@@ -73,10 +77,7 @@ class AttentiveNetwork(nn.Module):  # type: ignore[misc]
         *,
         learning_rate: float,
         inputs: tuple[NDArray[np.float32], NDArray[np.bool_]],
-        soft: NDArray[np.float32],
-        ratings: NDArray[np.float32],
-        rated: NDArray[np.bool_],
-        weights: NDArray[np.float32],
+        targets: Targets,
         rating_weight: float,
     ) -> float:
         """One update on one batch; returns its loss."""
@@ -84,29 +85,27 @@ class AttentiveNetwork(nn.Module):  # type: ignore[misc]
             group["lr"] = learning_rate
         self.train()
         tokens, mask = (torch.from_numpy(array) for array in inputs)
-        has_rating = torch.from_numpy(rated)
-        for_rated, rating, for_unrated = self(tokens, mask)
-        logits = torch.where(has_rating.unsqueeze(1), for_rated, for_unrated)
-        classes = -(torch.from_numpy(soft) * logits.log_softmax(dim=1)).sum(dim=1)
-        # Half the rating has about the spread of the other targets.
-        misjudged = (rating - torch.from_numpy(ratings) / 2).square() * has_rating
-        loss = (classes * torch.from_numpy(weights) + rating_weight * misjudged).mean()
+        loss = misjudged(self(tokens, mask), targets, rating_weight=rating_weight)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters(), _CLIP)
         optimiser.step()
         return float(loss.item())
 
+    def judge(self, tokens: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Rated logits [b, 3] of one batch."""
+        self.eval()
+        with torch.inference_mode():
+            logits: NDArray[np.float32] = self(torch.from_numpy(tokens), torch.from_numpy(mask))[0].numpy()
+        return logits
+
     def logits(self, states: TokenStates, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Rated logits of the texts `rows`: float64 [n, 3]."""
-        self.eval()
         found = np.zeros((len(rows), _CLASSES), dtype=np.float64)
         order = np.argsort(states.lengths[rows], kind="stable")
-        with torch.inference_mode():
-            for start in range(0, len(rows), _ROWS):
-                places = order[start : start + _ROWS]
-                tokens, mask = states.padded(rows[places])
-                found[places] = self(torch.from_numpy(tokens), torch.from_numpy(mask))[0].numpy()
+        for start in range(0, len(rows), _ROWS):
+            places = order[start : start + _ROWS]
+            found[places] = self.judge(*states.padded(rows[places]))
         return found
 
     def round_to_half(self) -> None:
@@ -120,3 +119,25 @@ class AttentiveNetwork(nn.Module):  # type: ignore[misc]
         }
         state["out.weight"], state["out.bias"] = state["out.weight"][:_CLASSES], state["out.bias"][:_CLASSES]
         return {name: np.ascontiguousarray(array.T) for name, array in state.items()}
+
+    def start_from(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """Takes over served weights; the output for unrated texts begins as a copy of the other."""
+        state = self.state_dict()
+        for name, array in tensors.items():
+            whole = torch.from_numpy(array.astype(np.float32).T)
+            if name.startswith("out."):
+                state[name][:_CLASSES] = state[name][_CLASSES + 1 :] = whole
+            else:
+                state[name] = whole
+        self.load_state_dict(state)
+
+
+def misjudged(said: Said, targets: Targets, *, rating_weight: float) -> Tensor:
+    """A batch's loss: cross-entropy of the output that its targets ask, and the error of the rating."""
+    for_rated, rating, for_unrated = said
+    has_rating = torch.from_numpy(targets.rated)
+    logits = torch.where(has_rating.unsqueeze(1), for_rated, for_unrated)
+    classes = -(torch.from_numpy(targets.soft) * logits.log_softmax(dim=1)).sum(dim=1)
+    # Half the rating has about the spread of the other targets.
+    errors = (rating - torch.from_numpy(targets.ratings) / 2).square() * has_rating
+    return (classes * torch.from_numpy(targets.weights) + rating_weight * errors).mean()

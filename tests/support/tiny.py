@@ -1,4 +1,7 @@
-"""A sentence encoder that a test makes itself: a BERT with two narrow layers, in sentence-transformers' layout."""
+"""A sentence encoder that a test makes itself: a BERT with two narrow layers, in sentence-transformers' layout.
+
+And labelled texts in its words.
+"""
 
 import json
 from pathlib import Path
@@ -7,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel
 
+from registry.corpora import Example
 from registry.export import EncoderSource
 
 WORDS = (
@@ -14,6 +18,11 @@ WORDS = (
 )
 TINY_SPACE = "tiny"
 DIMENSIONS = 32
+GOOD, BAD, PLAIN = (
+    ("good", "great", "loved", "best", "joy"),
+    ("bad", "awful", "worst", "sad", "boring"),
+    ("ok", "fine", "late", "thing", "of"),
+)
 
 
 def tiny_source(folder: Path, *, pooling: str = "pooling_mode_mean_tokens") -> EncoderSource:
@@ -56,3 +65,17 @@ def sentences(count: int) -> list[str]:
         + f" n{start % 40}"
         for start in range(count)
     ]
+
+
+def examples(count: int = 900) -> list[Example]:
+    """Texts whose class is the kind of their one telling word; every third without a rating."""
+    made = []
+    for number in range(count):
+        label = number % 3
+        word = (BAD, PLAIN, GOOD)[label][number // 3 % 5]
+        text = f"the n{number % 40} is so {word} and n{number // 40} it"
+        rating = None if number % 7 == 0 else (-2.0, 0.0, 2.0)[label]
+        made.append(
+            Example(text=text, label=label, source="made" if rating is not None else "unrated", rating=rating)
+        )
+    return made

@@ -15,7 +15,7 @@ from registry.network import AttentiveNetwork
 from registry.train import HeadPlan, fit_lexicon, train_head
 from serving.encoder import Encoder, open_encoder
 from serving.heads import AttentiveHead, answered, load_head
-from tests.support.tiny import TINY_SPACE
+from tests.support.tiny import BAD, GOOD, PLAIN, TINY_SPACE, examples
 
 PLAN = HeadPlan(
     epochs=15,
@@ -27,25 +27,6 @@ PLAN = HeadPlan(
     dropout=0.0,
     input_dropout=0.0,
 )
-GOOD, BAD, PLAIN = (
-    ("good", "great", "loved", "best", "joy"),
-    ("bad", "awful", "worst", "sad", "boring"),
-    ("ok", "fine", "late", "thing", "of"),
-)
-
-
-def examples(count: int = 900) -> list[Example]:
-    """Texts whose class is the kind of their one telling word; every third without a rating."""
-    made = []
-    for number in range(count):
-        label = number % 3
-        word = (BAD, PLAIN, GOOD)[label][number // 3 % 5]
-        text = f"the n{number % 40} is so {word} and n{number // 40} it"
-        rating = None if number % 7 == 0 else (-2.0, 0.0, 2.0)[label]
-        made.append(
-            Example(text=text, label=label, source="made" if rating is not None else "unrated", rating=rating)
-        )
-    return made
 
 
 @pytest.fixture(scope="module")

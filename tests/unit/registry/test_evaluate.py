@@ -50,3 +50,14 @@ def test_groups_without_rows_are_left_out() -> None:
     found = evaluate.report_by_source(SURE, LABELS, groups)
     assert found["some.accuracy"] == 0.5
     assert not any(name.startswith("none") for name in found)
+
+
+def test_agreement_is_whole_for_equal_vectors_and_small_for_others() -> None:
+    rng = np.random.default_rng(2)
+    vectors = rng.normal(size=(60, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    same = evaluate.agreement(vectors, vectors)
+    assert same == {"cosine_mean": 1.0, "cosine_worst": 1.0, "neighbour_recall_10": 1.0}
+    other = evaluate.agreement(vectors[::-1], vectors)
+    assert other["cosine_worst"] < other["cosine_mean"] < 0.5
+    assert other["neighbour_recall_10"] < 0.5

@@ -1,0 +1,103 @@
+"""Examples as arrays: their parts, targets and batches, and the measures on the held-out part. Never trains."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from registry.bundle import LABELS
+from registry.corpora import Example, Part
+from registry.errors import TrainingFailed
+from registry.evaluate import accuracy, bootstrap, report, report_by_source
+
+Rows = NDArray[np.int64]
+_POOL = 50
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Targets:
+    """What n texts should be judged as.
+
+    `soft`: float32 [n, 3]. `ratings`: float32 [n], 0 where `rated`, bool [n], is False. `weights`: float32 [n].
+    """
+
+    soft: NDArray[np.float32]
+    ratings: NDArray[np.float32]
+    rated: NDArray[np.bool_]
+    weights: NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Samples:
+    """The examples as arrays, with the rows of each part."""
+
+    labels: NDArray[np.int64]
+    ratings: NDArray[np.float32]
+    rated: NDArray[np.bool_]
+    sources: NDArray[np.str_]
+    parts: NDArray[np.str_]
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> "Samples":
+        return cls(
+            labels=np.array([example.label for example in examples], dtype=np.int64),
+            ratings=np.array([example.rating or 0.0 for example in examples], dtype=np.float32),
+            rated=np.array([example.rated for example in examples], dtype=np.bool_),
+            sources=np.array([example.source for example in examples]),
+            parts=np.array([example.part.value for example in examples]),
+        )
+
+    def rows(self, part: Part, *, rated: bool = False) -> Rows:
+        """The rows of a part, or only those with a rating. Raises TrainingFailed if there are none."""
+        found = np.flatnonzero((self.parts == part.value) & (self.rated | (not rated)))
+        if not len(found):
+            raise TrainingFailed(f"the examples have no {'rated ' if rated else ''}{part.value} part")
+        return found
+
+    def targets(self, rows: Rows, *, softness: float, unrated_weight: float) -> Targets:
+        """Soft labels are the class, or for a rated text how near its rating is to the bounds of the classes."""
+        ratings, rated = self.ratings[rows], self.rated[rows]
+        hard = np.eye(len(LABELS), dtype=np.float32)[self.labels[rows]]
+        positive = 1 / (1 + np.exp(-(ratings - 0.5) / softness))
+        negative = 1 / (1 + np.exp((ratings + 0.5) / softness))
+        soft = np.stack([negative, np.maximum(1 - positive - negative, 0), positive], axis=1)
+        return Targets(
+            soft=np.where(rated[:, None], soft, hard).astype(np.float32),
+            ratings=ratings,
+            rated=rated,
+            weights=np.where(rated, 1.0, unrated_weight).astype(np.float32),
+        )
+
+    def judged(self, probabilities: NDArray[np.float64], rows: Rows) -> dict[str, float]:
+        """The measures on these rows: the rated corpora together, and each source."""
+        labels, rated, sources = self.labels[rows], self.rated[rows], self.sources[rows]
+        groups = {str(source): sources == source for source in sorted(set(sources.tolist()))}
+        found = {
+            f"rated.{name}": value for name, value in report(probabilities[rated], labels[rated]).items()
+        }
+        interval = bootstrap(accuracy, probabilities[rated], labels[rated])
+        found |= {
+            "rated.accuracy_low": round(interval.low, 4),
+            "rated.accuracy_high": round(interval.high, 4),
+        }
+        return found | report_by_source(probabilities, labels, groups)
+
+
+def batches(rng: np.random.Generator, rows: Rows, lengths: NDArray[np.int64], size: int) -> Iterator[Rows]:
+    """All rows once, in random batches of texts of like length."""
+    drawn = rng.permutation(rows)
+    found: list[Rows] = []
+    for start in range(0, len(drawn), size * _POOL):
+        pool = drawn[start : start + size * _POOL]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        found += [pool[at : at + size] for at in range(0, len(pool), size)]
+    for index in rng.permutation(len(found)):
+        yield found[index]
+
+
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows of logits as probabilities."""
+    scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+    normed: NDArray[np.float64] = scores / scores.sum(axis=1, keepdims=True)
+    return normed
