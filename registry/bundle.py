@@ -30,15 +30,17 @@ class Kind(StrEnum):
     ENCODER = "encoder"
     LEXICON = "lexicon"
     HEAD = "head"
+    JOINT = "joint"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     """What a bundle says of itself.
 
-    `encoder` is the identity of an encoder: an encoder bundle's own, or the one whose states a head reads;
-    versions with equal identities share replicas. `files` maps relative paths to sha256. `settings` is
-    what the runtime of the kind needs, `metrics` and `provenance` are what was measured and from what.
+    `encoder` is the identity of an encoder: an encoder bundle's own, or the one whose states a head reads, which a
+    joint version brings as an update of another; versions with equal identities share replicas. `files` maps
+    relative paths to sha256. `settings` is what the runtime of the kind needs, `metrics` and `provenance` are
+    what was measured and from what.
     """
 
     kind: Kind

@@ -8,6 +8,7 @@ RegistryError
 ├── RegistryUnavailable
 ├── CorpusUnavailable
 ├── ExportFailed
+│   └── OutOfSpace
 ├── TrainingFailed
 ├── PolicyInvalid
 ├── EvidenceInvalid
@@ -55,8 +56,12 @@ class ExportFailed(RegistryError):
     """An encoder could not be turned into a bundle."""
 
 
+class OutOfSpace(ExportFailed):
+    """The vectors of an encoder don't agree with those of the space that it would claim."""
+
+
 class TrainingFailed(RegistryError):
-    """A training run ended without a usable head."""
+    """A training run ended without a usable version."""
 
 
 class PolicyInvalid(RegistryError):

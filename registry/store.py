@@ -93,7 +93,7 @@ class Registry:
         return self.version(model, version)
 
     def register_encoder(self, bundle: Bundle) -> EncoderRecord:
-        """The encoder's entry, there or new; the first encoder of a space defines it.
+        """The encoder's entry, there or new; the first encoder of a space that updates no other defines it.
 
         Raises BundleInvalid for anything but an encoder.
         """
@@ -105,7 +105,7 @@ class Registry:
                 tags = {_NAME: bundle.manifest.name, _DIMENSIONS: str(settings.dimensions)}
                 version = self._create(ENCODERS, bundle, bundle.manifest.metrics, {}, tags)
             aliases = self._client.get_registered_model(ENCODERS).aliases
-            if settings.space is not None and settings.space not in aliases:
+            if settings.space is not None and settings.base is None and settings.space not in aliases:
                 self._client.set_registered_model_alias(ENCODERS, settings.space, version)
         return self.encoder(settings.digest)
 

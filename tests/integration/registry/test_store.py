@@ -16,6 +16,7 @@ from registry.errors import (
     RegistryUnavailable,
 )
 from registry.held_out import HeldOut
+from registry.layout import EncoderSettings, Engine
 from registry.store import CHAMPION, ENCODERS, Registry
 from tests.support.postgres import TestServer
 from tests.support.tiny import TINY_SPACE
@@ -130,6 +131,31 @@ def test_first_encoder_of_a_space_defines_it(store: Registry, model: str, encode
     assert (record.bundle, record.dimensions) == (encoder_bundle.digest, 32)
     with pytest.raises(BundleInvalid, match="an encoder"):
         store.register(encoder_bundle, model=model)
+
+
+def test_updated_encoder_never_defines_a_space(store: Registry, tmp_path: Path) -> None:
+    tmp_path.joinpath("weights").write_text("some")
+    settings = EncoderSettings(
+        digest="1" * 64,
+        space="elsewhere",
+        base="2" * 64,
+        dimensions=32,
+        max_length=48,
+        token_layers=(1, 2),
+        engine=Engine.FP32,
+        architecture={},
+    )
+    manifest = Manifest(
+        kind=Kind.ENCODER,
+        name="updated",
+        encoder=settings.digest,
+        space=settings.space,
+        settings=settings.dump(),
+    )
+    record = store.register_encoder(Bundle.seal(tmp_path, manifest))
+    assert (record.digest, record.space) == (settings.digest, "elsewhere")
+    with pytest.raises(NotRegistered):
+        store.space_encoder("elsewhere")
 
 
 def test_head_is_no_encoder(store: Registry, tmp_path: Path) -> None:
