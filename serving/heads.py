@@ -102,7 +102,12 @@ class AttentiveHead:
         return logits
 
 
-_BUILDERS: dict[Kind, Callable[[Bundle], Head]] = {Kind.LEXICON: LexiconHead, Kind.HEAD: AttentiveHead}
+_BUILDERS: dict[Kind, Callable[[Bundle], Head]] = {
+    Kind.LEXICON: LexiconHead,
+    Kind.HEAD: AttentiveHead,
+    # Its head is like any other: what it reads are the states of the encoder that it brings.
+    Kind.JOINT: AttentiveHead,
+}
 
 
 def _tensors(bundle: Bundle, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:

@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
 from serving.cli.common import AsJson, show_record
 
+if TYPE_CHECKING:
+    from registry.bundle import Bundle
+    from registry.export import EncoderSource
+
+Say: TypeAlias = Callable[[str, float], None]
+
 app = typer.Typer(no_args_is_help=True, help="Train versions.")
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `head` a command of its own while it is the only one."""
 
 
 @app.command()
@@ -25,21 +27,16 @@ def head(
 ) -> None:
     """Train the three-class head on the frozen default encoder; the same every time."""
     from registry import corpora
-    from registry.bundle import Bundle
-    from registry.export import build_encoder, default_source
+    from registry.export import default_source
     from registry.layout import Engine
     from registry.train import HeadPlan, train_head
     from serving.encoder import open_encoder
 
     plan, source = HeadPlan(), default_source()
-    folder = cache / "encoders" / source.digest[:16]
     with _progress() as progress:
         progress("fetching corpora", 0)
         examples = corpora.load(cache / "corpora")
-        if folder.exists():
-            encoder = Bundle.open(folder)
-        else:
-            encoder = build_encoder(source, folder, progress=lambda step: progress(f"encoder: {step}", 0))
+        encoder = _encoder(source, cache, progress)
         trained = train_head(
             examples,
             open_encoder(encoder, engine=Engine.FP32, threads=plan.threads),
@@ -51,6 +48,71 @@ def head(
             judges={"int8": open_encoder(encoder, engine=Engine.INT8, threads=plan.threads)},
             progress=progress,
         )
+    _show(trained, as_json=as_json)
+
+
+@app.command()
+def joint(
+    out: Annotated[Path, typer.Argument(help="The bundle's folder; an equal bundle that is there is kept.")],
+    cache: Annotated[Path, typer.Option(help="Corpora, encoders, vectors and checkpoints; 1 GB.")] = Path(
+        ".cache"
+    ),
+    texts: Annotated[
+        int | None, typer.Option(min=1, help="Training texts that an epoch reads at most; unset: all.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs; unset: those of the plan.")] = None,
+    budget_minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="End training after so long, on a shortened schedule.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train the joint model: a low-rank update of the default encoder, and a head. A killed run goes on."""
+    from registry import corpora
+    from registry.bootstrap import builtin
+    from registry.export import default_source
+    from registry.joint import JointPlan, train_joint
+    from registry.layout import Engine
+    from serving.encoder import Encoder, open_encoder
+
+    plan, source = JointPlan(texts=texts, budget_minutes=budget_minutes), default_source()
+    if epochs is not None:
+        plan = replace(plan, epochs=epochs)
+    with _progress() as progress:
+
+        def serve(merged: "EncoderSource") -> "dict[Engine, Encoder]":
+            built = _encoder(merged, cache, progress)
+            return {engine: open_encoder(built, engine=engine, threads=plan.threads) for engine in Engine}
+
+        progress("fetching corpora", 0)
+        examples = corpora.load(cache / "corpora")
+        encoder = _encoder(source, cache, progress)
+        trained = train_joint(
+            examples,
+            source,
+            out,
+            name=f"joint model of {source.name}",
+            original=open_encoder(encoder, engine=Engine.FP32, threads=plan.threads),
+            serve=serve,
+            cache=cache / "joint",
+            plan=plan,
+            start=builtin("head"),
+            progress=progress,
+        )
+    _show(trained, as_json=as_json)
+
+
+def _encoder(source: "EncoderSource", cache: Path, progress: Say) -> "Bundle":
+    """The bundle of an encoder, built unless the cache has it."""
+    from registry.bundle import Bundle
+    from registry.export import build_encoder
+
+    folder = cache / "encoders" / source.digest[:16]
+    if folder.exists():
+        return Bundle.open(folder)
+    return build_encoder(source, folder, progress=lambda step: progress(f"encoder: {step}", 0))
+
+
+def _show(trained: "Bundle", *, as_json: bool) -> None:
     record = {
         "bundle": str(trained.path),
         "digest": trained.digest,
@@ -60,7 +122,7 @@ def head(
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, float], None]]:
+def _progress() -> Iterator[Say]:
     """A bar on a terminal, else a line a tenth, on stderr; `say(step, share done)`."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn

@@ -1,0 +1,379 @@
+"""Examples to a joint version: an encoder's low-rank update and a head, trained together, so that one pass gives both.
+
+Cross-entropy for the classes, and a loss that holds the mean-pooled vector to that of the original encoder. A run that
+was killed goes on where its last checkpoint was. Never reads a held-out text except to report on it.
+"""
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
+
+from registry.bundle import LABELS, Bundle, Kind, Manifest
+from registry.corpora import Example, Part, data_digest
+from registry.errors import TrainingFailed
+from registry.evaluate import agreement, fit_temperature
+from registry.export import EncoderSource, quiet
+from registry.features import PassEncoder, Progress, collect_vectors
+from registry.layout import HEAD_WEIGHTS, TOKENIZER, UPDATE, Engine
+from registry.lowrank import JointNetwork, Step
+from registry.network import AttentiveNetwork, deterministic
+from registry.samples import Rows, Samples, batches, softmax
+
+_JUDGED_ROWS = 64
+_REPORTS = 100
+_SMOOTHING = 0.95
+
+# Builds an encoder and opens it in each engine.
+Serve: TypeAlias = Callable[[EncoderSource], Mapping[Engine, PassEncoder]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JointPlan:
+    """Every number that decides what `train_joint` makes; those of `HeadPlan` mean the same here.
+
+    An epoch reads all rated training texts and a share of the others, drawn anew, or at most `texts` of them. The rates
+    are the highest of a cosine schedule. A checkpoint is good for the version if its vectors have a mean cosine of at
+    least `least_cosine` on the validation part; of these the most accurate is taken. `budget_minutes` ends training
+    earlier, after a whole schedule; what is made then depends on the machine.
+    """
+
+    seed: int = 0
+    epochs: int = 4
+    batch: int = 32
+    rank: int = 8
+    width: int = 128
+    attention: int = 8
+    dropout: float = 0.3
+    input_dropout: float = 0.1
+    learning_rate: float = 1e-3
+    head_learning_rate: float = 5e-4
+    warm_up: float = 0.05
+    weight_decay: float = 0.02
+    unrated_weight: float = 0.5
+    unrated_share: float = 0.4
+    softness: float = 0.35
+    rating_weight: float = 0.5
+    space_weight: float = 2.0
+    least_cosine: float = 0.987
+    texts: int | None = None
+    budget_minutes: float | None = None
+    threads: int = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Texts:
+    """Texts as token ids, with the vectors of the original encoder, float16 [n, d]."""
+
+    ids: Sequence[NDArray[np.int64]]
+    lengths: NDArray[np.int64]
+    vectors: NDArray[np.float16]
+
+    @classmethod
+    def of(cls, texts: Sequence[str], source: EncoderSource, vectors: NDArray[np.float16]) -> "_Texts":
+        tokenizer = Tokenizer.from_file(str(source.path / TOKENIZER))
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(source.max_length)
+        encodings = tokenizer.encode_batch_fast(list(texts))
+        ids = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+        return cls(ids=ids, lengths=np.array([len(each) for each in ids]), vectors=vectors)
+
+    def padded(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The texts `rows` as ids and mask, both [b, t]."""
+        lengths = self.lengths[rows]
+        mask = np.arange(lengths.max())[None, :] < lengths[:, None]
+        ids = np.zeros(mask.shape, dtype=np.int64)
+        ids[mask] = np.concatenate([self.ids[row] for row in rows])
+        return ids, mask
+
+
+def train_joint(
+    examples: Sequence[Example],
+    source: EncoderSource,
+    out: Path,
+    *,
+    name: str,
+    original: PassEncoder,
+    serve: Serve,
+    cache: Path,
+    plan: JointPlan | None = None,
+    start: Bundle | None = None,
+    checkpoint_seconds: float = 120.0,
+    progress: Progress = lambda _step, _share: None,
+) -> Bundle:
+    """A sealed joint bundle at `out`, with its measures on the held-out part by each CPU engine of its encoder.
+
+    `original` is the encoder of `source`, whose vectors are kept in `cache` beside the checkpoint; `serve` is given
+    the trained encoder. `start` is a head bundle on `source` to begin from. Raises TrainingFailed, and what
+    `serve` does.
+    """
+    plan = plan or JointPlan()
+    for digest in (original.digest, start.manifest.encoder if start else source.digest):
+        if digest != source.digest:
+            raise TrainingFailed(f"{source.name} is {source.digest}, not {digest}")
+    texts = [example.text for example in examples]
+    data, seen = Samples.of(examples), data_digest(examples)
+    held = data.rows(Part.HELD_OUT)
+    vectors = collect_vectors(texts, original, cache=cache, progress=progress)
+    identity = json.dumps([seen, source.digest, start.digest if start else None, asdict(plan)])
+    file = cache / f"joint-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.pt"
+    with deterministic(seed=plan.seed, threads=plan.threads):
+        with quiet():
+            network = _network(source, plan, start)
+        run = _Run(network, data, _Texts.of(texts, source, vectors), plan, file)
+        chosen = run.to_the_end(checkpoint_seconds, progress)
+        network.round_to_half()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".training-") as scratch:
+        folder = Path(scratch) / "bundle"
+        folder.mkdir()
+        save_file(network.head.tensors(), folder / HEAD_WEIGHTS)
+        save_file(network.tensors(), folder / UPDATE)
+        merged = replace(source, name=name, update=folder / UPDATE)
+        judge = _Judge(network.head, texts, data, vectors.astype(np.float32), progress)
+        served = serve(merged)
+        temperature = judge.temperature(served[Engine.FP32])
+        metrics: dict[str, float] = {}
+        for engine, encoder in served.items():
+            before = "" if engine is Engine.FP32 else f"{engine}."
+            found = judge.metrics(encoder, held, temperature)
+            metrics |= {f"{before}{measure}": value for measure, value in found.items()}
+        manifest = Manifest(
+            kind=Kind.JOINT,
+            name=name,
+            encoder=merged.digest,
+            space=source.space,
+            labels=LABELS,
+            temperature=temperature,
+            settings={"base": source.digest, "token_layers": list(source.token_layers)},
+            metrics=metrics,
+            provenance={
+                "data": seen,
+                "plan": asdict(plan),
+                "start": start.digest if start else None,
+                "chosen": chosen,
+            },
+        )
+        bundle = Bundle.seal(folder, manifest).move_to(out)
+    file.unlink(missing_ok=True)
+    return bundle
+
+
+def _network(source: EncoderSource, plan: JointPlan, start: Bundle | None) -> JointNetwork:
+    states = int(source.architecture["hidden_size"]) * len(source.token_layers)
+    head = AttentiveNetwork(
+        states,
+        width=plan.width,
+        attention=plan.attention,
+        dropout=plan.dropout,
+        input_dropout=plan.input_dropout,
+    )
+    if start is not None:
+        try:
+            head.start_from(load_file(start.file(HEAD_WEIGHTS)))
+        except (RuntimeError, KeyError) as exc:
+            raise TrainingFailed(f"{start.manifest.name} isn't a head of this plan's shape: {exc}") from exc
+    return JointNetwork(source.path, head, token_layers=source.token_layers, rank=plan.rank)
+
+
+class _Run:
+    """A training run that ends as it would have ended without the interruptions between its checkpoints."""
+
+    def __init__(
+        self, network: JointNetwork, data: Samples, texts: _Texts, plan: JointPlan, file: Path
+    ) -> None:
+        self._network = network
+        self._data = data
+        self._texts = texts
+        self._plan = plan
+        self._file = file
+        self._optimiser = network.optimiser(
+            learning_rate=plan.learning_rate,
+            head_learning_rate=plan.head_learning_rate,
+            weight_decay=plan.weight_decay,
+        )
+        self._validation = data.rows(Part.VALIDATION, rated=True)
+        self._epoch_steps = math.ceil(len(self._drawn(0)) / plan.batch)
+        self._steps = plan.epochs * self._epoch_steps
+        self._step = 0
+        self._seconds = 0.0
+        self._checked = 0
+        self._best: dict[str, Any] = {}
+        self._shown: Step | None = None
+
+    def to_the_end(self, checkpoint_seconds: float, progress: Progress) -> dict[str, float]:
+        """Train what is left and leave the network as it was best; returns when that was and how good."""
+        if self._file.exists():
+            self._resume()
+            progress(f"going on at step {self._step}", self._share)
+        saved = since = time.monotonic()
+        order: list[Rows] = []
+        while self._share < 1:
+            epoch, place = divmod(self._step, self._epoch_steps)
+            if place == 0 or not order:
+                order = self._order(epoch)
+            self._train(order[place])
+            now = time.monotonic()
+            self._seconds, since = self._seconds + now - since, now
+            if self._step % self._epoch_steps in (0, self._epoch_steps // 2) or self._share >= 1:
+                self._check(progress)
+            if self._step % max(1, self._steps // _REPORTS) == 0:
+                progress(self._report(), min(1.0, self._share))
+            if now - saved >= checkpoint_seconds:
+                self._save()
+                saved = time.monotonic()
+        self._save()
+        if not self._best:
+            raise TrainingFailed(
+                f"no checkpoint keeps a mean cosine of {self._plan.least_cosine} to the space: weigh it more"
+            )
+        self._network.resume_from(self._best["trained"])
+        return {name: value for name, value in self._best.items() if name != "trained"}
+
+    @property
+    def _share(self) -> float:
+        """How much of the schedule is done."""
+        budget = self._plan.budget_minutes
+        return max(self._step / self._steps, self._seconds / (budget * 60) if budget else 0.0)
+
+    def _drawn(self, epoch: int) -> Rows:
+        rng = np.random.default_rng([self._plan.seed, epoch])
+        train = self._data.rows(Part.TRAIN)
+        rated = self._data.rated[train]
+        others = rng.permutation(train[~rated])[: int(self._plan.unrated_share * (~rated).sum())]
+        return rng.permutation(np.concatenate([train[rated], others]))[: self._plan.texts]
+
+    def _order(self, epoch: int) -> list[Rows]:
+        rng = np.random.default_rng([self._plan.seed, epoch, 1])
+        return list(batches(rng, self._drawn(epoch), self._texts.lengths, self._plan.batch))
+
+    def _train(self, rows: Rows) -> None:
+        plan, share = self._plan, self._share
+        found = self._network.step(
+            self._optimiser,
+            share=min(1.0, (share + 1 / self._steps) / plan.warm_up) * (1 + math.cos(math.pi * share)) / 2,
+            inputs=self._texts.padded(rows),
+            targets=self._data.targets(rows, softness=plan.softness, unrated_weight=plan.unrated_weight),
+            vectors=self._texts.vectors[rows].astype(np.float32),
+            rating_weight=plan.rating_weight,
+            space_weight=plan.space_weight,
+        )
+        if not math.isfinite(found.loss):
+            raise TrainingFailed(f"the loss is {found.loss} after {self._step} steps")
+        self._step += 1
+        old = self._shown or found
+        self._shown = Step(
+            **{
+                name: _SMOOTHING * getattr(old, name) + (1 - _SMOOTHING) * value
+                for name, value in asdict(found).items()
+            }
+        )
+
+    def _check(self, progress: Progress) -> None:
+        """Judge the validation part; what is best so far and near enough to the space is kept."""
+        rows = self._validation[np.argsort(self._texts.lengths[self._validation], kind="stable")]
+        hits, cosines = [], []
+        for start in range(0, len(rows), _JUDGED_ROWS):
+            some = rows[start : start + _JUDGED_ROWS]
+            vectors, logits = self._network.judge(*self._texts.padded(some))
+            hits.append(logits.argmax(axis=1) == self._data.labels[some])
+            cosines.append((vectors * self._texts.vectors[some]).sum(axis=1))
+        found = {
+            "step": float(self._step),
+            "accuracy": round(float(np.concatenate(hits).mean()), 4),
+            "cosine_mean": round(float(np.concatenate(cosines).mean()), 4),
+            "cosine_worst": round(float(np.concatenate(cosines).min()), 4),
+        }
+        said = ", ".join(f"{name} {value:g}" for name, value in found.items())
+        progress(f"validation: {said}", min(1.0, self._share))
+        near = found["cosine_mean"] >= self._plan.least_cosine
+        rank = ("accuracy", "cosine_mean")
+        if near and [found[name] for name in rank] > [self._best.get(name, 0.0) for name in rank]:
+            trained = {name: value.detach().clone() for name, value in self._network.trained().items()}
+            self._best = {**found, "trained": trained}
+
+    def _report(self) -> str:
+        share, shown = self._share, self._shown
+        left = self._seconds * (1 - share) / share / 60
+        return (
+            f"step {self._step} of {self._steps}: loss {shown.loss:.3f}, accuracy {shown.accuracy:.3f}, "
+            f"cosine {shown.cosine:.4f}, {left:.0f} min left"
+            if shown
+            else ""
+        )
+
+    def _save(self) -> None:
+        content = {
+            "step": self._step,
+            "seconds": self._seconds,
+            "trained": self._network.trained(),
+            "optimiser": self._optimiser.state_dict(),
+            "random": torch.get_rng_state(),
+            "best": self._best,
+        }
+        draft = self._file.with_suffix(".new")
+        torch.save(content, draft)
+        os.replace(draft, self._file)
+
+    def _resume(self) -> None:
+        saved = torch.load(self._file, weights_only=True)
+        self._step, self._seconds, self._best = saved["step"], saved["seconds"], saved["best"]
+        self._network.resume_from(saved["trained"])
+        self._optimiser.load_state_dict(saved["optimiser"])
+        torch.set_rng_state(saved["random"])
+
+
+class _Judge:
+    """What a head says of texts by the engines of its encoder, and how near their vectors are to the space."""
+
+    def __init__(
+        self,
+        head: AttentiveNetwork,
+        texts: Sequence[str],
+        data: Samples,
+        vectors: NDArray[np.float32],
+        progress: Progress,
+    ) -> None:
+        self._head = head
+        self._texts = texts
+        self._data = data
+        self._vectors = vectors
+        self._progress = progress
+
+    def temperature(self, encoder: PassEncoder) -> float:
+        """Fitted on the validation part."""
+        rows = self._data.rows(Part.VALIDATION, rated=True)
+        logits, _ = self._read(encoder, rows)
+        return fit_temperature(logits, self._data.labels[rows])
+
+    def metrics(self, encoder: PassEncoder, rows: Rows, temperature: float) -> dict[str, float]:
+        """The measures on some rows; those of the vectors on the rated ones."""
+        logits, vectors = self._read(encoder, rows)
+        rated = self._data.rated[rows]
+        return self._data.judged(softmax(logits / temperature), rows) | agreement(
+            vectors[rated], self._vectors[rows[rated]]
+        )
+
+    def _read(self, encoder: PassEncoder, rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """Rated logits [n, 3] and vectors [n, d]."""
+        logits = np.zeros((len(rows), len(LABELS)))
+        vectors = np.zeros((len(rows), self._vectors.shape[1]), dtype=np.float32)
+        done = 0
+        for batch in encoder.run([self._texts[row] for row in rows]):
+            logits[batch.rows] = self._head.judge(batch.tokens, batch.mask)
+            vectors[batch.rows] = batch.embedding
+            done += len(batch.rows)
+            self._progress(f"judging by {encoder.engine}", done / len(rows))
+        return logits, vectors

@@ -1,0 +1,264 @@
+"""`train_joint` on a tiny encoder: it learns, keeps to the space, survives a kill, and is served as it was judged."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from registry import engines
+from registry.bundle import LABELS, Bundle, Kind
+from registry.corpora import Part, data_digest
+from registry.errors import ExportFailed, OutOfSpace, TrainingFailed
+from registry.export import EncoderSource, build_encoder, joint_source
+from registry.features import vectors
+from registry.joint import JointPlan, train_joint
+from registry.layout import DOWN, HEAD_WEIGHTS, UP, UPDATE, EncoderSettings, Engine
+from registry.lowrank import JointNetwork
+from registry.network import AttentiveNetwork
+from registry.train import HeadPlan, train_head
+from serving.encoder import Encoder, open_encoder
+from serving.heads import answered, load_head
+from tests.support.tiny import TINY_SPACE, examples, sentences
+
+PLAN = JointPlan(
+    epochs=8,
+    batch=32,
+    rank=4,
+    width=32,
+    attention=4,
+    dropout=0.0,
+    input_dropout=0.0,
+    learning_rate=5e-3,
+    head_learning_rate=1e-2,
+    unrated_share=1.0,
+    space_weight=3.0,
+    least_cosine=0.95,
+)
+TEXTS = sentences(60)
+
+
+class Killed(Exception):
+    """The run ends here."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _lenient() -> None:
+    """Random weights quantise worse than trained ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "SPACE_COSINE_MEAN", 0.9)
+        patch.setattr(engines, "SPACE_COSINE_WORST", 0.6)
+        yield
+
+
+@pytest.fixture(scope="module")
+def original(encoder_bundle: Bundle) -> Encoder:
+    return open_encoder(encoder_bundle, engine=Engine.FP32, threads=2)
+
+
+@pytest.fixture(scope="module")
+def built() -> dict[str, Bundle]:
+    """Merged encoders by their identity: equal ones are built once."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def train(source: EncoderSource, original: Encoder, built: dict[str, Bundle], tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoders")
+
+    def serve(merged: EncoderSource) -> Mapping[Engine, Encoder]:
+        if merged.digest not in built:
+            built[merged.digest] = build_encoder(
+                merged, folder / merged.digest, calibration=sentences(32), probe=TEXTS
+            )
+        return {engine: open_encoder(built[merged.digest], engine=engine) for engine in Engine}
+
+    def run(out: Path, *, plan: JointPlan = PLAN, **options: object) -> Bundle:
+        return train_joint(
+            options.pop("given", examples()),
+            source,
+            out / "joint",
+            name="tiny joint",
+            original=options.pop("original", original),
+            serve=serve,
+            cache=out / "cache",
+            plan=plan,
+            **options,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(train, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return train(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def merged(trained: Bundle, built: dict[str, Bundle]) -> Bundle:
+    return built[trained.manifest.encoder]
+
+
+def test_it_learns_what_the_texts_say_and_keeps_to_the_space(trained: Bundle) -> None:
+    metrics = trained.manifest.metrics
+    for engine in ("", "int8.", "int8-per-token."):
+        assert metrics[f"{engine}rated.accuracy"] > 0.9
+        assert metrics[f"{engine}unrated.accuracy"] > 0.9
+        assert 0.9 < metrics[f"{engine}cosine_mean"] <= 1
+        assert metrics[f"{engine}cosine_worst"] <= metrics[f"{engine}cosine_mean"]
+        assert 0.3 < metrics[f"{engine}neighbour_recall_10"] <= 1
+    assert metrics["cosine_mean"] > 0.95
+
+
+def test_manifest_names_encoder_base_data_and_plan(trained: Bundle, source: EncoderSource) -> None:
+    manifest = trained.manifest
+    assert (manifest.kind, manifest.space, manifest.labels) == (Kind.JOINT, TINY_SPACE, LABELS)
+    assert manifest.encoder == joint_source(trained, source).digest != source.digest
+    assert manifest.settings["base"] == source.digest
+    assert manifest.provenance["data"] == data_digest(examples())
+    assert manifest.provenance["plan"]["rank"] == PLAN.rank
+    assert manifest.provenance["chosen"]["cosine_mean"] >= PLAN.least_cosine
+    assert set(manifest.files) == {HEAD_WEIGHTS, UPDATE}
+
+
+def test_killed_run_goes_on_to_the_same_bundle(trained: Bundle, train, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def dies(step: str, share: float) -> None:
+        said.append(step)
+        if share > 0.5 and step.startswith("step"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(tmp_path, progress=dies, checkpoint_seconds=0.0)
+    assert not (tmp_path / "joint").exists()
+    assert len(list((tmp_path / "cache").glob("joint-*.pt"))) == 1
+    said.clear()
+    again = train(tmp_path, progress=lambda step, _share: said.append(step))
+    assert any(step.startswith("going on at step") for step in said)
+    assert again.digest == trained.digest
+    assert not list((tmp_path / "cache").glob("joint-*"))
+
+
+def test_progress_tells_loss_accuracy_cosine_and_time_left(train, tmp_path: Path) -> None:
+    said: list[str] = []
+    train(tmp_path, progress=lambda step, _share: said.append(step))
+    told = next(step for step in said if step.startswith("step"))
+    assert all(word in told for word in ("loss", "accuracy", "cosine", "min left"))
+    assert sum(step.startswith("validation") for step in said) == 2 * PLAN.epochs
+
+
+def test_budget_ends_a_run_early(train, tmp_path: Path) -> None:
+    quick = train(tmp_path, plan=replace(PLAN, epochs=1000, budget_minutes=0.02))
+    assert quick.manifest.provenance["chosen"]["step"] < 1000
+
+
+def test_held_out_labels_change_nothing_but_the_report(trained: Bundle, train, tmp_path: Path) -> None:
+    turned = [
+        replace(each, label=(each.label + 1) % 3) if each.part is Part.HELD_OUT else each
+        for each in examples()
+    ]
+    again = train(tmp_path, given=turned)
+    assert again.manifest.files == trained.manifest.files
+    assert again.manifest.temperature == trained.manifest.temperature
+    assert again.manifest.metrics["rated.accuracy"] < 0.2
+
+
+def test_merged_encoder_gives_what_the_network_gives(
+    trained: Bundle, merged: Bundle, source: EncoderSource
+) -> None:
+    head = AttentiveNetwork(64, width=32, attention=4, dropout=0.0, input_dropout=0.0)
+    network = JointNetwork(source.path, head, token_layers=source.token_layers, rank=PLAN.rank)
+    for name, value in network.update().items():
+        value.data.copy_(torch.from_numpy(load_file(trained.file(UPDATE))[name].astype(np.float32)))
+    for encoder, tolerance in (
+        (open_encoder(merged, engine=Engine.FP32), 1e-5),
+        # Its weights are kept in half precision.
+        (open_encoder(merged, device="cpu"), 5e-3),
+    ):
+        for batch in encoder.run(TEXTS):
+            ids = [[encoder._tokenizer.encode(text).ids] for text in batch.texts]
+            for place, each in enumerate(ids):
+                with torch.inference_mode():
+                    found, _ = network(torch.tensor(each), torch.ones((1, len(each[0])), dtype=torch.bool))
+                assert np.abs(found[0].numpy() - batch.embedding[place]).max() < tolerance
+
+
+def test_one_pass_gives_scores_and_vector(trained: Bundle, merged: Bundle, original: Encoder) -> None:
+    held = [each for each in examples() if each.part is Part.HELD_OUT and each.rated]
+    texts = [each.text for each in held]
+    encoder, head = open_encoder(merged, engine=Engine.FP32, threads=2), load_head(trained)
+    reference = vectors(texts, original)
+    hits, cosines = 0, []
+    for batch in encoder.run(texts):
+        scores = head.scores(batch)
+        assert answered(scores).all()
+        hits += sum(
+            held[row].label == said for row, said in zip(batch.rows, scores.argmax(axis=1), strict=True)
+        )
+        cosines.extend((batch.embedding * reference[batch.rows]).sum(axis=1))
+    assert hits / len(held) == pytest.approx(trained.manifest.metrics["rated.accuracy"], abs=1e-4)
+    assert np.mean(cosines) == pytest.approx(trained.manifest.metrics["cosine_mean"], abs=1e-3)
+
+
+def test_encoder_names_its_base_and_how_near_it_is(merged: Bundle, source: EncoderSource) -> None:
+    settings = EncoderSettings.of(merged.manifest)
+    assert (settings.base, settings.space) == (source.digest, TINY_SPACE)
+    assert merged.manifest.metrics["cosine_mean"] > 0.9
+
+
+def test_update_that_leaves_the_space_is_refused(
+    trained: Bundle, source: EncoderSource, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    far = {
+        name: array + (rng.normal(0, 2.0, array.shape).astype(np.float16) if name.endswith(UP) else 0)
+        for name, array in load_file(trained.file(UPDATE)).items()
+    }
+    assert {name.rsplit(".", 1)[1] for name in far} == {UP[1:], DOWN[1:]}
+    save_file(far, tmp_path / UPDATE)
+    strayed = replace(source, update=tmp_path / UPDATE)
+    with pytest.raises(OutOfSpace, match="leaves its space: mean cosine"):
+        build_encoder(strayed, tmp_path / "out", calibration=sentences(32), probe=TEXTS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_update_of_another_encoder_is_refused(trained: Bundle) -> None:
+    with pytest.raises(ExportFailed, match="is an update of the encoder"):
+        joint_source(trained)
+
+
+def test_run_that_never_keeps_to_the_space_makes_nothing(train, tmp_path: Path) -> None:
+    with pytest.raises(TrainingFailed, match="no checkpoint keeps"):
+        train(tmp_path, plan=replace(PLAN, epochs=1, least_cosine=1.1))
+    assert not (tmp_path / "joint").exists()
+
+
+def test_it_starts_from_a_head_on_the_same_encoder(
+    train, source: EncoderSource, original: Encoder, tmp_path: Path
+) -> None:
+    plan = HeadPlan(
+        epochs=15,
+        batch=32,
+        width=32,
+        attention=4,
+        warm_up_steps=10,
+        learning_rate=5e-3,
+        dropout=0.0,
+        input_dropout=0.0,
+    )
+    head = train_head(
+        examples(), original, tmp_path / "head", name="tiny", space=None, cache=tmp_path, plan=plan
+    )
+    quick = replace(PLAN, epochs=1, learning_rate=1e-5, head_learning_rate=1e-5)
+    started = train(tmp_path / "a", plan=quick, start=head)
+    assert started.manifest.provenance["start"] == head.digest
+    assert started.manifest.metrics["rated.accuracy"] > 0.9
+    with pytest.raises(TrainingFailed, match="isn't a head of this plan's shape"):
+        train(tmp_path / "b", plan=replace(quick, width=16), start=head)
+    other = Bundle(path=head.path, manifest=replace(head.manifest, encoder="0" * 64))
+    with pytest.raises(TrainingFailed, match=source.digest):
+        train(tmp_path / "c", plan=quick, start=other)
