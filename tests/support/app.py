@@ -32,9 +32,8 @@ from serving.catalogue import Catalogue, Entry, State
 from serving.compute import Bounds
 from serving.evaluations import Evaluations
 from serving.experiments import Experiments
-from serving.fake_control import FakeEvaluations, FakeLog, FakePromotions, FakeRegistry
-from serving.fake_experiments import FakeExperiments
-from serving.fakes import (
+from serving.fakes.control import FakeEvaluations, FakeLog, FakePromotions, FakeRegistry
+from serving.fakes.data import (
     FakeEncoders,
     FakeFeedback,
     FakeKeys,
@@ -43,6 +42,7 @@ from serving.fakes import (
     FakeStore,
     FakeUsers,
 )
+from serving.fakes.experiments import FakeExperiments
 from serving.gateway import Gateway
 from serving.lifecycle import LocalLifecycle
 from serving.limits import RateLimiter

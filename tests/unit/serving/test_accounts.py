@@ -8,7 +8,7 @@ from serving.accounts import Accounts, WantedKey
 from serving.auth import Authenticator, digest
 from serving.caller import Caller, Role
 from serving.errors import Conflict, Invalid, NotFound, StoreUnavailable, Unauthenticated
-from serving.fakes import FakeKeys, FakeStore, FakeUsers
+from serving.fakes.data import FakeKeys, FakeStore, FakeUsers
 
 pytestmark = pytest.mark.anyio
 ADMIN = Caller(key_id=uuid4(), holder_id=uuid4(), role=Role.ADMIN)

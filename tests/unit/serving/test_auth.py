@@ -11,7 +11,7 @@ from db.keys import NewKey
 from serving.auth import Authenticator, digest, fresh_key, key_id_in
 from serving.caller import Caller, Role
 from serving.errors import RateLimited, StoreUnavailable, Unauthenticated
-from serving.fakes import FakeKeys, FakeStore
+from serving.fakes.data import FakeKeys, FakeStore
 from serving.limits import RateLimiter
 
 pytestmark = pytest.mark.anyio

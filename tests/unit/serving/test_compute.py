@@ -8,7 +8,7 @@ import pytest
 from serving.catalogue import Place
 from serving.compute import Ask, Bounds, Compute, Inference
 from serving.errors import ModelNotReady
-from serving.fakes import FakeEncoders, vector_of
+from serving.fakes.data import FakeEncoders, vector_of
 from tests.support.app import record
 
 pytestmark = pytest.mark.anyio

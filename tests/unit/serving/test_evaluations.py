@@ -8,7 +8,7 @@ import pytest
 
 from serving.errors import Conflict, NotFound
 from serving.evaluations import Evaluations
-from serving.fake_control import FakeEvaluations, FakeRegistry
+from serving.fakes.control import FakeEvaluations, FakeRegistry
 from tests.support.app import MODEL, catalogue
 from tests.support.reports import report
 

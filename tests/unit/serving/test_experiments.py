@@ -14,7 +14,7 @@ from registry import decisions
 from serving.caller import Role
 from serving.errors import Conflict, ModelNotReady, NotReady
 from serving.experiments import Judge, traffic_of
-from serving.fake_experiments import FakeExperiments
+from serving.fakes.experiments import FakeExperiments
 from serving.routing import Split
 from tests.support.app import MODEL, Platform, fake_platform
 

@@ -13,7 +13,7 @@ from registry.gates import Gates
 from registry.report import Report
 from serving.caller import Caller, Role
 from serving.errors import Conflict, Invalid, NotFound, NotReady, Refused
-from serving.fake_control import FakeEvaluations, FakePromotions, FakeRegistry
+from serving.fakes.control import FakeEvaluations, FakePromotions, FakeRegistry
 from serving.promotions import Decision, Promotions
 from tests.support.app import MODEL, catalogue
 from tests.support.reports import report
