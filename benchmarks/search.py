@@ -9,7 +9,7 @@ import asyncio
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import numpy as np
 
@@ -18,7 +18,12 @@ from benchmarks.report import middle, ratios, report
 from benchmarks.servers import Platform, platform
 from db.embedded import EmbeddedPostgres
 from db.engine import Database
+from db.ids import Uuid7Clock
 from db.segments import ROWS, Segments
+from db.submissions import NewPrediction, NewText, Submission
+from db.writer import Writer
+from registry.bundle import LABELS
+from serving.auth import key_id_in
 from serving.installation import installation_key
 from serving.settings import Settings
 
@@ -29,19 +34,22 @@ SPACE = "all-MiniLM-L6-v2"
 
 
 async def fill(mine: Platform, texts: int, known: np.ndarray) -> None:
-    """Stored texts with vectors around known ones, in segments as housekeeping closes and indexes them."""
+    """Stored texts with vectors around known ones, each predicted once, in segments as housekeeping indexes them."""
     key = installation_key(Settings(home=mine.home))
     url = EmbeddedPostgres(mine.home).url("valence")
-    random = np.random.default_rng(0)
+    holder = key_id_in(mine.key)
+    assert holder is not None
+    random = np.random.default_rng(texts)
     database = Database(url, installation_key=key)
     await database.open()
     try:
-        segments = Segments(database, SPACE)
+        clock, segments = Uuid7Clock(), Segments(database, SPACE)
+        writer = Writer(database, space=SPACE)
         for start_at in range(0, texts, CHUNK):
             near = known[random.integers(0, len(known), CHUNK)]
             rows = near + random.normal(0, 0.6 / DIMENSIONS**0.5, near.shape)
             rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-            await _insert(database, start_at, rows)
+            await writer.commit([_stored(rows.astype("<f2"), holder, clock)])
             if (start_at + CHUNK) % ROWS == 0:
                 await segments.roll()
         while await segments.index_next(grace=0) is not None:
@@ -50,27 +58,35 @@ async def fill(mine: Platform, texts: int, known: np.ndarray) -> None:
         await database.close()
 
 
-async def _insert(database: Database, start_at: int, rows: np.ndarray) -> None:
-    vectors = ["[" + ",".join(f"{value:.4f}" for value in row) + "]" for row in rows]
-    async with database.hot_write() as connection:
-        await connection.execute(
-            """
-            WITH given AS (SELECT id, content, vector FROM unnest(%s::uuid[], %s::text[], %s::text[])
-                AS t (id, content, vector)),
-            put AS (INSERT INTO text_inputs (id, content, spaces) SELECT id, content, ARRAY[%s] FROM given
-                RETURNING id)
-            INSERT INTO embeddings (text_id, segment, embedding)
-            SELECT id, (SELECT id FROM segments WHERE space = %s AND state = 'open'), vector::halfvec
-            FROM put JOIN given USING (id)
-            """,
-            (
-                [uuid4() for _ in rows],
-                [f"stored text {start_at + number}" for number in range(len(rows))],
-                vectors,
-                SPACE,
-                SPACE,
-            ),
+def _stored(rows: np.ndarray, holder: UUID, clock: Uuid7Clock) -> Submission:
+    """A request of so many texts that nobody stored before."""
+    texts = [
+        NewText(id=(text_id := uuid4()), content=f"stored text {text_id}", embedding=row.tobytes())
+        for row in rows
+    ]
+    predictions = [
+        NewPrediction(
+            id=clock.next(),
+            text_id=text.id,
+            user_id=None,
+            key_id=holder,
+            holder_id=holder,
+            model="sentiment",
+            version="1",
+            arm="named",
+            experiment_id=None,
+            unit=None,
+            label=LABELS[number % len(LABELS)],
+            confidence=0.5,
+            scores=(0.25, 0.25, 0.5),
+            request_id="fill",
+            truncated=False,
+            queue_ms=0,
+            infer_ms=0,
         )
+        for number, text in enumerate(texts)
+    ]
+    return Submission(texts=texts, predictions=predictions)
 
 
 def main() -> None:

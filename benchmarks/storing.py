@@ -1,6 +1,6 @@
 """What storing costs: the platform beside itself with a writer that stores nothing (`benchmarks/unstored`).
 
-A burst of a minute, in rounds; and, with `--sustained 600`, ten minutes in which segments are closed and indexed.
+A burst of a minute, in rounds; and ten minutes in which segments are closed and indexed.
 Run by `python -m benchmarks.storing`.
 """
 
@@ -27,7 +27,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--sustained", type=float, default=0, help="seconds; 600 closes a segment or two")
+    parser.add_argument(
+        "--sustained", type=float, default=600, help="seconds; 600 closes a segment or two; 0: none"
+    )
     arguments = parser.parse_args()
     path = os.pathsep.join([str(Path(__file__).with_name("unstored")), os.environ.get("PYTHONPATH", "")])
     stored: list[Result] = []

@@ -328,3 +328,11 @@ async def test_a_version_that_is_named_is_asked_for_and_an_unknown_one_is_not(
         answer = await client.post("/v1/predict", json={"text": "so good", "version": version})
         assert answer.status_code == status
     assert platform.asked == {(MODEL, "1"), (MODEL, "3")}
+
+
+async def test_metrics_say_which_version_is_in_which_state_and_who_is_champion(
+    client: httpx.AsyncClient,
+) -> None:
+    page = (await client.get("/metrics")).text
+    assert 'valence_model_version_state{model="sentiment",state="failed",version="4"} 1.0' in page
+    assert 'valence_model_champion{model="sentiment",version="2"} 1.0' in page

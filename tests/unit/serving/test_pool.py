@@ -1,0 +1,36 @@
+"""The pool: what Ray Serve says of an application, as the fleet understands it."""
+
+import pytest
+
+from registry.records import EncoderRecord
+from serving.pool import Running, _state, short, target
+
+
+@pytest.mark.parametrize(
+    ("status", "running"),
+    [
+        ("NOT_STARTED", Running.STARTING),
+        ("DEPLOYING", Running.STARTING),
+        ("RUNNING", Running.RUNNING),
+        ("UNHEALTHY", Running.RUNNING),
+        ("DELETING", Running.STOPPING),
+        ("DEPLOY_FAILED", Running.FAILED),
+    ],
+)
+def test_every_status_of_an_application_is_understood(status: str, running: Running) -> None:
+    assert _state(status, "").running is running
+
+
+def test_a_failure_gives_the_last_line_of_what_was_raised_as_its_reason() -> None:
+    message = (
+        "The deployment failed to start:\nTraceback (most recent call last):\n\nMemoryError: too large\n"
+    )
+    assert _state("DEPLOY_FAILED", message).reason == "MemoryError: too large"
+
+
+def test_an_application_bears_its_encoders_name_and_no_route() -> None:
+    record = EncoderRecord(
+        digest="ab" * 32, bundle="b", name="e", space=None, dimensions=4, uri="file:///nowhere"
+    )
+    made = target(record, None)  # type: ignore[arg-type]  # it is passed on as it is
+    assert (made.name, made.route_prefix) == (f"encoder-{short(record.digest)}", None)
