@@ -93,15 +93,27 @@ class NewTrial:
     policy: Mapping[str, Any] | None = None
 
 
+Measure = Callable[[str, str, Caller], Awaitable[object]]
+
+
 class Experiments:
-    """One experiment of a model runs at a time, and its champion is the model's."""
+    """One experiment of a model runs at a time, and its champion is the model's.
+
+    Args:
+        measure: has a version evaluated, so that the gates know it by the time a policy wants to promote it.
+    """
 
     def __init__(
-        self, records: ExperimentRecords, evidence: EvidenceRecords, catalogue: Callable[[], Catalogue]
+        self,
+        records: ExperimentRecords,
+        evidence: EvidenceRecords,
+        catalogue: Callable[[], Catalogue],
+        measure: Measure,
     ) -> None:
         self._records = records
         self._evidence = evidence
         self._catalogue = catalogue
+        self._measure = measure
 
     async def start(self, asked: NewTrial, caller: Caller) -> Trial:
         """Try a challenger; its replicas start if they don't run, and it answers once they are warm.
@@ -128,6 +140,12 @@ class Experiments:
         )
         with reaching_the_database():
             made = await self._records.create(new, actor=caller.key_id)
+        if policy.action == "decide":
+            try:
+                await self._measure(asked.model, asked.challenger, caller)
+            except ServingError as error:
+                # The experiment runs all the same; without a report its promotion would be refused, saying so.
+                log.warning("experiment.unmeasured", experiment=str(made.id), error=str(error))
         return await self.get(made.id)
 
     async def list(self) -> Sequence[Experiment]:

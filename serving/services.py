@@ -131,7 +131,7 @@ async def services(
             ),
             accounts=Accounts(users=users, keys=keys, authenticator=authenticator),
             lifecycle=lifecycle,
-            experiments=Experiments(ExperimentStore(database), evidence, catalogue),
+            experiments=Experiments(ExperimentStore(database), evidence, catalogue, lifecycle.evaluate),
             authenticator=authenticator,
             limits=RateLimiter(settings.rate_limit),
             catalogue=catalogue,

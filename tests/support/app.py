@@ -195,7 +195,7 @@ def _platform(
             embed=gateway.embed,
         ),
         accounts=Accounts(users=records["users"], keys=records["keys"], authenticator=authenticator),
-        experiments=Experiments(records["experiments"], records["evidence"], catalogue),
+        experiments=Experiments(records["experiments"], records["evidence"], catalogue, lifecycle.evaluate),
         lifecycle=lifecycle,
         authenticator=authenticator,
         limits=RateLimiter(rate, clock=clock.monotonic),

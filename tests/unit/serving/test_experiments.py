@@ -336,3 +336,14 @@ async def test_metrics_say_which_version_is_in_which_state_and_who_is_champion(
     page = (await client.get("/metrics")).text
     assert 'valence_model_version_state{model="sentiment",state="failed",version="4"} 1.0' in page
     assert 'valence_model_champion{model="sentiment",version="2"} 1.0' in page
+
+
+async def test_a_challenger_that_may_be_promoted_is_measured_at_the_start(
+    platform: Platform, client: httpx.AsyncClient
+) -> None:
+    await client.post("/v1/experiments", json=START)
+    assert not platform.evaluations.rows
+    for item in (await client.get("/v1/experiments")).json()["items"]:
+        await client.post(f"/v1/experiments/{item['id']}/stop")
+    await client.post("/v1/experiments", json=START | {"policy": DECIDE})
+    assert "1" in {row.version for row in platform.evaluations.rows.values()}
