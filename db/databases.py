@@ -1,4 +1,4 @@
-"""Databases of one server: a neighbour for what must not share the schema. Never drops one."""
+"""Databases of one server: a neighbour for what must not share the schema, and whether it answers. Never drops one."""
 
 from contextlib import suppress
 
@@ -8,6 +8,8 @@ from sqlalchemy import make_url
 
 from db.conninfo import conninfo
 from db.errors import translated
+
+_PATIENCE_SECONDS = 5
 
 
 def beside(url: str, suffix: str) -> str:
@@ -32,3 +34,13 @@ def ensure_beside(url: str, suffix: str) -> str:
             with suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
                 connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     return there
+
+
+def require(url: str) -> None:
+    """Connects once.
+
+    Raises:
+        Unavailable: the server can't be reached, or has no such database.
+    """
+    with translated(), psycopg.connect(conninfo(url), connect_timeout=_PATIENCE_SECONDS):
+        pass

@@ -31,6 +31,7 @@ class Kind(StrEnum):
     LEXICON = "lexicon"
     HEAD = "head"
     JOINT = "joint"
+    CLASSIFIER = "classifier"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

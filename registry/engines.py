@@ -23,16 +23,18 @@ _RACE_SHAPE, _RACE_ROUNDS = (8, 24), 3
 _INT8_GAIN = 1.1
 
 Vectors: TypeAlias = NDArray[np.float32]
-Run: TypeAlias = Callable[[Inputs], Vectors]
+Run: TypeAlias = Callable[[Inputs], tuple[Vectors, NDArray[np.float32]]]
+
+
+def run_of(folder: Path, engine: Engine) -> Run:
+    """An engine on one thread: token ids and mask [b, t] to vectors [b, d] and tokens [b, t, w]."""
+    file = folder / ENGINES[engine]
+    return _openvino_run(file) if engine is Engine.INT8 else _onnx_run(file)
 
 
 def runs_of(folder: Path) -> dict[Engine, Run]:
-    """Each engine on one thread: token ids and mask [b, t] to vectors [b, d]."""
-    return {
-        Engine.INT8: _openvino_run(folder / ENGINES[Engine.INT8]),
-        Engine.INT8_PER_TOKEN: _onnx_run(folder / ENGINES[Engine.INT8_PER_TOKEN]),
-        Engine.FP32: _onnx_run(folder / ENGINES[Engine.FP32]),
-    }
+    """Each engine that there is a file for."""
+    return {engine: run_of(folder, engine) for engine, name in ENGINES.items() if (folder / name).exists()}
 
 
 def check_space(name: str, vectors: Vectors, reference: Vectors) -> dict[str, float]:
@@ -55,14 +57,14 @@ def faster(runs: Mapping[Engine, Run]) -> Engine:
     """
     ids = np.ones(_RACE_SHAPE, dtype=np.int64)
     inputs = {"input_ids": ids, "attention_mask": ids}
-    best = dict.fromkeys(Engine, float("inf"))
+    best = dict.fromkeys(runs, float("inf"))
     for _ in range(_RACE_ROUNDS):
         for engine, run in runs.items():
             run(inputs)
             started = time.process_time()
             run(inputs)
             best[engine] = min(best[engine], time.process_time() - started)
-    smaller = min((Engine.INT8_PER_TOKEN, Engine.INT8), key=best.__getitem__)
+    smaller = min(best.keys() - {Engine.FP32}, key=best.__getitem__, default=Engine.FP32)
     return smaller if best[smaller] * _INT8_GAIN < best[Engine.FP32] else Engine.FP32
 
 
@@ -72,10 +74,9 @@ def _openvino_run(file: Path) -> Run:
     hints = {"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
     request = ov.Core().compile_model(file, "CPU", hints).create_infer_request()
 
-    def run(inputs: Inputs) -> Vectors:
+    def run(inputs: Inputs) -> tuple[Vectors, NDArray[np.float32]]:
         request.infer(inputs)
-        vectors: Vectors = request.get_tensor("embedding").data.copy()
-        return vectors
+        return request.get_tensor("embedding").data.copy(), request.get_tensor("tokens").data.copy()
 
     return run
 
@@ -86,4 +87,9 @@ def _onnx_run(file: Path) -> Run:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    return lambda inputs: np.asarray(session.run(["embedding", "tokens"], inputs)[0], np.float32)
+
+    def run(inputs: Inputs) -> tuple[Vectors, NDArray[np.float32]]:
+        embedding, tokens = session.run(["embedding", "tokens"], inputs)
+        return embedding, tokens
+
+    return run

@@ -9,6 +9,7 @@ RegistryError
 ├── CorpusUnavailable
 ├── ExportFailed
 │   └── OutOfSpace
+├── ImportRefused
 ├── TrainingFailed
 ├── PolicyInvalid
 ├── EvidenceInvalid
@@ -58,6 +59,10 @@ class ExportFailed(RegistryError):
 
 class OutOfSpace(ExportFailed):
     """The vectors of an encoder don't agree with those of the space that it would claim."""
+
+
+class ImportRefused(RegistryError):
+    """A foreign model isn't what can be imported, or its labels aren't mapped as they must be."""
 
 
 class TrainingFailed(RegistryError):

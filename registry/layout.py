@@ -17,6 +17,8 @@ HEAD_WEIGHTS = "head.safetensors"
 # For each changed matrix [out, in] of an encoder, two tensors whose product is the change.
 UPDATE = "update.safetensors"
 UP, DOWN = ".up", ".down"
+# The tensor by which a classifier's labels become ours: [theirs, ours].
+MAPPING = "mapping"
 # Matrices are [in, out].
 ATTENTIVE_TENSORS = (
     "project.weight",
@@ -55,6 +57,7 @@ class EncoderSettings:
     """`digest` is the encoder's identity; `token_layers` are the layers whose token states heads may read.
 
     `base` is the encoder that it is an update of; only an encoder without one can define a space.
+    An encoder with `labels` is a classifier's: in place of states it gives one row of their logits a text.
     """
 
     digest: str
@@ -65,6 +68,7 @@ class EncoderSettings:
     token_layers: tuple[int, ...]
     engine: Engine
     architecture: Mapping[str, Any]
+    labels: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:
@@ -82,6 +86,7 @@ class EncoderSettings:
                 token_layers=tuple(int(layer) for layer in raw["token_layers"]),
                 engine=Engine(raw["engine"]),
                 architecture=dict(raw["architecture"]),
+                labels=tuple(str(label) for label in raw.get("labels", ())),
             )
         except (KeyError, TypeError, ValueError) as exc:
             raise BundleInvalid(f"{manifest.name} has unusable encoder settings: {exc!r}") from exc

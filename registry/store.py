@@ -27,6 +27,7 @@ from registry.held_out import FILE as HELD_OUT_FILE
 from registry.held_out import HeldOut
 from registry.layout import EncoderSettings
 from registry.records import EncoderRecord, VersionRecord
+from registry.revision import code_revision
 
 MODEL = "sentiment"
 CHAMPION = "champion"
@@ -35,9 +36,12 @@ ENCODERS = "encoders"
 __all__ = ["CHAMPION", "ENCODERS", "MODEL", "EncoderRecord", "Registry", "VersionRecord"]
 
 _EXPERIMENT = "valence"
-_ROLE, _DIGEST, _KIND, _ENCODER, _METRICS, _SPACE, _NAME, _DIMENSIONS = (
+_ROLE, _DIGEST, _KIND, _ENCODER, _METRICS, _SPACE, _NAME, _DIMENSIONS, _DATA, _CODE = (
     f"valence.{key}"
-    for key in ("role", "digest", "kind", "encoder", "metrics", "space", "name", "dimensions")
+    for key in (
+        *("role", "digest", "kind", "encoder", "metrics", "space", "name", "dimensions"),
+        *("data", "code"),
+    )
 )
 _MODEL_ROLE, _ENCODER_ROLE = "model", "encoder"
 _HELD_OUT = "valence.held-out"
@@ -46,6 +50,8 @@ _PAGE = 200
 _MLFLOW_DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    # What a command prints as JSON is JSON alone.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # Whoever asks, asks again: by itself MLflow would keep one question for four minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -76,6 +82,7 @@ class Registry:
     ) -> VersionRecord:
         """A version for this bundle: the one that has it already, or a new one with a run and its artifacts.
 
+        The run says which data made it, by the digest in the manifest, and which code registered it.
         `metrics` default to those of the manifest. `alias` is set even on a version that was there before.
         Raises BundleInvalid for an encoder.
         """
@@ -302,15 +309,20 @@ class Registry:
         tags: Mapping[str, str],
     ) -> str:
         manifest = bundle.manifest
-        run = self._client.create_run(self._experiment(), run_name=manifest.name)
+        made_of = {_CODE: code_revision()}
+        if "data" in manifest.provenance:
+            made_of[_DATA] = str(manifest.provenance["data"])
+        run = self._client.create_run(self._experiment(), run_name=manifest.name, tags=made_of)
         run_id = run.info.run_id
         for name, value in metrics.items():
             self._client.log_metric(run_id, name, value)
-        for name, text in {**_params(manifest), **params}.items():
+        given = {tag.removeprefix("valence."): value for tag, value in made_of.items()}
+        for name, text in {**_params(manifest), **given, **params}.items():
             self._client.log_param(run_id, name, text)
         self._client.log_artifacts(run_id, str(bundle.path), artifact_path="bundle")
         self._client.set_terminated(run_id)
         own = {
+            **made_of,
             _DIGEST: bundle.digest,
             _KIND: manifest.kind.value,
             _METRICS: json.dumps(dict(metrics), sort_keys=True),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from registry.bundle import Bundle
-from registry.layout import TOKENIZER, EncoderSettings, Engine
+from registry.layout import ENGINES, TOKENIZER, EncoderSettings, Engine
 
 MAX_ROWS = 16
 TOKEN_BUDGET = 512
@@ -28,7 +28,8 @@ class MicroBatch:
     """What one pass over at most `MAX_ROWS` texts gave; row i of each array belongs to `rows[i]`.
 
     `rows`: int64 [b], indices into the texts that were given. `embedding`: float32 [b, d], unit length.
-    `tokens`: float32 [b, t, w], the token states that heads may read. `mask`: bool [b, t], False is padding.
+    `tokens`: float32 [b, t, w], the token states that heads may read; of a classifier [b, 1, n], its logits.
+    `mask`: bool [b, t], False is padding.
     `truncated`: bool [b], the text is longer than the encoder reads.
     """
 
@@ -182,13 +183,15 @@ def open_encoder(
 ) -> Encoder:
     """The encoder of a bundle on a torch `device`, or on CPU with `engine`.
 
-    `engine` None takes the one that was measured to be fastest where the bundle was built.
+    `engine` None, or one that the bundle has no file for, takes the one that was measured to be fastest where the
+    bundle was built.
     """
     if device is not None:
         from serving.engines.torch import TorchEncoder
 
         return TorchEncoder(bundle, device=device)
-    engine = engine or EncoderSettings.of(bundle.manifest).engine
+    if engine is None or ENGINES[engine] not in bundle.manifest.files:
+        engine = EncoderSettings.of(bundle.manifest).engine
     if engine is Engine.INT8:
         from serving.engines.openvino import OpenVinoEncoder
 

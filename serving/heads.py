@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from registry.bundle import Bundle, Kind, file_digest
+from registry.bundle import LABELS, Bundle, Kind, file_digest
 from registry.errors import BundleInvalid
-from registry.layout import ATTENTIVE_TENSORS, HEAD_WEIGHTS, lexicon_features
+from registry.layout import ATTENTIVE_TENSORS, HEAD_WEIGHTS, MAPPING, lexicon_features
 from serving.encoder import MicroBatch
 
 Scores = NDArray[np.float32]
@@ -102,9 +102,46 @@ class AttentiveHead:
         return logits
 
 
+class ClassifierHead:
+    """A foreign classifier's labels as our classes: the probabilities of several for one of ours add up.
+
+    What falls on labels that are ignored is shared by the others.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._name = bundle.manifest.name
+        mapping = _tensors(bundle, (MAPPING,))[MAPPING]
+        plain = mapping.ndim == 2 and mapping.shape[1] == len(LABELS) and np.isin(mapping, (0, 1)).all()
+        if not plain or (mapping.sum(axis=1) > 1).any() or not mapping.any():
+            raise BundleInvalid(f"{self._name} has a {MAPPING} that doesn't map labels to {LABELS}")
+        self._mapping = mapping
+        self._temperature = bundle.manifest.temperature
+        match bundle.manifest.settings.get("activation"):
+            case "softmax":
+                self._activated = _softmax
+            case "sigmoid":
+                self._activated = _sigmoid
+            case other:
+                raise BundleInvalid(f"{self._name} has the activation {other!r}, not softmax or sigmoid")
+
+    def scores(self, batch: MicroBatch) -> Scores:
+        logits = batch.tokens[:, 0, :]
+        if logits.shape[1] != len(self._mapping):
+            raise BundleInvalid(
+                f"{self._name} maps {len(self._mapping)} labels, its encoder gives {logits.shape[1]}"
+            )
+        mapped = self._mapping.any(axis=1)
+        scores = self._activated(logits[:, mapped], self._temperature) @ self._mapping[mapped]
+        finite = np.isfinite(logits).all(axis=1) & (scores.sum(axis=1) > 0)
+        total = np.where(finite, scores.sum(axis=1), 1)[:, None]
+        normed: Scores = np.where(finite[:, None], scores / total, np.float32(np.nan))
+        return normed
+
+
 _BUILDERS: dict[Kind, Callable[[Bundle], Head]] = {
     Kind.LEXICON: LexiconHead,
     Kind.HEAD: AttentiveHead,
+    Kind.CLASSIFIER: ClassifierHead,
     # Its head is like any other: what it reads are the states of the encoder that it brings.
     Kind.JOINT: AttentiveHead,
 }
@@ -140,3 +177,9 @@ def _softmax(logits: NDArray[np.float32], temperature: float) -> Scores:
     scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     scores = scaled / scaled.sum(axis=1, keepdims=True)
     return np.where(finite, scores, np.nan).astype(np.float32)
+
+
+def _sigmoid(logits: NDArray[np.float32], temperature: float) -> Scores:
+    scaled = np.clip(logits.astype(np.float64) / temperature, -80, 80)
+    scores: Scores = (1 / (1 + np.exp(-scaled))).astype(np.float32)
+    return scores

@@ -41,7 +41,7 @@ def up(settings: Settings, *, foreground: bool = False, say: Say = print) -> dic
     record = Record(settings.home)
     was_up = record.owned()
     if not was_up:
-        _require_free_port(settings)
+        require_free_port(settings.host, settings.port, otherwise="set VALENCE_PORT")
         if foreground:
             _become(settings)
         _spawn(settings, record)
@@ -97,14 +97,15 @@ def status(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _require_free_port(settings: Settings) -> None:
-    with socket.socket() as probe:
+def require_free_port(host: str, port: int, *, otherwise: str) -> None:
+    """Raises LaunchFailed if somebody listens there; `otherwise` says how to choose another port."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((settings.host, settings.port))
+            probe.bind((host, port))
         except OSError as error:
             raise LaunchFailed(
-                f"port {settings.port} is taken ({error.strerror}): stop what holds it, or set VALENCE_PORT"
+                f"port {port} is taken ({error.strerror}): stop what holds it, or {otherwise}"
             ) from error
 
 

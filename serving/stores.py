@@ -1,10 +1,17 @@
-"""Settings → the two stores they name: the database and the registry. Light to import; nothing is opened here."""
+"""Settings → the two stores they name: the database and the registry. Light to import; nothing is kept open here."""
 
+from db.databases import beside, require
+from db.embedded import EmbeddedPostgres
 from db.engine import Database, Limits
+from db.errors import DatabaseError
 from registry.store import Registry
 from serving.errors import NotReady
 from serving.installation import installation_key
 from serving.settings import Settings
+
+DATABASE = "valence"
+# The registry's database, beside the other one: both keep Alembic's table.
+REGISTRY_SUFFIX = "_mlflow"
 
 
 def database_of(settings: Settings) -> Database:
@@ -33,3 +40,31 @@ def registry_of(settings: Settings) -> Registry:
     if settings.mlflow_tracking_uri is None:
         raise NotReady("MLFLOW_TRACKING_URI is not set: start with `valence up`, or name a server or a store")
     return Registry(settings.mlflow_tracking_uri, artifact_root=settings.home / "artifacts")
+
+
+def tracking_uri(settings: Settings) -> str:
+    """Where MLflow keeps the registry: what the settings name, or the database of the platform that runs here.
+
+    Raises:
+        NotReady: none is named, and the platform's database doesn't answer.
+    """
+    if settings.mlflow_tracking_uri is not None:
+        return settings.mlflow_tracking_uri
+    if settings.database_url is not None:
+        database = settings.database_url.get_secret_value()
+    else:
+        database = EmbeddedPostgres(settings.home).url(DATABASE)
+    uri = beside(database, REGISTRY_SUFFIX)
+    try:
+        require(uri)
+    except DatabaseError as error:
+        raise NotReady(
+            "the platform's database isn't up: start it with `valence up`, or name another store by "
+            "MLFLOW_TRACKING_URI"
+        ) from error
+    return uri
+
+
+def running_registry(settings: Settings) -> Registry:
+    """The registry that the settings name, or that of the platform that runs here. Raises NotReady if neither is."""
+    return registry_of(settings.model_copy(update={"mlflow_tracking_uri": tracking_uri(settings)}))

@@ -33,11 +33,10 @@ from serving.logs import configure_logging
 from serving.record import Record
 from serving.settings import Settings
 from serving.stage import encoder_note
-from serving.stores import database_of
+from serving.stores import DATABASE, REGISTRY_SUFFIX, database_of
 
 log = structlog.get_logger(__name__)
 
-_DATABASE, _REGISTRY = "valence", "_mlflow"
 _LOOK_SECONDS = 0.2
 _LATER_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE, _STEADY_SECONDS = 0.5, 30.0, 60.0
@@ -155,19 +154,18 @@ class Supervisor:
         else:
             self._server = EmbeddedPostgres(settings.home)
             self._server.initialise()
-            names["DATABASE_URL"] = self._server.url(_DATABASE)
+            names["DATABASE_URL"] = self._server.url(DATABASE)
         if settings.mlflow_tracking_uri is None:
-            # Of its own, because both keep Alembic's table.
-            names["MLFLOW_TRACKING_URI"] = beside(names["DATABASE_URL"], _REGISTRY)
+            names["MLFLOW_TRACKING_URI"] = beside(names["DATABASE_URL"], REGISTRY_SUFFIX)
         return names
 
     def _prepare(self, names: Mapping[str, str]) -> None:
         """The database and what must lie in it before the first request."""
         if self._server is not None:
             self._server.start()
-            self._server.create_database(_DATABASE)
+            self._server.create_database(DATABASE)
         if self._settings.mlflow_tracking_uri is None:
-            ensure_beside(names["DATABASE_URL"], _REGISTRY)
+            ensure_beside(names["DATABASE_URL"], REGISTRY_SUFFIX)
         schema.upgrade(names["DATABASE_URL"])
         database = {"database_url": SecretStr(names["DATABASE_URL"])}
         asyncio.run(_furnish(self._settings.model_copy(update=database)))

@@ -1,10 +1,11 @@
-"""What every test may ask for: asyncio as the backend, and a real PostgreSQL with one database a test."""
+"""What every test may ask for: asyncio as the backend, a real PostgreSQL with one database a test, a real MLflow."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from tests.support.postgres import TestServer, running_server
+from tests.support.tracking import tracking_server
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +23,9 @@ def server() -> Iterator[TestServer]:
 def url(server: TestServer) -> Iterator[str]:
     with server.database() as fresh:
         yield fresh
+
+
+@pytest.fixture(scope="session")
+def mlflow_url() -> Iterator[str]:
+    with tracking_server() as url:
+        yield url

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from serving.cli import data, database, experiments, keys, models, platform, train, users
+from serving.cli import data, database, experiments, keys, models, platform, tracking, train, users
 from serving.cli.common import variable
 
 _EXPECTED = (
@@ -40,6 +40,7 @@ for name, group in (
 ):
     app.add_typer(group, name=name)
 app.command()(platform.settings)
+app.command()(tracking.mlflow)
 
 
 def main() -> None:

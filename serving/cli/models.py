@@ -1,7 +1,9 @@
-"""`valence models`: which models and versions exist, what answers, what was measured, who is champion."""
+"""`valence models`: which models and versions exist, how others come to be, what was measured, who is champion."""
 
+import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
@@ -9,7 +11,10 @@ import typer
 from serving.cli.common import AsJson, Key, Url, connect, show_json, show_record, show_table
 
 if TYPE_CHECKING:
+    from registry.records import VersionRecord
     from serving.client import Client
+
+Into: TypeAlias = Annotated[str, typer.Option("--model", help="The model that gets the version.")]
 
 app = typer.Typer(no_args_is_help=True, help="Models and their versions.")
 
@@ -174,3 +179,71 @@ def _show_outcome(answer: Mapping[str, Any], *, as_json: bool) -> None:
     checks = {check["name"]: check["why"] for check in (answer["report"] or {}).get("checks", ())}
     record = {name: value for name, value in answer.items() if name != "report"}
     show_record(record | checks, as_json=False)
+
+
+@app.command()
+def register(
+    folder: Annotated[Path, typer.Argument(help="A bundle's folder, as `valence train` makes it.")],
+    model: Into = "sentiment",
+    alias: Annotated[str | None, typer.Option(help="An alias to give to the version.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Register a bundle as a version, with its run, metrics and artifacts; one that is registered stays."""
+    from registry.bundle import Bundle
+    from serving.settings import Settings
+    from serving.stores import running_registry
+
+    bundle = Bundle.open(folder)
+    record = running_registry(Settings()).register(bundle, model=model, alias=alias)
+    _show_registered(record, as_json=as_json)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="A folder, or a name on the Hugging Face hub.")],
+    labels: Annotated[
+        str,
+        typer.Option(
+            help="Its labels for ours: negative=LABEL_0,neutral=,positive=LABEL_1,positive=LABEL_2 "
+            "(several add up; none is said so)."
+        ),
+    ],
+    ignore: Annotated[list[str] | None, typer.Option(help="A label of its that counts for none.")] = None,
+    model: Into = "sentiment",
+    name: Annotated[str | None, typer.Option(help="What the version is called; default: the source.")] = None,
+    online: Annotated[bool, typer.Option("--online", help="Download it if it isn't there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Import a text-classification model of transformers as a version with an encoder of its own."""
+    from registry.imports import LabelMap, import_model
+    from serving.settings import Settings
+    from serving.stores import running_registry
+
+    settings = Settings()
+    try:
+        mapping = LabelMap.parse(labels, ignored=ignore or ())
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--labels") from None
+    imported = import_model(
+        running_registry(settings),
+        source,
+        mapping,
+        work=settings.home / "build",
+        model=model,
+        name=name,
+        online=online,
+        progress=lambda step: print(step, file=sys.stderr),
+    )
+    _show_registered(imported.version, as_json=as_json)
+
+
+def _show_registered(record: "VersionRecord", *, as_json: bool) -> None:
+    shown = {
+        "model": record.model,
+        "version": record.version,
+        "kind": record.kind,
+        "aliases": record.aliases,
+        "encoder": record.encoder,
+        "digest": record.digest,
+    }
+    show_record(shown, as_json=as_json)

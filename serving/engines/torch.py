@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from registry.bundle import Bundle
+from registry.errors import BundleInvalid
 from registry.layout import WEIGHTS, EncoderSettings
 from serving.encoder import Cut, MicroBatch, Tokenised, WarmUp, cut, tokenizer_of
 
@@ -28,9 +29,15 @@ class TorchEncoder:
         self._max_rows = max_rows
         self._tokenizer = tokenizer_of(bundle, self.settings)
         dtype = torch.float16 if device.startswith("cuda") else torch.float32
-        config = AutoConfig.for_model(**self.settings.architecture)
-        model = AutoModel.from_config(config, attn_implementation="sdpa", add_pooling_layer=False)
-        model.load_state_dict(load_file(bundle.file(WEIGHTS)), strict=True)
+        try:
+            config = AutoConfig.for_model(**self.settings.architecture)
+            if self.settings.labels:
+                model = AutoModelForSequenceClassification.from_config(config)
+            else:
+                model = AutoModel.from_config(config, attn_implementation="sdpa", add_pooling_layer=False)
+            model.load_state_dict(load_file(bundle.file(WEIGHTS)), strict=True)
+        except (ValueError, TypeError, RuntimeError, ImportError) as exc:
+            raise BundleInvalid(f"{bundle.manifest.name} can't be run by torch: {exc}") from exc
         self._model = model.eval().to(device=device, dtype=dtype)
 
     def run(self, texts: Sequence[str], *, bulk: bool = False) -> Iterator[MicroBatch]:  # noqa: ARG002  (a GPU's passes are short)
@@ -50,12 +57,19 @@ class TorchEncoder:
         with torch.inference_mode():
             ids = torch.from_numpy(piece.ids).to(self._device)
             mask = torch.from_numpy(piece.mask).to(self._device)
-            states = self._model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+            if self.settings.labels:
+                ids = torch.where(mask.bool(), ids, self._model.config.pad_token_id)
+            found = self._model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+            states = found.hidden_states
             last = states[-1].float()
             weights = mask.unsqueeze(-1).float()
             pooled = (last * weights).sum(1) / weights.sum(1)
             embedding = torch.nn.functional.normalize(pooled, dim=1)
-            tokens = torch.cat([states[layer].float() for layer in self.settings.token_layers], dim=-1)
+            tokens = (
+                found.logits.float().unsqueeze(1)
+                if self.settings.labels
+                else torch.cat([states[layer].float() for layer in self.settings.token_layers], dim=-1)
+            )
         return _numpy(embedding), _numpy(tokens)
 
 

@@ -1,11 +1,15 @@
-"""One tiny encoder bundle a session, built as the real one is."""
+"""One tiny encoder bundle a session, built as the real one is, and a registry in a database of its own."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from db.databases import ensure_beside
 from registry.bundle import Bundle
 from registry.export import EncoderSource, build_encoder
+from registry.store import Registry
+from tests.support.postgres import TestServer
 from tests.support.tiny import sentences, tiny_source
 
 
@@ -18,3 +22,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> EncoderSource:
 def encoder_bundle(source: EncoderSource, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     target: Path = tmp_path_factory.mktemp("encoders") / "tiny"
     return build_encoder(source, target, calibration=sentences(32))
+
+
+@pytest.fixture(scope="session")
+def database_uri(server: TestServer) -> Iterator[str]:
+    with server.database() as url:
+        yield ensure_beside(url, "_mlflow")
+
+
+@pytest.fixture(scope="session")
+def database_store(database_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    return Registry(database_uri, artifact_root=tmp_path_factory.mktemp("artifacts"))

@@ -1,12 +1,11 @@
-"""The registry over a real MLflow in PostgreSQL."""
+"""The registry over a real MLflow: in PostgreSQL, and behind a server that hands artifacts out itself."""
 
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from db.databases import ensure_beside
 from registry.bundle import LABELS, Bundle, Kind, Manifest
 from registry.errors import (
     BundleCorrupt,
@@ -17,15 +16,18 @@ from registry.errors import (
 )
 from registry.held_out import HeldOut
 from registry.layout import EncoderSettings, Engine
+from registry.revision import code_revision
 from registry.store import CHAMPION, ENCODERS, Registry
-from tests.support.postgres import TestServer
 from tests.support.tiny import TINY_SPACE
 
 
-@pytest.fixture(scope="module")
-def store(server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    with server.database() as url:
-        yield Registry(ensure_beside(url, "_mlflow"), artifact_root=tmp_path_factory.mktemp("artifacts"))
+@pytest.fixture(scope="module", params=["database", "server"])
+def store(request: pytest.FixtureRequest) -> Registry:
+    if request.param == "database":
+        found: Registry = request.getfixturevalue("database_store")
+        return found
+    # An artifact root that can't be made: behind a server nothing of it may be used.
+    return Registry(request.getfixturevalue("mlflow_url"), artifact_root=Path("/proc/nowhere"))
 
 
 @pytest.fixture
@@ -46,6 +48,11 @@ def head(folder: Path, content: str = "weights") -> Bundle:
         provenance={"data": "d" * 64},
     )
     return Bundle.seal(folder, manifest)
+
+
+def run_of(store: Registry, version: str, model: str) -> Any:
+    client = store._client
+    return client.get_run(client.get_model_version(model, version).run_id)
 
 
 def test_version_is_registered_once_with_run_metrics_and_artifacts(
@@ -84,9 +91,34 @@ def test_whole_bundle_of_another_version_is_refused(store: Registry, model: str,
         store.fetch(record, tmp_path / "cache")
 
 
-def test_bundle_that_is_gone_is_an_error_that_says_what_to_do(
+def test_run_says_which_data_and_which_code_made_the_version(
     store: Registry, model: str, tmp_path: Path
 ) -> None:
+    record = store.register(head(tmp_path / "head"), model=model, params={"budget": "7"}, tags={"team": "a"})
+    assert (record.tags["valence.data"], record.tags["valence.code"]) == ("d" * 64, code_revision())
+    assert record.tags["team"] == "a"
+    run = run_of(store, record.version, model)
+    assert run.data.metrics == {"rated.accuracy": 0.75}
+    wanted = {"data": "d" * 64, "code": code_revision(), "provenance.data": "d" * 64, "budget": "7"}
+    assert run.data.params == wanted
+    assert run.data.tags["valence.code"] == code_revision()
+
+
+def test_two_caches_hold_the_same_bundle_and_nothing_is_printed(
+    store: Registry, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = head(tmp_path / "head")
+    record = store.register(bundle, model=model)
+    assert capsys.readouterr().out == ""
+    for cache in ("one", "two"):
+        assert Bundle.open(store.fetch(record, tmp_path / cache)).digest == bundle.digest
+    assert store.fetch(record, tmp_path / "one") == store.fetch(record, tmp_path / "one")
+
+
+def test_bundle_that_is_gone_is_an_error_that_says_what_to_do(
+    database_store: Registry, model: str, tmp_path: Path
+) -> None:
+    store = database_store
     record = store.register(head(tmp_path / "head"), model=model)
     folder = store.fetch(record, tmp_path / "cache")
     folder.rename(tmp_path / "elsewhere")
@@ -122,13 +154,16 @@ def test_what_is_not_there_is_said(store: Registry, model: str, tmp_path: Path) 
         store.encoder("0" * 64)
 
 
-def test_first_encoder_of_a_space_defines_it(store: Registry, model: str, encoder_bundle: Bundle) -> None:
+def test_first_encoder_of_a_space_defines_it(
+    store: Registry, model: str, encoder_bundle: Bundle, tmp_path: Path
+) -> None:
     with pytest.raises(NotRegistered):
         store.space_encoder(TINY_SPACE)
     record = store.register_encoder(encoder_bundle)
     assert store.register_encoder(encoder_bundle) == record
     assert store.space_encoder(TINY_SPACE) == record
     assert (record.bundle, record.dimensions) == (encoder_bundle.digest, 32)
+    assert Bundle.open(store.fetch(record, tmp_path / "cache")).digest == encoder_bundle.digest
     with pytest.raises(BundleInvalid, match="an encoder"):
         store.register(encoder_bundle, model=model)
 

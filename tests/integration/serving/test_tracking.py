@@ -1,0 +1,177 @@
+"""`valence mlflow`: MLflow's own server over the platform's embedded database, as a process of its own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from db.databases import ensure_beside
+from registry.bootstrap import builtin
+from registry.store import CHAMPION, MODEL, Registry
+from serving.cluster import free_port
+from serving.errors import Invalid
+from serving.stores import DATABASE, REGISTRY_SUFFIX
+from serving.tracking import TrackingServer
+from tests.support.clock import eventually
+from tests.support.postgres import TestServer
+
+
+@pytest.fixture(scope="module")
+def registry(server: TestServer) -> Registry:
+    """The registry that the platform of the server's home would have."""
+    home = server.server.home
+    uri = ensure_beside(server.server.create_database(DATABASE), REGISTRY_SUFFIX)
+    store = Registry(uri, artifact_root=home / "artifacts")
+    store.register(builtin("lexicon"))
+    store.register(builtin("head"), alias=CHAMPION)
+    return store
+
+
+def valence(home: Path, *arguments: str, **names: str) -> subprocess.Popen[str]:
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("VALENCE_", "MLFLOW_"))
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", "from serving.cli import main; main()", *arguments],
+        env=inherited | {"VALENCE_HOME": str(home), **names},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@contextmanager
+def running(home: Path, port: int, **names: str) -> Iterator[subprocess.Popen[str]]:
+    process = valence(home, "mlflow", "--port", str(port), **names)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"http://127.0.0.1:{port}\n", process.communicate()
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ended(process: subprocess.Popen[str], number: int) -> None:
+    """End it by a signal: cleanly, with all its workers, and the port is free."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    assert len(family) > 1
+    process.send_signal(number)
+    assert process.wait(30) == 0
+    eventually(
+        lambda: not any(each.is_running() and each.status() != "zombie" for each in family),
+        within=5,
+        what="its workers are gone",
+    )
+
+
+def test_runs_versions_aliases_and_artifacts_are_seen_through_it(
+    server: TestServer, registry: Registry
+) -> None:
+    port = free_port()
+    with running(server.server.home, port) as process:
+        url = f"http://127.0.0.1:{port}"
+        client = MlflowClient(tracking_uri=url, registry_uri=url)
+        champion = client.get_model_version_by_alias(MODEL, CHAMPION)
+        assert champion.version == registry.champion().version
+        run = client.get_run(champion.run_id)
+        assert run.data.metrics["rated.accuracy"] == registry.champion().metrics["rated.accuracy"]
+        assert {"data", "code"} <= run.data.params.keys()
+        versions = client.search_model_versions(f"name = '{MODEL}'")
+        assert {version.version for version in versions} == {"1", "2"}
+
+        page = httpx.get(f"{url}/")
+        assert page.status_code == 200
+        assert "<title>MLflow</title>" in page.text
+        assert {file.path for file in client.list_artifacts(champion.run_id, "bundle")} >= {
+            "bundle/manifest.json",
+            "bundle/head.safetensors",
+        }
+        shown = httpx.get(
+            f"{url}/get-artifact", params={"run_id": champion.run_id, "path": "bundle/manifest.json"}
+        )
+        assert shown.json()["digest"] == registry.champion().digest
+
+        client.set_registered_model_alias(MODEL, "challenger", "1")
+        assert registry.version(MODEL, "1").aliases == ("challenger",)
+        through = Registry(url, artifact_root=Path("/proc/nowhere"))
+        assert through.fetch(through.champion(), Path("/proc/nowhere")) == registry.fetch(
+            registry.champion(), Path("/proc/nowhere")
+        )
+        foreign = httpx.get(
+            f"{url}/ajax-api/2.0/mlflow/experiments/search?max_results=1", headers={"Host": "evil.example"}
+        )
+        assert foreign.status_code == 403
+        ended(process, signal.SIGINT)
+
+
+def test_it_ends_on_sigterm_and_a_taken_port_is_said_in_one_line(
+    server: TestServer, registry: Registry
+) -> None:
+    port = free_port()
+    with running(server.server.home, port) as process:
+        second = valence(server.server.home, "mlflow", "--port", str(port))
+        _, err = second.communicate(timeout=60)
+        assert second.returncode == 1
+        assert err.startswith(f"valence: port {port} is taken")
+        assert err.endswith("choose another with --port\n")
+        assert err.count("\n") == 1
+        ended(process, signal.SIGTERM)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
+
+
+def test_its_workers_end_when_it_is_killed(server: TestServer, registry: Registry) -> None:
+    with running(server.server.home, free_port()) as process:
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait()
+        eventually(
+            lambda: not any(each.is_running() and each.status() != "zombie" for each in family),
+            within=15,
+            what="its workers are gone",
+        )
+
+
+def test_password_of_a_named_database_is_in_no_command_line(tmp_path: Path) -> None:
+    made = TrackingServer("postgresql://me:secret@db/x", artifacts=tmp_path, host="127.0.0.1", port=5000)
+    assert not any("secret" in argument for argument in made._arguments())
+    assert made._environment()["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert made._environment()["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+
+
+def test_beyond_loopback_the_names_it_is_reached_by_must_be_said(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match="--allowed-hosts"):
+        TrackingServer("sqlite://", artifacts=tmp_path, host="0.0.0.0", port=5000)
+    made = TrackingServer(
+        "sqlite://", artifacts=tmp_path, host="0.0.0.0", port=5000, allowed_hosts=("ml.example:5000",)
+    )
+    assert made._environment()["MLFLOW_SERVER_ALLOWED_HOSTS"] == "ml.example:5000"
+    assert "http://ml.example:5000" in made._environment()["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"]
+    assert made.url == "http://127.0.0.1:5000"
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("http://mlflow.example:5000", "names a server that runs already: open http://mlflow.example:5000"),
+        ("file:///tmp/mlruns", "names no database"),
+        ("postgresql://nobody@127.0.0.1:9/x", "the database is unavailable"),
+    ],
+)
+def test_store_that_is_no_reachable_database_is_said_in_one_line(
+    tmp_path: Path, uri: str, reason: str
+) -> None:
+    process = valence(tmp_path, "mlflow", MLFLOW_TRACKING_URI=uri)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.count("\n"), reason in err) == (1, 1, True), err

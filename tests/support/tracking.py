@@ -1,0 +1,50 @@
+"""MLflow's own tracking server for tests: a process that keeps artifacts itself and hands them out over HTTP."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from serving.cluster import free_port
+from tests.support.clock import eventually
+
+
+@contextmanager
+def tracking_server() -> Iterator[str]:
+    """The URL of a server over files of its own; gone with them afterwards."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory(prefix="valence-mlflow-") as folder:
+        where = Path(folder)
+        server = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
+                *("--backend-store-uri", f"sqlite:///{where}/mlflow.db", "--workers", "1"),
+                *("--serve-artifacts", "--artifacts-destination", str(where / "artifacts")),
+            ],
+            env=os.environ
+            | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+        def up() -> bool:
+            assert server.poll() is None
+            try:
+                return httpx.get(f"{url}/health").status_code == httpx.codes.OK
+            except httpx.HTTPError:
+                return False
+
+        try:
+            eventually(up, within=90, what="MLflow answers")
+            yield url
+        finally:
+            os.killpg(server.pid, 9)
+            server.wait()
