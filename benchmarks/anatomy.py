@@ -55,14 +55,18 @@ def dissect(mine: Platform, clients: int, seconds: float) -> Anatomy:
     answered = result.per_second * (time.perf_counter() - started)
     return Anatomy(
         result=result,
-        stages={
-            stage: 1e3
-            * (after["sum", stage] - before["sum", stage])
-            / (after["count", stage] - before["count", stage])
-            for stage in STAGES
-        },
+        stages={stage: _mean_ms(stage, before, after) for stage in STAGES},
         processor={name: 1e3 * (spent[name] - used.get(name, 0)) / answered for name in spent},
     )
+
+
+def _mean_ms(
+    stage: str, before: Mapping[tuple[str, str], float], after: Mapping[tuple[str, str], float]
+) -> float:
+    """Between two looks; NaN if they were answered by different ingress replicas, whose counters differ."""
+    counted = after["count", stage] - before["count", stage]
+    total = after["sum", stage] - before["sum", stage]
+    return 1e3 * total / counted if counted > 0 and total >= 0 else float("nan")
 
 
 def _stages(mine: Platform) -> dict[tuple[str, str], float]:
@@ -134,11 +138,12 @@ def main() -> None:
                 asyncio.run(fill(mine, texts - stored, known))
                 stored = texts
             take("anatomy_data", f"{texts:,} texts stored before", mine, 32)
+    for table in ("anatomy_load", "anatomy_data"):
+        report(table, tables[table], {"results": found[table]})
     for encoders, ingresses in REPLICAS:
         with _replicas(encoders, ingresses) as several:
             take("anatomy_replicas", f"{encoders} encoder, {ingresses} ingress", several, 64)
-    for table, rows in tables.items():
-        report(table, rows, {"results": found[table]})
+    report("anatomy_replicas", tables["anatomy_replicas"], {"results": found["anatomy_replicas"]})
 
 
 if __name__ == "__main__":
