@@ -58,6 +58,8 @@ class EncoderReplica(Replica):
     def __init__(self, record: EncoderRecord) -> None:
         settings = Settings()
         configure_logging(settings.log_level)
+        # The threads that compute inherit it: whoever speaks to clients or to the database goes first.
+        os.nice(settings.encoder_niceness)
         registry = registry_of(settings)
         cache = settings.home / "cache"
         encoder = _encoder(Bundle.open(registry.fetch(record, cache)), settings)

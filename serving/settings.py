@@ -101,6 +101,12 @@ class Settings(BaseSettings):
     encoder_threads: int = Field(
         default=0, ge=0, description="threads per encoder replica; 0: the CPUs it may use"
     )
+    encoder_niceness: int = Field(
+        default=5,
+        ge=0,
+        le=19,
+        description="how far an encoder's threads yield to the ingress and the database on its cores; 0: not at all",
+    )
     encoder_min_replicas: Count = Field(default=1, description="autoscaling: fewest encoder replicas")
     encoder_max_replicas: Count = Field(default=1, description="autoscaling: most encoder replicas")
     encoder_target_ongoing: float = Field(
