@@ -45,14 +45,13 @@ class JointPlan:
     """Every number that decides what `train_joint` makes; those of `HeadPlan` mean the same here.
 
     An epoch reads all rated training texts and a share of the others, drawn anew, or at most `texts` of them. The rates
-    are the highest of a cosine schedule. What is judged and kept is the running mean of what is trained, over about
-    `averaged` steps. A checkpoint is good for the version if its vectors have a mean cosine of at
+    are the highest of a cosine schedule. A checkpoint is good for the version if its vectors have a mean cosine of at
     least `least_cosine` on the validation part; of these the most accurate is taken. `budget_minutes` ends training
     earlier, after a whole schedule; what is made then depends on the machine.
     """
 
     seed: int = 0
-    epochs: int = 3
+    epochs: int = 4
     batch: int = 32
     rank: int = 8
     width: int = 128
@@ -60,15 +59,14 @@ class JointPlan:
     dropout: float = 0.3
     input_dropout: float = 0.1
     learning_rate: float = 1e-3
-    head_learning_rate: float = 3e-4
+    head_learning_rate: float = 5e-4
     warm_up: float = 0.05
     weight_decay: float = 0.02
     unrated_weight: float = 0.5
-    unrated_share: float = 0.3
+    unrated_share: float = 0.4
     softness: float = 0.35
     rating_weight: float = 0.5
-    space_weight: float = 3.0
-    averaged: int = 200
+    space_weight: float = 2.0
     least_cosine: float = 0.987
     texts: int | None = None
     budget_minutes: float | None = None
@@ -209,7 +207,6 @@ class _Run:
         self._validation = data.rows(Part.VALIDATION, rated=True)
         self._epoch_steps = math.ceil(len(self._drawn(0)) / plan.batch)
         self._steps = plan.epochs * self._epoch_steps
-        self._mean = {name: value.detach().clone() for name, value in network.trained().items()}
         self._step = 0
         self._seconds = 0.0
         self._checked = 0
@@ -276,10 +273,6 @@ class _Run:
         if not math.isfinite(found.loss):
             raise TrainingFailed(f"the loss is {found.loss} after {self._step} steps")
         self._step += 1
-        # From the first steps on a mean of what there is, so that it isn't held where training began.
-        pace = 1 / min(self._step, plan.averaged)
-        for name, value in self._network.trained().items():
-            self._mean[name].lerp_(value.detach(), pace)
         old = self._shown or found
         self._shown = Step(
             **{
@@ -289,9 +282,7 @@ class _Run:
         )
 
     def _check(self, progress: Progress) -> None:
-        """Judge the running mean on the validation part; what is best so far and near enough to the space is kept."""
-        trained = {name: value.detach().clone() for name, value in self._network.trained().items()}
-        self._network.resume_from(self._mean)
+        """Judge the validation part; what is best so far and near enough to the space is kept."""
         rows = self._validation[np.argsort(self._texts.lengths[self._validation], kind="stable")]
         hits, cosines = [], []
         for start in range(0, len(rows), _JUDGED_ROWS):
@@ -305,13 +296,13 @@ class _Run:
             "cosine_mean": round(float(np.concatenate(cosines).mean()), 4),
             "cosine_worst": round(float(np.concatenate(cosines).min()), 4),
         }
-        self._network.resume_from(trained)
         said = ", ".join(f"{name} {value:g}" for name, value in found.items())
         progress(f"validation: {said}", min(1.0, self._share))
         near = found["cosine_mean"] >= self._plan.least_cosine
         rank = ("accuracy", "cosine_mean")
         if near and [found[name] for name in rank] > [self._best.get(name, 0.0) for name in rank]:
-            self._best = {**found, "trained": {name: value.clone() for name, value in self._mean.items()}}
+            trained = {name: value.detach().clone() for name, value in self._network.trained().items()}
+            self._best = {**found, "trained": trained}
 
     def _report(self) -> str:
         share, shown = self._share, self._shown
@@ -328,7 +319,6 @@ class _Run:
             "step": self._step,
             "seconds": self._seconds,
             "trained": self._network.trained(),
-            "mean": self._mean,
             "optimiser": self._optimiser.state_dict(),
             "random": torch.get_rng_state(),
             "best": self._best,
@@ -341,7 +331,6 @@ class _Run:
         saved = torch.load(self._file, weights_only=True)
         self._step, self._seconds, self._best = saved["step"], saved["seconds"], saved["best"]
         self._network.resume_from(saved["trained"])
-        self._mean = saved["mean"]
         self._optimiser.load_state_dict(saved["optimiser"])
         torch.set_rng_state(saved["random"])
 

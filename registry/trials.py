@@ -23,6 +23,7 @@ Sums = tuple[Numbers, Numbers, Numbers]
 DIFFERENCE_SCALE = 0.03
 # How many units the belief in a split other than the planned one is worth.
 RATIO_CONCENTRATION = 1000.0
+LEAST_SHARE = 1e-9
 # The part of alpha that is kept for stages that no plan foresaw.
 RESERVE = 0.2
 
@@ -133,14 +134,15 @@ def log_bayes_factor(champion: Numbers, challenger: Numbers, share: float) -> Nu
 def sample_ratio(splits: Sequence[Split]) -> float:
     """A sequential p-value that the units fell to the arms by their shares: min(1, 1 / Bayes factor).
 
-    The factors of splits multiply, which leaves a martingale; a share of 0 or 1 splits nothing and is left out.
+    The factors of splits multiply, which leaves a martingale. A share within a billionth of 0 or 1 splits
+    nothing and is left out.
     With probability at most alpha, the least p-value over all looks is ever alpha or less. So whoever acts at
     the first look at which it is needs no memory, and whoever shows it may show the least so far.
     """
     evidence = sum(
         float(log_bayes_factor(split.champion, split.challenger, split.share))
         for split in splits
-        if 0 < split.share < 1
+        if LEAST_SHARE < split.share < 1 - LEAST_SHARE
     )
     return math.exp(min(0.0, -evidence))
 

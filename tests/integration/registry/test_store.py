@@ -221,7 +221,10 @@ def test_held_out_set_is_logged_once_and_found_by_a_model_without_its_own(
     assert store.held_out_digest("another") == everybody.digest
 
 
-def test_held_out_set_that_was_changed_is_refused(store: Registry, model: str, tmp_path: Path) -> None:
+def test_held_out_set_that_was_changed_is_refused(
+    database_store: Registry, model: str, tmp_path: Path
+) -> None:
+    store = database_store
     held = HeldOut(examples=HeldOut.builtin().examples[30:40])
     store.put_held_out(held, model=model)
     (file,) = [
