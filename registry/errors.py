@@ -11,7 +11,6 @@ RegistryError
 │   └── OutOfSpace
 ├── ImportRefused
 ├── TrainingFailed
-├── PolicyInvalid
 ├── EvidenceInvalid
 └── ReportInvalid
 """
@@ -67,10 +66,6 @@ class ImportRefused(RegistryError):
 
 class TrainingFailed(RegistryError):
     """A training run ended without a usable version."""
-
-
-class PolicyInvalid(RegistryError):
-    """A policy of an experiment has a field that is unknown or has no such value; the message names it."""
 
 
 class EvidenceInvalid(RegistryError):

@@ -3,52 +3,50 @@
 A policy is a JSON object; every field has a default, and the default policy observes and decides nothing.
 """
 
-import math
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, field
 from itertools import pairwise
-from typing import Any, Literal, NoReturn, Self, TypeVar, cast
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from registry.errors import PolicyInvalid
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic.dataclasses import dataclass
 
-_Choice = TypeVar("_Choice", bound=str)
-_Value = TypeVar("_Value")
+_CONFIG = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+def _whole(number: Any) -> Any:
+    """JSON has one kind of number, so 3.0 is an integer, too."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+def _rising(shares: tuple[float, ...]) -> tuple[float, ...]:
+    if any(low >= high for low, high in pairwise(shares)):
+        raise ValueError("the shares must rise")
+    return shares
+
+
+_Number: TypeAlias = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+_Chance: TypeAlias = Annotated[_Number, Field(gt=0, lt=1)]
+_Increase: TypeAlias = Annotated[_Number, Field(ge=0, lt=1)]
+_Count: TypeAlias = Annotated[int, Field(ge=1, strict=True), BeforeValidator(_whole)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_CONFIG)
 class Guardrails:
-    """How much worse a challenger may serve, whatever its accuracy is; None lifts a rail.
+    """How much worse a challenger may serve, whatever its accuracy is; null lifts a rail.
 
     `max_fault_increase` is in faults a prediction, and broken once the always-valid bound at `alpha` says
     so. `max_latency_ratio` is the challenger's p95 over the champion's, looked at from `min_answers` answers
     of each arm; it isn't a test, so it needs a margin.
     """
 
-    alpha: float = 0.01
-    max_fault_increase: float | None = 0.01
-    max_latency_ratio: float | None = 2.0
-    min_answers: int = 1000
-
-    @classmethod
-    def parse(cls, given: object, *, where: str = "guardrails") -> Self:
-        """Raises PolicyInvalid, naming the field."""
-        fields, default = _Fields(given, where), cls()
-        parsed = cls(
-            alpha=fields.number("alpha", default.alpha, above=0, below=1),
-            max_fault_increase=fields.optional(
-                "max_fault_increase", default.max_fault_increase, fields.number, least=0, below=1
-            ),
-            max_latency_ratio=fields.optional(
-                "max_latency_ratio", default.max_latency_ratio, fields.number, above=0
-            ),
-            min_answers=fields.count("min_answers", default.min_answers),
-        )
-        fields.done()
-        return parsed
+    alpha: _Chance = 0.01
+    max_fault_increase: _Increase | None = 0.01
+    max_latency_ratio: Annotated[_Number, Field(gt=0)] | None = 2.0
+    min_answers: _Count = 1000
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, config=_CONFIG)
 class Policy:
     """When an experiment ramps, promotes and stops.
 
@@ -60,40 +58,27 @@ class Policy:
     """
 
     action: Literal["observe", "decide"] = "observe"
-    alpha: float = 0.05
-    sample_ratio_alpha: float = 0.001
-    min_units: int = 100
-    max_units: int | None = None
-    min_effect: float = 0.0
-    ramp: tuple[float, ...] = ()
-    step_units: int = 500
+    alpha: _Chance = 0.05
+    sample_ratio_alpha: _Chance = 0.001
+    min_units: _Count = 100
+    max_units: _Count | None = None
+    min_effect: _Increase = 0.0
+    ramp: Annotated[tuple[_Chance, ...], AfterValidator(_rising)] = ()
+    step_units: _Count = 500
     guardrails: Guardrails = field(default_factory=Guardrails)
     on_better: Literal["promote", "stop"] = "promote"
     on_worse: Literal["stop"] = "stop"
 
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.max_units is not None and self.max_units < self.min_units:
+            raise ValueError(f"max_units is {self.max_units}, less than min_units, {self.min_units}")
+        return self
+
     @classmethod
-    def parse(cls, given: Mapping[str, Any]) -> Self:
-        """Raises PolicyInvalid, naming the field."""
-        fields, default = _Fields(given, "policy"), cls()
-        parsed = cls(
-            action=fields.choice("action", default.action, "observe", "decide"),
-            alpha=fields.number("alpha", default.alpha, above=0, below=1),
-            sample_ratio_alpha=fields.number(
-                "sample_ratio_alpha", default.sample_ratio_alpha, above=0, below=1
-            ),
-            min_units=fields.count("min_units", default.min_units),
-            max_units=fields.optional("max_units", default.max_units, fields.count),
-            min_effect=fields.number("min_effect", default.min_effect, least=0, below=1),
-            ramp=fields.shares("ramp", default.ramp),
-            step_units=fields.count("step_units", default.step_units),
-            guardrails=Guardrails.parse(fields.take("guardrails", {}), where="policy.guardrails"),
-            on_better=fields.choice("on_better", default.on_better, "promote", "stop"),
-            on_worse=fields.choice("on_worse", default.on_worse, "stop"),
-        )
-        fields.done()
-        if parsed.max_units is not None and parsed.max_units < parsed.min_units:
-            raise PolicyInvalid(f"policy.max_units is {parsed.max_units}, less than policy.min_units")
-        return parsed
+    def parse(cls, given: Mapping[str, Any]) -> "Policy":
+        """Raises ValueError, naming the field."""
+        return _POLICY.validate_python(given)
 
     def dump(self) -> dict[str, Any]:
         """The JSON object that `parse` reads, with every field."""
@@ -108,69 +93,4 @@ class Policy:
         return 1 + sum(step > first for step in self.ramp)
 
 
-class _Fields:
-    """The fields of a JSON object, each taken once and checked; what is left at the end is unknown."""
-
-    def __init__(self, given: object, where: str) -> None:
-        if not isinstance(given, Mapping):
-            raise PolicyInvalid(f"{where} is {given!r}; it must be an object")
-        self._left = dict(given)
-        self._where = where
-
-    def take(self, name: str, default: Any) -> Any:
-        return self._left.pop(name, default)
-
-    def choice(self, name: str, default: _Choice, *choices: _Choice) -> _Choice:
-        value = self.take(name, default)
-        if value not in choices:
-            self._refuse(name, value, " or ".join(f'"{choice}"' for choice in choices))
-        return cast("_Choice", value)
-
-    def number(
-        self,
-        name: str,
-        default: Any,
-        *,
-        least: float = -math.inf,
-        above: float = -math.inf,
-        below: float = math.inf,
-    ) -> float:
-        value = self.take(name, default)
-        if not _is_number(value) or not (value >= least and above < value < below):
-            bounds = [f"at least {least}"] * (least > -math.inf) + [f"above {above}"] * (above > -math.inf)
-            bounds += [f"below {below}"] * (below < math.inf)
-            self._refuse(name, value, f"a number {' and '.join(bounds)}")
-        return float(value)
-
-    def count(self, name: str, default: Any) -> int:
-        value = self.take(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            self._refuse(name, value, "a whole number of at least 1")
-        return int(value)
-
-    def optional(
-        self, name: str, default: _Value | None, read: Callable[..., _Value], **bounds: float
-    ) -> _Value | None:
-        if self._left.get(name, default) is None:
-            return cast("None", self.take(name, None))
-        return read(name, default, **bounds)
-
-    def shares(self, name: str, default: Sequence[float]) -> tuple[float, ...]:
-        value = self.take(name, default)
-        steps: Sequence[Any] = value if isinstance(value, list | tuple) else [None]
-        if not all(_is_number(step) and 0 < step < 1 for step in steps) or any(
-            low >= high for low, high in pairwise(steps)
-        ):
-            self._refuse(name, value, "a list of rising shares between 0 and 1")
-        return tuple(float(step) for step in steps)
-
-    def done(self) -> None:
-        for name in self._left:
-            raise PolicyInvalid(f"{self._where}.{name} is unknown")
-
-    def _refuse(self, name: str, value: object, wanted: str) -> NoReturn:
-        raise PolicyInvalid(f"{self._where}.{name} is {value!r}; it must be {wanted}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+_POLICY = TypeAdapter(Policy)

@@ -5,7 +5,7 @@ The same use cases for HTTP and the command line, and the judge that policies ac
 
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -15,12 +15,11 @@ from db.evidence import ArmRow, Counts
 from db.experiments import Decision, Experiment, NewDecision, NewExperiment
 from registry import decisions
 from registry.decisions import ArmCounts, Evidence, Stage
-from registry.errors import PolicyInvalid
 from registry.policies import Policy
 from registry.trials import ArmFeedback
 from serving.caller import Caller
 from serving.catalogue import Catalogue
-from serving.errors import Conflict, Invalid, Problem, ServingError
+from serving.errors import Conflict, ServingError
 from serving.gateway import reaching_the_database
 from serving.routing import Arm, Split, Traffic
 
@@ -90,7 +89,7 @@ class NewTrial:
     challenger: str
     share: float
     shadow: bool = False
-    policy: Mapping[str, Any] | None = None
+    policy: Policy = field(default_factory=Policy)
 
 
 Measure = Callable[[str, str, Caller], Awaitable[object]]
@@ -121,14 +120,12 @@ class Experiments:
         Raises:
             NotFound: no such model or version.
             Conflict: one of this model runs, or the challenger is the champion.
-            Invalid: the policy can't be used.
         """
         catalogue = self._catalogue()
         champion = catalogue.champion(asked.model)
         challenger = catalogue.entry(asked.model, asked.challenger).record
         if challenger.version == champion.version:
             raise Conflict(f"version {champion.version} is the champion: name another one as challenger")
-        policy = _policy(asked.policy or {})
         new = NewExperiment(
             model=asked.model,
             champion=champion.version,
@@ -136,11 +133,11 @@ class Experiments:
             share=asked.share,
             shadow=asked.shadow,
             salt=secrets.token_hex(_SALT_BYTES),
-            policy=policy.dump(),
+            policy=asked.policy.dump(),
         )
         with reaching_the_database():
             made = await self._records.create(new, actor=caller.key_id)
-        if policy.action == "decide":
+        if asked.policy.action == "decide":
             try:
                 await self._measure(asked.model, asked.challenger, caller)
             except ServingError as error:
@@ -172,16 +169,15 @@ class Experiments:
         caller: Caller,
         *,
         share: float | None = None,
-        policy: Mapping[str, Any] | None = None,
+        policy: Policy | None = None,
     ) -> Trial:
         """Set the share, of which units that must move do, or the policy.
 
         Raises:
             NotFound: there is none with this id.
             Conflict: it has stopped.
-            Invalid: the policy can't be used.
         """
-        wanted = None if policy is None else _policy(policy).dump()
+        wanted = None if policy is None else policy.dump()
         with reaching_the_database():
             await self._records.change(experiment_id, actor=caller.key_id, share=share, policy=wanted)
         return await self.get(experiment_id)
@@ -340,11 +336,3 @@ def _arm(row: ArmRow, *, splits: bool) -> ArmCounts:
 def _again(stored: Decision) -> decisions.Decision:
     """A stored decision, recomputed from what it was based on."""
     return decisions.decide(Evidence.parse(stored.evidence), Policy.parse(stored.policy))
-
-
-def _policy(given: Mapping[str, Any]) -> Policy:
-    try:
-        return Policy.parse(given)
-    except PolicyInvalid as error:
-        place = Problem(loc=("body", "policy"), message=str(error))
-        raise Invalid("the policy can't be used", [place]) from error

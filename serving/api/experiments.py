@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from db.experiments import Decision, Experiment
+from registry.policies import Policy
 from serving.api import render
 from serving.api.access import GuardedRoute, requires
 from serving.api.deps import Json, body_of, caller_of, services_of
@@ -35,7 +36,7 @@ async def start(request: Request) -> Response:
         challenger=body.challenger,
         share=body.share,
         shadow=body.shadow,
-        policy=body.policy,
+        policy=body.policy or Policy(),
     )
     return _answer(await services_of(request).experiments.start(asked, caller_of(request)), 201)
 

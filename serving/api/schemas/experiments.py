@@ -5,6 +5,7 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, ConfigDict, Field
 
+from registry.policies import Policy
 from serving.api.schemas.fields import Body, Comment, Name, Shape
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -23,7 +24,7 @@ class ExperimentRequest(Body):
     challenger: Name
     share: Share
     shadow: bool = False
-    policy: dict[str, Any] | None = Field(None, description=_POLICY)
+    policy: Policy | None = Field(None, description=_POLICY)
 
 
 class ExperimentChange(Body):
@@ -32,7 +33,7 @@ class ExperimentChange(Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{"share": 0.25}]})
 
     share: Share | None = None
-    policy: dict[str, Any] | None = Field(None, description=_POLICY)
+    policy: Policy | None = Field(None, description=_POLICY)
 
 
 class ExperimentStop(Body):
@@ -95,7 +96,7 @@ class DecisionShape(Shape):
     reason: str
     share: float | None
     evidence: dict[str, Any]
-    policy: dict[str, Any]
+    policy: Policy
     numbers: dict[str, Any]
 
 
@@ -111,7 +112,7 @@ class ExperimentSummary(Shape):
     stage: int
     state: Literal["running", "stopped"]
     reason: str | None
-    policy: dict[str, Any]
+    policy: Policy
     created_at: AwareDatetime
     updated_at: AwareDatetime
     stopped_at: AwareDatetime | None

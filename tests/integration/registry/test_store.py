@@ -207,18 +207,27 @@ def test_unreachable_store_is_said_so(tmp_path: Path) -> None:
 def test_held_out_set_is_logged_once_and_found_by_a_model_without_its_own(
     store: Registry, model: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(NotRegistered, match="no held-out set"):
-        store.held_out_digest(model)
+    def runs() -> list[Any]:
+        return list(store._client.search_runs([store._experiment()], "tags.`valence.role` = 'held-out'"))
+
+    before = len(runs())
     everybody = HeldOut(examples=HeldOut.builtin().examples[:20])
     own = HeldOut(examples=HeldOut.builtin().examples[20:30])
     assert store.put_held_out(everybody) == store.put_held_out(everybody) == everybody.digest
     assert store.held_out_digest(model) == everybody.digest
     assert store.held_out(model, tmp_path) == everybody
-    runs = store._client.search_runs([store._experiment()], "tags.`valence.role` = 'held-out'")
-    assert len(runs) == 1
+    assert len(runs()) == before + 1
     assert store.put_held_out(own, model=model) == own.digest
     assert store.held_out(model, tmp_path) == own
     assert store.held_out_digest("another") == everybody.digest
+
+
+def test_where_no_held_out_set_was_logged_it_is_said_how_to_log_one(
+    store: Registry, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry.store._HELD_OUT", "valence.nobody-logged-this")
+    with pytest.raises(NotRegistered, match=r"no held-out set for .* `valence up`"):
+        store.held_out_digest(model)
 
 
 def test_held_out_set_that_was_changed_is_refused(
