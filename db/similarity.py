@@ -25,6 +25,12 @@ _WALK_ROW: Final = 20.0
 _ENTER_INDEX: Final = 2_000.0
 _MAX_SCAN_TUPLES: Final = 20_000
 _ROW_BYTES: Final = 850
+_REACH: Final = 4
+_LEAST_REACH: Final = 100
+_WALK: Final = (
+    "SELECT set_config('hnsw.ef_search', %s, true), set_config('hnsw.iterative_scan', %s, true), "
+    "set_config('hnsw.max_scan_tuples', %s, true)"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,26 +147,29 @@ class Similarity:
         rows = sum(segment.rows for segment in segments)
         fitting = min(rows, await query.estimate(connection)) if query.narrowed else rows
         selective = _LOOK_UP_ROW * fitting < _SCAN_ROW * rows
+        # Where texts that fit lie no farther than others, this many rows hold enough of them.
+        reach = max(_LEAST_REACH, round(_REACH * query.k * rows / max(fitting, 1.0)))
         indexed = [segment.id for segment in segments if segment.indexed]
         by_scan = _LOOK_UP_ROW * fitting if selective else _SCAN_ROW * rows
         by_index = _ENTER_INDEX * len(indexed) + _WALK_ROW * query.k * rows / max(fitting, 1.0)
+
+        async def compare() -> Found:
+            return await query.by_scan(connection, everything, reach=None if selective else reach)
+
         if exact or not indexed or by_scan <= by_index:
-            return await query.by_scan(connection, everything, selective=selective), True, True
-        for name, value in (
-            ("hnsw.ef_search", str(max(self._ef_search, 2 * query.k))),
-            ("hnsw.iterative_scan", "relaxed_order"),
-            ("hnsw.max_scan_tuples", str(_MAX_SCAN_TUPLES)),
-        ):
-            await connection.execute("SELECT set_config(%s, %s, true)", (name, value))
+            return await compare(), True, True
+        await connection.execute(
+            _WALK, (str(max(self._ef_search, 2 * query.k)), "relaxed_order", str(_MAX_SCAN_TUPLES))
+        )
         scanned = [segment.id for segment in segments if not segment.indexed]
-        found = await query.by_index(connection, indexed, scanned)
+        found = await query.by_index(connection, indexed, scanned, reach=reach)
         if len(found) >= query.k:
             return found, False, True
         try:
             async with connection.transaction():
                 limit = str(round(self._exact_seconds * 1000))
                 await connection.execute("SELECT set_config('statement_timeout', %s, true)", (limit,))
-                return await query.by_scan(connection, everything, selective=selective), True, True
+                return await compare(), True, True
         except psycopg.errors.QueryCanceled:
             return found, False, False
 

@@ -3,6 +3,7 @@
 Owns SQL text; every value is a bound parameter, and the only names put in are partitions' numbers.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, TypeAlias
@@ -26,19 +27,25 @@ _INDEXED: Final = sql.SQL(
     "(SELECT e.text_id, e.embedding <#> %(vector)b::halfvec AS distance FROM {table} e WHERE {fits} "
     "ORDER BY e.embedding <#> %(vector)b::halfvec LIMIT %(k)s)"
 )
-# OFFSET 0 keeps the filter above the sort, so that it runs for the nearest rows only; adding 0 keeps the
-# planner from taking the order from an index, which would make the scan approximate.
+# Adding 0 keeps the planner from taking the order from an index, which would make the scan approximate.
+_COMPARED: Final = sql.SQL("SELECT text_id, (embedding <#> %(vector)b::halfvec) + 0 AS distance FROM {table}")
+_NOTHING: Final = sql.SQL("SELECT NULL::uuid AS text_id, NULL::float8 AS distance WHERE false")
 _SCANNED: Final = sql.SQL(
-    "(SELECT e.text_id, e.distance FROM (SELECT text_id, (embedding <#> %(vector)b::halfvec) + 0 AS distance "
-    "FROM embeddings WHERE segment = ANY(%(segments)s) ORDER BY 2 OFFSET 0) e WHERE {fits} LIMIT %(k)s)"
+    "(SELECT e.text_id, e.distance FROM reached e WHERE {fits} ORDER BY e.distance LIMIT %(k)s)"
 )
+# Of what is scanned the nearest `reach` rows are looked at, so that a heap does for sorting; the answer says
+# how far that was, if there is more. The filter runs for those rows only.
 _NEAREST: Final = sql.SQL(
-    "WITH near AS MATERIALIZED ({parts}) SELECT text_id, -distance FROM near "
-    "WHERE distance <= %(farthest)s ORDER BY distance, text_id LIMIT %(k)s"
+    "WITH reached AS MATERIALIZED (SELECT * FROM ({compared}) c ORDER BY distance LIMIT %(reach)s), "
+    "near AS MATERIALIZED ({parts}) "
+    "SELECT found.text_id, -found.distance, edge.distance "
+    "FROM (SELECT CASE WHEN count(*) = %(reach)s THEN max(distance) END AS distance FROM reached) edge "
+    "LEFT JOIN (SELECT text_id, distance FROM near WHERE distance <= %(farthest)s "
+    "ORDER BY distance, text_id LIMIT %(k)s) found ON true ORDER BY found.distance, found.text_id"
 )
 _MATCHED: Final = sql.SQL(
     "WITH fitting AS MATERIALIZED (SELECT DISTINCT p.text_id FROM predictions p WHERE {fitting}) "
-    "SELECT text_id, -distance FROM ("
+    "SELECT text_id, -distance, NULL FROM ("
     "SELECT text_id, (e.embedding <#> %(vector)b::halfvec) + 0 AS distance "
     "FROM fitting JOIN embeddings e USING (text_id) "
     "WHERE e.segment = ANY(%(segments)s)) near "
@@ -88,31 +95,55 @@ class SimilarityQuery:
         row = await (await connection.execute(statement, self._parameters, prepare=False)).fetchone()
         return float(row[0][0]["Plan"]["Plan Rows"]) if row else 0.0
 
-    async def by_index(self, connection: PsycopgConnection, indexed: list[int], scanned: list[int]) -> Found:
-        """The nearest by the indexes of some segments and a scan of the others; may miss some."""
-        fits = _FITS.format(fitting=self._fitting)
-        parts = [
-            _INDEXED.format(table=sql.Identifier(f"embeddings_{segment}"), fits=fits) for segment in indexed
-        ]
-        if scanned:
-            parts.append(_SCANNED.format(fits=fits))
-        statement = _NEAREST.format(parts=sql.SQL(" UNION ALL ").join(parts))
-        return await self._found(connection, statement, scanned)
+    async def by_index(
+        self, connection: PsycopgConnection, indexed: list[int], scanned: list[int], *, reach: int
+    ) -> Found:
+        """The nearest by the indexes of some segments and a scan of the others; may miss some.
 
-    async def by_scan(self, connection: PsycopgConnection, segments: list[int], *, selective: bool) -> Found:
-        """The nearest, certainly. `selective`: few texts fit, so start from them and not from the vectors."""
-        if selective:
-            statement = _MATCHED.format(fitting=self._fitting)
-        else:
-            statement = _NEAREST.format(parts=_SCANNED.format(fits=_FITS.format(fitting=self._fitting)))
-        return await self._found(connection, statement, segments)
+        `reach`: how many of the nearest scanned rows to look at first.
+        """
+        return await self._nearest(connection, indexed, scanned, reach=reach)
+
+    async def by_scan(self, connection: PsycopgConnection, segments: list[int], *, reach: int | None) -> Found:
+        """The nearest, certainly. `reach` None: few texts fit, so start from them and not from the vectors."""
+        if reach is not None:
+            return await self._nearest(connection, [], segments, reach=reach)
+        found, _ = await self._found(
+            connection, _MATCHED.format(fitting=self._fitting), {"segments": segments}
+        )
+        return found
+
+    async def _nearest(
+        self, connection: PsycopgConnection, indexed: list[int], scanned: list[int], *, reach: int
+    ) -> Found:
+        """What is scanned certainly, what is indexed as the index has it."""
+        fits = _FITS.format(fitting=self._fitting)
+        parts = [_INDEXED.format(table=_partition(segment), fits=fits) for segment in indexed]
+        compared = [_COMPARED.format(table=_partition(segment)) for segment in scanned] or [_NOTHING]
+        union = sql.SQL(" UNION ALL ")
+        statement = _NEAREST.format(
+            compared=union.join(compared), parts=union.join([*parts, _SCANNED.format(fits=fits)])
+        )
+        found, edge = await self._found(connection, statement, {"reach": reach})
+        if edge is None or edge >= self._parameters["farthest"]:
+            return found
+        if len(found) < self.k or -found[-1][1] >= edge:
+            found, _ = await self._found(connection, statement, {"reach": None})
+        return found
 
     async def _found(
-        self, connection: PsycopgConnection, statement: sql.Composed, segments: list[int]
-    ) -> Found:
-        cursor = await connection.execute(statement, {**self._parameters, "segments": segments}, binary=True)
+        self, connection: PsycopgConnection, statement: sql.Composed, parameters: Mapping[str, Any]
+    ) -> tuple[Found, float | None]:
+        """The rows, and the distance up to which all scanned rows were looked at; None if all were."""
+        cursor = await connection.execute(statement, {**self._parameters, **parameters}, binary=True)
+        rows = await cursor.fetchall()
         # float16 rounding lets a vector's product with itself pass 1.
-        return [(row[0], min(1.0, max(-1.0, row[1]))) for row in await cursor.fetchall()]
+        found = [(row[0], min(1.0, max(-1.0, row[1]))) for row in rows if row[0] is not None]
+        return found, rows[0][2] if rows else None
+
+
+def _partition(segment: int) -> sql.Identifier:
+    return sql.Identifier(f"embeddings_{segment}")
 
 
 def _conditions(filters: SimilarityFilters, holder: UUID | None) -> tuple[list[sql.SQL], dict[str, Any]]:

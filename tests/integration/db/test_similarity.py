@@ -127,7 +127,13 @@ def ids(found: Neighbours) -> list[UUID]:
     return [neighbour.text_id for neighbour in found.results]
 
 
-async def test_exact_answers_equal_brute_force_under_every_filter(world: World) -> None:
+@pytest.mark.parametrize("least", [100, 3])
+async def test_exact_answers_equal_brute_force_under_every_filter(
+    world: World, monkeypatch: pytest.MonkeyPatch, least: int
+) -> None:
+    # With the least reach of 3, the nearest that are looked at first are too few.
+    monkeypatch.setattr("db.similarity._LEAST_REACH", least)
+    monkeypatch.setattr("db.similarity._REACH", least / 100)
     query = unit_vectors(1, seed=9)[0]
     cut = uuid7_time(world.predictions[3000].id)
     cases: list[tuple[SimilarityFilters, Callable[[NewPrediction], bool]]] = [
