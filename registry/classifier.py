@@ -20,8 +20,9 @@ from tokenizers import Tokenizer
 from registry.bundle import Bundle
 from registry.engines import run_of
 from registry.errors import ExportFailed, ImportRefused, RegistryError
-from registry.export import RECIPE, calibration_batches, calibration_texts, quiet
+from registry.export import calibration_batches, calibration_texts
 from registry.layout import TOKENIZER, Engine
+from registry.sources import RECIPE, quiet
 
 # Longer texts are cut, as they are for every encoder, and the answer says so.
 _MOST_TOKENS = 512

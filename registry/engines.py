@@ -1,19 +1,21 @@
-"""The CPU engines of an encoder bundle while it is built: which is fastest here, and whether one keeps to a space.
+"""The CPU engines of an encoder bundle while it is built: made in int8, held to float32, and raced.
 
 What serves them is elsewhere.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from registry.errors import OutOfSpace
 from registry.layout import ENGINES, Engine
-from registry.quantise import Inputs
+from registry.quantise import Inputs, quantise
 
 # An encoder is in a space if its vectors have these cosines to the space's own.
 SPACE_COSINE_MEAN, SPACE_COSINE_WORST = 0.98, 0.9
@@ -21,6 +23,8 @@ SPACE_COSINE_MEAN, SPACE_COSINE_WORST = 0.98, 0.9
 _RACE_SHAPE, _RACE_ROUNDS = (8, 24), 3
 # Less precision must buy time.
 _INT8_GAIN = 1.1
+# In int8 a classifier may decide one text in fifty anew, and move a probability by two hundredths on average.
+_LEAST_AGREEMENT, _MOST_SHIFT = 0.98, 0.02
 
 Vectors: TypeAlias = NDArray[np.float32]
 Run: TypeAlias = Callable[[Inputs], tuple[Vectors, NDArray[np.float32]]]
@@ -66,6 +70,83 @@ def faster(runs: Mapping[Engine, Run]) -> Engine:
             best[engine] = min(best[engine], time.process_time() - started)
     smaller = min(best.keys() - {Engine.FP32}, key=best.__getitem__, default=Engine.FP32)
     return smaller if best[smaller] * _INT8_GAIN < best[Engine.FP32] else Engine.FP32
+
+
+def quantise_to(folder: Path, engine: Engine, batches: Sequence[Inputs]) -> None:
+    """Makes the int8 file of an engine from the float32 one, with activations measured on `batches`."""
+    import openvino as ov
+
+    onnx, target = folder / ENGINES[Engine.FP32], folder / ENGINES[engine]
+    if engine is Engine.INT8:
+        ov.save_model(_quantised(ov.Core().read_model(onnx), batches), target)
+    else:
+        quantise(onnx, target, batches)
+
+
+def quantise_agreeing(folder: Path, batches: Sequence[Inputs]) -> dict[str, float]:
+    """Both int8 files, without those that can't be made or decide otherwise; how they compare with float32."""
+    measured: dict[str, float] = {}
+    exact = _probabilities(run_of(folder, Engine.FP32), batches)
+    for engine in (Engine.INT8, Engine.INT8_PER_TOKEN):
+        agrees = False
+        # Whatever a quantiser raises of a graph that it can't read: float32 serves them all.
+        with contextlib.suppress(Exception):
+            quantise_to(folder, engine, batches)
+            rough = _probabilities(run_of(folder, engine), batches)
+            agreement = float((rough.argmax(axis=1) == exact.argmax(axis=1)).mean())
+            shift = float(np.abs(rough - exact).mean())
+            agrees = agreement >= _LEAST_AGREEMENT and shift <= _MOST_SHIFT
+            measured |= {f"{engine}.agreement": round(agreement, 4), f"{engine}.shift": round(shift, 6)}
+        if not agrees:
+            _remove(folder, engine)
+    return measured
+
+
+def _probabilities(run: Run, batches: Sequence[Inputs]) -> NDArray[np.float64]:
+    """Of each label among all, whatever the head makes of them later: float64 [n, labels]."""
+    logits = np.concatenate([run(batch)[1][:, 0, :] for batch in batches]).astype(np.float64)
+    found: NDArray[np.float64] = softmax(logits, axis=1)
+    return found
+
+
+def _quantised(model: Any, batches: Sequence[Inputs]) -> Any:
+    import nncf
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
+
+    return nncf.quantize(
+        model,
+        nncf.Dataset(batches),
+        model_type=nncf.ModelType.TRANSFORMER,
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(batches),
+        # Without VNNI, pairs of 8-bit products overflow 16 bits.
+        advanced_parameters=AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE),
+    )
+
+
+def keep_to_space(folder: Path, name: str, batches: Sequence[Inputs], reference: Vectors) -> dict[str, float]:
+    """How near the vectors of each engine are to the space's own.
+
+    Removes an int8 file that is too far. Raises OutOfSpace if float32 is.
+    """
+    metrics: dict[str, float] = {}
+    for engine, run in runs_of(folder).items():
+        found = np.concatenate([run(batch)[0] for batch in batches])
+        before = "" if engine is Engine.FP32 else f"{engine}."
+        try:
+            measured = check_space(f"{name} in {engine}", found, reference)
+        except OutOfSpace:
+            if engine is Engine.FP32:
+                raise
+            _remove(folder, engine)
+        else:
+            metrics |= {f"{before}{measure}": value for measure, value in measured.items()}
+    return metrics
+
+
+def _remove(folder: Path, engine: Engine) -> None:
+    for file in (folder / ENGINES[engine], (folder / ENGINES[engine]).with_suffix(".bin")):
+        file.unlink(missing_ok=True)
 
 
 def _openvino_run(file: Path) -> Run:

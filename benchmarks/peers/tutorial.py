@@ -21,7 +21,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from db.embedded import EmbeddedPostgres
 from registry.bundle import LABELS
-from registry.export import default_source
+from registry.sources import default_source
 
 PROTOTYPES = ("I hate it, it is awful", "it is a thing", "I love it, it is great")
 

@@ -7,7 +7,8 @@ import pytest
 
 from db.databases import ensure_beside
 from registry.bundle import Bundle
-from registry.export import EncoderSource, build_encoder
+from registry.export import build_encoder
+from registry.sources import EncoderSource
 from registry.store import Registry
 from tests.support.postgres import TestServer
 from tests.support.tiny import sentences, tiny_source

@@ -10,8 +10,9 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 
 from registry.bundle import Bundle
 from registry.errors import BundleCorrupt, ExportFailed
-from registry.export import EncoderSource, build_encoder, default_source
+from registry.export import build_encoder
 from registry.layout import EncoderSettings, Engine
+from registry.sources import EncoderSource, default_source
 from serving.encoder import MAX_ROWS, TOKEN_BUDGET, Encoder, cut, open_encoder
 from serving.engines.openvino import padded_length
 from tests.support.tiny import DIMENSIONS, TINY_SPACE, sentences, tiny_source
