@@ -33,9 +33,12 @@ bench: .venv/.developed .cache/bentoml/.installed ## every benchmark, as tables;
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 	@$(BIN)/python -m benchmarks.heads
 
-train-proof: .venv/.developed ## train the head anew (15 minutes, 5 GB) and compare it with the committed one
-	@rm -rf .cache/proof && $(BIN)/valence train head .cache/proof
-	@$(BIN)/python -m benchmarks.same_head .cache/proof registry/builtin/head
+train-proof: .venv/.developed ## train head and joint model anew (40 minutes, 5 GB) and compare them with the committed ones
+	@rm -rf .cache/proof
+	@for kind in head joint; do \
+	  $(BIN)/valence train $$kind .cache/proof/$$kind && \
+	  $(BIN)/python -m benchmarks.same_bundle .cache/proof/$$kind registry/builtin/$$kind || exit 1; \
+	done
 
 format: .venv/.developed ## rewrite the sources in the project's format
 	@$(BIN)/ruff format .

@@ -1,7 +1,7 @@
-"""What the champion's head is worth, and what it costs: against logistic regression on mean-pooled vectors.
+"""What the trained versions are worth, and what they cost: against logistic regression on mean-pooled vectors.
 
-Both see the rated corpora's training part alone and are measured on its held-out tenth; each CPU engine is measured
-for its vectors' agreement with fp32, its neighbours, and the time that the head adds to a pass.
+All are measured on the held-out tenth of the rated corpora; each CPU engine of both encoders is measured for its
+vectors' agreement with the space, its neighbours, and the time that the head adds to a pass.
 Run by `python -m benchmarks.heads`.
 """
 
@@ -19,8 +19,9 @@ from registry import corpora, evaluate
 from registry.bootstrap import builtin
 from registry.bundle import Bundle
 from registry.corpora import Part
-from registry.export import build_encoder, default_source
-from registry.layout import Engine
+from registry.export import build_encoder
+from registry.layout import ENGINES, Engine
+from registry.sources import EncoderSource, default_source, joint_source
 from serving.encoder import Encoder, open_encoder
 from serving.heads import Head, load_head
 
@@ -71,62 +72,75 @@ def measures(name: str, probabilities: NDArray[np.float64], labels: NDArray[np.i
     return name, *(f"{report[measure]:.3f}" for measure in ("accuracy", "macro_f1", "ece")), *recalls
 
 
+def built(source: EncoderSource) -> Bundle:
+    """The bundle of an encoder, built where it lacks."""
+    folder = ENCODERS / source.digest[:16]
+    return Bundle.open(folder) if folder.exists() else build_encoder(source, folder)
+
+
+def agreement(found: NDArray[np.float32], reference: NDArray[np.float32]) -> tuple[str, str]:
+    """Mean and worst cosine to the space's vectors, and the share of neighbours that stay."""
+    cosines = (found * reference).sum(axis=1)
+    pairs = zip(nearest(found), nearest(reference), strict=True)
+    shared = np.mean([len(set(a) & set(b)) / NEIGHBOURS for a, b in pairs])
+    return f"{cosines.mean():.4f} · {cosines.min():.4f}", f"{shared:.3f}"
+
+
+def cost(encoder: Encoder, head: Head, texts: Sequence[str]) -> tuple[str, str, str]:
+    """Texts a second without and with the head, and what it adds; medians of alternating rounds."""
+    alone, both = [], []
+    for _ in range(ROUNDS):
+        alone.append(seconds(encoder, texts, None))
+        both.append(seconds(encoder, texts, head))
+    one, two = float(np.median(alone)), float(np.median(both))
+    return f"{len(texts) / one:.0f}", f"{len(texts) / two:.0f}", f"{100 * (two / one - 1):.1f} %"
+
+
 def main() -> None:
     """Measure and print."""
-    source, head = default_source(), load_head(builtin("head"))
-    folder = ENCODERS / source.digest[:16]
-    bundle = Bundle.open(folder) if folder.exists() else build_encoder(source, folder)
     rated = [example for example in corpora.load(CACHE) if example.rated]
     train = [example for example in rated if example.part is Part.TRAIN]
     held = [example for example in rated if example.part is Part.HELD_OUT]
     texts, labels = [each.text for each in held], np.array([each.label for each in held])
-    engines = {engine: open_encoder(bundle, engine=engine, threads=THREADS) for engine in Engine}
-    exact = engines[Engine.FP32]
-
+    space = open_encoder(built(default_source()), engine=Engine.FP32, threads=THREADS)
     baseline = LogisticRegression(max_iter=2000).fit(
-        vectors(exact, [each.text for each in train]), [each.label for each in train]
+        vectors(space, [each.text for each in train]), [each.label for each in train]
     )
-    reference = vectors(exact, texts)
+    reference = vectors(space, texts)
     quality = [("version", "accuracy", "macro-F1", "ECE", "recall −", "recall 0", "recall +")]
     quality.append(
         measures("logistic regression, mean-pooled, fp32", baseline.predict_proba(reference), labels)
     )
-    cost: list[Sequence[object]] = [
+    costs: list[Sequence[object]] = [
         (
             "engine",
-            "cosine to fp32: mean · worst",
+            "cosine to the space: mean · worst",
             f"neighbours@{NEIGHBOURS}",
             "texts/s",
             "with head",
             "head adds",
         )
     ]
-    near = nearest(reference)
-    for engine, encoder in engines.items():
-        quality.append(measures(f"head, {engine}", scores(encoder, head, texts).astype(np.float64), labels))
-        found = vectors(encoder, texts)
-        cosines = (found * reference).sum(axis=1)
-        shared = np.mean(
-            [len(set(a) & set(b)) / NEIGHBOURS for a, b in zip(nearest(found), near, strict=True)]
-        )
-        alone, both = [], []
-        for _ in range(ROUNDS):
-            alone.append(seconds(encoder, texts, None))
-            both.append(seconds(encoder, texts, head))
-        one, two = float(np.median(alone)), float(np.median(both))
-        cost.append(
-            (
-                engine,
-                f"{cosines.mean():.4f} · {cosines.min():.4f}",
-                f"{shared:.3f}",
-                f"{len(texts) / one:.0f}",
-                f"{len(texts) / two:.0f}",
-                f"{100 * (two / one - 1):.1f} %",
+    chosen = []
+    for name, source in (("head", default_source()), ("joint", joint_source(builtin("joint")))):
+        bundle, head = built(source), load_head(builtin(name))
+        for engine, file in ENGINES.items():
+            if file not in bundle.manifest.files:
+                continue
+            encoder = open_encoder(bundle, engine=engine, threads=THREADS)
+            chosen.append(f"{name}: {encoder.settings.engine}")
+            said = scores(encoder, head, texts).astype(np.float64)
+            quality.append(measures(f"{name}, {engine}", said, labels))
+            costs.append(
+                (
+                    f"{name}, {engine}",
+                    *agreement(vectors(encoder, texts), reference),
+                    *cost(encoder, head, texts),
+                )
             )
-        )
-    print(f"{len(held)} held-out texts; built here, the engine is {exact.settings.engine}")
+    print(f"{len(held)} held-out texts; engines that were chosen here: {sorted(set(chosen))}")
     report("heads", quality, {})
-    report("engines", cost, {})
+    report("engines", costs, {})
 
 
 if __name__ == "__main__":

@@ -7,14 +7,15 @@ from benchmarks.load import sentences
 from benchmarks.peers.model import MAX_BATCH, Model
 from registry.bootstrap import builtin
 from registry.bundle import Bundle
-from registry.export import build_encoder, default_source
+from registry.export import build_encoder
+from registry.sources import joint_source
 
 ENCODERS = Path(".cache/encoders")
 
 
 def encoder_folder() -> Path:
-    """The default encoder's bundle, built where it lacks: the same engine for all."""
-    source = default_source()
+    """The bundle of the champion's encoder, built where it lacks: the same engine for all."""
+    source = joint_source(builtin("joint"))
     folder = ENCODERS / source.digest[:16]
     if not folder.exists():
         build_encoder(source, folder)
@@ -23,8 +24,8 @@ def encoder_folder() -> Path:
 
 
 def head_folder() -> Path:
-    """The bundle of the head that a fresh installation answers with."""
-    return builtin("head").path
+    """The bundle of the version that a fresh installation answers with."""
+    return builtin("joint").path
 
 
 class Limit:

@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks.load import Load, measured, start
 from benchmarks.report import report
 from benchmarks.servers import Platform, platform
+from registry.sources import SPACE
 from registry.store import CHAMPION, MODEL, Registry
 from tests.support.versions import registry_at, twin_encoder, twin_head
 
@@ -47,8 +48,7 @@ def main() -> None:
         first = answering(mine)
         own = registry.version(MODEL, first)
         same = registry.register(twin_head(folder / "same", "on the same encoder"))
-        space = registry.space_encoder("all-MiniLM-L6-v2")
-        digest = twin_encoder(registry, folder / "encoder", "a twin", "a" * 64, space=space.space)
+        digest = twin_encoder(registry, folder / "encoder", "a twin", "a" * 64, space=SPACE)
         other = registry.register(twin_head(folder / "other", "on another encoder", encoder=digest))
         load = Load(clients=CLIENTS, seconds=arguments.seconds, warm_up=8, seed=1)
         steady = measured(mine.url, mine.key, load)
@@ -57,7 +57,7 @@ def main() -> None:
         taken: list[tuple[str, float]] = []
         pause = arguments.seconds / 8
         for name, version in (
-            ("to a head on the space's encoder", same.version),
+            ("to a head on the same encoder", same.version),
             ("to another encoder, which must start", other.version),
             ("to the lexicon", "1"),
             ("back to the other encoder, within its grace time", other.version),

@@ -1,6 +1,6 @@
 """Real input, end to end: rated product reviews through the API of a running platform.
 
-Scores every snippet with both first versions, gives feedback from the human ratings, and prints accuracy and
+Scores every snippet with the lexicon and the champion, gives feedback from the human ratings, and prints accuracy and
 macro-F1 on the held-out snippets alone, then the nearest neighbours of three queries.
 Run by `python -m benchmarks.real_input`.
 """
@@ -22,7 +22,7 @@ from serving.client import Client
 
 SOURCE = "rated-products"
 BATCH = 500
-VERSIONS = ("1", "2")
+VERSIONS = ("1", "3")
 QUERIES = (
     "the battery dies far too quickly",
     "great sound for the price",

@@ -1,7 +1,7 @@
-"""Whether two head bundles are the same; on another processor, how far apart they are.
+"""Whether two trained bundles are the same; on another processor, how far apart they are.
 
-The same processor trains the same bytes. Another one rounds differently, which training amplifies: there the heads
-must have the same data and plan, and be equally good. Run by `make train-proof`.
+The same processor trains the same bytes. Another one rounds differently, which training amplifies: there the bundles
+must have the same data, plan and encoder to begin with, and be equally good. Run by `make train-proof`.
 """
 
 import sys
@@ -12,16 +12,20 @@ from registry.bundle import Bundle
 NEAR = 0.015
 
 
+def begun_from(bundle: Bundle) -> tuple[object, ...]:
+    """What a bundle was trained from."""
+    manifest = bundle.manifest
+    base = manifest.settings.get("base", manifest.encoder)
+    return base, manifest.provenance["data"], manifest.provenance["plan"]
+
+
 def main() -> None:
     """Compare the two folders that are named; the exit status is 1 if they differ."""
     made, kept = (Bundle.open(Path(argument)) for argument in sys.argv[1:])
     if made.digest == kept.digest:
         print(f"the same, {made.digest}")
         return
-    same = (
-        made.manifest.provenance == kept.manifest.provenance
-        and made.manifest.encoder == kept.manifest.encoder
-    )
+    same = begun_from(made) == begun_from(kept)
     was, now = (bundle.manifest.metrics["rated.accuracy"] for bundle in (kept, made))
     print(
         f"other bytes; data, plan and encoder are {'the same' if same else 'others'}; accuracy {was} and {now}"

@@ -104,7 +104,9 @@ class SimilarityQuery:
         """
         return await self._nearest(connection, indexed, scanned, reach=reach)
 
-    async def by_scan(self, connection: PsycopgConnection, segments: list[int], *, reach: int | None) -> Found:
+    async def by_scan(
+        self, connection: PsycopgConnection, segments: list[int], *, reach: int | None
+    ) -> Found:
         """The nearest, certainly. `reach` None: few texts fit, so start from them and not from the vectors."""
         if reach is not None:
             return await self._nearest(connection, [], segments, reach=reach)
@@ -119,10 +121,11 @@ class SimilarityQuery:
         """What is scanned certainly, what is indexed as the index has it."""
         fits = _FITS.format(fitting=self._fitting)
         parts = [_INDEXED.format(table=_partition(segment), fits=fits) for segment in indexed]
-        compared = [_COMPARED.format(table=_partition(segment)) for segment in scanned] or [_NOTHING]
+        compared: list[sql.Composable] = [_COMPARED.format(table=_partition(segment)) for segment in scanned]
         union = sql.SQL(" UNION ALL ")
         statement = _NEAREST.format(
-            compared=union.join(compared), parts=union.join([*parts, _SCANNED.format(fits=fits)])
+            compared=union.join(compared or [_NOTHING]),
+            parts=union.join([*parts, _SCANNED.format(fits=fits)]),
         )
         found, edge = await self._found(connection, statement, {"reach": reach})
         if edge is None or edge >= self._parameters["farthest"]:

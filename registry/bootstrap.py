@@ -1,4 +1,4 @@
-"""The first versions of a fresh installation: the space's encoder, a lexicon baseline, a trained head.
+"""The first versions of a fresh installation: a lexicon baseline, a head, a joint model, and their two encoders.
 
 Adds what is missing and moves no alias that is set; never trains, and measures nothing anew.
 """
@@ -11,15 +11,16 @@ from pathlib import Path
 
 from registry.bundle import Bundle
 from registry.errors import ExportFailed, NotRegistered
-from registry.export import EncoderSource, build_encoder, default_source
+from registry.export import build_encoder
 from registry.held_out import HeldOut
 from registry.records import EncoderRecord, VersionRecord
+from registry.sources import EncoderSource, default_source, joint_source
 from registry.store import CHAMPION, MODEL, Registry
 
 Say = Callable[[str], None]
 
 # The order gives the version numbers.
-BUILTIN = ("lexicon", "head")
+BUILTIN = ("lexicon", "head", "joint")
 
 
 def bootstrap(
@@ -29,19 +30,22 @@ def bootstrap(
     model: str = MODEL,
     work: Path,
     progress: Say = lambda _: None,
+    answering: Callable[[], None] = lambda: None,
 ) -> list[VersionRecord]:
-    """Registers the space's encoder, the lexicon as version 1, the head as version 2 and the held-out set, if missing.
+    """Registers what is missing: the lexicon as version 1, the head as 2, the joint model as 3, the held-out set.
 
-    `champion` is set on the head if nothing has it. Two at once on one machine: the second waits and
-    finds everything done. Raises RegistryUnavailable; ExportFailed if the space isn't the built-in one.
+    `champion` is set on the joint model if nothing has it. Its encoder is built first, then `answering` is called,
+    and the space's own, which the head needs, follows. Two at once on one machine: the second waits and finds
+    everything done. Raises RegistryUnavailable; ExportFailed if the space isn't the built-in one.
     """
     with _alone(work):
-        source = default_source()
-        if space != source.space:
-            raise ExportFailed(f"no encoder is built in for the space {space!r}, only for {source.space!r}")
-        _encoder(registry, source, work, progress)
+        own = default_source()
+        if space != own.space:
+            raise ExportFailed(f"no encoder is built in for the space {space!r}, only for {own.space!r}")
+        bundles = [builtin(name) for name in BUILTIN]
+        _encoder(registry, joint_source(bundles[-1], own), work, progress)
         progress("registering the first versions")
-        records = [registry.register(builtin(name), model=model) for name in BUILTIN]
+        records = [registry.register(bundle, model=model) for bundle in bundles]
         try:
             registry.held_out_digest(model)
         except NotRegistered:
@@ -50,6 +54,8 @@ def bootstrap(
             registry.champion(model)
         except NotRegistered:
             registry.set_alias(model, CHAMPION, records[-1].version)
+        answering()
+        _encoder(registry, own, work, progress)
         return [registry.version(model, record.version) for record in records]
 
 

@@ -18,19 +18,19 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
 from registry.bundle import LABELS, Bundle, Kind, Manifest
 from registry.corpora import Example, Part, data_digest
 from registry.errors import TrainingFailed
 from registry.evaluate import agreement, fit_temperature
-from registry.export import EncoderSource, quiet
 from registry.features import PassEncoder, Progress, collect_vectors
 from registry.layout import HEAD_WEIGHTS, TOKENIZER, UPDATE, Engine
 from registry.lowrank import JointNetwork, Step
 from registry.network import AttentiveNetwork, deterministic
 from registry.samples import Rows, Samples, batches, softmax
+from registry.sources import EncoderSource, quiet
 
 _JUDGED_ROWS = 64
 _REPORTS = 100
@@ -45,28 +45,31 @@ class JointPlan:
     """Every number that decides what `train_joint` makes; those of `HeadPlan` mean the same here.
 
     An epoch reads all rated training texts and a share of the others, drawn anew, or at most `texts` of them. The rates
-    are the highest of a cosine schedule. A checkpoint is good for the version if its vectors have a mean cosine of at
+    are the highest of a cosine schedule. What is judged and kept is the running mean of what is trained, over about
+    `averaged` steps. A checkpoint is good for the version if its vectors have a mean cosine of at
     least `least_cosine` on the validation part; of these the most accurate is taken. `budget_minutes` ends training
     earlier, after a whole schedule; what is made then depends on the machine.
     """
 
     seed: int = 0
-    epochs: int = 4
+    epochs: int = 3
     batch: int = 32
     rank: int = 8
     width: int = 128
     attention: int = 8
     dropout: float = 0.3
     input_dropout: float = 0.1
+    encoder_dropout: float = 0.1
     learning_rate: float = 1e-3
-    head_learning_rate: float = 5e-4
+    head_learning_rate: float = 1e-3
     warm_up: float = 0.05
     weight_decay: float = 0.02
     unrated_weight: float = 0.5
-    unrated_share: float = 0.4
+    unrated_share: float = 0.3
     softness: float = 0.35
     rating_weight: float = 0.5
-    space_weight: float = 2.0
+    space_weight: float = 3.0
+    averaged: int = 200
     least_cosine: float = 0.987
     texts: int | None = None
     budget_minutes: float | None = None
@@ -109,29 +112,26 @@ def train_joint(
     serve: Serve,
     cache: Path,
     plan: JointPlan | None = None,
-    start: Bundle | None = None,
     checkpoint_seconds: float = 120.0,
     progress: Progress = lambda _step, _share: None,
 ) -> Bundle:
     """A sealed joint bundle at `out`, with its measures on the held-out part by each CPU engine of its encoder.
 
     `original` is the encoder of `source`, whose vectors are kept in `cache` beside the checkpoint; `serve` is given
-    the trained encoder. `start` is a head bundle on `source` to begin from. Raises TrainingFailed, and what
-    `serve` does.
+    the trained encoder. Raises TrainingFailed, and what `serve` does.
     """
     plan = plan or JointPlan()
-    for digest in (original.digest, start.manifest.encoder if start else source.digest):
-        if digest != source.digest:
-            raise TrainingFailed(f"{source.name} is {source.digest}, not {digest}")
+    if original.digest != source.digest:
+        raise TrainingFailed(f"{source.name} is {source.digest}, not {original.digest}")
     texts = [example.text for example in examples]
     data, seen = Samples.of(examples), data_digest(examples)
     held = data.rows(Part.HELD_OUT)
     vectors = collect_vectors(texts, original, cache=cache, progress=progress)
-    identity = json.dumps([seen, source.digest, start.digest if start else None, asdict(plan)])
+    identity = json.dumps([seen, source.digest, asdict(plan)])
     file = cache / f"joint-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.pt"
     with deterministic(seed=plan.seed, threads=plan.threads):
         with quiet():
-            network = _network(source, plan, start)
+            network = _network(source, plan)
         run = _Run(network, data, _Texts.of(texts, source, vectors), plan, file)
         chosen = run.to_the_end(checkpoint_seconds, progress)
         network.round_to_half()
@@ -162,7 +162,6 @@ def train_joint(
             provenance={
                 "data": seen,
                 "plan": asdict(plan),
-                "start": start.digest if start else None,
                 "chosen": chosen,
             },
         )
@@ -171,7 +170,7 @@ def train_joint(
     return bundle
 
 
-def _network(source: EncoderSource, plan: JointPlan, start: Bundle | None) -> JointNetwork:
+def _network(source: EncoderSource, plan: JointPlan) -> JointNetwork:
     states = int(source.architecture["hidden_size"]) * len(source.token_layers)
     head = AttentiveNetwork(
         states,
@@ -180,12 +179,9 @@ def _network(source: EncoderSource, plan: JointPlan, start: Bundle | None) -> Jo
         dropout=plan.dropout,
         input_dropout=plan.input_dropout,
     )
-    if start is not None:
-        try:
-            head.start_from(load_file(start.file(HEAD_WEIGHTS)))
-        except (RuntimeError, KeyError) as exc:
-            raise TrainingFailed(f"{start.manifest.name} isn't a head of this plan's shape: {exc}") from exc
-    return JointNetwork(source.path, head, token_layers=source.token_layers, rank=plan.rank)
+    return JointNetwork(
+        source.path, head, token_layers=source.token_layers, rank=plan.rank, dropout=plan.encoder_dropout
+    )
 
 
 class _Run:
@@ -207,9 +203,9 @@ class _Run:
         self._validation = data.rows(Part.VALIDATION, rated=True)
         self._epoch_steps = math.ceil(len(self._drawn(0)) / plan.batch)
         self._steps = plan.epochs * self._epoch_steps
+        self._mean = {name: value.detach().clone() for name, value in network.trained().items()}
         self._step = 0
         self._seconds = 0.0
-        self._checked = 0
         self._best: dict[str, Any] = {}
         self._shown: Step | None = None
 
@@ -273,6 +269,10 @@ class _Run:
         if not math.isfinite(found.loss):
             raise TrainingFailed(f"the loss is {found.loss} after {self._step} steps")
         self._step += 1
+        # From the first steps on a mean of what there is, so that it isn't held where training began.
+        pace = 1 / min(self._step, plan.averaged)
+        for name, value in self._network.trained().items():
+            self._mean[name].lerp_(value.detach(), pace)
         old = self._shown or found
         self._shown = Step(
             **{
@@ -282,7 +282,9 @@ class _Run:
         )
 
     def _check(self, progress: Progress) -> None:
-        """Judge the validation part; what is best so far and near enough to the space is kept."""
+        """Judge the running mean on the validation part; what is best so far and near enough to the space is kept."""
+        trained = {name: value.detach().clone() for name, value in self._network.trained().items()}
+        self._network.resume_from(self._mean)
         rows = self._validation[np.argsort(self._texts.lengths[self._validation], kind="stable")]
         hits, cosines = [], []
         for start in range(0, len(rows), _JUDGED_ROWS):
@@ -296,13 +298,13 @@ class _Run:
             "cosine_mean": round(float(np.concatenate(cosines).mean()), 4),
             "cosine_worst": round(float(np.concatenate(cosines).min()), 4),
         }
+        self._network.resume_from(trained)
         said = ", ".join(f"{name} {value:g}" for name, value in found.items())
         progress(f"validation: {said}", min(1.0, self._share))
         near = found["cosine_mean"] >= self._plan.least_cosine
         rank = ("accuracy", "cosine_mean")
         if near and [found[name] for name in rank] > [self._best.get(name, 0.0) for name in rank]:
-            trained = {name: value.detach().clone() for name, value in self._network.trained().items()}
-            self._best = {**found, "trained": trained}
+            self._best = {**found, "trained": {name: value.clone() for name, value in self._mean.items()}}
 
     def _report(self) -> str:
         share, shown = self._share, self._shown
@@ -319,6 +321,7 @@ class _Run:
             "step": self._step,
             "seconds": self._seconds,
             "trained": self._network.trained(),
+            "mean": self._mean,
             "optimiser": self._optimiser.state_dict(),
             "random": torch.get_rng_state(),
             "best": self._best,
@@ -331,6 +334,7 @@ class _Run:
         saved = torch.load(self._file, weights_only=True)
         self._step, self._seconds, self._best = saved["step"], saved["seconds"], saved["best"]
         self._network.resume_from(saved["trained"])
+        self._mean = saved["mean"]
         self._optimiser.load_state_dict(saved["optimiser"])
         torch.set_rng_state(saved["random"])
 

@@ -38,14 +38,25 @@ class JointNetwork(nn.Module):  # type: ignore[misc]
     """
 
     def __init__(
-        self, folder: Path, head: AttentiveNetwork, *, token_layers: Sequence[int], rank: int
+        self,
+        folder: Path,
+        head: AttentiveNetwork,
+        *,
+        token_layers: Sequence[int],
+        rank: int,
+        dropout: float = 0.0,
     ) -> None:
         from peft import LoraConfig, inject_adapter_in_model
         from transformers import AutoModel
 
         super().__init__()
         encoder = AutoModel.from_pretrained(
-            folder, attn_implementation="sdpa", add_pooling_layer=False, local_files_only=True
+            folder,
+            attn_implementation="sdpa",
+            add_pooling_layer=False,
+            local_files_only=True,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=0.0,
         )
         matrices = [
             name
@@ -56,12 +67,6 @@ class JointNetwork(nn.Module):  # type: ignore[misc]
         self.encoder = inject_adapter_in_model(config, encoder)
         self.head = head
         self._token_layers = tuple(token_layers)
-
-    def train(self, mode: bool = True) -> "JointNetwork":
-        """Only the head drops out: the vectors are held to those of an encoder that drops nothing."""
-        super().train(mode)
-        self.encoder.eval()
-        return self
 
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Said]:
         """Token ids [b, t] and mask [b, t] to vectors [b, d] of unit length and what the head says."""

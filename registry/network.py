@@ -3,7 +3,7 @@
 Importing this module imports torch; only training does.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -119,17 +119,6 @@ class AttentiveNetwork(nn.Module):  # type: ignore[misc]
         }
         state["out.weight"], state["out.bias"] = state["out.weight"][:_CLASSES], state["out.bias"][:_CLASSES]
         return {name: np.ascontiguousarray(array.T) for name, array in state.items()}
-
-    def start_from(self, tensors: Mapping[str, NDArray[Any]]) -> None:
-        """Takes over served weights; the output for unrated texts begins as a copy of the other."""
-        state = self.state_dict()
-        for name, array in tensors.items():
-            whole = torch.from_numpy(array.astype(np.float32).T)
-            if name.startswith("out."):
-                state[name][:_CLASSES] = state[name][_CLASSES + 1 :] = whole
-            else:
-                state[name] = whole
-        self.load_state_dict(state)
 
 
 def misjudged(said: Said, targets: Targets, *, rating_weight: float) -> Tensor:

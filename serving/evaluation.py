@@ -38,6 +38,7 @@ log = structlog.get_logger(__name__)
 
 NICE: Final = 19
 _BEAT_SECONDS: Final = 3.0
+_POLL_SECONDS: Final = 1.0
 _COMPARED: Final = 256
 _ENDED: Final = 3
 
@@ -66,7 +67,10 @@ class Source(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """How much is measured: stored texts that are replayed, those they are drawn from, rounds of the bootstrap."""
+    """How much is measured: stored texts that are replayed, those they are drawn from, rounds of the bootstrap.
+
+    `patience`: seconds to wait for the space's own encoder, which a fresh installation builds after the champion's.
+    """
 
     replayed: int = 1000
     drawn: int = 4000
@@ -74,6 +78,7 @@ class Plan:
     rounds: int = 1000
     engine: Engine | None = None
     seed: int = 0
+    patience: float = 180.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +173,7 @@ class Examiner:
     ) -> Agreement | None:
         if opened.encoder is None:
             return None
-        own = self._encoder(self._registry.space_encoder(self._space), Engine.FP32)
+        own = self._encoder(self._space_encoder(), Engine.FP32)
         # Spread over the set, which is ordered by corpus.
         rows = np.unique(np.linspace(0, len(vectors) - 1, min(_COMPARED, len(vectors))).astype(np.int64))
         theirs = np.zeros((len(rows), own.settings.dimensions), np.float32)
@@ -186,7 +191,7 @@ class Examiner:
     def _open(self, record: VersionRecord) -> _Opened:
         bundle = self._bundle(record)
         head = load_head(bundle)
-        space = self._registry.space_encoder(self._space)
+        space = self._space_encoder()
         own = space if record.encoder is None else self._registry.encoder(record.encoder)
         claims = record.encoder is not None and own.space == self._space
         outside = record.encoder is not None and not claims
@@ -202,6 +207,16 @@ class Examiner:
             encoder=None if record.encoder is None else self._bundle(own),
             claims_space=claims,
         )
+
+    def _space_encoder(self) -> EncoderRecord:
+        until = time.monotonic() + self._plan.patience
+        while True:
+            try:
+                return self._registry.space_encoder(self._space)
+            except NotRegistered:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(_POLL_SECONDS)
 
     def _encoder(self, record: EncoderRecord, engine: Engine | None) -> Encoder:
         key = (record.bundle, engine)

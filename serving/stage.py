@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 _APPLICATION = "valence"
 _RAY_CORE = ("gcs_server", "raylet")
 _PR_SET_PDEATHSIG = 1
+_LATER_NICENESS = 15
 
 
 def end_with_parent(number: int = signal.SIGTERM) -> None:
@@ -37,16 +38,27 @@ def end_with_parent(number: int = signal.SIGTERM) -> None:
 
 
 def models(settings: Settings) -> None:
-    """Register the first versions, unless they are, and note the champion's encoder for the next start."""
+    """Register the first versions, unless they are, and note the champion's encoder as soon as there is one."""
     from registry.bootstrap import bootstrap
     from serving.stores import registry_of
 
     registry = registry_of(settings)
-    bootstrap(registry, space=settings.space, model=settings.model, work=settings.home / "build")
-    note = encoder_note(settings)
-    draft = note.with_suffix(".new")
-    draft.write_text(json.dumps(asdict(_first_encoder(registry, settings))))
-    draft.replace(note)
+
+    def answering() -> None:
+        note = encoder_note(settings)
+        draft = note.with_suffix(".new")
+        draft.write_text(json.dumps(asdict(_first_encoder(registry, settings))))
+        draft.replace(note)
+        # What is left to build shouldn't be felt by who asks now.
+        os.nice(_LATER_NICENESS)
+
+    bootstrap(
+        registry,
+        space=settings.space,
+        model=settings.model,
+        work=settings.home / "build",
+        answering=answering,
+    )
 
 
 def encoder_note(settings: Settings) -> Path:

@@ -12,7 +12,7 @@ from serving.cli.common import AsJson, show_record
 
 if TYPE_CHECKING:
     from registry.bundle import Bundle
-    from registry.export import EncoderSource
+    from registry.sources import EncoderSource
 
 Say: TypeAlias = Callable[[str, float], None]
 
@@ -27,8 +27,8 @@ def head(
 ) -> None:
     """Train the three-class head on the frozen default encoder; the same every time."""
     from registry import corpora
-    from registry.export import default_source
     from registry.layout import Engine
+    from registry.sources import default_source
     from registry.train import HeadPlan, train_head
     from serving.encoder import open_encoder
 
@@ -68,10 +68,9 @@ def joint(
 ) -> None:
     """Train the joint model: a low-rank update of the default encoder, and a head. A killed run goes on."""
     from registry import corpora
-    from registry.bootstrap import builtin
-    from registry.export import default_source
     from registry.joint import JointPlan, train_joint
-    from registry.layout import Engine
+    from registry.layout import ENGINES, Engine
+    from registry.sources import default_source
     from serving.encoder import Encoder, open_encoder
 
     plan, source = JointPlan(texts=texts, budget_minutes=budget_minutes), default_source()
@@ -81,7 +80,8 @@ def joint(
 
         def serve(merged: "EncoderSource") -> "dict[Engine, Encoder]":
             built = _encoder(merged, cache, progress)
-            return {engine: open_encoder(built, engine=engine, threads=plan.threads) for engine in Engine}
+            there = [engine for engine, name in ENGINES.items() if name in built.manifest.files]
+            return {engine: open_encoder(built, engine=engine, threads=plan.threads) for engine in there}
 
         progress("fetching corpora", 0)
         examples = corpora.load(cache / "corpora")
@@ -95,7 +95,6 @@ def joint(
             serve=serve,
             cache=cache / "joint",
             plan=plan,
-            start=builtin("head"),
             progress=progress,
         )
     _show(trained, as_json=as_json)

@@ -21,14 +21,14 @@ from tests.support.clock import eventually
 from tests.support.live import LivePlatform, live_platform
 from tests.support.versions import registry_of
 
-LEXICON, HEAD = "1", "2"
+LEXICON, JOINT = "1", "3"
 AT_ONCE = 16
 POLICY = {"action": "decide", "min_units": 100, "guardrails": {"max_latency_ratio": None}}
 
 
 @pytest.fixture(scope="module")
 def platform() -> Iterator[LivePlatform]:
-    # The head takes longer than a lexicon, and is worth it.
+    # The joint model takes longer than a lexicon, and is worth it.
     with live_platform(VALENCE_JUDGE_SECONDS="0.5", VALENCE_GATE_LATENCY_RATIO="off") as live:
         yield live
 
@@ -90,12 +90,12 @@ def audited(platform: LivePlatform, experiment: str) -> list[str]:
 def test_the_better_challenger_is_promoted_and_the_worse_one_sent_away(platform: LivePlatform) -> None:
     registry_of(platform).set_alias(MODEL, CHAMPION, LEXICON)
     eventually(lambda: champion(platform) == LEXICON, within=10, what="the lexicon answers")
-    done = platform.valence("models", "evaluate", HEAD, "--wait")
+    done = platform.valence("models", "evaluate", JOINT, "--wait")
     assert done.returncode == 0, done.stderr
 
-    better = started(platform, HEAD)
+    better = started(platform, JOINT)
     asyncio.run(judged(platform, better))
-    eventually(lambda: champion(platform) == HEAD, within=10, what="the better one answers")
+    eventually(lambda: champion(platform) == JOINT, within=10, what="the better one answers")
     eventually(lambda: seen(platform, better)["state"] == "stopped", within=10, what="the experiment ends")
     found = seen(platform, better)
     assert found["reason"].startswith("promoted: ")
@@ -111,12 +111,12 @@ def test_the_better_challenger_is_promoted_and_the_worse_one_sent_away(platform:
     eventually(lambda: seen(platform, worse)["state"] == "stopped", within=10, what="the experiment ends")
     found = seen(platform, worse)
     assert [each["verdict"] for each in found["decisions"]] == ["worse"]
-    assert champion(platform) == HEAD
+    assert champion(platform) == JOINT
 
     with platform.client() as client:
         history = client.get(f"/v1/models/{MODEL}/history").json()["items"]
     assert [(each["act"], each["version"]) for each in history[:2]] == [
-        ("policy", HEAD),
+        ("policy", JOINT),
         ("external", LEXICON),
     ]
     assert history[0]["evidence"]["decision"]["verdict"] == "better"
@@ -137,7 +137,7 @@ def test_a_shadow_scores_what_the_champion_answers_and_is_judged_by_its_feedback
             what="the experiment routes",
         )
         made = client.post("/v1/predict", json={"text": "an utter delight"}).json()
-        assert (made["arm"], made["model_version"]) == ("champion", HEAD)
+        assert (made["arm"], made["model_version"]) == ("champion", JOINT)
         client.post("/v1/feedback", json={"prediction_id": made["id"], "is_correct": True})
         eventually(
             lambda: (

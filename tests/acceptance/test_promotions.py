@@ -42,7 +42,7 @@ def test_a_version_is_measured_promoted_followed_and_rolled_back(platform: LiveP
     version = json.loads(measured.stdout)
     report = version["evaluations"][0]["report"]
     assert report["held_out"]["texts"] == 2427
-    assert report["replay"]["champion_version"] == "2"
+    assert report["replay"]["champion_version"] == "3"
     assert report["replay"]["texts"] > 40
     assert not version["gates"]["passed"]
     refused = platform.valence("models", "promote", "1")
@@ -50,8 +50,8 @@ def test_a_version_is_measured_promoted_followed_and_rolled_back(platform: LiveP
     forced = platform.valence("models", "promote", "1", "--force", "--reason", "to see the lexicon")
     assert forced.returncode == 0, forced.stderr
     eventually(lambda: champion(platform) == "1", within=2, what="version 1 answers")
-    assert platform.valence("models", "promote", "2", "--json").returncode == 0
-    eventually(lambda: champion(platform) == "2", within=2, what="version 2 answers")
+    assert platform.valence("models", "promote", "3", "--json").returncode == 0
+    eventually(lambda: champion(platform) == "3", within=2, what="version 3 answers")
     another = Registry(
         ensure_beside(EmbeddedPostgres(platform.home).url("valence"), "_mlflow"),
         artifact_root=platform.home / "artifacts",
@@ -60,11 +60,11 @@ def test_a_version_is_measured_promoted_followed_and_rolled_back(platform: LiveP
     eventually(lambda: champion(platform) == "1", within=2, what="the alias is followed")
     eventually(lambda: history(platform)[0] == ("external", "1"), within=5, what="it is in the history")
     assert platform.valence("models", "rollback", "--reason", "by mistake").returncode == 0
-    eventually(lambda: champion(platform) == "2", within=2, what="the rollback is followed")
+    eventually(lambda: champion(platform) == "3", within=2, what="the rollback is followed")
     assert history(platform) == [
-        ("rollback", "2"),
+        ("rollback", "3"),
         ("external", "1"),
-        ("promote", "2"),
+        ("promote", "3"),
         ("promote", "1"),
-        ("bootstrap", "2"),
+        ("bootstrap", "3"),
     ]

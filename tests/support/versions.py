@@ -1,4 +1,4 @@
-"""Versions that a test makes for a live platform: twins of the built-in head, sound and broken, and of its encoder."""
+"""Versions that a test makes for a live platform: heads on the champion's encoder, sound and broken, and its twin."""
 
 import shutil
 from collections.abc import Callable
@@ -39,21 +39,21 @@ def twin_head(
     encoder: str | None = None,
     change: Callable[[Weights], None] = lambda _: None,
 ) -> Bundle:
-    """The built-in head under another name, on another encoder or with other weights."""
-    source = builtin("head")
+    """The head of the built-in champion as a version of its own, on another encoder or with other weights."""
+    champion = builtin("joint")
     folder.mkdir(parents=True)
-    weights = load_file(source.file(HEAD_WEIGHTS))
+    weights = load_file(champion.file(HEAD_WEIGHTS))
     change(weights)
     save_file(weights, folder / HEAD_WEIGHTS)
-    manifest = replace(source.manifest, name=name, encoder=encoder or source.manifest.encoder)
+    manifest = replace(builtin("head").manifest, name=name, encoder=encoder or champion.manifest.encoder)
     return Bundle.seal(folder, manifest)
 
 
 def twin_encoder(registry: Registry, folder: Path, name: str, digest: str, *, space: str | None) -> str:
-    """The default encoder's files under another identity, registered; gives that identity."""
-    head = builtin("head").manifest
-    assert head.encoder is not None
-    there = Path(registry.encoder(head.encoder).uri.removeprefix("file://"))
+    """The files of the champion's encoder under another identity, registered; gives that identity."""
+    champion = builtin("joint").manifest
+    assert champion.encoder is not None
+    there = Path(registry.encoder(champion.encoder).uri.removeprefix("file://"))
     shutil.copytree(there, folder)
     manifest: Manifest = replace(Bundle.open(there).manifest, name=name, encoder=digest, space=space)
     registry.register_encoder(Bundle.seal(folder, manifest))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,13 +14,13 @@ from registry import engines
 from registry.bundle import LABELS, Bundle, Kind
 from registry.corpora import Part, data_digest
 from registry.errors import ExportFailed, OutOfSpace, TrainingFailed
-from registry.export import EncoderSource, build_encoder, joint_source
+from registry.export import build_encoder
 from registry.features import vectors
 from registry.joint import JointPlan, train_joint
 from registry.layout import DOWN, HEAD_WEIGHTS, UP, UPDATE, EncoderSettings, Engine
 from registry.lowrank import JointNetwork
 from registry.network import AttentiveNetwork
-from registry.train import HeadPlan, train_head
+from registry.sources import EncoderSource, joint_source
 from serving.encoder import Encoder, open_encoder
 from serving.heads import answered, load_head
 from tests.support.tiny import TINY_SPACE, examples, sentences
@@ -32,6 +33,8 @@ PLAN = JointPlan(
     attention=4,
     dropout=0.0,
     input_dropout=0.0,
+    encoder_dropout=0.0,
+    averaged=10,
     learning_rate=5e-3,
     head_learning_rate=1e-2,
     unrated_share=1.0,
@@ -237,28 +240,6 @@ def test_run_that_never_keeps_to_the_space_makes_nothing(train, tmp_path: Path) 
     assert not (tmp_path / "joint").exists()
 
 
-def test_it_starts_from_a_head_on_the_same_encoder(
-    train, source: EncoderSource, original: Encoder, tmp_path: Path
-) -> None:
-    plan = HeadPlan(
-        epochs=15,
-        batch=32,
-        width=32,
-        attention=4,
-        warm_up_steps=10,
-        learning_rate=5e-3,
-        dropout=0.0,
-        input_dropout=0.0,
-    )
-    head = train_head(
-        examples(), original, tmp_path / "head", name="tiny", space=None, cache=tmp_path, plan=plan
-    )
-    quick = replace(PLAN, epochs=1, learning_rate=1e-5, head_learning_rate=1e-5)
-    started = train(tmp_path / "a", plan=quick, start=head)
-    assert started.manifest.provenance["start"] == head.digest
-    assert started.manifest.metrics["rated.accuracy"] > 0.9
-    with pytest.raises(TrainingFailed, match="isn't a head of this plan's shape"):
-        train(tmp_path / "b", plan=replace(quick, width=16), start=head)
-    other = Bundle(path=head.path, manifest=replace(head.manifest, encoder="0" * 64))
+def test_original_of_another_encoder_is_refused(train, source: EncoderSource, tmp_path: Path) -> None:
     with pytest.raises(TrainingFailed, match=source.digest):
-        train(tmp_path / "c", plan=quick, start=other)
+        train(tmp_path, original=SimpleNamespace(digest="0" * 64))

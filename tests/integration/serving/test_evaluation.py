@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,11 +19,13 @@ from db.replay import Replays
 from db.segments import Segments
 from registry.bootstrap import builtin
 from registry.bundle import Bundle
-from registry.export import build_encoder, default_source
+from registry.errors import NotRegistered
+from registry.export import build_encoder
 from registry.gates import Gates, judge
 from registry.held_out import HeldOut
-from registry.records import VersionRecord
+from registry.records import EncoderRecord, VersionRecord
 from registry.report import Report
+from registry.sources import default_source
 from registry.store import CHAMPION, Registry
 from serving.catalogue import Catalogue, Entry, State
 from serving.evaluation import Examiner, Plan, Work
@@ -130,6 +133,29 @@ async def test_a_head_is_measured_and_replayed_against_the_champion(
     champion = report_of(await evaluated(database, registry, lexicon, cache))
     assert (champion.agreement, champion.replay, champion.encoder) == (None, None, None)
     judge(Gates(), found, champion)
+
+
+async def test_an_evaluation_waits_for_the_space_s_own_encoder(
+    database: Database, registry: Registry, model: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lexicon = registry.register(builtin("lexicon"), model=model)
+    found, asked = registry.space_encoder, []
+
+    def later(space: str) -> EncoderRecord:
+        asked.append(space)
+        if len(asked) < 3:
+            raise NotRegistered("it is being built")
+        return found(space)
+
+    monkeypatch.setattr(registry, "space_encoder", later)
+    monkeypatch.setattr("serving.evaluation._POLL_SECONDS", 0.0)
+    assert report_of(await evaluated(database, registry, lexicon, cache)).version == lexicon.version
+    asked.clear()
+    ended = await evaluated(
+        database, registry, registry.register(builtin("head"), model=model), cache,
+        plan=replace(PLAN, patience=-1.0),
+    )  # fmt: skip
+    assert (ended.state, ended.reason) == ("failed", "it is being built")
 
 
 Break = Callable[[Path, str], Bundle]
