@@ -27,7 +27,7 @@ check: .venv/.developed ## format, lint, types, import contract, migrations agai
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m db.schema check
 
-BENCHMARKS := first_answer single_texts large_batches fairness overload storing search three_heads transport anatomy promotion trials
+BENCHMARKS := first_answer single_texts large_batches fairness overload storing search three_heads transport anatomy promotion evaluating trials
 
 bench: .venv/.developed .cache/bentoml/.installed ## every benchmark, as tables; they start platforms of their own (an hour and a half)
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done

@@ -10,14 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from registry.bundle import Bundle
+from registry.enrol import Say, enrol_encoder
 from registry.errors import ExportFailed, NotRegistered
-from registry.export import build_encoder
 from registry.held_out import HeldOut
-from registry.records import EncoderRecord, VersionRecord
-from registry.sources import EncoderSource, default_source, joint_source
+from registry.records import VersionRecord
+from registry.sources import default_source, joint_source
 from registry.store import CHAMPION, MODEL, Registry
-
-Say = Callable[[str], None]
 
 # The order gives the version numbers.
 BUILTIN = ("lexicon", "head", "joint")
@@ -43,7 +41,7 @@ def bootstrap(
         if space != own.space:
             raise ExportFailed(f"no encoder is built in for the space {space!r}, only for {own.space!r}")
         bundles = [builtin(name) for name in BUILTIN]
-        _encoder(registry, joint_source(bundles[-1], own), work, progress)
+        enrol_encoder(registry, joint_source(bundles[-1], own), work=work, progress=progress)
         progress("registering the first versions")
         records = [registry.register(bundle, model=model) for bundle in bundles]
         try:
@@ -55,23 +53,13 @@ def bootstrap(
         except NotRegistered:
             registry.set_alias(model, CHAMPION, records[-1].version)
         answering()
-        _encoder(registry, own, work, progress)
+        enrol_encoder(registry, own, work=work, progress=progress)
         return [registry.version(model, record.version) for record in records]
 
 
 def builtin(name: str) -> Bundle:
     """A version's bundle that comes with the package."""
     return Bundle.open(Path(str(importlib.resources.files("registry"))) / "builtin" / name)
-
-
-def _encoder(registry: Registry, source: EncoderSource, work: Path, progress: Say) -> EncoderRecord:
-    try:
-        return registry.encoder(source.digest)
-    except NotRegistered:
-        progress(f"building the encoder {source.name}")
-    target = work / source.digest
-    bundle = Bundle.open(target) if target.exists() else build_encoder(source, target, progress=progress)
-    return registry.register_encoder(bundle)
 
 
 @contextmanager

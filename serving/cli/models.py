@@ -188,13 +188,24 @@ def register(
     alias: Annotated[str | None, typer.Option(help="An alias to give to the version.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register a bundle as a version, with its run, metrics and artifacts; one that is registered stays."""
+    """Register a bundle as a version, with its run, metrics and artifacts; one that is registered stays.
+
+    The encoder of a joint version is built first, and refused if its vectors leave the space.
+    """
     from registry.bundle import Bundle
+    from registry.enrol import enrol
     from serving.settings import Settings
     from serving.stores import running_registry
 
-    bundle = Bundle.open(folder)
-    record = running_registry(Settings()).register(bundle, model=model, alias=alias)
+    settings = Settings()
+    record = enrol(
+        running_registry(settings),
+        Bundle.open(folder),
+        work=settings.home / "build",
+        model=model,
+        alias=alias,
+        progress=lambda step: print(step, file=sys.stderr),
+    )
     _show_registered(record, as_json=as_json)
 
 

@@ -1,5 +1,6 @@
 """Versions come and go under load: what the alias names answers, what is broken never does, and nothing fails."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,12 +15,14 @@ from tests.support.clock import eventually
 from tests.support.live import LivePlatform, live_platform
 from tests.support.versions import (
     Weights,
+    far_away,
     not_a_number,
     registered,
     registry_of,
     too_narrow,
     twin_encoder,
     twin_head,
+    twin_joint,
     without_a_tensor,
 )
 
@@ -144,6 +147,30 @@ def test_an_encoder_outside_the_space_gets_its_vectors_from_the_spaces_own(
     assert theirs["model_version"] == foreign.version
     assert theirs["embedding"] == pytest.approx(own["embedding"], abs=1e-3)
     assert answers(platform) == before
+
+
+def test_a_joint_version_whose_vectors_leave_the_space_is_refused(
+    platform: LivePlatform, tmp_path: Path
+) -> None:
+    before = answers(platform)
+    strayed = twin_joint(tmp_path / "strayed", "strayed", change=far_away)
+    with Clients(platform, 2) as clients:
+        refused = platform.valence("models", "register", str(strayed.path), "--alias", CHAMPION)
+        clients.until(20)
+    assert refused.returncode == 1
+    assert "leaves its space: mean cosine" in refused.stderr
+    assert not clients.failures
+    assert answers(platform) == before
+
+
+def test_a_joint_version_is_registered_with_its_encoder_and_answers(
+    platform: LivePlatform, tmp_path: Path
+) -> None:
+    same = twin_joint(tmp_path / "again", "the champion again")
+    done = platform.valence("models", "register", str(same.path), "--json")
+    assert done.returncode == 0, done.stderr
+    version = str(json.loads(done.stdout)["version"])
+    eventually(lambda: answers(platform, version) == "ready", within=30, what="it shares the encoder")
 
 
 def test_the_control_process_comes_back_and_follows_on(platform: LivePlatform) -> None:

@@ -13,8 +13,9 @@ from db.databases import beside
 from db.embedded import EmbeddedPostgres
 from registry.bootstrap import builtin
 from registry.bundle import Bundle, Manifest
-from registry.layout import HEAD_WEIGHTS
+from registry.layout import HEAD_WEIGHTS, UP, UPDATE
 from registry.records import VersionRecord
+from registry.sources import default_source
 from registry.store import Registry
 from tests.support.live import LivePlatform
 
@@ -49,6 +50,18 @@ def twin_head(
     return Bundle.seal(folder, manifest)
 
 
+def twin_joint(folder: Path, name: str, *, change: Callable[[Weights], None] = lambda _: None) -> Bundle:
+    """The built-in champion under another name, or with another update."""
+    champion = builtin("joint")
+    folder.mkdir(parents=True)
+    update = load_file(champion.file(UPDATE))
+    change(update)
+    save_file(update, folder / UPDATE)
+    shutil.copy(champion.file(HEAD_WEIGHTS), folder / HEAD_WEIGHTS)
+    encoder = replace(default_source(), update=folder / UPDATE).digest
+    return Bundle.seal(folder, replace(champion.manifest, name=name, encoder=encoder))
+
+
 def twin_encoder(registry: Registry, folder: Path, name: str, digest: str, *, space: str | None) -> str:
     """The files of the champion's encoder under another identity, registered; gives that identity."""
     champion = builtin("joint").manifest
@@ -73,6 +86,14 @@ def not_a_number(weights: Weights) -> None:
 def too_narrow(weights: Weights) -> None:
     """A head for states of another width."""
     weights["project.weight"] = np.ascontiguousarray(weights["project.weight"][:100])
+
+
+def far_away(update: Weights) -> None:
+    """An update that leaves the space."""
+    random = np.random.default_rng(0)
+    for name, array in update.items():
+        if name.endswith(UP):
+            update[name] = array + random.normal(0, 0.5, array.shape).astype(np.float16)
 
 
 def without_a_tensor(weights: Weights) -> None:

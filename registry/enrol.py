@@ -1,0 +1,45 @@
+"""Bundles to registered versions, with the encoders that they bring."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from registry.bundle import Bundle, Kind
+from registry.errors import NotRegistered
+from registry.export import build_encoder
+from registry.records import EncoderRecord, VersionRecord
+from registry.sources import EncoderSource, joint_source
+from registry.store import MODEL, Registry
+
+Say = Callable[[str], None]
+
+
+def enrol(
+    registry: Registry,
+    bundle: Bundle,
+    *,
+    work: Path,
+    model: str = MODEL,
+    alias: str | None = None,
+    progress: Say = lambda _: None,
+) -> VersionRecord:
+    """Registers a bundle as a version, and before it the updated encoder that a joint one brings.
+
+    One that is registered stays. Raises RegistryUnavailable; ExportFailed if a joint version updates another encoder
+    than the default one, OutOfSpace if its vectors leave the space.
+    """
+    if bundle.manifest.kind is Kind.JOINT:
+        enrol_encoder(registry, joint_source(bundle), work=work, progress=progress)
+    return registry.register(bundle, model=model, alias=alias)
+
+
+def enrol_encoder(
+    registry: Registry, source: EncoderSource, *, work: Path, progress: Say = lambda _: None
+) -> EncoderRecord:
+    """The registered encoder of a source, built in `work` if it isn't there yet."""
+    try:
+        return registry.encoder(source.digest)
+    except NotRegistered:
+        progress(f"building the encoder {source.name}")
+    target = work / source.digest
+    bundle = Bundle.open(target) if target.exists() else build_encoder(source, target, progress=progress)
+    return registry.register_encoder(bundle)
