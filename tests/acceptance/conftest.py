@@ -9,5 +9,5 @@ from tests.support.live import LivePlatform, live_platform
 
 @pytest.fixture(scope="session")
 def live() -> Iterator[LivePlatform]:
-    with live_platform() as platform:
+    with live_platform(fresh=True) as platform:
         yield platform
