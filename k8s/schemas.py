@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,7 @@ def core_faults(resources: list[Resource]) -> Iterator[str]:
 
 def ray_faults(resources: list[Resource], definition: Path) -> Iterator[str]:
     """What the operator's definition would refuse of a RayService, its defaults applied and unknown keys refused."""
-    crd = yaml.safe_load((definition / CRD_FILE).read_text(encoding="utf-8"))
-    versions = {version["name"]: version["schema"]["openAPIV3Schema"] for version in crd["spec"]["versions"]}
+    versions = _versions(definition / CRD_FILE)
     for resource in of_kind(resources, _BY_CRD):
         version = resource["apiVersion"].partition("/")[2]
         if version not in versions:
@@ -74,6 +74,13 @@ def serve_faults(resources: list[Resource]) -> Iterator[str]:
             continue
         for path in _ignored(given, understood.model_dump(exclude_unset=True, mode="json")):
             yield f"{named(resource)}: serveConfigV2: {path} is unknown"
+
+
+@cache
+def _versions(path: Path) -> dict[str, dict[str, Any]]:
+    """The schema of each version; read once, because the file is long."""
+    crd = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+    return {version["name"]: version["schema"]["openAPIV3Schema"] for version in crd["spec"]["versions"]}
 
 
 def _core(name: str, resource: Resource) -> Iterator[str]:

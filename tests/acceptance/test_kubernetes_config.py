@@ -5,6 +5,7 @@ CPU, and its node says that it has a GPU; engine, resources and everything else 
 """
 
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -22,24 +23,28 @@ ADAPTED = {"production": {}, "gpu": {"VALENCE_DEVICE": "cpu"}}
 def test_an_overlay_serves_predictions_on_several_nodes(
     overlay: str, server: TestServer, mlflow_url: str
 ) -> None:
-    with nodes(
-        render(overlay),
-        database=server.empty(),
-        mlflow=mlflow_url,
-        installation_key=secrets.token_hex(32),
-        **ADAPTED[overlay],
-    ) as cluster:
+    with (
+        nodes(
+            render(overlay),
+            database=server.empty(),
+            mlflow=mlflow_url,
+            installation_key=secrets.token_hex(32),
+            **ADAPTED[overlay],
+        ) as cluster,
+        ThreadPoolExecutor(1) as aside,
+    ):
         key = fresh_key().text
         (cluster.folder / "jobs").mkdir()
         (cluster.folder / "jobs" / "admin.key").write_text(key)
         cluster.job("valence-migrate")
-        cluster.job("valence-register")
+        # As on Kubernetes, beside the cluster that starts: the ingress waits for a champion.
+        registered = aside.submit(cluster.job, "valence-register")
         cluster.start()
         nobody = httpx.get(f"http://127.0.0.1:{cluster.dashboard}/api/serve/applications/")
         assert nobody.status_code == httpx.codes.UNAUTHORIZED
 
         cluster.apply()
-        eventually(lambda: ready(cluster), within=150, what="the declared application runs")
+        eventually(lambda: ready(cluster), within=300, what="the declared application runs")
         with httpx.Client(base_url=cluster.url, headers={"X-API-Key": key}, timeout=60) as client:
             predicts(client)
             # As KubeRay asks a worker whether it may have traffic.
@@ -50,8 +55,9 @@ def test_an_overlay_serves_predictions_on_several_nodes(
             assert any(name.startswith("encoder-") for name in before)
             cluster.apply()
             eventually(lambda: ready(cluster), within=60, what="the declared application runs again")
-            assert cluster.applications() == before
+            assert before.items() <= cluster.applications().items()
             predicts(client)
+        registered.result()
 
 
 def test_the_overlays_share_one_configuration() -> None:

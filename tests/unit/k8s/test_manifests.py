@@ -72,12 +72,14 @@ def test_secrets_of_others_are_explained_in_the_readme() -> None:
 
 def test_an_unknown_key_of_a_core_kind_is_refused(local: list[Resource]) -> None:
     mlflow(local)["restartpolicy"] = "Always"
-    assert any("restartpolicy" in fault for fault in schemas.core_faults(local))
+    deployment = one(local, "Deployment", "valence-mlflow")
+    assert any("restartpolicy" in fault for fault in schemas.core_faults([deployment]))
 
 
 def test_an_unknown_key_of_a_pod_within_a_rayservice_is_refused(local: list[Resource]) -> None:
     worker(local)["imagepullpolicy"] = "Always"
-    assert any("imagepullpolicy" in fault for fault in schemas.core_faults(local))
+    service = one(local, "RayService", "valence")
+    assert any("imagepullpolicy" in fault for fault in schemas.core_faults([service]))
 
 
 @pytest.mark.parametrize(
