@@ -58,9 +58,10 @@ class Nodes:
         return f"http://127.0.0.1:{self.port}"
 
     def configuration(self) -> dict[str, Any]:
-        """The RayService's `serveConfigV2`, on loopback and a free port."""
+        """The RayService's `serveConfigV2`, on loopback, and with one proxy: two of them can't share an address."""
         given: dict[str, Any] = yaml.safe_load(self.service["spec"]["serveConfigV2"])
         given["http_options"] |= {"host": "127.0.0.1", "port": self.port}
+        given["proxy_location"] = "HeadOnly"
         return given
 
     def environment(self, container: Mapping[str, Any], name: str) -> dict[str, str]:
