@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up down test check bench train-proof format
+.PHONY: help up down test check bench train-proof format k8s-check k8s-deploy image-check
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -9,7 +9,7 @@ BENTOML := 1.4.39
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 help: ## say what can be made
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)$$/make \1\t\2/p' Makefile | expand -t 14
+	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)$$/make \1\t\2/p' Makefile | expand -t 14
 
 up: .venv/.installed ## set up, start the platform in the background, make one prediction
 	@$(BIN)/valence up
@@ -39,6 +39,21 @@ train-proof: .venv/.developed ## train head and joint model anew (40 minutes, 5 
 	  $(BIN)/valence train $$kind .cache/proof/$$kind && \
 	  $(BIN)/python -m benchmarks.same_bundle .cache/proof/$$kind registry/builtin/$$kind || exit 1; \
 	done
+
+OVERLAY ?= local
+
+k8s-check: .venv/.developed ## render every overlay of k8s/ and check its form, references and security
+	@$(BIN)/python -m k8s.check
+
+image-check: .venv/.developed ## lint the Dockerfile, run its steps in a fresh folder and `valence --help` from it
+	@$(BIN)/hadolint Dockerfile
+	@$(BIN)/python -m k8s.image
+
+k8s-deploy: ## deploy or upgrade on Kubernetes; OVERLAY=local, production or gpu
+	@kubectl delete job --namespace valence --ignore-not-found valence-migrate valence-register
+	@kubectl apply --kustomize k8s/overlays/$(OVERLAY)
+	@kubectl wait --namespace valence --for=condition=Complete --timeout=15m job/valence-migrate job/valence-register
+	@kubectl wait --namespace valence --for=condition=Ready --timeout=15m rayservice/valence
 
 format: .venv/.developed ## rewrite the sources in the project's format
 	@$(BIN)/ruff format .

@@ -226,11 +226,10 @@ class Database:
 
     async def _check_schema(self, connection: AsyncConnection) -> None:
         found = await connection.run_sync(schema.current)
-        wanted = schema.head()
-        if found != wanted:
+        if not schema.serves(found):
             raise SchemaMismatch(
-                f"the database's schema is at {found or 'nothing'}, this release needs {wanted}: "
-                "run `valence db upgrade`" + (" with the release that made it" if found else "")
+                f"the database's schema is at {found or 'nothing'}, this release needs {schema.head()}: "
+                "run `valence db upgrade`"
             )
 
     async def _check_key(self, connection: AsyncConnection) -> None:

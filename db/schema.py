@@ -5,6 +5,7 @@ Owns how Alembic is called. A change is one transaction under one advisory lock:
 
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -20,10 +21,11 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, NullPool, create_engine
 
 from db.conninfo import check_server, conninfo
-from db.errors import SchemaMismatch, translated
+from db.errors import DatabaseError, SchemaMismatch, Unavailable, translated
 from db.tables import Base
 
 _LOCK = 0x56414C_454E_4345
+_LOOK_SECONDS = 1.0
 _PARTITIONED = ("predictions_", "feedback_", "embeddings_")
 
 
@@ -45,6 +47,34 @@ def current_at(url: str) -> str | None:
     """As `current`, for whoever has no connection."""
     with _connected(url) as connection:
         return current(connection)
+
+
+def serves(found: str | None) -> bool:
+    """Whether this release works with that revision: its own, or one of a later release, which leaves it working."""
+    return found == head() or (found is not None and found > head())
+
+
+def wait_for(url: str, seconds: float) -> str:
+    """The revision, once this release works with it, however long the server takes to come.
+
+    Raises:
+        SchemaMismatch: it doesn't in so many seconds.
+        Unavailable: the server doesn't answer in them.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if (found := current_at(url)) is not None and serves(found):
+                return found
+            late: DatabaseError = SchemaMismatch(
+                f"the database's schema is at {found or 'nothing'}, this release needs {head()}: "
+                "run `valence db upgrade`"
+            )
+        except Unavailable as error:
+            late = error
+        if time.monotonic() > deadline:
+            raise late
+        time.sleep(_LOOK_SECONDS)
 
 
 def upgrade(url: str, revision: str = "head") -> str | None:

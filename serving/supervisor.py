@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
@@ -22,18 +21,13 @@ from db import schema
 from db.databases import beside, ensure_beside
 from db.embedded import EmbeddedPostgres
 from db.errors import DatabaseError
-from db.keys import Keys, NewKey
-from db.partitions import Partitions
-from db.segments import Segments
-from serving.auth import digest, fresh_key, key_id_in
-from serving.caller import Role
 from serving.cluster import environment
-from serving.installation import admin_key_path, write_secret
+from serving.furnish import furnish
 from serving.logs import configure_logging
 from serving.record import Record
 from serving.settings import Settings
 from serving.stage import encoder_note
-from serving.stores import DATABASE, REGISTRY_SUFFIX, database_of
+from serving.stores import DATABASE, REGISTRY_SUFFIX
 
 log = structlog.get_logger(__name__)
 
@@ -168,7 +162,7 @@ class Supervisor:
             ensure_beside(names["DATABASE_URL"], REGISTRY_SUFFIX)
         schema.upgrade(names["DATABASE_URL"])
         database = {"database_url": SecretStr(names["DATABASE_URL"])}
-        asyncio.run(_furnish(self._settings.model_copy(update=database)))
+        asyncio.run(furnish(self._settings.model_copy(update=database)))
 
     def _note(self) -> Path | None:
         """Where the champion's encoder is noted, or will be, if nobody else can have moved the registry on."""
@@ -192,35 +186,6 @@ class Supervisor:
 
     def _end(self, _number: int, _frame: FrameType | None) -> None:
         self._ending = True
-
-
-async def _furnish(settings: Settings) -> None:
-    """What must lie in the database before the first request: partitions, a segment, the first admin key."""
-    database = database_of(settings)
-    await database.open()
-    try:
-        await Partitions(database).ensure(datetime.now(UTC))
-        await Segments(database, settings.space).ensure()
-        await _store_admin(Keys(database), _admin_key(admin_key_path(settings)))
-    finally:
-        await database.close()
-
-
-def _admin_key(path: Path) -> str:
-    """The first admin key; the file comes before the row, because a key that nobody can read would be lost."""
-    if not path.exists():
-        write_secret(path, fresh_key().text)
-    return path.read_text().strip()
-
-
-async def _store_admin(keys: Keys, text: str) -> None:
-    key_id = key_id_in(text)
-    if key_id is None:
-        raise ValueError("admin.key holds no key: remove the file, and another one is made")
-    if await keys.by_id(key_id) is None:
-        await keys.create(
-            NewKey(id=key_id, digest=digest(text), role=Role.ADMIN, name="first admin"), actor=None
-        )
 
 
 def main() -> int:

@@ -38,12 +38,17 @@ def downgrade(
 
 
 @app.command()
-def current(as_json: AsJson = False) -> None:
+def current(
+    wait: Annotated[
+        float | None, typer.Option(min=0, help="Wait so many seconds until this release can work with it.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Say which revision the database is at, and which one this release needs."""
     from db import schema
 
     with _database() as url:
-        found = schema.current_at(url)
+        found = schema.current_at(url) if wait is None else schema.wait_for(url, wait)
     show_record({"revision": found, "head": schema.head()}, as_json=as_json)
 
 

@@ -65,15 +65,39 @@ async def test_a_database_without_schema_is_refused_with_what_to_do(server: Test
     await database.close()
 
 
-async def test_a_schema_of_a_later_release_is_refused(url: str) -> None:
+async def test_a_release_works_on_under_the_schema_of_a_later_one_but_does_not_touch_it(url: str) -> None:
     with psycopg.connect(url) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    database = Database(url)
-    with pytest.raises(SchemaMismatch, match="9999"):
-        await database.open()
+    database = Database(url, installation_key=KEY)
+    await database.open()
     await database.close()
+    assert schema.wait_for(url, 0) == "9999"
     with pytest.raises(SchemaMismatch, match="doesn't know"):
         schema.upgrade(url)
+
+
+async def test_a_schema_of_an_earlier_release_is_refused(url: str) -> None:
+    with psycopg.connect(url) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+    database = Database(url)
+    with pytest.raises(SchemaMismatch, match="0001"):
+        await database.open()
+    await database.close()
+
+
+def test_whoever_waits_for_the_schema_goes_on_once_it_is_there(server: TestServer) -> None:
+    url = server.empty()
+    with pytest.raises(SchemaMismatch, match="valence db upgrade"):
+        schema.wait_for(url, 0)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(schema.wait_for, url, 30)
+        schema.upgrade(url)
+        assert waiting.result() == schema.head()
+
+
+def test_whoever_waits_for_a_server_that_does_not_come_is_told_so() -> None:
+    with pytest.raises(Unavailable):
+        schema.wait_for("postgresql://nobody@127.0.0.1:1/nothing", 0)
 
 
 async def test_another_installation_key_is_refused(url: str) -> None:

@@ -1,0 +1,63 @@
+"""What must lie in a migrated database before the first request: partitions, a segment, the first admin key.
+
+Owns the admin key's file in the home, which `valence up` makes and a mounted secret may be. Safe to run again.
+"""
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+
+from db.keys import Keys, NewKey
+from db.partitions import Partitions
+from db.segments import Segments
+from serving.auth import digest, fresh_key, key_id_in
+from serving.caller import Role
+from serving.installation import admin_key_path, write_secret
+from serving.logs import configure_logging
+from serving.settings import Settings
+from serving.stores import database_of
+
+
+async def furnish(settings: Settings) -> None:
+    """Put in what is missing.
+
+    Raises:
+        DatabaseError: the database can't be reached or used.
+        ValueError: the admin key's file holds no key.
+    """
+    database = database_of(settings)
+    await database.open()
+    try:
+        await Partitions(database).ensure(datetime.now(UTC))
+        await Segments(database, settings.space).ensure()
+        await _store_admin(Keys(database), _admin_key(admin_key_path(settings)))
+    finally:
+        await database.close()
+
+
+def _admin_key(path: Path) -> str:
+    """The first admin key; the file comes before the row, because a key that nobody can read would be lost."""
+    if not path.exists():
+        write_secret(path, fresh_key().text)
+    return path.read_text().strip()
+
+
+async def _store_admin(keys: Keys, text: str) -> None:
+    key_id = key_id_in(text)
+    if key_id is None:
+        raise ValueError("admin.key holds no key: remove the file, and another one is made")
+    if await keys.by_id(key_id) is None:
+        await keys.create(
+            NewKey(id=key_id, digest=digest(text), role=Role.ADMIN, name="first admin"), actor=None
+        )
+
+
+def main() -> None:
+    """Furnish the database that the settings name."""
+    settings = Settings()
+    configure_logging(settings.log_level)
+    asyncio.run(furnish(settings))
+
+
+if __name__ == "__main__":
+    main()

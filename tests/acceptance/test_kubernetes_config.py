@@ -1,0 +1,84 @@
+"""What the manifests say of Ray, on a cluster of several nodes: jobs, environment, configuration, real predictions.
+
+The overlays share one `serveConfigV2` and differ in their settings. Without a GPU here, the gpu overlay's device is the
+CPU, and its node says that it has a GPU; engine, resources and everything else are the manifests'.
+"""
+
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from k8s.rendered import render
+from serving.auth import fresh_key
+from tests.support.clock import eventually
+from tests.support.nodes import Nodes, nodes
+from tests.support.postgres import TestServer
+
+ADAPTED = {"production": {}, "gpu": {"VALENCE_DEVICE": "cpu"}}
+
+
+@pytest.mark.parametrize("overlay", ADAPTED)
+def test_an_overlay_serves_predictions_on_several_nodes(
+    overlay: str, server: TestServer, mlflow_url: str
+) -> None:
+    with (
+        nodes(
+            render(overlay),
+            database=server.empty(),
+            mlflow=mlflow_url,
+            installation_key=secrets.token_hex(32),
+            **ADAPTED[overlay],
+        ) as cluster,
+        ThreadPoolExecutor(1) as aside,
+    ):
+        key = fresh_key().text
+        (cluster.folder / "jobs").mkdir()
+        (cluster.folder / "jobs" / "admin.key").write_text(key)
+        cluster.job("valence-migrate")
+        # As on Kubernetes, beside the cluster that starts: the ingress waits for a champion.
+        registered = aside.submit(cluster.job, "valence-register")
+        cluster.start()
+        nobody = httpx.get(f"http://127.0.0.1:{cluster.dashboard}/api/serve/applications/")
+        assert nobody.status_code == httpx.codes.UNAUTHORIZED
+
+        cluster.apply()
+        eventually(lambda: ready(cluster), within=300, what="the declared application runs")
+        with httpx.Client(base_url=cluster.url, headers={"X-API-Key": key}, timeout=60) as client:
+            predicts(client)
+            # As KubeRay asks a worker whether it may have traffic.
+            assert "success" in client.get("/-/healthz").text
+
+            # The operator hands over the configuration again; the encoders, which it doesn't declare, live on.
+            before = cluster.applications()
+            assert any(name.startswith("encoder-") for name in before)
+            cluster.apply()
+            eventually(lambda: ready(cluster), within=60, what="the declared application runs again")
+            assert before.items() <= cluster.applications().items()
+            predicts(client)
+        registered.result()
+
+
+def test_the_overlays_share_one_configuration() -> None:
+    configurations = {
+        resource["spec"]["serveConfigV2"]
+        for overlay in ("local", *ADAPTED)
+        for resource in render(overlay)
+        if resource["kind"] == "RayService"
+    }
+    assert len(configurations) == 1
+
+
+def ready(cluster: Nodes) -> bool:
+    found = cluster.applications("declarative")
+    assert found.get("valence") != "DEPLOY_FAILED", cluster.log()
+    return found == {"valence": "RUNNING"}
+
+
+def predicts(client: httpx.Client) -> None:
+    made = client.post("/v1/predict", json={"text": "The battery lasts for days, I love it!"})
+    assert made.status_code == httpx.codes.CREATED, made.text
+    assert made.json()["sentiment"] == "positive"
+    found = client.post("/v1/similar", json={"text": "great battery life", "k": 1}).json()
+    assert found["results"][0]["text_id"] == made.json()["text_id"]

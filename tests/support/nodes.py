@@ -1,0 +1,225 @@
+"""A Ray cluster of several raylets on this machine, made of what the manifests say of its pods.
+
+Adapted, because pods have an address and a file system each and these nodes share one: addresses, ports, folders,
+and whom secrets come from. Everything else is the manifests'.
+"""
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+
+from k8s.rendered import Resource, of_kind, settings_of
+from serving.cluster import free_port
+from tests.support.clock import eventually
+
+_INHERITED = ("HOME", "LANG", "PATH", "PYTHONPATH", "PYTHONWARNINGS")
+_TOOLS = Path(sys.executable).parent
+# `ray`, which lets no second node join while Ray keeps to loopback; here all nodes are on one machine.
+_RAY = (
+    "from ray._private import ray_constants; from ray.scripts.scripts import main; "
+    "ray_constants.ENABLE_RAY_CLUSTER = True; main()"
+)
+
+
+@dataclass(kw_only=True)
+class Nodes:
+    """The cluster of a RayService: a head without CPUs and a node for each worker group's replica."""
+
+    resources: list[Resource]
+    folder: Path
+    outside: Mapping[str, str]
+    changed: Mapping[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+    dashboard: int = field(default_factory=free_port)
+    gcs: int = field(default_factory=free_port)
+    token: str = field(default_factory=lambda: secrets.token_hex(32))
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def service(self) -> Resource:
+        """The RayService."""
+        return of_kind(self.resources, "RayService")[0]
+
+    @property
+    def url(self) -> str:
+        """Where Serve answers."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def configuration(self) -> dict[str, Any]:
+        """The RayService's `serveConfigV2`, on loopback, and with one proxy: two of them can't share an address."""
+        given: dict[str, Any] = yaml.safe_load(self.service["spec"]["serveConfigV2"])
+        given["http_options"] |= {"host": "127.0.0.1", "port": self.port}
+        given["proxy_location"] = "HeadOnly"
+        return given
+
+    def environment(self, container: Mapping[str, Any], name: str) -> dict[str, str]:
+        """What a container of the manifests gets, in a folder of its own."""
+        place = self.folder / name
+        place.mkdir(exist_ok=True)
+        given = settings_of(self.resources, container)
+        own = {
+            variable: value.replace("/tmp/h", str(place / "h"))
+            for variable, value in given.items()
+            if value.startswith("/tmp/h")
+        }
+        own |= {
+            "RAY_SERVE_HAPROXY_BINARY_PATH": str(_TOOLS / "valence-haproxy"),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+            "VALENCE_HAPROXY_BIND": "127.0.0.1",
+            "VALENCE_HOST": "127.0.0.1",
+            "VALENCE_HOME": str(place),
+            # As KubeRay gives it to every container, from the secret that `authOptions` names.
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+            # Ray's own processes keep to loopback.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        }
+        inherited = {variable: os.environ[variable] for variable in _INHERITED if variable in os.environ}
+        return inherited | given | own | dict(self.outside) | dict(self.changed)
+
+    def job(self, name: str) -> None:
+        """Run the containers of a Job one after another, which must succeed."""
+        job = next(each for each in of_kind(self.resources, "Job") if each["metadata"]["name"] == name)
+        spec = job["spec"]["template"]["spec"]
+        for container in [*spec.get("initContainers", []), *spec["containers"]]:
+            self.complete(container, "jobs")
+
+    def complete(self, container: Mapping[str, Any], name: str) -> None:
+        """Run a container's command to its end."""
+        program, *arguments = container["command"]
+        done = subprocess.run(
+            [_TOOLS / program, *arguments],
+            env=self.environment(container, name),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=900,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def start(self) -> None:
+        """The head, then the workers, each after what its init containers wait for."""
+        cluster = self.service["spec"]["rayClusterConfig"]
+        head = cluster["headGroupSpec"]
+        self._node(
+            "head",
+            head,
+            "--head",
+            f"--port={self.gcs}",
+            f"--dashboard-port={self.dashboard}",
+            f"--temp-dir={self.folder / 'r'}",
+            "--include-dashboard=true",
+            "--no-monitor",
+        )
+        eventually(self._dashboard_answers, within=60, what="the dashboard answers")
+        for group in cluster["workerGroupSpecs"]:
+            for container in group["template"]["spec"].get("initContainers", []):
+                self.complete(container, f"{group['groupName']}-first")
+            for number in range(group["replicas"]):
+                resources = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+                self._node(
+                    f"{group['groupName']}{number}",
+                    group,
+                    f"--address=127.0.0.1:{self.gcs}",
+                    f"--num-cpus={resources['cpu']}",
+                    f"--num-gpus={resources.get('nvidia.com/gpu', 0)}",
+                )
+
+    def apply(self) -> None:
+        """Hand Serve its configuration, as the operator does."""
+        answer = self.ask("PUT", "/api/serve/applications/", json=self.configuration())
+        assert answer.status_code == httpx.codes.OK, answer.text
+
+    def applications(self, api_type: str | None = None) -> dict[str, str]:
+        """The state of each application; the operator asks for `declarative` ones."""
+        asked = {} if api_type is None else {"api_type": api_type}
+        answer = self.ask("GET", "/api/serve/applications/", params=asked)
+        return {name: each["status"] for name, each in answer.json()["applications"].items()}
+
+    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """A question to the dashboard, with the operator's token."""
+        headers = {"x-ray-authorization": f"Bearer {self.token}"}
+        url = f"http://127.0.0.1:{self.dashboard}{path}"
+        return httpx.request(method, url, headers=headers, timeout=60, **options)
+
+    def log(self) -> str:
+        """The ends of what the nodes and Serve wrote."""
+        found = [*self.folder.glob("*.log"), *self.folder.glob("r/session_latest/logs/serve/*.log")]
+        return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in found)
+
+    def stop(self) -> None:
+        """End every process of it, by its folder in their environment."""
+        for process in self.processes:
+            process.terminate()
+        psutil.wait_procs(
+            [psutil.Process(each.pid) for each in self.processes if each.poll() is None], timeout=20
+        )
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("VALENCE_HOME", "").startswith(f"{self.folder}/"):
+                    process.kill()
+            except psutil.Error:
+                continue
+        for each in self.processes:
+            each.wait()
+
+    def _dashboard_answers(self) -> bool:
+        assert self.processes[0].poll() is None, self.log()
+        try:
+            return self.ask("GET", "/api/version").status_code == httpx.codes.OK
+        except httpx.HTTPError:
+            return False
+
+    def _node(self, name: str, group: Mapping[str, Any], *arguments: str) -> None:
+        container = group["template"]["spec"]["containers"][0]
+        given = [
+            f"--{key}={value}" for key, value in group["rayStartParams"].items() if key != "dashboard-host"
+        ]
+        with (self.folder / f"{name}.log").open("wb") as log:
+            self.processes.append(
+                subprocess.Popen(
+                    [
+                        *(sys.executable, "-c", _RAY, "start", "--block", "--node-ip-address=127.0.0.1"),
+                        *(*given, *arguments, f"--dashboard-agent-listen-port={free_port()}"),
+                    ],
+                    env=self.environment(container, name),
+                    cwd=self.folder,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            )
+
+
+@contextmanager
+def nodes(
+    resources: list[Resource], *, database: str, mlflow: str, installation_key: str, **changed: str
+) -> Iterator[Nodes]:
+    """A cluster whose jobs have run and whose nodes are up; gone with its files afterwards."""
+    # Short, because Ray's sockets lie below it.
+    folder = Path(tempfile.mkdtemp(prefix="vk-"))
+    outside = {
+        "DATABASE_URL": database,
+        "MLFLOW_TRACKING_URI": mlflow,
+        "VALENCE_INSTALLATION_KEY": installation_key,
+    }
+    cluster = Nodes(resources=resources, folder=folder, outside=outside, changed=changed)
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder)

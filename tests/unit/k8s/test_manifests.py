@@ -1,0 +1,313 @@
+"""The manifests: every overlay passes every check, and each check can fail."""
+
+import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from k8s import references, schemas, security
+from k8s.check import faults
+from k8s.rendered import FOLDER, OVERLAYS, Resource, of_kind, render
+
+Change = Callable[[list[Resource]], None]
+
+
+@pytest.fixture(scope="module")
+def rendered() -> dict[str, list[Resource]]:
+    return {overlay: render(overlay) for overlay in OVERLAYS}
+
+
+@pytest.fixture
+def local(rendered: dict[str, list[Resource]]) -> list[Resource]:
+    return copy.deepcopy(rendered["local"])
+
+
+@pytest.fixture
+def production(rendered: dict[str, list[Resource]]) -> list[Resource]:
+    return copy.deepcopy(rendered["production"])
+
+
+def one(resources: list[Resource], kind: str, name: str) -> dict[str, Any]:
+    return next(each for each in of_kind(resources, kind) if each["metadata"]["name"] == name)
+
+
+def worker(resources: list[Resource]) -> dict[str, Any]:
+    group = one(resources, "RayService", "valence")["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
+    container: dict[str, Any] = group["template"]["spec"]["containers"][0]
+    return container
+
+
+def mlflow(resources: list[Resource]) -> dict[str, Any]:
+    spec: dict[str, Any] = one(resources, "Deployment", "valence-mlflow")["spec"]["template"]["spec"]
+    return spec
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_overlay_passes_every_check(overlay: str, rendered: dict[str, list[Resource]]) -> None:
+    assert faults(overlay, rendered[overlay]) == []
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_rayservice_is_what_the_operator_takes(overlay: str, rendered: dict[str, list[Resource]]) -> None:
+    folder = schemas.crd_folder()
+    if folder is None:
+        pytest.skip(f"needs {schemas.CRD_VARIABLE}")
+    assert list(schemas.ray_faults(rendered[overlay], folder)) == []
+    cluster = one(copy.deepcopy(rendered[overlay]), "RayService", "valence")
+    cluster["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["restartpolicy"] = "Never"
+    assert any("restartpolicy" in fault for fault in schemas.ray_faults([cluster], folder))
+    cluster["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["minReplicas"] = "two"
+    assert any("two" in fault for fault in schemas.ray_faults([cluster], folder))
+
+
+def test_secrets_of_others_are_explained_in_the_readme() -> None:
+    text = (FOLDER / "README.md").read_text()
+    for name, keys in references.SECRETS_OF_OTHERS.items():
+        assert name in text
+        assert all(key in text for key in keys)
+
+
+def test_an_unknown_key_of_a_core_kind_is_refused(local: list[Resource]) -> None:
+    mlflow(local)["restartpolicy"] = "Always"
+    deployment = one(local, "Deployment", "valence-mlflow")
+    assert any("restartpolicy" in fault for fault in schemas.core_faults([deployment]))
+
+
+def test_an_unknown_key_of_a_pod_within_a_rayservice_is_refused(local: list[Resource]) -> None:
+    worker(local)["imagepullpolicy"] = "Always"
+    service = one(local, "RayService", "valence")
+    assert any("imagepullpolicy" in fault for fault in schemas.core_faults([service]))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("applications: [{name: a, import_path: 'a:b', routeprefix: /}]", "routeprefix is unknown"),
+        ("http_option: {port: 1}\napplications: []", "http_option is unknown"),
+        ("applications: [{name: a}]", "import_path"),
+    ],
+)
+def test_what_serve_would_ignore_or_refuse_is_a_fault(local: list[Resource], given: str, said: str) -> None:
+    one(local, "RayService", "valence")["spec"]["serveConfigV2"] = given
+    assert any(said in fault for fault in schemas.serve_faults(local))
+
+
+def missing_secret(resources: list[Resource]) -> None:
+    worker(resources)["env"][0]["valueFrom"]["secretKeyRef"]["name"] = "nobody"
+
+
+def missing_secret_key(resources: list[Resource]) -> None:
+    worker(resources)["env"][0]["valueFrom"]["secretKeyRef"]["key"] = "nothing"
+
+
+def missing_token(resources: list[Resource]) -> None:
+    one(resources, "RayService", "valence")["spec"]["rayClusterConfig"]["authOptions"]["secretName"] = (
+        "nobody"
+    )
+
+
+def missing_config_map(resources: list[Resource]) -> None:
+    worker(resources)["envFrom"][0]["configMapRef"]["name"] = "valence-ray"
+
+
+def missing_claim(resources: list[Resource]) -> None:
+    resources.remove(one(resources, "PersistentVolumeClaim", "valence-backup"))
+
+
+def missing_volume(resources: list[Resource]) -> None:
+    mlflow(resources)["containers"][0]["volumeMounts"][0]["name"] = "nothing"
+
+
+def missing_account(resources: list[Resource]) -> None:
+    mlflow(resources)["serviceAccountName"] = "nobody"
+
+
+def wrong_port(resources: list[Resource]) -> None:
+    one(resources, "Service", "valence-mlflow")["spec"]["ports"][0]["targetPort"] = "web"
+
+
+def wrong_probe(resources: list[Resource]) -> None:
+    mlflow(resources)["containers"][0]["readinessProbe"]["httpGet"]["port"] = "web"
+
+
+def wrong_scrape(resources: list[Resource]) -> None:
+    one(resources, "PodMonitor", "valence")["spec"]["podMetricsEndpoints"][0]["port"] = "metrics"
+
+
+def wrong_label(resources: list[Resource]) -> None:
+    one(resources, "PodDisruptionBudget", "valence-workers")["spec"]["selector"]["matchLabels"] = {"a": "b"}
+
+
+def wrong_policy(resources: list[Resource]) -> None:
+    one(resources, "NetworkPolicy", "mlflow")["spec"]["ingress"][0]["ports"][0]["port"] = 5001
+
+
+def wrong_backend(resources: list[Resource]) -> None:
+    rule = one(resources, "Ingress", "valence")["spec"]["rules"][0]
+    rule["http"]["paths"][0]["backend"]["service"]["name"] = "valence"
+
+
+def wrong_address(resources: list[Resource]) -> None:
+    options = one(resources, "RayService", "valence")["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"]
+    options["redisAddress"] = "redis://valence-redis:6380"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (missing_secret, "no Secret nobody"),
+        (missing_secret_key, "no key nothing"),
+        (missing_token, "no Secret nobody"),
+        (missing_config_map, "no ConfigMap valence-ray"),
+        (missing_claim, "no PersistentVolumeClaim"),
+        (missing_volume, "is no volume"),
+        (missing_account, "no ServiceAccount"),
+        (wrong_port, "no port web"),
+        (wrong_probe, "asks port web"),
+        (wrong_scrape, "no port metrics"),
+        (wrong_label, "no pod has the labels"),
+        (wrong_policy, "nobody listens on port 5001"),
+        (wrong_backend, "no Service valence"),
+        (wrong_address, "no port 6380"),
+    ],
+)
+def test_what_is_named_and_is_not_there_is_a_fault(local: list[Resource], change: Change, said: str) -> None:
+    assert list(references.reference_faults(local)) == []
+    change(local)
+    found = list(references.reference_faults(local))
+    assert any(said in fault for fault in found), found
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "said"),
+    [
+        ("Cluster", "valence-database", "no Secret valence-database-app"),
+        ("Cluster", "valence-database", "no Cluster valence-database"),
+        ("ObjectStore", "valence-database", "no ObjectStore"),
+        ("Gateway", "valence-tls", "no Gateway valence-tls"),
+    ],
+)
+def test_production_misses_what_its_operators_need(
+    production: list[Resource], kind: str, name: str, said: str
+) -> None:
+    production.remove(one(production, kind, name))
+    found = list(references.reference_faults(production))
+    assert any(said in fault for fault in found), found
+
+
+def context(**changes: Any) -> Change:
+    def change(resources: list[Resource]) -> None:
+        worker(resources)["securityContext"] |= changes
+
+    return change
+
+
+def as_root(resources: list[Resource]) -> None:
+    mlflow(resources)["securityContext"] |= {"runAsUser": 0, "runAsNonRoot": False}
+
+
+def without_seccomp(resources: list[Resource]) -> None:
+    del mlflow(resources)["securityContext"]["seccompProfile"]
+
+
+def on_the_host(resources: list[Resource]) -> None:
+    mlflow(resources)["hostNetwork"] = True
+
+
+def with_a_folder_of_the_host(resources: list[Resource]) -> None:
+    mlflow(resources)["volumes"].append({"name": "host", "hostPath": {"path": "/"}})
+
+
+def with_a_literal_password(resources: list[Resource]) -> None:
+    mlflow(resources)["containers"][0]["env"].append({"name": "PGPASSWORD", "value": "secret"})
+
+
+def without_requests(resources: list[Resource]) -> None:
+    del mlflow(resources)["containers"][0]["resources"]
+
+
+def with_an_open_autoscaler(resources: list[Resource]) -> None:
+    options = one(resources, "RayService", "valence")["spec"]["rayClusterConfig"]["autoscalerOptions"]
+    del options["securityContext"]
+
+
+def without_denial(resources: list[Resource]) -> None:
+    resources.remove(one(resources, "NetworkPolicy", "deny"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (context(privileged=True), "privileged"),
+        (context(allowPrivilegeEscalation=True), "gain privileges"),
+        (context(readOnlyRootFilesystem=False), "root file system"),
+        (context(capabilities={"drop": ["ALL"], "add": ["SYS_ADMIN"]}), "capabilities"),
+        (as_root, "as root"),
+        (without_seccomp, "seccomp"),
+        (on_the_host, "hostNetwork"),
+        (with_a_folder_of_the_host, "hostPath"),
+        (with_a_literal_password, "PGPASSWORD stands in the manifest"),
+        (without_requests, "asks for no CPU"),
+        (with_an_open_autoscaler, "autoscaler"),
+        (without_denial, "denies"),
+    ],
+)
+def test_what_breaks_the_restricted_standard_is_a_fault(
+    local: list[Resource], change: Change, said: str
+) -> None:
+    assert list(security.security_faults(local)) == []
+    change(local)
+    found = list(security.security_faults(local))
+    assert any(said in fault for fault in found), found
+
+
+def test_a_secret_that_is_rendered_in_production_is_a_fault(production: list[Resource]) -> None:
+    assert list(security.secret_faults(production)) == []
+    production.append({"kind": "Secret", "metadata": {"name": "a"}})
+    assert list(security.secret_faults(production))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("RAY_SERVE_THROUGHPUT_OPTIMIZED", None, "is not set"),
+        ("RAY_SERVE_ENABLE_HA_PROXY", "0", "not '1'"),
+        ("VALENCE_HAPROXY_ROOM", "5", "not '200'"),
+    ],
+)
+def test_an_environment_unlike_that_of_one_machine_is_a_fault(
+    local: list[Resource], variable: str, value: str | None, said: str
+) -> None:
+    assert list(security.environment_faults(local)) == []
+    for each in of_kind(local, "ConfigMap"):
+        if variable in each["data"]:
+            each["data"].pop(variable)
+            each["data"] |= {} if value is None else {variable: value}
+    found = list(security.environment_faults(local))
+    assert any(variable in fault and said in fault for fault in found), found
+
+
+def test_a_change_of_the_settings_changes_the_rayservice(rendered: dict[str, list[Resource]]) -> None:
+    names = {worker(resources)["envFrom"][1]["configMapRef"]["name"] for resources in rendered.values()}
+    assert len(names) == len(OVERLAYS)
+    assert all(re.fullmatch(r"valence-settings-[a-z0-9]{10}", name) for name in names)
+
+
+def test_every_pod_of_ours_runs_the_image_of_the_release(rendered: dict[str, list[Resource]]) -> None:
+    from k8s.rendered import containers, pods
+
+    for resources in rendered.values():
+        images = {each["image"] for pod in pods(resources) for each in containers(pod.spec or {})}
+        ours = {image for image in images if image.startswith("valence")}
+        assert ours <= {"valence:0.1.0", "valence-gpu:0.1.0"}
+        assert all(re.search(r":[\w.-]+$", image) for image in images)
+
+
+def test_a_folder_without_the_definition_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(schemas.CRD_VARIABLE, raising=False)
+    assert schemas.crd_folder() is None
+    monkeypatch.setenv(schemas.CRD_VARIABLE, "/somewhere")
+    assert schemas.crd_folder() == Path("/somewhere")
