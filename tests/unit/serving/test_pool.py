@@ -3,7 +3,8 @@
 import pytest
 
 from registry.records import EncoderRecord
-from serving.pool import Running, _state, short, target
+from serving.catalogue import short
+from serving.pool import Running, _state, target
 
 
 @pytest.mark.parametrize(
