@@ -302,6 +302,9 @@ async def run(evaluation_id: int) -> int:
         evaluation = await records.get(evaluation_id)
         if evaluation.state != "running":
             return _ENDED
+        log.info(
+            "evaluation.begun", evaluation=evaluation_id, model=evaluation.model, version=evaluation.version
+        )
         work = Work(
             records,
             Replays(database, space=settings.space),
