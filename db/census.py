@@ -179,4 +179,3 @@ def _answers(rows: Iterable[Row[Any]]) -> dict[Version, Answers]:
         )
         for version, counted in labels.items()
     }
-

@@ -18,7 +18,9 @@ from structlog.types import EventDict
 REQUEST: Final[ContextVar[str | None]] = ContextVar("valence_request", default=None)
 
 
-def configure_logging(level: str, *, process: str, file: Path | None = None, replica: str | None = None) -> None:
+def configure_logging(
+    level: str, *, process: str, file: Path | None = None, replica: str | None = None
+) -> None:
     """Set the threshold, the shape and the place of every line of this process.
 
     `process` says what it is (ingress, encoder, control, evaluation …), `replica` which of them. What libraries warn

@@ -5,8 +5,7 @@ Labels are bounded: route templates, never paths; no id, no text, no user. What 
 """
 
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -45,7 +44,7 @@ class DoorMeter:
         self._waiting = weight
 
 
-class Metrics:
+class Metrics(Collector):
     """One process's counters, in a registry of their own.
 
     Args:
@@ -97,7 +96,9 @@ class Metrics:
         self._tokens = Counter(
             "valence_tokens", "Tokens that were read for answers.", ("encoder",), registry=registry
         )
-        self._texts = Counter("valence_texts", "Texts that an encoder answered.", ("encoder",), registry=registry)
+        self._texts = Counter(
+            "valence_texts", "Texts that an encoder answered.", ("encoder",), registry=registry
+        )
         self._faults = Counter(
             "valence_text_faults",
             "Texts that an encoder's replicas did not answer.",
@@ -158,9 +159,10 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """Everything, in Prometheus' text format."""
-        return generate_latest(_Page(self._collect))
+        return generate_latest(self)
 
-    def _collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterator[Metric]:
+        """Every family, with the replica's name on what is its own."""
         for metric in self._registry.collect():
             if self._replica is not None:
                 metric.samples = [
@@ -172,17 +174,12 @@ class Metrics:
             yield from collector.collect()
 
 
-@dataclass(frozen=True, slots=True)
-class _Page(Collector):
-    """What `generate_latest` asks of a registry."""
-
-    collect: Callable[[], Iterable[Metric]]
-
-
 class _Watched:
     """Encoders whose answers are counted, a batch at a time."""
 
-    def __init__(self, encoders: Encoders, name: str, texts: Counter, tokens: Counter, faults: Counter) -> None:
+    def __init__(
+        self, encoders: Encoders, name: str, texts: Counter, tokens: Counter, faults: Counter
+    ) -> None:
         self._encoders = encoders
         self._name = name
         self._texts = texts

@@ -42,8 +42,8 @@ class Question:
     """A batch of n different texts, and which of the versions scores which of them.
 
     `pairs`: uint16 [m, 2], each a row of `texts` and an index into `versions`; a text may be scored by several
-    versions, after one pass, or by none, which asks for its vector alone. `bulk` lets other batches go first. `batch` names
-    the batch in the logs of both ends, `traceparent` its span.
+    versions, after one pass, or by none, which asks for its vector alone. `bulk` lets other batches go first.
+    `batch` names the batch in the logs of both ends, `traceparent` its span.
     """
 
     texts: list[str]
@@ -105,7 +105,9 @@ class Replica:
         """Encode every text once, and score it by the versions that were asked for."""
         span: AbstractContextManager[object] = nullcontext()
         if self._spans is not None:
-            span = self._spans.within("encode", question.traceparent, **{"valence.texts": len(question.texts)})
+            span = self._spans.within(
+                "encode", question.traceparent, **{"valence.texts": len(question.texts)}
+            )
         with span:
             try:
                 reply: Reply = await self._in_worker(self._infer, question)

@@ -178,10 +178,14 @@ class Settings(BaseSettings):
         "logs/platform.log in the home",
     )
     otlp_endpoint: str | None = Field(
-        default=None, description="OTLP/HTTP collector that traces go to, e.g. http://127.0.0.1:4318; unset: no traces"
+        default=None,
+        description="OTLP/HTTP collector that traces go to, e.g. http://127.0.0.1:4318; unset: no traces",
     )
     trace_share: float = Field(
-        default=1.0, ge=0, le=1, description="share of the requests that are traced if they name no trace themselves"
+        default=1.0,
+        ge=0,
+        le=1,
+        description="share of the requests that are traced if they name no trace themselves",
     )
 
     url: str | None = Field(

@@ -96,7 +96,11 @@ def _fleet(catalogue: Catalogue, traffic: Traffic) -> Iterator[Metric]:
     champions = _gauge("valence_model_champion", "1 for the version that answers.", "model", "version")
     replicas = _gauge("valence_encoder_replicas", "Replicas of an encoder by state.", "encoder", "state")
     shares = _gauge(
-        "valence_experiment_share", "Share of the challenger in the running experiment.", "model", "version", "kind"
+        "valence_experiment_share",
+        "Share of the challenger in the running experiment.",
+        "model",
+        "version",
+        "kind",
     )
     for model, versions in catalogue.models.items():
         for version, entry in versions.items():
@@ -165,7 +169,8 @@ def drifted(reference: Answers, recent: Answers) -> Mapping[str, float]:
     labels = sorted(reference.labels.keys() | recent.labels.keys())
     indices = {
         "label": stability(
-            [reference.labels.get(label, 0) for label in labels], [recent.labels.get(label, 0) for label in labels]
+            [reference.labels.get(label, 0) for label in labels],
+            [recent.labels.get(label, 0) for label in labels],
         ),
         "confidence": stability(reference.confidences, recent.confidences),
     }

@@ -1,7 +1,7 @@
 """Spans of one process, for an OTLP collector: requests at the ingress, batches to the replicas, the database.
 
-Off unless an endpoint is set; then nobody holds a `Spans`, and nothing of OpenTelemetry is imported. A batch belongs to no
-request: its span is linked with the spans of the requests in it, both ways.
+Off unless an endpoint is set; then nobody holds a `Spans`, and nothing of OpenTelemetry is imported. A batch
+belongs to no request: its span is linked with the spans of the requests in it, both ways.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -124,7 +124,10 @@ class Spans:
         if not get_current_span().is_recording():
             return nullcontext()
         return self._batches.start_as_current_span(
-            f"postgresql {name}", None, SpanKind.CLIENT, {"db.system.name": "postgresql", "db.operation.name": name}
+            f"postgresql {name}",
+            None,
+            SpanKind.CLIENT,
+            {"db.system.name": "postgresql", "db.operation.name": name},
         )
 
     def writer(self, stores: Stores) -> Stores:

@@ -94,8 +94,8 @@ def test_every_query_of_every_dashboard_answers_on_a_running_platform(
         try:
             eventually(all_answer, within=60, what="every query has an answer")
         finally:
-            print(f"\n{len(asked)} queries of 3 dashboards, {len(silent)} of them silent:")
-            print("\n".join(f"  {each}" for each in silent))
+            said = [f"{len(asked)} queries of 3 dashboards, {len(silent)} of them silent:", *map(str, silent)]
+            print("", *said, sep="\n  ")  # noqa: T201 - `make eyes` says what was checked
         client.post(f"/v1/experiments/{started.json()['id']}/stop")
 
 
@@ -125,7 +125,7 @@ def test_alert_rules_are_healthy_and_silent_on_a_healthy_platform(prometheus: Pr
     rules = prometheus.rules()
     assert {rule["name"]: rule.get("lastError") for rule in rules if rule["health"] != "ok"} == {}
     assert [rule["name"] for rule in rules if rule["state"] == "firing"] == []
-    print(f"\n{len(rules)} alert rules are evaluated, none fires")
+    print(f"\n{len(rules)} alert rules are evaluated, none fires")  # noqa: T201
 
 
 def lines(platform: LivePlatform) -> list[dict[str, Any]]:
@@ -145,8 +145,10 @@ def test_every_process_logs_json_at_once_with_the_request_id(watched: LivePlatfo
         asked = client.post("/v1/models/sentiment/versions/1/evaluate")
         assert asked.status_code == 202, asked.text
         eventually(
-            lambda: {"supervisor", "stage", "ingress", "encoder", "control", "evaluation"}
-            <= {line["process"] for line in lines(watched) if "process" in line},
+            lambda: (
+                {"supervisor", "stage", "ingress", "encoder", "control", "evaluation"}
+                <= {line["process"] for line in lines(watched) if "process" in line}
+            ),
             within=120,
             what="every kind of process has logged",
         )
@@ -159,7 +161,9 @@ def test_a_request_is_traced_through_ingress_replica_and_database(
     trace = uuid4().hex
     with watched.client() as client:
         headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
-        assert client.post("/v1/predict", json={"text": f"traced {trace}"}, headers=headers).status_code == 201
+        assert (
+            client.post("/v1/predict", json={"text": f"traced {trace}"}, headers=headers).status_code == 201
+        )
 
     def found(process: str, name: str, wanted: Any) -> Any:
         return next((span for span in receiver.spans(process, name) if wanted(span)), None)
@@ -210,7 +214,11 @@ def test_a_batch_that_its_replica_takes_along_is_followed_to_its_requests(watche
         thread.start()
     try:
         encoder = next(line["pid"] for line in reversed(lines(watched)) if line.get("process") == "encoder")
-        eventually(lambda: any("/v1/predict/batch" == line.get("route") for line in lines(watched)), within=30)
+        eventually(
+            lambda: any(str(line.get("request_id")).startswith("load") for line in lines(watched)),
+            within=30,
+            what="the load is on",
+        )
         os.kill(encoder, signal.SIGKILL)
         eventually(lambda: bool(refused), within=30, what="a request was lost with its replica")
     finally:

@@ -76,7 +76,9 @@ async def test_a_callers_trace_goes_on_through_the_request(recorded: Recorded) -
 
 
 @pytest.mark.anyio
-async def test_a_batch_is_linked_with_its_requests_both_ways_and_told_to_the_replica(recorded: Recorded) -> None:
+async def test_a_batch_is_linked_with_its_requests_both_ways_and_told_to_the_replica(
+    recorded: Recorded,
+) -> None:
     calls = Calls()
     encoders = RemoteEncoders(calls, spans=recorded.spans)
     with recorded.spans.request("a", "POST", None), recorded.spans.request("b", "POST", PARENT):
@@ -111,7 +113,9 @@ async def test_what_is_not_sampled_leaves_no_span_of_a_batch_either() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_transaction_is_linked_with_its_requests_and_the_database_is_under_it(recorded: Recorded) -> None:
+async def test_a_transaction_is_linked_with_its_requests_and_the_database_is_under_it(
+    recorded: Recorded,
+) -> None:
     class Writes:
         async def commit(self, submissions: Sequence[Submission]) -> list[Outcome]:
             with recorded.spans.database("write"):
