@@ -83,7 +83,7 @@ class Distributions:
 _SEGMENTS: Final[LiteralString] = """
     SELECT space, state, count(*) AS segments, coalesce(sum(CASE WHEN state = 'open' THEN (
         SELECT count(*) FROM (
-            SELECT FROM embeddings WHERE segment = segments.id LIMIT CAST(:counted AS integer)) AS some)
+            SELECT FROM embeddings WHERE segment = segments.id LIMIT CAST(:counted AS integer)) AS counted)
         ELSE rows END), 0)::bigint AS rows
     FROM segments GROUP BY space, state"""
 
@@ -106,7 +106,7 @@ _JUDGED: Final[LiteralString] = """
 _COUNTED: Final[LiteralString] = """
     SELECT model, version, label, least(floor(confidence * 10), 9)::integer AS bin, count(*) AS answers,
         sum(confidence)::float8 AS confidence
-    FROM ({rows}) AS some GROUP BY model, version, label, bin"""
+    FROM ({rows}) AS answered GROUP BY model, version, label, bin"""
 
 _RECENT: Final[LiteralString] = _COUNTED.replace(
     "{rows}",

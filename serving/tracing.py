@@ -136,7 +136,7 @@ class Spans:
 
     def close(self) -> None:
         """Send what is left."""
-        self._processor.shutdown()
+        self._processor.shutdown()  # type: ignore[no-untyped-call]
 
 
 class _TracedStores:

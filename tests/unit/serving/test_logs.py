@@ -25,6 +25,7 @@ def lines(tmp_path: Path) -> Iterator["Lines"]:
     root = list(logging.getLogger().handlers)
     configure_logging("info", process="test", file=file, replica="r1")
     yield Lines(file)
+    structlog.get_config()["logger_factory"]._file.close()
     structlog.reset_defaults()
     logging.getLogger().handlers = root
 
