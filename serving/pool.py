@@ -119,7 +119,9 @@ class ServePool:
 
 def _replicas(deployments: Mapping[str, Any]) -> dict[str, int]:
     found = deployments.get(DEPLOYMENT)
-    return {} if found is None else {str(state.value).lower(): n for state, n in found.replica_states.items()}
+    # Declared as an enumeration, and in truth its names.
+    counts = {} if found is None else found.replica_states
+    return {str(getattr(state, "value", state)).lower(): count for state, count in counts.items()}
 
 
 def _state(status: str, message: str) -> EncoderState:
