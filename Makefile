@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up down test check bench train-proof format k8s-check k8s-deploy image-check
+.PHONY: help up down test check bench eyes train-proof format k8s-check k8s-deploy image-check
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -26,6 +26,9 @@ check: .venv/.developed ## format, lint, types, import contract, migrations agai
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m db.schema check
+
+eyes: .venv/.developed ## alerts by promtool; dashboards, logs and traces on a platform of its own under Debian's Prometheus
+	@CI=true $(BIN)/python -m pytest -v -s tests/unit/test_alerts.py tests/acceptance/test_eyes.py
 
 BENCHMARKS := first_answer single_texts large_batches fairness overload storing search three_heads transport anatomy promotion evaluating trials
 

@@ -4,8 +4,8 @@ Owns pools, timeouts and the checks at opening. Holds no table and no statement 
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,6 +13,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
+from sqlalchemy import QueuePool
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from db import schema
@@ -21,6 +22,7 @@ from db.errors import ForeignInstallation, SchemaMismatch, translated
 from db.ids import fingerprint
 
 PsycopgConnection: TypeAlias = psycopg.AsyncConnection[TupleRow]
+Watch: TypeAlias = Callable[[str], AbstractContextManager[object]]
 _Pool: TypeAlias = AsyncConnectionPool[PsycopgConnection]
 
 
@@ -37,11 +39,33 @@ class Limits:
     repositories: int = 4
 
 
+def _unwatched(_kind: str) -> AbstractContextManager[object]:
+    return _NOBODY
+
+
+_NOBODY: AbstractContextManager[object] = nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolState:
+    """The connections of one kind in this process: how many there may be, are, and are free; who waits for one.
+
+    `waiting` is None where the pool doesn't say.
+    """
+
+    name: str
+    limit: int
+    open: int
+    idle: int
+    waiting: int | None
+
+
 class Database:
     """PostgreSQL as the repositories and the writer use it; usable between `open` and `close`.
 
     `pooler`: a transaction pooler (PgBouncer) stands in between, so nothing is prepared and no session
-    parameter is asked for; timeouts then come from the roles.
+    parameter is asked for; timeouts then come from the roles. `watch` is entered around each use of a connection,
+    with the name of its kind.
     """
 
     def __init__(
@@ -52,7 +76,9 @@ class Database:
         installation_key: bytes | None = None,
         limits: Limits | None = None,
         pooler: bool = False,
+        watch: Watch | None = None,
     ) -> None:
+        self._watch: Watch = watch or _unwatched
         self._limits = limits or Limits()
         self._pooler = pooler
         self._key = installation_key
@@ -99,39 +125,72 @@ class Database:
         """The type's number in this database, which binary arrays of vectors must name."""
         return self._halfvec
 
+    def pools(self) -> list[PoolState]:
+        """The state of every pool, as it is now; nothing is asked of the server."""
+        states = []
+        for pool in (self._writers, self._readers, self._searchers):
+            if pool is not None:
+                said = pool.get_stats()
+                states.append(
+                    PoolState(
+                        name=pool.name.removeprefix("valence-"),
+                        limit=pool.max_size,
+                        open=said.get("pool_size", 0),
+                        idle=said.get("pool_available", 0),
+                        waiting=said.get("requests_waiting", 0),
+                    )
+                )
+        engines = {"repositories": self._engine}
+        if self._read_engine is not self._engine:
+            engines["lists"] = self._read_engine
+        for name, engine in engines.items():
+            kept = engine.pool
+            if isinstance(kept, QueuePool):
+                states.append(
+                    PoolState(
+                        name=name,
+                        limit=kept.size(),
+                        open=kept.checkedin() + kept.checkedout(),
+                        idle=kept.checkedin(),
+                        waiting=None,
+                    )
+                )
+        return states
+
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
         """A transaction for a repository: committed at the end, rolled back by any exception."""
-        with translated():
+        with translated(), self._watch("transaction"):
             async with self._engine.begin() as connection:
                 yield connection
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         """A connection to the read replica, if there is one, for a repository's lists."""
-        with translated():
+        with translated(), self._watch("list"):
             async with self._read_engine.connect() as connection:
                 yield connection
 
     @asynccontextmanager
     async def hot_read(self) -> AsyncIterator[PsycopgConnection]:
         """A plain psycopg connection in autocommit, for cheap reads that must see the last commit."""
-        with translated():
+        with translated(), self._watch("read"):
             async with self._borrow(self._readers) as connection:
                 yield connection
 
     @asynccontextmanager
     async def searching(self) -> AsyncIterator[PsycopgConnection]:
         """A plain psycopg connection in a transaction of its own, to the read replica if there is one."""
-        with translated():
+        with translated(), self._watch("search"):
             async with self._borrow(self._searchers) as connection, connection.transaction():
                 yield connection
 
     @asynccontextmanager
     async def hot_write(self) -> AsyncIterator[PsycopgConnection]:
         """A plain psycopg connection in autocommit, for the writer, which needs psycopg's own errors."""
-        async with self._borrow(self._writers) as connection:
-            yield connection
+        with self._watch("write"):
+            async with self._borrow(self._writers) as connection:
+                yield connection
 
     @asynccontextmanager
     async def listening(self, channel: str) -> AsyncIterator[PsycopgConnection]:

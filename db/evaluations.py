@@ -19,6 +19,8 @@ from db.errors import NotFound
 _E = tables.Evaluation
 _LOCK: Final = 0x4556_414C
 ATTEMPTS: Final = 3
+# A request whose process gave no sign for so long is nobody's.
+STALE_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +56,7 @@ class Evaluation:
 class Evaluations:
     """One request for a bundle and a set runs at a time; its end is recorded once."""
 
-    def __init__(self, database: Database, *, stale_seconds: float = 30.0) -> None:
+    def __init__(self, database: Database, *, stale_seconds: float = STALE_SECONDS) -> None:
         self._database = database
         self._stale = text(f"make_interval(secs => {stale_seconds:g})")
 

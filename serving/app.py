@@ -33,6 +33,7 @@ from serving.pool import DEPLOYMENT, ServePool, handle_of
 from serving.replica import HandleCalls, RemoteEncoders, Replica
 from serving.settings import Settings
 from serving.stores import database_of, registry_of
+from serving.tracing import spans_of
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -57,7 +58,7 @@ class EncoderReplica(Replica):
 
     def __init__(self, record: EncoderRecord) -> None:
         settings = Settings()
-        configure_logging(settings.log_level)
+        replica = _logging(settings, "encoder")
         # The threads that compute inherit it: whoever speaks to clients or to the database goes first.
         os.nice(settings.encoder_niceness)
         registry = registry_of(settings)
@@ -76,7 +77,12 @@ class EncoderReplica(Replica):
         def fetch(version: VersionRecord) -> Path:
             return registry.fetch(version, cache)
 
-        super().__init__(encoder, fetch, threads=2 * settings.batches_in_flight)
+        super().__init__(
+            encoder,
+            fetch,
+            threads=2 * settings.batches_in_flight,
+            spans=spans_of(settings.otlp_endpoint, process="encoder", replica=replica),
+        )
         if not warm.complete:
             self.warm_up_when_idle()
 
@@ -93,7 +99,7 @@ class Control:
         from serving.housekeeping import Housekeeping
 
         settings = Settings()
-        configure_logging(settings.log_level)
+        _logging(settings, "control")
         registry = registry_of(settings)
         self._database = database_of(settings)
         await self._database.open()
@@ -192,7 +198,7 @@ class Ingress:
         from serving.services import services
 
         settings = Settings()
-        configure_logging(settings.log_level)
+        replica = _logging(settings, "ingress")
         self._control = control
         self._catalogue = Catalogue()
         self._asked: set[tuple[str, str]] = set()
@@ -200,10 +206,11 @@ class Ingress:
         self._services = await self._exit.enter_async_context(
             services(
                 settings,
-                lambda encoder: RemoteEncoders(HandleCalls(handle_of(encoder))),
+                lambda encoder, spans: RemoteEncoders(HandleCalls(handle_of(encoder)), spans=spans),
                 lambda: self._catalogue,
                 lambda model, version: self._asked.add((model, version)),
                 RemoteLifecycle(control),
+                replica=replica,
             )
         )
         async with asyncio.timeout(_FIRST_CATALOGUE_SECONDS):
@@ -291,6 +298,13 @@ def encoder_application(record: EncoderRecord, settings: Settings) -> Applicatio
         **_drain(settings),
     )
     return encoder.bind(record)
+
+
+def _logging(settings: Settings, process: str) -> str:
+    """Set up this replica's log; the replica's name."""
+    replica: str = serve.get_replica_context().replica_id.unique_id
+    configure_logging(settings.log_level, process=process, file=settings.log_file, replica=replica)
+    return replica
 
 
 def _drain(settings: Settings) -> dict[str, Any]:

@@ -7,6 +7,7 @@ and a busy one forms large batches by itself. Never knows what the items are, no
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from math import inf
 from time import perf_counter
@@ -207,7 +208,8 @@ class Door(Generic[Item, Result]):
             if not batch:
                 return
             self._free_slots -= 1
-            task = asyncio.create_task(self._run_batch(batch, full=bool(self._queue)))
+            # A batch belongs to none of its parties, so it inherits no request's context either.
+            task = asyncio.create_task(self._run_batch(batch, full=bool(self._queue)), context=Context())
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 

@@ -13,6 +13,11 @@ from serving.errors import ModelNotReady, NotFound
 CHAMPION = "champion"
 
 
+def short(digest: str) -> str:
+    """An encoder's name where its replicas are named and counted."""
+    return digest[:16]
+
+
 class State(StrEnum):
     """What the fleet says of a version."""
 
@@ -48,7 +53,7 @@ class Catalogue:
 
     `champions` names the version that answers for each model: the one that the alias names, or the one before while
     that isn't ready. `spaced` are the running encoders whose vectors lie in the index's space, `embedder` the one
-    of them that is asked for vectors alone.
+    of them that is asked for vectors alone. `replicas` counts those of each encoder, by its short name, by state.
     """
 
     revision: int = 0
@@ -56,6 +61,7 @@ class Catalogue:
     champions: Mapping[str, str] = field(default_factory=dict)
     spaced: frozenset[str] = frozenset()
     embedder: str | None = None
+    replicas: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def versions(self, model: str) -> Mapping[str, Entry]:
         """The versions of a model by number.

@@ -61,6 +61,8 @@ def environment(settings: Settings) -> dict[str, str]:
         # Heads are small matrices: a second thread would only take a core from the encoder.
         "OPENBLAS_NUM_THREADS": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        # Its lines come by our log, as those of any other library.
+        "MLFLOW_CONFIGURE_LOGGING": "false",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     }
     if settings.ray_address is None:

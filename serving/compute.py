@@ -14,6 +14,7 @@ from typing import Protocol
 from registry.records import VersionRecord
 from serving.batching import Door, Meter, Passage
 from serving.catalogue import Place
+from serving.logs import REQUEST
 
 # A request of more texts is bulk: it yields to smaller ones, which wait for none of it.
 FEW = 4
@@ -21,10 +22,11 @@ FEW = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ask:
-    """One text for one version, or for its vector alone: the door's item."""
+    """One text for one version, or for its vector alone: the door's item, and the request that it came by."""
 
     text: str
     record: VersionRecord | None
+    request_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,12 +116,15 @@ class Compute:
     async def _joined(
         self, texts: Sequence[str], record: VersionRecord | None, place: Place, *, bulk: bool
     ) -> Passage[Inference]:
-        asks = [Ask(text=text, record=record) for text in texts]
+        request_id = REQUEST.get()
+        asks = [Ask(text=text, record=record, request_id=request_id) for text in texts]
         if place.scorer == place.embedder:
             return await self._door(place.scorer, bulk=bulk).submit(asks)
         scored, embedded = await asyncio.gather(
             self._door(place.scorer, bulk=bulk).submit(asks),
-            self._door(place.embedder, bulk=bulk).submit([Ask(text=text, record=None) for text in texts]),
+            self._door(place.embedder, bulk=bulk).submit(
+                [Ask(text=text, record=None, request_id=request_id) for text in texts]
+            ),
         )
         return Passage(
             results=[

@@ -291,7 +291,7 @@ async def run(evaluation_id: int) -> int:
     from serving.stores import database_of, registry_of
 
     settings = Settings()
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, process="evaluation", file=settings.log_file)
     engine = None if settings.engine in ("auto", "torch") else Engine(settings.engine)
     plan = Plan(replayed=settings.evaluation_texts, drawn=4 * settings.evaluation_texts, engine=engine)
     registry, cache = registry_of(settings), settings.home / "cache"
@@ -302,6 +302,9 @@ async def run(evaluation_id: int) -> int:
         evaluation = await records.get(evaluation_id)
         if evaluation.state != "running":
             return _ENDED
+        log.info(
+            "evaluation.begun", evaluation=evaluation_id, model=evaluation.model, version=evaluation.version
+        )
         work = Work(
             records,
             Replays(database, space=settings.space),

@@ -169,7 +169,11 @@ async def launched(evaluation_id: int) -> str | None:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        env=os.environ | dict.fromkeys(_ONE_THREAD, "1") | {"TOKENIZERS_PARALLELISM": "false"},
+        # Its standard error is read for its reason, so its log goes where that of this process goes.
+        env={"VALENCE_LOG_FILE": f"/proc/{os.getpid()}/fd/2"}
+        | dict(os.environ)
+        | dict.fromkeys(_ONE_THREAD, "1")
+        | {"TOKENIZERS_PARALLELISM": "false"},
     )
     try:
         said = await _tail(process.stderr)

@@ -6,6 +6,7 @@ that it loads and answers. Ingress replicas follow by a long poll. Never touches
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from time import monotonic
 from typing import Protocol, TypeAlias
 
@@ -13,9 +14,9 @@ import structlog
 
 from registry.errors import NotRegistered, RegistryError
 from registry.records import EncoderRecord, VersionRecord
-from serving.catalogue import CHAMPION, Catalogue, Entry, State
+from serving.catalogue import CHAMPION, Catalogue, Entry, State, short
 from serving.errors import ServingError
-from serving.pool import EncoderState, Running, short
+from serving.pool import EncoderState, Running
 
 log = structlog.get_logger(__name__)
 
@@ -204,7 +205,7 @@ class Fleet:
             await self._crown(model, versions)
         over = self._over(needed, states)
         self._running -= {digest for digest in self._running if short(digest) in over}
-        await self._publish()
+        await self._publish({name: state.replicas for name, state in states.items() if state.replicas})
         for name in over:
             log.info("encoder.stopping", encoder=name)
             await self._pool.stop(name)
@@ -348,7 +349,7 @@ class Fleet:
                 if (last := next((version for version in before if version in ready), None)) is not None:
                     self._champions[model] = last
 
-    async def _publish(self) -> None:
+    async def _publish(self, replicas: Mapping[str, Mapping[str, int]]) -> None:
         if self._postponed and not self._catalogue.revision:
             # A fleet that is born again would unseat what answers; it looks again soon.
             return
@@ -363,11 +364,9 @@ class Fleet:
                 digest for digest in self._running if self._encoders[digest].space == self._space
             ),
             embedder=self._embedder(),
+            replicas=replicas,
         )
-        now = self._catalogue
-        if (fresh.models, fresh.champions, fresh.spaced, fresh.embedder) != (
-            now.models, now.champions, now.spaced, now.embedder,
-        ):  # fmt: skip
+        if fresh != replace(self._catalogue, revision=self._next):
             async with self._changed:
                 self._catalogue = fresh
                 self._next += 1

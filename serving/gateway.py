@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from db import errors as db_errors
 from db.idempotency import Kept
 from db.ids import TextIds, Uuid7Clock
-from db.submissions import Failed, Mismatch, Outcome, Replayed, Submission
+from db.submissions import Failed, Mismatch, NewPrediction, Outcome, Replayed, Stored, Submission
 from serving.batching import Door, Meter, Passage
 from serving.caller import Caller, Idempotency
 from serving.catalogue import Catalogue
@@ -87,6 +87,7 @@ class Gateway:
         catalogue, traffic: as they stand; a request looks at each of them once.
         asked: told of each version that is named, so that it is kept running.
         meter: who watches the door of this name.
+        counted: told of predictions once they are stored, a request's at a time.
     """
 
     def __init__(
@@ -104,8 +105,10 @@ class Gateway:
         default_model: str,
         bounds: Bounds | None = None,
         meter: Callable[[str], Meter] | None = None,
+        counted: Callable[[Sequence[NewPrediction]], None] = lambda _predictions: None,
     ) -> None:
         bounds = bounds or Bounds()
+        self._counted = counted
         self._idempotency = idempotency
         self._users = users
         self._catalogue = catalogue
@@ -255,6 +258,8 @@ class Gateway:
             stored = await self._store.submit([submission])
         if isinstance(outcome := stored.results[0], Failed):
             raise StoreUnavailable(f"the prediction could not be stored: {outcome.error}") from outcome.error
+        if isinstance(outcome, Stored):
+            self._counted(submission.predictions)
         return stored
 
     async def _require_user(self, user_id: UUID) -> None:

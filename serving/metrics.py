@@ -1,16 +1,20 @@
-"""Every metric's name, its labels and its buckets.
+"""What happens in one ingress process: every metric of it, with its labels and buckets.
 
-Labels are bounded: route templates, never paths; no id, no text, no user.
+Labels are bounded: route templates, never paths; no id, no text, no user. What stands rather than happens is in
+`serving.standing`.
 """
 
-from collections.abc import Iterable
+from collections import Counter as Tally
+from collections.abc import Iterable, Iterator, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
-from serving.catalogue import Catalogue
+from db.submissions import NewPrediction
+from serving.compute import Ask, Encoders, Inference
 from serving.gateway import Timing
-from serving.prediction import Prediction
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -40,11 +44,18 @@ class DoorMeter:
         self._waiting = weight
 
 
-class Metrics:
-    """One process's counters, in a registry of their own."""
+class Metrics(Collector):
+    """One process's counters, in a registry of their own.
 
-    def __init__(self) -> None:
+    Args:
+        replica: a label on all of them. Where a proxy stands before several ingress replicas, whoever scrapes it meets
+            now one and now another: by this label their counters stay apart.
+    """
+
+    def __init__(self, replica: str | None = None) -> None:
+        self._replica = replica
         self._registry = registry = CollectorRegistry()
+        self._standing: list[Collector] = []
         self._requests = Counter(
             "valence_http_requests", "Answered requests.", ("method", "route", "status"), registry=registry
         )
@@ -81,18 +92,20 @@ class Metrics:
             registry=registry,
         )
         self._waiting = Gauge("valence_queue_weight", "What waits at a door.", ("door",), registry=registry)
-        self._versions = Gauge(
-            "valence_model_version_state",
-            "1 for the state that a registered version is in.",
-            ("model", "version", "state"),
+        self._errors = Counter("valence_errors", "Errors that were answered.", ("kind",), registry=registry)
+        self._tokens = Counter(
+            "valence_tokens", "Tokens that were read for answers.", ("encoder",), registry=registry
+        )
+        self._texts = Counter(
+            "valence_texts", "Texts that an encoder answered.", ("encoder",), registry=registry
+        )
+        self._faults = Counter(
+            "valence_text_faults",
+            "Texts that an encoder's replicas did not answer.",
+            ("encoder", "kind"),
             registry=registry,
         )
-        self._champion = Gauge(
-            "valence_model_champion",
-            "1 for the version that answers.",
-            ("model", "version"),
-            registry=registry,
-        )
+        ProcessCollector(registry=registry)
         self._queue, self._infer, self._store = (
             self._stage_seconds.labels(stage) for stage in ("queue", "infer", "store")
         )
@@ -113,27 +126,83 @@ class Metrics:
         self._requests.labels(method if method in _METHODS else "other", route, status).inc()
         self._request_seconds.labels(route).observe(seconds)
 
-    def predicted(self, predictions: Iterable[Prediction], timing: Timing) -> None:
+    def failed(self, kind: str) -> None:
+        """A request was answered with an error of this kind."""
+        self._errors.labels(kind).inc()
+
+    def stored(self, predictions: Iterable[NewPrediction]) -> None:
         """Predictions of one request are stored."""
-        for prediction in predictions:
-            self._predictions.labels(
-                prediction.model, prediction.version, prediction.arm, prediction.label
-            ).inc()
+        tally = Tally((each.model, each.version, each.arm, each.label) for each in predictions)
+        for labels, count in tally.items():
+            self._predictions.labels(*labels).inc(count)
+
+    def timed(self, timing: Timing) -> None:
+        """A request for predictions is answered."""
         self._queue.observe(timing.queue_ms / 1e3)
         self._infer.observe(timing.infer_ms / 1e3)
         self._store.observe(timing.store_ms / 1e3)
+
+    def watched(self, name: str, encoders: Encoders) -> Encoders:
+        """The same replicas, and what they read is counted under this name."""
+        return _Watched(encoders, name, self._texts.labels(name), self._tokens.labels(name), self._faults)
 
     def judged(self, *, is_correct: bool) -> None:
         """A judgement is stored."""
         self._feedback.labels("true" if is_correct else "false").inc()
 
-    def exposition(self, catalogue: Catalogue) -> bytes:
-        """Everything, in Prometheus' text format, with the versions as the catalogue has them."""
-        self._versions.clear()
-        self._champion.clear()
-        for model, versions in catalogue.models.items():
-            for version, entry in versions.items():
-                self._versions.labels(model, version, entry.state).set(1)
-        for model, version in catalogue.champions.items():
-            self._champion.labels(model, version).set(1)
-        return generate_latest(self._registry)
+    def add(self, standing: Collector, *, of_replica: bool) -> None:
+        """Tell what stands, too; `of_replica` if it belongs to this process and not to the whole platform."""
+        if of_replica:
+            self._registry.register(standing)
+        else:
+            self._standing.append(standing)
+
+    def exposition(self) -> bytes:
+        """Everything, in Prometheus' text format."""
+        return generate_latest(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family, with the replica's name on what is its own."""
+        for metric in self._registry.collect():
+            if self._replica is not None:
+                metric.samples = [
+                    sample._replace(labels={**sample.labels, "replica": self._replica})
+                    for sample in metric.samples
+                ]
+            yield metric
+        for collector in self._standing:
+            yield from collector.collect()
+
+
+class _Watched:
+    """Encoders whose answers are counted, a batch at a time."""
+
+    def __init__(
+        self, encoders: Encoders, name: str, texts: Counter, tokens: Counter, faults: Counter
+    ) -> None:
+        self._encoders = encoders
+        self._name = name
+        self._texts = texts
+        self._tokens = tokens
+        self._faults = faults
+
+    async def infer(self, asks: Sequence[Ask], *, bulk: bool) -> Sequence[Inference | Exception]:
+        """`Encoders.infer`."""
+        try:
+            results = await self._encoders.infer(asks, bulk=bulk)
+        except Exception as error:
+            self._fault(error, len(asks))
+            raise
+        tokens = texts = 0
+        for result in results:
+            if isinstance(result, Inference):
+                tokens += result.tokens
+                texts += 1
+            else:
+                self._fault(result, 1)
+        self._texts.inc(texts)
+        self._tokens.inc(tokens)
+        return results
+
+    def _fault(self, error: Exception, texts: int) -> None:
+        self._faults.labels(self._name, type(error).__name__).inc(texts)

@@ -5,7 +5,7 @@ An application lives on when this process dies, and whoever comes next finds it.
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -17,6 +17,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from registry.records import EncoderRecord, VersionRecord
+from serving.catalogue import short
 from serving.errors import NotReady
 
 DEPLOYMENT = "encoder"
@@ -36,15 +37,11 @@ class Running(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderState:
-    """How far an encoder's replicas are, and why they failed."""
+    """How far an encoder's replicas are, why they failed, and how many are in each of Ray Serve's states."""
 
     running: Running
     reason: str | None = None
-
-
-def short(digest: str) -> str:
-    """An encoder's name in the pool."""
-    return digest[:16]
+    replicas: Mapping[str, int] = field(default_factory=dict)
 
 
 def target(record: EncoderRecord, application: Application) -> RunTarget:
@@ -77,7 +74,9 @@ class ServePool:
         """Every encoder that there is an application for."""
         found = await asyncio.to_thread(serve.status)
         return {
-            name.removeprefix(_PREFIX): _state(each.status.value, each.message)
+            name.removeprefix(_PREFIX): replace(
+                _state(each.status.value, each.message), replicas=_replicas(each.deployments)
+            )
             for name, each in found.applications.items()
             if name.startswith(_PREFIX)
         }
@@ -116,6 +115,13 @@ class ServePool:
             raise getattr(error, "cause", None) or error from None
         if not answers:
             raise NotReady("the encoder has no replica yet")
+
+
+def _replicas(deployments: Mapping[str, Any]) -> dict[str, int]:
+    found = deployments.get(DEPLOYMENT)
+    # Declared as an enumeration, and in truth its names.
+    counts = {} if found is None else found.replica_states
+    return {str(getattr(state, "value", state)).lower(): count for state, count in counts.items()}
 
 
 def _state(status: str, message: str) -> EncoderState:

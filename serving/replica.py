@@ -5,15 +5,18 @@ rows it concerns. Knows nothing of HTTP, the database or traffic.
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
@@ -25,9 +28,13 @@ from serving.compute import Ask, Inference
 from serving.encoder import Encoder, MicroBatch
 from serving.errors import ModelNotReady, NotReady
 from serving.heads import Head, answered, load_head
+from serving.tracing import Spans
 
 _IDLE_SECONDS = 2.0
 _UNSCORED = (0.0, 0.0, 0.0)
+_REASONS = 5
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,12 +43,15 @@ class Question:
 
     `pairs`: uint16 [m, 2], each a row of `texts` and an index into `versions`; a text may be scored by several
     versions, after one pass, or by none, which asks for its vector alone. `bulk` lets other batches go first.
+    `batch` names the batch in the logs of both ends, `traceparent` its span.
     """
 
     texts: list[str]
     versions: list[VersionRecord]
     pairs: bytes = field(repr=False)
     bulk: bool
+    batch: str = ""
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,9 +78,18 @@ class Replica:
         encoder: the encoder, warm.
         fetch: a verified local folder of a version's bundle.
         threads: batches that are worked on at once: while one computes, the next is tokenised.
+        spans: whoever traces, if anybody does.
     """
 
-    def __init__(self, encoder: Encoder, fetch: Callable[[VersionRecord], Path], *, threads: int = 2) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        fetch: Callable[[VersionRecord], Path],
+        *,
+        threads: int = 2,
+        spans: Spans | None = None,
+    ) -> None:
+        self._spans = spans
         self._encoder = encoder
         self._fetch = fetch
         self._heads: dict[str, Head] = {}
@@ -84,7 +103,19 @@ class Replica:
 
     async def infer(self, question: Question) -> Reply:
         """Encode every text once, and score it by the versions that were asked for."""
-        reply: Reply = await self._in_worker(self._infer, question)
+        span: AbstractContextManager[object] = nullcontext()
+        if self._spans is not None:
+            span = self._spans.within(
+                "encode", question.traceparent, **{"valence.texts": len(question.texts)}
+            )
+        with span:
+            try:
+                reply: Reply = await self._in_worker(self._infer, question)
+            except Exception:
+                log.exception("batch.failed", batch=question.batch, texts=len(question.texts))
+                raise
+        if reply.text_faults or reply.score_faults:
+            log.warning("batch.faults", batch=question.batch, **_said(reply))
         return reply
 
     async def load(self, version: VersionRecord) -> None:
@@ -204,6 +235,16 @@ class _Growing:
         )
 
 
+def _said(reply: Reply) -> dict[str, object]:
+    """What a log says of a reply's faults: how many, and a few of the reasons."""
+    reasons = sorted({*reply.text_faults.values(), *reply.score_faults.values()})
+    return {
+        "text_faults": len(reply.text_faults),
+        "score_faults": len(reply.score_faults),
+        "reasons": reasons[:_REASONS],
+    }
+
+
 class Calls(Protocol):
     """How a replica is called: in this process, or through a Ray Serve handle."""
 
@@ -236,8 +277,9 @@ Key: TypeAlias = tuple[str, str | None]
 class RemoteEncoders:
     """The gateway's `Encoders` over one kind of replica. What is in flight already is waited for, not asked again."""
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: Calls, *, spans: Spans | None = None) -> None:
         self._calls = calls
+        self._spans = spans
         self._flying: dict[Key, asyncio.Future[Inference | Exception]] = {}
 
     async def infer(self, asks: Sequence[Ask], *, bulk: bool) -> Sequence[Inference | Exception]:
@@ -248,16 +290,24 @@ class RemoteEncoders:
         self._flying.update((key, loop.create_future()) for key in fresh)
         waited = [self._flying[key] for key in keys]
         if fresh:
-            await self._ask(fresh, bulk=bulk)
+            await self._ask(fresh, asks, bulk=bulk)
         return [await future for future in waited]
 
-    async def _ask(self, fresh: Mapping[Key, VersionRecord | None], *, bulk: bool) -> None:
+    async def _ask(
+        self, fresh: Mapping[Key, VersionRecord | None], asks: Sequence[Ask], *, bulk: bool
+    ) -> None:
         """Call once, and give every key's future its result; an error of the call is everybody's result."""
         results: Sequence[Inference | Exception] = [NotReady("the call was given up: send again")] * len(
             fresh
         )
         try:
-            results = await self._call(fresh, bulk=bulk)
+            if self._spans is None:
+                results = await self._call(fresh, asks, bulk=bulk)
+            else:
+                with self._spans.batch(
+                    "infer", (ask.request_id for ask in asks), **{"valence.texts": len(fresh)}
+                ) as traceparent:
+                    results = await self._call(fresh, asks, bulk=bulk, traceparent=traceparent)
         except Exception as error:
             results = [error] * len(fresh)
         finally:
@@ -265,7 +315,12 @@ class RemoteEncoders:
                 self._flying.pop(key).set_result(result)
 
     async def _call(
-        self, fresh: Mapping[Key, VersionRecord | None], *, bulk: bool
+        self,
+        fresh: Mapping[Key, VersionRecord | None],
+        asks: Sequence[Ask],
+        *,
+        bulk: bool,
+        traceparent: str | None = None,
     ) -> Sequence[Inference | Exception]:
         rows: dict[str, int] = {}
         versions: dict[str, int] = {}
@@ -282,12 +337,27 @@ class RemoteEncoders:
                 records.append(record)
             asked.append((row, len(pairs)))
             pairs.append((row, versions[digest]))
-        reply = await self._calls.infer(
-            Question(
-                texts=list(rows), versions=records, pairs=np.array(pairs, np.uint16).tobytes(), bulk=bulk
-            )
+        question = Question(
+            texts=list(rows),
+            versions=records,
+            pairs=np.array(pairs, np.uint16).tobytes(),
+            bulk=bulk,
+            batch=os.urandom(8).hex(),
+            traceparent=traceparent,
         )
+        try:
+            reply = await self._calls.infer(question)
+        except Exception as error:
+            log.warning("batch.failed", batch=question.batch, error=str(error), requests=_requests(asks))
+            raise
+        if reply.text_faults or reply.score_faults:
+            log.warning("batch.faults", batch=question.batch, requests=_requests(asks), **_said(reply))
         return _unpacked(reply, len(rows), asked)
+
+
+def _requests(asks: Sequence[Ask]) -> list[str]:
+    """The ids of a batch's requests, for the log: the replica knows the batch alone."""
+    return list(dict.fromkeys(ask.request_id for ask in asks if ask.request_id is not None))
 
 
 def _unpacked(

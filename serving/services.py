@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 import structlog
 
+from db.census import Censuses
 from db.engine import Database
 from db.errors import DatabaseError
 from db.evidence import Evidence
@@ -25,7 +26,7 @@ from db.writer import Writer
 from serving.accounts import Accounts
 from serving.api.deps import Services
 from serving.auth import Authenticator
-from serving.catalogue import Catalogue
+from serving.catalogue import Catalogue, short
 from serving.compute import Bounds, Encoders
 from serving.errors import NotFound, NotReady
 from serving.experiments import Experiments, traffic_of
@@ -38,35 +39,44 @@ from serving.metrics import Metrics
 from serving.routing import Traffic
 from serving.settings import Settings
 from serving.shadow import Faults
+from serving.standing import Platform, Process, Stored
 from serving.stores import database_of
+from serving.tracing import Spans, spans_of
 
 log = structlog.get_logger(__name__)
 
 _HOUR = 3600.0
 _KEY_USES_SECONDS = 30.0
 _FAULTS_SECONDS = 2.0
+_CENSUS_SECONDS = 5.0
+_CENSUS_PATIENCE = 5.0
+_DISTRIBUTIONS_EVERY = 6
 
 
 @asynccontextmanager
 async def services(
     settings: Settings,
-    replicas: Callable[[str], Encoders],
+    replicas: Callable[[str, Spans | None], Encoders],
     catalogue: Callable[[], Catalogue],
     asked: Callable[[str, str], None],
     lifecycle: Lifecycle,
+    *,
+    replica: str | None = None,
 ) -> AsyncIterator[Services]:
     """The services of one process; on the way out everybody inside is answered before the database closes.
 
-    `replicas`: those of an encoder; `asked`: told of each version that is named.
+    `replicas`: those of an encoder; `asked`: told of each version that is named; `replica`: this process's name.
 
     Raises:
         DatabaseError: the database can't be reached or used.
     """
-    database = database_of(settings)
+    spans = spans_of(settings.otlp_endpoint, process="ingress", replica=replica, share=settings.trace_share)
+    database = database_of(settings, watch=spans.database if spans else None)
     await database.open()
     key = installation_key(settings)
     clock = Uuid7Clock()
-    metrics = Metrics()
+    metrics = Metrics(replica)
+    stored = Stored()
     users, keys = Users(database), Keys(database)
     authenticator = Authenticator(
         keys,
@@ -75,9 +85,15 @@ async def services(
         trust_seconds=settings.credential_cache_seconds,
     )
     split = _Splits()
+    writer = Writer(database, space=settings.space)
+    metrics.add(Process(pools=database.pools, stored=stored), of_replica=True)
+    metrics.add(
+        Platform(catalogue=catalogue, traffic=split.current, stored=stored, version=version("valence")),
+        of_replica=False,
+    )
     gateway = Gateway(
-        replicas=replicas,
-        writer=Writer(database, space=settings.space),
+        replicas=lambda encoder: metrics.watched(short(encoder), replicas(encoder, spans)),
+        writer=spans.writer(writer) if spans else writer,
         idempotency=Idempotency(database),
         users=users,
         catalogue=catalogue,
@@ -96,6 +112,7 @@ async def services(
             request_seconds=settings.request_seconds,
         ),
         meter=metrics.meter,
+        counted=metrics.stored,
     )
     evidence = Evidence(database)
     await _bound(clock, database)
@@ -105,6 +122,7 @@ async def services(
         asyncio.create_task(_keep_uses(authenticator)),
         asyncio.create_task(split.follow(TrafficFeed(database))),
         asyncio.create_task(_keep_faults(gateway.faults, evidence)),
+        asyncio.create_task(_keep_census(Censuses(database), stored)),
     ]
 
     async def missing() -> Sequence[str]:
@@ -140,6 +158,7 @@ async def services(
             space=settings.space,
             version=version("valence"),
             metrics_open=settings.metrics_open,
+            spans=spans,
         )
     finally:
         for chore in chores:
@@ -149,6 +168,8 @@ async def services(
             await authenticator.note_uses()
             await evidence.add_faults(gateway.faults.take())
         await database.close()
+        if spans is not None:
+            await asyncio.to_thread(spans.close)
 
 
 class _Splits:
@@ -181,6 +202,23 @@ async def _keep_faults(faults: Faults, evidence: Evidence) -> None:
         except DatabaseError as error:
             faults.give_back(counted)
             log.warning("faults.postponed", error=str(error))
+
+
+async def _keep_census(censuses: Censuses, stored: Stored) -> None:
+    """Count what is stored, outside the request path; how versions answer, only now and then."""
+    due = 0
+    while True:
+        try:
+            async with asyncio.timeout(_CENSUS_PATIENCE):
+                stored.took(await censuses.take())
+                if due == 0:
+                    stored.distributions = await censuses.distributions()
+            due = (due + 1) % _DISTRIBUTIONS_EVERY
+        except (DatabaseError, TimeoutError) as error:
+            stored.missed()
+            due = 0
+            log.warning("census.postponed", error=str(error))
+        await asyncio.sleep(_CENSUS_SECONDS)
 
 
 async def _bound(clock: Uuid7Clock, database: Database) -> None:

@@ -172,6 +172,22 @@ class Settings(BaseSettings):
         default="info", description="log threshold"
     )
 
+    log_file: Path | None = Field(
+        default=None,
+        description="file that every process appends its log lines to; unset: standard error, and under `valence up` "
+        "logs/platform.log in the home",
+    )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        description="OTLP/HTTP collector that traces go to, e.g. http://127.0.0.1:4318; unset: no traces",
+    )
+    trace_share: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="share of the requests that are traced if they name no trace themselves",
+    )
+
     url: str | None = Field(
         default=None, description="platform the command line talks to; unset: this machine's"
     )

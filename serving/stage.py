@@ -154,7 +154,7 @@ def main() -> int:
     """`models`, or `serve` with the path of the note to go by."""
     end_with_parent()
     settings = Settings()
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, process="stage", file=settings.log_file)
     match sys.argv[1:]:
         case ["models"]:
             models(settings)

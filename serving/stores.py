@@ -2,7 +2,7 @@
 
 from db.databases import beside, require
 from db.embedded import EmbeddedPostgres
-from db.engine import Database, Limits
+from db.engine import Database, Limits, Watch
 from db.errors import DatabaseError
 from registry.store import Registry
 from serving.errors import NotReady
@@ -14,8 +14,8 @@ DATABASE = "valence"
 REGISTRY_SUFFIX = "_mlflow"
 
 
-def database_of(settings: Settings) -> Database:
-    """The database that the settings name.
+def database_of(settings: Settings, *, watch: Watch | None = None) -> Database:
+    """The database that the settings name; `watch` is entered around what it does.
 
     Raises:
         NotReady: none is named: the launcher names the embedded one.
@@ -28,6 +28,7 @@ def database_of(settings: Settings) -> Database:
         read_url=read_url.get_secret_value() if read_url else None,
         installation_key=installation_key(settings),
         limits=Limits(writers=settings.store_connections),
+        watch=watch,
     )
 
 

@@ -143,6 +143,11 @@ class Supervisor:
         settings = self._settings
         names = dict(os.environ) | environment(settings)
         names["VALENCE_HOME"] = str(settings.home)
+        if settings.log_file is None:
+            # Where the supervisor's own lines are, unless it was started in the foreground.
+            logs = settings.home / "logs"
+            logs.mkdir(parents=True, exist_ok=True)
+            names["VALENCE_LOG_FILE"] = str(logs / "platform.log")
         if settings.database_url is not None:
             names["DATABASE_URL"] = settings.database_url.get_secret_value()
         else:
@@ -191,7 +196,7 @@ class Supervisor:
 def main() -> int:
     """The supervisor as a process."""
     settings = Settings()
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, process="supervisor", file=settings.log_file)
     return Supervisor(settings).run()
 
 

@@ -41,7 +41,7 @@ def create_api(services: Services) -> FastAPI:
     )
     app.state.services = services
     errors.install(app)
-    app.add_middleware(Edge, metrics=services.metrics)
+    app.add_middleware(Edge, metrics=services.metrics, spans=services.spans)
     routers = (
         predictions.router,
         feedback.router,

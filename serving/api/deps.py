@@ -17,6 +17,7 @@ from serving.lifecycle import Lifecycle
 from serving.limits import RateLimiter
 from serving.memory import Memory
 from serving.metrics import Metrics
+from serving.tracing import Spans
 
 Readiness: TypeAlias = Callable[[], Awaitable[Sequence[str]]]
 
@@ -38,6 +39,7 @@ class Services:
     space: str
     version: str
     metrics_open: bool = False
+    spans: Spans | None = None
 
     @classmethod
     def of(cls, scope: Scope) -> Self:

@@ -15,7 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api.deps import Exchange, header
 from serving.api.errors import ClientLeft, unexpected
+from serving.logs import REQUEST
 from serving.metrics import Metrics
+from serving.tracing import Spans, route_of
 
 log = structlog.get_logger(__name__)
 
@@ -28,9 +30,10 @@ Result = TypeVar("Result")
 class Edge:
     """Every answer carries `X-Request-Id`; every request ends in an answer, a log line and the counters."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, spans: Spans | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._spans = spans
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -39,7 +42,20 @@ class Edge:
             return
         given = header(scope, b"x-request-id")
         request_id = given if given and _REQUEST_ID.fullmatch(given) else str(uuid4())
-        exchange = scope["valence.exchange"] = Exchange(request_id)
+        scope["valence.exchange"] = Exchange(request_id)
+        before = REQUEST.set(request_id)
+        try:
+            if self._spans is None:
+                await self._serve(scope, receive, send, request_id)
+                return
+            with self._spans.request(request_id, scope["method"], header(scope, b"traceparent")) as span:
+                status = await self._serve(scope, receive, send, request_id)
+                route_of(span, scope["method"], _route(scope), status)
+        finally:
+            REQUEST.reset(before)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> int:
+        """Answer, count, log; the status that was answered."""
         stamp = (b"x-request-id", request_id.encode())
         status = 0
         started = perf_counter()
@@ -62,7 +78,8 @@ class Edge:
             await unexpected(scope, error)(scope, receive, stamped)
         finally:
             seconds = perf_counter() - started
-            route = getattr(scope.get("route"), "path", "none")
+            route = _route(scope)
+            caller = Exchange.of(scope).caller
             self._metrics.answered(scope["method"], route, status or _LEFT, seconds)
             (log.info if status >= 400 else log.debug)(
                 "request",
@@ -71,8 +88,15 @@ class Edge:
                 route=route,
                 status=status,
                 ms=round(seconds * 1e3, 2),
-                key_id=str(exchange.caller.key_id) if exchange.caller else None,
+                key_id=str(caller.key_id) if caller else None,
             )
+        return status or _LEFT
+
+
+def _route(scope: Scope) -> str:
+    """The route's template, which is bounded, where a path is not."""
+    route: str = getattr(scope.get("route"), "path", "none")
+    return route
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:

@@ -22,7 +22,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from serving import errors
-from serving.api.deps import Exchange, Json, header
+from serving.api.deps import Exchange, Json, Services, header
 from serving.errors import Problem, ServingError
 
 log = structlog.get_logger(__name__)
@@ -159,6 +159,7 @@ def answer(
     """An error in the shape of the route's protocol."""
     path: str = scope["path"]
     shape, media_type = _shape_of(path)
+    Services.of(scope).metrics.failed(kind.name)
     headers = {}
     if retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(retry_after)))

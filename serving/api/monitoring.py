@@ -21,8 +21,7 @@ def router(*, is_open: bool) -> APIRouter:
 
     async def metrics(request: Request) -> Response:
         """Metrics in Prometheus' format."""
-        services = services_of(request)
-        content = services.metrics.exposition(services.catalogue())
+        content = services_of(request).metrics.exposition()
         return Response(content, headers={"Content-Type": CONTENT_TYPE})
 
     made.get(

@@ -50,6 +50,8 @@ from serving.memory import Memory
 from serving.metrics import Metrics
 from serving.promotions import Promotions
 from serving.routing import Split, Traffic
+from serving.standing import Platform as Standing
+from serving.standing import Stored
 from tests.support.postgres import KEY, SPACE, opened
 
 MODEL = "sentiment"
@@ -155,7 +157,7 @@ def _platform(
         records["keys"], installation_key=KEY, now=clock.now, monotonic=clock.monotonic
     )
     gateway = Gateway(
-        replicas=lambda _: encoders,
+        replicas=lambda digest: metrics.watched(digest[:16], encoders),
         writer=records["writer"],
         idempotency=records["idempotency"],
         users=records["users"],
@@ -167,6 +169,10 @@ def _platform(
         default_model=MODEL,
         bounds=bounds,
         meter=metrics.meter,
+        counted=metrics.stored,
+    )
+    metrics.add(
+        Standing(catalogue=catalogue, traffic=traffic.current, stored=Stored(), version="0"), of_replica=False
     )
 
     registry = FakeRegistry(

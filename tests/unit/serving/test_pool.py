@@ -1,9 +1,13 @@
 """The pool: what Ray Serve says of an application, as the fleet understands it."""
 
+from types import SimpleNamespace
+
 import pytest
+from ray.serve.schema import ReplicaState
 
 from registry.records import EncoderRecord
-from serving.pool import Running, _state, short, target
+from serving.catalogue import short
+from serving.pool import DEPLOYMENT, Running, _replicas, _state, target
 
 
 @pytest.mark.parametrize(
@@ -34,3 +38,9 @@ def test_an_application_bears_its_encoders_name_and_no_route() -> None:
     )
     made = target(record, None)  # type: ignore[arg-type]  # it is passed on as it is
     assert (made.name, made.route_prefix) == (f"encoder-{short(record.digest)}", None)
+
+
+@pytest.mark.parametrize("state", ["RUNNING", ReplicaState.RUNNING])
+def test_replicas_are_counted_by_state_however_ray_names_it(state: str) -> None:
+    assert _replicas({DEPLOYMENT: SimpleNamespace(replica_states={state: 2})}) == {"running": 2}
+    assert _replicas({}) == {}

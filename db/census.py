@@ -1,0 +1,181 @@
+"""The census: what is stored, in figures that a monitor wants. Cheap whatever the size of the tables, and read only.
+
+Owns the statements and their bounds: each reads a few thousand rows at most. Never says what a figure should be.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, LiteralString, TypeAlias
+
+from sqlalchemy import Row, text
+
+from db.engine import Database
+from db.evaluations import STALE_SECONDS
+from db.ids import uuid7_floor
+
+# What is counted of an open segment that outgrows its size by far, so that the count itself stays cheap.
+OPEN_ROWS_COUNTED: Final = 500_000
+JUDGED: Final = 2_000
+RECENT: Final = 2_000
+RECENT_TIME: Final = timedelta(hours=1)
+REFERENCE_TIME: Final = timedelta(days=7)
+_PICKS, _PICKED = 28, 100
+BINS: Final = 10
+
+Version: TypeAlias = tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentRow:
+    """The segments of a space in one state, and the vectors in them."""
+
+    space: str
+    state: str
+    segments: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """The latest judgements of a version's answers, and how many of them say that it was right."""
+
+    judged: int
+    right: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answers:
+    """Some answers of a version: how many bore each label, and lay in each tenth of the confidence."""
+
+    labels: Mapping[str, int] = field(default_factory=dict)
+    confidences: Sequence[int] = (0,) * BINS
+    confidence: float = 0.0
+
+    @property
+    def total(self) -> int:
+        """How many there are."""
+        return sum(self.labels.values())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Census:
+    """What is stored, at one moment.
+
+    `evaluations` by whether they are `running` or `waiting`; `oldest_waiting` in seconds. `judged` covers the last
+    `JUDGED` predictions that were judged.
+    """
+
+    segments: Sequence[SegmentRow] = ()
+    evaluations: Mapping[str, int] = field(default_factory=dict)
+    oldest_waiting: float = 0.0
+    judged: Mapping[Version, Judged] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Distributions:
+    """How versions answer: of late, and in the week before, from which picks are taken at even distances."""
+
+    recent: Mapping[Version, Answers] = field(default_factory=dict)
+    reference: Mapping[Version, Answers] = field(default_factory=dict)
+
+
+_SEGMENTS: Final[LiteralString] = """
+    SELECT space, state, count(*) AS segments, coalesce(sum(CASE WHEN state = 'open' THEN (
+        SELECT count(*) FROM (
+            SELECT FROM embeddings WHERE segment = segments.id LIMIT CAST(:counted AS integer)) AS counted)
+        ELSE rows END), 0)::bigint AS rows
+    FROM segments GROUP BY space, state"""
+
+_EVALUATIONS: Final[LiteralString] = """
+    SELECT count(*) FILTER (WHERE worked_on) AS running, count(*) FILTER (WHERE NOT worked_on) AS waiting,
+        coalesce(extract(epoch FROM now() - min(created_at) FILTER (WHERE NOT worked_on)), 0)::float8 AS oldest
+    FROM (SELECT created_at, coalesce(seen_at >= now() - make_interval(secs => :stale), false) AS worked_on
+        FROM evaluations WHERE state = 'running') AS asked"""
+
+# A judgement stands until its holder replaces it; of several holders' the last one counts.
+_JUDGED: Final[LiteralString] = """
+    SELECT p.model, p.version, count(*) AS judged, count(*) FILTER (WHERE j.is_correct) AS right
+    FROM (SELECT DISTINCT ON (prediction_id) prediction_id, is_correct
+        FROM (SELECT prediction_id, holder_id, is_correct, updated_at FROM feedback
+            ORDER BY prediction_id DESC LIMIT CAST(:judged AS integer)) AS last
+        ORDER BY prediction_id, updated_at DESC, holder_id) AS j
+    JOIN predictions p ON p.id = j.prediction_id
+    GROUP BY p.model, p.version"""
+
+_COUNTED: Final[LiteralString] = """
+    SELECT model, version, label, least(floor(confidence * 10), 9)::integer AS bin, count(*) AS answers,
+        sum(confidence)::float8 AS confidence
+    FROM ({rows}) AS answered GROUP BY model, version, label, bin"""
+
+_RECENT: Final[LiteralString] = _COUNTED.replace(
+    "{rows}",
+    "SELECT model, version, label, confidence FROM predictions WHERE id >= CAST(:since AS uuid) "
+    "ORDER BY id DESC LIMIT CAST(:most AS integer)",
+)
+
+# The primary key leads to each pick, so that a week costs no more than a minute.
+_REFERENCE: Final[LiteralString] = _COUNTED.replace(
+    "{rows}",
+    "SELECT p.* FROM unnest(CAST(:picks AS uuid[])) AS pick (id) CROSS JOIN LATERAL ("
+    "SELECT model, version, label, confidence FROM predictions "
+    "WHERE id >= pick.id AND id < CAST(:until AS uuid) ORDER BY id LIMIT CAST(:most AS integer)) AS p",
+)
+
+
+class Censuses:
+    """Takes a census; the same for everybody who asks."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def take(self) -> Census:
+        """Segments, evaluations, judgements."""
+        async with self._database.begin() as connection:
+            await connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+            segments = await connection.execute(text(_SEGMENTS), {"counted": OPEN_ROWS_COUNTED})
+            rows = [SegmentRow(**row._mapping) for row in segments]
+            asked = (await connection.execute(text(_EVALUATIONS), {"stale": STALE_SECONDS})).one()
+            judged = await connection.execute(text(_JUDGED), {"judged": JUDGED})
+            return Census(
+                segments=rows,
+                evaluations={"running": asked.running, "waiting": asked.waiting},
+                oldest_waiting=asked.oldest,
+                judged={
+                    (row.model, row.version): Judged(judged=row.judged, right=row.right) for row in judged
+                },
+            )
+
+    async def distributions(self, now: datetime | None = None) -> Distributions:
+        """How versions answered in the hour before `now`, and in the week before that hour."""
+        now = now or datetime.now(UTC)
+        since = now - RECENT_TIME
+        step = REFERENCE_TIME / _PICKS
+        picks = [uuid7_floor(since - step * number) for number in range(_PICKS, 0, -1)]
+        floor = uuid7_floor(since)
+        async with self._database.begin() as connection:
+            await connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+            recent = await connection.execute(text(_RECENT), {"since": floor, "most": RECENT})
+            recently = _answers(recent)
+            reference = await connection.execute(
+                text(_REFERENCE), {"picks": picks, "until": floor, "most": _PICKED}
+            )
+            return Distributions(recent=recently, reference=_answers(reference))
+
+
+def _answers(rows: Iterable[Row[Any]]) -> dict[Version, Answers]:
+    labels: dict[Version, dict[str, int]] = {}
+    bins: dict[Version, list[int]] = {}
+    sums: dict[Version, float] = {}
+    for row in rows:
+        version = (row.model, row.version)
+        counted = labels.setdefault(version, {})
+        counted[row.label] = counted.get(row.label, 0) + row.answers
+        bins.setdefault(version, [0] * BINS)[row.bin] += row.answers
+        sums[version] = sums.get(version, 0.0) + row.confidence
+    return {
+        version: Answers(
+            labels=counted, confidences=bins[version], confidence=sums[version] / sum(counted.values())
+        )
+        for version, counted in labels.items()
+    }

@@ -1,0 +1,173 @@
+"""Spans of one process, for an OTLP collector: requests at the ingress, batches to the replicas, the database.
+
+Off unless an endpoint is set; then nobody holds a `Spans`, and nothing of OpenTelemetry is imported. A batch
+belongs to no request: its span is linked with the spans of the requests in it, both ways.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Protocol
+
+from db.submissions import Outcome, Submission
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace.export import SpanExporter
+    from opentelemetry.trace import Span
+
+_SCOPE = "valence"
+_DELAY_MILLISECONDS = 1000
+_LINKS = 128
+
+
+class Stores(Protocol):
+    """The writer, as a span is put around it."""
+
+    async def commit(self, submissions: Sequence[Submission]) -> list[Outcome]:
+        """One transaction for many requests."""
+
+
+class Spans:
+    """Makes spans; what is sampled is sampled with everything that belongs to it.
+
+    Args:
+        exporter: where they go.
+        process, replica: what this process is, and which one.
+        share: of the requests that come without a traceparent.
+    """
+
+    def __init__(
+        self, exporter: "SpanExporter", *, process: str, replica: str | None = None, share: float = 1.0
+    ) -> None:
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, TraceIdRatioBased
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        resource = Resource.create(
+            {
+                "service.name": "valence",
+                "valence.process": process,
+                "service.instance.id": replica or "",
+            }
+        )
+        self._processor = BatchSpanProcessor(exporter, schedule_delay_millis=_DELAY_MILLISECONDS)
+        # Which batches are traced follows from their requests, and is not drawn again.
+        requests = TracerProvider(ParentBased(TraceIdRatioBased(share)), resource)
+        batches = TracerProvider(ParentBased(ALWAYS_ON), resource)
+        for provider in (requests, batches):
+            provider.add_span_processor(self._processor)
+        self._requests = requests.get_tracer(_SCOPE)
+        self._batches = batches.get_tracer(_SCOPE)
+        self._context = TraceContextTextMapPropagator()
+        self._open: dict[str, Span] = {}
+
+    @contextmanager
+    def request(self, request_id: str, method: str, traceparent: str | None) -> Iterator["Span"]:
+        """The span of a request while it is served, in the caller's trace if it named one."""
+        from opentelemetry.context import Context
+        from opentelemetry.trace import SpanKind
+
+        parent = self._context.extract({"traceparent": traceparent} if traceparent else {}, Context())
+        with self._requests.start_as_current_span(
+            method,
+            parent,
+            SpanKind.SERVER,
+            {"http.request.method": method, "valence.request_id": request_id},
+        ) as span:
+            if span.is_recording():
+                self._open[request_id] = span
+            try:
+                yield span
+            finally:
+                if self._open.get(request_id) is span:
+                    del self._open[request_id]
+
+    @contextmanager
+    def batch(self, name: str, request_ids: Iterable[str | None], **attributes: Any) -> Iterator[str | None]:
+        """The span of a batch, linked with its requests; its traceparent, or None if none of them is traced."""
+        from opentelemetry.context import Context
+        from opentelemetry.trace import Link, SpanKind
+
+        wanted = dict.fromkeys(each for each in request_ids if each is not None)
+        traced = [span for each in wanted if (span := self._open.get(each)) is not None]
+        if not traced:
+            yield None
+            return
+        links = [Link(span.get_span_context()) for span in traced[:_LINKS]]
+        with self._batches.start_as_current_span(
+            name, Context(), SpanKind.CLIENT, {"valence.requests": len(wanted), **attributes}, links
+        ) as batch:
+            for span in traced:
+                span.add_link(batch.get_span_context())
+            carrier: dict[str, str] = {}
+            self._context.inject(carrier)
+            yield carrier["traceparent"]
+
+    @contextmanager
+    def within(self, name: str, traceparent: str | None, **attributes: Any) -> Iterator[None]:
+        """The span of work for a batch that another process began; nothing if that one isn't traced."""
+        from opentelemetry.context import Context
+        from opentelemetry.trace import SpanKind
+
+        if traceparent is None:
+            yield
+            return
+        parent = self._context.extract({"traceparent": traceparent}, Context())
+        with self._batches.start_as_current_span(name, parent, SpanKind.SERVER, attributes):
+            yield
+
+    def database(self, name: str) -> AbstractContextManager[object]:
+        """A span around what the database does for the present span; nothing if there is none."""
+        from opentelemetry.trace import SpanKind, get_current_span
+
+        if not get_current_span().is_recording():
+            return nullcontext()
+        return self._batches.start_as_current_span(
+            f"postgresql {name}",
+            None,
+            SpanKind.CLIENT,
+            {"db.system.name": "postgresql", "db.operation.name": name},
+        )
+
+    def writer(self, stores: Stores) -> Stores:
+        """The same writer, with a span around each transaction."""
+        return _TracedStores(stores, self)
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._processor.shutdown()  # type: ignore[no-untyped-call]
+
+
+class _TracedStores:
+    def __init__(self, stores: Stores, spans: Spans) -> None:
+        self._stores = stores
+        self._spans = spans
+
+    async def commit(self, submissions: Sequence[Submission]) -> list[Outcome]:
+        """`Stores.commit` under a span that is linked with its requests."""
+        ids = (each.predictions[0].request_id for each in submissions if each.predictions)
+        with self._spans.batch("store", ids, **{"valence.submissions": len(submissions)}):
+            return await self._stores.commit(submissions)
+
+
+def spans_of(
+    endpoint: str | None, *, process: str, replica: str | None = None, share: float = 1.0
+) -> Spans | None:
+    """Spans that go to an OTLP/HTTP collector at this base address; None if there is none."""
+    if endpoint is None:
+        return None
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
+    return Spans(exporter, process=process, replica=replica, share=share)
+
+
+def route_of(span: "Span", method: str, route: str, status: int) -> None:
+    """What is known of a request once it is answered."""
+    from opentelemetry.trace import StatusCode
+
+    span.update_name(f"{method} {route}")
+    span.set_attributes({"http.route": route, "http.response.status_code": status})
+    if status >= 500:
+        span.set_status(StatusCode.ERROR)

@@ -1,0 +1,231 @@
+"""Eyes: dashboards against a real Prometheus, logs of every process, traces across all of them, on a live platform."""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from tests.support.clock import eventually
+from tests.support.collector import Collector, collector
+from tests.support.live import LivePlatform, live_platform
+from tests.support.prometheus import Prometheus, Query, queries, scraping
+
+RULES = Path(__file__).parents[2] / "k8s" / "alerts" / "valence.rules.yaml"
+# What a healthy platform in its first minutes has nothing to say of, by the metric.
+EMPTY = {
+    "valence_drift_psi": "needs answers that are older than an hour",
+    'kind="store-unavailable"': "the database answers",
+    "valence_text_faults_total": "every text is answered",
+}
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[Collector]:
+    with collector() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def watched(receiver: Collector) -> Iterator[LivePlatform]:
+    with live_platform(
+        VALENCE_METRICS_OPEN="1",
+        VALENCE_INGRESS_REPLICAS="2",
+        VALENCE_LOG_LEVEL="debug",
+        VALENCE_OTLP_ENDPOINT=receiver.url,
+    ) as platform:
+        yield platform
+
+
+@pytest.fixture(scope="module")
+def prometheus(watched: LivePlatform, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    folder = tmp_path_factory.mktemp("prometheus")
+    with scraping(watched.port, folder, RULES) as running:
+        yield running
+
+
+def use(client: httpx.Client) -> None:
+    """A bit of everything that a client does."""
+    for number in range(8):
+        made = client.post("/v1/predict", json={"text": f"a good number: {number} {uuid4()}"})
+        assert made.status_code == 201, made.text
+        judged = {"prediction_id": made.json()["id"], "is_correct": number % 4 > 0}
+        assert client.post("/v1/feedback", json=judged).status_code == 201
+    texts = [f"a bad number: {number} {uuid4()}" for number in range(40)]
+    assert client.post("/v1/predict/batch", json={"texts": texts}).status_code == 201
+    assert client.post("/v1/similar", json={"text": "a number", "k": 3}).status_code == 200
+    assert client.post("/v1/predict", json={"text": ""}).status_code == 422
+
+
+def test_every_query_of_every_dashboard_answers_on_a_running_platform(
+    watched: LivePlatform, prometheus: Prometheus
+) -> None:
+    with watched.client() as client:
+        started = client.post("/v1/experiments", json={"model": "sentiment", "challenger": "1", "share": 0.5})
+        assert started.status_code == 201, started.text
+
+        def scraped_twice() -> bool:
+            """Both ingress replicas, by the one port: whoever answers is told apart by its label."""
+            use(client)
+            found = prometheus.ask("count_over_time(valence_http_requests_in_flight[5m])")
+            return len(found) == 2 and all(float(each["value"][1]) >= 2 for each in found)
+
+        eventually(scraped_twice, within=90, what="Prometheus has met both ingress replicas twice")
+
+        def challenged() -> bool:
+            use(client)
+            return len(prometheus.ask('rate(valence_predictions_total{arm="challenger"}[1m]) > 0')) > 0
+
+        eventually(challenged, within=60, what="the challenger has answered")
+        asked = queries()
+        silent: list[Query] = []
+
+        def all_answer() -> bool:
+            use(client)
+            silent[:] = [each for each in asked if not prometheus.ask(each.text)]
+            return all(any(part in each.text for part in EMPTY) for each in silent)
+
+        try:
+            eventually(all_answer, within=60, what="every query has an answer")
+        finally:
+            said = [f"{len(asked)} queries of 3 dashboards, {len(silent)} of them silent:", *map(str, silent)]
+            print("", *said, sep="\n  ")  # noqa: T201 - `make eyes` says what was checked
+        client.post(f"/v1/experiments/{started.json()['id']}/stop")
+
+
+def test_every_metric_that_a_dashboard_or_an_alert_names_is_told(
+    watched: LivePlatform, prometheus: Prometheus
+) -> None:
+    with watched.client() as client:
+        use(client)
+        page = client.get("/metrics").text
+    told = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")}
+    for suffix in ("_bucket", "_sum", "_count"):
+        told |= {name + suffix for name in list(told)}
+    words = {
+        word
+        for query in [each.text for each in queries()] + [RULES.read_text()]
+        for word in "".join(c if c.isalnum() or c == "_" else " " for c in query).split()
+        if word.startswith("valence_")
+    }
+    assert words - told == set()
+
+
+def test_alert_rules_are_healthy_and_silent_on_a_healthy_platform(prometheus: Prometheus) -> None:
+    def evaluated() -> bool:
+        return all(rule["health"] != "unknown" for rule in prometheus.rules())
+
+    eventually(evaluated, within=90, what="every rule was evaluated")
+    rules = prometheus.rules()
+    assert {rule["name"]: rule.get("lastError") for rule in rules if rule["health"] != "ok"} == {}
+    assert [rule["name"] for rule in rules if rule["state"] == "firing"] == []
+    print(f"\n{len(rules)} alert rules are evaluated, none fires")  # noqa: T201
+
+
+def lines(platform: LivePlatform) -> list[dict[str, Any]]:
+    """Every line of ours; what Ray itself says as it starts is no JSON and has no say in it."""
+    log = (platform.home / "logs" / "platform.log").read_text()
+    return [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+
+
+def test_every_process_logs_json_at_once_with_the_request_id(watched: LivePlatform) -> None:
+    with watched.client() as client:
+        mine = f"eyes-{uuid4()}"
+        client.post("/v1/predict", json={"text": "to be found"}, headers={"X-Request-Id": mine})
+
+        def logged() -> bool:
+            return any(line.get("request_id") == mine for line in lines(watched))
+
+        eventually(logged, within=3, what="the request's line is written")
+        asked = client.post("/v1/models/sentiment/versions/1/evaluate")
+        assert asked.status_code == 202, asked.text
+        eventually(
+            lambda: (
+                {"supervisor", "stage", "ingress", "encoder", "control", "evaluation"}
+                <= {line["process"] for line in lines(watched) if "process" in line}
+            ),
+            within=120,
+            what="every kind of process has logged",
+        )
+    assert "to be found" not in (watched.home / "logs" / "platform.log").read_text()
+
+
+def test_a_request_is_traced_through_ingress_replica_and_database(
+    watched: LivePlatform, receiver: Collector
+) -> None:
+    trace = uuid4().hex
+    with watched.client() as client:
+        headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+        assert (
+            client.post("/v1/predict", json={"text": f"traced {trace}"}, headers=headers).status_code == 201
+        )
+
+    def found(process: str, name: str, wanted: Any) -> Any:
+        return next((span for span in receiver.spans(process, name) if wanted(span)), None)
+
+    def whole() -> bool:
+        request = found("ingress", "POST /v1/predict", lambda span: span.trace_id.hex() == trace)
+        if request is None:
+            return False
+
+        def linked(span: Any) -> bool:
+            return any(link.span_id == request.span_id for link in span.links)
+
+        infer, store = found("ingress", "infer", linked), found("ingress", "store", linked)
+        if infer is None or store is None:
+            return False
+        encode = found("encoder", "encode", lambda span: span.parent_span_id == infer.span_id)
+        write = found("ingress", "postgresql write", lambda span: span.parent_span_id == store.span_id)
+        return {link.span_id for link in request.links} == {infer.span_id, store.span_id} and None not in (
+            encode,
+            write,
+        )
+
+    eventually(whole, within=15, what="spans of ingress, replica and database belong together")
+
+
+def test_a_batch_that_its_replica_takes_along_is_followed_to_its_requests(watched: LivePlatform) -> None:
+    refused: set[str] = set()
+    done = threading.Event()
+
+    def load(name: str) -> None:
+        with watched.client() as client:
+            number = 0
+            while not done.is_set():
+                number += 1
+                mine = f"{name}-{number}"
+                texts = [f"{mine} {each}" for each in range(100)]
+                try:
+                    answer = client.post(
+                        "/v1/predict/batch", json={"texts": texts}, headers={"X-Request-Id": mine}
+                    )
+                except httpx.HTTPError:
+                    continue
+                if answer.status_code == 503 and "is gone" in answer.text:
+                    refused.add(mine)
+
+    threads = [threading.Thread(target=load, args=(f"load{number}",)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        encoder = next(line["pid"] for line in reversed(lines(watched)) if line.get("process") == "encoder")
+        eventually(
+            lambda: any(str(line.get("request_id")).startswith("load") for line in lines(watched)),
+            within=30,
+            what="the load is on",
+        )
+        os.kill(encoder, signal.SIGKILL)
+        eventually(lambda: bool(refused), within=30, what="a request was lost with its replica")
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    named = {each for line in lines(watched) if line["event"] == "batch.failed" for each in line["requests"]}
+    assert refused <= named
+    watched.until_ready(120)

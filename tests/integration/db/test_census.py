@@ -1,0 +1,101 @@
+"""The census counts what is there, by version and by state, and costs little."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from db.census import Censuses, Judged
+from db.engine import Database
+from db.evaluations import Evaluations, NewEvaluation
+from db.feedback import FeedbackStore, NewFeedback
+from db.ids import Uuid7Clock
+from db.segments import Segments
+from tests.support.postgres import SPACE
+from tests.support.rows import new_key, new_text, submission, writer
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_segments_are_counted_by_state(database: Database) -> None:
+    key = await new_key(database)
+    await writer(database).commit([submission(key, [new_text() for _ in range(5)])])
+    await Segments(database, SPACE).roll(5)
+    await writer(database).commit([submission(key, [new_text() for _ in range(2)])])
+    census = await Censuses(database).take()
+    assert {(row.space, row.state, row.segments, row.rows) for row in census.segments} == {
+        (SPACE, "closed", 1, 5),
+        (SPACE, "open", 1, 2),
+    }
+
+
+async def test_evaluations_wait_or_run(database: Database) -> None:
+    evaluations = Evaluations(database)
+    for number in range(3):
+        await evaluations.request(
+            NewEvaluation(bundle_digest=f"{number}", data_digest="d", model="sentiment", version=f"{number}")
+        )
+    await evaluations.claim()
+    census = await Censuses(database).take()
+    assert census.evaluations == {"running": 1, "waiting": 2}
+    assert 0 <= census.oldest_waiting < 60
+
+
+async def test_judgements_are_counted_by_version_as_they_stand(database: Database) -> None:
+    key, other = await new_key(database), await new_key(database)
+    feedback = FeedbackStore(database)
+    for version, right in (("1", True), ("1", False), ("2", True)):
+        given = submission(key, version=version)
+        await writer(database).commit([given])
+        for holder, said in ((key, not right), (key, right)):
+            await feedback.put(
+                NewFeedback(
+                    prediction_id=given.predictions[0].id,
+                    holder_id=holder.holder_id,
+                    key_id=holder.id,
+                    is_correct=said,
+                    label=None,
+                    comment=None,
+                )
+            )
+    assert other.holder_id != key.holder_id
+    census = await Censuses(database).take()
+    assert census.judged == {
+        ("sentiment", "1"): Judged(judged=2, right=1),
+        ("sentiment", "2"): Judged(judged=1, right=1),
+    }
+
+
+async def test_the_last_hour_is_told_apart_from_the_week_before(database: Database) -> None:
+    key = await new_key(database)
+    now = datetime.now(UTC)
+    # Within this month's partition, so that the test stands on its first days.
+    later = now + timedelta(hours=3)
+    old = submission(key, [new_text() for _ in range(4)], label="negative", confidence=0.35)
+    await writer(database).commit([old])
+    ahead = Uuid7Clock(lambda: int(later.timestamp() * 1e9))
+    for label, confidence in (("positive", 1.0), ("neutral", 0.5)):
+        await writer(database).commit([submission(key, id=ahead.next(), label=label, confidence=confidence)])
+    found = await Censuses(database).distributions(later + timedelta(minutes=1))
+    recent, reference = found.recent["sentiment", "2"], found.reference["sentiment", "2"]
+    assert recent.labels == {"positive": 1, "neutral": 1}
+    assert list(recent.confidences) == [0] * 5 + [1] + [0] * 3 + [1]
+    assert recent.confidence == pytest.approx(0.75)
+    assert set(reference.labels) == {"negative"}
+    assert reference.confidences[3] == reference.total > 0
+
+
+async def test_an_empty_installation_has_nothing_to_tell(database: Database) -> None:
+    censuses = Censuses(database)
+    census, found = await censuses.take(), await censuses.distributions()
+    assert census.judged == {}
+    assert census.evaluations == {"running": 0, "waiting": 0}
+    assert (found.recent, found.reference) == ({}, {})
+
+
+async def test_pools_say_what_they_hold(database: Database) -> None:
+    async with database.hot_write(), database.begin():
+        pools = {pool.name: pool for pool in database.pools()}
+    assert pools.keys() == {"writers", "readers", "searchers", "repositories"}
+    assert pools["writers"].open - pools["writers"].idle == 1
+    assert pools["repositories"].open - pools["repositories"].idle == 1
+    assert pools["writers"].waiting == 0
