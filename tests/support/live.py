@@ -133,14 +133,21 @@ class LivePlatform:
 
 
 @contextmanager
-def live_platform(**settings: str) -> Iterator[LivePlatform]:
+def live_platform(within: Path | None = None, **settings: str) -> Iterator[LivePlatform]:
     """A platform that runs inside the block and leaves no process and no file behind."""
+    with unstarted_platform(within, **settings) as platform:
+        platform.up()
+        yield platform
+
+
+@contextmanager
+def unstarted_platform(within: Path | None = None, **settings: str) -> Iterator[LivePlatform]:
+    """One that is to be brought up inside the block; its home lies in a folder of its own, `within` another."""
     # Not pytest's own folder: of mode 700, it would keep the database's user out.
-    with tempfile.TemporaryDirectory(prefix="valence-live-") as folder:
+    with tempfile.TemporaryDirectory(prefix="valence-live-", dir=within) as folder:
         Path(folder).chmod(0o755)
         platform = LivePlatform(home=Path(folder) / "home", port=free_port(), settings=settings)
         try:
-            platform.up()
             yield platform
         finally:
             platform.down()
