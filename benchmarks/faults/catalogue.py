@@ -125,7 +125,7 @@ FAULTS: Final = (
         how="the same, just when PostgreSQL needs the next file of its log",
         hurt=log_full,
         ground=small_disk,
-        seconds=STALL_SECONDS,
+        seconds=4.0,
     ),
     Fault(
         name="mlflow-stalled",

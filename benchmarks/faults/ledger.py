@@ -68,9 +68,9 @@ class Ledger:
         """How many requests ended, or ended so."""
         return sum(kind in (None, event.kind) for event in self._seen())
 
-    def said(self, kind: Kind) -> Counter[str]:
-        """What was said to those that ended so."""
-        return Counter(event.said for event in self._seen() if event.kind is kind)
+    def said(self, kind: Kind) -> dict[str, int]:
+        """What was said to those that ended so, most often first."""
+        return dict(Counter(event.said for event in self._seen() if event.kind is kind).most_common())
 
     def recovered(self, injured: float, now: float | None = None) -> float | None:
         """When it answered again for good: the first answer after which nothing failed and no second was silent.

@@ -23,6 +23,7 @@ _BETWEEN_CUTS_SECONDS = 0.3
 _CUT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = ANY(%s) AND pid <> pg_backend_pid()"
 _REGISTRY = DATABASE + REGISTRY_SUFFIX
 _MIB = 1 << 20
+_LOG_FILES = 12
 
 
 @contextmanager
@@ -68,8 +69,8 @@ def log_full(platform: LivePlatform, ledger: Ledger) -> Iterator[None]:
             suppress(psycopg.OperationalError),
             psycopg.connect(database(platform), autocommit=True) as connection,
         ):
-            for _ in range(20):
-                connection.execute("SELECT pg_logical_emit_message(false, 'valence', repeat('x', 1000000))")
+            for _ in range(_LOG_FILES):
+                connection.execute("SELECT pg_logical_emit_message(true, 'valence', 'on'), pg_switch_wal()")
         yield
 
 

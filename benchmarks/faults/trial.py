@@ -1,7 +1,6 @@
 """A trial: a platform under load is hurt by one fault, watched until it answers for good, and held to account."""
 
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 
 from benchmarks.faults.clients import Clients
@@ -43,8 +42,8 @@ class Result:
     lost: int
     lasted: float
     recovered: float | None
-    refusals: Counter[str] = field(default_factory=Counter)
-    failures: Counter[str] = field(default_factory=Counter)
+    refusals: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
 
     @property
@@ -56,7 +55,7 @@ class Result:
         if self.lost:
             found.append(f"{self.lost} lost")
         if self.failed:
-            found.append(", ".join(f"{number} × {said}" for said, number in self.failures.most_common()))
+            found.append(", ".join(f"{number} × {said}" for said, number in self.failures.items()))
         if self.recovered is None:
             found.append("did not recover")
         elif self.recovered > MOST_RECOVERY_SECONDS:
