@@ -1,20 +1,23 @@
 """Hurt platforms of our own by every fault and say what came of it: `python -m benchmarks.faults`.
 
-All of them write the table of docs/faults.md; `--only` tries some and writes nothing. Exits 1 if a goal is missed.
+Writes the table of docs/faults.md; `--only` tries some and replaces their lines. Exits 1 if a goal is missed.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import groupby
+from pathlib import Path
 
 from benchmarks.faults.catalogue import FAULTS
 from benchmarks.faults.document import GOAL, PAGE, rows, write
 from benchmarks.faults.fault import Fault, Missing
 from benchmarks.faults.trial import Plan, Result, undergo
-from benchmarks.report import report
+from benchmarks.machine import machine
+from benchmarks.report import FOLDER, report
 
 
 def main() -> int:
@@ -38,10 +41,21 @@ def main() -> int:
         print(
             f"{fault.name}: {'; '.join(outcome.misses) or 'met'}", *outcome.examples, sep="\n  ", flush=True
         )
-    report("faults", rows(results), {"goal": GOAL, "results": [asdict(result) for result in results]})
-    if arguments.only is None:
-        write(PAGE, chosen, results, missing)
+    kept = [
+        each for each in before(FOLDER / "faults.json") if arguments.only and each.name not in arguments.only
+    ]
+    known = sorted([*kept, *results], key=lambda result: names.index(result.name))
+    report("faults", rows(known), {"goal": GOAL, "results": [asdict(result) for result in known]})
+    write(PAGE, FAULTS, known, missing)
     return int(any(result.misses for result in results))
+
+
+def before(file: Path) -> list[Result]:
+    """The results of earlier runs on this machine."""
+    if not file.exists():
+        return []
+    found = json.loads(file.read_text())
+    return [Result(**each) for each in found["results"]] if found["machine"] == machine() else []
 
 
 def tried(faults: Sequence[Fault], plan: Plan) -> Iterator[tuple[Fault, Result | Missing]]:

@@ -142,15 +142,15 @@ FAULTS: Final = (
     ),
     Fault(
         name="clock-back",
-        how="the clock of every process but PostgreSQL's an hour back, and forth again (libfaketime)",
-        hurt=clock_jump("-1h"),
+        how="the clock of every process but PostgreSQL's an hour back, and forth again (a preloaded library)",
+        hurt=clock_jump(-3600),
         ground=faked_clock,
         seconds=5.0,
     ),
     Fault(
         name="clock-forth",
         how="the same clocks an hour ahead, and back again",
-        hurt=clock_jump("+1h"),
+        hurt=clock_jump(3600),
         ground=faked_clock,
         seconds=5.0,
     ),

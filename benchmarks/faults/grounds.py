@@ -1,6 +1,8 @@
 """Where faults are tried: platforms of their own on this machine, each as its faults need it. Loopback only."""
 
 import os
+import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -12,9 +14,7 @@ from tests.support.live import LivePlatform, live_platform
 from tests.support.tracking import tracking_server
 
 DISK_MIB = 1536
-CLOCK = "FAKETIME_TIMESTAMP_FILE"
-
-_FAKETIME = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib")
+CLOCK = "VALENCE_FAULTS_CLOCK"
 
 
 @contextmanager
@@ -50,21 +50,15 @@ def own_registry() -> Iterator[LivePlatform]:
 
 @contextmanager
 def faked_clock() -> Iterator[LivePlatform]:
-    """One whose processes read the wall clock through libfaketime, by an offset in a file; PostgreSQL's don't."""
-    libraries = [Path(root, "faketime", "libfaketime.so.1") for root in _FAKETIME]
-    library = next((path for path in libraries if path.exists()), None)
-    if library is None:
-        raise Missing("libfaketime (Debian: faketime)")
+    """One whose processes read the wall clock with an offset that stands in a file; PostgreSQL's don't."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        raise Missing("a C compiler")
     with tempfile.TemporaryDirectory(prefix="valence-clock-") as folder:
         Path(folder).chmod(0o755)
-        offset = Path(folder, "offset")
-        offset.write_text("+0")
-        with live_platform(
-            LD_PRELOAD=str(library),
-            **{CLOCK: str(offset)},
-            FAKETIME_NO_CACHE="1",
-            # Waiting goes by the steady clock, which no jump moves.
-            FAKETIME_DONT_FAKE_MONOTONIC="1",
-            DONT_FAKE_MONOTONIC="1",
-        ) as platform:
+        library, offset = Path(folder, "clock.so"), Path(folder, "offset")
+        source = Path(__file__).with_name("clock.c")
+        subprocess.run([compiler, "-shared", "-fPIC", "-O2", "-o", library, source], check=True)
+        offset.write_bytes(struct.pack("=q", 0))
+        with live_platform(LD_PRELOAD=str(library), **{CLOCK: str(offset)}) as platform:
             yield platform

@@ -60,7 +60,9 @@ class Canaries:
             truths = reference(self._platform, version, [answer.text for answer in given])
             for answer, truth in zip(given, truths, strict=True):
                 if not same(truth, answer, TOLERANCE):
-                    wrong.setdefault(answer.id, f"unhurt it says {truth.label} {truth.scores}")
+                    wrong.setdefault(
+                        answer.id, f"{answer.label} {answer.scores}, unhurt {truth.label} {truth.scores}"
+                    )
         return Verdict(wrong=wrong, lost=lost)
 
 
