@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up down test check bench eyes train-proof format k8s-check k8s-deploy image-check
+.PHONY: help up down test check bench eyes faults train-proof format k8s-check k8s-deploy image-check
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -35,6 +35,9 @@ BENCHMARKS := first_answer single_texts large_batches fairness overload storing 
 bench: .venv/.developed .cache/bentoml/.installed ## every benchmark, as tables; they start platforms of their own (an hour and a half)
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 	@$(BIN)/python -m benchmarks.heads
+
+faults: .venv/.developed ## hurt platforms of its own on purpose; writes the table of docs/faults.md (a quarter of an hour)
+	@$(BIN)/python -m benchmarks.faults
 
 train-proof: .venv/.developed ## train head and joint model anew (40 minutes, 5 GB) and compare them with the committed ones
 	@rm -rf .cache/proof

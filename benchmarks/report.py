@@ -9,6 +9,8 @@ from typing import Any
 
 from benchmarks.machine import machine
 
+FOLDER = Path(os.environ.get("VALENCE_BENCH", ".cache/bench"))
+
 
 def table(rows: Sequence[Sequence[object]]) -> Iterator[str]:
     """Rows as lines of a Markdown table; the first is the head."""
@@ -41,12 +43,11 @@ def report(
     """Print the table; keep it with all that was `found`, and `bars` (median, and whiskers of its range)."""
     lines = [machine(), "", *table(rows)]
     print("\n".join(lines), flush=True)
-    folder = Path(os.environ.get("VALENCE_BENCH", ".cache/bench"))
-    folder.mkdir(parents=True, exist_ok=True)
+    FOLDER.mkdir(parents=True, exist_ok=True)
     kept = {"machine": machine(), "table": [[str(cell) for cell in row] for row in rows], **found}
-    (folder / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    (FOLDER / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
     if bars:
-        _plot(folder / f"{name}.svg", bars, unit)
+        _plot(FOLDER / f"{name}.svg", bars, unit)
 
 
 def _plot(file: Path, bars: Mapping[str, Sequence[float]], unit: str) -> None:

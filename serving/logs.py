@@ -7,15 +7,31 @@ a replica, which keeps a thousand lines back under load and is no JSON.
 import logging
 import os
 import sys
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, cast
 
 import structlog
 from structlog.types import EventDict
 
 # The request that the present task works for. A batch works for many, so its task has none.
 REQUEST: Final[ContextVar[str | None]] = ContextVar("valence_request", default=None)
+
+
+class _Lossy:
+    """A stream that loses what it can't write: a full disk must not end whoever logs."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
 
 
 def configure_logging(
@@ -43,7 +59,7 @@ def configure_logging(
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(_opened(file)),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Lossy(_opened(file)))),
     )
     root = logging.getLogger()
     root.handlers = [each for each in root.handlers if not isinstance(each, _Libraries)] + [_Libraries()]

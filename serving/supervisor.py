@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
@@ -134,7 +136,9 @@ class Supervisor:
                     log.error("models.failed", status=status)
             if (status := stage.look()) is not None:
                 log.error("stage.ended", status=status)
-                self._record.write("restarting Ray")
+                # A full disk must not end what brings everything back.
+                with suppress(OSError):
+                    self._record.write("restarting Ray")
             self._look_after_database()
             time.sleep(_LOOK_SECONDS)
 

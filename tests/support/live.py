@@ -147,13 +147,25 @@ def builtin_encoders() -> Iterator[tuple[str, Path]]:
 
 
 @contextmanager
-def live_platform(*, fresh: bool = False, **settings: str) -> Iterator[LivePlatform]:
+def live_platform(
+    within: Path | None = None, *, fresh: bool = False, **settings: str
+) -> Iterator[LivePlatform]:
     """A platform that runs inside the block and leaves no process and no file behind.
 
     Unless it is `fresh`, it finds its encoders built, which takes a machine half a minute for each.
     """
+    with unstarted_platform(within, fresh=fresh, **settings) as platform:
+        platform.up()
+        yield platform
+
+
+@contextmanager
+def unstarted_platform(
+    within: Path | None = None, *, fresh: bool = False, **settings: str
+) -> Iterator[LivePlatform]:
+    """One that is to be brought up inside the block; its home lies in a folder of its own, `within` another."""
     # Not pytest's own folder: of mode 700, it would keep the database's user out.
-    with tempfile.TemporaryDirectory(prefix="valence-live-") as folder:
+    with tempfile.TemporaryDirectory(prefix="valence-live-", dir=within) as folder:
         Path(folder).chmod(0o755)
         platform = LivePlatform(home=Path(folder) / "home", port=free_port(), settings=settings)
         if not fresh:
@@ -161,7 +173,6 @@ def live_platform(*, fresh: bool = False, **settings: str) -> Iterator[LivePlatf
             for digest, bundle in builtin_encoders():
                 (platform.home / "build" / digest).symlink_to(bundle)
         try:
-            platform.up()
             yield platform
         finally:
             platform.down()

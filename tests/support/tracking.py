@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -46,5 +46,7 @@ def tracking_server() -> Iterator[str]:
             eventually(up, within=90, what="MLflow answers")
             yield url
         finally:
-            os.killpg(server.pid, 9)
+            # It may have been ended already, to see what that does.
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, 9)
             server.wait()

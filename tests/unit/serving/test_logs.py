@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn
@@ -25,7 +26,7 @@ def lines(tmp_path: Path) -> Iterator["Lines"]:
     root = list(logging.getLogger().handlers)
     configure_logging("info", process="test", file=file, replica="r1")
     yield Lines(file)
-    structlog.get_config()["logger_factory"]._file.close()
+    structlog.get_config()["logger_factory"]._file._stream.close()
     structlog.reset_defaults()
     logging.getLogger().handlers = root
 
@@ -109,3 +110,15 @@ async def test_a_replicas_fault_is_followed_to_the_request_by_the_batch(lines: L
     assert replica["batch"] == ingress["batch"]
     assert (ingress["requests"], replica["text_faults"]) == (["mine"], 1)
     assert "boom" not in json.dumps(replica)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_costs_lines_and_nothing_else() -> None:
+    root = list(logging.getLogger().handlers)
+    configure_logging("info", process="test", file=Path("/dev/full"))
+    structlog.get_logger().error("x" * 100_000)
+    structlog.get_logger().error("again")
+    with suppress(OSError):
+        structlog.get_config()["logger_factory"]._file._stream.close()
+    structlog.reset_defaults()
+    logging.getLogger().handlers = root

@@ -1,0 +1,78 @@
+"""Hurt platforms of our own by every fault and say what came of it: `python -m benchmarks.faults`.
+
+Writes the table of docs/faults.md; `--only` tries some and replaces their lines. Exits 1 if a goal is missed.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+
+from benchmarks.faults.catalogue import FAULTS
+from benchmarks.faults.document import GOAL, PAGE, rows, write
+from benchmarks.faults.fault import Fault, Missing
+from benchmarks.faults.trial import Plan, Result, undergo
+from benchmarks.machine import machine
+from benchmarks.report import FOLDER, report
+
+
+def main() -> int:
+    """Try, print and write."""
+    names = [fault.name for fault in FAULTS]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--seconds", type=float, default=5, help="good answers to see before a fault is over")
+    parser.add_argument("--clients", type=int, default=6)
+    arguments = parser.parse_args()
+    plan = Plan(clients=arguments.clients, steady=arguments.seconds)
+    chosen = [fault for fault in FAULTS if fault.name in (arguments.only or names)]
+    results: list[Result] = []
+    missing: dict[str, str] = {}
+    for fault, outcome in tried(chosen, plan):
+        if isinstance(outcome, Missing):
+            missing[fault.name] = str(outcome)
+            print(f"{fault.name}: not tried, needs {outcome}", flush=True)
+            continue
+        results.append(outcome)
+        print(
+            f"{fault.name}: {'; '.join(outcome.misses) or 'met'}", *outcome.examples, sep="\n  ", flush=True
+        )
+    kept = [
+        each for each in before(FOLDER / "faults.json") if arguments.only and each.name not in arguments.only
+    ]
+    known = sorted([*kept, *results], key=lambda result: names.index(result.name))
+    report("faults", rows(known), {"goal": GOAL, "results": [asdict(result) for result in known]})
+    write(PAGE, FAULTS, known, missing)
+    return int(any(result.misses for result in results))
+
+
+def before(file: Path) -> list[Result]:
+    """The results of earlier runs on this machine."""
+    if not file.exists():
+        return []
+    found = json.loads(file.read_text())
+    return [Result(**each) for each in found["results"]] if found["machine"] == machine() else []
+
+
+def tried(faults: Sequence[Fault], plan: Plan) -> Iterator[tuple[Fault, Result | Missing]]:
+    """Each fault with what came of it; a platform serves all faults of its ground, one after another."""
+    for ground, group in groupby(faults, key=lambda fault: fault.ground):
+        with ExitStack() as stack:
+            try:
+                platform = stack.enter_context(ground())
+            except Missing as lack:
+                yield from ((fault, lack) for fault in group)
+                continue
+            for fault in group:
+                try:
+                    yield fault, undergo(fault, platform, plan)
+                except Missing as lack:
+                    yield fault, lack
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""Every fault there is, in the order in which they are tried: those of one ground together, the worst last."""
+
+from typing import Final
+
+from benchmarks.faults.clock import clock_jump
+from benchmarks.faults.fault import Fault, together
+from benchmarks.faults.grounds import DISK_MIB, faked_clock, own_registry, plain, small_disk
+from benchmarks.faults.nodes import CPUS, WORKERS, raylet_of_an_encoder, worker_nodes
+from benchmarks.faults.processes import (
+    CONTROL,
+    CONTROLLER,
+    ENCODER,
+    HAPROXY,
+    HAPROXY_MANAGER,
+    INGRESS,
+    POSTGRES,
+    crowd,
+    killed,
+    mlflow_server,
+    out_of_memory,
+    postmaster,
+    stalled,
+)
+from benchmarks.faults.storage import (
+    CUTS,
+    WRITES_A_SECOND,
+    connections_cut,
+    disk_full,
+    disk_slow,
+    log_full,
+    registry_closed,
+)
+
+STALL_SECONDS = 8.0
+CROWD = 600
+
+FAULTS: Final = (
+    Fault(
+        name="encoder-killed",
+        how="the only encoder replica: `kill -9`",
+        hurt=killed(ENCODER),
+        ground=plain,
+    ),
+    Fault(
+        name="encoder-out-of-memory",
+        how="the only encoder replica gets no page more (memory cgroup), and the kernel ends it",
+        hurt=out_of_memory,
+        ground=plain,
+    ),
+    Fault(
+        name="ingress-killed",
+        how="the only ingress replica: `kill -9`",
+        hurt=killed(INGRESS),
+        ground=plain,
+    ),
+    Fault(name="haproxy-killed", how="HAProxy: `kill -9`", hurt=killed(HAPROXY), ground=plain),
+    Fault(
+        name="haproxy-manager-killed",
+        how="the actor that keeps HAProxy: `kill -9`",
+        hurt=killed(HAPROXY_MANAGER),
+        ground=plain,
+    ),
+    Fault(
+        name="controller-killed", how="Serve's controller: `kill -9`", hurt=killed(CONTROLLER), ground=plain
+    ),
+    Fault(
+        name="fleet-killed", how="the control, fleet and all: `kill -9`", hurt=killed(CONTROL), ground=plain
+    ),
+    Fault(
+        name="postgres-killed",
+        how="PostgreSQL's postmaster: `kill -9`; the supervisor starts it again",
+        hurt=killed(postmaster),
+        ground=plain,
+    ),
+    Fault(
+        name="postgres-stalled",
+        how=f"every process of PostgreSQL stopped for {STALL_SECONDS:.0f} s",
+        hurt=stalled(POSTGRES),
+        ground=plain,
+        seconds=STALL_SECONDS,
+    ),
+    Fault(
+        name="connections-cut",
+        how=f"`pg_terminate_backend` of every connection, {CUTS} times in 3 s",
+        hurt=connections_cut,
+        ground=plain,
+    ),
+    Fault(
+        name="disk-slow",
+        how=f"PostgreSQL's disk takes {WRITES_A_SECOND} writes a second (blkio cgroup)",
+        hurt=disk_slow,
+        ground=plain,
+        seconds=STALL_SECONDS,
+    ),
+    Fault(
+        name="registry-down",
+        how="MLflow's database lets nobody in",
+        hurt=registry_closed,
+        ground=plain,
+        seconds=STALL_SECONDS,
+    ),
+    Fault(
+        name="registry-down-encoder-killed",
+        how="the same, and the encoder replica: `kill -9`",
+        hurt=together(registry_closed, killed(ENCODER)),
+        ground=plain,
+        seconds=12.0,
+    ),
+    Fault(
+        name="queue-full",
+        how=f"{CROWD} clients more",
+        hurt=crowd(CROWD),
+        ground=plain,
+        seconds=STALL_SECONDS,
+    ),
+    Fault(
+        name="disk-full",
+        how=f"no room on the home's file system ({DISK_MIB} MiB)",
+        hurt=disk_full,
+        ground=small_disk,
+        seconds=STALL_SECONDS,
+    ),
+    Fault(
+        name="disk-full-log",
+        how="the same, just when PostgreSQL needs the next file of its log",
+        hurt=log_full,
+        ground=small_disk,
+        seconds=4.0,
+    ),
+    Fault(
+        name="mlflow-stalled",
+        how="every process of an MLflow server stopped",
+        hurt=stalled(mlflow_server),
+        ground=own_registry,
+        seconds=STALL_SECONDS,
+    ),
+    Fault(
+        name="mlflow-killed",
+        how="every process of an MLflow server: `kill -9`; it stays away",
+        hurt=killed(mlflow_server),
+        ground=own_registry,
+    ),
+    Fault(
+        name="clock-back",
+        how="the clock of every process but PostgreSQL's an hour back, and forth again (a preloaded library)",
+        hurt=clock_jump(-3600),
+        ground=faked_clock,
+        seconds=5.0,
+    ),
+    Fault(
+        name="clock-forth",
+        how="the same clocks an hour ahead, and back again",
+        hurt=clock_jump(3600),
+        ground=faked_clock,
+        seconds=5.0,
+    ),
+    Fault(
+        name="raylet-killed",
+        how=f"the raylet of a worker node with an ingress and an encoder replica ({WORKERS} such nodes of "
+        f"{CPUS} CPUs, a head without work, all on this machine): `kill -9`",
+        hurt=killed(raylet_of_an_encoder),
+        ground=worker_nodes,
+    ),
+)
+
+SHORT: Final = ("encoder-killed", "connections-cut", "postgres-stalled", "queue-full")
+"""The faults of the test suite: quick, and all on one ground."""

@@ -1,0 +1,94 @@
+"""Clients in a closed loop: each sends a text, waits for the answer, notes it in the ledger and sends the next.
+
+Only for a platform on this machine, bounded in number; the ledger bounds how much they send.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Iterator
+from threading import Event, Thread
+from typing import Self
+
+import httpx
+
+from benchmarks.faults.ledger import Answer, Kind, Ledger
+from benchmarks.faults.texts import texts
+from tests.support.live import LivePlatform
+
+MOST_CLIENTS = 1_000
+_ANSWER_SECONDS = 35.0
+_REST_SECONDS = 0.01
+_PAUSE_SECONDS = 0.1
+
+
+class Clients:
+    """So many that predict one text after another until the block ends; nothing they were told is forgotten."""
+
+    def __init__(self, platform: LivePlatform, count: int, ledger: Ledger) -> None:
+        if not 0 < count <= MOST_CLIENTS:
+            raise ValueError(f"1 to {MOST_CLIENTS} clients, not {count}")
+        self._platform = platform
+        self._count = count
+        self._ledger = ledger
+        self._texts: Iterator[str] = texts(secrets.randbits(40))
+        self._ended = Event()
+        self._thread = Thread(target=lambda: asyncio.run(self._all()), name="clients")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    async def _all(self) -> None:
+        async with httpx.AsyncClient(
+            base_url=self._platform.url,
+            headers={"Authorization": f"Bearer {self._platform.key}"},
+            timeout=_ANSWER_SECONDS,
+            limits=httpx.Limits(max_connections=self._count, max_keepalive_connections=self._count),
+        ) as client:
+            await asyncio.gather(*(self._one(client) for _ in range(self._count)))
+
+    async def _one(self, client: httpx.AsyncClient) -> None:
+        while not self._ended.is_set() and not self._ledger.full:
+            kind = await self._ask(client, next(self._texts))
+            # Nobody sensible hammers a platform that has just refused.
+            await asyncio.sleep(_REST_SECONDS if kind is Kind.ANSWERED else _PAUSE_SECONDS)
+
+    async def _ask(self, client: httpx.AsyncClient, text: str) -> Kind:
+        try:
+            answer = await client.post("/v1/predict", json={"text": text})
+        except httpx.HTTPError as error:
+            self._ledger.ended(Kind.FAILED, type(error).__name__)
+            return Kind.FAILED
+        if answer.status_code == httpx.codes.CREATED:
+            self._ledger.answered(answer_in(answer.json(), text))
+            return Kind.ANSWERED
+        kind, said = judged(answer)
+        self._ledger.ended(kind, said)
+        return kind
+
+
+def answer_in(body: dict[str, object], text: str) -> Answer:
+    """The platform's answer about a text, as the ledger keeps it."""
+    scores = body["scores"]
+    assert isinstance(scores, dict)
+    return Answer(
+        id=str(body["id"]),
+        text=text,
+        model=str(body["model"]),
+        version=str(body["model_version"]),
+        label=str(body["sentiment"]),
+        scores={str(label): float(score) for label, score in scores.items()},
+    )
+
+
+def judged(answer: httpx.Response) -> tuple[Kind, str]:
+    """A refusal is 429 or 503 and says when to come again; everything else is a failure."""
+    if answer.status_code not in (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE):
+        return Kind.FAILED, str(answer.status_code)
+    if not answer.headers.get("Retry-After", "").isdigit():
+        return Kind.FAILED, f"{answer.status_code} without Retry-After"
+    return Kind.REFUSED, str(answer.status_code)

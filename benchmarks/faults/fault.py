@@ -1,0 +1,43 @@
+"""A fault: one way of hurting a platform, where it is tried, and how long it lasts. Hurts nothing by itself."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from benchmarks.faults.ledger import Ledger
+from tests.support.live import LivePlatform
+
+Injury: TypeAlias = Callable[[LivePlatform, Ledger], AbstractContextManager[None]]
+"""Entering hurts the platform, leaving heals what does not heal by itself; crowds note in the ledger."""
+
+Ground: TypeAlias = Callable[[], AbstractContextManager[LivePlatform]]
+"""A platform that may be hurt; raises Missing where this machine can't have it."""
+
+
+class Missing(Exception):
+    """This machine lacks what the fault needs; the message says what."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """One way of hurting: `seconds` is how long it is left so, 0 for what is over at once."""
+
+    name: str
+    how: str
+    hurt: Injury
+    ground: Ground
+    seconds: float = 0.0
+
+
+def together(*injuries: Injury) -> Injury:
+    """All of them, in order."""
+
+    @contextmanager
+    def hurt(platform: LivePlatform, ledger: Ledger) -> Iterator[None]:
+        with ExitStack() as stack:
+            for injury in injuries:
+                stack.enter_context(injury(platform, ledger))
+            yield
+
+    return hurt

@@ -1,0 +1,112 @@
+"""Injuries of processes: killed, stopped for a while, out of memory. Touches only those of the platform's own home."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+import psutil
+
+from benchmarks.faults.cgroup import limited
+from benchmarks.faults.clients import Clients
+from benchmarks.faults.fault import Injury
+from benchmarks.faults.ledger import Ledger
+from tests.support.live import LivePlatform
+
+Part = Callable[[LivePlatform], Sequence[psutil.Process]]
+
+_DEATH_SECONDS = 10.0
+_NO_MEMORY = "65536"
+
+
+def titled(part: str) -> Part:
+    """The processes with this in their command line, as Ray titles its own."""
+    return lambda platform: platform.named(part)
+
+
+def program(name: str, argument: str = "") -> Part:
+    """The processes of a program, with this among the arguments."""
+    return lambda platform: [
+        process for process in platform.named(argument) if process.is_running() and process.name() == name
+    ]
+
+
+ENCODER = titled("ServeReplica:encoder-")
+INGRESS = titled("ServeReplica:valence:ingress")
+CONTROL = titled("ServeReplica:valence:control")
+CONTROLLER = titled("ServeController")
+HAPROXY = program("haproxy")
+HAPROXY_MANAGER = titled("HAProxyManager")
+POSTGRES = program("postgres")
+
+
+def mlflow_server(platform: LivePlatform) -> list[psutil.Process]:
+    """The processes of the MLflow server that the platform is told to use; the suite started it."""
+    port = platform.settings["MLFLOW_TRACKING_URI"].rpartition(":")[2]
+    servers = [child for child in psutil.Process().children() if port in child.cmdline()]
+    return [*servers, *(child for server in servers for child in server.children(recursive=True))]
+
+
+def postmaster(platform: LivePlatform) -> list[psutil.Process]:
+    """PostgreSQL's first process."""
+    return [min(POSTGRES(platform), key=lambda process: process.create_time())]
+
+
+def killed(part: Part) -> Injury:
+    """`kill -9` of all such processes."""
+
+    @contextmanager
+    def hurt(platform: LivePlatform, _ledger: Ledger) -> Iterator[None]:
+        for process in found(part, platform):
+            process.kill()
+        yield
+
+    return hurt
+
+
+def stalled(part: Part) -> Injury:
+    """Stopped, and let go on afterwards: alive for everybody who looks, and silent."""
+
+    @contextmanager
+    def hurt(platform: LivePlatform, _ledger: Ledger) -> Iterator[None]:
+        stopped = found(part, platform)
+        for process in stopped:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in stopped:
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
+
+    return hurt
+
+
+@contextmanager
+def out_of_memory(platform: LivePlatform, _ledger: Ledger) -> Iterator[None]:
+    """The encoder replica may have no page more, so that the kernel ends it when it asks for one."""
+    replicas = found(ENCODER, platform)[:1]
+    with limited("memory", {"memory.limit_in_bytes": _NO_MEMORY}, replicas):
+        _, alive = psutil.wait_procs(replicas, timeout=_DEATH_SECONDS)
+        if alive:
+            raise RuntimeError("the kernel did not end the replica")
+        # A group can go only once the kernel has taken the dead out of it.
+        time.sleep(0.2)
+    yield
+
+
+def crowd(count: int) -> Injury:
+    """So many clients more, far beyond what it can answer."""
+
+    @contextmanager
+    def hurt(platform: LivePlatform, ledger: Ledger) -> Iterator[None]:
+        with Clients(platform, count, ledger):
+            yield
+
+    return hurt
+
+
+def found(part: Part, platform: LivePlatform) -> Sequence[psutil.Process]:
+    """The processes to hurt; that there are none is a mistake of the fault, not a merit of the platform."""
+    if not (processes := part(platform)):
+        raise RuntimeError("there is no such process to hurt")
+    return processes

@@ -1,0 +1,119 @@
+"""The proof: what was acknowledged is in the database as it was answered, and is what the platform says unhurt.
+
+Owns the comparison. Reads rows by SQL, because a fault may lie in what serves them, and asks for references by HTTP.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import httpx
+import psycopg
+
+from benchmarks.faults.clients import answer_in
+from benchmarks.faults.ledger import Answer
+from benchmarks.faults.texts import texts
+from db.embedded import EmbeddedPostgres
+from serving.stores import DATABASE
+from tests.support.live import LivePlatform
+
+TOLERANCE = 0.01
+"""Most that a probability may differ: batch-mates move those of an int8 engine by less than a thousandth."""
+
+_ROUNDED = 1e-5
+_AT_ONCE = 250
+_CANARIES = 50
+_PATIENCE_SECONDS = 90.0
+_ROWS = """
+    SELECT p.id::text, t.content, p.model, p.version, p.label, p.scores
+    FROM predictions p JOIN text_inputs t ON t.id = p.text_id
+    WHERE p.id = ANY(%s::uuid[]) AND EXISTS (SELECT FROM embeddings e WHERE e.text_id = t.id)"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """Acknowledged predictions that are wrong, by id and why, and those that are not stored."""
+
+    wrong: dict[str, str]
+    lost: list[str]
+
+
+class Canaries:
+    """Texts that were asked before a platform was hurt, so that a reference taken afterwards can be trusted."""
+
+    def __init__(self, platform: LivePlatform) -> None:
+        self._platform = platform
+        self._before = list(reference(platform, None, list(islice(texts(0), _CANARIES))))
+
+    def verdict(self, answers: Sequence[Answer]) -> Verdict:
+        """What is wrong or lost of these, and of the canaries themselves."""
+        stored = rows(self._platform, [answer.id for answer in answers])
+        lost = [answer.id for answer in answers if answer.id not in stored]
+        wrong = {
+            answer.id: f"stored otherwise: {stored[answer.id]}"
+            for answer in answers
+            if answer.id in stored and not same(stored[answer.id], answer, _ROUNDED)
+        }
+        for version, given in _by_version([*self._before, *answers]).items():
+            truths = reference(self._platform, version, [answer.text for answer in given])
+            for answer, truth in zip(given, truths, strict=True):
+                if not same(truth, answer, TOLERANCE):
+                    wrong.setdefault(
+                        answer.id, f"{answer.label} {answer.scores}, unhurt {truth.label} {truth.scores}"
+                    )
+        return Verdict(wrong=wrong, lost=lost)
+
+
+def same(truth: Answer, answer: Answer, tolerance: float) -> bool:
+    """Whether both say the same of the same text; a label may differ where two scores are as good as equal."""
+    if (truth.text, truth.model, truth.version) != (answer.text, answer.model, answer.version):
+        return False
+    if any(abs(truth.scores[label] - score) > tolerance for label, score in answer.scores.items()):
+        return False
+    return abs(truth.scores[answer.label] - truth.scores[truth.label]) <= tolerance
+
+
+def reference(platform: LivePlatform, version: str | None, wanted: Sequence[str]) -> Iterator[Answer]:
+    """What the platform says of these texts in large batches, by this version."""
+    with platform.client() as client:
+        for start in range(0, len(wanted), _AT_ONCE):
+            batch = wanted[start : start + _AT_ONCE]
+            body = {"texts": batch} | ({"version": version} if version else {})
+            made = _asked(client, body)["predictions"]
+            yield from (answer_in(each, text) for each, text in zip(made, batch, strict=True))
+
+
+def rows(platform: LivePlatform, ids: Sequence[str]) -> dict[str, Answer]:
+    """What is stored under these ids, text and vector included."""
+    with psycopg.connect(database(platform)) as connection:
+        found = connection.execute(_ROWS, (list(ids),)).fetchall()
+    return {
+        id_: Answer(id=id_, text=text, model=model, version=version, label=label, scores=scores)
+        for id_, text, model, version, label, scores in found
+    }
+
+
+def database(platform: LivePlatform, name: str = DATABASE) -> str:
+    """The URL of one of the platform's own databases."""
+    return EmbeddedPostgres(platform.home).url(name)
+
+
+def _asked(client: httpx.Client, body: dict[str, object]) -> dict[str, list[dict[str, object]]]:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        answer = client.post("/v1/predict/batch", json=body)
+        if answer.status_code == httpx.codes.CREATED:
+            found: dict[str, list[dict[str, object]]] = answer.json()
+            return found
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"no reference: {answer.status_code} {answer.text}")
+        time.sleep(0.5)
+
+
+def _by_version(answers: Iterable[Answer]) -> dict[str, list[Answer]]:
+    found: dict[str, list[Answer]] = defaultdict(list)
+    for answer in answers:
+        found[answer.version].append(answer)
+    return found

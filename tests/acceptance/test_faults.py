@@ -1,0 +1,27 @@
+"""The short form of `make faults`: quick faults on one platform, by the same code, against the same goal."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks.faults.catalogue import FAULTS, SHORT
+from benchmarks.faults.fault import Fault
+from benchmarks.faults.trial import Plan, undergo
+from tests.support.live import LivePlatform, live_platform
+
+PLAN = Plan(before=1.0, steady=2.0)
+
+
+@pytest.fixture(scope="module")
+def hurt() -> Iterator[LivePlatform]:
+    with live_platform() as platform:
+        yield platform
+
+
+@pytest.mark.parametrize(
+    "fault", [fault for fault in FAULTS if fault.name in SHORT], ids=lambda fault: fault.name
+)
+def test_fault_costs_nothing_that_was_acknowledged(hurt: LivePlatform, fault: Fault) -> None:
+    result = undergo(fault, hurt, PLAN)
+    assert (result.misses, result.examples) == ([], [])
+    assert result.answered > 0
