@@ -55,7 +55,7 @@ async def _store_admin(keys: Keys, text: str) -> None:
 def main() -> None:
     """Furnish the database that the settings name."""
     settings = Settings()
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, process="furnish", file=settings.log_file)
     asyncio.run(furnish(settings))
 
 
