@@ -163,6 +163,7 @@ class Control:
     async def check_health(self) -> None:
         """Restart this process if one of its loops ended, which none should."""
         if ended := [task for task in self._tasks if task.done()]:
+            log.error("control.ended", task=repr(ended[0]))
             raise RuntimeError(f"a control loop ended: {ended[0]!r}")
 
     async def _follow_experiments(self, every: float) -> None:
@@ -202,6 +203,7 @@ class Ingress:
         self._control = control
         self._catalogue = Catalogue()
         self._asked: set[tuple[str, str]] = set()
+        self._tasks: list[asyncio.Task[None]] = []
         self._exit = AsyncExitStack()
         self._services = await self._exit.enter_async_context(
             services(
