@@ -313,7 +313,8 @@ def _drain(settings: Settings) -> dict[str, Any]:
     return {
         "graceful_shutdown_timeout_s": settings.drain_seconds,
         "graceful_shutdown_wait_loop_s": 0.1,
-        "health_check_period_s": 5,
+        # A replica that died is missed at the next look, and only then is another one started.
+        "health_check_period_s": 1,
     }
 
 

@@ -81,10 +81,6 @@ def environment(settings: Settings) -> dict[str, str]:
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
             # A HAProxy that died is missed after three looks; at Ray's ten seconds each, half a minute is lost.
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-            # A replica that died takes its requests along: the safe ones go to another, or are told 503.
-            "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-            # More than the dead connections that may be tried before HAProxy knows.
-            "RAY_SERVE_HAPROXY_RETRIES": "10",
             "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(max(1, round(settings.drain_seconds) + 1)),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(settings.stats_port or free_port()),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(settings.haproxy_metrics_port or free_port()),

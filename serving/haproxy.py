@@ -14,8 +14,6 @@ from pathlib import Path
 BIND = "VALENCE_HAPROXY_BIND"
 ROOM = "VALENCE_HAPROXY_ROOM"
 _PR_SET_PDEATHSIG = 1
-# POSTs that may be sent twice: they change nothing, or add a prediction that nobody was told of.
-_TWICE = "/v1/predict /v1/similar /v1/embeddings /v2/"
 _REQUEST_ID = "^[A-Za-z0-9._-]{1,128}$"
 _BODY = (
     '{"type":"about:blank","title":"Service Unavailable","status":503,'
@@ -31,7 +29,6 @@ _REFUSAL = (
 )
 # In the frontend: one request id on every answer, the application's, else the caller's if valid, else a new one.
 _FRONTEND = f"""\\g<0>
-    http-request disable-l7-retry unless METH_GET or {{ path_beg {_TWICE} }}
     unique-id-format %[uuid]
     http-request set-var(txn.request_id) unique-id
     http-request set-var(txn.request_id) req.hdr(x-request-id) if {{ req.hdr(x-request-id) -m reg {_REQUEST_ID} }}

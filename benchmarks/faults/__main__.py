@@ -30,24 +30,22 @@ def main() -> int:
     arguments = parser.parse_args()
     plan = Plan(clients=arguments.clients, steady=arguments.seconds)
     chosen = [fault for fault in FAULTS if fault.name in (arguments.only or names)]
-    results: list[Result] = []
+    kept = [] if arguments.only is None else before(FOLDER / "faults.json")
     missing: dict[str, str] = {}
+    missed = False
     for fault, outcome in tried(chosen, plan):
+        kept = [result for result in kept if result.name != fault.name]
         if isinstance(outcome, Missing):
             missing[fault.name] = str(outcome)
             print(f"{fault.name}: not tried, needs {outcome}", flush=True)
             continue
-        results.append(outcome)
-        print(
-            f"{fault.name}: {'; '.join(outcome.misses) or 'met'}", *outcome.examples, sep="\n  ", flush=True
-        )
-    kept = [
-        each for each in before(FOLDER / "faults.json") if arguments.only and each.name not in arguments.only
-    ]
-    known = sorted([*kept, *results], key=lambda result: names.index(result.name))
-    report("faults", rows(known), {"goal": GOAL, "results": [asdict(result) for result in known]})
-    write(PAGE, FAULTS, known, missing)
-    return int(any(result.misses for result in results))
+        kept = sorted([*kept, outcome], key=lambda result: names.index(result.name))
+        missed |= bool(outcome.misses)
+        print(*outcome.examples, sep="\n")
+        # After each, so that a run that is broken off keeps what it found.
+        report("faults", rows([outcome]), {"goal": GOAL, "results": [asdict(result) for result in kept]})
+        write(PAGE, FAULTS, kept, missing)
+    return int(missed)
 
 
 def before(file: Path) -> list[Result]:

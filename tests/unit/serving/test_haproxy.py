@@ -51,14 +51,6 @@ def test_refusals_are_problem_json_and_never_come_from_the_fallback_proxy(config
     assert "text/plain" not in config
 
 
-def test_only_what_may_be_sent_twice_is_sent_again_when_a_replica_dies(config: str) -> None:
-    (rule,) = re.findall(r"http-request disable-l7-retry .*", config)
-    assert rule == (
-        "http-request disable-l7-retry unless METH_GET or "
-        "{ path_beg /v1/predict /v1/similar /v1/embeddings /v2/ }"
-    )
-
-
 def test_predictions_beyond_the_room_of_the_replicas_are_told_429(config: str) -> None:
     (rule,) = re.findall(r".* return status 429 .*", config)
     assert "nbsrv(http-valence),mul(400)" in config

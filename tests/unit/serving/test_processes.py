@@ -32,6 +32,7 @@ def test_a_ray_of_our_own_is_private_and_on_loopback(tmp_path: Path) -> None:
     token = Path(names["RAY_AUTH_TOKEN_PATH"])
     assert token.stat().st_mode & 0o777 == 0o600
     assert token.parent.stat().st_mode & 0o777 == 0o700
+    assert names["RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"] == "1"
     for name in ("SOCKET_PATH", "METRICS_SOCKET_PATH", "SERVER_STATE_FILE", "CONFIG_FILE_LOC"):
         assert Path(names[f"RAY_SERVE_HAPROXY_{name}"]).is_relative_to(run_folder(tmp_path))
     assert environment(Settings(home=tmp_path, haproxy="on"))["RAY_AUTH_TOKEN_PATH"] == str(token)
