@@ -46,9 +46,11 @@ def test_an_overlay_serves_predictions_on_several_nodes(
         cluster.apply()
         eventually(lambda: ready(cluster), within=300, what="the declared application runs")
         with httpx.Client(base_url=cluster.url, headers={"X-API-Key": key}, timeout=60) as client:
+            # As KubeRay asks a worker whether it may have traffic: HAProxy learns a moment later than Serve.
+            eventually(
+                lambda: "success" in client.get("/-/healthz").text, within=30, what="HAProxy knows a replica"
+            )
             predicts(client)
-            # As KubeRay asks a worker whether it may have traffic.
-            assert "success" in client.get("/-/healthz").text
 
             # The operator hands over the configuration again; the encoders, which it doesn't declare, live on.
             before = cluster.applications()

@@ -28,8 +28,9 @@ _INHERITED = ("HOME", "LANG", "PATH", "PYTHONPATH", "PYTHONWARNINGS")
 _TOOLS = Path(sys.executable).parent
 # `ray`, which lets no second node join while Ray keeps to loopback; here all nodes are on one machine.
 _RAY = (
-    "from ray._private import ray_constants; from ray.scripts.scripts import main; "
-    "ray_constants.ENABLE_RAY_CLUSTER = True; main()"
+    "from types import SimpleNamespace; from ray.scripts import scripts; "
+    "scripts.ray_constants = SimpleNamespace(**vars(scripts.ray_constants) | {'ENABLE_RAY_CLUSTER': True}); "
+    "scripts.main()"
 )
 
 
@@ -203,6 +204,9 @@ class Nodes:
                     start_new_session=True,
                 )
             )
+        # One after another: Ray tells nodes that start at once on one address from each other too late.
+        written = self.folder / f"{name}.log"
+        eventually(lambda: "--block" in written.read_text(), within=90, what=f"{name} has started")
 
 
 @contextmanager
