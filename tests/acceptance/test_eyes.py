@@ -5,19 +5,19 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
+import yaml
 
 from tests.support.clock import eventually
 from tests.support.collector import Collector, collector
 from tests.support.live import LivePlatform, live_platform
 from tests.support.prometheus import Prometheus, Query, queries, scraping
+from tests.support.rules import alert_rules
 
-RULES = Path(__file__).parents[2] / "k8s" / "alerts" / "valence.rules.yaml"
 # What a healthy platform in its first minutes has nothing to say of, by the metric.
 EMPTY = {
     "valence_drift_psi": "needs answers that are older than an hour",
@@ -46,7 +46,9 @@ def watched(receiver: Collector) -> Iterator[LivePlatform]:
 @pytest.fixture(scope="module")
 def prometheus(watched: LivePlatform, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     folder = tmp_path_factory.mktemp("prometheus")
-    with scraping(watched.port, folder, RULES) as running:
+    rules = folder / "rules.yaml"
+    rules.write_text(yaml.safe_dump(alert_rules()))
+    with scraping(watched.port, folder, rules) as running:
         yield running
 
 
@@ -110,7 +112,7 @@ def test_every_metric_that_a_dashboard_or_an_alert_names_is_told(
         told |= {name + suffix for name in list(told)}
     words = {
         word
-        for query in [each.text for each in queries()] + [RULES.read_text()]
+        for query in [each.text for each in queries()] + [yaml.safe_dump(alert_rules())]
         for word in "".join(c if c.isalnum() or c == "_" else " " for c in query).split()
         if word.startswith("valence_")
     }
