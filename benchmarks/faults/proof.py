@@ -19,8 +19,9 @@ from db.embedded import EmbeddedPostgres
 from serving.stores import DATABASE
 from tests.support.live import LivePlatform
 
-TOLERANCE = 0.01
-"""Most that a probability may differ: batch-mates move those of an int8 engine by less than a thousandth."""
+TOLERANCE = 0.05
+"""Most that a probability may differ: a rounding of an int8 engine that falls otherwise in a batch of another shape has
+moved one in ten thousand by up to 0.02; answers that belong to another text are mostly off by 0.1 and more."""
 
 _ROUNDED = 1e-5
 _AT_ONCE = 250
@@ -103,12 +104,17 @@ def database(platform: LivePlatform, name: str = DATABASE) -> str:
 def _asked(client: httpx.Client, body: dict[str, object]) -> dict[str, list[dict[str, object]]]:
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
-        answer = client.post("/v1/predict/batch", json=body)
-        if answer.status_code == httpx.codes.CREATED:
-            found: dict[str, list[dict[str, object]]] = answer.json()
-            return found
+        try:
+            answer = client.post("/v1/predict/batch", json=body)
+        except httpx.HTTPError as error:
+            said = type(error).__name__
+        else:
+            if answer.status_code == httpx.codes.CREATED:
+                found: dict[str, list[dict[str, object]]] = answer.json()
+                return found
+            said = f"{answer.status_code} {answer.text}"
         if time.monotonic() > deadline:
-            raise RuntimeError(f"no reference: {answer.status_code} {answer.text}")
+            raise RuntimeError(f"no reference: {said}")
         time.sleep(0.5)
 
 
