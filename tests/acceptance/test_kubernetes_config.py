@@ -13,6 +13,7 @@ import pytest
 from k8s.rendered import render
 from serving.auth import fresh_key
 from tests.support.clock import eventually
+from tests.support.live import with_encoders
 from tests.support.nodes import Nodes, nodes
 from tests.support.postgres import TestServer
 
@@ -34,7 +35,7 @@ def test_an_overlay_serves_predictions_on_several_nodes(
         ThreadPoolExecutor(1) as aside,
     ):
         key = fresh_key().text
-        (cluster.folder / "jobs").mkdir()
+        with_encoders(cluster.folder / "jobs")
         (cluster.folder / "jobs" / "admin.key").write_text(key)
         cluster.job("valence-migrate")
         # As on Kubernetes, beside the cluster that starts: the ingress waits for a champion.

@@ -136,14 +136,15 @@ class LivePlatform:
         eventually(self.ready, within=seconds, what="the platform is ready")
 
 
-def builtin_encoders() -> Iterator[tuple[str, Path]]:
-    """Digest and bundle of the encoders of a fresh installation, built once and kept as the benchmarks keep them."""
+def with_encoders(home: Path) -> None:
+    """Have a home find the encoders of a fresh installation built, as the benchmarks keep them."""
+    (home / "build").mkdir(parents=True)
     own = default_source()
     for source in (own, joint_source(builtin("joint"), own)):
         folder = ENCODERS / source.digest[:16]
         if not folder.exists():
             build_encoder(source, folder)
-        yield source.digest, folder.absolute()
+        (home / "build" / source.digest).symlink_to(folder.absolute())
 
 
 @contextmanager
@@ -169,9 +170,7 @@ def unstarted_platform(
         Path(folder).chmod(0o755)
         platform = LivePlatform(home=Path(folder) / "home", port=free_port(), settings=settings)
         if not fresh:
-            (platform.home / "build").mkdir(parents=True)
-            for digest, bundle in builtin_encoders():
-                (platform.home / "build" / digest).symlink_to(bundle)
+            with_encoders(platform.home)
         try:
             yield platform
         finally:
