@@ -5,7 +5,6 @@ from typing import Final
 from benchmarks.faults.clock import clock_jump
 from benchmarks.faults.fault import Fault, together
 from benchmarks.faults.grounds import DISK_MIB, faked_clock, own_registry, plain, small_disk
-from benchmarks.faults.nodes import CPUS, WORKERS, raylet_of_an_encoder, worker_nodes
 from benchmarks.faults.processes import (
     CONTROL,
     CONTROLLER,
@@ -153,13 +152,6 @@ FAULTS: Final = (
         hurt=clock_jump(3600),
         ground=faked_clock,
         seconds=5.0,
-    ),
-    Fault(
-        name="raylet-killed",
-        how=f"the raylet of a worker node with an ingress and an encoder replica ({WORKERS} such nodes of "
-        f"{CPUS} CPUs, a head without work, all on this machine): `kill -9`",
-        hurt=killed(raylet_of_an_encoder),
-        ground=worker_nodes,
     ),
 )
 

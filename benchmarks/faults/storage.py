@@ -52,7 +52,7 @@ def registry_closed(platform: LivePlatform, _ledger: Ledger) -> Iterator[None]:
 
 @contextmanager
 def disk_full(platform: LivePlatform, _ledger: Ledger) -> Iterator[None]:
-    """A file takes all room beside the home, and takes it again when something is freed."""
+    """A file takes all room beside the home; what is freed meanwhile may be used again."""
     filler = platform.home.parent / "filler"
     try:
         fill(filler)
