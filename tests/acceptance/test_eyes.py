@@ -152,7 +152,7 @@ def test_every_process_logs_json_at_once_with_the_request_id(watched: LivePlatfo
                 {"supervisor", "stage", "ingress", "encoder", "control", "evaluation"}
                 <= {line["process"] for line in lines(watched) if "process" in line}
             ),
-            within=120,
+            within=300,
             what="every kind of process has logged",
         )
     assert "to be found" not in (watched.home / "logs" / "platform.log").read_text()

@@ -20,7 +20,7 @@ from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from registry import export
+from registry import engines
 from registry.bundle import Bundle, Kind
 from registry.classifier import ClassifierSource
 from registry.errors import BundleInvalid, ImportRefused
@@ -239,7 +239,7 @@ def test_other_mapping_is_another_version_of_the_same_encoder(
 def test_int8_that_decides_otherwise_gives_way_to_float32(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "_LEAST_AGREEMENT", 1.01)
+    monkeypatch.setattr(engines, "_LEAST_AGREEMENT", 1.01)
     bundle = build_encoder(
         ClassifierSource.load(str(made.folder)), tmp_path / "encoder", calibration=sentences(16)
     )
