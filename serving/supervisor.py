@@ -97,6 +97,7 @@ class Supervisor:
             return 1
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
+        log.info("supervisor.started", home=str(self._settings.home))
         stage: Child | None = None
         models: Child | None = None
         try:
