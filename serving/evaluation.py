@@ -1,4 +1,4 @@
-"""One evaluation, in a process of its own at the lowest priority: `python -m serving.evaluation ID`.
+"""One evaluation, in a process of its own that takes idle time alone: `python -m serving.evaluation ID`.
 
 Opens the bundles itself, measures on one thread, and writes the report through db. Serves nobody.
 """
