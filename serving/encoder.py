@@ -124,12 +124,13 @@ def cut(
     max_rows: int = MAX_ROWS,
     budget: int = TOKEN_BUDGET,
     padded: Callable[[int], int] = lambda length: length,
+    mixed: bool = True,
 ) -> list[list[int]]:
     """Indices sorted by length and cut into micro-batches at the least cost, longest first, some for each lane.
 
     A pass has at most `max_rows` texts and `budget` padded tokens, and costs its padded tokens and, once,
     `PASS_TOKENS`; the cheapest cuts of the sorted lengths are found by dynamic programming over where the last
-    one begins.
+    one begins. Unless `mixed`, texts of different padded length never share a pass.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     widths = [padded(lengths[index]) for index in order]
@@ -140,6 +141,8 @@ def cut(
         rows = max(1, min(most, budget // width, len(order) - begin))
         cost = least[begin] + PASS_TOKENS
         for end in range(begin + 1, begin + rows + 1):
+            if not mixed and widths[end - 1] != width:
+                break
             cost += width
             if cost < least[end]:
                 least[end], begins[end] = cost, begin

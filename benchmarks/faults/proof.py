@@ -19,11 +19,9 @@ from db.embedded import EmbeddedPostgres
 from serving.stores import DATABASE
 from tests.support.live import LivePlatform
 
-TOLERANCE = 0.05
-"""Most that a probability may differ: a rounding of an int8 engine that falls otherwise in a batch of another shape has
-moved one in ten thousand by up to 0.02; answers that belong to another text are mostly off by 0.1 and more."""
+TOLERANCE = 1e-5
+"""Most that a probability may differ: its last digits, because batch-mates change no answer."""
 
-_ROUNDED = 1e-5
 _AT_ONCE = 250
 _CANARIES = 50
 _PATIENCE_SECONDS = 90.0
@@ -55,7 +53,7 @@ class Canaries:
         wrong = {
             answer.id: f"stored otherwise: {stored[answer.id]}"
             for answer in answers
-            if answer.id in stored and not same(stored[answer.id], answer, _ROUNDED)
+            if answer.id in stored and not same(stored[answer.id], answer, TOLERANCE)
         }
         for version, given in _by_version([*self._before, *answers]).items():
             truths = reference(self._platform, version, [answer.text for answer in given])
