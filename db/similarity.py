@@ -142,6 +142,11 @@ class Similarity:
         self, connection: PsycopgConnection, query: SimilarityQuery, *, exact: bool
     ) -> tuple[Found, bool, bool]:
         """What was found, whether exactly, whether completely."""
+        if not exact:
+            # Fetched by nobody, so that it goes with the next statement.
+            await connection.execute(
+                _WALK, (str(max(self._ef_search, 2 * query.k)), "relaxed_order", str(_MAX_SCAN_TUPLES))
+            )
         segments = await self._segments(connection)
         everything = [segment.id for segment in segments]
         rows = sum(segment.rows for segment in segments)
@@ -158,9 +163,6 @@ class Similarity:
 
         if exact or not indexed or by_scan <= by_index:
             return await compare(), True, True
-        await connection.execute(
-            _WALK, (str(max(self._ef_search, 2 * query.k)), "relaxed_order", str(_MAX_SCAN_TUPLES))
-        )
         scanned = [segment.id for segment in segments if not segment.indexed]
         found = await query.by_index(connection, indexed, scanned, reach=reach)
         if len(found) >= query.k:
@@ -176,7 +178,7 @@ class Similarity:
     async def _segments(self, connection: PsycopgConnection) -> list[_Segment]:
         cursor = await connection.execute(
             "SELECT id, state = 'indexed', pg_relation_size(format('embeddings_%%s', id)::regclass)::float8 "
-            "FROM segments WHERE space = %s ORDER BY id",
+            "FROM segments WHERE space = %s AND state IN ('open', 'closed', 'indexed') ORDER BY id",
             (self._space,),
         )
         rows = await cursor.fetchall()
