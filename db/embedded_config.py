@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 
 _MIB = 1 << 20
+# What building the index of a merged segment takes, unless a setting says otherwise.
+_BUILD = 1024 * _MIB
 _SHARED = Path("/dev/shm")  # noqa: S108 - looked at, not written to
 
 
@@ -30,7 +32,7 @@ def configuration(*, memory: int, base: Path, sockets: Path) -> str:
         "maintenance_work_mem": _mib(maintenance),
         "autovacuum_work_mem": "64MB",
         # Parallel builds share memory in /dev/shm, which containers keep at 64 MiB: then as plain files.
-        "dynamic_shared_memory_type": "posix" if _shared_room() > 2 * maintenance else "mmap",
+        "dynamic_shared_memory_type": "posix" if _shared_room() > 2 * _BUILD else "mmap",
         # A search may not take the cores that encode; one helper for index builds.
         "max_parallel_workers_per_gather": "0",
         "max_parallel_maintenance_workers": "1",

@@ -1,10 +1,10 @@
-"""The segments of the vector index: one open for writing, full ones closed and indexed in the background.
+"""The segments of the vector index: one open for writing, full ones closed, indexed and merged in the background.
 
-Owns partitions of `embeddings` and their HNSW indexes. A vector lies in exactly one segment at every moment,
-because each step is one transaction. Never moves a vector.
+Owns partitions of `embeddings` and their HNSW indexes. A vector lies in exactly one segment that is searched at
+every moment, because each step is one transaction.
 """
 
-from typing import Final
+from typing import Final, LiteralString
 
 from psycopg import sql
 from sqlalchemy import text
@@ -15,8 +15,22 @@ from db.engine import Database
 ROWS: Final = 50_000
 M: Final = 16
 EF_CONSTRUCTION: Final = 64
+FAN_IN: Final = 4
+# What the graph of an index takes while it is built, for a vector of 384 dimensions in half precision.
+_BYTES_A_ROW: Final = 1_600
+_LEAST_MEMORY: Final = 128 << 20
 _LOCK: Final = 0x56414C_5345_474D
 _INDEX_LOCK: Final = 0x56414C_494E_4458
+_MERGE_LOCK: Final = 0x56414C_4D45_5247
+
+# Sizes are compared by their rounded logarithm, so that segments which lost some vectors keep their class.
+_MERGEABLE: Final[LiteralString] = """
+    SELECT ids[1 : CAST(:fan_in AS integer)] FROM (
+        SELECT array_agg(id ORDER BY id) AS ids, max(rows) AS most
+        FROM (SELECT id, rows, round(log(greatest(rows, 1)) / log(CAST(:fan_in AS numeric))) AS class
+              FROM segments WHERE space = :space AND state = 'indexed') sized
+        GROUP BY class ORDER BY class) classes
+    WHERE cardinality(ids) >= :fan_in AND most * :fan_in <= :most LIMIT 1"""
 
 
 class Segments:
@@ -58,7 +72,7 @@ class Segments:
             )
             return await self._add(connection)
 
-    async def index_next(self, *, grace: float = 10.0, memory: str = "256MB") -> int | None:
+    async def index_next(self, *, grace: float = 10.0) -> int | None:
         """Indexes the oldest closed segment; its id, or None if there is nothing to do or another does it.
 
         `grace`: seconds since its closing, so that writers which still saw it open have ended. A later one
@@ -69,39 +83,79 @@ class Segments:
                 return None
             found = await connection.execute(
                 text(
-                    "SELECT id FROM segments WHERE space = :space AND state = 'closed' "
+                    "SELECT id, rows FROM segments WHERE space = :space AND state = 'closed' "
                     "AND closed_at <= now() - make_interval(secs => :grace) ORDER BY id LIMIT 1"
                 ),
                 {"space": self._space, "grace": grace},
             )
-            segment = found.scalar_one_or_none()
-            if segment is None:
+            if (closed := found.one_or_none()) is None:
                 return None
-            await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
-            await connection.execute(
-                text("SELECT set_config('maintenance_work_mem', :memory, true)"), {"memory": memory}
-            )
-            await connection.exec_driver_sql(
-                sql.SQL(
-                    "CREATE INDEX {index} ON {table} USING hnsw (embedding halfvec_ip_ops) "
-                    "WITH (m = {m}, ef_construction = {ef})"
-                )
-                .format(
-                    index=sql.Identifier(f"ix_{_table(segment)}_hnsw"),
-                    table=sql.Identifier(_table(segment)),
-                    m=sql.Literal(M),
-                    ef=sql.Literal(EF_CONSTRUCTION),
-                )
-                .as_string()
-            )
+            segment: int = closed.id
+            await _index(connection, segment, closed.rows)
+            await self._indexed(connection, segment)
+            return segment
+
+    async def merge_next(self, *, fan_in: int = FAN_IN, memory: int = 1 << 30) -> int | None:
+        """Merges `fan_in` indexed segments of about one size: the new one's id, or None if there is nothing to do.
+
+        A search enters every index, so that few large ones cost it less than many small ones; each vector is indexed
+        anew a logarithm of times. `memory`: bytes a build may take, which bounds a segment. The old ones are
+        retired: searches that began before still read them. Writers never wait; who erases waits for the last
+        statements, not for the build.
+        """
+        sizes = {"space": self._space, "fan_in": fan_in, "most": memory // _BYTES_A_ROW}
+        async with self._database.begin() as connection:
+            if (await connection.execute(text(_MERGEABLE), sizes)).one_or_none() is None:
+                return None
+            await self._reserve(connection)
+        async with self._database.begin() as connection:
+            if not await _try_lock(connection, _MERGE_LOCK):
+                return None
+            merged = await self._reserved(connection)
+            old: list[int] | None = (await connection.execute(text(_MERGEABLE), sizes)).scalar_one_or_none()
+            if merged is None or old is None:
+                return None
+            rows = await _copy(connection, old, merged)
+            await _index(connection, merged, rows)
+            await _catch_up(connection, old, merged)
+            await _attach(connection, merged)
             await connection.execute(
                 text(
-                    "UPDATE segments SET state = 'indexed', indexed_at = clock_timestamp(), "
-                    "rows = (SELECT count(*) FROM embeddings WHERE segment = :segment) WHERE id = :segment"
+                    "UPDATE segments SET state = 'retired', retired_at = clock_timestamp() WHERE id = ANY(:old)"
                 ),
-                {"segment": segment},
+                {"old": old},
             )
-            return int(segment)
+            await self._indexed(connection, merged)
+            return merged
+
+    async def drop_next(self, *, grace: float = 60.0, patience: float = 0.2) -> int | None:
+        """Drops the oldest retired segment: its id, or None if there is nothing to do.
+
+        `grace`: seconds since its retirement, so that searches which still read it have ended. `patience`: seconds
+        that it may wait for the table, while others wait behind it.
+
+        Raises:
+            Unavailable: it waited in vain; try later.
+        """
+        async with self._database.begin() as connection:
+            if not await _try_lock(connection, _MERGE_LOCK):
+                return None
+            found = await connection.execute(
+                text(
+                    "DELETE FROM segments WHERE id = (SELECT id FROM segments WHERE space = :space "
+                    "AND state = 'retired' AND retired_at <= now() - make_interval(secs => :grace) "
+                    "ORDER BY id LIMIT 1) RETURNING id"
+                ),
+                {"space": self._space, "grace": grace},
+            )
+            segment: int | None = found.scalar_one_or_none()
+            if segment is not None:
+                await connection.execute(
+                    text("SELECT set_config('lock_timeout', :wait, true)"),
+                    {"wait": f"{round(patience * 1000)}"},
+                )
+                await _run(connection, "DROP TABLE {table}", segment)
+            return segment
 
     async def _open(self, connection: AsyncConnection) -> int | None:
         found = await connection.execute(
@@ -110,20 +164,119 @@ class Segments:
         return found.scalar_one_or_none()
 
     async def _add(self, connection: AsyncConnection) -> int:
-        found = await connection.exec_driver_sql("SELECT coalesce(max(id), 0) + 1 FROM segments")
-        segment = int(found.scalar_one())
-        names = {"name": sql.Identifier(_table(segment)), "segment": sql.Literal(segment)}
+        segment = await _next_id(connection)
         # Made apart and attached: `PARTITION OF` would lock out every reader and writer of the parent.
-        for statement in (
-            "CREATE TABLE {name} (LIKE embeddings INCLUDING STORAGE)",
-            "ALTER TABLE embeddings ATTACH PARTITION {name} FOR VALUES IN ({segment})",
-        ):
-            await connection.exec_driver_sql(sql.SQL(statement).format(**names).as_string())
-        await connection.execute(
-            text("INSERT INTO segments (id, space, state) VALUES (:id, :space, 'open')"),
-            {"id": segment, "space": self._space},
-        )
+        await _run(connection, "CREATE TABLE {table} (LIKE embeddings INCLUDING STORAGE)", segment)
+        await _attach(connection, segment)
+        await self._register(connection, segment, "open")
         return segment
+
+    async def _reserve(self, connection: AsyncConnection) -> None:
+        """Takes a number for the segment that is merged next, unless a killed merge left one."""
+        await connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        if await self._reserved(connection) is None:
+            await self._register(connection, await _next_id(connection), "merging")
+
+    async def _reserved(self, connection: AsyncConnection) -> int | None:
+        found = await connection.execute(
+            text("SELECT id FROM segments WHERE space = :space AND state = 'merging'"), {"space": self._space}
+        )
+        return found.scalar_one_or_none()
+
+    async def _indexed(self, connection: AsyncConnection, segment: int) -> None:
+        await connection.execute(
+            text(
+                "UPDATE segments SET state = 'indexed', indexed_at = clock_timestamp(), "
+                "rows = (SELECT count(*) FROM embeddings WHERE segment = :segment) WHERE id = :segment"
+            ),
+            {"segment": segment},
+        )
+
+    async def _register(self, connection: AsyncConnection, segment: int, state: str) -> None:
+        await connection.execute(
+            text("INSERT INTO segments (id, space, state) VALUES (:id, :space, :state)"),
+            {"id": segment, "space": self._space, "state": state},
+        )
+
+
+async def _next_id(connection: AsyncConnection) -> int:
+    found = await connection.exec_driver_sql("SELECT coalesce(max(id), 0) + 1 FROM segments")
+    return int(found.scalar_one())
+
+
+async def _copy(connection: AsyncConnection, old: list[int], merged: int) -> int:
+    """A table of its own with what is in the old segments now; how many rows."""
+    # The check spares the attaching a scan.
+    await _run(
+        connection,
+        "CREATE TABLE {table} (LIKE embeddings INCLUDING STORAGE, CHECK (segment = {segment}))",
+        merged,
+    )
+    await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+    copied = await _run(
+        connection,
+        "INSERT INTO {table} (text_id, segment, embedding) "
+        "SELECT text_id, {segment}, embedding FROM embeddings WHERE segment = ANY({old})",
+        merged,
+        old,
+    )
+    await _run(connection, "ALTER TABLE {table} ADD PRIMARY KEY (text_id, segment)", merged)
+    return copied
+
+
+async def _catch_up(connection: AsyncConnection, old: list[int], merged: int) -> None:
+    """What was erased from the old segments, or came late, since they were copied; from now on nothing can be."""
+    for segment in old:
+        await _run(connection, "LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE", segment)
+    await _run(
+        connection,
+        "DELETE FROM {table} n WHERE NOT EXISTS "
+        "(SELECT FROM embeddings e WHERE e.segment = ANY({old}) AND e.text_id = n.text_id)",
+        merged,
+        old,
+    )
+    await _run(
+        connection,
+        "INSERT INTO {table} (text_id, segment, embedding) "
+        "SELECT text_id, {segment}, embedding FROM embeddings e WHERE e.segment = ANY({old}) "
+        "AND NOT EXISTS (SELECT FROM {table} n WHERE n.text_id = e.text_id)",
+        merged,
+        old,
+    )
+
+
+async def _index(connection: AsyncConnection, segment: int, rows: int) -> None:
+    await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+    # A graph that has no room in memory is built ten times slower.
+    memory = max(_LEAST_MEMORY, rows * _BYTES_A_ROW) >> 10
+    await connection.execute(
+        text("SELECT set_config('maintenance_work_mem', :memory, true)"), {"memory": f"{memory}kB"}
+    )
+    await _run(
+        connection,
+        "CREATE INDEX {index} ON {table} USING hnsw (embedding halfvec_ip_ops) "
+        f"WITH (m = {M}, ef_construction = {EF_CONSTRUCTION})",
+        segment,
+    )
+
+
+async def _attach(connection: AsyncConnection, segment: int) -> None:
+    await _run(
+        connection, "ALTER TABLE embeddings ATTACH PARTITION {table} FOR VALUES IN ({segment})", segment
+    )
+
+
+async def _run(
+    connection: AsyncConnection, statement: LiteralString, segment: int, old: list[int] | None = None
+) -> int:
+    """Runs a statement on a segment's table, which can't be a parameter; how many rows it touched."""
+    composed = sql.SQL(statement).format(
+        table=sql.Identifier(_table(segment)),
+        index=sql.Identifier(f"ix_{_table(segment)}_hnsw"),
+        segment=sql.Literal(segment),
+        old=sql.Literal(old or []),
+    )
+    return (await connection.exec_driver_sql(composed.as_string())).rowcount
 
 
 async def _try_lock(connection: AsyncConnection, number: int) -> bool:

@@ -112,11 +112,14 @@ class TextInput(Base):
 
 
 class Segment(Base):
-    """A part of a space's vectors, a partition of `embeddings`: open for writing, closed, then indexed."""
+    """A part of a space's vectors, a partition of `embeddings`: open for writing, closed, then indexed.
+
+    One that is `merging` has no partition yet; what was merged into another is `retired`, and no longer searched.
+    """
 
     __tablename__ = "segments"
     __table_args__ = (
-        CheckConstraint("state IN ('open', 'closed', 'indexed')", name="state"),
+        CheckConstraint("state IN ('open', 'closed', 'indexed', 'merging', 'retired')", name="state"),
         Index("uq_segments_open", "space", unique=True, postgresql_where=text("state = 'open'")),
     )
 
@@ -127,15 +130,20 @@ class Segment(Base):
     opened_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     closed_at: Mapped[datetime | None]
     indexed_at: Mapped[datetime | None]
+    retired_at: Mapped[datetime | None]
 
 
 class Embedding(Base):
-    """A text's vector, unit length; the space is its segment's."""
+    """A text's vector, unit length; the space is its segment's.
+
+    No foreign key holds it to its text, because attaching a merged segment would check each row while writers wait:
+    who adds a vector holds a lock on the text, and who removes a text removes its vectors first.
+    """
 
     __tablename__ = "embeddings"
     __table_args__ = ({"postgresql_partition_by": "LIST (segment)"},)
 
-    text_id: Mapped[UUID] = mapped_column(ForeignKey("text_inputs.id"), primary_key=True)
+    text_id: Mapped[UUID] = mapped_column(primary_key=True)
     segment: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     embedding: Mapped[Any] = mapped_column(HALFVEC(DIMENSIONS), nullable=False)
 

@@ -123,11 +123,14 @@ class Control:
             first=time.time_ns() // 1_000_000,
         )
         self._judge = Judge(self._experiments, Evidence(self._database), self._champion, self._promote)
+        housekeeping = Housekeeping(
+            self._database, space=settings.space, index_memory=settings.index_memory_mib << 20
+        )
         self._tasks = [
             asyncio.create_task(self._fleet.follow(settings.registry_poll_seconds)),
             asyncio.create_task(self._follow_experiments(settings.judge_seconds)),
             asyncio.create_task(self._lifecycle.evaluations.run()),
-            asyncio.create_task(Housekeeping(self._database, space=settings.space).run()),
+            asyncio.create_task(housekeeping.run()),
         ]
 
     async def watch(self, revision: int) -> Catalogue:

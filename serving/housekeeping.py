@@ -1,9 +1,10 @@
-"""Housekeeping of the store: partitions ahead of time, full segments closed and indexed, what is over removed.
+"""Housekeeping of the store: partitions ahead of time, segments closed, indexed and merged, what is over removed.
 
 One per cluster, beside the fleet. Each chore is safe to kill and safe to run twice; none is on the request path.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 import structlog
@@ -20,27 +21,44 @@ log = structlog.get_logger(__name__)
 class Housekeeping:
     """Keeps the store fit for writing, for as long as `run` runs."""
 
-    def __init__(self, database: Database, *, space: str) -> None:
+    def __init__(self, database: Database, *, space: str, index_memory: int = 1 << 30) -> None:
         self._partitions = Partitions(database)
         self._segments = Segments(database, space)
         self._idempotency = Idempotency(database)
+        self._index_memory = index_memory
 
     async def run(self, every: float = 15.0) -> None:
-        """Do what is due every so many seconds, for ever."""
-        while True:
-            try:
-                await self.tidy()
-            except DatabaseError as error:
-                log.warning("housekeeping.postponed", error=str(error))
-            await asyncio.sleep(every)
+        """Do what is due every so many seconds, for ever; builds take minutes, and hold nothing else up."""
+        async with asyncio.TaskGroup() as chores:
+            for chore in (self.tidy, self.index, self.merge):
+                chores.create_task(_repeat(chore, every))
 
     async def tidy(self) -> None:
-        """Do once what is due now."""
+        """Do what is due now and soon done."""
         now = datetime.now(UTC)
         await self._partitions.ensure(now)
         await self._segments.ensure()
         if (closed := await self._segments.roll()) is not None:
             log.info("segment.closed", segment=closed)
-        if (indexed := await self._segments.index_next()) is not None:
-            log.info("segment.indexed", segment=indexed)
+        if (dropped := await self._segments.drop_next()) is not None:
+            log.info("segment.dropped", segment=dropped)
         await self._idempotency.sweep()
+
+    async def index(self) -> None:
+        """Index what is closed."""
+        while (indexed := await self._segments.index_next()) is not None:
+            log.info("segment.indexed", segment=indexed)
+
+    async def merge(self) -> None:
+        """Merge what is indexed."""
+        while (merged := await self._segments.merge_next(memory=self._index_memory)) is not None:
+            log.info("segment.merged", segment=merged)
+
+
+async def _repeat(chore: Callable[[], Awaitable[None]], every: float) -> None:
+    while True:
+        try:
+            await chore()
+        except DatabaseError as error:
+            log.warning("housekeeping.postponed", chore=chore.__name__, error=str(error))
+        await asyncio.sleep(every)

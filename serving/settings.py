@@ -94,6 +94,12 @@ class Settings(BaseSettings):
         default=1000, description="stored texts that an evaluation replays against the champion"
     )
 
+    index_memory_mib: int = Field(
+        default=1024,
+        ge=64,
+        description="memory of the database for building one vector index, MiB; holds 650 vectors each, which bounds "
+        "how far segments are merged",
+    )
     encoder_cpus: float = Field(
         default=0.5, gt=0, description="logical CPUs Ray reserves per encoder replica"
     )

@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+from uuid import UUID
 
 import numpy as np
 import psycopg
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+import db.segments
 from db.engine import Database
 from db.errors import Unavailable
 from db.segments import Segments
@@ -54,6 +57,90 @@ async def test_many_at_once_roll_once_and_index_once(database: Database) -> None
     assert [segment for segment in done if segment] == [1]
 
 
+async def indexed(database: Database, rows: int) -> list[UUID]:
+    """A further indexed segment of the space; its texts."""
+    segments, texts = Segments(database, SPACE), [new_text() for _ in range(rows)]
+    await writer(database).commit([submission(await new_key(database), texts)])
+    await segments.roll(1)
+    await segments.index_next(grace=0)
+    return [text.id for text in texts]
+
+
+async def test_segments_of_one_size_are_merged_and_the_old_ones_dropped(database: Database) -> None:
+    segments, ids = Segments(database, SPACE), []
+    for rows in (20, 24, 300, 18):
+        ids += await indexed(database, rows)
+    assert await segments.merge_next() is None, "three are of one size"
+    ids += await indexed(database, 22)
+    assert await segments.merge_next(memory=1_000) is None, "a graph of that size has no room"
+    assert await segments.merge_next() == 7
+    assert await segments.merge_next() is None
+    states = dict(await sql(database, "SELECT state, array_agg(id ORDER BY id) FROM segments GROUP BY 1"))
+    assert states == {"open": [6], "indexed": [3, 7], "retired": [1, 2, 4, 5]}
+    assert await sql(database, "SELECT rows FROM segments WHERE id = 7") == [(84,)]
+    similarity = Similarity(database, space=SPACE)
+    found = await similarity.search(unit_vectors(1)[0], k=100, exact=True)
+    assert len({neighbour.text_id for neighbour in found.results}) == 100
+    assert await segments.drop_next() is None, "searches that began before may still read it"
+    assert [await segments.drop_next(grace=0) for _ in range(5)] == [1, 2, 4, 5, None]
+    assert {row[0] for row in await sql(database, "SELECT text_id FROM embeddings")} == set(ids)
+    assert await counted(database, "embeddings") == len(ids)
+
+
+async def test_what_is_erased_or_late_while_segments_are_merged_is_as_it_was_told(
+    url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the copy and the end of a merge a text is erased, and a writer that was slow commits."""
+    segments = Segments(database, SPACE)
+    ids = [text_id for _ in range(4) for text_id in await indexed(database, 20)]
+    late = new_text()
+    vector = [float(value) for value in np.frombuffer(late.embedding, "<f2")]
+    built = db.segments._index
+
+    async def meanwhile(connection: AsyncConnection, segment: int, rows: int) -> None:
+        await built(connection, segment, rows)
+        async with await psycopg.AsyncConnection.connect(url) as other:
+            await other.execute("DELETE FROM embeddings WHERE text_id = %s", (ids[0],))
+            await other.execute("INSERT INTO embeddings SELECT %s, 2, %s::real[]::halfvec", (late.id, vector))
+
+    monkeypatch.setattr(db.segments, "_index", meanwhile)
+    merged = await segments.merge_next()
+    found = await sql(database, "SELECT text_id FROM embeddings WHERE segment = %s", merged)
+    assert {row[0] for row in found} == {*ids[1:], late.id}
+
+
+async def test_nobody_waits_for_long_behind_a_segment_that_is_read(url: str, database: Database) -> None:
+    segments = Segments(database, SPACE)
+    for _ in range(4):
+        await indexed(database, 3)
+    await segments.merge_next()
+    async with await psycopg.AsyncConnection.connect(url) as reader:
+        await reader.execute("SELECT FROM embeddings_1")
+        with pytest.raises(Unavailable):
+            await segments.drop_next(grace=0, patience=0.05)
+    assert await segments.drop_next(grace=0) == 1
+
+
+async def test_a_killed_merge_leaves_its_number_to_the_next_one(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segments = Segments(database, SPACE)
+    for _ in range(4):
+        await indexed(database, 3)
+
+    async def dies(*_: object) -> None:
+        raise Unavailable("killed")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(db.segments, "_catch_up", dies)
+        with pytest.raises(Unavailable):
+            await segments.merge_next()
+    assert (await sql(database, _STATES))[-1] == (6, "merging", None)
+    assert await counted(database, "embeddings") == 12
+    merged = await asyncio.gather(*(segments.merge_next() for _ in range(3)))
+    assert sorted(merged, key=str) == [6, None, None]
+
+
 async def test_writing_rolling_indexing_and_kills_leave_each_text_in_one_segment(
     url: str, database: Database
 ) -> None:
@@ -75,6 +162,8 @@ async def test_writing_rolling_indexing_and_kills_leave_each_text_in_one_segment
                 with contextlib.suppress(Unavailable):
                     await segments.roll(100)
                     await segments.index_next(grace=0)
+                    await segments.merge_next(fan_in=2)
+                    await segments.drop_next(grace=1)
 
     async def search() -> None:
         async with opened(url) as mine:
@@ -99,16 +188,20 @@ async def test_writing_rolling_indexing_and_kills_leave_each_text_in_one_segment
             await killer.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
                 "AND pid <> pg_backend_pid() AND (query LIKE '%CREATE INDEX%' OR query LIKE '%ATTACH%' "
+                "OR query LIKE '%DROP TABLE%' OR query LIKE 'DELETE FROM%' "
                 "OR query LIKE '%segments%')"
             )
     stop.set()
     await asyncio.gather(*tasks)
-    found = await sql(database, "SELECT text_id, count(*) FROM embeddings GROUP BY 1 HAVING count(*) > 1")
-    assert found == []
-    assert await counted(database, "embeddings") == await counted(database, "text_inputs")
+    searched = (
+        "FROM embeddings WHERE segment IN "
+        "(SELECT id FROM segments WHERE state IN ('open', 'closed', 'indexed'))"
+    )
+    assert await sql(database, f"SELECT text_id, count(*) {searched} GROUP BY 1 HAVING count(*) > 1") == []
+    assert await sql(database, f"SELECT count(*) {searched}") == [(await counted(database, "text_inputs"),)]
+    assert await sql(database, "SELECT max(id) > 10 FROM segments") == [(True,)]
     assert len(await sql(database, "SELECT 1 FROM segments WHERE state = 'open'")) == 1
-    assert await counted(database, "segments") > 3
-    ids = {row[0] for row in await sql(database, "SELECT text_id FROM embeddings")}
+    ids = {row[0] for row in await sql(database, f"SELECT text_id {searched}")}
     assert {text.id for text in stored} <= ids
 
 
