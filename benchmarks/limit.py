@@ -8,14 +8,22 @@ from benchmarks.peers.model import MAX_BATCH, Model
 from registry.bootstrap import builtin
 from registry.bundle import Bundle
 from registry.export import build_encoder
-from registry.sources import joint_source
+from registry.sources import EncoderSource, default_source, joint_source
 
 ENCODERS = Path(".cache/encoders")
 
 
 def encoder_folder() -> Path:
     """The bundle of the champion's encoder, built where it lacks: the same engine for all."""
-    source = joint_source(builtin("joint"))
+    return _built(joint_source(builtin("joint")))
+
+
+def space_folder() -> Path:
+    """The bundle of the space's own encoder, built where it lacks."""
+    return _built(default_source())
+
+
+def _built(source: EncoderSource) -> Path:
     folder = ENCODERS / source.digest[:16]
     if not folder.exists():
         build_encoder(source, folder)

@@ -9,84 +9,41 @@ import asyncio
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from uuid import UUID, uuid4
 
 import numpy as np
 
+from benchmarks.filling import CHUNK, Store, around
 from benchmarks.load import Load, Result, measured, sentences, start
 from benchmarks.report import middle, ratios, report
 from benchmarks.servers import Platform, platform
 from db.embedded import EmbeddedPostgres
 from db.engine import Database
-from db.ids import Uuid7Clock
 from db.segments import ROWS, Segments
-from db.submissions import NewPrediction, NewText, Submission
-from db.writer import Writer
-from registry.bundle import LABELS
 from serving.auth import key_id_in
 from serving.installation import installation_key
 from serving.settings import Settings
 
-CHUNK = 1_000
 RATE = 20
-DIMENSIONS = 384
 SPACE = "all-MiniLM-L6-v2"
 
 
 async def fill(mine: Platform, texts: int, known: np.ndarray) -> None:
     """Stored texts with vectors around known ones, each predicted once, in segments as housekeeping indexes them."""
-    key = installation_key(Settings(home=mine.home))
-    url = EmbeddedPostgres(mine.home).url("valence")
     holder = key_id_in(mine.key)
     assert holder is not None
-    random = np.random.default_rng(texts)
-    database = Database(url, installation_key=key)
+    key = installation_key(Settings(home=mine.home))
+    database = Database(EmbeddedPostgres(mine.home).url("valence"), installation_key=key)
     await database.open()
     try:
-        clock, segments = Uuid7Clock(), Segments(database, SPACE)
-        writer = Writer(database, space=SPACE)
+        segments, store = Segments(database, SPACE), Store(database, SPACE, holder)
         for start_at in range(0, texts, CHUNK):
-            near = known[random.integers(0, len(known), CHUNK)]
-            rows = near + random.normal(0, 0.6 / DIMENSIONS**0.5, near.shape)
-            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-            await writer.commit([_stored(rows.astype("<f2"), holder, clock)])
+            await store.put(around(known, CHUNK, seed=start_at))
             if (start_at + CHUNK) % ROWS == 0:
                 await segments.roll()
         while await segments.index_next(grace=0) is not None:
             pass
     finally:
         await database.close()
-
-
-def _stored(rows: np.ndarray, holder: UUID, clock: Uuid7Clock) -> Submission:
-    """A request of so many texts that nobody stored before."""
-    texts = [
-        NewText(id=(text_id := uuid4()), content=f"stored text {text_id}", embedding=row.tobytes())
-        for row in rows
-    ]
-    predictions = [
-        NewPrediction(
-            id=clock.next(),
-            text_id=text.id,
-            user_id=None,
-            key_id=holder,
-            holder_id=holder,
-            model="sentiment",
-            version="1",
-            arm="named",
-            experiment_id=None,
-            unit=None,
-            label=LABELS[number % len(LABELS)],
-            confidence=0.5,
-            scores=(0.25, 0.25, 0.5),
-            request_id="fill",
-            truncated=False,
-            queue_ms=0,
-            infer_ms=0,
-        )
-        for number, text in enumerate(texts)
-    ]
-    return Submission(texts=texts, predictions=predictions)
 
 
 def main() -> None:

@@ -1,0 +1,81 @@
+"""Texts and vectors to fill a store with: made around real vectors, written by the platform's own writer."""
+
+from collections.abc import Sequence
+from uuid import UUID, uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from db.engine import Database
+from db.ids import Uuid7Clock
+from db.submissions import NewPrediction, NewText, Submission
+from db.writer import Writer
+from registry.bundle import LABELS
+
+CHUNK = 1_000
+JITTER = 0.6
+
+Vectors = NDArray[np.float32]
+
+
+def around(known: Vectors, count: int, *, seed: int) -> Vectors:
+    """Unit vectors [count, d], each near one of `known` [n, d]."""
+    random = np.random.default_rng(seed)
+    return jittered(known[random.integers(0, len(known), count)], JITTER, random)
+
+
+def between(known: Vectors, count: int, *, seed: int, jitter: float) -> Vectors:
+    """Unit vectors [count, d], each somewhere between two of `known` [n, d] and beside the line by `jitter`."""
+    random = np.random.default_rng(seed)
+    share = random.random((count, 1), dtype=np.float32)
+    one, other = (known[random.integers(0, len(known), count)] for _ in range(2))
+    return jittered(share * one + (1 - share) * other, jitter, random)
+
+
+def jittered(vectors: Vectors, length: float, random: np.random.Generator) -> Vectors:
+    """Vectors [n, d] moved by noise of about that length, of unit length again."""
+    noise = random.standard_normal(vectors.shape, dtype=np.float32) * (length / vectors.shape[1] ** 0.5)
+    moved: Vectors = vectors + noise
+    moved /= np.linalg.norm(moved, axis=1, keepdims=True)
+    return moved
+
+
+class Store:
+    """Writes vectors as texts that nobody stored before, each predicted once for one holder."""
+
+    def __init__(self, database: Database, space: str, holder: UUID) -> None:
+        self._writer = Writer(database, space=space)
+        self._holder = holder
+        self._clock = Uuid7Clock()
+
+    async def put(self, vectors: Vectors, versions: Sequence[str] | None = None) -> list[UUID]:
+        """One transaction; the ids of the texts. `versions`: whose predictions they are, else all version 1's."""
+        said = versions or ["1"] * len(vectors)
+        texts = [
+            NewText(id=(text_id := uuid4()), content=f"stored text {text_id}", embedding=row.tobytes())
+            for row in vectors.astype("<f2")
+        ]
+        predictions = [
+            NewPrediction(
+                id=self._clock.next(),
+                text_id=text.id,
+                user_id=None,
+                key_id=self._holder,
+                holder_id=self._holder,
+                model="sentiment",
+                version=version,
+                arm="named",
+                experiment_id=None,
+                unit=None,
+                label=LABELS[number % len(LABELS)],
+                confidence=0.5,
+                scores=(0.25, 0.25, 0.5),
+                request_id="fill",
+                truncated=False,
+                queue_ms=0,
+                infer_ms=0,
+            )
+            for number, (text, version) in enumerate(zip(texts, said, strict=True))
+        ]
+        await self._writer.commit([Submission(texts=texts, predictions=predictions)])
+        return [text.id for text in texts]
