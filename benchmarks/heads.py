@@ -7,25 +7,22 @@ Run by `python -m benchmarks.heads`.
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from benchmarks.limit import encoder_folder, space_folder
 from benchmarks.load import CACHE
 from benchmarks.report import report
 from registry import corpora, evaluate
 from registry.bootstrap import builtin
 from registry.bundle import Bundle
 from registry.corpora import Part
-from registry.export import build_encoder
 from registry.layout import ENGINES, Engine
-from registry.sources import EncoderSource, default_source, joint_source
 from serving.encoder import Encoder, open_encoder
 from serving.heads import Head, load_head
 
-ENCODERS = Path(".cache/encoders")
 THREADS = 2
 BATCH = 64
 ROUNDS = 3
@@ -72,12 +69,6 @@ def measures(name: str, probabilities: NDArray[np.float64], labels: NDArray[np.i
     return name, *(f"{report[measure]:.3f}" for measure in ("accuracy", "macro_f1", "ece")), *recalls
 
 
-def built(source: EncoderSource) -> Bundle:
-    """The bundle of an encoder, built where it lacks."""
-    folder = ENCODERS / source.digest[:16]
-    return Bundle.open(folder) if folder.exists() else build_encoder(source, folder)
-
-
 def agreement(found: NDArray[np.float32], reference: NDArray[np.float32]) -> tuple[str, str]:
     """Mean and worst cosine to the space's vectors, and the share of neighbours that stay."""
     cosines = (found * reference).sum(axis=1)
@@ -102,7 +93,7 @@ def main() -> None:
     train = [example for example in rated if example.part is Part.TRAIN]
     held = [example for example in rated if example.part is Part.HELD_OUT]
     texts, labels = [each.text for each in held], np.array([each.label for each in held])
-    space = open_encoder(built(default_source()), engine=Engine.FP32, threads=THREADS)
+    space = open_encoder(Bundle.open(space_folder()), engine=Engine.FP32, threads=THREADS)
     baseline = LogisticRegression(max_iter=2000).fit(
         vectors(space, [each.text for each in train]), [each.label for each in train]
     )
@@ -122,8 +113,8 @@ def main() -> None:
         )
     ]
     chosen = []
-    for name, source in (("head", default_source()), ("joint", joint_source(builtin("joint")))):
-        bundle, head = built(source), load_head(builtin(name))
+    for name, folder in (("head", space_folder()), ("joint", encoder_folder())):
+        bundle, head = Bundle.open(folder), load_head(builtin(name))
         for engine, file in ENGINES.items():
             if file not in bundle.manifest.files:
                 continue

@@ -6,28 +6,18 @@ from pathlib import Path
 from benchmarks.load import sentences
 from benchmarks.peers.model import MAX_BATCH, Model
 from registry.bootstrap import builtin
-from registry.bundle import Bundle
-from registry.export import build_encoder
-from registry.sources import EncoderSource, default_source, joint_source
-
-ENCODERS = Path(".cache/encoders")
+from tests.support.live import built_encoders
 
 
 def encoder_folder() -> Path:
-    """The bundle of the champion's encoder, built where it lacks: the same engine for all."""
-    return _built(joint_source(builtin("joint")))
+    """The bundle of the champion's encoder: the same engine for all."""
+    *_, folder = built_encoders().values()
+    return folder
 
 
 def space_folder() -> Path:
-    """The bundle of the space's own encoder, built where it lacks."""
-    return _built(default_source())
-
-
-def _built(source: EncoderSource) -> Path:
-    folder = ENCODERS / source.digest[:16]
-    if not folder.exists():
-        build_encoder(source, folder)
-    Bundle.open(folder)
+    """The bundle of the space's own encoder."""
+    folder, *_ = built_encoders().values()
     return folder
 
 

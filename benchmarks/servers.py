@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.live import with_encoders
+
 START_SECONDS = 180
 END_SECONDS = 20
 
@@ -102,8 +104,9 @@ def home() -> Iterator[Path]:
 
 @contextmanager
 def platform(**settings: str) -> Iterator[Platform]:
-    """A fresh platform, up, with the given variables."""
+    """A fresh platform, up, with the given variables; with its encoders built, so that it builds none meanwhile."""
     with home() as folder:
+        with_encoders(folder)
         started = Platform(folder, **settings)
         try:
             started.up()

@@ -3,6 +3,7 @@
 from typing import Final
 
 from benchmarks.faults.clock import clock_jump
+from benchmarks.faults.cluster import raylet_killed, several_nodes
 from benchmarks.faults.fault import Fault, together
 from benchmarks.faults.grounds import DISK_MIB, faked_clock, own_registry, plain, small_disk
 from benchmarks.faults.processes import (
@@ -31,6 +32,7 @@ from benchmarks.faults.storage import (
 )
 
 STALL_SECONDS = 8.0
+NODE_SECONDS = 5.0
 CROWD = 600
 
 FAULTS: Final = (
@@ -138,6 +140,13 @@ FAULTS: Final = (
         how="every process of an MLflow server: `kill -9`; it stays away",
         hurt=killed(mlflow_server),
         ground=own_registry,
+    ),
+    Fault(
+        name="raylet-killed",
+        how=f"the raylet of one of two worker nodes: `kill -9`; the node starts anew after {NODE_SECONDS:.0f} s",
+        hurt=raylet_killed,
+        ground=several_nodes,
+        seconds=NODE_SECONDS,
     ),
     Fault(
         name="clock-back",

@@ -95,8 +95,8 @@ def rows(platform: LivePlatform, ids: Sequence[str]) -> dict[str, Answer]:
 
 
 def database(platform: LivePlatform, name: str = DATABASE) -> str:
-    """The URL of one of the platform's own databases."""
-    return EmbeddedPostgres(platform.home).url(name)
+    """The URL of the platform's database, or of another one of its own server."""
+    return platform.settings.get("DATABASE_URL") or EmbeddedPostgres(platform.home).url(name)
 
 
 def _asked(client: httpx.Client, body: dict[str, object]) -> dict[str, list[dict[str, object]]]:

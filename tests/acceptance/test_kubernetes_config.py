@@ -5,16 +5,13 @@ CPU, and its node says that it has a GPU; engine, resources and everything else 
 """
 
 import secrets
-from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
 from k8s.rendered import render
-from serving.auth import fresh_key
 from tests.support.clock import eventually
-from tests.support.live import with_encoders
-from tests.support.nodes import Nodes, nodes
+from tests.support.nodes import nodes
 from tests.support.postgres import TestServer
 
 ADAPTED = {"production": {}, "gpu": {"VALENCE_DEVICE": "cpu"}}
@@ -24,28 +21,16 @@ ADAPTED = {"production": {}, "gpu": {"VALENCE_DEVICE": "cpu"}}
 def test_an_overlay_serves_predictions_on_several_nodes(
     overlay: str, server: TestServer, mlflow_url: str
 ) -> None:
-    with (
-        nodes(
-            render(overlay),
-            database=server.empty(),
-            mlflow=mlflow_url,
-            installation_key=secrets.token_hex(32),
-            **ADAPTED[overlay],
-        ) as cluster,
-        ThreadPoolExecutor(1) as aside,
-    ):
-        key = fresh_key().text
-        with_encoders(cluster.folder / "jobs")
-        (cluster.folder / "jobs" / "admin.key").write_text(key)
-        cluster.job("valence-migrate")
-        # As on Kubernetes, beside the cluster that starts: the ingress waits for a champion.
-        registered = aside.submit(cluster.job, "valence-register")
-        cluster.start()
+    with nodes(
+        render(overlay),
+        database=server.empty(),
+        mlflow=mlflow_url,
+        installation_key=secrets.token_hex(32),
+        **ADAPTED[overlay],
+    ) as cluster:
+        key = cluster.deploy()
         nobody = httpx.get(f"http://127.0.0.1:{cluster.dashboard}/api/serve/applications/")
         assert nobody.status_code == httpx.codes.UNAUTHORIZED
-
-        cluster.apply()
-        eventually(lambda: ready(cluster), within=300, what="the declared application runs")
         with httpx.Client(base_url=cluster.url, headers={"X-API-Key": key}, timeout=60) as client:
             # As KubeRay asks a worker whether it may have traffic: HAProxy learns a moment later than Serve.
             eventually(
@@ -57,10 +42,9 @@ def test_an_overlay_serves_predictions_on_several_nodes(
             before = cluster.applications()
             assert any(name.startswith("encoder-") for name in before)
             cluster.apply()
-            eventually(lambda: ready(cluster), within=60, what="the declared application runs again")
+            eventually(cluster.running, within=60, what="the declared application runs again")
             assert before.items() <= cluster.applications().items()
             predicts(client)
-        registered.result()
 
 
 def test_the_overlays_share_one_configuration() -> None:
@@ -71,12 +55,6 @@ def test_the_overlays_share_one_configuration() -> None:
         if resource["kind"] == "RayService"
     }
     assert len(configurations) == 1
-
-
-def ready(cluster: Nodes) -> bool:
-    found = cluster.applications("declarative")
-    assert found.get("valence") != "DEPLOY_FAILED", cluster.log()
-    return found == {"valence": "RUNNING"}
 
 
 def predicts(client: httpx.Client) -> None:

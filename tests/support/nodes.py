@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,10 @@ import psutil
 import yaml
 
 from k8s.rendered import Resource, of_kind, settings_of
+from serving.auth import fresh_key
 from serving.cluster import free_port
 from tests.support.clock import eventually
+from tests.support.live import with_encoders
 
 _INHERITED = ("HOME", "LANG", "PATH", "PYTHONPATH", "PYTHONWARNINGS")
 _TOOLS = Path(sys.executable).parent
@@ -47,6 +50,7 @@ class Nodes:
     gcs: int = field(default_factory=free_port)
     token: str = field(default_factory=lambda: secrets.token_hex(32))
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    workers: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def service(self) -> Resource:
@@ -131,14 +135,42 @@ class Nodes:
             for container in group["template"]["spec"].get("initContainers", []):
                 self.complete(container, f"{group['groupName']}-first")
             for number in range(group["replicas"]):
-                resources = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-                self._node(
-                    f"{group['groupName']}{number}",
-                    group,
-                    f"--address=127.0.0.1:{self.gcs}",
-                    f"--num-cpus={resources['cpu']}",
-                    f"--num-gpus={resources.get('nvidia.com/gpu', 0)}",
-                )
+                self.workers[f"{group['groupName']}{number}"] = group
+        for name in self.workers:
+            self.work(name)
+
+    def work(self, name: str) -> None:
+        """Start a worker node: the first time, or anew in its folder as a pod is."""
+        group = self.workers[name]
+        resources = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        self._node(
+            name,
+            group,
+            f"--address=127.0.0.1:{self.gcs}",
+            f"--num-cpus={resources['cpu']}",
+            f"--num-gpus={resources.get('nvidia.com/gpu', 0)}",
+        )
+
+    def deploy(self) -> str:
+        """What an operator does from migration to a champion that answers; the admin's key."""
+        key = fresh_key().text
+        with_encoders(self.folder / "jobs")
+        (self.folder / "jobs" / "admin.key").write_text(key)
+        self.job("valence-migrate")
+        with ThreadPoolExecutor(1) as aside:
+            # As on Kubernetes, beside the cluster that starts: the ingress waits for a champion.
+            registered = aside.submit(self.job, "valence-register")
+            self.start()
+            self.apply()
+            eventually(self.running, within=300, what="the declared application runs")
+            registered.result()
+        return key
+
+    def running(self) -> bool:
+        """Whether what was declared, and only that, runs."""
+        found = self.applications("declarative")
+        assert found.get("valence") != "DEPLOY_FAILED", self.log()
+        return found == {"valence": "RUNNING"}
 
     def apply(self) -> None:
         """Hand Serve its configuration, as the operator does."""
@@ -190,7 +222,8 @@ class Nodes:
         given = [
             f"--{key}={value}" for key, value in group["rayStartParams"].items() if key != "dashboard-host"
         ]
-        with (self.folder / f"{name}.log").open("wb") as log:
+        written = self.folder / f"{name}.log"
+        with written.open("wb") as log:
             self.processes.append(
                 subprocess.Popen(
                     [
@@ -205,7 +238,6 @@ class Nodes:
                 )
             )
         # One after another: Ray tells nodes that start at once on one address from each other too late.
-        written = self.folder / f"{name}.log"
         eventually(lambda: "--block" in written.read_text(), within=90, what=f"{name} has started")
 
 

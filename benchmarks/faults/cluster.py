@@ -1,0 +1,78 @@
+"""A Ray cluster of several nodes as what faults hurt, and the injury of one of them.
+
+The nodes are those of the production overlay, all on this machine. Loopback only.
+"""
+
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from benchmarks.faults.ledger import Ledger
+from benchmarks.faults.processes import ENCODER, found
+from k8s.rendered import render
+from tests.support.live import LivePlatform
+from tests.support.nodes import Nodes, nodes
+from tests.support.postgres import running_server
+from tests.support.tracking import tracking_server
+
+
+@dataclass
+class ClusterPlatform(LivePlatform):
+    """The cluster, as far as clients and injuries need to know it."""
+
+    nodes: Nodes
+
+    def processes(self) -> Sequence[psutil.Process]:
+        """Every process of its nodes, by the folder in its environment."""
+        mine = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("VALENCE_HOME", "").startswith(f"{self.nodes.folder}/"):
+                    mine.append(process)
+            except psutil.Error:
+                continue
+        return mine
+
+    def down(self) -> None:
+        """It stays up: nobody but its operator could bring it up again."""
+
+    def up(self) -> None:
+        """Wait until it answers."""
+        self.until_ready(300)
+
+
+@contextmanager
+def several_nodes() -> Iterator[LivePlatform]:
+    """The production overlay's head and workers, with a database and a registry of their own."""
+    with running_server() as server, tracking_server() as registry:
+        database = server.empty()
+        with nodes(
+            render("production"),
+            database=database,
+            mlflow=registry,
+            installation_key=secrets.token_hex(32),
+        ) as cluster:
+            cluster.deploy()
+            yield ClusterPlatform(
+                home=cluster.folder / "jobs",
+                port=cluster.port,
+                settings={"DATABASE_URL": database, "MLFLOW_TRACKING_URI": registry},
+                nodes=cluster,
+            )
+
+
+@contextmanager
+def raylet_killed(platform: LivePlatform, _ledger: Ledger) -> Iterator[None]:
+    """`kill -9` of the raylet of a worker node that hosts an encoder replica; then the node starts anew."""
+    assert isinstance(platform, ClusterPlatform)
+    name = Path(found(ENCODER, platform)[0].environ()["VALENCE_HOME"]).name
+    home = str(platform.nodes.folder / name)
+    for process in platform.named("raylet/raylet"):
+        if process.environ()["VALENCE_HOME"] == home:
+            process.kill()
+    yield
+    platform.nodes.work(name)
