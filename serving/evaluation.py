@@ -32,7 +32,7 @@ from registry.report import Agreement, HeldOutResult, Replay, Report, Size
 from serving.encoder import Encoder, open_encoder
 from serving.errors import Invalid, ServingError
 from serving.heads import load_head
-from serving.scorer import Scorer, cosines
+from serving.scorer import Scorer, cosines, resting
 
 log = structlog.get_logger(__name__)
 
@@ -70,6 +70,7 @@ class Plan:
     """How much is measured: stored texts that are replayed, those they are drawn from, rounds of the bootstrap.
 
     `patience`: seconds to wait for the space's own encoder, which a fresh installation builds after the champion's.
+    `share`: of the time in which it may score texts, so that whoever is served meanwhile hardly feels it.
     """
 
     replayed: int = 1000
@@ -79,6 +80,7 @@ class Plan:
     engine: Engine | None = None
     seed: int = 0
     patience: float = 180.0
+    share: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,6 +201,7 @@ class Examiner:
             head,
             self._encoder(own, self._plan.engine),
             beside=self._encoder(space, self._plan.engine) if outside else None,
+            rest=resting(self._plan.share),
         )
         return _Opened(
             record=record,
@@ -293,7 +296,12 @@ async def run(evaluation_id: int) -> int:
     settings = Settings()
     configure_logging(settings.log_level, process="evaluation", file=settings.log_file)
     engine = None if settings.engine in ("auto", "torch") else Engine(settings.engine)
-    plan = Plan(replayed=settings.evaluation_texts, drawn=4 * settings.evaluation_texts, engine=engine)
+    plan = Plan(
+        replayed=settings.evaluation_texts,
+        drawn=4 * settings.evaluation_texts,
+        engine=engine,
+        share=settings.evaluation_share,
+    )
     registry, cache = registry_of(settings), settings.home / "cache"
     database = database_of(settings)
     await database.open()

@@ -4,7 +4,7 @@ The same encoder and the same head as a replica's, on one thread. Asks no replic
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,16 @@ from serving.heads import Head, Scores, answered
 _ALONE = 40
 _BATCH = 32
 _BATCHES = 8
+_BETWEEN_RESTS = 64
+
+
+def no_rest(_seconds: float) -> None:
+    """Goes on at once."""
+
+
+def resting(share: float) -> Callable[[float], None]:
+    """Sleeps after so many seconds of work for as long as leaves it this `share` of the time, above 0 and at most 1."""
+    return lambda seconds: time.sleep(seconds * (1 / share - 1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,12 +46,21 @@ class Scorer:
         head: the version's.
         encoder: the version's own; the space's for a version that reads the text itself, as a replica has it.
         beside: the space's encoder, where the version's own isn't of the space: an answer needs both.
+        rest: called with the seconds that some texts took, before the next ones.
     """
 
-    def __init__(self, head: Head, encoder: Encoder, *, beside: Encoder | None = None) -> None:
+    def __init__(
+        self,
+        head: Head,
+        encoder: Encoder,
+        *,
+        beside: Encoder | None = None,
+        rest: Callable[[float], None] = no_rest,
+    ) -> None:
         self._head = head
         self._encoder = encoder
         self._beside = beside
+        self._rest = rest
 
     def run(self, texts: Sequence[str]) -> Scored:
         """Scores and vectors of the texts, in their order.
@@ -51,11 +70,15 @@ class Scorer:
         """
         scores = np.zeros((len(texts), len(LABELS)), np.float32)
         vectors = np.zeros((len(texts), self._encoder.settings.dimensions), np.float32)
-        for micro in self._encoder.run(texts):
-            found = self._head.scores(micro)
-            if found.shape != (len(micro.rows), len(LABELS)):
-                raise Invalid(f"the head gives scores of shape {found.shape} for {len(micro.rows)} texts")
-            scores[micro.rows], vectors[micro.rows] = found, micro.embedding
+        for start in range(0, len(texts), _BETWEEN_RESTS):
+            began = time.monotonic()
+            for micro in self._encoder.run(texts[start : start + _BETWEEN_RESTS]):
+                found = self._head.scores(micro)
+                if found.shape != (len(micro.rows), len(LABELS)):
+                    raise Invalid(f"the head gives scores of shape {found.shape} for {len(micro.rows)} texts")
+                rows = start + micro.rows
+                scores[rows], vectors[rows] = found, micro.embedding
+            self._rest(time.monotonic() - began)
         if silent := int((~answered(scores)).sum()):
             raise Invalid(f"{silent} of {len(texts)} texts got no finite answer")
         return Scored(scores=scores, vectors=vectors)

@@ -93,6 +93,12 @@ class Settings(BaseSettings):
     evaluation_texts: Count = Field(
         default=1000, description="stored texts that an evaluation replays against the champion"
     )
+    evaluation_share: float = Field(
+        default=0.3,
+        gt=0,
+        le=1,
+        description="share of the time in which an evaluation scores texts; it rests for the others who are served",
+    )
 
     index_memory_mib: int = Field(
         default=1024,

@@ -9,7 +9,7 @@ import pytest
 
 from serving.encoder import MicroBatch
 from serving.errors import Invalid
-from serving.scorer import Scorer, cosines
+from serving.scorer import Scorer, cosines, resting
 
 WORDS = {"bad": 0, "plain": 1, "good": 2}
 
@@ -48,6 +48,25 @@ def test_answers_and_vectors_are_in_the_order_of_the_texts() -> None:
     found = Scorer(Words(), Backwards()).run(["good", "bad", "plain"])
     assert found.scores.argmax(axis=1).tolist() == [2, 0, 1]
     assert found.vectors[:, 0].tolist() == [0, 1, 2]
+
+
+def test_it_rests_between_some_texts_and_the_next() -> None:
+    rests: list[float] = []
+    texts = ["good", "bad", "plain"] * 50
+    found = Scorer(Words(), Backwards(), rest=rests.append).run(texts)
+    assert found.scores.argmax(axis=1).tolist() == [2, 0, 1] * 50
+    assert len(rests) == 3
+    assert min(rests) > 0
+
+
+@pytest.mark.parametrize(("share", "slept"), [(0.25, [6.0]), (1.0, [0.0])])
+def test_a_rest_leaves_the_share_of_the_time(
+    share: float, slept: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[float] = []
+    monkeypatch.setattr("serving.scorer.time.sleep", found.append)
+    resting(share)(2.0)
+    assert found == slept
 
 
 @pytest.mark.parametrize(
