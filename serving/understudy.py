@@ -1,0 +1,118 @@
+"""Answers 503 in HAProxy's place while it is away: `python -m serving.understudy HOST PORT PID KEEPER`.
+
+One stands beside each HAProxy and sleeps until that process (PID) has ended. If nobody listens on the port then, it
+does, until another HAProxy is there or Ray's raylet (KEEPER) has ended too, half a minute at most. Imports nothing
+heavy.
+"""
+
+import asyncio
+import os
+import select
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from serving.refusal import REFUSAL
+
+_LISTEN = "0A"
+_LOOK_SECONDS = 0.05
+_REQUEST_SECONDS = 2.0
+_MOST_BODY = 4 << 20
+# Where Ray outlives the platform, whose port is free again after this.
+_MOST_SECONDS = 30.0
+_ANSWER = REFUSAL.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n", 1).encode()
+
+
+def beside(host: str, port: int) -> None:
+    """Starts one for this process, which is about to become HAProxy, as nobody's child."""
+    keeper = _parent(os.getppid())
+    if os.fork():
+        os.wait()
+        return
+    os.setsid()
+    arguments = [host, str(port), str(os.getppid()), str(keeper)]
+    if os.fork() == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "serving.understudy", *arguments])  # noqa: S606
+    os._exit(0)
+
+
+def listeners(port: int) -> int:
+    """How many sockets of this machine listen on a TCP port."""
+    found = 0
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        with suppress(OSError):
+            for line in table.read_text().splitlines()[1:]:
+                _, local, _, state, *_ = line.split()
+                found += state == _LISTEN and int(local.rpartition(":")[2], 16) == port
+    return found
+
+
+async def stand_in(host: str, port: int, keeper: int) -> None:
+    """Refuses whatever comes for a while, until somebody else listens on the port or the keeper has ended."""
+    ours = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+        ours.setsockopt(socket.SOL_SOCKET, option, 1)
+    ours.bind((host, port))
+    answers: set[asyncio.Task[None]] = set()
+
+    def arrived(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answers.add(answer := asyncio.create_task(_refuse(reader, writer)))
+        answer.add_done_callback(answers.discard)
+
+    until = time.monotonic() + _MOST_SECONDS
+    async with await asyncio.start_server(arrived, sock=ours):
+        # Nothing tells of another's socket, so it is looked for.
+        while listeners(port) == 1 and _alive(keeper) and time.monotonic() < until:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_SECONDS)
+    await asyncio.gather(*answers)
+
+
+async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError, TimeoutError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        async with asyncio.timeout(_REQUEST_SECONDS):
+            await _read(reader)
+    with suppress(OSError):
+        writer.write(_ANSWER)
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+
+async def _read(reader: asyncio.StreamReader) -> None:
+    """A request with its body: what is unread when a connection is closed takes the answer with it."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    for line in head.split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length":
+            await reader.readexactly(min(int(value), _MOST_BODY))
+
+
+def _parent(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[1])
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def main() -> None:
+    """Sleep until HAProxy has ended; then see whether anybody is needed."""
+    host, port, watched, keeper = sys.argv[1], *map(int, sys.argv[2:])
+    with suppress(ProcessLookupError):
+        ended = os.pidfd_open(watched)
+        poll = select.poll()
+        poll.register(ended, select.POLLIN)
+        poll.poll()
+    if listeners(port) == 0 and _alive(keeper):
+        asyncio.run(stand_in(host, port, keeper))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Who answers while HAProxy is away, beside real processes that stand for HAProxy and the raylet."""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+
+from serving.cluster import free_port
+from serving.haproxy import frontend
+from serving.understudy import listeners
+from tests.support.clock import eventually
+
+HOST = "127.0.0.1"
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts a process that ends with the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def begin(*arguments: str) -> subprocess.Popen[bytes]:
+        started.append(subprocess.Popen(arguments))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+def understudy(
+    start: Start, port: int, watched: subprocess.Popen[bytes], keeper: int
+) -> subprocess.Popen[bytes]:
+    """One that sleeps."""
+    found = start(sys.executable, "-m", "serving.understudy", HOST, str(port), str(watched.pid), str(keeper))
+    eventually(lambda: asleep(found.pid), within=10, what="it waits")
+    return found
+
+
+def asleep(pid: int) -> bool:
+    """Whether it holds what tells it of the other's end."""
+    return any("pidfd" in str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def listener(port: int) -> socket.socket:
+    """As HAProxy binds."""
+    found = socket.socket()
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    found.bind((HOST, port))
+    found.listen()
+    return found
+
+
+def ended(process: subprocess.Popen[bytes]) -> bool:
+    return process.poll() is not None
+
+
+def test_it_refuses_while_haproxy_is_away(start: Start, port: int) -> None:
+    haproxy, raylet = start("sleep", "60"), start("sleep", "60")
+    waiting = understudy(start, port, haproxy, raylet.pid)
+    assert listeners(port) == 0
+    haproxy.kill()
+    haproxy.wait()
+    eventually(lambda: listeners(port) == 1, within=10, what="it listens")
+    for method, body in (("GET", None), ("POST", b"x" * 1_000_000)):
+        client = HTTPConnection(HOST, port, timeout=10)
+        client.request(method, "/v1/predict", body)
+        answer = client.getresponse()
+        assert (answer.status, answer.getheader("Retry-After")) == (503, "1")
+        assert json.loads(answer.read())["status"] == 503
+        client.close()
+    with listener(port):
+        eventually(lambda: ended(waiting), within=10, what="it makes room for the next HAProxy")
+
+
+def test_it_ends_with_the_raylet(start: Start, port: int) -> None:
+    haproxy, raylet = start("sleep", "60"), start("sleep", "60")
+    waiting = understudy(start, port, haproxy, raylet.pid)
+    haproxy.kill()
+    haproxy.wait()
+    eventually(lambda: listeners(port) == 1, within=10, what="it listens")
+    raylet.kill()
+    raylet.wait()
+    eventually(lambda: ended(waiting), within=10, what="it has ended")
+    assert listeners(port) == 0
+
+
+def test_nobody_is_needed_where_the_next_haproxy_has_taken_over(start: Start, port: int) -> None:
+    haproxy, raylet = start("sleep", "60"), start("sleep", "60")
+    waiting = understudy(start, port, haproxy, raylet.pid)
+    with listener(port):
+        haproxy.kill()
+        haproxy.wait()
+        eventually(lambda: ended(waiting), within=10, what="it has ended")
+        assert listeners(port) == 1
+
+
+@pytest.mark.parametrize(
+    ("bind", "address"),
+    [("127.0.0.1:8000", ("127.0.0.1", 8000)), (":80", ("", 80)), ("[::1]:8000", ("::1", 8000))],
+)
+def test_it_knows_the_address_by_the_configuration(bind: str, address: tuple[str, int]) -> None:
+    assert frontend(f"global\nfrontend http_frontend\n    bind {bind}\n") == address
+    assert frontend("global\n") is None
