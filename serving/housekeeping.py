@@ -1,4 +1,4 @@
-"""Housekeeping of the store: partitions ahead of time, full segments closed and indexed, what is over removed.
+"""Housekeeping of the store: partitions ahead of time, full segments and new words indexed, what is over removed.
 
 One per cluster, beside the fleet. Each chore is safe to kill and safe to run twice; none is on the request path.
 """
@@ -11,6 +11,7 @@ import structlog
 from db.engine import Database
 from db.errors import DatabaseError
 from db.idempotency import Idempotency
+from db.keywords import Keywords
 from db.partitions import Partitions
 from db.segments import Segments
 
@@ -24,6 +25,7 @@ class Housekeeping:
         self._partitions = Partitions(database)
         self._segments = Segments(database, space)
         self._idempotency = Idempotency(database)
+        self._keywords = Keywords(database, space=space)
 
     async def run(self, every: float = 15.0) -> None:
         """Do what is due every so many seconds, for ever."""
@@ -44,3 +46,4 @@ class Housekeeping:
         if (indexed := await self._segments.index_next()) is not None:
             log.info("segment.indexed", segment=indexed)
         await self._idempotency.sweep()
+        await self._keywords.merge()
