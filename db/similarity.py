@@ -98,7 +98,9 @@ class Similarity:
         )
         async with self._database.searching() as connection:
             found, exactly, complete = await self._run(connection, query, exact=exact)
-        return Neighbours(results=await self._described(found, holder), exact=exactly, complete=complete)
+        return Neighbours(
+            results=await self.described(found, holder=holder), exact=exactly, complete=complete
+        )
 
     async def vector_of_text(self, text_id: UUID) -> Vector:
         """A stored text's vector.
@@ -184,8 +186,8 @@ class Similarity:
         rows = await cursor.fetchall()
         return [_Segment(id=row[0], indexed=row[1], rows=row[2] / _ROW_BYTES) for row in rows]
 
-    async def _described(self, found: Found, holder: UUID | None) -> tuple[Neighbour, ...]:
-        """The texts with what is known of them; one that was erased meanwhile is left out."""
+    async def described(self, found: Found, *, holder: UUID | None = None) -> tuple[Neighbour, ...]:
+        """The texts, each with its similarity, and what is known of them; one that was erased meanwhile is left out."""
         if not found:
             return ()
         known = await self._predictions.about([text_id for text_id, _ in found], holder=holder)

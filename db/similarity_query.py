@@ -79,9 +79,8 @@ class SimilarityQuery:
         min_similarity: float | None,
     ) -> None:
         self.k = k
-        conditions, values = _conditions(filters, holder)
+        self._fitting, values = fitting(filters, holder)
         self.narrowed = bool(values)
-        self._fitting = sql.SQL(" AND ").join([sql.SQL("p.arm <> 'shadow'"), *conditions])
         self._parameters = {
             **values,
             "k": k,
@@ -147,6 +146,12 @@ class SimilarityQuery:
 
 def _partition(segment: int) -> sql.Identifier:
     return sql.Identifier(f"embeddings_{segment}")
+
+
+def fitting(filters: SimilarityFilters, holder: UUID | None) -> tuple[sql.Composed, dict[str, Any]]:
+    """The condition on a prediction `p` that makes its text fit, and its parameters; none if any text does."""
+    conditions, values = _conditions(filters, holder)
+    return sql.SQL(" AND ").join([sql.SQL("p.arm <> 'shadow'"), *conditions]), values
 
 
 def _conditions(filters: SimilarityFilters, holder: UUID | None) -> tuple[list[sql.SQL], dict[str, Any]]:

@@ -104,6 +104,14 @@ class TextInput(Base):
     """A text, stored once; `spaces` names the embedding spaces that hold its vector, each once."""
 
     __tablename__ = "text_inputs"
+    __table_args__ = (
+        Index(
+            "ix_text_inputs_words",
+            text("to_tsvector('simple'::regconfig, content)"),
+            postgresql_using="gin",
+            postgresql_with={"fastupdate": "on", "gin_pending_list_limit": 16384},
+        ),
+    )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)

@@ -5,7 +5,7 @@ Owns bytes and layouts only; never knows tables or statements.
 
 import struct
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import numpy as np
@@ -107,6 +107,14 @@ def halfvecs(values: Sequence[bytes], *, dimensions: int, oid: int) -> Wire:
 def halfvec(vector: "np.ndarray[tuple[int], np.dtype[np.float32]]") -> Wire:
     """One halfvec, rounded to float16."""
     return Wire(struct.pack(">HH", len(vector), 0) + vector.astype(">f2").tobytes())
+
+
+def vectors(values: Sequence[bytes], *, dimensions: int) -> "np.ndarray[Any, np.dtype[np.float32]]":
+    """float32 [n, dimensions] of what `halfvec_send` gave."""
+    if not values:
+        return np.zeros((0, dimensions), np.float32)
+    rows = np.frombuffer(b"".join(values), [("head", ">u4"), ("vector", ">f2", (dimensions,))])
+    return rows["vector"].astype(np.float32)
 
 
 def _fixed(oid: int, kind: str, values: Sequence[float]) -> Wire:

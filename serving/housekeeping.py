@@ -1,4 +1,4 @@
-"""Housekeeping of the store: partitions ahead of time, segments closed, indexed and merged, what is over removed.
+"""Housekeeping of the store: partitions ahead of time, vectors and words indexed, what is over removed.
 
 One per cluster, beside the fleet. Each chore is safe to kill and safe to run twice; none is on the request path.
 """
@@ -12,6 +12,7 @@ import structlog
 from db.engine import Database
 from db.errors import DatabaseError
 from db.idempotency import Idempotency
+from db.keywords import Keywords
 from db.partitions import Partitions
 from db.segments import Segments
 
@@ -25,6 +26,7 @@ class Housekeeping:
         self._partitions = Partitions(database)
         self._segments = Segments(database, space)
         self._idempotency = Idempotency(database)
+        self._keywords = Keywords(database, space=space)
         self._index_memory = index_memory
 
     async def run(self, every: float = 15.0) -> None:
@@ -43,6 +45,7 @@ class Housekeeping:
         if (dropped := await self._segments.drop_next()) is not None:
             log.info("segment.dropped", segment=dropped)
         await self._idempotency.sweep()
+        await self._keywords.merge()
 
     async def index(self) -> None:
         """Index what is closed."""

@@ -1,26 +1,20 @@
-"""Use cases over what is stored: predictions again, similar texts, feedback.
+"""Use cases over what is stored: predictions again, and feedback on them.
 
 Knows no HTTP and no SQL. A caller with a scope sees only that holder's predictions and the texts in them.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Protocol, TypeAlias
+from typing import Protocol
 from uuid import UUID
-
-import numpy as np
-from numpy.typing import NDArray
 
 from db.feedback import Judgement, NewFeedback
 from db.predictions import Page, Prediction, PredictionFilters
-from db.similarity import Neighbours, SimilarityFilters, Vector
 from db.submissions import Mismatch, NewIdempotency, Replayed
 from serving.caller import Caller, Idempotency
-from serving.errors import Conflict, Invalid, Problem
+from serving.errors import Conflict
 from serving.gateway import Answer, reaching_the_database
-
-Embed: TypeAlias = Callable[[Sequence[str]], Awaitable[tuple[NDArray[np.float32], int]]]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -56,25 +50,6 @@ class FeedbackRecords(Protocol):
         """Store or replace one."""
 
 
-class SimilarityIndex(Protocol):
-    """The vectors that can be searched."""
-
-    async def search(
-        self,
-        vector: Vector,
-        *,
-        k: int = 10,
-        filters: SimilarityFilters | None = None,
-        holder: UUID | None = None,
-        min_similarity: float | None = None,
-        exact: bool = False,
-    ) -> Neighbours:
-        """The nearest texts."""
-
-    async def vector_of_prediction(self, prediction_id: UUID, *, holder: UUID | None = None) -> Vector:
-        """The vector of a prediction's text."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Feedback:
     """A judgement as a caller gives it."""
@@ -86,34 +61,17 @@ class Feedback:
     idempotency: Idempotency | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Search:
-    """What similar texts are wanted; exactly one of `text`, `prediction_id` and `embedding` says to what."""
-
-    text: str | None = None
-    prediction_id: UUID | None = None
-    embedding: Sequence[float] | None = None
-    k: int = 10
-    filters: SimilarityFilters | None = None
-    min_similarity: float | None = None
-    exact: bool = False
-
-
 class Memory:
-    """What was acknowledged can be read, searched and judged by its holder and by engineers alone."""
+    """What was acknowledged can be read and judged by its holder and by engineers alone."""
 
     def __init__(
         self,
         *,
         predictions: PredictionRecords,
         feedback: FeedbackRecords,
-        similarity: SimilarityIndex,
-        embed: Embed,
     ) -> None:
         self._predictions = predictions
         self._feedback = feedback
-        self._similarity = similarity
-        self._embed = embed
 
     async def prediction(self, prediction_id: UUID, caller: Caller) -> Prediction:
         """Raises NotFound."""
@@ -160,45 +118,6 @@ class Memory:
         if isinstance(outcome, Replayed):
             return Answer(status=outcome.status, body=outcome.answer, timing=None, replayed=True)
         return Answer(status=201, body=render(outcome), timing=None)
-
-    async def similar(self, search: Search, caller: Caller) -> Neighbours:
-        """The stored texts nearest in meaning.
-
-        Raises:
-            NotFound: no such prediction, or not the caller's.
-            Invalid: a vector without a direction.
-        """
-        vector = await self._vector(search, caller)
-        filters = search.filters or SimilarityFilters()
-        with reaching_the_database():
-            return await self._similarity.search(
-                vector,
-                k=search.k,
-                filters=replace(filters, since=_storable(filters.since), until=_storable(filters.until)),
-                holder=caller.scope,
-                min_similarity=search.min_similarity,
-                exact=search.exact,
-            )
-
-    async def _vector(self, search: Search, caller: Caller) -> Vector:
-        if search.text is not None:
-            vectors, _ = await self._embed([search.text])
-            return np.ascontiguousarray(vectors[0], np.float32)
-        if search.prediction_id is not None:
-            with reaching_the_database():
-                return await self._similarity.vector_of_prediction(search.prediction_id, holder=caller.scope)
-        return _unit(search.embedding or ())
-
-
-def _unit(values: Sequence[float]) -> Vector:
-    vector = np.asarray(values, np.float64)
-    largest = float(np.abs(vector).max(initial=0.0))
-    if largest == 0.0:
-        problem = Problem(loc=("body", "embedding"), message="all of its numbers are 0")
-        raise Invalid("the embedding can't be compared", [problem])
-    # Divided by the largest first, so that no square overflows.
-    vector = vector / largest
-    return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
 def _storable(moment: datetime | None) -> datetime | None:

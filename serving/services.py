@@ -9,6 +9,7 @@ from importlib.metadata import version
 import structlog
 
 from db.census import Censuses
+from db.contrasts import Contrasts
 from db.engine import Database
 from db.errors import DatabaseError
 from db.evidence import Evidence
@@ -17,26 +18,34 @@ from db.feedback import FeedbackStore
 from db.idempotency import Idempotency
 from db.ids import TextIds, Uuid7Clock
 from db.keys import Keys
+from db.keywords import Keywords
 from db.partitions import Partitions
 from db.predictions import Predictions
 from db.similarity import Similarity
 from db.traffic import TrafficFeed
+from db.truths import Truths
 from db.users import Users
+from db.vectors import Vectors
+from db.windows import Windows
 from db.writer import Writer
 from serving.accounts import Accounts
 from serving.api.deps import Services
+from serving.aside import Aside
 from serving.auth import Authenticator
 from serving.catalogue import Catalogue, short
 from serving.compute import Bounds, Encoders
 from serving.errors import NotFound, NotReady
 from serving.experiments import Experiments, traffic_of
 from serving.gateway import Gateway
+from serving.insights import Insights
 from serving.installation import installation_key
 from serving.lifecycle import Lifecycle
 from serving.limits import RateLimiter
 from serving.memory import Memory
 from serving.metrics import Metrics
+from serving.opinions import Opinions
 from serving.routing import Traffic
+from serving.searching import Searching
 from serving.settings import Settings
 from serving.shadow import Faults
 from serving.standing import Platform, Process, Stored
@@ -115,6 +124,14 @@ async def services(
         counted=metrics.stored,
     )
     evidence = Evidence(database)
+    aside = Aside()
+    predictions, truths = Predictions(database), Truths(database, space=settings.space)
+    searching = Searching(
+        similarity=Similarity(database, space=settings.space),
+        vectors=Vectors(database, space=settings.space),
+        keywords=Keywords(database, space=settings.space),
+        embed=gateway.embed,
+    )
     await _bound(clock, database)
     await split.read(TrafficFeed(database))
     chores = [
@@ -141,11 +158,18 @@ async def services(
     try:
         yield Services(
             gateway=gateway,
-            memory=Memory(
-                predictions=Predictions(database),
-                feedback=FeedbackStore(database),
-                similarity=Similarity(database, space=settings.space),
-                embed=gateway.embed,
+            memory=Memory(predictions=predictions, feedback=FeedbackStore(database)),
+            searching=searching,
+            opinions=Opinions(
+                predictions=predictions, truths=truths, searching=searching, catalogue=catalogue
+            ),
+            insights=Insights(
+                windows=Windows(database, space=settings.space),
+                truths=truths,
+                contrasts=Contrasts(database, space=settings.space),
+                catalogue=catalogue,
+                aside=aside,
+                default_model=settings.model,
             ),
             accounts=Accounts(users=users, keys=keys, authenticator=authenticator),
             lifecycle=lifecycle,
@@ -164,6 +188,7 @@ async def services(
         for chore in chores:
             chore.cancel()
         await gateway.close()
+        await aside.close()
         with suppress(DatabaseError):
             await authenticator.note_uses()
             await evidence.add_faults(gateway.faults.take())

@@ -13,10 +13,13 @@ from serving.caller import Caller
 from serving.catalogue import Catalogue
 from serving.experiments import Experiments
 from serving.gateway import Gateway
+from serving.insights import Insights
 from serving.lifecycle import Lifecycle
 from serving.limits import RateLimiter
 from serving.memory import Memory
 from serving.metrics import Metrics
+from serving.opinions import Opinions
+from serving.searching import Searching
 from serving.tracing import Spans
 
 Readiness: TypeAlias = Callable[[], Awaitable[Sequence[str]]]
@@ -28,6 +31,9 @@ class Services:
 
     gateway: Gateway
     memory: Memory
+    searching: Searching
+    opinions: Opinions
+    insights: Insights
     accounts: Accounts
     lifecycle: Lifecycle
     experiments: Experiments

@@ -13,17 +13,18 @@ from serving.api import render
 from serving.api.access import GuardedRoute, requires
 from serving.api.deps import body_of, caller_of, services_of
 from serving.api.edge import while_connected
+from serving.api.explained import explained
 from serving.api.requests import IDEMPOTENCY_KEY, predict_of
 from serving.api.schemas.data import (
     PredictBatchAnswer,
     PredictBatchRequest,
-    PredictionAnswer,
     PredictionPage,
     PredictionQuery,
     PredictRequest,
     RememberedPrediction,
 )
 from serving.api.schemas.fields import parse
+from serving.api.schemas.insights import ExplainedPrediction
 from serving.caller import Role
 from serving.gateway import Answer
 from serving.prediction import Predict, Prediction
@@ -44,7 +45,7 @@ async def run(request: Request, ask: Predict, draw: Callable[[Sequence[Predictio
 @router.post(
     "/v1/predict",
     status_code=201,
-    responses={201: {"model": PredictionAnswer}},
+    responses={201: {"model": ExplainedPrediction}},
     openapi_extra=IDEMPOTENCY_KEY,
 )
 @requires(Role.CLIENT, body=PredictRequest, errors=(404, 409, 429), sheds=True)
@@ -59,7 +60,8 @@ async def predict(request: Request) -> Response:
         user_id=body.user_id,
         unit=body.unit,
     )
-    return render.answered(await run(request, ask, render.one(with_embedding=body.return_embedding)))
+    answer = await run(request, ask, render.one(with_embedding=body.return_embedding))
+    return render.answered(await explained(request, answer) if body.explain else answer)
 
 
 @router.post(

@@ -8,11 +8,12 @@ from starlette.responses import Response
 
 from db.feedback import Judgement
 from db.predictions import Prediction as StoredPrediction
-from db.similarity import Neighbours
+from db.similarity import Neighbour
 from registry.bundle import LABELS
 from serving.api.deps import Json
 from serving.gateway import Answer, Timing
 from serving.prediction import Prediction
+from serving.searching import Counts, Found
 
 _OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z
 _NO_TIME: Final = Timing(queue_ms=0, infer_ms=0, store_ms=0)
@@ -111,19 +112,38 @@ def judgement(given: Judgement) -> Json:
     }
 
 
-def neighbours(found: Neighbours) -> Json:
+def found(result: Found, counts: Counts | None) -> Json:
     """The answer of a search."""
-    return {
-        "results": [
-            {
-                "text_id": neighbour.text_id,
-                "text": neighbour.text,
-                "similarity": round(neighbour.similarity, 6),
-                "predictions": [stored(each) for each in neighbour.predictions],
-                "feedback": [judgement(each) for each in neighbour.feedback],
+    content: Json = {
+        "results": [neighbour(each) for each in result.neighbours.results],
+        "exact": result.neighbours.exact,
+        "complete": result.neighbours.complete,
+    }
+    if result.ranks is not None:
+        for text in content["results"]:
+            ranks = result.ranks[text["text_id"]]
+            text["ranks"] = {
+                "score": round(ranks.score, 6),
+                "meaning": ranks.meaning,
+                "keywords": ranks.keywords,
             }
-            for neighbour in found.results
-        ],
-        "exact": found.exact,
-        "complete": found.complete,
+    if counts is not None:
+        content["counts"] = {
+            "sentiments": counts.sentiments,
+            "versions": [
+                {"model": model, "model_version": version, "sentiments": sentiments}
+                for (model, version), sentiments in sorted(counts.versions.items())
+            ],
+        }
+    return content
+
+
+def neighbour(near: Neighbour) -> Json:
+    """One text that is near to another."""
+    return {
+        "text_id": near.text_id,
+        "text": near.text,
+        "similarity": round(near.similarity, 6),
+        "predictions": [stored(each) for each in near.predictions],
+        "feedback": [judgement(each) for each in near.feedback],
     }

@@ -1,4 +1,4 @@
-"""Similar texts: search what is stored by meaning."""
+"""Similar texts: search what is stored by meaning, by examples and by words; near-duplicates."""
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -9,10 +9,10 @@ from serving.api import render
 from serving.api.access import GuardedRoute, requires
 from serving.api.deps import body_of, caller_of, services_of
 from serving.api.edge import while_connected
-from serving.api.schemas.data import SimilarAnswer, SimilarRequest
 from serving.api.schemas.fields import parse
+from serving.api.schemas.search import DuplicatesRequest, ExampleRequest, SimilarAnswer, SimilarRequest
 from serving.caller import Role
-from serving.memory import Search
+from serving.searching import Example, Found, Search, counted
 
 router = APIRouter(route_class=GuardedRoute, tags=["similar"])
 
@@ -26,9 +26,10 @@ async def similar(request: Request) -> Response:
     services.limits.take(caller, 1)
     filters = body.filters
     search = Search(
-        text=body.text,
-        prediction_id=body.prediction_id,
-        embedding=body.embedding,
+        query=Example(text=body.text, prediction_id=body.prediction_id, embedding=body.embedding),
+        like=[_example(each) for each in body.like],
+        unlike=[_example(each) for each in body.unlike],
+        keywords=body.keywords,
         k=body.k,
         filters=SimilarityFilters(
             sentiment=filters.sentiment,
@@ -42,5 +43,26 @@ async def similar(request: Request) -> Response:
         min_similarity=body.min_similarity,
         exact=body.exact,
     )
-    found = await while_connected(request.receive, services.memory.similar(search, caller))
-    return render.json_response(render.neighbours(found))
+    found = await while_connected(request.receive, services.searching.similar(search, caller))
+    counts = counted(found.neighbours) if body.counts else None
+    return render.json_response(render.found(found, counts))
+
+
+@router.post("/v1/duplicates", responses={200: {"model": SimilarAnswer}})
+@requires(Role.CLIENT, body=DuplicatesRequest, errors=(404, 429))
+async def duplicates(request: Request) -> Response:
+    """Find the stored near-duplicates of a text."""
+    body = parse(DuplicatesRequest, body_of(request))
+    services, caller = services_of(request), caller_of(request)
+    services.limits.take(caller, 1)
+    found = await while_connected(
+        request.receive,
+        services.searching.duplicates(_example(body), caller, min_similarity=body.min_similarity, k=body.k),
+    )
+    return render.json_response(render.found(Found(neighbours=found), None))
+
+
+def _example(body: ExampleRequest) -> Example:
+    return Example(
+        text=body.text, prediction_id=body.prediction_id, text_id=body.text_id, embedding=body.embedding
+    )

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from serving.cli import data, database, experiments, keys, models, platform, tracking, train, users
+from serving.cli import data, database, experiments, keys, memory, models, platform, tracking, train, users
 from serving.cli.common import variable
 
 _EXPECTED = (
@@ -29,6 +29,16 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for command in (platform.up, platform.down, platform.status, data.predict, data.similar, data.feedback):
+    app.command()(command)
+for command in (
+    memory.duplicates,
+    memory.second_opinion,
+    memory.corrections,
+    memory.diff,
+    memory.review,
+    memory.topics,
+    memory.drift,
+):
     app.command()(command)
 for name, group in (
     ("models", models.app),

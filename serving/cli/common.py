@@ -75,6 +75,20 @@ def show_table(
     Console(width=None if sys.stdout.isatty() else 100_000).print(table)
 
 
+def show_near(answer: Mapping[str, Any], *, as_json: bool) -> None:
+    """What a search found, a row a text."""
+    rows = [
+        {
+            **result,
+            "predictions": [
+                f"{found['sentiment']} (v{found['model_version']})" for found in result["predictions"]
+            ],
+        }
+        for result in answer["results"]
+    ]
+    show_table(rows, ("similarity", "predictions", "text"), answer=answer, as_json=as_json)
+
+
 def show_json(value: object) -> None:
     """The value as indented JSON."""
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str))

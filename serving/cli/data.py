@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from serving.cli.common import AsJson, Key, Url, connect, show_record, show_table
+from serving.cli.common import AsJson, Key, Url, connect, show_near, show_record, show_table
 
 
 class Sentiment(StrEnum):
@@ -25,6 +25,9 @@ def predict(
     version: Annotated[str | None, typer.Option(help="Version; default: the champion.")] = None,
     user: Annotated[str | None, typer.Option(help="Id of the user that the texts come from.")] = None,
     unit: Annotated[str | None, typer.Option(help="What an experiment keeps on one arm.")] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Ask the nearest judged texts, too; for one text.")
+    ] = False,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
@@ -32,7 +35,15 @@ def predict(
     """Predict the sentiment of texts, and store them."""
     if texts == ["-"]:
         texts = [sys.stdin.read()]
-    fields = {"model": model, "version": version, "user_id": user, "unit": unit}
+    if explain and len(texts) > 1:
+        raise typer.BadParameter("--explain is for one text")
+    fields = {
+        "model": model,
+        "version": version,
+        "user_id": user,
+        "unit": unit,
+        "explain": explain or None,
+    }
     with connect(url, key) as client:
         if len(texts) == 1:
             answer = client.post("/v1/predict", text=texts[0], **fields)
@@ -40,13 +51,26 @@ def predict(
         else:
             answer = client.post("/v1/predict/batch", texts=texts, **fields)
             predictions = answer["predictions"]
-    columns = ("sentiment", "confidence", "model_version", "id")
+    columns = ["sentiment", "confidence", "model_version", "id"]
+    if explain:
+        opinion = answer["second_opinion"] or {}
+        predictions = [{**answer, "agreement": opinion.get("agreement"), "suggests": opinion.get("suggests")}]
+        columns += ["agreement", "suggests"]
     show_table(predictions, columns, answer=answer, as_json=as_json)
 
 
 def similar(
     text: Annotated[str | None, typer.Argument(help="Find stored texts that mean the like of this.")] = None,
     prediction: Annotated[str | None, typer.Option(help="Or like the text of this prediction.")] = None,
+    like: Annotated[
+        list[str] | None, typer.Option(help="And like the text of this prediction; may be repeated.")
+    ] = None,
+    unlike: Annotated[
+        list[str] | None, typer.Option(help="But not like the text of this prediction; may be repeated.")
+    ] = None,
+    keywords: Annotated[
+        str | None, typer.Option(help='Words to look for, too; `or`, `-word` and "a phrase" are understood.')
+    ] = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, max=100, help="How many.")] = 5,
     sentiment: Annotated[Sentiment | None, typer.Option(help="Predicted so.")] = None,
     model_version: Annotated[str | None, typer.Option(help="Predicted by this version.")] = None,
@@ -66,8 +90,8 @@ def similar(
     as_json: AsJson = False,
 ) -> None:
     """Find stored texts by meaning."""
-    if (text is None) == (prediction is None):
-        raise typer.BadParameter("give either a text or --prediction")
+    if (text is not None and prediction is not None) or not (text or prediction or like):
+        raise typer.BadParameter("give either a text or --prediction, or else --like")
     wanted: dict[str, Any] = {
         "sentiment": sentiment,
         "model_version": model_version,
@@ -83,21 +107,15 @@ def similar(
             "/v1/similar",
             text=text,
             prediction_id=prediction,
+            like=[{"prediction_id": each} for each in like or ()] or None,
+            unlike=[{"prediction_id": each} for each in unlike or ()] or None,
+            keywords=keywords,
             k=k,
             filters=filters or None,
             min_similarity=min_similarity,
             exact=exact or None,
         )
-    rows = [
-        {
-            **result,
-            "predictions": [
-                f"{found['sentiment']} (v{found['model_version']})" for found in result["predictions"]
-            ],
-        }
-        for result in answer["results"]
-    ]
-    show_table(rows, ("similarity", "predictions", "text"), answer=answer, as_json=as_json)
+    show_near(answer, as_json=as_json)
 
 
 def feedback(

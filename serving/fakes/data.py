@@ -19,7 +19,7 @@ from db.idempotency import Kept
 from db.ids import uuid7_time
 from db.keys import Key, NewKey
 from db.predictions import Page, Prediction, PredictionFilters
-from db.similarity import Neighbour, Neighbours, SimilarityFilters, Vector
+from db.similarity import SimilarityFilters, Vector
 from db.submissions import (
     Mismatch,
     NewIdempotency,
@@ -142,6 +142,10 @@ class FakeStore:
             infer_ms=row.infer_ms,
             feedback=tuple(given for (judged, _), given in self.feedback.items() if judged == row.id),
         )
+
+    def vector(self, text_id: UUID) -> Vector:
+        """The stored vector of a text."""
+        return np.frombuffer(self.texts[text_id].embedding, "<f2").astype(np.float32)
 
     def visible(self, holder: UUID | None) -> list[Prediction]:
         """All predictions of a holder, or of everybody, newest first."""
@@ -319,50 +323,6 @@ class FakeFeedback:
         return given
 
 
-class FakeSimilarity:
-    """The vectors of a fake store, always compared exactly."""
-
-    def __init__(self, store: FakeStore) -> None:
-        self._store = store
-
-    async def search(
-        self,
-        vector: Vector,
-        *,
-        k: int = 10,
-        filters: SimilarityFilters | None = None,
-        holder: UUID | None = None,
-        min_similarity: float | None = None,
-        exact: bool = False,  # noqa: ARG002 - it always is
-    ) -> Neighbours:
-        """The nearest texts."""
-        self._store.reach()
-        wanted = filters or SimilarityFilters()
-        visible = [each for each in self._store.visible(holder) if each.arm != "shadow"]
-        fitting = {each.text_id for each in visible if _found(each, wanted)}
-        near = sorted(((self._similarity(vector, text_id), text_id) for text_id in fitting), reverse=True)
-        results = tuple(
-            _neighbour(text_id, similarity, [each for each in visible if each.text_id == text_id])
-            for similarity, text_id in near
-            if min_similarity is None or similarity >= min_similarity
-        )
-        return Neighbours(results=results[:k], exact=True, complete=True)
-
-    async def vector_of_prediction(self, prediction_id: UUID, *, holder: UUID | None = None) -> Vector:
-        """The vector of a prediction's text."""
-        self._store.reach()
-        row = self._store.predictions.get(prediction_id)
-        if row is None or holder not in (None, row.holder_id):
-            raise NotFound(f"there is no prediction {prediction_id}")
-        return self._vector(row.text_id)
-
-    def _similarity(self, vector: Vector, text_id: UUID) -> float:
-        return float(self._vector(text_id) @ vector)
-
-    def _vector(self, text_id: UUID) -> Vector:
-        return np.frombuffer(self._store.texts[text_id].embedding, "<f2").astype(np.float32)
-
-
 def _listed(prediction: Prediction, filters: PredictionFilters) -> bool:
     return (
         filters.model in (None, prediction.model)
@@ -371,7 +331,8 @@ def _listed(prediction: Prediction, filters: PredictionFilters) -> bool:
     )
 
 
-def _found(prediction: Prediction, filters: SimilarityFilters) -> bool:
+def fits(prediction: Prediction, filters: SimilarityFilters) -> bool:
+    """Whether a prediction makes its text fit."""
     judged = any(filters.is_correct in (None, given.is_correct) for given in prediction.feedback)
     return _matches(prediction, filters) and (filters.is_correct is None or judged)
 
@@ -385,18 +346,4 @@ def _matches(prediction: Prediction, filters: PredictionFilters | SimilarityFilt
         and filters.has_feedback in (None, bool(prediction.feedback))
         and (filters.since is None or at >= filters.since)
         and (filters.until is None or at < filters.until)
-    )
-
-
-def _neighbour(text_id: UUID, similarity: float, predictions: Sequence[Prediction]) -> Neighbour:
-    latest: dict[str, Prediction] = {}
-    for prediction in predictions:
-        latest.setdefault(prediction.version, prediction)
-    kept = tuple(latest.values())
-    return Neighbour(
-        text_id=text_id,
-        text=kept[0].text,
-        similarity=similarity,
-        predictions=kept,
-        feedback=tuple(given for each in kept for given in each.feedback),
     )

@@ -19,8 +19,8 @@ from serving.caller import Role
 from tests.support.app import Platform, fake_platform, stored_platform
 from tests.support.postgres import TestServer
 
-# What a schema can't say: these must name what exists, or be a vector with a direction.
-PARTICULAR = ("user_id", "cursor", "embedding")
+# What a schema can't say: these must name what exists, or be a vector with a direction, or leave one together.
+PARTICULAR = ("user_id", "cursor", "embedding", "like", "unlike")
 # Nor this: the shares of a ramp rise, and there are at least as many units at the end as at the beginning.
 ORDERED = ("ramp", "max_units")
 

@@ -10,6 +10,7 @@ from uuid import UUID
 import httpx
 from fastapi import FastAPI
 
+from db.contrasts import Contrasts
 from db.engine import Database
 from db.evaluations import Evaluations as StoredEvaluations
 from db.evidence import Evidence
@@ -18,14 +19,19 @@ from db.feedback import FeedbackStore
 from db.idempotency import Idempotency
 from db.ids import TextIds, Uuid7Clock
 from db.keys import Keys, NewKey
+from db.keywords import Keywords
 from db.predictions import Predictions
 from db.promotions import Promotions as StoredPromotions
 from db.similarity import Similarity
+from db.truths import Truths
 from db.users import Users
+from db.vectors import Vectors
+from db.windows import Windows
 from db.writer import Writer
 from registry.records import VersionRecord
 from serving.accounts import Accounts
 from serving.api import Services, create_api
+from serving.aside import Aside
 from serving.auth import Authenticator, FreshKey, fresh_key
 from serving.caller import Role
 from serving.catalogue import Catalogue, Entry, State
@@ -38,18 +44,22 @@ from serving.fakes.data import (
     FakeFeedback,
     FakeKeys,
     FakePredictions,
-    FakeSimilarity,
     FakeStore,
     FakeUsers,
 )
 from serving.fakes.experiments import FakeExperiments
+from serving.fakes.insights import FakeContrasts, FakeTruths, FakeWindows
+from serving.fakes.search import FakeKeywords, FakeSimilarity, FakeVectors
 from serving.gateway import Gateway
+from serving.insights import Insights
 from serving.lifecycle import LocalLifecycle
 from serving.limits import RateLimiter
 from serving.memory import Memory
 from serving.metrics import Metrics
+from serving.opinions import Opinions
 from serving.promotions import Promotions
 from serving.routing import Split, Traffic
+from serving.searching import Searching
 from serving.standing import Platform as Standing
 from serving.standing import Stored
 from tests.support.postgres import KEY, SPACE, opened
@@ -89,6 +99,7 @@ class Platform:
     encoders: FakeEncoders
     clock: Hands
     keys: dict[Role, FreshKey]
+    aside: Aside
     registry: FakeRegistry
     lifecycle: LocalLifecycle
     evaluations: Any
@@ -192,13 +203,30 @@ def _platform(
     async def missing() -> Sequence[str]:
         return lacks
 
+    aside = Aside()
+    searching = Searching(
+        similarity=records["similarity"],
+        vectors=records["vectors"],
+        keywords=records["keywords"],
+        embed=gateway.embed,
+    )
     services = Services(
         gateway=gateway,
-        memory=Memory(
+        memory=Memory(predictions=records["predictions"], feedback=records["feedback"]),
+        searching=searching,
+        opinions=Opinions(
             predictions=records["predictions"],
-            feedback=records["feedback"],
-            similarity=records["similarity"],
-            embed=gateway.embed,
+            truths=records["truths"],
+            searching=searching,
+            catalogue=catalogue,
+        ),
+        insights=Insights(
+            windows=records["windows"],
+            truths=records["truths"],
+            contrasts=records["contrasts"],
+            catalogue=catalogue,
+            aside=aside,
+            default_model=MODEL,
         ),
         accounts=Accounts(users=records["users"], keys=records["keys"], authenticator=authenticator),
         experiments=Experiments(records["experiments"], records["evidence"], catalogue, lifecycle.evaluate),
@@ -221,6 +249,7 @@ def _platform(
         lifecycle=lifecycle,
         evaluations=records["evaluations"],
         keys={},
+        aside=aside,
         lacks=lacks,
         traffic=traffic,
         asked=asked,
@@ -263,6 +292,11 @@ async def fake_platform(
             "predictions": FakePredictions(store),
             "feedback": FakeFeedback(store),
             "similarity": FakeSimilarity(store),
+            "vectors": FakeVectors(store),
+            "keywords": FakeKeywords(store),
+            "truths": FakeTruths(store),
+            "windows": FakeWindows(store),
+            "contrasts": FakeContrasts(store),
             "promotions": FakePromotions(),
             "evaluations": FakeEvaluations(),
         },
@@ -276,6 +310,7 @@ async def fake_platform(
     platform.keys = {role: await add_key(keys, role) for role in Role}
     yield platform
     await platform.services.gateway.close()
+    await platform.aside.close()
 
 
 @asynccontextmanager
@@ -294,6 +329,11 @@ async def stored_platform(url: str, *, rate: float = 0, **settings: Any) -> Asyn
                 "predictions": Predictions(database),
                 "feedback": FeedbackStore(database),
                 "similarity": Similarity(database, space=SPACE),
+                "vectors": Vectors(database, space=SPACE),
+                "keywords": Keywords(database, space=SPACE),
+                "truths": Truths(database, space=SPACE),
+                "windows": Windows(database, space=SPACE),
+                "contrasts": Contrasts(database, space=SPACE),
                 "promotions": StoredPromotions(database),
                 "evaluations": StoredEvaluations(database),
             },
@@ -307,3 +347,4 @@ async def stored_platform(url: str, *, rate: float = 0, **settings: Any) -> Asyn
         platform.keys = {role: await add_key(keys, role) for role in Role}
         yield platform
         await platform.services.gateway.close()
+        await platform.aside.close()

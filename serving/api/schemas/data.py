@@ -1,9 +1,9 @@
 """Requests and answers of the data plane: predictions, feedback, similar texts, embeddings."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AwareDatetime, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AwareDatetime, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from db.tables import DIMENSIONS
 from serving.api.schemas.fields import (
@@ -21,7 +21,6 @@ from serving.api.schemas.fields import (
 from serving.texts import MAX_BATCH
 
 Arm = Literal["champion", "challenger", "shadow", "named"]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _PredictOptions(Body):
@@ -38,6 +37,7 @@ class PredictRequest(_PredictOptions):
     model_config = ConfigDict(json_schema_extra={"examples": [{"text": "The battery lasts for days."}]})
 
     text: Text
+    explain: bool = Field(False, description="answer with a second opinion, too, by the nearest judged texts")
 
 
 class PredictBatchRequest(_PredictOptions):
@@ -144,64 +144,6 @@ class FeedbackRequest(Body):
     is_correct: bool
     label: Sentiment | None = Field(None, description="the right sentiment")
     comment: Comment | None = None
-
-
-class SimilarFilters(Body):
-    """A text fits if one of its predictions satisfies all of these. `since` is included, `until` is not."""
-
-    sentiment: Sentiment | None = None
-    model_version: Name | None = None
-    user_id: UUID | None = None
-    since: Moment | None = None
-    until: Moment | None = None
-    has_feedback: bool | None = None
-    is_correct: bool | None = None
-
-
-class SimilarRequest(Body):
-    """The nearest texts to a text, to a prediction's text or to a vector: exactly one of the three."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"text": "lasts long on one charge", "k": 5}],
-            "oneOf": [
-                {"required": [name], "properties": {name: {"type": kind}}}
-                for name, kind in (("text", "string"), ("prediction_id", "string"), ("embedding", "array"))
-            ],
-        }
-    )
-
-    text: Text | None = None
-    prediction_id: UUID | None = None
-    embedding: Annotated[list[Finite], Field(min_length=DIMENSIONS, max_length=DIMENSIONS)] | None = None
-    k: Annotated[int, Field(ge=1, le=100), WHOLE] = 10
-    filters: SimilarFilters = SimilarFilters()
-    min_similarity: Finite | None = Field(None, ge=-1, le=1)
-    exact: bool = Field(False, description="compare every fitting text instead of asking the index")
-
-    @model_validator(mode="after")
-    def _one_query(self) -> Self:
-        if sum(given is not None for given in (self.text, self.prediction_id, self.embedding)) != 1:
-            raise ValueError("give exactly one of text, prediction_id and embedding")
-        return self
-
-
-class SimilarText(Shape):
-    """A text, how near it is (cosine), its latest prediction per version, and their feedback."""
-
-    text_id: UUID
-    text: str
-    similarity: float
-    predictions: list[PredictionAnswer]
-    feedback: list[FeedbackAnswer]
-
-
-class SimilarAnswer(Shape):
-    """Nearest first. `complete`: no fitting text is missing that should be here."""
-
-    results: list[SimilarText]
-    exact: bool
-    complete: bool
 
 
 def _listed(given: Any) -> Any:

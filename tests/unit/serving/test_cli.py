@@ -49,11 +49,49 @@ VERSION = {
 }
 MOVED = {"version": "3", "previous": "2", "changed": True, "report": GATES | {"passed": True}}
 REIGN = {"version": "3", "from": "then", "to": None, "act": "promote", "by": "k1", "reason": "better"}
+OPINION = {
+    "sentiment": "positive",
+    "agreement": 0.25,
+    "suggests": "negative",
+    "complete": True,
+    "neighbours": [{"similarity": 0.9, "sentiment": "negative", "text": "so bad"}],
+}
+CORRECTIONS = {
+    "sentiment": "negative",
+    "fixes": [{"similarity": 0.97, "text": "so bad, too", "prediction": PREDICTION}],
+}
+SAID = {"sentiment": "negative"}
+EXAMPLE = {"text": "not bad", "from": SAID, "to": {"sentiment": "positive"}}
+DIFF = {"clusters": [{"texts": 4, "words": ["bad", "not"], "examples": [EXAMPLE]}]}
+TOPIC = {
+    "texts": 9,
+    "words": ["battery"],
+    "sentiments": {"positive": 9},
+    "accuracy": [{"model_version": "2", "judged": 4, "right": 3, "accuracy": 0.75}],
+    "examples": [{"text": "it lasts"}],
+}
+DRIFT = {
+    "window": {"sampled": 100},
+    "reference": {"sampled": 700},
+    "embeddings": {"mmd2": 0.01, "p_value": 0.002, "drifted": True},
+    "stability": {"sentiments": 0.3, "confidences": None},
+    "new": [{"nearest": 0.1, "sentiment": "neutral", "text": "unheard of"}],
+}
 ANSWERS: dict[tuple[str, str], tuple[int, Any]] = {
     ("POST", "/v1/predict"): (201, PREDICTION),
     ("POST", "/v1/predict/batch"): (201, {"predictions": [PREDICTION, PREDICTION]}),
     ("POST", "/v1/similar"): (200, {"results": [NEIGHBOUR], "exact": True, "complete": True}),
     ("POST", "/v1/feedback"): (201, {"prediction_id": "p1", "is_correct": False}),
+    ("POST", "/v1/duplicates"): (200, {"results": [NEIGHBOUR], "exact": True, "complete": True}),
+    ("GET", "/v1/predictions/p1/second-opinion"): (200, OPINION),
+    ("GET", "/v1/predictions/p1/corrections"): (200, CORRECTIONS),
+    ("GET", "/v1/models/sentiment/diff?from=2&to=3&was=negative&clusters=8"): (200, DIFF),
+    ("GET", "/v1/review?limit=20"): (
+        200,
+        {"items": [{"score": 0.123, "prediction_id": "p7", "text": "so-so"}]},
+    ),
+    ("GET", "/v1/topics?topics=12"): (200, {"topics": [TOPIC]}),
+    ("GET", "/v1/drift?limit=10"): (200, DRIFT),
     ("GET", "/v1/models"): (200, {"items": [{"name": "sentiment"}]}),
     ("POST", "/v1/models/sentiment/versions/3/evaluate"): (202, EVALUATION | {"state": "running"}),
     ("POST", "/v1/models/sentiment/versions/4/evaluate"): (202, EVALUATION | {"state": "running"}),
@@ -162,6 +200,59 @@ def test_search_for_nothing_is_wrong_usage(platform: Platform, run: Any) -> None
     assert run("similar")[0] == 2
     assert run("similar", "text", "--prediction", "p1")[0] == 2
     assert platform.asked == []
+
+
+def test_examples_and_words_travel_with_a_search(platform: Platform, run: Any) -> None:
+    code, _, _ = run("similar", "--like", "p1", "--like", "p2", "--unlike", "p3", "--keywords", "a or b")
+    assert code == 0
+    assert platform.asked[0][2] == {
+        "like": [{"prediction_id": "p1"}, {"prediction_id": "p2"}],
+        "unlike": [{"prediction_id": "p3"}],
+        "keywords": "a or b",
+        "k": 5,
+    }
+    assert run("similar", "--unlike", "p3")[0] == 2
+
+
+def test_near_duplicates_of_a_text_or_a_prediction(platform: Platform, run: Any) -> None:
+    assert "good" in run("duplicates", "so good", "--min-similarity", "0.9")[1]
+    assert run("duplicates", "--prediction", "p1")[0] == 0
+    assert run("duplicates")[0] == 2
+    assert platform.asked[0][2] == {"text": "so good", "min_similarity": 0.9, "k": 100}
+    assert platform.asked[1][2] == {"prediction_id": "p1", "k": 100}
+
+
+def test_an_explained_prediction_shows_the_opinion_or_that_there_is_none(
+    platform: Platform, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for opinion, shown in ((OPINION, ["0.25", "negative"]), (None, ["-", "-"])):
+        monkeypatch.setitem(ANSWERS, ("POST", "/v1/predict"), (201, PREDICTION | {"second_opinion": opinion}))
+        code, out, _ = run("predict", "so good", "--explain")
+        assert (code, out.split()[-2:]) == (0, shown)
+    assert platform.asked[0][2] == {"text": "so good", "explain": True}
+    assert run("predict", "one", "two", "--explain")[0] == 2
+
+
+MEMORY: dict[tuple[str, ...], list[str]] = {
+    ("second-opinion", "p1"): ["agreement  0.25", "suggests   negative", "so bad"],
+    ("corrections", "p1"): ["positive", "negative", "so bad, too", "p1"],
+    ("diff", "2", "3", "--was", "negative"): ["bad, not", "negative → positive", "not bad"],
+    ("review",): ["0.123", "p7", "so-so"],
+    ("topics",): ["battery", "positive 9", "v2 3/4", "it lasts"],
+    ("drift",): ["100 against 700", "0.002", "yes", "unheard of"],
+}
+
+
+@pytest.mark.parametrize("arguments", MEMORY)
+def test_what_the_memory_is_good_for_is_shown(
+    platform: Platform, run: Any, arguments: tuple[str, ...]
+) -> None:
+    code, out, err = run(*arguments)
+    assert (code, err) == (0, "")
+    for part in MEMORY[arguments]:
+        assert part in out
+    code, out, _ = run(*arguments, "--json")
+    assert json.loads(out) == ANSWERS["GET", platform.asked[-1][1]][1]
 
 
 def test_feedback_needs_a_judgement(platform: Platform, run: Any) -> None:

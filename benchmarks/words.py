@@ -1,0 +1,181 @@
+"""What the index of words costs those who store texts, and what a search by words takes.
+
+A database alone: the writer stores batches of 16 real sentences, in rounds with and without the index, whose pending
+list is merged as housekeeping does. Run by `python -m benchmarks.words`.
+"""
+
+import argparse
+import asyncio
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import numpy as np
+
+from benchmarks.load import sentences
+from benchmarks.report import middle, ratios, report
+from db import schema
+from db.embedded import EmbeddedPostgres
+from db.engine import Database
+from db.ids import Uuid7Clock
+from db.keys import Keys, NewKey
+from db.keywords import Keywords
+from db.partitions import Partitions
+from db.segments import Segments
+from db.submissions import NewPrediction, NewText, Submission
+from db.writer import Writer
+
+BATCH = 16
+MERGED_EVERY = 15
+SPACE = "all-MiniLM-L6-v2"
+SEARCHES = ("battery life", "the movie", "the", "good or bad -film", '"at least"')
+
+
+def submission(texts: list[str], holder: UUID, clock: Uuid7Clock, vectors: np.ndarray) -> Submission:
+    """A request of texts that nobody stored before."""
+    new = [
+        NewText(id=uuid4(), content=text, embedding=row.tobytes())
+        for text, row in zip(texts, vectors, strict=True)
+    ]
+    return Submission(
+        texts=new,
+        predictions=[
+            NewPrediction(
+                id=clock.next(), text_id=text.id, user_id=None, key_id=holder, holder_id=holder, model="sentiment",
+                version="1", arm="champion", experiment_id=None, unit=None, label="neutral", confidence=0.5,
+                scores=(0.25, 0.5, 0.25), request_id="words", truncated=False, queue_ms=0, infer_ms=0,
+            )
+            for text in new
+        ],
+    )  # fmt: skip
+
+
+async def round_of(
+    database: Database,
+    batches: int,
+    holder: UUID,
+    clock: Uuid7Clock,
+    texts: list[str],
+    seed: int,
+    *,
+    merging: bool = True,
+) -> list[float]:
+    """Milliseconds of each batch."""
+    random = np.random.default_rng(seed)
+    writer, words, found = Writer(database, space=SPACE), Keywords(database, space=SPACE), []
+    merged = time.perf_counter()
+    for _ in range(batches):
+        vectors = random.standard_normal((BATCH, 384)).astype("<f2")
+        batch = submission([str(each) for each in random.choice(texts, BATCH)], holder, clock, vectors)
+        began = time.perf_counter()
+        await writer.commit([batch])
+        found.append((time.perf_counter() - began) * 1e3)
+        if merging and time.perf_counter() - merged > MERGED_EVERY:
+            await words.merge()
+            merged = time.perf_counter()
+    return found
+
+
+async def measured(url: str, arguments: argparse.Namespace) -> None:
+    """Fill, measure, print."""
+    texts = sentences()
+    database = Database(url, installation_key=b"words" * 10)
+    await database.open()
+    clock = Uuid7Clock()
+    await Partitions(database).ensure(datetime.now(UTC))
+    await Segments(database, SPACE).ensure()
+    holder = uuid4()
+    await Keys(database).create(
+        NewKey(
+            id=holder,
+            digest=bytes(32),
+            role="client",
+            name="words",
+            owner_id=None,
+            rate_limit=None,
+            expires_at=None,
+        ),
+        actor=None,
+    )
+    await round_of(database, arguments.fill // BATCH, holder, clock, texts, 99)
+    async with database.begin() as connection:
+        found = await connection.exec_driver_sql("SELECT pg_get_indexdef('ix_text_inputs_words'::regclass)")
+        definition = str(found.scalar_one())
+    times: dict[bool, list[list[float]]] = {True: [], False: []}
+    for number in range(arguments.rounds):
+        for indexed in (False, True):
+            async with database.begin() as connection:
+                await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+                await connection.exec_driver_sql("DROP INDEX IF EXISTS ix_text_inputs_words")
+                if indexed:
+                    await connection.exec_driver_sql(definition)
+            times[indexed].append(
+                await round_of(database, arguments.batches, holder, clock, texts, number, merging=indexed)
+            )
+    async with database.begin() as connection:
+        await connection.exec_driver_sql("ANALYZE text_inputs")
+        counted = await connection.exec_driver_sql(
+            "SELECT count(*), pg_relation_size('ix_text_inputs_words'), pg_relation_size('text_inputs') "
+            "FROM text_inputs"
+        )
+        rows_stored, index, table = counted.one()
+    words = Keywords(database, space=SPACE)
+    searches = {}
+    for wanted in SEARCHES:
+        took = []
+        for _ in range(20):
+            began = time.perf_counter()
+            hits = await words.search(wanted, limit=100)
+            took.append((time.perf_counter() - began) * 1e3)
+        searches[wanted] = {
+            "median": sorted(took)[10],
+            "found": len(hits.text_ids),
+            "complete": hits.complete,
+        }
+    began = time.perf_counter()
+    async with database.begin() as connection:
+        await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        await connection.exec_driver_sql("REINDEX INDEX ix_text_inputs_words")
+    build = time.perf_counter() - began
+    await database.close()
+    means = {indexed: [float(np.mean(each)) for each in rounds] for indexed, rounds in times.items()}
+    p99 = {indexed: [float(np.percentile(each, 99)) for each in rounds] for indexed, rounds in times.items()}
+    rows = [
+        ("what", "mean of a batch, ms", "p99, ms", "÷ without"),
+        ("with the index", middle(means[True]), middle(p99[True]), middle(ratios(means[True], means[False]))),
+        ("without", middle(means[False]), middle(p99[False]), ""),
+    ]
+    rows += [
+        (f"search: {wanted}", f"{median:.1f}", "", f"{found} found" + ("" if complete else ", not of all"))
+        for wanted, (median, found, complete) in searches.items()
+    ]
+    sizes = f"index {index / 2**20:.0f} MiB", f"texts {table / 2**20:.0f} MiB"
+    rows.append((f"{rows_stored:,} texts", *sizes, f"built in {build:.1f} s"))
+    found = {"with": times[True], "without": times[False], "searches": searches}
+    report("words", rows, found, {"with": means[True], "without": means[False]}, "ms a batch of 16")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=1_000)
+    parser.add_argument("--fill", type=int, default=100_000)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="valence-words-") as folder:
+        Path(folder).chmod(0o755)
+        server = EmbeddedPostgres(Path(folder))
+        server.initialise()
+        server.start()
+        try:
+            url = server.create_database("words")
+            schema.upgrade(url)
+            asyncio.run(measured(url, arguments))
+        finally:
+            server.stop()
+
+
+if __name__ == "__main__":
+    main()

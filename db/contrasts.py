@@ -1,0 +1,149 @@
+"""Where two versions of a model differ, by what is stored of both, shadows too: they were asked the same there.
+
+Reads only, and a bounded number of predictions. What comes out holds texts, so it stays in the process that asked.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, LiteralString
+from uuid import UUID
+
+from db import wire
+from db.engine import Database
+from db.ids import uuid7_floor
+from db.similarity_query import Vector
+from db.tables import DIMENSIONS
+from db.windows import Window
+
+# The latest predictions of the window that are looked at, and the texts in them that are compared.
+SCANNED: Final = 50_000
+COMPARED: Final = 10_000
+
+_CONTRAST: Final[LiteralString] = """
+    WITH scanned AS MATERIALIZED (
+        SELECT text_id, model, version FROM predictions
+        WHERE id >= %(since)s AND id < %(until)s ORDER BY id DESC LIMIT %(scanned)s),
+    touched AS MATERIALIZED (
+        SELECT DISTINCT text_id FROM scanned
+        WHERE model = %(model)s AND version IN (%(one)s, %(other)s) LIMIT %(compared)s),
+    pairs AS MATERIALIZED (
+        SELECT t.text_id, one.label AS one_label, one.confidence AS one_confidence, one.id AS one_id,
+            other.label AS other_label, other.confidence AS other_confidence, other.id AS other_id
+        FROM touched t
+        JOIN LATERAL (
+            SELECT id, label, confidence FROM predictions p
+            WHERE p.text_id = t.text_id AND p.model = %(model)s AND p.version = %(one)s
+            ORDER BY p.id DESC LIMIT 1) one ON true
+        JOIN LATERAL (
+            SELECT id, label, confidence FROM predictions p
+            WHERE p.text_id = t.text_id AND p.model = %(model)s AND p.version = %(other)s
+            ORDER BY p.id DESC LIMIT 1) other ON true),
+    counted AS (
+        SELECT jsonb_agg(jsonb_build_array(one_label, other_label, texts)) AS cells
+        FROM (SELECT one_label, other_label, count(*) AS texts FROM pairs GROUP BY 1, 2) cell),
+    chosen AS MATERIALIZED (
+        SELECT * FROM pairs WHERE one_label <> other_label
+            AND (%(one_label)s::text IS NULL OR one_label = %(one_label)s)
+            AND (%(other_label)s::text IS NULL OR other_label = %(other_label)s)
+        ORDER BY uuid_hash_extended(text_id, 0) LIMIT %(size)s),
+    shown AS (
+        SELECT c.*, t.content, halfvec_send(e.embedding) AS vector
+        FROM chosen c JOIN text_inputs t ON t.id = c.text_id
+        JOIN LATERAL (
+            SELECT embedding FROM embeddings e JOIN segments s ON s.id = e.segment
+            WHERE e.text_id = c.text_id AND s.space = %(space)s LIMIT 1) e ON true)
+    SELECT counted.cells, (SELECT count(*) FROM scanned), (SELECT count(*) FROM touched), s.text_id, s.content,
+        s.vector, s.one_id, s.one_label, s.one_confidence, s.other_id, s.other_label, s.other_confidence
+    FROM counted LEFT JOIN shown s ON true ORDER BY s.text_id"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Said:
+    """What a version said of a text last."""
+
+    prediction_id: UUID
+    label: str
+    confidence: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """A text on which two versions differ, with its vector, float32 [d]."""
+
+    text_id: UUID
+    text: str = field(repr=False)
+    vector: Vector = field(repr=False)
+    one: Said
+    other: Said
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contrast:
+    """How many texts have which pair of labels, and a random sample of those that were asked for.
+
+    `complete`: every prediction of the window was looked at, and every text in it.
+    """
+
+    matrix: Mapping[tuple[str, str], int]
+    differences: Sequence[Difference]
+    complete: bool
+
+
+class Contrasts:
+    """Compares the last words of two versions on the texts that either of them judged in a window."""
+
+    def __init__(
+        self, database: Database, *, space: str, scanned: int = SCANNED, compared: int = COMPARED
+    ) -> None:
+        self._database = database
+        self._space = space
+        self._scanned = scanned
+        self._compared = compared
+
+    async def between(
+        self,
+        model: str,
+        one: str,
+        other: str,
+        window: Window,
+        *,
+        one_label: str | None = None,
+        other_label: str | None = None,
+        size: int,
+    ) -> Contrast:
+        """At most `size` texts that `one` called `one_label` and `other` called `other_label`; None: anything else."""
+        if window.since >= window.until:
+            return Contrast(matrix={}, differences=[], complete=True)
+        parameters = {
+            "since": uuid7_floor(window.since),
+            "until": uuid7_floor(window.until),
+            "scanned": self._scanned,
+            "compared": self._compared,
+            "model": model,
+            "one": one,
+            "other": other,
+            "one_label": one_label,
+            "other_label": other_label,
+            "size": size,
+            "space": self._space,
+        }
+        async with self._database.searching() as connection:
+            cursor = await connection.execute(_CONTRAST, parameters, binary=True)
+            rows = await cursor.fetchall()
+        cells, scanned, touched = rows[0][:3]
+        found = [row[3:] for row in rows if row[3] is not None]
+        vectors = wire.vectors([row[2] for row in found], dimensions=DIMENSIONS)
+        return Contrast(
+            matrix={(said, now): texts for said, now, texts in cells or ()},
+            differences=[
+                Difference(
+                    text_id=row[0],
+                    text=row[1],
+                    vector=vector,
+                    one=Said(prediction_id=row[3], label=row[4], confidence=row[5]),
+                    other=Said(prediction_id=row[6], label=row[7], confidence=row[8]),
+                )
+                for row, vector in zip(found, vectors, strict=True)
+            ],
+            complete=scanned < self._scanned and touched < self._compared,
+        )

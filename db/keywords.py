@@ -1,0 +1,86 @@
+"""Search by words: the stored texts that hold them, by PostgreSQL's full text, in its `simple` configuration.
+
+Owns the statement and its bounds. Knows no meaning: words are compared as they are written, but for case.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+import psycopg
+from psycopg import sql
+
+from db.engine import Database
+from db.similarity_query import SimilarityFilters, fitting
+
+# What is ranked of the texts that hold frequent words, whose ranks cost more than finding them.
+RANKED: Final = 2_000
+
+_FITS: Final = sql.SQL("(SELECT true FROM predictions p WHERE p.text_id = t.id AND {fitting} LIMIT 1)")
+_FOUND: Final = sql.SQL(
+    "WITH matching AS MATERIALIZED (SELECT t.id, t.content FROM text_inputs t "
+    "WHERE to_tsvector('simple'::regconfig, t.content) @@ websearch_to_tsquery('simple'::regconfig, %(words)s) "
+    "AND t.spaces @> ARRAY[%(space)s::text] AND {fits} LIMIT %(ranked)s) "
+    "SELECT id, (SELECT count(*) FROM matching) FROM matching "
+    "ORDER BY ts_rank_cd(to_tsvector('simple'::regconfig, content), "
+    "websearch_to_tsquery('simple'::regconfig, %(words)s), 1) DESC, id LIMIT %(limit)s"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hits:
+    """Texts that hold the words, best first. `complete`: every fitting one was ranked."""
+
+    text_ids: tuple[UUID, ...]
+    complete: bool
+
+
+class Keywords:
+    """Finds texts by words in a bounded time: what doesn't end in it is found incompletely."""
+
+    def __init__(self, database: Database, *, space: str, ranked: int = RANKED, seconds: float = 2.0) -> None:
+        self._database = database
+        self._space = space
+        self._ranked = ranked
+        self._seconds = seconds
+
+    async def search(
+        self,
+        words: str,
+        *,
+        limit: int,
+        filters: SimilarityFilters | None = None,
+        holder: UUID | None = None,
+    ) -> Hits:
+        """At most `limit` texts with a fitting prediction that hold the words, as a web search writes them.
+
+        All words must be there; `or`, `-word` and "several words" in quotes mean what they do there. Ranked by cover
+        density (Clarke et al., 2000), divided by the logarithm of the text's length.
+        """
+        condition, values = fitting(filters or SimilarityFilters(), holder)
+        statement = _FOUND.format(fits=_FITS.format(fitting=condition))
+        parameters = {
+            **values,
+            "words": words,
+            "space": self._space,
+            "ranked": self._ranked,
+            "limit": limit,
+        }
+        async with self._database.searching() as connection:
+            try:
+                async with connection.transaction():
+                    bound = str(round(self._seconds * 1000))
+                    await connection.execute("SELECT set_config('statement_timeout', %s, true)", (bound,))
+                    rows = await (await connection.execute(statement, parameters)).fetchall()
+            except psycopg.errors.QueryCanceled:
+                return Hits(text_ids=(), complete=False)
+        matching = rows[0][1] if rows else 0
+        return Hits(text_ids=tuple(row[0] for row in rows), complete=matching < self._ranked)
+
+    async def merge(self) -> int:
+        """Take the words of new texts from the index's pending list into the index itself; how many pages they had.
+
+        What writers would have to do once the list is full, and every search reads it.
+        """
+        async with self._database.begin() as connection:
+            return int((await connection.exec_driver_sql("SELECT merge_words()")).scalar_one())

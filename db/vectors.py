@@ -1,0 +1,53 @@
+"""Stored vectors by the texts they are of, and the texts of predictions. Never compares anything."""
+
+from collections.abc import Sequence
+from typing import Final, LiteralString
+from uuid import UUID
+
+from sqlalchemy import text
+
+from db import wire
+from db.engine import Database
+from db.similarity_query import Vector
+from db.tables import DIMENSIONS
+
+_OF_TEXTS: Final[LiteralString] = """
+    SELECT e.text_id, halfvec_send(e.embedding) AS vector
+    FROM embeddings e JOIN segments s ON s.id = e.segment
+    WHERE e.text_id = ANY(CAST(:ids AS uuid[])) AND s.space = :space
+        AND (CAST(:holder AS uuid) IS NULL OR EXISTS (
+            SELECT FROM predictions p
+            WHERE p.text_id = e.text_id AND p.holder_id = CAST(:holder AS uuid) AND p.arm <> 'shadow'))"""
+
+_TEXTS: Final[LiteralString] = """
+    SELECT id, text_id FROM predictions WHERE id = ANY(CAST(:ids AS uuid[]))
+        AND (CAST(:holder AS uuid) IS NULL OR holder_id = CAST(:holder AS uuid))"""
+
+
+class Vectors:
+    """The vectors of one space as they were last committed; `holder` narrows to what is in one owner's predictions."""
+
+    def __init__(self, database: Database, *, space: str) -> None:
+        self._database = database
+        self._space = space
+
+    async def of_texts(self, text_ids: Sequence[UUID], *, holder: UUID | None = None) -> dict[UUID, Vector]:
+        """float32 [d] for each of the texts that has one; the others aren't in it."""
+        if not text_ids:
+            return {}
+        parameters = {"ids": list(text_ids), "space": self._space, "holder": holder}
+        async with self._database.begin() as connection:
+            rows = (await connection.execute(text(_OF_TEXTS), parameters)).all()
+        found = wire.vectors([bytes(row.vector) for row in rows], dimensions=DIMENSIONS)
+        return {row.text_id: vector for row, vector in zip(rows, found, strict=True)}
+
+    async def texts_of(
+        self, prediction_ids: Sequence[UUID], *, holder: UUID | None = None
+    ) -> dict[UUID, UUID]:
+        """The text of each of the predictions; those that there aren't, or are another holder's, aren't in it."""
+        if not prediction_ids:
+            return {}
+        parameters = {"ids": list(prediction_ids), "holder": holder}
+        async with self._database.begin() as connection:
+            rows = await connection.execute(text(_TEXTS), parameters)
+            return {row.id: row.text_id for row in rows}

@@ -1,0 +1,153 @@
+"""A sample of the texts of a time window, with what was said of each: bounded whatever the window holds.
+
+Reads only, and never shadows. What comes out holds texts, so it stays in the process that asked.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, LiteralString
+from uuid import UUID
+
+from sqlalchemy import text
+
+from db import wire
+from db.engine import Database
+from db.ids import uuid7_floor
+from db.similarity_query import Vector
+from db.tables import DIMENSIONS
+
+# A window is read at so many places at even distances, so many predictions at each: all of it, if it holds no more.
+SLICES: Final = 100
+PICKED: Final = 200
+
+# The primary key leads to each place. Ids of texts are keyed hashes, and hashed again by a seed they give a random
+# sample that two windows don't share.
+_SAMPLE: Final[LiteralString] = """
+    WITH picked AS MATERIALIZED (
+        SELECT p.* FROM unnest(%(lows)s::uuid[], %(highs)s::uuid[]) AS slice (low, high)
+        CROSS JOIN LATERAL (
+            SELECT id, text_id, model, arm FROM predictions
+            WHERE id >= slice.low AND id < slice.high ORDER BY id LIMIT %(picked)s) p),
+    chosen AS MATERIALIZED (
+        SELECT * FROM (
+            SELECT DISTINCT ON (text_id) text_id, id FROM picked
+            WHERE model = %(model)s AND arm <> 'shadow' ORDER BY text_id, id DESC) latest
+        ORDER BY uuid_hash_extended(text_id, %(seed)s) LIMIT %(size)s)
+    SELECT c.id, c.text_id, t.content, p.version, p.label, p.confidence, p.scores, told.text_id IS NOT NULL,
+        halfvec_send(e.embedding)
+    FROM chosen c
+    JOIN predictions p ON p.id = c.id
+    JOIN text_inputs t ON t.id = c.text_id
+    JOIN LATERAL (
+        SELECT embedding FROM embeddings e JOIN segments s ON s.id = e.segment
+        WHERE e.text_id = c.text_id AND s.space = %(space)s LIMIT 1) e ON true
+    LEFT JOIN LATERAL (
+        SELECT o.text_id FROM predictions o JOIN feedback f ON f.prediction_id = o.id
+        WHERE o.text_id = c.text_id AND o.model = %(model)s LIMIT 1) told ON true
+    ORDER BY c.id"""
+
+_JUDGED: Final[LiteralString] = """
+    SELECT DISTINCT ON (f.prediction_id) p.text_id, p.version, f.is_correct
+    FROM predictions p JOIN feedback f ON f.prediction_id = p.id
+    WHERE p.text_id = ANY(CAST(:ids AS uuid[])) AND p.model = :model AND p.arm <> 'shadow'
+        AND p.id >= CAST(:since AS uuid) AND p.id < CAST(:until AS uuid)
+    ORDER BY f.prediction_id, f.updated_at DESC, f.holder_id"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Window:
+    """A time: `since` is included, `until` is not."""
+
+    since: datetime
+    until: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampled:
+    """A text with its vector, float32 [d], and its last prediction in the window, as far as that was read.
+
+    `scores` by label; `judged`: there is feedback on a prediction of this text.
+    """
+
+    prediction_id: UUID
+    text_id: UUID
+    text: str = field(repr=False)
+    version: str
+    label: str
+    confidence: float
+    scores: dict[str, float]
+    judged: bool
+    vector: Vector = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """A judged prediction of a text; of several holders' judgements the last one."""
+
+    text_id: UUID
+    version: str
+    is_correct: bool
+
+
+class Windows:
+    """Samples are random by text, and the same again from the same seed.
+
+    Of a window with more than `picked` predictions in one of its `slices` equal parts those that came first in that
+    part stand for it.
+    """
+
+    def __init__(self, database: Database, *, space: str, slices: int = SLICES, picked: int = PICKED) -> None:
+        self._database = database
+        self._space = space
+        self._slices = slices
+        self._picked = picked
+
+    async def sample(self, model: str, window: Window, *, size: int, seed: int = 0) -> Sequence[Sampled]:
+        """At most `size` texts that the model judged in the window; none if it ends before it begins."""
+        if window.since >= window.until:
+            return []
+        step = (window.until - window.since) / self._slices
+        bounds = [uuid7_floor(window.since + step * number) for number in range(self._slices)]
+        bounds.append(uuid7_floor(window.until))
+        parameters = {
+            "lows": bounds[:-1],
+            "highs": bounds[1:],
+            "picked": self._picked,
+            "model": model,
+            "space": self._space,
+            "seed": seed,
+            "size": size,
+        }
+        async with self._database.searching() as connection:
+            cursor = await connection.execute(_SAMPLE, parameters, binary=True)
+            rows = await cursor.fetchall()
+        vectors = wire.vectors([row[8] for row in rows], dimensions=DIMENSIONS)
+        return [
+            Sampled(
+                prediction_id=row[0],
+                text_id=row[1],
+                text=row[2],
+                version=row[3],
+                label=row[4],
+                confidence=row[5],
+                scores=row[6],
+                judged=row[7],
+                vector=vector,
+            )
+            for row, vector in zip(rows, vectors, strict=True)
+        ]
+
+    async def judged(self, model: str, window: Window, text_ids: Sequence[UUID]) -> Sequence[Judged]:
+        """The judged predictions of these texts in the window."""
+        if not text_ids or window.since >= window.until:
+            return []
+        parameters = {
+            "ids": list(text_ids),
+            "model": model,
+            "since": uuid7_floor(window.since),
+            "until": uuid7_floor(window.until),
+        }
+        async with self._database.reading() as connection:
+            rows = await connection.execute(text(_JUDGED), parameters)
+            return [Judged(**row._mapping) for row in rows]

@@ -1,0 +1,187 @@
+"""What the memory is good for, as commands: near-duplicates, opinions, corrections, diffs, topics, drift, reviews."""
+
+from typing import Annotated, Any, TypeAlias
+
+import typer
+
+from serving.cli.common import AsJson, Key, Url, connect, show_json, show_near, show_record, show_table
+from serving.cli.data import Sentiment
+
+PredictionId: TypeAlias = Annotated[str, typer.Argument(metavar="PREDICTION_ID")]
+Model: TypeAlias = Annotated[str | None, typer.Option(help="Name of the model.")]
+Since: TypeAlias = Annotated[str | None, typer.Option(help="Predicted at or after, ISO 8601.")]
+Until: TypeAlias = Annotated[str | None, typer.Option(help="Predicted before, ISO 8601; default: now.")]
+Cosine: TypeAlias = Annotated[
+    float | None, typer.Option(min=-1, max=1, help="Cosine at least; default: 0.95.")
+]
+
+
+def duplicates(
+    text: Annotated[str | None, typer.Argument(help="Find stored near-duplicates of this.")] = None,
+    prediction: Annotated[str | None, typer.Option(help="Or of the text of this prediction.")] = None,
+    min_similarity: Cosine = None,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, max=100, help="How many at most.")] = 100,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find stored near-duplicates of a text."""
+    if (text is None) == (prediction is None):
+        raise typer.BadParameter("give either a text or --prediction")
+    with connect(url, key) as client:
+        answer = client.post(
+            "/v1/duplicates", text=text, prediction_id=prediction, min_similarity=min_similarity, k=k
+        )
+    show_near(answer, as_json=as_json)
+
+
+def second_opinion(
+    prediction: PredictionId, url: Url = None, key: Key = None, as_json: AsJson = False
+) -> None:
+    """Ask the nearest judged texts what they say of a prediction."""
+    with connect(url, key) as client:
+        answer = client.get(f"/v1/predictions/{prediction}/second-opinion")
+    if as_json:
+        show_json(answer)
+        return
+    show_record(
+        {name: answer[name] for name in ("sentiment", "agreement", "suggests", "complete")}, as_json=False
+    )
+    show_table(answer["neighbours"], ("similarity", "sentiment", "text"), answer=answer, as_json=False)
+
+
+def corrections(
+    prediction: PredictionId,
+    min_similarity: Cosine = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the near-duplicates of a corrected text whose predictions the correction speaks against."""
+    with connect(url, key) as client:
+        answer = client.get(f"/v1/predictions/{prediction}/corrections", min_similarity=min_similarity)
+    rows = [
+        {
+            **fix,
+            "prediction": fix["prediction"]["id"],
+            "said": fix["prediction"]["sentiment"],
+            "should be": answer["sentiment"],
+        }
+        for fix in answer["fixes"]
+    ]
+    columns = ("similarity", "said", "should be", "prediction", "text")
+    show_table(rows, columns, answer=answer, as_json=as_json)
+
+
+def diff(
+    version_from: Annotated[str, typer.Argument(metavar="FROM", help="One version.")],
+    version_to: Annotated[str, typer.Argument(metavar="TO", help="The other.")],
+    model: Annotated[str, typer.Option(help="Name of the model.")] = "sentiment",
+    was: Annotated[Sentiment | None, typer.Option(help="What the one said.")] = None,
+    now: Annotated[Sentiment | None, typer.Option(help="What the other said.")] = None,
+    since: Since = None,
+    until: Until = None,
+    clusters: Annotated[int, typer.Option(min=1, max=50, help="How many clusters at most.")] = 8,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the texts on which two versions differ, by meaning."""
+    fields = {"from": version_from, "to": version_to, "was": was, "now": now}
+    with connect(url, key) as client:
+        answer = client.get(f"/v1/models/{model}/diff", **fields, since=since, until=until, clusters=clusters)
+    rows = [
+        {
+            "texts": cluster["texts"],
+            "words": cluster["words"],
+            "said": f"{example['from']['sentiment']} → {example['to']['sentiment']}",
+            "text": example["text"],
+        }
+        for cluster in answer["clusters"]
+        for example in cluster["examples"]
+    ]
+    show_table(rows, ("texts", "words", "said", "text"), answer=answer, as_json=as_json)
+
+
+def review(
+    model: Model = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the texts whose feedback would teach most."""
+    with connect(url, key) as client:
+        answer = client.get("/v1/review", model=model, since=since, until=until, limit=limit)
+    columns = (
+        "score", "uncertainty", "density", "disagreement", "sentiment", "prediction_id", "text",
+    )  # fmt: skip
+    show_table(answer["items"], columns, answer=answer, as_json=as_json)
+
+
+def topics(
+    model: Model = None,
+    since: Since = None,
+    until: Until = None,
+    most: Annotated[int, typer.Option("--topics", min=1, max=50, help="How many at most.")] = 12,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what the texts of a window are about."""
+    with connect(url, key) as client:
+        answer = client.get("/v1/topics", model=model, since=since, until=until, topics=most)
+    rows = [
+        {
+            **topic,
+            "accuracy": {
+                f"v{each['model_version']}": f"{each['right']}/{each['judged']}" for each in topic["accuracy"]
+            },
+            "example": topic["examples"][0]["text"],
+        }
+        for topic in answer["topics"]
+    ]
+    columns = ("texts", "words", "sentiments", "accuracy", "example")
+    show_table(rows, columns, answer=answer, as_json=as_json)
+
+
+def drift(
+    model: Model = None,
+    since: Since = None,
+    until: Until = None,
+    reference_since: Annotated[str | None, typer.Option(help="Start of the reference, ISO 8601.")] = None,
+    reference_until: Annotated[str | None, typer.Option(help="End of the reference, ISO 8601.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many new texts.")] = 10,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a window (by default the last day) with a reference (by default the week before it)."""
+    with connect(url, key) as client:
+        answer = client.get(
+            "/v1/drift",
+            model=model,
+            since=since,
+            until=until,
+            reference_since=reference_since,
+            reference_until=reference_until,
+            limit=limit,
+        )
+    if as_json:
+        show_json(answer)
+        return
+    kernel: dict[str, Any] = answer["embeddings"] or {}
+    show_record(
+        {
+            "texts": f"{answer['window']['sampled']} against {answer['reference']['sampled']}",
+            "embeddings": kernel.get("mmd2"),
+            "p-value": kernel.get("p_value"),
+            "drifted": kernel.get("drifted"),
+            "sentiments": answer["stability"]["sentiments"],
+            "confidences": answer["stability"]["confidences"],
+        },
+        as_json=False,
+    )
+    show_table(answer["new"], ("nearest", "sentiment", "text"), answer=answer, as_json=False)

@@ -1,0 +1,60 @@
+"""How queries are combined and rankings fused. Pure: vectors and ids in, a vector or a ranking out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+import numpy as np
+
+from db.similarity import Vector
+
+# Rocchio's weights of the query, of what it should be like, and of what not (Manning et al., Introduction to
+# Information Retrieval, 2008, section 9.1.1).
+QUERY: Final = 1.0
+LIKE: Final = 0.75
+UNLIKE: Final = 0.15
+RANK_OFFSET: Final = 60
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fused:
+    """A text in a fused ranking: its score, and its rank, from 1, in each ranking that has it."""
+
+    text_id: UUID
+    score: float
+    ranks: Mapping[str, int]
+
+
+def rocchio(query: "Vector | None", like: Sequence[Vector], unlike: Sequence[Vector]) -> "Vector | None":
+    """The query, moved towards the mean of `like` and away from that of `unlike` (Rocchio, 1971); unit length.
+
+    None if nothing is left of it. All vectors are of unit length.
+    """
+    total = np.zeros(0)
+    for weight, vectors in ((QUERY, [query] if query is not None else []), (LIKE, like), (-UNLIKE, unlike)):
+        if len(vectors):
+            part = weight * np.mean(np.asarray(vectors, np.float64), axis=0)
+            total = part if not total.size else total + part
+    norm = float(np.linalg.norm(total))
+    if norm < 1e-6:
+        return None
+    moved: Vector = (total / norm).astype(np.float32)
+    return moved
+
+
+def fuse(rankings: Mapping[str, Sequence[UUID]]) -> list[Fused]:
+    """The texts of all rankings, best first, by the sum of 1 / (60 + rank) (Cormack et al., SIGIR 2009)."""
+    ranks: dict[UUID, dict[str, int]] = {}
+    for name, ranking in rankings.items():
+        for rank, text_id in enumerate(ranking, start=1):
+            ranks.setdefault(text_id, {})[name] = rank
+    fused = [
+        Fused(
+            text_id=text_id,
+            score=sum(1 / (RANK_OFFSET + rank) for rank in found.values()),
+            ranks=found,
+        )
+        for text_id, found in ranks.items()
+    ]
+    return sorted(fused, key=lambda each: (-each.score, each.text_id))

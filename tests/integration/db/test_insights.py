@@ -1,0 +1,209 @@
+"""What is read of the memory as a whole, from real PostgreSQL: vectors, truths, windows, contrasts."""
+
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import numpy as np
+import pytest
+
+from db.contrasts import Contrasts
+from db.engine import Database
+from db.feedback import FeedbackStore, NewFeedback
+from db.ids import uuid7_time
+from db.keys import Key
+from db.segments import Segments
+from db.submissions import NewPrediction, NewText, Submission
+from db.truths import Truths
+from db.vectors import Vectors
+from db.windows import Window, Windows
+from tests.support.postgres import SPACE
+from tests.support.rows import new_key, new_prediction, new_text, now, writer
+
+pytestmark = pytest.mark.anyio
+
+
+def window() -> Window:
+    return Window(since=now() - timedelta(minutes=5), until=now() + timedelta(minutes=5))
+
+
+async def stored(
+    database: Database, key: Key, *texts: NewText, space: str = SPACE, **changes: Any
+) -> list[NewPrediction]:
+    made = [new_prediction(key, text, **changes) for text in texts]
+    await writer(database, space).commit([Submission(texts=list(texts), predictions=made)])
+    return made
+
+
+async def judge(
+    database: Database, key: Key, prediction: NewPrediction, *, correct: bool, label: str | None = None
+) -> None:
+    await FeedbackStore(database).put(
+        NewFeedback(
+            prediction_id=prediction.id,
+            holder_id=key.holder_id,
+            key_id=key.id,
+            is_correct=correct,
+            label=label,
+        )
+    )
+
+
+def rounded(text: NewText) -> Any:
+    return np.frombuffer(text.embedding, "<f2").astype(np.float32)
+
+
+async def test_vectors_come_bit_for_bit_by_holder_and_space(database: Database) -> None:
+    key, other = await new_key(database), await new_key(database)
+    await Segments(database, "elsewhere").ensure()
+    mine, theirs, foreign, hidden = (new_text() for _ in range(4))
+    predictions = await stored(database, key, mine)
+    await stored(database, other, theirs)
+    await stored(database, key, foreign, space="elsewhere")
+    await stored(database, key, hidden, arm="shadow")
+    vectors = Vectors(database, space=SPACE)
+    ids = [text.id for text in (mine, theirs, foreign, hidden)] + [uuid4()]
+    everybodys = await vectors.of_texts(ids)
+    assert set(everybodys) == {mine.id, theirs.id, hidden.id}
+    assert np.array_equal(everybodys[mine.id], rounded(mine))
+    assert everybodys[mine.id].dtype == np.float32
+    assert set(await vectors.of_texts(ids, holder=key.holder_id)) == {mine.id}
+    assert await vectors.of_texts([]) == {}
+    found = await vectors.texts_of([predictions[0].id, uuid4()], holder=key.holder_id)
+    assert found == {predictions[0].id: mine.id}
+    assert await vectors.texts_of([predictions[0].id], holder=other.holder_id) == {}
+
+
+async def test_the_latest_word_that_tells_a_label_is_the_truth(database: Database) -> None:
+    key, other = await new_key(database), await new_key(database)
+    text, silent, confirmed = new_text(), new_text(), new_text()
+    (first,) = await stored(database, key, text, version="1")
+    (again,) = await stored(database, key, text, version="2")
+    (wrong,) = await stored(database, key, silent)
+    (right,) = await stored(database, key, confirmed, label="neutral")
+    truths = Truths(database, space=SPACE)
+    ids = [text.id, silent.id, confirmed.id]
+    assert await truths.of_texts(ids, model="sentiment") == {}
+    await judge(database, key, again, correct=False, label="negative")
+    await judge(database, other, first, correct=False, label="neutral")
+    await judge(database, key, wrong, correct=False)
+    await judge(database, key, right, correct=True)
+    told = {text.id: "neutral", confirmed.id: "neutral"}
+    assert await truths.of_texts(ids, model="sentiment") == told
+    assert await truths.of_texts(ids, model="another") == {}
+    assert await truths.of_texts(ids, model="sentiment", holder=other.holder_id) == {}
+    latest = await truths.latest("sentiment", most=10)
+    assert {each.text_id: each.label for each in latest} == told
+    by_text = {each.text_id: each.vector for each in latest}
+    assert np.array_equal(by_text[text.id], rounded(text))
+    assert [each.text_id for each in await truths.latest("sentiment", most=1)] == [confirmed.id]
+
+
+async def test_a_small_window_is_sampled_whole_by_its_last_words(database: Database) -> None:
+    key = await new_key(database)
+    texts = [new_text() for _ in range(20)]
+    await stored(database, key, *texts, version="1", label="neutral", confidence=0.5)
+    await stored(database, key, *texts[:10], version="2", scores=(0.25, 0.25, 0.5))
+    await stored(database, key, *texts, version="3", arm="shadow", label="negative")
+    await stored(database, key, *texts, model="another", label="negative")
+    (judged,) = await stored(database, key, texts[0], version="2")
+    await judge(database, key, judged, correct=False)
+    windows = Windows(database, space=SPACE)
+    sample = await windows.sample("sentiment", window(), size=100)
+    said = {each.text_id: each for each in sample}
+    assert set(said) == {text.id for text in texts}
+    assert [each.prediction_id for each in sample] == sorted(each.prediction_id for each in sample)
+    assert {said[text.id].version for text in texts[:10]} == {"2"}
+    assert {said[text.id].version for text in texts[10:]} == {"1"}
+    one = said[texts[1].id]
+    assert (one.label, one.scores, one.text) == (
+        "positive",
+        {"negative": 0.25, "neutral": 0.25, "positive": 0.5},
+        texts[1].content,
+    )
+    assert np.array_equal(one.vector, rounded(texts[1]))
+    assert [each.text_id for each in sample if each.judged] == [texts[0].id]
+    given = await windows.judged("sentiment", window(), list(said))
+    assert [(each.text_id, each.version, each.is_correct) for each in given] == [(texts[0].id, "2", False)]
+
+
+async def test_samples_are_the_same_from_a_seed_and_differ_between_seeds(database: Database) -> None:
+    key = await new_key(database)
+    texts = [new_text() for _ in range(60)]
+    await stored(database, key, *texts)
+    windows = Windows(database, space=SPACE)
+
+    async def drawn(seed: int, size: int = 20) -> set[UUID]:
+        return {each.text_id for each in await windows.sample("sentiment", window(), size=size, seed=seed)}
+
+    assert len(await drawn(1)) == 20
+    assert await drawn(1) == await drawn(1)
+    assert await drawn(1) != await drawn(2)
+    assert await drawn(1) < await drawn(1, 40)
+
+
+async def test_a_window_has_bounds_and_a_crowded_part_is_read_in_part(database: Database) -> None:
+    key = await new_key(database)
+    made = await stored(database, key, *[new_text() for _ in range(30)])
+    windows = Windows(database, space=SPACE)
+    cut = uuid7_time(made[10].id)
+    before = await windows.sample("sentiment", Window(since=window().since, until=cut), size=99)
+    after = await windows.sample("sentiment", Window(since=cut, until=window().until), size=99)
+    assert len(before) + len(after) == 30
+    assert {each.prediction_id for each in before} == {each.id for each in made if uuid7_time(each.id) < cut}
+    assert await windows.sample("sentiment", Window(since=cut, until=cut), size=99) == []
+    assert await windows.judged("sentiment", Window(since=cut, until=cut), [made[0].text_id]) == []
+    crowded = Windows(database, space=SPACE, slices=2, picked=5)
+    assert 5 <= len(await crowded.sample("sentiment", window(), size=99)) <= 10
+
+
+async def test_contrasts_count_pairs_and_show_what_was_asked_for(database: Database) -> None:
+    key = await new_key(database)
+    texts = [new_text() for _ in range(12)]
+    for text, label in zip(texts, ["negative", "neutral", "positive"] * 4, strict=True):
+        await stored(database, key, text, version="1", label="negative")
+        await stored(database, key, text, version="2", label=label, arm="shadow", confidence=0.5)
+    await stored(database, key, new_text(), version="1")
+    await stored(database, key, texts[0], version="2", label="positive")
+    contrasts = Contrasts(database, space=SPACE)
+    found = await contrasts.between("sentiment", "1", "2", window(), size=100)
+    assert found.matrix == {
+        ("negative", "negative"): 3,
+        ("negative", "neutral"): 4,
+        ("negative", "positive"): 5,
+    }
+    assert {each.text_id for each in found.differences} == {
+        text.id for at, text in enumerate(texts) if at % 3 or at == 0
+    }
+    assert found.complete
+    asked = await contrasts.between(
+        "sentiment", "1", "2", window(), one_label="negative", other_label="neutral", size=3
+    )
+    assert [each.other.label for each in asked.differences] == ["neutral"] * 3
+    assert asked.matrix == found.matrix
+    one = asked.differences[0]
+    assert (one.one.label, one.other.confidence) == ("negative", 0.5)
+    content = {text.id: text for text in texts}[one.text_id]
+    assert one.text == content.content
+    assert np.array_equal(one.vector, rounded(content))
+    back = await contrasts.between("sentiment", "2", "1", window(), size=100)
+    assert back.matrix["positive", "negative"] == 5
+    none = await contrasts.between("sentiment", "1", "9", window(), size=100)
+    assert (none.matrix, none.differences, none.complete) == ({}, [], True)
+
+
+async def test_a_contrast_reads_a_bounded_part_and_says_so(database: Database) -> None:
+    key = await new_key(database)
+    texts = [new_text() for _ in range(10)]
+    for version in ("1", "2"):
+        await stored(
+            database, key, *texts, version=version, label="positive" if version == "1" else "neutral"
+        )
+    few = await Contrasts(database, space=SPACE, scanned=5).between("sentiment", "1", "2", window(), size=9)
+    assert (sum(few.matrix.values()), few.complete) == (5, False)
+    fewer = await Contrasts(database, space=SPACE, compared=3).between(
+        "sentiment", "1", "2", window(), size=9
+    )
+    assert (sum(fewer.matrix.values()), fewer.complete) == (3, False)
+    empty = Window(since=now(), until=now() - timedelta(hours=1))
+    assert (await Contrasts(database, space=SPACE).between("sentiment", "1", "2", empty, size=9)).matrix == {}

@@ -1,0 +1,73 @@
+"""The kernel test: right about chance, alive to change, and the same as its textbook sum."""
+
+import numpy as np
+import pytest
+
+from registry.discrepancy import ENOUGH, discrepancy, novel
+
+
+def cloud(rows: int, *, seed: int, shift: float = 0.0, width: int = 8):
+    random = np.random.default_rng(seed)
+    points = random.standard_normal((rows, width))
+    points[:, 0] += shift
+    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_it_is_the_unbiased_sum_over_pairs() -> None:
+    one, other = cloud(25, seed=1), cloud(31, seed=2, shift=1)
+    found = discrepancy(one, other, permutations=9)
+    assert found is not None
+
+    def kernel(a, b):
+        return np.exp(-((a - b) ** 2).sum() / (2 * found.bandwidth**2))
+
+    both = np.concatenate([one, other]).astype(np.float64)
+    distances = [np.linalg.norm(both[i] - both[j]) for i in range(len(both)) for j in range(i)]
+    assert found.bandwidth == pytest.approx(np.median(distances), rel=1e-6)
+    one, other = both[:25], both[25:]
+    inside = np.mean([kernel(one[i], one[j]) for i in range(25) for j in range(25) if i != j])
+    outside = np.mean([kernel(other[i], other[j]) for i in range(31) for j in range(31) if i != j])
+    between = np.mean([kernel(a, b) for a in one for b in other])
+    assert found.mmd2 == pytest.approx(inside + outside - 2 * between, rel=1e-6)
+
+
+def test_under_the_null_p_is_small_no_oftener_than_it_says() -> None:
+    """300 null runs: a test of 5 % passes 0.05 + 4 standard errors in one of some 30,000 suites."""
+    values = []
+    for seed in range(300):
+        found = discrepancy(
+            cloud(30, seed=2 * seed), cloud(40, seed=2 * seed + 1), permutations=99, seed=seed
+        )
+        assert found is not None
+        values.append(found.p_value)
+    values = np.array(values)
+    for level in (0.05, 0.1, 0.3):
+        assert (values <= level).mean() <= level + 4 * np.sqrt(level * (1 - level) / len(values))
+    # Nor is it asleep: p-values spread over the whole range.
+    assert (values <= 0.5).mean() > 0.35
+
+
+def test_a_shift_is_found_and_its_p_value_is_the_least_there_is() -> None:
+    found = discrepancy(cloud(150, seed=1), cloud(150, seed=2, shift=1.5), permutations=199)
+    assert found is not None
+    assert found.p_value == 1 / 200
+    assert found.mmd2 > 0
+
+
+def test_too_few_say_nothing_and_equal_vectors_no_drift() -> None:
+    assert discrepancy(cloud(ENOUGH - 1, seed=1), cloud(100, seed=2)) is None
+    same = np.repeat(cloud(1, seed=1), 30, axis=0)
+    found = discrepancy(same, same)
+    assert found is not None
+    assert (found.mmd2, found.p_value) == (0.0, 1.0)
+
+
+def test_the_newest_is_farthest_from_all_that_was() -> None:
+    reference = cloud(50, seed=1)
+    recent = np.concatenate([reference[:5], -reference.mean(axis=0, keepdims=True)])
+    recent[-1] /= np.linalg.norm(recent[-1])
+    found = novel(reference, recent, most=2)
+    assert found[0].row == 5
+    assert found[1].nearest == pytest.approx(1, abs=1e-5)
+    assert novel(reference[:0], recent, most=2) == []
+    assert novel(reference, recent[:0], most=2) == []

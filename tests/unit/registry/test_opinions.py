@@ -1,0 +1,71 @@
+"""A vote is by weight and needs a quorum; what is worth a judgement is uncertain, dense and disagreed with."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.bundle import LABELS
+from registry.opinions import QUORUM, chosen, vote, worth
+
+voices = st.lists(st.tuples(st.sampled_from(LABELS), st.floats(-1, 1)), max_size=12)
+
+
+def test_the_nearer_weighs_more() -> None:
+    found = vote("positive", ["positive", "negative", "negative"], [0.9, 0.4, 0.4])
+    assert found.suggests == "positive"
+    assert found.agreement == pytest.approx(0.9 / 1.7)
+
+
+def test_few_have_no_opinion_and_a_draw_stays_with_what_was_said() -> None:
+    assert vote("positive", ["negative"] * (QUORUM - 1), [1.0] * (QUORUM - 1)).agreement is None
+    assert vote("positive", ["negative"] * 3, [0.0] * 3).suggests is None
+    assert vote("neutral", ["negative", "neutral", "negative", "neutral"], [0.5] * 4).suggests == "neutral"
+
+
+@given(st.sampled_from(LABELS), voices)
+def test_agreement_is_a_share_and_what_all_say_is_suggested(
+    said: str, given_: list[tuple[str, float]]
+) -> None:
+    found = vote(said, [label for label, _ in given_], [cosine for _, cosine in given_])
+    if found.agreement is not None:
+        assert 0 <= found.agreement <= 1 + 1e-9
+        assert found.suggests in {label for label, _ in given_}
+
+
+def unit(rows):
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_each_part_of_the_score_moves_it() -> None:
+    random = np.random.default_rng(1)
+    heap = unit(np.eye(16)[:1] + 0.05 * random.standard_normal((12, 16)))
+    lone = unit(np.eye(16)[5:6])
+    vectors = np.concatenate([heap, lone])
+    scores = np.tile([0.1, 0.1, 0.8], (13, 1))
+    scores[0] = [0.34, 0.33, 0.33]
+    scores[12] = [0.34, 0.33, 0.33]
+    found = worth(scores, vectors, np.zeros((0, 0), np.float32), [], least=0.5)
+    assert found.uncertainty[0] == pytest.approx(0.99)
+    assert found.uncertainty[1] == pytest.approx(0.3)
+    assert found.density[0] > 0.9 > 0.3 > found.density[12]
+    assert not found.disagreement.any()
+    assert found.score[0] > found.score[1] > found.score[12]
+    judged = worth(scores, vectors, heap[:3], [LABELS.index("negative")] * 3, least=0.5)
+    assert judged.disagreement[1] == pytest.approx(1)
+    assert judged.disagreement[0] == 0, "what it says is what was judged"
+    assert judged.disagreement[12] == 0, "none of them is near"
+    np.testing.assert_allclose(judged.score, judged.density * (judged.uncertainty + judged.disagreement) / 2)
+
+
+def test_one_text_alone_is_worth_nothing_by_density() -> None:
+    found = worth(
+        np.array([[0.3, 0.3, 0.4]]), unit(np.eye(4)[:1]), np.zeros((0, 0), np.float32), [], least=0.5
+    )
+    assert found.score.tolist() == [0]
+
+
+def test_near_duplicates_of_what_was_chosen_are_left_out() -> None:
+    vectors = unit(np.array([[1.0, 0], [1, 0.01], [0, 1]]))
+    assert chosen(np.array([0.5, 0.9, 0.1]), vectors, most=3, bound=0.95) == [1, 2]
+    assert chosen(np.array([0.5, 0.9, 0.1]), vectors, most=1, bound=0.95) == [1]

@@ -1,0 +1,55 @@
+"""Computing beside serving: off the loop, one at a time, a bounded number of it, its faults handed on."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+
+import pytest
+
+from serving.aside import Aside
+from serving.errors import Overloaded
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def aside() -> AsyncIterator[Aside]:
+    aside = Aside(waiting=1)
+    yield aside
+    await aside.close()
+
+
+async def test_the_loop_goes_on_while_it_computes(aside: Aside) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def compute() -> str:
+        begun.set()
+        assert go.wait(10)
+        return threading.current_thread().name
+
+    work = asyncio.create_task(aside.run(compute))
+    await asyncio.to_thread(begun.wait, 10)
+    go.set()
+    assert (await work).startswith("valence-aside")
+
+
+async def test_what_it_raises_is_raised(aside: Aside) -> None:
+    with pytest.raises(ZeroDivisionError):
+        await aside.run(lambda: 1 // 0)
+    assert await aside.run(lambda: 7) == 7
+
+
+async def test_more_than_may_wait_is_refused_until_there_is_room_again(aside: Aside) -> None:
+    go = threading.Event()
+    held = [asyncio.create_task(aside.run(lambda: go.wait(10))) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await aside.run(lambda: None)
+    # Whoever leaves frees no room before what was begun has ended.
+    held[0].cancel()
+    await asyncio.gather(held[0], return_exceptions=True)
+    with pytest.raises(Overloaded):
+        await aside.run(lambda: None)
+    go.set()
+    await held[1]
+    assert await aside.run(lambda: 1) == 1

@@ -1,0 +1,329 @@
+"""What the memory is good for, over fakes: shapes, scopes, roles, refusals."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+
+from serving.caller import Role
+from serving.fakes.data import vector_of
+from tests.support.app import Platform, fake_platform
+
+pytestmark = pytest.mark.anyio
+
+BATTERY = ["the battery lasts long", "the battery lasts very long", "a battery that lasts long"]
+SCREEN = ["the screen looks dim", "a very dim screen", "the screen was dim"]
+
+
+@pytest.fixture
+async def platform() -> AsyncIterator[Platform]:
+    async with fake_platform() as running:
+        yield running
+
+
+async def predicted(client: httpx.AsyncClient, *texts: str, **fields: Any) -> list[dict[str, Any]]:
+    answer = await client.post("/v1/predict/batch", json={"texts": list(texts), **fields})
+    assert answer.status_code == 201
+    found: list[dict[str, Any]] = answer.json()["predictions"]
+    return found
+
+
+async def judge(client: httpx.AsyncClient, prediction: dict[str, Any], *, label: str) -> None:
+    content = {
+        "prediction_id": prediction["id"],
+        "is_correct": label == prediction["sentiment"],
+        "label": label,
+    }
+    assert (await client.post("/v1/feedback", json=content)).status_code == 201
+
+
+def texts(answer: httpx.Response) -> list[str]:
+    assert answer.status_code == 200, answer.text
+    return [result["text"] for result in answer.json()["results"]]
+
+
+async def test_like_these_and_not_like_those(platform: Platform) -> None:
+    async with platform.client() as client:
+        made = await predicted(client, *BATTERY, *SCREEN)
+        like = [{"prediction_id": made[0]["id"]}, {"text_id": made[1]["text_id"]}]
+        liked = await client.post("/v1/similar", json={"like": like, "k": 1})
+        unlike = [{"text": "battery long lasts"}, {"embedding": vector_of(BATTERY[2]).tolist()}]
+        both = await client.post(
+            "/v1/similar", json={"like": [{"text": "the"}], "unlike": unlike, "k": 2, "counts": True}
+        )
+        moved = await client.post(
+            "/v1/similar", json={"text": "the", "like": [{"prediction_id": made[3]["id"]}], "k": 2}
+        )
+    assert texts(liked) == [BATTERY[2]], "the examples themselves are left out"
+    assert set(texts(both)) == {SCREEN[0], SCREEN[2]}
+    assert both.json()["counts"] == {
+        "sentiments": {"neutral": 2},
+        "versions": [{"model": "sentiment", "model_version": "2", "sentiments": {"neutral": 2}}],
+    }
+    assert SCREEN[2] in texts(moved)
+    assert SCREEN[0] not in texts(moved)
+
+
+async def test_words_and_meaning_are_fused_and_each_rank_is_told(platform: Platform) -> None:
+    async with platform.client() as client:
+        await predicted(client, *BATTERY, *SCREEN)
+        answer = await client.post(
+            "/v1/similar", json={"text": BATTERY[0], "keywords": "dim", "k": 6, "min_similarity": -1}
+        )
+        bounded = await client.post(
+            "/v1/similar", json={"text": BATTERY[0], "keywords": "dim", "min_similarity": 0.97}
+        )
+    results = {result["text"]: result["ranks"] for result in answer.json()["results"]}
+    assert results[BATTERY[0]] == {"score": round(1 / 61, 6), "meaning": 1, "keywords": None}
+    assert sorted(results[text]["keywords"] for text in SCREEN) == [1, 2, 3]
+    assert all(results[text]["meaning"] > 3 for text in SCREEN)
+    scores = [result["ranks"]["score"] for result in answer.json()["results"]]
+    assert scores == sorted(scores, reverse=True)
+    assert texts(bounded) == [BATTERY[0]], "the bound holds for texts that words found"
+
+
+async def test_near_duplicates_are_without_the_text_itself(platform: Platform) -> None:
+    async with platform.client() as client:
+        made = await predicted(client, *BATTERY, *SCREEN)
+        far = await client.post("/v1/duplicates", json={"prediction_id": made[0]["id"]})
+        near = await client.post(
+            "/v1/duplicates", json={"text_id": made[0]["text_id"], "min_similarity": 0.5}
+        )
+        itself = await client.post("/v1/duplicates", json={"text": BATTERY[0]})
+    assert texts(far) == []
+    assert set(texts(near)) == {BATTERY[1], BATTERY[2]}
+    assert texts(itself) == [BATTERY[0]]
+
+
+BAD: dict[str, tuple[str, Any, int]] = {
+    "nothing to be like": ("similar", {"k": 3}, 422),
+    "only what not": ("similar", {"unlike": [{"text": "x"}]}, 422),
+    "two queries": ("similar", {"text": "x", "prediction_id": str(uuid4())}, 422),
+    "an empty example": ("similar", {"like": [{}]}, 422),
+    "an example of two kinds": ("similar", {"like": [{"text": "x", "text_id": str(uuid4())}]}, 422),
+    "an unknown example": ("similar", {"like": [{"text_id": str(uuid4())}]}, 404),
+    "an unknown prediction": ("similar", {"like": [{"prediction_id": str(uuid4())}]}, 404),
+    "too many examples": ("similar", {"like": [{"text": "x"}] * 21}, 422),
+    "examples that cancel out": (
+        "similar",
+        {"like": [{"embedding": [1.0] * 384}, {"embedding": [-1.0] * 384}]},
+        422,
+    ),
+    "a vector without a direction": ("similar", {"like": [{"embedding": [0.0] * 384}]}, 422),
+    "no words": ("similar", {"text": "x", "keywords": ""}, 422),
+    "duplicates of nothing": ("duplicates", {}, 422),
+    "duplicates of an unknown text": ("duplicates", {"text_id": str(uuid4())}, 404),
+    "a bound above 1": ("duplicates", {"text": "x", "min_similarity": 1.5}, 422),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+async def test_what_cant_be_sought_is_a_problem_that_says_why(platform: Platform, case: str) -> None:
+    route, content, status = BAD[case]
+    async with platform.client() as client:
+        answer = await client.post(f"/v1/{route}", json=content)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+
+
+async def test_a_second_opinion_is_that_of_the_judged_texts_nearby(platform: Platform) -> None:
+    async with platform.client() as client:
+        made = await predicted(client, *BATTERY, "long lasts the battery", *SCREEN)
+        for each in made[1:4]:
+            await judge(client, each, label="positive")
+        await judge(client, made[0], label="negative")
+        opinion = (await client.get(f"/v1/predictions/{made[0]['id']}/second-opinion")).json()
+        lonely = (await client.get(f"/v1/predictions/{made[4]['id']}/second-opinion")).json()
+        explained = await client.post("/v1/predict", json={"text": BATTERY[0], "explain": True})
+        plain = await client.post("/v1/predict", json={"text": BATTERY[0]})
+    async with platform.client(Role.CLIENT, key=None) as client:
+        unknown = await client.get(f"/v1/predictions/{uuid4()}/second-opinion")
+    assert (opinion["suggests"], opinion["agreement"], opinion["complete"]) == ("positive", 0, True)
+    assert {each["text"] for each in opinion["neighbours"]} == {
+        BATTERY[1],
+        BATTERY[2],
+        "long lasts the battery",
+    }
+    assert (lonely["suggests"], lonely["agreement"], lonely["neighbours"]) == (None, None, [])
+    assert explained.status_code == 201
+    assert explained.json()["second_opinion"]["suggests"] == "positive"
+    assert "second_opinion" not in plain.json()
+    assert unknown.status_code == 404
+
+
+async def test_a_prediction_whose_opinion_cant_be_had_is_still_a_prediction(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from db.errors import Unavailable
+
+    async def down(*_: Any, **__: Any) -> Any:
+        raise Unavailable("the replica is away")
+
+    monkeypatch.setattr("serving.fakes.insights.FakeTruths.of_texts", down)
+    headers = {"Idempotency-Key": "once"}
+    async with platform.client() as client:
+        answer = await client.post("/v1/predict", json={"text": "good", "explain": True}, headers=headers)
+        monkeypatch.undo()
+        again = await client.post("/v1/predict", json={"text": "good", "explain": True}, headers=headers)
+    assert (answer.status_code, answer.json()["second_opinion"]) == (201, None)
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.json()["id"] == answer.json()["id"]
+    assert again.json()["second_opinion"]["agreement"] is None
+    assert platform.store is not None
+    assert len(platform.store.predictions) == 1
+
+
+async def test_one_correction_finds_what_else_it_would_mend(platform: Platform) -> None:
+    async with platform.client() as client:
+        made = await predicted(
+            client, "so very long a battery", "a so very long battery", "battery so a very long"
+        )
+        (other,) = await predicted(client, "very long a so battery", version="1")
+        path = f"/v1/predictions/{made[0]['id']}/corrections"
+        before = await client.get(path)
+        await judge(client, made[0], label="negative")
+        await judge(client, made[1], label="neutral")
+        found = (await client.get(path)).json()
+        bounded = await client.get(path, params={"min_similarity": 2})
+    assert before.status_code == 409
+    assert "feedback" in before.json()["detail"]
+    assert (found["sentiment"], found["champion"], found["duplicates"]) == ("negative", "2", 3)
+    assert [fix["prediction"]["id"] for fix in found["fixes"]] == [made[2]["id"]]
+    assert (found["unpredicted"], found["judged"], found["agreeing"]) == (1, 1, 0)
+    assert other["model_version"] == "1"
+    assert found["complete"] is True
+    assert bounded.status_code == 422
+
+
+async def test_others_texts_are_nobody_s_examples_opinions_or_fixes(platform: Platform) -> None:
+    async with platform.client(Role.ENGINEER) as engineer:
+        made = await predicted(engineer, *BATTERY, "long lasts the battery")
+        for each in made:
+            await judge(engineer, each, label="positive")
+    async with platform.client() as client:
+        (mine,) = await predicted(client, "the long battery lasts")
+        opinion = (await client.get(f"/v1/predictions/{mine['id']}/second-opinion")).json()
+        refused = [
+            await client.get(f"/v1/predictions/{made[0]['id']}/{what}")
+            for what in ("second-opinion", "corrections")
+        ]
+        refused.append(await client.post("/v1/similar", json={"like": [{"text_id": made[0]["text_id"]}]}))
+        refused.append(await client.post("/v1/duplicates", json={"prediction_id": made[0]["id"]}))
+        words = await client.post("/v1/similar", json={"text": "battery", "keywords": "lasts"})
+    assert opinion["neighbours"] == []
+    assert [answer.status_code for answer in refused] == [404] * 4
+    assert texts(words) == ["the long battery lasts"]
+
+
+async def test_only_engineers_look_at_the_whole(platform: Platform) -> None:
+    paths = ["/v1/topics", "/v1/review", "/v1/drift", "/v1/models/sentiment/diff?from=1&to=2"]
+    async with platform.client() as client, platform.client(Role.ENGINEER) as engineer:
+        refused = [(await client.get(path)).status_code for path in paths]
+        empty = [await engineer.get(path) for path in paths]
+        unknown = [
+            (await engineer.get(path)).status_code
+            for path in (
+                "/v1/topics?model=x",
+                "/v1/review?model=x",
+                "/v1/drift?model=x",
+                "/v1/models/x/diff?from=1&to=2",
+                "/v1/models/sentiment/diff?from=1&to=77",
+            )
+        ]
+        bad = [
+            (await engineer.get(path)).status_code
+            for path in ("/v1/topics?topics=0", "/v1/models/sentiment/diff", "/v1/drift?since=today")
+        ]
+    assert refused == [403] * 4
+    assert [answer.status_code for answer in empty] == [200] * 4
+    assert empty[0].json()["topics"] == []
+    assert empty[2].json()["embeddings"] is None
+    assert unknown == [404] * 5
+    assert bad == [422] * 3
+
+
+async def test_topics_group_a_window_and_say_how_it_was_judged(platform: Platform) -> None:
+    battery = [f"{text} {word}" for text in BATTERY for word in ("good", "great", "love", "hate")]
+    screen = [f"{text} {word}" for text in SCREEN for word in ("today", "now", "here", "again")]
+    async with platform.client(Role.ENGINEER) as client:
+        made = await predicted(client, *battery, *screen)
+        await judge(client, made[0], label="positive")
+        await judge(client, made[1], label="neutral")
+        found = (await client.get("/v1/topics", params={"topics": 2})).json()
+        early = (await client.get("/v1/topics", params={"until": "2001-01-01T00:00:00Z"})).json()
+        ancient = await client.get("/v1/topics", params={"until": "0001-01-01T00:00:00Z"})
+    assert found["sampled"] == 24
+    assert sum(topic["texts"] for topic in found["topics"]) == 24
+    about = next(topic for topic in found["topics"] if "battery" in topic["words"])
+    assert about["accuracy"] == [{"model_version": "2", "judged": 2, "right": 1, "accuracy": 0.5}]
+    assert about["sentiments"]["positive"] >= 6
+    assert len(about["examples"]) == 3
+    assert (early["sampled"], early["topics"]) == (0, [])
+    assert ancient.status_code == 200
+
+
+async def test_the_review_queue_leaves_out_what_was_judged_and_what_is_like_it(platform: Platform) -> None:
+    async with platform.client(Role.ENGINEER) as client:
+        made = await predicted(client, *BATTERY, "lasts long the battery", *SCREEN)
+        await judge(client, made[1], label="negative")
+        found = (await client.get("/v1/review", params={"limit": 5})).json()
+    assert (found["candidates"], found["judged"]) == (6, 1)
+    assert made[1]["id"] not in {item["prediction_id"] for item in found["items"]}
+    assert len({item["text"] for item in found["items"]} & {BATTERY[0], "lasts long the battery"}) == 1
+    scores = [item["score"] for item in found["items"]]
+    assert scores == sorted(scores, reverse=True)
+    assert found["items"][0]["disagreement"] == 1
+    for item in found["items"]:
+        wanted = item["density"] * (item["uncertainty"] + item["disagreement"]) / 2
+        assert item["score"] == pytest.approx(wanted, abs=1e-5)
+
+
+async def test_a_diff_shows_where_versions_differ_shadows_included(platform: Platform) -> None:
+    assert platform.store is not None
+    async with platform.client(Role.ENGINEER) as client:
+        ours = await predicted(client, *BATTERY, *SCREEN)
+        theirs = await predicted(client, *BATTERY, *SCREEN, version="1")
+        for made in theirs[:3]:
+            row = platform.store.predictions[UUID(made["id"])]
+            platform.store.predictions[row.id] = replace(row, label="negative", arm="shadow")
+        path = "/v1/models/sentiment/diff"
+        found = (await client.get(path, params={"from": "1", "to": "2", "was": "negative"})).json()
+        none = (await client.get(path, params={"from": "1", "to": "2", "now": "positive"})).json()
+        back = (await client.get(path, params={"from": "2", "to": "1"})).json()
+    assert (found["compared"], found["differing"], found["sampled"]) == (6, 3, 3)
+    assert found["matrix"]["negative"] == {"negative": 0, "neutral": 3, "positive": 0}
+    examples = [example for cluster in found["clusters"] for example in cluster["examples"]]
+    assert {example["text"] for example in examples} == set(BATTERY)
+    assert examples[0]["from"]["sentiment"] == "negative"
+    assert {example["to"]["prediction_id"] for example in examples} == {each["id"] for each in ours[:3]}
+    assert (none["differing"], none["clusters"]) == (3, [])
+    assert back["matrix"]["neutral"]["negative"] == 3
+
+
+async def test_drift_compares_a_window_with_what_was_before(platform: Platform) -> None:
+    async with platform.client(Role.ENGINEER) as client:
+        old = await predicted(client, *[f"the battery is good {n}" for n in range(30)])
+        new = await predicted(client, *[f"a screen broke at once {n}" for n in range(30)])
+        edge = new[0]["predicted_at"]
+        found = (await client.get("/v1/drift", params={"since": edge, "limit": 3})).json()
+        none = (
+            await client.get(
+                "/v1/drift",
+                params={
+                    "since": old[0]["predicted_at"],
+                    "until": edge,
+                    "reference_until": old[0]["predicted_at"],
+                },
+            )
+        ).json()
+    assert (found["window"]["sampled"], found["reference"]["sampled"]) == (30, 30)
+    assert found["embeddings"]["drifted"] is True
+    assert found["embeddings"]["p_value"] == 1 / 500
+    assert found["window"]["sentiments"] == {"negative": 30}
+    assert found["reference"]["sentiments"] == {"positive": 30}
+    assert found["stability"] == {"sentiments": None, "confidences": None}, "30 texts say nothing"
+    assert all("screen" in text["text"] for text in found["new"])
+    assert len(found["new"]) == 3
+    assert (none["embeddings"], none["new"]) == (None, [])
