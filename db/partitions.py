@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import Database
 from db.ids import uuid7_floor
+from db.tables import UNSAMPLED
 
 _LOCK = 0x56414C_5041_5254
 # A partition of feedback refers to predictions, so theirs are made first.
@@ -64,6 +65,7 @@ async def _make(connection: AsyncConnection, table: str, column: str, start: dat
     # Made apart and attached, because `PARTITION OF` would lock out every reader and writer of the parent.
     for statement in (
         "CREATE TABLE {name} (LIKE {parent} INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING STORAGE)",
+        *(f"ALTER TABLE {{name}} ALTER COLUMN {each} SET STATISTICS 0" for each in UNSAMPLED[table]),
         "ALTER TABLE {parent} ATTACH PARTITION {name} FOR VALUES FROM ({low}) TO ({high})",
     ):
         await connection.exec_driver_sql(sql.SQL(statement).format(**names, **values).as_string())

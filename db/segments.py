@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import Database
+from db.tables import UNSAMPLED
 
 ROWS: Final = 50_000
 M: Final = 16
@@ -116,6 +117,10 @@ class Segments:
         # Made apart and attached: `PARTITION OF` would lock out every reader and writer of the parent.
         for statement in (
             "CREATE TABLE {name} (LIKE embeddings INCLUDING STORAGE)",
+            *(
+                f"ALTER TABLE {{name}} ALTER COLUMN {each} SET STATISTICS 0"
+                for each in UNSAMPLED["embeddings"]
+            ),
             "ALTER TABLE embeddings ATTACH PARTITION {name} FOR VALUES IN ({segment})",
         ):
             await connection.exec_driver_sql(sql.SQL(statement).format(**names).as_string())

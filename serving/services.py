@@ -10,6 +10,7 @@ import structlog
 
 from db.census import Censuses
 from db.engine import Database
+from db.erasure import Erasures as ErasureStore
 from db.errors import DatabaseError
 from db.evidence import Evidence
 from db.experiments import Experiments as ExperimentStore
@@ -28,6 +29,7 @@ from serving.api.deps import Services
 from serving.auth import Authenticator
 from serving.catalogue import Catalogue, short
 from serving.compute import Bounds, Encoders
+from serving.erasures import Erasures
 from serving.errors import NotFound, NotReady
 from serving.experiments import Experiments, traffic_of
 from serving.gateway import Gateway
@@ -115,6 +117,7 @@ async def services(
         counted=metrics.stored,
     )
     evidence = Evidence(database)
+    similarity = Similarity(database, space=settings.space)
     await _bound(clock, database)
     await split.read(TrafficFeed(database))
     chores = [
@@ -144,10 +147,13 @@ async def services(
             memory=Memory(
                 predictions=Predictions(database),
                 feedback=FeedbackStore(database),
-                similarity=Similarity(database, space=settings.space),
+                similarity=similarity,
                 embed=gateway.embed,
             ),
             accounts=Accounts(users=users, keys=keys, authenticator=authenticator),
+            erasures=Erasures(
+                ErasureStore(database, similarity, space=settings.space), backup_days=settings.backup_days
+            ),
             lifecycle=lifecycle,
             experiments=Experiments(ExperimentStore(database), evidence, catalogue, lifecycle.evaluate),
             authenticator=authenticator,

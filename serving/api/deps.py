@@ -11,6 +11,7 @@ from serving.accounts import Accounts
 from serving.auth import Authenticator
 from serving.caller import Caller
 from serving.catalogue import Catalogue
+from serving.erasures import Erasures
 from serving.experiments import Experiments
 from serving.gateway import Gateway
 from serving.lifecycle import Lifecycle
@@ -29,6 +30,7 @@ class Services:
     gateway: Gateway
     memory: Memory
     accounts: Accounts
+    erasures: Erasures
     lifecycle: Lifecycle
     experiments: Experiments
     authenticator: Authenticator

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from serving.cli import data, database, experiments, keys, models, platform, tracking, train, users
+from serving.cli import data, database, experiments, keys, models, platform, texts, tracking, train, users
 from serving.cli.common import variable
 
 _EXPECTED = (
@@ -35,6 +35,7 @@ for name, group in (
     ("experiments", experiments.app),
     ("keys", keys.app),
     ("users", users.app),
+    ("texts", texts.app),
     ("db", database.app),
     ("train", train.app),
 ):

@@ -11,6 +11,7 @@ import httpx
 from fastapi import FastAPI
 
 from db.engine import Database
+from db.erasure import Erasures as ErasureStore
 from db.evaluations import Evaluations as StoredEvaluations
 from db.evidence import Evidence
 from db.experiments import Experiments as ExperimentStore
@@ -30,6 +31,7 @@ from serving.auth import Authenticator, FreshKey, fresh_key
 from serving.caller import Role
 from serving.catalogue import Catalogue, Entry, State
 from serving.compute import Bounds
+from serving.erasures import Erasures
 from serving.evaluations import Evaluations
 from serving.experiments import Experiments
 from serving.fakes.control import FakeEvaluations, FakeLog, FakePromotions, FakeRegistry
@@ -42,6 +44,7 @@ from serving.fakes.data import (
     FakeStore,
     FakeUsers,
 )
+from serving.fakes.erasures import FakeErasures
 from serving.fakes.experiments import FakeExperiments
 from serving.gateway import Gateway
 from serving.lifecycle import LocalLifecycle
@@ -201,6 +204,7 @@ def _platform(
             embed=gateway.embed,
         ),
         accounts=Accounts(users=records["users"], keys=records["keys"], authenticator=authenticator),
+        erasures=Erasures(records["erasures"], backup_days=30),
         experiments=Experiments(records["experiments"], records["evidence"], catalogue, lifecycle.evaluate),
         lifecycle=lifecycle,
         authenticator=authenticator,
@@ -259,6 +263,7 @@ async def fake_platform(
             "writer": store,
             "idempotency": store,
             "users": FakeUsers(store),
+            "erasures": FakeErasures(store),
             "keys": keys,
             "predictions": FakePredictions(store),
             "feedback": FakeFeedback(store),
@@ -290,6 +295,7 @@ async def stored_platform(url: str, *, rate: float = 0, **settings: Any) -> Asyn
                 "writer": Writer(database, space=SPACE),
                 "idempotency": Idempotency(database),
                 "users": Users(database),
+                "erasures": ErasureStore(database, Similarity(database, space=SPACE), space=SPACE),
                 "keys": keys,
                 "predictions": Predictions(database),
                 "feedback": FeedbackStore(database),
