@@ -127,7 +127,11 @@ class Control:
             asyncio.create_task(self._fleet.follow(settings.registry_poll_seconds)),
             asyncio.create_task(self._follow_experiments(settings.judge_seconds)),
             asyncio.create_task(self._lifecycle.evaluations.run()),
-            asyncio.create_task(Housekeeping(self._database, space=settings.space).run()),
+            asyncio.create_task(
+                Housekeeping(
+                    self._database, space=settings.space, retention_days=settings.retention_days
+                ).run()
+            ),
         ]
 
     async def watch(self, revision: int) -> Catalogue:

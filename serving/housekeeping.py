@@ -4,7 +4,7 @@ One per cluster, beside the fleet. Each chore is safe to kill and safe to run tw
 """
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import structlog
 
@@ -12,18 +12,21 @@ from db.engine import Database
 from db.errors import DatabaseError
 from db.idempotency import Idempotency
 from db.partitions import Partitions
+from db.retention import Retention
 from db.segments import Segments
 
 log = structlog.get_logger(__name__)
 
 
 class Housekeeping:
-    """Keeps the store fit for writing, for as long as `run` runs."""
+    """Keeps the store fit for writing, for as long as `run` runs; `retention_days` None: nothing is too old."""
 
-    def __init__(self, database: Database, *, space: str) -> None:
+    def __init__(self, database: Database, *, space: str, retention_days: int | None = None) -> None:
         self._partitions = Partitions(database)
         self._segments = Segments(database, space)
         self._idempotency = Idempotency(database)
+        self._retention = Retention(database)
+        self._kept = None if retention_days is None else timedelta(days=retention_days)
 
     async def run(self, every: float = 15.0) -> None:
         """Do what is due every so many seconds, for ever."""
@@ -44,3 +47,13 @@ class Housekeeping:
         if (indexed := await self._segments.index_next()) is not None:
             log.info("segment.indexed", segment=indexed)
         await self._idempotency.sweep()
+        if self._kept is not None:
+            await self._let_go(now - self._kept, now)
+
+    async def _let_go(self, before: datetime, now: datetime) -> None:
+        """What is older goes: a month, some texts and some jobs at a time."""
+        if (month := await self._partitions.drop(before, now)) is not None:
+            log.info("month.dropped", month=f"{month:%Y-%m}")
+        if removed := await self._retention.sweep_texts(before):
+            log.info("texts.removed", texts=removed)
+        await self._retention.sweep_jobs(before)
