@@ -90,9 +90,11 @@ async def _upsert(connection: AsyncConnection, feedback: NewFeedback, scope: UUI
         literal(feedback.is_correct),
         literal(feedback.label, _F.label.type),
         literal(feedback.comment, _F.comment.type),
-    ).where(_P.id == feedback.prediction_id)
+    ).where(_P.id == feedback.prediction_id, _P.text_id != tables.NOBODY)
     if scope is not None:
         source = source.where(_P.holder_id == scope)
+    # Waits for an erasure that is under way, and then finds nothing to judge.
+    source = source.with_for_update(read=True, key_share=True)
     added = insert(_F).from_select(
         ["prediction_id", "holder_id", "key_id", "is_correct", "label", "comment"], source
     )

@@ -98,7 +98,7 @@ class Keys:
 
     async def list(self, *, owner_id: UUID | None = None) -> tuple[Key, ...]:
         """All keys, or one owner's, oldest first."""
-        query = select(*_COLUMNS).order_by(_K.created_at, _K.id)
+        query = select(*_COLUMNS).where(_K.id != tables.NOBODY).order_by(_K.created_at, _K.id)
         if owner_id is not None:
             query = query.where(_K.owner_id == owner_id)
         async with self._database.begin() as connection:

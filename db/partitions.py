@@ -1,6 +1,6 @@
-"""The month partitions of predictions and feedback, made ahead of time.
+"""The month partitions of predictions and feedback, made ahead of time and dropped when all in them is over.
 
-Owns their names and bounds. Never drops one.
+Owns their names and bounds.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import Database
 from db.ids import uuid7_floor
+from db.tables import UNSAMPLED
 
 _LOCK = 0x56414C_5041_5254
 # A partition of feedback refers to predictions, so theirs are made first.
@@ -43,6 +44,36 @@ class Partitions:
                         await _make(connection, table, column, start)
         return Range(start=starts[0], end=_later(starts[-1], 1))
 
+    async def drop(self, before: datetime, now: datetime) -> datetime | None:
+        """Drops the oldest month, if it ended by `before`, with all predictions and feedback in it: its start, or None.
+
+        The months that `ensure` makes stay, and so does one in which an experiment that still runs had begun.
+        It waits half a second at most for others, and holds the tables for a few seconds at most: then it gives up.
+
+        Raises:
+            Unavailable: it couldn't have its locks, or not for long enough.
+        """
+        last = min(_later(_month(now), -1), _month(before))
+        async with self._database.begin() as connection:
+            await connection.exec_driver_sql("SET LOCAL lock_timeout = '500ms'")
+            await connection.exec_driver_sql("SET LOCAL statement_timeout = '3s'")
+            await connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+            found = await connection.exec_driver_sql(_OLDEST)
+            name = found.scalar_one_or_none()
+            if name is None:
+                return None
+            start = _start(name)
+            running = await connection.exec_driver_sql(_RUNNING_SINCE)
+            began = running.scalar_one_or_none()
+            if start >= last or (began is not None and _later(start, 1) > began):
+                return None
+            for table, _ in reversed(_TABLES):
+                names = {"parent": sql.Identifier(table), "name": sql.Identifier(_name(table, start))}
+                # Detached first: a partition that others refer to can't be dropped where it is.
+                for statement in ("ALTER TABLE {parent} DETACH PARTITION {name}", "DROP TABLE {name}"):
+                    await connection.exec_driver_sql(sql.SQL(statement).format(**names).as_string())
+        return start
+
     async def _all_exist(self, connection: AsyncConnection, starts: list[datetime]) -> bool:
         names = [_name(table, start) for start in starts for table, _ in _TABLES]
         found = await connection.exec_driver_sql(
@@ -51,6 +82,13 @@ class Partitions:
             (names,),
         )
         return int(found.scalar_one()) == len(names)
+
+
+_OLDEST = (
+    "SELECT min(c.relname) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
+    "WHERE i.inhparent = 'predictions'::regclass"
+)
+_RUNNING_SINCE = "SELECT min(created_at) FROM experiments WHERE state = 'running'"
 
 
 async def _make(connection: AsyncConnection, table: str, column: str, start: datetime) -> None:
@@ -64,6 +102,7 @@ async def _make(connection: AsyncConnection, table: str, column: str, start: dat
     # Made apart and attached, because `PARTITION OF` would lock out every reader and writer of the parent.
     for statement in (
         "CREATE TABLE {name} (LIKE {parent} INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING STORAGE)",
+        *(f"ALTER TABLE {{name}} ALTER COLUMN {each} SET STATISTICS 0" for each in UNSAMPLED[table]),
         "ALTER TABLE {parent} ATTACH PARTITION {name} FOR VALUES FROM ({low}) TO ({high})",
     ):
         await connection.exec_driver_sql(sql.SQL(statement).format(**names, **values).as_string())
@@ -71,6 +110,10 @@ async def _make(connection: AsyncConnection, table: str, column: str, start: dat
 
 def _name(table: str, start: datetime) -> str:
     return f"{table}_{start:%Y_%m}"
+
+
+def _start(name: str) -> datetime:
+    return datetime.strptime(name.removeprefix("predictions_"), "%Y_%m").replace(tzinfo=UTC)
 
 
 def _month(moment: datetime) -> datetime:

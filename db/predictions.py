@@ -163,7 +163,8 @@ class Predictions:
 
 
 def _selected() -> _Query:
-    return select(
+    """Predictions with their texts; those whose text was erased only count."""
+    query = select(
         _P.id,
         _P.text_id,
         tables.TextInput.content.label("text"),
@@ -182,7 +183,8 @@ def _selected() -> _Query:
         _P.truncated,
         _P.queue_ms,
         _P.infer_ms,
-    ).join(tables.TextInput, tables.TextInput.id == _P.text_id)
+    )
+    return query.join(tables.TextInput, tables.TextInput.id == _P.text_id).where(_P.text_id != tables.NOBODY)
 
 
 def _narrowed(query: _Query, filters: PredictionFilters) -> _Query:

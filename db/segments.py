@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import Database
+from db.tables import UNSAMPLED
 
 ROWS: Final = 50_000
 M: Final = 16
@@ -165,8 +166,7 @@ class Segments:
 
     async def _add(self, connection: AsyncConnection) -> int:
         segment = await _next_id(connection)
-        # Made apart and attached: `PARTITION OF` would lock out every reader and writer of the parent.
-        await _run(connection, "CREATE TABLE {table} (LIKE embeddings INCLUDING STORAGE)", segment)
+        await _create(connection, segment)
         await _attach(connection, segment)
         await self._register(connection, segment, "open")
         return segment
@@ -204,14 +204,21 @@ async def _next_id(connection: AsyncConnection) -> int:
     return int(found.scalar_one())
 
 
-async def _copy(connection: AsyncConnection, old: list[int], merged: int) -> int:
-    """A table of its own with what is in the old segments now; how many rows."""
+async def _create(connection: AsyncConnection, segment: int) -> None:
+    """A table to be attached: `PARTITION OF` would lock out every reader and writer of the parent."""
     # The check spares the attaching a scan.
     await _run(
         connection,
         "CREATE TABLE {table} (LIKE embeddings INCLUDING STORAGE, CHECK (segment = {segment}))",
-        merged,
+        segment,
     )
+    for column in UNSAMPLED["embeddings"]:
+        await _run(connection, f"ALTER TABLE {{table}} ALTER COLUMN {column} SET STATISTICS 0", segment)
+
+
+async def _copy(connection: AsyncConnection, old: list[int], merged: int) -> int:
+    """A table of its own with what is in the old segments now; how many rows."""
+    await _create(connection, merged)
     await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
     copied = await _run(
         connection,

@@ -29,6 +29,16 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 DIMENSIONS = 384
 
+# Columns of partitioned tables of which the server's statistics may hold no values: they would outlive an erasure.
+UNSAMPLED = {
+    "predictions": ("request_id", "scores", "unit"),
+    "feedback": ("comment",),
+    "embeddings": ("embedding",),
+}
+
+# Stands in for the text, the key and the holder of what was erased.
+NOBODY = UUID(int=0)
+
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",

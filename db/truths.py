@@ -35,7 +35,7 @@ _LATEST: Final[LiteralString] = """
         ORDER BY text_id, updated_at DESC, id DESC)
     SELECT l.text_id, l.label, halfvec_send(e.embedding)
     FROM last l JOIN embeddings e USING (text_id) JOIN segments s ON s.id = e.segment
-    WHERE s.space = %(space)s ORDER BY l.text_id""".replace("{label}", _LABEL)
+    WHERE s.space = %(space)s AND s.state <> 'retired' ORDER BY l.text_id""".replace("{label}", _LABEL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -124,7 +124,10 @@ class Control:
         )
         self._judge = Judge(self._experiments, Evidence(self._database), self._champion, self._promote)
         housekeeping = Housekeeping(
-            self._database, space=settings.space, index_memory=settings.index_memory_mib << 20
+            self._database,
+            space=settings.space,
+            index_memory=settings.index_memory_mib << 20,
+            retention_days=settings.retention_days,
         )
         self._tasks = [
             asyncio.create_task(self._fleet.follow(settings.registry_poll_seconds)),

@@ -5,7 +5,7 @@ One per cluster, beside the fleet. Each chore is safe to kill and safe to run tw
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import structlog
 
@@ -14,20 +14,30 @@ from db.errors import DatabaseError
 from db.idempotency import Idempotency
 from db.keywords import Keywords
 from db.partitions import Partitions
+from db.retention import Retention
 from db.segments import Segments
 
 log = structlog.get_logger(__name__)
 
 
 class Housekeeping:
-    """Keeps the store fit for writing, for as long as `run` runs."""
+    """Keeps the store fit for writing, for as long as `run` runs; `retention_days` None: nothing is too old."""
 
-    def __init__(self, database: Database, *, space: str, index_memory: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        space: str,
+        index_memory: int = 1 << 30,
+        retention_days: int | None = None,
+    ) -> None:
         self._partitions = Partitions(database)
         self._segments = Segments(database, space)
         self._idempotency = Idempotency(database)
         self._keywords = Keywords(database, space=space)
+        self._retention = Retention(database)
         self._index_memory = index_memory
+        self._kept = None if retention_days is None else timedelta(days=retention_days)
 
     async def run(self, every: float = 15.0) -> None:
         """Do what is due every so many seconds, for ever; builds take minutes, and hold nothing else up."""
@@ -42,10 +52,10 @@ class Housekeeping:
         await self._segments.ensure()
         if (closed := await self._segments.roll()) is not None:
             log.info("segment.closed", segment=closed)
-        if (dropped := await self._segments.drop_next()) is not None:
-            log.info("segment.dropped", segment=dropped)
         await self._idempotency.sweep()
         await self._keywords.merge()
+        if self._kept is not None:
+            await self._let_go(now - self._kept, now)
 
     async def index(self) -> None:
         """Index what is closed."""
@@ -53,9 +63,19 @@ class Housekeeping:
             log.info("segment.indexed", segment=indexed)
 
     async def merge(self) -> None:
-        """Merge what is indexed."""
+        """Merge what is indexed, and drop what was merged."""
         while (merged := await self._segments.merge_next(memory=self._index_memory)) is not None:
             log.info("segment.merged", segment=merged)
+        while (dropped := await self._segments.drop_next()) is not None:
+            log.info("segment.dropped", segment=dropped)
+
+    async def _let_go(self, before: datetime, now: datetime) -> None:
+        """What is older goes: a month, some texts and some jobs at a time."""
+        if (month := await self._partitions.drop(before, now)) is not None:
+            log.info("month.dropped", month=f"{month:%Y-%m}")
+        if removed := await self._retention.sweep_texts(before):
+            log.info("texts.removed", texts=removed)
+        await self._retention.sweep_jobs(before)
 
 
 async def _repeat(chore: Callable[[], Awaitable[None]], every: float) -> None:

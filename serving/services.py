@@ -11,6 +11,7 @@ import structlog
 from db.census import Censuses
 from db.contrasts import Contrasts
 from db.engine import Database
+from db.erasure import Erasures as ErasureStore
 from db.errors import DatabaseError
 from db.evidence import Evidence
 from db.experiments import Experiments as ExperimentStore
@@ -34,6 +35,7 @@ from serving.aside import Aside
 from serving.auth import Authenticator
 from serving.catalogue import Catalogue, short
 from serving.compute import Bounds, Encoders
+from serving.erasures import Erasures
 from serving.errors import NotFound, NotReady
 from serving.experiments import Experiments, traffic_of
 from serving.gateway import Gateway
@@ -126,8 +128,9 @@ async def services(
     evidence = Evidence(database)
     aside = Aside()
     predictions, truths = Predictions(database), Truths(database, space=settings.space)
+    similarity = Similarity(database, space=settings.space)
     searching = Searching(
-        similarity=Similarity(database, space=settings.space),
+        similarity=similarity,
         vectors=Vectors(database, space=settings.space),
         keywords=Keywords(database, space=settings.space),
         embed=gateway.embed,
@@ -172,6 +175,9 @@ async def services(
                 default_model=settings.model,
             ),
             accounts=Accounts(users=users, keys=keys, authenticator=authenticator),
+            erasures=Erasures(
+                ErasureStore(database, similarity, space=settings.space), backup_days=settings.backup_days
+            ),
             lifecycle=lifecycle,
             experiments=Experiments(ExperimentStore(database), evidence, catalogue, lifecycle.evaluate),
             authenticator=authenticator,

@@ -167,6 +167,20 @@ class Settings(BaseSettings):
         default=30, description="a request that waited longer is dropped with 503"
     )
 
+    retention_days: int | None = Field(
+        default=None,
+        ge=1,
+        description="age at which predictions, feedback and texts that nothing names any more go; unset: never",
+    )
+    backup_days: Count = Field(
+        default=30,
+        description="how long backups and archived log are kept at most; receipts of erasure name the date",
+    )
+    wal_archive: Path | None = Field(
+        default=None,
+        description="folder for the embedded database's log, for going back to a point in time; unset: not kept",
+    )
+
     haproxy: Literal["auto", "on", "off"] = Field(
         default="auto", description="HAProxy in front of the ingress: where its binary exists, always, never"
     )

@@ -11,6 +11,7 @@ from serving.accounts import Accounts
 from serving.auth import Authenticator
 from serving.caller import Caller
 from serving.catalogue import Catalogue
+from serving.erasures import Erasures
 from serving.experiments import Experiments
 from serving.gateway import Gateway
 from serving.insights import Insights
@@ -35,6 +36,7 @@ class Services:
     opinions: Opinions
     insights: Insights
     accounts: Accounts
+    erasures: Erasures
     lifecycle: Lifecycle
     experiments: Experiments
     authenticator: Authenticator

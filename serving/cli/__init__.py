@@ -9,7 +9,19 @@ from typing import Any
 
 import typer
 
-from serving.cli import data, database, experiments, keys, memory, models, platform, tracking, train, users
+from serving.cli import (
+    data,
+    database,
+    experiments,
+    keys,
+    memory,
+    models,
+    platform,
+    texts,
+    tracking,
+    train,
+    users,
+)
 from serving.cli.common import variable
 
 _EXPECTED = (
@@ -45,6 +57,7 @@ for name, group in (
     ("experiments", experiments.app),
     ("keys", keys.app),
     ("users", users.app),
+    ("texts", texts.app),
     ("db", database.app),
     ("train", train.app),
 ):

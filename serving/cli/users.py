@@ -34,3 +34,19 @@ def show(
     with connect(url, key) as client:
         answer = client.get(f"/v1/users/{user_id}")
     show_record(answer, as_json=as_json)
+
+
+@app.command()
+def erase(
+    user_id: Annotated[str, typer.Argument(metavar="USER_ID")],
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Erase what is stored of a user, and print the receipt; the account stays."""
+    if not yes:
+        typer.confirm(f"Erase what is stored of user {user_id} for good?", abort=True, err=True)
+    with connect(url, key) as client:
+        answer = client.delete(f"/v1/users/{user_id}/data")
+    show_record(answer, as_json=as_json)

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from db.contrasts import Contrasts
 from db.engine import Database
+from db.erasure import Erasures as ErasureStore
 from db.evaluations import Evaluations as StoredEvaluations
 from db.evidence import Evidence
 from db.experiments import Experiments as ExperimentStore
@@ -36,6 +37,7 @@ from serving.auth import Authenticator, FreshKey, fresh_key
 from serving.caller import Role
 from serving.catalogue import Catalogue, Entry, State
 from serving.compute import Bounds
+from serving.erasures import Erasures
 from serving.evaluations import Evaluations
 from serving.experiments import Experiments
 from serving.fakes.control import FakeEvaluations, FakeLog, FakePromotions, FakeRegistry
@@ -47,6 +49,7 @@ from serving.fakes.data import (
     FakeStore,
     FakeUsers,
 )
+from serving.fakes.erasures import FakeErasures
 from serving.fakes.experiments import FakeExperiments
 from serving.fakes.insights import FakeContrasts, FakeTruths, FakeWindows
 from serving.fakes.search import FakeKeywords, FakeSimilarity, FakeVectors
@@ -229,6 +232,7 @@ def _platform(
             default_model=MODEL,
         ),
         accounts=Accounts(users=records["users"], keys=records["keys"], authenticator=authenticator),
+        erasures=Erasures(records["erasures"], backup_days=30),
         experiments=Experiments(records["experiments"], records["evidence"], catalogue, lifecycle.evaluate),
         lifecycle=lifecycle,
         authenticator=authenticator,
@@ -288,6 +292,7 @@ async def fake_platform(
             "writer": store,
             "idempotency": store,
             "users": FakeUsers(store),
+            "erasures": FakeErasures(store),
             "keys": keys,
             "predictions": FakePredictions(store),
             "feedback": FakeFeedback(store),
@@ -325,6 +330,7 @@ async def stored_platform(url: str, *, rate: float = 0, **settings: Any) -> Asyn
                 "writer": Writer(database, space=SPACE),
                 "idempotency": Idempotency(database),
                 "users": Users(database),
+                "erasures": ErasureStore(database, Similarity(database, space=SPACE), space=SPACE),
                 "keys": keys,
                 "predictions": Predictions(database),
                 "feedback": FeedbackStore(database),

@@ -293,3 +293,27 @@ async def test_the_openai_client_works_unmodified(platform: Platform) -> None:
     assert [len(item.embedding) for item in answer.data] == [384, 384]
     assert answer.data[0].embedding == pytest.approx(single.data[0].embedding, abs=1e-6)
     assert (await rows(platform))["text_inputs"] == 0
+
+
+async def test_an_erased_user_is_in_no_answer_any_more(platform: Platform) -> None:
+    async with platform.client(Role.ADMIN) as admin, platform.client() as client:
+        user = (await admin.post("/v1/users", json={"username": "ada", "email": "ada@example.org"})).json()
+        body = {"text": "good for Ada", "user_id": user["id"]}
+        headers = {"Idempotency-Key": "k1"}
+        made = (await client.post("/v1/predict", json=body, headers=headers)).json()
+        receipt = await admin.delete(f"/v1/users/{user['id']}/data")
+        assert receipt.status_code == 200
+        erased = receipt.json()["erased"]
+        assert (erased["predictions"], erased["texts"], erased["embeddings"], erased["idempotency"]) == (
+            1,
+            1,
+            1,
+            1,
+        )
+        assert (await admin.get(f"/v1/predictions/{made['id']}")).status_code == 404
+        assert (await admin.get("/v1/predictions", params={"user_id": user["id"]})).json()["items"] == []
+        assert (await admin.post("/v1/similar", json={"text": "good for Ada"})).json()["results"] == []
+        again = (await client.post("/v1/predict", json=body, headers=headers)).json()
+        assert again["id"] != made["id"]
+        erased_again = (await admin.delete(f"/v1/texts/{made['text_id']}")).json()["erased"]
+        assert erased_again["predictions"] == 1

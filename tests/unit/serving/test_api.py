@@ -166,6 +166,8 @@ def test_a_route_without_a_declaration_can_t_be_made() -> None:
         (Role.ENGINEER, "GET", "/metrics", 200),
         (Role.ENGINEER, "GET", "/v1/keys", 403),
         (Role.ENGINEER, "POST", "/v1/users", 403),
+        (Role.ENGINEER, "DELETE", "/v1/users/00000000-0000-4000-8000-000000000000/data", 403),
+        (Role.ENGINEER, "DELETE", "/v1/texts/00000000-0000-4000-8000-000000000000", 403),
         (Role.ADMIN, "GET", "/v1/keys", 200),
         (Role.ADMIN, "GET", "/v1/predictions", 200),
     ],

@@ -1,3 +1,4 @@
+import io
 import json
 import subprocess
 import sys
@@ -110,6 +111,8 @@ ANSWERS: dict[tuple[str, str], tuple[int, Any]] = {
     ("POST", "/v1/keys"): (201, {"id": "k1", "key": "vk_secret"}),
     ("GET", "/v1/keys"): (200, {"items": [{"id": "k1", "role": "client"}]}),
     ("DELETE", "/v1/keys/k1"): (204, None),
+    ("DELETE", "/v1/users/u1/data"): (200, {"kind": "user", "erased": {"predictions": 3}}),
+    ("DELETE", "/v1/texts/t1"): (200, {"kind": "text", "erased": {"predictions": 1}}),
     ("POST", "/v1/users"): (409, {"title": "Conflict", "detail": "taken:\nchoose another"}),
 }
 
@@ -271,6 +274,16 @@ def test_keys_are_made_listed_and_revoked(platform: Platform, run: Any) -> None:
     assert "k1" in run("keys", "list")[1]
     assert run("keys", "revoke", "k1")[0] == 0
     assert platform.asked[0][2] == {"name": "batch job", "role": "engineer"}
+
+
+def test_nothing_is_erased_unasked_and_the_receipt_is_printed(
+    platform: Platform, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert run("users", "erase", "u1")[0] == 1
+    assert platform.asked == []
+    assert "predictions 3" in run("users", "erase", "u1", "--yes")[1]
+    assert json.loads(run("texts", "erase", "t1", "--yes", "--json")[1])["kind"] == "text"
 
 
 def test_a_version_is_evaluated_waited_for_and_shown_with_its_gates(platform: Platform, run: Any) -> None:

@@ -1,0 +1,279 @@
+"""Erasure by user and by text: what was said goes, anonymous counts stay.
+
+Owns what an erased prediction keeps and the order of locks. Each step is one short transaction, so that a call that
+was cut off is finished by the next. Writes ids and counts to the audit log, never a link between a user and a text.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from enum import StrEnum
+from typing import Any, Final, TypeAlias
+from uuid import UUID
+
+import numpy as np
+from psycopg import errors as pg
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from db import audit
+from db.engine import Database
+from db.erasure_query import (
+    BLANKS,
+    CANDIDATES,
+    COMMENTS,
+    DOOMED,
+    FEEDBACK,
+    GIVEN,
+    IDEMPOTENCY,
+    JOBS,
+    KNOWN,
+    PREDICTIONS,
+    REPEATABLE,
+    TEXT_LOCKS,
+    TEXTS,
+    VECTORS,
+)
+from db.errors import NotFound, Unavailable
+from db.similarity import Similarity, Vector
+from db.tables import NOBODY
+
+# Texts this near to an erased one are named in the receipt: at 0.95 a few words differ.
+NEAR_COSINE: Final = 0.95
+NAMED: Final = 1_000
+_STEP_ROWS: Final = 1_000
+_NEAR_SECONDS: Final = 10.0
+_NEAR_EACH: Final = 100
+_ATTEMPTS: Final = 5
+_PAUSE_SECONDS: Final = 0.05
+_LOCK_LIMIT: Final = "SET LOCAL lock_timeout = '2s'"
+
+
+class Kind(StrEnum):
+    """What an erasure is about."""
+
+    USER = "user"
+    TEXT = "text"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    """What an erasure removed, by kind; rows of predictions and feedback stay, with nobody and nothing in them."""
+
+    predictions: int = 0
+    texts: int = 0
+    embeddings: int = 0
+    feedback: int = 0
+    comments: int = 0
+    idempotency: int = 0
+    jobs: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        names = [field.name for field in fields(self)]
+        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+    def as_dict(self) -> dict[str, int]:
+        """By name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NearCopies:
+    """Stored texts whose cosine to an erased one is at least `cosine`; `complete`: no other one is that near."""
+
+    cosine: float
+    text_ids: tuple[UUID, ...]
+    complete: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Receipt:
+    """What an erasure did; `shared` texts stay, because others sent them too (the first `NAMED` are named)."""
+
+    kind: Kind
+    subject: UUID
+    erased: Counts
+    shared: int
+    shared_text_ids: tuple[UUID, ...]
+    near_copies: NearCopies
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Step:
+    counts: Counts
+    gone: frozenset[UUID] = frozenset()
+    kept: frozenset[UUID] = frozenset()
+    vectors: Sequence[Vector] = ()
+    last: bool = False
+
+
+_Act: TypeAlias = Callable[[AsyncConnection], Awaitable[_Step]]
+
+
+class Erasures:
+    """Whatever was acknowledged before the call is erased when it returns; safe beside writers and searches.
+
+    An erased prediction keeps its id, model, version, arm, experiment, label, timings and the tenth its confidence lies
+    in. Unit and request become aliases under a salt that is never stored: its experiment counts as before.
+    """
+
+    def __init__(self, database: Database, similarity: Similarity, *, space: str) -> None:
+        self._database = database
+        self._similarity = similarity
+        self._space = space
+
+    async def erase_user(self, user_id: UUID, *, actor: UUID | None) -> Receipt:
+        """Erases what was predicted about the user, or for a key of the user about nobody, and the user's judgements.
+
+        Raises:
+            NotFound: no such user.
+            Unavailable: it was pushed aside too often; what is left is erased by the next call.
+        """
+        return await self._erase(Kind.USER, user_id, actor)
+
+    async def erase_text(self, text_id: UUID, *, actor: UUID | None) -> Receipt:
+        """Erases a text, whoever sent it.
+
+        Raises:
+            NotFound: no such text, and none was erased by this id.
+            Unavailable: as above.
+        """
+        return await self._erase(Kind.TEXT, text_id, actor)
+
+    async def _erase(self, kind: Kind, subject: UUID, actor: UUID | None) -> Receipt:
+        async with self._database.begin() as connection:
+            known = await connection.execute(text(KNOWN[kind]), {"subject": subject, "name": str(subject)})
+            if subject == NOBODY or not known.scalar_one():
+                raise NotFound(f"there is no {kind} {subject}")
+            await connection.execute(text(BLANKS[0]), {"nobody": NOBODY})
+            await connection.execute(text(BLANKS[1]), {"nobody": NOBODY})
+        values = {
+            "subject": subject,
+            "nobody": NOBODY,
+            "salt": secrets.token_hex(32),
+            "limit": _STEP_ROWS,
+            "holder": None,
+        }
+        counts, gone, kept, vectors = Counts(), set[UUID](), set[UUID](), list[Vector]()
+        last = False
+        while not last:
+            step = await self._attempt(lambda connection: self._step(connection, kind, values, actor))
+            counts, last = counts + step.counts, step.last
+            gone |= step.gone
+            kept |= step.kept
+            vectors += step.vectors[: NAMED - len(vectors)]
+        shared = sorted(kept - gone)
+        return Receipt(
+            kind=kind,
+            subject=subject,
+            erased=counts,
+            shared=len(shared),
+            shared_text_ids=tuple(shared[:NAMED]),
+            near_copies=await self._near(vectors, of=len(gone)),
+        )
+
+    async def _attempt(self, act: _Act) -> _Step:
+        """One transaction; again if others pushed it aside."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                async with self._database.begin() as connection:
+                    await connection.exec_driver_sql(_LOCK_LIMIT)
+                    return await act(connection)
+            except Unavailable as error:
+                if attempt == _ATTEMPTS or not _pushed_aside(error):
+                    raise
+            await asyncio.sleep(_PAUSE_SECONDS * 2**attempt)
+        raise AssertionError
+
+    async def _step(
+        self, connection: AsyncConnection, kind: Kind, values: Mapping[str, Any], actor: UUID | None
+    ) -> _Step:
+        """Up to so many predictions and what belongs to them; the last step has everything else."""
+        found = (await connection.execute(text(CANDIDATES[kind]), values)).all()
+        texts = sorted({row.text_id for row in found} - {NOBODY})
+        # As the writer does: texts by id, then predictions by id. Who names one of these texts waits, or has committed.
+        await connection.execute(text(TEXT_LOCKS), {"texts": texts})
+        rows = (await connection.execute(text(DOOMED[kind]), {**values, "texts": texts})).all()
+        last = len(found if kind is Kind.USER else rows) < values["limit"]
+        step = await self._forget(connection, values, texts, rows)
+        counts = step.counts
+        if last and kind is Kind.USER:
+            counts += await _forget_acts(connection, values)
+        await audit.append(
+            connection,
+            actor=actor,
+            action=f"{kind}.erase",
+            subject=str(values["subject"]),
+            detail=counts.as_dict(),
+        )
+        return replace(step, counts=counts, last=last)
+
+    async def _forget(
+        self, connection: AsyncConnection, values: Mapping[str, Any], texts: list[UUID], rows: Sequence[Any]
+    ) -> _Step:
+        """Unlinks these predictions, and removes those of the texts that no other prediction names."""
+        ids = [row.id for row in rows]
+        named = {**values, "ids": ids, "texts": texts}
+        judged = (await connection.execute(text(COMMENTS), named)).all()
+        named["holders"] = list({row.holder_id for row in (*rows, *judged)} - {NOBODY})
+        repeatable = await connection.execute(text(REPEATABLE), named)
+        await connection.execute(text(FEEDBACK), named)
+        await connection.execute(text(PREDICTIONS), named)
+        vectors = (await connection.execute(text(VECTORS), named)).all()
+        gone = frozenset((await connection.execute(text(TEXTS), named)).scalars())
+        return _Step(
+            counts=Counts(
+                predictions=len(ids),
+                texts=len(gone),
+                embeddings=len(vectors),
+                feedback=len(judged),
+                comments=sum(row.commented for row in judged),
+                idempotency=repeatable.rowcount,
+            ),
+            gone=gone,
+            kept=frozenset(texts) - gone,
+            vectors=[np.array(row.vector, np.float32) for row in vectors if row.space == self._space],
+        )
+
+    async def _near(self, vectors: Sequence[Vector], *, of: int) -> NearCopies:
+        """What is left near to the erased vectors, as far as a few seconds reach; `of`: texts erased."""
+        near: set[UUID] = set()
+        complete = len(vectors) == of
+        deadline = time.monotonic() + _NEAR_SECONDS
+        for vector in vectors:
+            if time.monotonic() > deadline or len(near) >= NAMED:
+                complete = False
+                break
+            found = await self._similarity.search(
+                vector, k=_NEAR_EACH, min_similarity=NEAR_COSINE, exact=True
+            )
+            near |= {neighbour.text_id for neighbour in found.results}
+            complete = complete and found.complete and len(found.results) < _NEAR_EACH
+        return NearCopies(cosine=NEAR_COSINE, text_ids=tuple(sorted(near))[:NAMED], complete=complete)
+
+
+async def _forget_acts(connection: AsyncConnection, values: Mapping[str, Any]) -> Counts:
+    """What the user did beyond predictions: judgements of others', answers kept for repetitions, finished jobs."""
+    given = (await connection.execute(text(GIVEN), values)).all()
+    if given:
+        await connection.execute(
+            text(FEEDBACK),
+            {**values, "ids": [row.prediction_id for row in given], "holder": values["subject"]},
+        )
+    kept = await connection.execute(text(IDEMPOTENCY), values)
+    jobs = await connection.execute(text(JOBS), values)
+    return Counts(
+        feedback=len(given),
+        comments=sum(row.commented for row in given),
+        idempotency=kept.rowcount,
+        jobs=jobs.rowcount,
+    )
+
+
+def _pushed_aside(error: Unavailable) -> bool:
+    cause = error.__cause__
+    original = cause.orig if isinstance(cause, DBAPIError) else cause
+    return isinstance(original, (pg.DeadlockDetected, pg.LockNotAvailable, pg.SerializationFailure))

@@ -1,0 +1,63 @@
+"""Texts and vectors that no prediction names any more, and jobs long done: removed in bounded steps.
+
+Owns the look around and where it stands. Whole months of predictions are `db.partitions`' to drop.
+"""
+
+from datetime import datetime
+from typing import Final, LiteralString
+from uuid import UUID
+
+from sqlalchemy import text
+
+from db.engine import Database
+from db.tables import NOBODY
+
+_STEP_TEXTS: Final = 2_000
+
+_LOOKED_AT: Final[LiteralString] = (
+    "SELECT id, created_at < :before AND NOT EXISTS (SELECT FROM predictions p WHERE p.text_id = t.id) AS over "
+    "FROM text_inputs t WHERE id > :after ORDER BY id LIMIT :limit"
+)
+_LOCKED: Final[LiteralString] = (
+    "SELECT id FROM text_inputs WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE SKIP LOCKED"
+)
+# Seen anew under the lock: whoever sent the text meanwhile has committed.
+_UNNAMED: Final[LiteralString] = (
+    "SELECT id FROM unnest(CAST(:ids AS uuid[])) AS t (id) "
+    "WHERE NOT EXISTS (SELECT FROM predictions p WHERE p.text_id = t.id)"
+)
+_VECTORS: Final[LiteralString] = "DELETE FROM embeddings WHERE text_id = ANY(CAST(:ids AS uuid[]))"
+_TEXTS: Final[LiteralString] = "DELETE FROM text_inputs WHERE id = ANY(CAST(:ids AS uuid[]))"
+_JOBS: Final[LiteralString] = (
+    "DELETE FROM jobs WHERE id IN (SELECT id FROM jobs WHERE state IN ('done', 'failed', 'cancelled') "
+    "AND finished_at < :before LIMIT :limit)"
+)
+
+
+class Retention:
+    """Each call looks at the next few thousand texts by id and comes round again; a text that is named stays."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._after = NOBODY
+
+    async def sweep_texts(self, before: datetime, limit: int = _STEP_TEXTS) -> int:
+        """Removes those of the next `limit` texts that came before that time and that nothing names: how many."""
+        async with self._database.begin() as connection:
+            looked = await connection.execute(
+                text(_LOOKED_AT), {"before": before, "after": self._after, "limit": limit}
+            )
+            rows = looked.all()
+            ids = [row.id for row in rows if row.over]
+            if ids:
+                ids = list((await connection.execute(text(_LOCKED), {"ids": ids})).scalars())
+                ids = list((await connection.execute(text(_UNNAMED), {"ids": ids})).scalars())
+                await connection.execute(text(_VECTORS), {"ids": ids})
+                await connection.execute(text(_TEXTS), {"ids": ids})
+        self._after: UUID = rows[-1].id if len(rows) == limit else NOBODY
+        return len(ids)
+
+    async def sweep_jobs(self, before: datetime, limit: int = _STEP_TEXTS) -> int:
+        """Removes up to `limit` jobs that ended before that time: how many."""
+        async with self._database.begin() as connection:
+            return (await connection.execute(text(_JOBS), {"before": before, "limit": limit})).rowcount

@@ -1,0 +1,25 @@
+"""`valence texts`: stored texts."""
+
+from typing import Annotated
+
+import typer
+
+from serving.cli.common import AsJson, Key, Url, connect, show_record
+
+app = typer.Typer(no_args_is_help=True, help="Stored texts (an admin's business).")
+
+
+@app.command()
+def erase(
+    text_id: Annotated[str, typer.Argument(metavar="TEXT_ID")],
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Erase a text, whoever sent it, and print the receipt."""
+    if not yes:
+        typer.confirm(f"Erase text {text_id} for good?", abort=True, err=True)
+    with connect(url, key) as client:
+        answer = client.delete(f"/v1/texts/{text_id}")
+    show_record(answer, as_json=as_json)

@@ -1,0 +1,388 @@
+"""Erasure: what was said is nowhere any more, what was counted still counts, and nobody else loses anything."""
+
+import asyncio
+import json
+import subprocess
+from contextlib import suppress
+from dataclasses import replace
+from uuid import UUID, uuid4
+
+import numpy as np
+import psycopg
+import pytest
+
+from db import schema
+from db.audit import Audit
+from db.embedded_account import Account, binaries
+from db.engine import Database
+from db.erasure import Erasures
+from db.errors import NotFound
+from db.evidence import Evidence
+from db.experiments import Experiments, NewExperiment
+from db.feedback import FeedbackStore, NewFeedback
+from db.keys import Key, Keys
+from db.predictions import Predictions
+from db.similarity import Similarity
+from db.submissions import NewText, Stored, Submission
+from db.tables import NOBODY
+from db.users import Users
+from tests.support.postgres import SPACE, TestServer, opened
+from tests.support.rows import (
+    claim,
+    counted,
+    new_key,
+    new_prediction,
+    new_text,
+    sql,
+    submission,
+    unit_vectors,
+    writer,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+def erasures(database: Database) -> Erasures:
+    return Erasures(database, Similarity(database, space=SPACE), space=SPACE)
+
+
+async def new_user(database: Database, name: str = "ada") -> UUID:
+    user = await Users(database).create(username=name, email=f"{name}@example.org", actor=None)
+    return user.id
+
+
+async def judge(database: Database, key: Key, prediction_id: UUID, comment: str | None = None) -> None:
+    await FeedbackStore(database).put(
+        NewFeedback(
+            prediction_id=prediction_id,
+            holder_id=key.holder_id,
+            key_id=key.id,
+            is_correct=False,
+            label="negative",
+            comment=comment,
+        )
+    )
+
+
+def answered(sent: Submission, key: Key) -> Submission:
+    """The same with an answer that is kept for repetitions, as the API renders it."""
+    rendered = [
+        {"id": str(row.id), "text_id": str(row.text_id), "unit": row.unit} for row in sent.predictions
+    ]
+    return replace(sent, idempotency=claim(key, "again", answer=json.dumps(rendered).encode()))
+
+
+def near(vector: "np.ndarray", cosine: float) -> "np.ndarray":
+    """A unit vector at this cosine to another one."""
+    aside = unit_vectors(1, seed=99)[0]
+    aside -= (aside @ vector) * vector
+    aside /= np.linalg.norm(aside)
+    return (cosine * vector + np.sqrt(1 - cosine**2) * aside).astype(np.float32)
+
+
+async def test_a_user_is_erased_and_what_others_sent_too_stays(database: Database) -> None:
+    key, other = await new_key(database), await new_key(database)
+    ada = await new_user(database)
+    alone, both, theirs = new_text("ada's alone"), new_text("sent by both"), new_text("theirs")
+    mine = answered(submission(key, [alone, both], user_id=ada, unit="ada"), key)
+    bystander = answered(submission(other, [both, theirs]), other)
+    assert await writer(database).commit([mine, bystander]) == [Stored(), Stored()]
+    await judge(database, other, mine.predictions[0].id, "ada lives in Lima")
+    await judge(database, other, bystander.predictions[0].id, "fine")
+
+    receipt = await erasures(database).erase_user(ada, actor=key.id)
+    assert receipt.erased.as_dict() == {
+        "predictions": 2, "texts": 1, "embeddings": 1, "feedback": 1, "comments": 1, "idempotency": 1, "jobs": 0,
+    }  # fmt: skip
+    assert (receipt.shared, receipt.shared_text_ids) == (1, (both.id,))
+    assert await sql(database, "SELECT id FROM text_inputs WHERE id <> %s ORDER BY content", NOBODY) == [
+        (both.id,),
+        (theirs.id,),
+    ]
+    with pytest.raises(NotFound):
+        await Predictions(database).get(mine.predictions[0].id)
+    assert {found.id for found in (await Predictions(database).list()).items} == {
+        each.id for each in bystander.predictions
+    }
+    assert await sql(database, "SELECT count(*) FROM predictions WHERE user_id IS NOT NULL") == [(0,)]
+    assert await counted(database, "predictions") == 4
+    assert await sql(database, "SELECT comment FROM feedback ORDER BY comment") == [("fine",), (None,)]
+    assert await counted(database, "idempotency") == 1
+
+    again = await erasures(database).erase_user(ada, actor=key.id)
+    assert set(again.erased.as_dict().values()) == {0}
+    assert again.shared == 0
+    entries = await Audit(database).list(subject=str(ada))
+    assert [(entry.action, entry.actor) for entry in entries[:2]] == [("user.erase", key.id)] * 2
+    assert entries[1].detail == receipt.erased.as_dict()
+
+
+async def test_what_a_users_key_asked_about_nobody_is_the_users_and_about_others_is_theirs(
+    database: Database,
+) -> None:
+    ada, bob = await new_user(database), await new_user(database, "bob")
+    key = await new_key(database, owner_id=ada)
+    about_bob = submission(key, user_id=bob)
+    await writer(database).commit([submission(key), about_bob])
+    receipt = await erasures(database).erase_user(ada, actor=None)
+    assert receipt.erased.predictions == 1
+    [(holder, key_id)] = await sql(
+        database, "SELECT holder_id, key_id FROM predictions WHERE user_id IS NULL"
+    )
+    assert holder == key_id == NOBODY
+    assert (await Predictions(database).get(about_bob.predictions[0].id)).user_id == bob
+    assert NOBODY not in {each.id for each in await Keys(database).list()}
+
+
+async def test_what_a_user_said_of_others_predictions_loses_the_user_and_the_comment(
+    database: Database,
+) -> None:
+    ada = await new_user(database)
+    key, hers = await new_key(database), await new_key(database, owner_id=ada)
+    sent = submission(key)
+    await writer(database).commit([sent])
+    await judge(database, hers, sent.predictions[0].id, "I, Ada, disagree")
+    await judge(database, key, sent.predictions[0].id, "my own")
+    receipt = await erasures(database).erase_user(ada, actor=None)
+    assert (receipt.erased.feedback, receipt.erased.comments, receipt.erased.predictions) == (1, 1, 0)
+    found = await Predictions(database).get(sent.predictions[0].id)
+    assert {(each.comment, each.is_correct) for each in found.feedback} == {(None, False), ("my own", False)}
+    assert ada not in {each.holder_id for each in found.feedback}
+
+
+async def test_a_text_is_erased_whoever_sent_it_and_what_is_near_is_named(database: Database) -> None:
+    vector = unit_vectors(1, seed=5)[0]
+    text, copy = new_text("my number is 555", vector), new_text("my number is 556", near(vector, 0.97))
+    far = new_text("something else", near(vector, 0.9))
+    keys = [await new_key(database) for _ in range(3)]
+    await writer(database).commit([submission(key, [text, copy, far]) for key in keys])
+    receipt = await erasures(database).erase_text(text.id, actor=None)
+    assert (receipt.erased.predictions, receipt.erased.texts, receipt.erased.embeddings) == (3, 1, 1)
+    assert receipt.near_copies.text_ids == (copy.id,)
+    assert receipt.near_copies.complete
+    assert receipt.shared == 0
+    again = await erasures(database).erase_text(text.id, actor=None)
+    assert set(again.erased.as_dict().values()) == {0}
+    # Sent anew, it is stored anew.
+    await writer(database).commit([submission(keys[0], [text])])
+    assert (await erasures(database).erase_text(text.id, actor=None)).erased.texts == 1
+
+
+async def test_only_the_unknown_is_not_found(database: Database) -> None:
+    for unknown in (uuid4(), NOBODY):
+        with pytest.raises(NotFound):
+            await erasures(database).erase_text(unknown, actor=None)
+        with pytest.raises(NotFound):
+            await erasures(database).erase_user(unknown, actor=None)
+    assert await counted(database, "audit_log") == 0
+
+
+async def test_more_than_a_step_holds_is_erased_by_one_call(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("db.erasure._STEP_ROWS", 3)
+    key, ada = await new_key(database), await new_user(database)
+    text = new_text()
+    for _ in range(8):
+        await writer(database).commit([submission(key, [text], user_id=ada)])
+    receipt = await erasures(database).erase_user(ada, actor=None)
+    assert (receipt.erased.predictions, receipt.erased.texts, receipt.shared) == (8, 1, 0)
+
+
+async def test_an_experiment_counts_as_before(database: Database) -> None:
+    key = await new_key(database)
+    users = [await new_user(database, f"user{number}") for number in range(3)]
+    started = await Experiments(database).create(
+        NewExperiment(model="sentiment", champion="2", challenger="3", share=0.5, shadow=True, salt="s"),
+        actor=key.id,
+    )
+    await sql(database, "UPDATE experiment_stages SET started_at = started_at - interval '10 s'")
+    for user in users:
+        for number in range(4):
+            text = new_text()
+            unit = None if number % 2 else str(user)
+            shared = {
+                "user_id": user,
+                "experiment_id": started.id,
+                "request_id": f"{user}-{number}",
+                "unit": unit,
+            }
+            champion = new_prediction(key, text, **shared)
+            shadow = new_prediction(key, text, arm="shadow", version="3", label="negative", **shared)
+            sent = Submission(texts=[text], predictions=[champion, shadow])
+            assert await writer(database).commit([sent]) == [Stored()]
+            if number < 3:
+                await judge(database, key, champion.id, "a comment")
+    before = await Evidence(database).counts(started.id)
+    assert {arm.judged for arm in before.arms} == {3}
+    for user in users[:2]:
+        await erasures(database).erase_user(user, actor=None)
+    after = await Evidence(database).counts(started.id)
+    assert after == before
+    units = await sql(database, "SELECT count(DISTINCT unit) FROM predictions WHERE text_id = %s", NOBODY)
+    assert units == [(2,)]
+
+
+async def test_feedback_on_what_was_erased_is_on_nothing(database: Database) -> None:
+    key = await new_key(database)
+    sent = submission(key)
+    await writer(database).commit([sent])
+    await erasures(database).erase_text(sent.texts[0].id, actor=None)
+    with pytest.raises(NotFound):
+        await judge(database, key, sent.predictions[0].id, "late")
+    assert await counted(database, "feedback") == 0
+
+
+async def test_feedback_that_comes_during_an_erasure_is_erased_or_refused(
+    url: str, database: Database
+) -> None:
+    key = await new_key(database)
+    sent = submission(key)
+    await writer(database).commit([sent])
+    identity = sent.predictions[0].id
+    async with await psycopg.AsyncConnection.connect(url) as beside:
+        # A judgement that is under way holds its prediction; the erasure waits for it and takes it along.
+        await beside.execute("SELECT id FROM predictions WHERE id = %s FOR KEY SHARE", (identity,))
+        erasing = asyncio.create_task(erasures(database).erase_text(sent.texts[0].id, actor=None))
+        await _waiting(database)
+        await beside.execute(
+            "INSERT INTO feedback (prediction_id, holder_id, key_id, is_correct, comment) "
+            "VALUES (%s, %s, %s, true, 'in between')",
+            (identity, key.holder_id, key.id),
+        )
+        await beside.commit()
+        receipt = await erasing
+    assert receipt.erased.comments == 1
+    assert await sql(database, "SELECT comment FROM feedback") == [(None,)]
+
+
+async def _waiting(database: Database) -> None:
+    """Until somebody waits for a lock."""
+    for _ in range(1000):
+        if (await sql(database, "SELECT count(*) FROM pg_locks WHERE NOT granted"))[0][0]:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("nobody waits")
+
+
+async def test_writers_and_searches_beside_erasures_lose_nothing_and_see_each_text_once(
+    database: Database,
+) -> None:
+    key = await new_key(database)
+    texts = [new_text() for _ in range(6)]
+    similarity = Similarity(database, space=SPACE)
+    ended = asyncio.Event()
+    stored: list[UUID] = []
+
+    async def write(shift: int) -> None:
+        for number in range(25):
+            chosen = [texts[(number * 5 + shift) % 6], texts[(number + shift) % 6]]
+            sent = submission(key, list({text.id: text for text in chosen}.values()))
+            assert await writer(database).commit([sent]) == [Stored()]
+            stored.extend(each.id for each in sent.predictions)
+
+    async def erase(text: NewText) -> int:
+        erased = 0
+        while not ended.is_set():
+            with suppress(NotFound):
+                erased += (await erasures(database).erase_text(text.id, actor=None)).erased.predictions
+        return erased
+
+    async def search() -> None:
+        while not ended.is_set():
+            for text in texts:
+                vector = np.frombuffer(text.embedding, "<f2").astype(np.float32)
+                found = await similarity.search(vector, k=10)
+                named = [each.text_id for each in found.results]
+                assert len(named) == len(set(named))
+                assert all(each.text for each in found.results)
+
+    beside = [asyncio.create_task(each) for each in (erase(texts[0]), erase(texts[1]), search())]
+    await asyncio.gather(*(write(shift) for shift in range(3)))
+    ended.set()
+    erased = sum((await asyncio.gather(*beside))[:2])
+    assert await counted(database, "predictions") == len(stored)
+    assert (
+        erased == (await sql(database, "SELECT count(*) FROM predictions WHERE text_id = %s", NOBODY))[0][0]
+    )
+    # Whole or gone: every text has its vector, and a prediction that names it.
+    assert (
+        await sql(
+            database,
+            "SELECT t.id FROM text_inputs t WHERE id <> %s AND (NOT EXISTS ("
+            "SELECT FROM embeddings e WHERE e.text_id = t.id) OR NOT EXISTS ("
+            "SELECT FROM predictions p WHERE p.text_id = t.id))",
+            NOBODY,
+        )
+        == []
+    )
+
+
+async def test_neither_sql_nor_a_dump_nor_the_data_files_hold_what_was_erased(
+    server: TestServer, url: str
+) -> None:
+    secrets = ["Zanzibar-4711 is my password", "the comment names Quetzalcoatl-99", "unit-of-Xanthippe-3"]
+    async with opened(url) as database:
+        key, ada = await new_key(database), await new_user(database)
+        vectors = unit_vectors(300, seed=11)
+        text = new_text(secrets[0], vectors[0])
+        mine = answered(submission(key, [text], user_id=ada, unit=secrets[2]), key)
+        others = submission(key, [new_text(vector=vector) for vector in vectors[1:]])
+        await writer(database).commit([mine, others])
+        await judge(database, key, mine.predictions[0].id, secrets[1])
+        await sql(database, "ANALYZE")
+        needles = [secret.encode() for secret in secrets]
+        # A vector lies on its page as it came.
+        needles.append(text.embedding)
+        assert all(_in_files(url, server, needle) for needle in needles)
+
+        await erasures(database).erase_user(ada, actor=None)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("VACUUM (FULL, ANALYZE)")
+        connection.execute("CHECKPOINT")
+        for (table,) in connection.execute(
+            "SELECT format('%I', relname) FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+        ).fetchall():
+            rows = str(connection.execute(f"SELECT t::text FROM {table} t").fetchall())
+            assert not [secret for secret in (*secrets, str(ada)) if secret in rows and table not in _ABOUT]
+    content = _dumped(url)
+    assert not [secret for secret in secrets if secret in content]
+    assert not [needle for needle in needles if _in_files(url, server, needle)]
+
+
+# The account stays, and that it was erased is on record.
+_ABOUT = ("users", "audit_log")
+
+
+def _dumped(url: str) -> str:
+    command = [binaries(Account.current()) / "pg_dump", "--dbname", url]
+    return subprocess.run(command, check=True, timeout=60, capture_output=True, text=True).stdout
+
+
+def _in_files(url: str, server: TestServer, needle: bytes) -> bool:
+    """Whether a file of this database holds the bytes, once everything is on disk."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CHECKPOINT")
+        found = connection.execute(
+            "SELECT oid FROM pg_database WHERE datname = current_database()"
+        ).fetchone()
+    assert found is not None
+    folder = (server.server.home / "postgres").resolve() / "data" / "base" / str(found[0])
+    files = [path for path in folder.iterdir() if path.is_file()]
+    assert len(files) > 100
+    return any(needle in path.read_bytes() for path in files)
+
+
+def test_statistics_are_collected_of_no_column_that_holds_what_can_be_erased(url: str) -> None:
+    with psycopg.connect(url) as connection:
+        found = connection.execute(
+            "SELECT attrelid::regclass::text, attname FROM pg_attribute WHERE attstattarget = 0"
+        ).fetchall()
+        assert ("text_inputs", "content") in found
+        assert ("predictions", "unit") in found
+        [storage] = connection.execute(
+            "SELECT attstorage FROM pg_attribute WHERE attrelid = 'embeddings'::regclass AND attname = 'embedding'"
+        ).fetchone()
+        assert storage in ("p", b"p")
+    assert schema.downgrade(url, "0003") == "0003"
+    assert schema.upgrade(url) == schema.head()
