@@ -40,11 +40,14 @@ def upgrade() -> None:
         # To the type that it has: nothing is rewritten, and what was collected of it is dropped.
         op.execute(f"ALTER TABLE {table} ALTER COLUMN {column} TYPE {kind}")
         _alter(table, f"ALTER COLUMN {column} SET STATISTICS 0")
+    # An index of words is sampled by itself.
+    op.execute("ALTER INDEX ix_text_inputs_words ALTER COLUMN 1 SET STATISTICS 0")
     # As it was made: setting a type, even the same, takes that back.
     _alter("embeddings", "ALTER COLUMN embedding SET STORAGE PLAIN")
 
 
 def downgrade() -> None:
+    op.execute("ALTER INDEX ix_text_inputs_words ALTER COLUMN 1 SET STATISTICS -1")
     for table, column in _COLUMNS:
         _alter(table, f"ALTER COLUMN {column} SET STATISTICS -1")
 
