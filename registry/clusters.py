@@ -58,7 +58,7 @@ def telling(texts: Sequence[str], groups: Sequence[Group], *, most: int = 8) -> 
     """
     bags = [set(_WORD.findall(text[:_READ].lower())) for text in texts]
     whole = Counter(word for bag in bags for word in bag)
-    found = []
+    found: list[list[str]] = []
     for group in groups:
         inside = Counter(word for row in group.rows for word in bags[row])
         # A word of one text alone says nothing of a group of many.

@@ -40,9 +40,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (platform.up, platform.down, platform.status, data.predict, data.similar, data.feedback):
-    app.command()(command)
 for command in (
+    platform.up,
+    platform.down,
+    platform.status,
+    data.predict,
+    data.similar,
+    data.feedback,
     memory.duplicates,
     memory.second_opinion,
     memory.corrections,
