@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
@@ -19,7 +20,7 @@ import psycopg
 from psycopg import sql
 
 from db.embedded_account import Account, binaries, place
-from db.embedded_config import configuration
+from db.embedded_config import archive_script, archiving, configuration
 from db.errors import AlreadyOwned, EmbeddedServerError
 
 SUPERUSER = "valence"
@@ -32,10 +33,15 @@ class EmbeddedPostgres:
 
     Run by root, the server is a process of the system user `valence-db`; where that user can't reach the
     home, the data lies under /var/lib/valence and the home holds a link. Binaries out of reach are copied.
+    `archive`: a folder to which the log is kept, under `wal`; `extra` settings go before those of the platform.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(
+        self, home: Path, *, archive: Path | None = None, extra: Mapping[str, str] | None = None
+    ) -> None:
         self.home = home.absolute()
+        self._archive = archive.absolute() if archive is not None else None
+        self._extra = dict(extra or {})
         self._account = Account.current()
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
@@ -223,8 +229,18 @@ class EmbeddedPostgres:
         users = {self._account.platform_user, self._account.server_user}
         maps = "".join(f'valence "{user}" {SUPERUSER}\n' for user in sorted(users))
         self._account.write(self._base / "pg_ident.conf", maps)
-        self._account.write(self._base / "pg_hba.conf", "local all all peer map=valence\n")
-        settings = configuration(memory=psutil.virtual_memory().total, base=self._base, sockets=self.sockets)
+        self._account.write(
+            self._base / "pg_hba.conf",
+            "local all all peer map=valence\nlocal replication all peer map=valence\n",
+        )
+        extra = dict(self._extra)
+        if self._archive is not None:
+            script = self._base / "archive.sh"
+            self._account.write(script, archive_script(self._account.log_folder(self._archive)))
+            extra |= archiving(script)
+        settings = configuration(
+            memory=psutil.virtual_memory().total, base=self._base, sockets=self.sockets, extra=extra
+        )
         self._account.write(self._base / "valence.conf", settings)
 
     def _spawn(self) -> None:

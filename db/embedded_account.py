@@ -103,6 +103,15 @@ class Account:
         path.chmod(0o700)
         return path
 
+    def log_folder(self, archive: Path) -> Path:
+        """The folder in `archive` that the server keeps its log in, made if missing."""
+        archive.mkdir(mode=0o711 if self.separate else 0o700, parents=True, exist_ok=True)
+        if not self.reaches(archive):
+            raise EmbeddedServerError(
+                f"the database's user {self.server_user} can't enter {archive}: choose another VALENCE_WAL_ARCHIVE"
+            )
+        return self.folder(archive / "wal")
+
     def write(self, path: Path, content: str) -> None:
         """Replaces a file that the server's user may read, at once, so that no reader meets half of it."""
         fresh = path.with_name(f"{path.name}.new")

@@ -1,6 +1,9 @@
 """What the embedded server is tuned to, each value with its reason. Never reads the machine itself."""
 
+import shlex
 import shutil
+from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 
 _MIB = 1 << 20
@@ -9,7 +12,7 @@ _BUILD = 1024 * _MIB
 _SHARED = Path("/dev/shm")  # noqa: S108 - looked at, not written to
 
 
-def configuration(*, memory: int, base: Path, sockets: Path) -> str:
+def configuration(*, memory: int, base: Path, sockets: Path, extra: Mapping[str, str] | None = None) -> str:
     """The server's settings for a machine with `memory` bytes, as the text of a configuration file."""
     buffers = min(max(memory // 32, 128 * _MIB), 512 * _MIB)
     maintenance = min(max(memory // 64, 64 * _MIB), 256 * _MIB)
@@ -69,8 +72,45 @@ def configuration(*, memory: int, base: Path, sockets: Path) -> str:
         "log_line_prefix": "%m [%p] %e ",
         "log_timezone": "UTC",
         "timezone": "UTC",
+        **(extra or {}),
     }
     return "".join(f"{name} = {_quoted(value)}\n" for name, value in settings.items())
+
+
+def archiving(script: Path) -> dict[str, str]:
+    """The settings that hand each full segment of the log to a script, and one that isn't full after a minute."""
+    return {
+        "archive_mode": "on",
+        "archive_command": f"/bin/sh {shlex.quote(str(script)).replace('%', '%%')} %p %f",
+        "archive_timeout": "60s",
+    }
+
+
+def archive_script(folder: Path) -> str:
+    """A script that keeps a segment, compressed: whole and on disk, or not at all; again the same: well."""
+    return f"""#!/bin/sh
+set -eu
+kept={shlex.quote(str(folder))}/"$2".gz
+if [ -f "$kept" ]; then
+    gzip -dc "$kept" | cmp -s - "$1"
+    exit
+fi
+gzip -1c "$1" > "$kept.part"
+sync "$kept.part"
+mv "$kept.part" "$kept"
+sync {shlex.quote(str(folder))}
+"""
+
+
+def recovering(folder: Path, until: datetime | None) -> dict[str, str]:
+    """The settings that play the log kept in `folder` up to a time, or to its end, and then open the database."""
+    kept = shlex.quote(str(folder)).replace("%", "%%")
+    target = {} if until is None else {"recovery_target_time": until.isoformat()}
+    return {
+        "restore_command": f"test -f {kept}/%f.gz && gzip -dc {kept}/%f.gz > %p",
+        "recovery_target_action": "promote",
+        **target,
+    }
 
 
 def _quoted(value: str) -> str:

@@ -172,7 +172,7 @@ class Erasures:
             erased=counts,
             shared=len(shared),
             shared_text_ids=tuple(shared[:NAMED]),
-            near_copies=await self._near(vectors, of=len(gone)),
+            near_copies=await self._near(vectors, gone),
         )
 
     async def _attempt(self, act: _Act) -> _Step:
@@ -238,10 +238,10 @@ class Erasures:
             vectors=[np.array(row.vector, np.float32) for row in vectors if row.space == self._space],
         )
 
-    async def _near(self, vectors: Sequence[Vector], *, of: int) -> NearCopies:
-        """What is left near to the erased vectors, as far as a few seconds reach; `of`: texts erased."""
+    async def _near(self, vectors: Sequence[Vector], gone: set[UUID]) -> NearCopies:
+        """What is left near to the vectors of the texts that are gone, as far as a few seconds reach."""
         near: set[UUID] = set()
-        complete = len(vectors) == of
+        complete = len(vectors) == len(gone)
         deadline = time.monotonic() + _NEAR_SECONDS
         for vector in vectors:
             if time.monotonic() > deadline or len(near) >= NAMED:
@@ -250,7 +250,8 @@ class Erasures:
             found = await self._similarity.search(
                 vector, k=_NEAR_EACH, min_similarity=NEAR_COSINE, exact=True
             )
-            near |= {neighbour.text_id for neighbour in found.results}
+            # A read replica may still have what is gone.
+            near |= {neighbour.text_id for neighbour in found.results} - gone
             complete = complete and found.complete and len(found.results) < _NEAR_EACH
         return NearCopies(cosine=NEAR_COSINE, text_ids=tuple(sorted(near))[:NAMED], complete=complete)
 

@@ -13,8 +13,14 @@ DatabaseError
 ├── Contested              another change of the same thing is under way, or came first
 ├── Conflict               the row's state forbids it
 ├── Rejected               the database refuses the value
-└── EmbeddedServerError    the embedded server can't be set up, started or stopped
-    └── AlreadyOwned
+├── EmbeddedServerError    the embedded server can't be set up, started or stopped
+│   └── AlreadyOwned
+└── BackupError            a backup can't be made or brought back
+    ├── BackupFailed       a tool of PostgreSQL failed
+    ├── BackupUnwritable   where it should lie something lies already
+    ├── BackupDamaged
+    ├── BackupTooNew
+    └── NotEmpty           where it should be brought back there are data
 
 `translated` wraps psycopg's and SQLAlchemy's exceptions once; nothing foreign leaves this package.
 """
@@ -87,6 +93,30 @@ class EmbeddedServerError(DatabaseError):
 
 class AlreadyOwned(EmbeddedServerError):
     """Another process runs the embedded server of this home."""
+
+
+class BackupError(DatabaseError):
+    """A backup can't be made or brought back."""
+
+
+class BackupFailed(BackupError):
+    """A tool of PostgreSQL failed."""
+
+
+class BackupUnwritable(BackupError):
+    """Where the backup should lie something lies already."""
+
+
+class BackupDamaged(BackupError):
+    """A backup isn't whole, or a file of it differs from its digest."""
+
+
+class BackupTooNew(BackupError):
+    """A backup was made by a release that knows more than this one."""
+
+
+class NotEmpty(BackupError):
+    """Where a backup should be brought back there are data."""
 
 
 # Besides psycopg's OperationalError: states in which the same statement may succeed later.

@@ -39,7 +39,7 @@ class Retention:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._after = NOBODY
+        self._after: UUID = NOBODY
 
     async def sweep_texts(self, before: datetime, limit: int = _STEP_TEXTS) -> int:
         """Removes those of the next `limit` texts that came before that time and that nothing names: how many."""
@@ -54,7 +54,7 @@ class Retention:
                 ids = list((await connection.execute(text(_UNNAMED), {"ids": ids})).scalars())
                 await connection.execute(text(_VECTORS), {"ids": ids})
                 await connection.execute(text(_TEXTS), {"ids": ids})
-        self._after: UUID = rows[-1].id if len(rows) == limit else NOBODY
+        self._after = rows[-1].id if len(rows) == limit else NOBODY
         return len(ids)
 
     async def sweep_jobs(self, before: datetime, limit: int = _STEP_TEXTS) -> int:

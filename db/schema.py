@@ -49,6 +49,11 @@ def current_at(url: str) -> str | None:
         return current(connection)
 
 
+def knows(revision: str) -> bool:
+    """Whether this release can bring a schema of that revision up to its own."""
+    return revision in _revisions()
+
+
 def serves(found: str | None) -> bool:
     """Whether this release works with that revision: its own, or one of a later release, which leaves it working."""
     return found == head() or (found is not None and found > head())
@@ -117,10 +122,13 @@ def _config(connection: Connection | None = None) -> Config:
     return config
 
 
+def _revisions() -> set[str]:
+    return {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+
+
 def _known(connection: Connection) -> None:
     found = current(connection)
-    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
-    if found is not None and found not in known:
+    if found is not None and found not in _revisions():
         raise SchemaMismatch(
             f"the database's schema is at {found}, which this release doesn't know: "
             "use the release that made it"

@@ -10,7 +10,9 @@ from pathlib import Path
 from serving.settings import Settings
 
 ADMIN_KEY = "admin.key"
-_INSTALLATION_KEY = "installation.key"
+# In a home while a restore into it is under way.
+RESTORE_MARK = "restore.part"
+INSTALLATION_KEY = "installation.key"
 _BYTES = 32
 
 
@@ -26,7 +28,7 @@ def installation_key(settings: Settings) -> bytes:
     """
     if settings.installation_key is not None:
         return _parsed(settings.installation_key.get_secret_value(), "VALENCE_INSTALLATION_KEY")
-    path = settings.home / _INSTALLATION_KEY
+    path = settings.home / INSTALLATION_KEY
     if not path.exists():
         write_secret(path, secrets.token_hex(_BYTES))
     return _parsed(path.read_text(), str(path))

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from serving.installation import admin_key_path
+from serving.installation import RESTORE_MARK, admin_key_path
 from serving.record import Record
 from serving.settings import Settings
 
@@ -39,6 +39,8 @@ def up(settings: Settings, *, foreground: bool = False, say: Say = print) -> dic
     """
     settings = settings.model_copy(update={"home": settings.home.absolute()})
     record = Record(settings.home)
+    if (settings.home / RESTORE_MARK).exists():
+        raise LaunchFailed(f"a restore into {settings.home} was cut off: remove it and restore again")
     was_up = record.owned()
     if not was_up:
         require_free_port(settings.host, settings.port, otherwise="set VALENCE_PORT")

@@ -155,7 +155,7 @@ class Supervisor:
         if settings.database_url is not None:
             names["DATABASE_URL"] = settings.database_url.get_secret_value()
         else:
-            self._server = EmbeddedPostgres(settings.home)
+            self._server = EmbeddedPostgres(settings.home, archive=settings.wal_archive)
             self._server.initialise()
             names["DATABASE_URL"] = self._server.url(DATABASE)
         if settings.mlflow_tracking_uri is None:

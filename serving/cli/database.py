@@ -1,14 +1,17 @@
-"""`valence db`: the schema's version in the database that the settings name, running or not."""
+"""`valence db`: the schema's version and backups of the database that the settings name, running or not."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from contextlib import AbstractContextManager
+from datetime import datetime
+from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from serving.cli.common import AsJson, show_record
 
-app = typer.Typer(no_args_is_help=True, help="The database's schema.")
+app = typer.Typer(no_args_is_help=True, help="The database: its schema, its backups.")
 
 
 @app.command()
@@ -52,24 +55,89 @@ def current(
     show_record({"revision": found, "head": schema.head()}, as_json=as_json)
 
 
-@contextmanager
-def _database() -> Iterator[str]:
-    """The URL of the database; an embedded one that isn't running runs for as long as this needs it."""
-    from db.embedded import EmbeddedPostgres
-    from db.errors import AlreadyOwned
+@app.command()
+def backup(
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE_OR_DIR", help="Where to; default: the working directory."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a backup of both databases, the artifacts and the installation key; the platform may run.
+
+    Whoever holds it holds the texts and the key: it is as secret as the database.
+    """
+    from serving import backups
     from serving.settings import Settings
 
-    settings = Settings()
-    if settings.database_url is not None:
-        yield settings.database_url.get_secret_value()
-        return
-    server = EmbeddedPostgres(settings.home)
+    show_record(backups.backup(Settings(), output, _say()), as_json=as_json)
+
+
+@app.command("base-backup")
+def base_backup(as_json: AsJson = False) -> None:
+    """Copy the embedded server's files into VALENCE_WAL_ARCHIVE, to go back from there to any later moment."""
+    from serving import backups
+    from serving.settings import Settings
+
+    show_record(backups.base_backup(Settings(), _say()), as_json=as_json)
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="BACKUP")],
+    until: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a base backup: go back to this time, ISO 8601 with zone; default: as far as the log goes."
+        ),
+    ] = None,
+    archive: Annotated[
+        Path | None, typer.Option(help="Of a base backup: where its log is kept; default: beside it.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a backup back into an empty home."""
+    from serving import backups
+    from serving.settings import Settings
+
+    record = backups.restore(Settings(), file, _say(), until=_moment(until), log=archive)
+    show_record(record, as_json=as_json)
+
+
+@app.command()
+def scrub(
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False, as_json: AsJson = False
+) -> None:
+    """Overwrite what was deleted in the database's files. Each table is locked while it is written anew."""
+    from db import scrub as scrubbing
+
+    if not yes:
+        typer.confirm("Write the tables anew, while requests to them wait or fail?", abort=True, err=True)
+    with _database() as url:
+        log = scrubbing.scrub(url, _say())
+    show_record({"tables": True, "log": log}, as_json=as_json)
+
+
+def _moment(text: str | None) -> datetime | None:
+    if text is None:
+        return None
     try:
-        server.start()
-    except AlreadyOwned:
-        yield server.url()
-        return
-    try:
-        yield server.create_database("valence")
-    finally:
-        server.stop()
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text} is no time in ISO 8601", param_hint="--until") from None
+    if moment.tzinfo is None:
+        raise typer.BadParameter(f"{text} names no zone: add Z or an offset", param_hint="--until")
+    return moment
+
+
+def _say() -> partial[None]:
+    return partial(print, file=sys.stderr, flush=True)
+
+
+def _database() -> AbstractContextManager[str]:
+    from serving.backups import database
+    from serving.settings import Settings
+
+    return database(Settings())

@@ -286,6 +286,17 @@ def test_nothing_is_erased_unasked_and_the_receipt_is_printed(
     assert json.loads(run("texts", "erase", "t1", "--yes", "--json")[1])["kind"] == "text"
 
 
+def test_a_backup_that_is_not_there_is_one_line_and_a_time_without_zone_wrong_usage(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VALENCE_HOME", str(tmp_path / "home"))
+    code, out, err = run("db", "restore", str(tmp_path / "none.backup"))
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "none.backup" in err
+    assert run("db", "restore", "any", "--until", "2026-01-31T12:00:00")[0] == 2
+    assert run("db", "restore", "any", "--until", "yesterday")[0] == 2
+
+
 def test_a_version_is_evaluated_waited_for_and_shown_with_its_gates(platform: Platform, run: Any) -> None:
     code, out, _ = run("models", "evaluate", "3")
     assert (code, "running" in out) == (0, True)

@@ -1,0 +1,262 @@
+"""Backup files: a tar archive with a manifest at its end that names every file and its digest.
+
+Owns the format: how it is written, checked and taken apart. Knows nothing of databases.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import IO, Any, Final, Literal, Self, TypeAlias
+
+from db.errors import BackupDamaged, BackupTooNew, BackupUnwritable
+
+FORMAT: Final = 1
+MANIFEST: Final = "manifest.json"
+_SEAL: Final = "manifest.sha256"
+_PIECE: Final = 1 << 20
+
+Contents: TypeAlias = Literal["dump", "base"]
+Say: TypeAlias = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class File:
+    """A file of a backup: its size in bytes, its SHA-256 in hex."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What a backup holds.
+
+    `contents`: dumps, or the server's files; `schema`: the revision; `server`: PostgreSQL's version; `artifacts`: the
+    URI of the folder they lay in; `created_at`: before anything was read.
+    """
+
+    format: int
+    contents: Contents
+    created_at: str
+    release: str
+    schema: str | None
+    server: str
+    artifacts: str
+    files: Mapping[str, File]
+
+
+class BackupWriter:
+    """A file that has its name only once it is whole and on disk; only its owner can read it.
+
+    Raises BackupUnwritable if a file with this name exists.
+    """
+
+    def __init__(self, target: Path) -> None:
+        if target.exists():
+            raise BackupUnwritable(f"{target} exists already: name another file")
+        self.target = target
+        self._draft = target.with_name(f".{target.name}.{os.getpid()}.part")
+        self._file = os.fdopen(os.open(self._draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600), "w+b")
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+        self._files: dict[str, File] = {}
+        self._started = datetime.now(UTC)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._draft.unlink(missing_ok=True)
+
+    def add(self, name: str, path: Path) -> None:
+        """Adds a file as long as it is now, whatever is appended meanwhile."""
+        with path.open("rb") as file:
+            self._add(name, file, os.fstat(file.fileno()).st_size)
+
+    def add_folder(self, name: str, folder: Path) -> None:
+        """Adds a folder's files; one that vanishes meanwhile is left out."""
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and not path.is_symlink():
+                try:
+                    self.add(f"{name}/{path.relative_to(folder).as_posix()}", path)
+                except FileNotFoundError:
+                    continue
+
+    def add_text(self, name: str, text: str) -> None:
+        """Adds a text as a file."""
+        content = text.encode()
+        self._add(name, io.BytesIO(content), len(content))
+
+    def finish(
+        self, *, contents: Contents, release: str, schema: str | None, server: str, artifacts: str
+    ) -> Manifest:
+        """Seals the backup and gives it its name."""
+        manifest = Manifest(
+            format=FORMAT,
+            contents=contents,
+            created_at=self._started.isoformat(),
+            release=release,
+            schema=schema,
+            server=server,
+            artifacts=artifacts,
+            files=self._files,
+        )
+        written = json.dumps(asdict(manifest), indent=1)
+        self.add_text(MANIFEST, written)
+        self.add_text(_SEAL, hashlib.sha256(written.encode()).hexdigest())
+        self._tar.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        try:
+            # Not renamed: what took the name meanwhile stays.
+            os.link(self._draft, self.target)
+        except FileExistsError:
+            raise BackupUnwritable(f"{self.target} exists already: name another file") from None
+        except OSError:
+            # A file system without links.
+            os.rename(self._draft, self.target)
+        folder = os.open(self.target.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+        return manifest
+
+    def _add(self, name: str, file: IO[bytes], size: int) -> None:
+        entry = tarfile.TarInfo(name)
+        entry.size, entry.mode, entry.mtime = size, 0o600, int(self._started.timestamp())
+        hashed = _Hashed(file)
+        self._tar.addfile(entry, hashed)
+        self._files[name] = File(size=size, sha256=hashed.hexdigest())
+
+
+class Backup:
+    """A backup file whose manifest was read; `check` compares everything else with it.
+
+    Raises:
+        BackupDamaged: it has no whole manifest.
+        BackupTooNew: its format is one of a later release.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("rb")
+        try:
+            self._tar = tarfile.open(fileobj=self._file, mode="r:")  # noqa: SIM115
+            self._entries = {entry.name: entry for entry in self._tar.getmembers()}
+            self.manifest = self._read_manifest()
+        except tarfile.TarError as error:
+            self._file.close()
+            raise BackupDamaged(f"{path} is no backup, or is damaged") from error
+        except BaseException:
+            self._file.close()
+            raise
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def check(self) -> None:
+        """Reads everything once.
+
+        Raises:
+            BackupDamaged: a file isn't what the manifest says; the message names it.
+        """
+        known = {*self.manifest.files, MANIFEST, _SEAL}
+        if strange := sorted(self._entries.keys() - known):
+            raise BackupDamaged(f"{self.path} is damaged: {strange[0]} isn't in its manifest")
+        for name in self.manifest.files:
+            with self._opened(name) as file:
+                _compared(file, self.manifest.files[name], f"{self.path} is damaged: {name}")
+
+    def extract(self, name: str, to: Path) -> None:
+        """Writes one of its files to `to`, readable by its owner alone. Raises BackupDamaged as `check` does."""
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            self._opened(name) as file,
+            os.fdopen(os.open(to, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as out,
+        ):
+            _compared(file, self.manifest.files[name], f"{self.path} is damaged: {name}", out)
+            out.flush()
+            os.fsync(out.fileno())
+
+    def extract_folder(self, name: str, to: Path) -> None:
+        """Writes its files under `name` into the folder `to`."""
+        for each in self.manifest.files:
+            path = PurePosixPath(each)
+            if path.parts[0] == name:
+                self.extract(each, to.joinpath(*path.parts[1:]))
+
+    def text(self, name: str) -> str:
+        """One of its files as text."""
+        with self._opened(name) as file:
+            return file.read().decode()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.manifest.files
+
+    def _opened(self, name: str) -> IO[bytes]:
+        entry = self._entries.get(name)
+        found = self._tar.extractfile(entry) if entry is not None else None
+        if found is None:
+            raise BackupDamaged(f"{self.path} is damaged: {name} is missing")
+        return found
+
+    def _read_manifest(self) -> Manifest:
+        try:
+            with self._opened(MANIFEST) as file, self._opened(_SEAL) as seal:
+                written = file.read()
+                whole = hashlib.sha256(written).hexdigest() == seal.read().decode("ascii", "replace")
+        except BackupDamaged:
+            raise BackupDamaged(f"{self.path} has no manifest: it was cut off or is damaged") from None
+        if not whole:
+            raise BackupDamaged(f"{self.path} is damaged: {MANIFEST} differs from its digest")
+        values: dict[str, Any] = json.loads(written)
+        if values["format"] > FORMAT:
+            raise BackupTooNew(
+                f"{self.path} has format {values['format']}, this release knows {FORMAT}: "
+                f"use Valence {values.get('release')} or later"
+            )
+        files = {name: File(**entry) for name, entry in values.pop("files").items()}
+        for name in files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts:
+                raise BackupDamaged(f"{self.path} is damaged: {name} isn't a name within it")
+        return Manifest(**values, files=files)
+
+
+class _Hashed(io.RawIOBase):
+    """A file that hashes what is read of it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        piece = self._file.read(size)
+        self._digest.update(piece)
+        return piece
+
+    def hexdigest(self) -> str:
+        """The digest of what was read so far."""
+        return self._digest.hexdigest()
+
+
+def _compared(file: IO[bytes], expected: File, damage: str, out: IO[bytes] | None = None) -> None:
+    hashed, size = _Hashed(file), 0
+    try:
+        while piece := hashed.read(_PIECE):
+            size += len(piece)
+            if out is not None:
+                out.write(piece)
+    except tarfile.TarError as error:
+        raise BackupDamaged(f"{damage} can't be read to its end") from error
+    if size != expected.size or hashed.hexdigest() != expected.sha256:
+        raise BackupDamaged(f"{damage} differs from its digest")

@@ -1,0 +1,308 @@
+"""`valence db backup` and its kin: what belongs to a backup, in which order it is read, and where it is brought back.
+
+Owns the composition of databases, artifacts and installation key. Holds no SQL and no format.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from db import dump, recovery, schema
+from db.backup import Backup, BackupWriter, Say
+from db.databases import beside, ensure_beside
+from db.embedded import EmbeddedPostgres
+from db.errors import AlreadyOwned, BackupError, BackupTooNew, NotEmpty
+from db.ids import fingerprint
+from serving.errors import Conflict, Invalid
+from serving.installation import INSTALLATION_KEY, RESTORE_MARK, installation_key, write_secret
+from serving.record import Record
+from serving.settings import Settings
+from serving.stores import DATABASE, REGISTRY_SUFFIX
+
+SUFFIX: Final = ".backup"
+_DATABASE, _REGISTRY, _ARTIFACTS = "database.dump", "registry.dump", "artifacts"
+
+
+@contextmanager
+def database(settings: Settings) -> Iterator[str]:
+    """The URL of the database; an embedded one that isn't running runs for as long as this needs it."""
+    if settings.database_url is not None:
+        yield settings.database_url.get_secret_value()
+        return
+    server = EmbeddedPostgres(settings.home, archive=settings.wal_archive)
+    try:
+        server.start()
+    except AlreadyOwned:
+        yield server.url()
+        return
+    try:
+        yield server.create_database(DATABASE)
+    finally:
+        server.stop()
+
+
+def backup(settings: Settings, target: Path | None, say: Say) -> dict[str, Any]:
+    """Writes a backup to a file, or under a name of its own into a folder (default: the working directory).
+
+    The platform may run and write. First the platform's database, then the registry's, then the artifacts: what is
+    read later holds all that was named before, because a version is stored before it answers, and its artifacts
+    before it. Each database is as it was at one moment.
+
+    Raises:
+        Invalid: there is no database.
+        BackupError: it can't be written.
+    """
+    _require_database(settings)
+    target = _named(target or Path.cwd())
+    with database(settings) as url, BackupWriter(target) as writer, _scratch(target.parent) as scratch:
+        revision = _revision(url)
+        key = _key(settings, url)
+        say("the platform's database")
+        dump.dump(url, scratch / _DATABASE)
+        writer.add(_DATABASE, scratch / _DATABASE)
+        if settings.mlflow_tracking_uri is None:
+            say("MLflow's database")
+            dump.dump(beside(url, REGISTRY_SUFFIX), scratch / _REGISTRY)
+            writer.add(_REGISTRY, scratch / _REGISTRY)
+        else:
+            say("MLflow is elsewhere (MLFLOW_TRACKING_URI): back it up there")
+        _add_rest(writer, settings, key, say)
+        manifest = writer.finish(
+            contents="dump",
+            release=version("valence"),
+            schema=revision,
+            server=dump.server_version(url),
+            artifacts=_artifacts(settings).as_uri(),
+        )
+    return _said(target, manifest.files)
+
+
+def base_backup(settings: Settings, say: Say) -> dict[str, Any]:
+    """Copies the embedded server's files into the log's archive, and expires what is older than the backups' days.
+
+    Raises:
+        Invalid: no archive is set, or the database isn't the embedded one or isn't there.
+        BackupError: it can't be written.
+    """
+    archive = _archive(settings)
+    _require_database(settings)
+    archive.mkdir(parents=True, exist_ok=True)
+    target = _named(archive)
+    with database(settings) as url, BackupWriter(target) as writer, _scratch(archive) as scratch:
+        revision = _revision(url)
+        key = _key(settings, url)
+        say("the server's files")
+        recovery.copy_files(url, scratch / "copy")
+        writer.add(recovery.BASE, scratch / "copy" / recovery.BASE)
+        _add_rest(writer, settings, key, say)
+        manifest = writer.finish(
+            contents="base",
+            release=version("valence"),
+            schema=revision,
+            server=dump.server_version(url),
+            artifacts=_artifacts(settings).as_uri(),
+        )
+    expired = recovery.expire(archive, _base_backups(archive), days=settings.backup_days)
+    return {**_said(target, manifest.files), "expired": len(expired)}
+
+
+def restore(
+    settings: Settings, file: Path, say: Say, *, until: datetime | None = None, log: Path | None = None
+) -> dict[str, Any]:
+    """Brings a backup back into an empty home, or into the empty databases that the settings name.
+
+    A base backup is brought up to the time `until`, or to the end of the log kept in the archive `log` (default: the
+    folder that the backup lies in).
+
+    Raises:
+        NotEmpty: there are data.
+        BackupDamaged, BackupTooNew: the backup can't be used; the message names what is wrong with it.
+        Conflict: the settings name another installation key.
+        Invalid: a point in time is wanted, and the backup holds dumps or the database isn't the embedded one.
+    """
+    home = settings.home.absolute()
+    _require_empty(home)
+    with closing(Backup(file)) as found:
+        _require_usable(settings, found, until)
+        say("checking every file")
+        found.check()
+        key = _same_key(settings, found)
+        home.mkdir(parents=True, exist_ok=True)
+        mark = home / RESTORE_MARK
+        mark.mkdir()
+        try:
+            write_secret(home / INSTALLATION_KEY, key)
+            say("artifacts")
+            found.extract_folder(_ARTIFACTS, _artifacts(settings))
+            if found.manifest.contents == "dump":
+                _load(settings, found, mark, say)
+            else:
+                _recover(settings, found, mark, say, until, log or file.parent)
+        except BaseException:
+            _discard(home)
+            raise
+        shutil.rmtree(mark)
+    manifest = found.manifest
+    return {
+        "home": str(home),
+        "backup": str(file),
+        "created_at": manifest.created_at,
+        "revision": manifest.schema,
+        "files": len(manifest.files),
+    }
+
+
+def _load(settings: Settings, found: Backup, scratch: Path, say: Say) -> None:
+    with database(settings) as url:
+        registry = ensure_beside(url, REGISTRY_SUFFIX) if _REGISTRY in found else None
+        for each in filter(None, (url, registry)):
+            if dump.holds_tables(each):
+                raise NotEmpty("the database holds tables: name an empty one")
+        if registry is not None:
+            say("MLflow's database")
+            found.extract(_REGISTRY, scratch / _REGISTRY)
+            dump.load(registry, scratch / _REGISTRY)
+            _relocate(settings, found, registry)
+        say("the platform's database")
+        found.extract(_DATABASE, scratch / _DATABASE)
+        dump.load(url, scratch / _DATABASE)
+        schema.upgrade(url)
+
+
+def _recover(
+    settings: Settings, found: Backup, scratch: Path, say: Say, until: datetime | None, log: Path
+) -> None:
+    say(f"the server's files, and the log up to {until or 'its end'}")
+    found.extract(recovery.BASE, scratch / recovery.BASE)
+    recovery.recover(
+        settings.home.absolute(),
+        scratch / recovery.BASE,
+        log=log,
+        until=until,
+        archive=settings.wal_archive,
+    )
+    with database(settings) as url:
+        _relocate(settings, found, ensure_beside(url, REGISTRY_SUFFIX))
+        schema.upgrade(url)
+
+
+def _relocate(settings: Settings, found: Backup, registry: str) -> None:
+    old, new = found.manifest.artifacts, _artifacts(settings).as_uri()
+    if old != new:
+        dump.relocate(registry, old, new)
+
+
+def _require_database(settings: Settings) -> None:
+    if settings.database_url is None and not (settings.home / "postgres").exists():
+        raise Invalid(f"{settings.home.absolute()} holds no database: set VALENCE_HOME, or DATABASE_URL")
+
+
+def _require_empty(home: Path) -> None:
+    if Record(home).owned():
+        raise NotEmpty(f"a platform runs in {home}: choose an empty home")
+    there = sorted(path.name for path in home.iterdir() if path.name != "logs") if home.exists() else []
+    if RESTORE_MARK in there:
+        raise NotEmpty(f"a restore into {home} was cut off: remove it and restore again")
+    if there:
+        raise NotEmpty(f"{home} holds data ({there[0]}): set VALENCE_HOME to an empty folder")
+
+
+def _require_usable(settings: Settings, found: Backup, until: datetime | None) -> None:
+    manifest = found.manifest
+    if manifest.schema is not None and not schema.knows(manifest.schema):
+        raise BackupTooNew(
+            f"{found.path} has schema revision {manifest.schema}, which this release doesn't know: "
+            f"use Valence {manifest.release} or later"
+        )
+    if manifest.contents == "dump" and until is not None:
+        raise Invalid(f"{found.path} holds dumps, which are of one moment: restore a base backup")
+    if manifest.contents == "base" and settings.database_url is not None:
+        raise Invalid(f"{found.path} holds the embedded server's files: unset DATABASE_URL")
+
+
+def _same_key(settings: Settings, found: Backup) -> str:
+    """The backup's installation key, in hex."""
+    key = found.text(INSTALLATION_KEY)
+    if settings.installation_key is not None and installation_key(settings) != bytes.fromhex(key):
+        raise Conflict(
+            "VALENCE_INSTALLATION_KEY isn't the key of the backup, whose texts couldn't be met again: unset it"
+        )
+    return key
+
+
+def _revision(url: str) -> str:
+    revision = schema.current_at(url)
+    if revision is None:
+        raise Invalid("the database holds no schema yet: there is nothing to back up")
+    return revision
+
+
+def _key(settings: Settings, url: str) -> str:
+    """The installation key, in hex."""
+    key = installation_key(settings)
+    filled = dump.key_fingerprint(url)
+    if filled is not None and filled != fingerprint(key):
+        raise Conflict("the database was filled under another installation key than this home's")
+    return key.hex()
+
+
+def _add_rest(writer: BackupWriter, settings: Settings, key: str, say: Say) -> None:
+    say("artifacts")
+    writer.add_folder(_ARTIFACTS, _artifacts(settings))
+    writer.add_text(INSTALLATION_KEY, key)
+
+
+def _artifacts(settings: Settings) -> Path:
+    return settings.home.resolve() / "artifacts"
+
+
+def _archive(settings: Settings) -> Path:
+    if settings.database_url is not None:
+        raise Invalid("only the embedded database is copied file by file: use the tools of your server")
+    if settings.wal_archive is None:
+        raise Invalid(
+            "VALENCE_WAL_ARCHIVE isn't set: without the log since, a copy of the files is of no use"
+        )
+    return settings.wal_archive.absolute()
+
+
+def _named(target: Path) -> Path:
+    now = datetime.now(UTC)
+    return target / f"valence-{now:%Y%m%dT%H%M%SZ}{SUFFIX}" if target.is_dir() else target.absolute()
+
+
+def _base_backups(folder: Path) -> dict[Path, datetime]:
+    """When each of a folder's base backups was begun; whatever else lies there is left alone."""
+    begun = {}
+    for file in folder.glob(f"*{SUFFIX}"):
+        with suppress(BackupError), closing(Backup(file)) as found:
+            if found.manifest.contents == "base":
+                begun[file] = datetime.fromisoformat(found.manifest.created_at)
+    return begun
+
+
+def _said(target: Path, files: Any) -> dict[str, Any]:
+    return {"backup": str(target), "files": len(files), "bytes": target.stat().st_size}
+
+
+@contextmanager
+def _scratch(beside_: Path) -> Iterator[Path]:
+    """A folder for a moment, where the backup itself has room."""
+    with tempfile.TemporaryDirectory(prefix=".valence-", dir=beside_) as folder:
+        yield Path(folder)
+
+
+def _discard(home: Path) -> None:
+    """Removes what a restore that failed has made; the home was empty before."""
+    data = home / "postgres"
+    shutil.rmtree(data.resolve(), ignore_errors=True)
+    if data.is_symlink():
+        data.unlink()
+    for name in (_ARTIFACTS, RESTORE_MARK):
+        shutil.rmtree(home / name, ignore_errors=True)
+    (home / INSTALLATION_KEY).unlink(missing_ok=True)

@@ -1,0 +1,355 @@
+"""The restore drill: what was acknowledged comes back, from dumps or up to a point in time, or nothing does."""
+
+import asyncio
+import json
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from pydantic import SecretStr
+
+from db import schema
+from db.backup import Backup, BackupWriter
+from db.databases import beside, ensure_beside
+from db.embedded import EmbeddedPostgres
+from db.engine import Database
+from db.errors import BackupDamaged, BackupFailed, BackupTooNew, EmbeddedServerError, NotEmpty
+from db.feedback import FeedbackStore, NewFeedback
+from db.submissions import Stored
+from registry.bootstrap import builtin
+from registry.store import Registry
+from serving.backups import backup, base_backup, restore
+from serving.cli import main
+from serving.errors import Conflict, Invalid
+from serving.launch import LaunchFailed, up
+from serving.settings import Settings
+from tests.support.clock import eventually
+from tests.support.postgres import KEY, opened
+from tests.support.rows import new_key, new_text, submission, writer
+
+pytestmark = pytest.mark.anyio
+
+Home = Callable[[], Path]
+
+
+def quiet(_line: str) -> None: ...
+
+
+@pytest.fixture
+def home() -> Iterator[Home]:
+    """Makes homes that other users may enter, as a service's are."""
+    made: list[Path] = []
+
+    def make() -> Path:
+        made.append(Path(tempfile.mkdtemp(prefix="valence-backup-")))
+        made[-1].chmod(0o755)
+        return made[-1]
+
+    yield make
+    for each in made:
+        destroy(each)
+
+
+def destroy(home: Path) -> None:
+    shutil.rmtree((home / "postgres").resolve(), ignore_errors=True)
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def of(home: Path, *, archive: Path | None = None, key: bytes | None = KEY) -> Settings:
+    return Settings(home=home, installation_key=SecretStr(key.hex()) if key else None, wal_archive=archive)
+
+
+@asynccontextmanager
+async def running(home: Path, archive: Path | None = None) -> AsyncIterator[tuple[str, Database]]:
+    """The database of a home as the platform has it; its process ends as by `valence down`."""
+    server = EmbeddedPostgres(home, archive=archive)
+    server.start()
+    try:
+        url = server.create_database("valence")
+        ensure_beside(url, "_mlflow")
+        schema.upgrade(url)
+        async with opened(url) as database:
+            yield url, database
+    finally:
+        server.stop()
+
+
+def stored(url: str, ids: list[UUID]) -> dict[str, Any]:
+    """Every column of these predictions and of what belongs to them, vectors bit by bit."""
+    statements = {
+        "predictions": "SELECT p::text FROM predictions p WHERE id = ANY(%(ids)s) ORDER BY id",
+        "feedback": "SELECT f::text FROM feedback f WHERE prediction_id = ANY(%(ids)s) ORDER BY prediction_id",
+        "texts": "SELECT t::text FROM text_inputs t WHERE id IN ("
+        "SELECT text_id FROM predictions WHERE id = ANY(%(ids)s)) ORDER BY id",
+        "vectors": "SELECT text_id, segment, halfvec_send(embedding) FROM embeddings WHERE text_id IN ("
+        "SELECT text_id FROM predictions WHERE id = ANY(%(ids)s)) ORDER BY text_id",
+        "keys": "SELECT k::text FROM api_keys k ORDER BY id",
+        "audit": "SELECT a::text FROM audit_log a ORDER BY id",
+    }
+    with psycopg.connect(url) as connection:
+        return {name: connection.execute(each, {"ids": ids}).fetchall() for name, each in statements.items()}
+
+
+def shape(url: str) -> dict[str, Any]:
+    """The schema: columns, constraints, indexes, triggers, and of which columns no samples are taken."""
+    statements = {
+        "columns": "SELECT attrelid::regclass::text, attname, format_type(atttypid, atttypmod), attnotnull, "
+        "attstorage, attstattarget FROM pg_attribute JOIN pg_class c ON c.oid = attrelid WHERE attnum > 0 "
+        "AND c.relkind IN ('r', 'p') AND c.relnamespace = 'public'::regnamespace ORDER BY 1, 2",
+        "constraints": "SELECT conrelid::regclass::text, conname, contype, convalidated FROM pg_constraint "
+        "WHERE conparentid = 0 AND contype <> 'n' AND connamespace = 'public'::regnamespace ORDER BY 1, 2",
+        "indexes": "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1, 2",
+        "triggers": "SELECT tgrelid::regclass::text, tgname, tgenabled FROM pg_trigger "
+        "WHERE NOT tgisinternal ORDER BY 1, 2",
+    }
+    with psycopg.connect(url) as connection:
+        return {name: connection.execute(each).fetchall() for name, each in statements.items()}
+
+
+def all_ids(url: str) -> set[UUID]:
+    with psycopg.connect(url) as connection:
+        return {row[0] for row in connection.execute("SELECT id FROM predictions").fetchall()}
+
+
+def found_in(folder: Path) -> dict[str, int]:
+    """What lies in a folder, with its mode."""
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+
+
+async def test_what_was_acknowledged_before_a_backup_under_writes_comes_back(
+    home: Home, tmp_path: Path
+) -> None:
+    first, second = home(), home()
+    async with running(first) as (url, database):
+        registry = Registry(beside(url, "_mlflow"), artifact_root=first / "artifacts")
+        version = await asyncio.to_thread(registry.register, builtin("lexicon"), alias="champion")
+        key = await new_key(database)
+        acknowledged: list[UUID] = []
+
+        async def write() -> list[UUID]:
+            sent = submission(key, [new_text() for _ in range(20)])
+            assert await writer(database).commit([sent]) == [Stored()]
+            return [each.id for each in sent.predictions]
+
+        for _ in range(10):
+            acknowledged += await write()
+        for prediction_id in acknowledged[:20]:
+            await FeedbackStore(database).put(
+                NewFeedback(
+                    prediction_id=prediction_id,
+                    holder_id=key.holder_id,
+                    key_id=key.id,
+                    is_correct=True,
+                    comment="said",
+                )
+            )
+        before, shaped = stored(url, acknowledged), shape(url)
+        dumped = asyncio.create_task(asyncio.to_thread(backup, of(first), tmp_path, quiet))
+        meanwhile: list[UUID] = []
+        while not dumped.done():
+            meanwhile += await write()
+        said = await dumped
+    assert len(meanwhile) > 20
+    destroy(first)
+
+    file = Path(said["backup"])
+    assert found_in(tmp_path) == {file.name: 0o600}
+    restored = restore(of(second, key=None), file, quiet)
+    assert restored["revision"] == schema.head()
+    assert (second / "installation.key").read_text() == KEY.hex()
+    assert found_in(second).keys() == {"artifacts", "installation.key", "postgres"}
+    assert found_in(second)["installation.key"] == 0o600
+    async with running(second) as (url, database):
+        assert stored(url, acknowledged) == before
+        # Those that came in between are there wholly or not at all.
+        extra = all_ids(url) - set(acknowledged)
+        assert extra <= set(meanwhile)
+        assert {name: len(rows) for name, rows in stored(url, list(extra)).items() if name in ("texts", "vectors")} == {
+            "texts": len(extra), "vectors": len(extra),
+        }  # fmt: skip
+        assert shape(url) == shaped
+        assert await writer(database).commit([submission(key)]) == [Stored()]
+        moved = Registry(beside(url, "_mlflow"), artifact_root=second / "artifacts")
+        champion = await asyncio.to_thread(moved.champion)
+        assert champion.digest == version.digest
+        assert await asyncio.to_thread(moved.fetch, champion, tmp_path / "cache") == next(
+            (second / "artifacts").rglob("bundle")
+        )
+
+
+async def test_a_point_between_two_writes_is_gone_back_to(home: Home) -> None:
+    first, archive = home(), home()
+    settings = of(first, archive=archive)
+    async with running(first, archive) as (url, database):
+        key = await new_key(database)
+
+        async def write() -> UUID:
+            sent = submission(key)
+            assert await writer(database).commit([sent]) == [Stored()]
+            return sent.predictions[0].id
+
+        earliest = await write()
+        said = await asyncio.to_thread(base_backup, settings, quiet)
+        wanted = await write()
+        with psycopg.connect(url, autocommit=True) as connection:
+            between = connection.execute("SELECT clock_timestamp()").fetchone()[0]
+            unwanted = await write()
+            last = connection.execute("SELECT pg_walfile_name(pg_switch_wal())").fetchone()[0]
+        before = stored(url, [earliest, wanted])
+        eventually(lambda: (archive / "wal" / f"{last}.gz").exists(), within=30, what="the log is kept")
+    destroy(first)
+
+    base = Path(said["backup"])
+    assert base.parent == archive
+    second = home()
+    restore(of(second), base, quiet, until=between)
+    async with running(second) as (url, database):
+        assert all_ids(url) == {earliest, wanted}
+        assert stored(url, [earliest, wanted]) == before
+        assert await writer(database).commit([submission(key)]) == [Stored()]
+    third = home()
+    restore(of(third), base, quiet)
+    async with running(third) as (url, _):
+        assert all_ids(url) == {earliest, wanted, unwanted}
+    fourth = home()
+    with pytest.raises(EmbeddedServerError, match="before configured recovery target"):
+        restore(of(fourth), base, quiet, until=datetime.now(UTC) + timedelta(days=1))
+    with pytest.raises(EmbeddedServerError, match="wal isn't there"):
+        restore(of(fourth), base, quiet, log=fourth)
+    assert list(fourth.iterdir()) == []
+
+
+async def test_copies_and_log_expire_but_not_the_last_copy(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, archive = home(), home()
+    settings = of(first, archive=archive)
+    async with running(first, archive):
+        old = await asyncio.to_thread(base_backup, settings, quiet)
+        assert old["expired"] == 0
+        made_up(archive / "dump.backup")
+        kept = {path.name for path in (archive / "wal").iterdir()}
+        assert kept
+        later = datetime.now(UTC) + timedelta(days=settings.backup_days + 1)
+        monkeypatch.setattr("db.recovery.datetime", _At(later))
+        monkeypatch.setattr("serving.backups._named", lambda folder: folder / "valence-later.backup")
+        new = await asyncio.to_thread(base_backup, settings, quiet)
+    assert new["expired"] > 1
+    assert {path.name for path in archive.glob("*.backup")} == {"dump.backup", "valence-later.backup"}
+    assert not kept & {path.name for path in (archive / "wal").iterdir()}
+
+
+class _At:
+    """The clock at another time."""
+
+    def __init__(self, moment: datetime) -> None:
+        self._moment = moment
+
+    def now(self, _zone: Any) -> datetime:
+        return self._moment
+
+
+async def test_a_server_that_keeps_no_log_is_not_copied(home: Home) -> None:
+    first, archive = home(), home()
+    async with running(first):
+        with pytest.raises(BackupFailed, match="VALENCE_WAL_ARCHIVE"):
+            await asyncio.to_thread(base_backup, of(first, archive=archive), quiet)
+        with pytest.raises(Invalid, match="VALENCE_WAL_ARCHIVE"):
+            await asyncio.to_thread(base_backup, of(first), quiet)
+    assert list(archive.iterdir()) == []
+
+
+def made_up(target: Path, *, revision: str = "0001", dumped: str = "no dump", artifact: str = "a") -> Path:
+    with BackupWriter(target) as writing:
+        writing.add_text("database.dump", dumped)
+        writing.add_text("artifacts/a", artifact)
+        writing.add_text("installation.key", KEY.hex())
+        writing.finish(contents="dump", release="7.0", schema=revision, server="18", artifacts="file:///a")
+    return target
+
+
+def test_what_cant_be_brought_back_is_refused_by_name_and_leaves_an_empty_home(
+    home: Home, tmp_path: Path
+) -> None:
+    empty = home()
+    with pytest.raises(BackupTooNew, match=r"9999.*Valence 7\.0"):
+        restore(of(empty), made_up(tmp_path / "new", revision="9999"), quiet)
+    with pytest.raises(Conflict, match="VALENCE_INSTALLATION_KEY"):
+        restore(of(empty, key=b"x" * 32), made_up(tmp_path / "foreign"), quiet)
+    with pytest.raises(Invalid, match="of one moment"):
+        restore(of(empty), tmp_path / "foreign", quiet, until=datetime.now(UTC))
+    damaged = made_up(tmp_path / "damaged", artifact="weights")
+    damaged.write_bytes(damaged.read_bytes().replace(b"weights", b"weighty"))
+    with pytest.raises(BackupDamaged, match="artifacts/a differs"):
+        restore(of(empty), damaged, quiet)
+    assert list(empty.iterdir()) == []
+    with pytest.raises(BackupFailed, match="pg_restore"):
+        restore(of(empty), tmp_path / "foreign", quiet)
+    assert list(empty.iterdir()) == []
+
+
+def test_a_home_with_data_is_refused_and_one_half_restored_is_not_served(home: Home, tmp_path: Path) -> None:
+    full, file = home(), made_up(tmp_path / "b")
+    (full / "logs").mkdir()
+    (full / "artifacts").mkdir()
+    with pytest.raises(NotEmpty, match="artifacts"):
+        restore(of(full), file, quiet)
+    (full / "restore.part").mkdir()
+    with pytest.raises(NotEmpty, match="cut off"):
+        restore(of(full), file, quiet)
+    with pytest.raises(LaunchFailed, match="cut off"):
+        up(of(full))
+
+
+def test_where_no_database_is_none_is_made(home: Home, tmp_path: Path) -> None:
+    empty = home()
+    with pytest.raises(Invalid, match="VALENCE_HOME"):
+        backup(of(empty), tmp_path / "b", quiet)
+    assert list(empty.iterdir()) == list(tmp_path.iterdir()) == []
+
+
+def test_the_commands_start_the_database_for_themselves(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = home(), home()
+    EmbeddedPostgres(first).initialise()
+    server = EmbeddedPostgres(first)
+    server.start()
+    schema.upgrade(server.create_database("valence"))
+    ensure_beside(server.url("valence"), "_mlflow")
+    server.stop()
+
+    def run(at: Path, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setenv("VALENCE_HOME", str(at))
+        monkeypatch.setattr(sys, "argv", ["valence", "db", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    code, out, err = run(first, "backup", "-o", str(tmp_path), "--json")
+    file = Path(json.loads(out)["backup"])
+    assert (code, file.parent, err.splitlines()[0]) == (0, tmp_path, "the platform's database")
+    with closing(Backup(file)) as found:
+        assert set(found.manifest.files) == {"database.dump", "registry.dump", "installation.key"}
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"PGDMP", b"PGDMQ"))
+    code, out, err = run(second, "restore", str(file))
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].startswith("valence: ")
+    assert "database.dump differs" in err
+    file.write_bytes(content)
+    code, out, _ = run(second, "restore", str(file), "--json")
+    assert (code, json.loads(out)["revision"]) == (0, schema.head())
+    assert run(second, "current")[0] == 0
+    code, out, _ = run(second, "scrub", "--yes", "--json")
+    assert (code, json.loads(out)) == (0, {"tables": True, "log": True})

@@ -1,0 +1,133 @@
+"""Backup files: whole or not there, checked by name, and never of a later release."""
+
+import hashlib
+import json
+import os
+import stat
+import tarfile
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from db.backup import FORMAT, MANIFEST, Backup, BackupWriter, File
+from db.errors import BackupDamaged, BackupTooNew, BackupUnwritable
+
+
+def written(target: Path, contents: dict[str, bytes], scratch: Path) -> Path:
+    with BackupWriter(target) as writer:
+        for name, content in contents.items():
+            (scratch / "piece").write_bytes(content)
+            writer.add(name, scratch / "piece")
+        writer.finish(contents="dump", release="1", schema="0001", server="18", artifacts="file:///a")
+    return target
+
+
+def test_what_goes_in_comes_out_for_its_owner_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "artifacts"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "weights").write_bytes(b"\0" * 70_000)
+    target = tmp_path / "b.backup"
+    with BackupWriter(target) as writer:
+        writer.add_folder("artifacts", folder)
+        writer.add_text("installation.key", "ab")
+        assert not target.exists()
+        writer.finish(contents="dump", release="1", schema="0001", server="18", artifacts="file:///a")
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["artifacts", "b.backup"]
+    with closing(Backup(target)) as found:
+        found.check()
+        assert found.manifest.files["artifacts/deep/weights"].size == 70_000
+        found.extract_folder("artifacts", tmp_path / "out")
+        assert found.text("installation.key") == "ab"
+    assert (tmp_path / "out" / "deep" / "weights").read_bytes() == b"\0" * 70_000
+
+
+def test_a_backup_that_fails_leaves_nothing_and_none_is_overwritten(tmp_path: Path) -> None:
+    target = tmp_path / "b.backup"
+    with pytest.raises(ZeroDivisionError), BackupWriter(target) as writer:  # noqa: PT012
+        writer.add_text("a", "a")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    target.write_text("mine")
+    with pytest.raises(BackupUnwritable, match=r"b\.backup"):
+        BackupWriter(target)
+    assert target.read_text() == "mine"
+
+
+def test_a_file_that_grows_meanwhile_is_as_long_as_it_was(tmp_path: Path) -> None:
+    growing = tmp_path / "growing"
+    growing.write_bytes(b"x" * 10)
+    with BackupWriter(tmp_path / "b") as writer, growing.open("ab") as more:
+        size = os.fstat(more.fileno()).st_size
+        with growing.open("rb") as file:
+            more.write(b"y" * 10)
+            more.flush()
+            writer._add("growing", file, size)
+        writer.finish(contents="dump", release="1", schema=None, server="18", artifacts="file:///a")
+    with closing(Backup(tmp_path / "b")) as found:
+        found.check()
+        assert found.manifest.files["growing"] == File(size=10, sha256=hashlib.sha256(b"x" * 10).hexdigest())
+
+
+def test_the_damaged_file_is_named(tmp_path: Path) -> None:
+    target = written(tmp_path / "b", {"one": b"1" * 2000, "two": b"2" * 2000, "three": b"3" * 2000}, tmp_path)
+    content = bytearray(target.read_bytes())
+    content[content.index(b"2" * 2000) + 1000] ^= 1
+    target.write_bytes(content)
+    with closing(Backup(target)) as found, pytest.raises(BackupDamaged, match="two differs"):
+        found.check()
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.data())
+def test_no_flipped_bit_and_no_cut_goes_unnoticed(tmp_path: Path, data: st.DataObject) -> None:
+    target = tmp_path / "b"
+    target.unlink(missing_ok=True)
+    written(target, {"one": b"first" * 300, "two": b"second" * 300}, tmp_path)
+    content = bytearray(target.read_bytes())
+    if data.draw(st.booleans()):
+        # Behind the end there is only padding.
+        content = content[: data.draw(st.integers(0, len(content.rstrip(b"\0")) - 1))]
+    else:
+        with tarfile.open(target) as archive:
+            held = [(entry.offset_data, entry.size) for entry in archive.getmembers()]
+        offset, size = data.draw(st.sampled_from(held))
+        content[offset + data.draw(st.integers(0, size - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    target.write_bytes(content)
+    with pytest.raises(BackupDamaged):  # noqa: SIM117
+        with closing(Backup(target)) as found:
+            found.check()
+
+
+def test_a_later_format_is_refused_with_the_release_that_made_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as later:
+        later.setattr("db.backup.FORMAT", FORMAT + 1)
+        written(tmp_path / "b", {"one": b"1"}, tmp_path)
+    with pytest.raises(BackupTooNew, match=f"format {FORMAT + 1}.*Valence 1 or later"):
+        Backup(tmp_path / "b")
+
+
+def test_a_name_that_leads_out_of_the_backup_is_damage(tmp_path: Path) -> None:
+    target = written(tmp_path / "b", {"../evil": b"1"}, tmp_path)
+    with pytest.raises(BackupDamaged, match="evil"):
+        Backup(target)
+    with pytest.raises(BackupDamaged, match="no backup"):
+        Backup(Path(__file__))
+
+
+def test_the_manifest_says_what_it_must(tmp_path: Path) -> None:
+    target = written(tmp_path / "b", {"one": b"1"}, tmp_path)
+    with tarfile.open(target) as archive:
+        file = archive.extractfile(MANIFEST)
+        assert file is not None
+        manifest = json.loads(file.read())
+    with closing(Backup(target)) as found:
+        assert manifest == asdict(replace(found.manifest, files=manifest["files"]))
+    assert manifest["files"]["one"]["sha256"] == hashlib.sha256(b"1").hexdigest()
+    assert (manifest["format"], manifest["schema"], manifest["server"]) == (FORMAT, "0001", "18")
