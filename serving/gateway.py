@@ -297,6 +297,8 @@ def _translate(error: db_errors.DatabaseError) -> ServingError:
             return NotFound(str(error))
         case db_errors.Duplicate() | db_errors.Conflict():
             return Conflict(str(error))
+        case db_errors.NotPermitted():
+            return StoreUnavailable(str(error), retry_after=2)
         case db_errors.Rejected():
             return Invalid(str(error))
         case _:

@@ -1,6 +1,6 @@
 """Every setting of the platform, typed, with its default and its meaning.
 
-Read from the environment (`VALENCE_*`, and four names that the wider world uses). Only composition roots
+Read from the environment (`VALENCE_*`, and five names that the wider world uses). Only composition roots
 (`app`, `cli`, `launch`) build a `Settings`; everything below takes plain arguments.
 """
 
@@ -35,6 +35,15 @@ class Settings(BaseSettings):
         default=None,
         validation_alias=AliasChoices("DATABASE_READ_URL", "database_read_url"),
         description="a read replica for searches and lists; unset: the same database",
+    )
+    database_direct_url: SecretStr | None = Field(
+        default=None,
+        validation_alias=AliasChoices("DATABASE_DIRECT_URL", "database_direct_url"),
+        description="past a transaction pooler: for migrations, notices and MLflow's database; unset: DATABASE_URL",
+    )
+    database_pooler: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="whether DATABASE_URL leads to a transaction pooler (PgBouncer); auto: each connection finds out",
     )
     mlflow_tracking_uri: str | None = Field(
         default=None,
@@ -206,6 +215,12 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(
         default=None, description="key the command line sends; unset: the home's admin.key"
     )
+
+    @property
+    def schema_url(self) -> str | None:
+        """The URL for whatever needs a session of its own, if a database is named."""
+        url = self.database_url and (self.database_direct_url or self.database_url)
+        return url.get_secret_value() if url else None
 
     @property
     def slots(self) -> int:
