@@ -36,6 +36,7 @@ from serving.lifecycle import Lifecycle
 from serving.limits import RateLimiter
 from serving.memory import Memory
 from serving.metrics import Metrics
+from serving.privacy import Privacy
 from serving.routing import Traffic
 from serving.settings import Settings
 from serving.shadow import Faults
@@ -69,7 +70,9 @@ async def services(
 
     Raises:
         DatabaseError: the database can't be reached or used.
+        NotReady: personal data is to be found, and what finds it isn't installed.
     """
+    privacy = privacy_of(settings)
     spans = spans_of(settings.otlp_endpoint, process="ingress", replica=replica, share=settings.trace_share)
     database = database_of(settings, watch=spans.database if spans else None)
     await database.open()
@@ -113,6 +116,7 @@ async def services(
         ),
         meter=metrics.meter,
         counted=metrics.stored,
+        privacy=privacy,
     )
     evidence = Evidence(database)
     await _bound(clock, database)
@@ -146,6 +150,7 @@ async def services(
                 feedback=FeedbackStore(database),
                 similarity=Similarity(database, space=settings.space),
                 embed=gateway.embed,
+                privacy=privacy,
             ),
             accounts=Accounts(users=users, keys=keys, authenticator=authenticator),
             lifecycle=lifecycle,
@@ -170,6 +175,19 @@ async def services(
         await database.close()
         if spans is not None:
             await asyncio.to_thread(spans.close)
+
+
+def privacy_of(settings: Settings) -> Privacy | None:
+    """What becomes of personal data, as the settings have it; None: nothing.
+
+    Raises:
+        NotReady: the recognisers aren't installed.
+    """
+    if settings.privacy == "off":
+        return None
+    from serving.recognisers import Recognisers
+
+    return Privacy(Recognisers(), settings.privacy)
 
 
 class _Splits:

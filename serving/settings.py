@@ -69,6 +69,12 @@ class Settings(BaseSettings):
     )
     metrics_open: bool = Field(default=False, description="let /metrics answer without credentials")
 
+    privacy: Literal["off", "mask", "refuse"] = Field(
+        default="off",
+        description="e-mail addresses, phone and card numbers, IBANs and IP addresses in texts and comments: kept, "
+        "masked before a model reads and the database keeps them, or refused (needs the extra `privacy`)",
+    )
+
     model: str = Field(default="sentiment", description="model that answers when a request names none")
     space: str = Field(default="all-MiniLM-L6-v2", description="embedding space of the similarity index")
     engine: Literal["auto", "int8", "int8-per-token", "fp32", "torch"] = Field(

@@ -27,6 +27,7 @@ from serving.api.schemas.fields import parse
 from serving.caller import Role
 from serving.gateway import Answer
 from serving.prediction import Predict, Prediction
+from serving.privacy import TEXT
 
 router = APIRouter(route_class=GuardedRoute, tags=["predictions"])
 
@@ -58,6 +59,7 @@ async def predict(request: Request) -> Response:
         version=body.version,
         user_id=body.user_id,
         unit=body.unit,
+        place=TEXT,
     )
     return render.answered(await run(request, ask, render.one(with_embedding=body.return_embedding)))
 

@@ -48,6 +48,7 @@ from serving.lifecycle import LocalLifecycle
 from serving.limits import RateLimiter
 from serving.memory import Memory
 from serving.metrics import Metrics
+from serving.privacy import Privacy
 from serving.promotions import Promotions
 from serving.routing import Split, Traffic
 from serving.standing import Platform as Standing
@@ -148,6 +149,7 @@ def _platform(
     ids: Uuid7Clock,
     bounds: Bounds | None,
     rate: float,
+    privacy: Privacy | None = None,
     **settings: Any,
 ) -> Platform:
     encoders, metrics, lacks = FakeEncoders(), Metrics(), []
@@ -170,6 +172,7 @@ def _platform(
         bounds=bounds,
         meter=metrics.meter,
         counted=metrics.stored,
+        privacy=privacy,
     )
     metrics.add(
         Standing(catalogue=catalogue, traffic=traffic.current, stored=Stored(), version="0"), of_replica=False
@@ -199,6 +202,7 @@ def _platform(
             feedback=records["feedback"],
             similarity=records["similarity"],
             embed=gateway.embed,
+            privacy=privacy,
         ),
         accounts=Accounts(users=records["users"], keys=records["keys"], authenticator=authenticator),
         experiments=Experiments(records["experiments"], records["evidence"], catalogue, lifecycle.evaluate),
