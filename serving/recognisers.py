@@ -6,8 +6,10 @@ Owns which of them are asked, and for what texts that is worth it.
 import logging
 import os
 import re
+import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from serving.errors import Invalid, NotReady
@@ -17,6 +19,9 @@ _SECONDS: Final = 2
 # Read by presidio when it is imported; by itself it would try for a minute.
 os.environ.setdefault("REGEX_TIMEOUT_SECONDS", str(_SECONDS))
 _TIMED_OUT: Final = "timed out"
+# What presidio and spaCy load if it is there, for engines that nobody asks here: 300 MiB.
+_NEEDLESS: Final = ("torch", "tensorflow", "transformers", "stanza")
+_SHORTEST_PHONE: Final = 5
 _DIGIT: Final = re.compile(r"\d")
 _UPPER: Final = {ord(letter): ord(letter) - 32 for letter in "abcdefghijklmnopqrstuvwxyz"}
 
@@ -42,13 +47,14 @@ class Recognisers:
 
     def __init__(self) -> None:
         try:
-            from presidio_analyzer.predefined_recognizers import (
-                CreditCardRecognizer,
-                EmailRecognizer,
-                IbanRecognizer,
-                IpRecognizer,
-                PhoneRecognizer,
-            )
+            with _kept_out(*_NEEDLESS):
+                from presidio_analyzer.predefined_recognizers import (
+                    CreditCardRecognizer,
+                    EmailRecognizer,
+                    IbanRecognizer,
+                    IpRecognizer,
+                    PhoneRecognizer,
+                )
         except ModuleNotFoundError as error:
             raise NotReady(
                 f"VALENCE_PRIVACY needs {error.name}: `pip install 'valence[privacy]'`, or set it to off"
@@ -70,9 +76,9 @@ class Recognisers:
         self._numbers: tuple[tuple[Kind, Any], ...] = (
             (Kind.CARD, CreditCardRecognizer()),
             (Kind.IP, IpRecognizer()),
-            (Kind.PHONE, PhoneRecognizer()),
         )
         self._iban = IbanRecognizer()
+        self._phone = PhoneRecognizer()
 
     def __call__(self, text: str) -> Sequence[Found]:
         """All that is found; spans may overlap.
@@ -84,10 +90,14 @@ class Recognisers:
         found: list[Found] = []
         if "@" in plain:
             found += _asked(self._email, plain)
-        if _DIGIT.search(plain) or plain.count(":") > 1:
+        digits = len(_DIGIT.findall(plain))
+        if digits or plain.count(":") > 1:
             found += _asked(self._numbers, plain)
             # It knows capitals alone.
             found += _asked(((Kind.IBAN, self._iban),), plain.translate(_UPPER))
+        # By far the slowest: it reads a text once a region.
+        if digits >= _SHORTEST_PHONE:
+            found += _asked(((Kind.PHONE, self._phone),), plain)
         return found
 
 
@@ -103,3 +113,15 @@ def _plain(letter: str) -> str:
     """The letter that this one is a form of, if it is one: positions stay what they are."""
     form = unicodedata.normalize("NFKC", letter)
     return form if len(form) == 1 else letter
+
+
+@contextmanager
+def _kept_out(*names: str) -> Iterator[None]:
+    """As if these modules weren't installed, but for those that are loaded already."""
+    absent = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None is how Python spells it
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]

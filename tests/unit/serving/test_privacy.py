@@ -2,6 +2,8 @@
 
 import logging
 import string
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from itertools import pairwise
@@ -195,6 +197,16 @@ def test_what_cannot_be_decided_in_time_is_refused(
     monkeypatch.setattr(pattern_recognizer, "REGEX_TIMEOUT_SECONDS", 1e-9)
     with pytest.raises(Undecided, match="in parts"):
         find("a.b" * 5000 + "@example.org 10.1.2.3")
+
+
+def test_no_engine_is_loaded_with_the_recognisers() -> None:
+    program = (
+        "import sys; from serving.recognisers import Recognisers; found = Recognisers()('10.1.2.3')\n"
+        "assert found and not {'torch', 'transformers', 'tensorflow', 'stanza'} & set(sys.modules)\n"
+        "import torch"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_nothing_found_is_logged(find: Recognisers, caplog: pytest.LogCaptureFixture) -> None:
