@@ -6,6 +6,7 @@ Texts are the held-out set of the package. Run by `python -m benchmarks.privacy`
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import psutil
@@ -13,9 +14,11 @@ import psutil
 from benchmarks.report import report
 from registry.held_out import HeldOut
 from serving.privacy import merged
-from serving.recognisers import Recognisers
+from serving.recognisers import Recognisers, Undecided
 
 ROUNDS = 3
+# What patterns stumble over, as long as a text may be.
+STUMBLING = ("a", "a.", "1", "1 ", "a@", "DE11", ":", "1.", "1:", "+1", "DE11 AAAA ", "(1", "212-555-")
 DATA = " Call +44 20 7946 0958 or mail ada@example.org from 10.1.2.3"
 
 
@@ -28,6 +31,14 @@ def microseconds(find: Recognisers, texts: Sequence[str]) -> list[float]:
             merged(find(text))
             row[index] = time.perf_counter() - started
     return [float(value) for value in np.median(times, axis=0) * 1e6]
+
+
+def seconds(find: Recognisers, text: str) -> float:
+    """Until it is done or given up."""
+    started = time.perf_counter()
+    with suppress(Undecided):
+        find(text)
+    return time.perf_counter() - started
 
 
 def main() -> None:
@@ -51,6 +62,8 @@ def main() -> None:
         times = microseconds(find, chosen)
         found[name] = times
         rows.append((name, len(chosen), f"{np.mean(times):.0f}", f"{np.percentile(times, 99):.0f}"))
+    slowest = max((seconds(find, (part * 20_000)[:20_000]), part) for part in STUMBLING)
+    rows.append((f"slowest of 20,000 characters: {slowest[0]:.2f} s ({slowest[1]!r})", "", "", ""))
     kinds = Counter(span.kind.value for text in texts for span in merged(find(text)))
     rows.append((f"loading: {loading:.1f} s, {memory:.0f} MiB", "", "", ""))
     rows.append((f"found in the held-out texts: {dict(kinds) or 'nothing'}", "", "", ""))
