@@ -28,7 +28,10 @@ def ensure_beside(url: str, suffix: str) -> str:
     """
     there = beside(url, suffix)
     name = make_url(there).database or ""
-    with translated(), psycopg.connect(conninfo(url), autocommit=True) as connection:
+    with (
+        translated(says_why=True),
+        psycopg.connect(conninfo(url), autocommit=True, prepare_threshold=None) as connection,
+    ):
         if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
             # Somebody else may just have made it.
             with suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
@@ -42,5 +45,5 @@ def require(url: str) -> None:
     Raises:
         Unavailable: the server can't be reached, or has no such database.
     """
-    with translated(), psycopg.connect(conninfo(url), connect_timeout=_PATIENCE_SECONDS):
+    with translated(says_why=True), psycopg.connect(conninfo(url), connect_timeout=_PATIENCE_SECONDS):
         pass

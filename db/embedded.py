@@ -1,7 +1,8 @@
 """The embedded PostgreSQL of one home: set up, started, stopped, and recovered after any kill.
 
 Owns the data directory, its socket and the server process. Nobody but the platform's OS user and the server's
-own can connect: `peer` over a socket in a folder of mode 0700. Never touches a process of another directory.
+own can connect: a socket in a folder of mode 0700, `peer` for the superuser, SCRAM for any other role. Never touches
+a process of another directory.
 """
 
 import fcntl
@@ -229,10 +230,13 @@ class EmbeddedPostgres:
         users = {self._account.platform_user, self._account.server_user}
         maps = "".join(f'valence "{user}" {SUPERUSER}\n' for user in sorted(users))
         self._account.write(self._base / "pg_ident.conf", maps)
-        self._account.write(
-            self._base / "pg_hba.conf",
-            "local all all peer map=valence\nlocal replication all peer map=valence\n",
+        # Whoever else a role is made for proves it by a password, whose verifier is all that is stored.
+        rules = (
+            f"local all {SUPERUSER} peer map=valence\n"
+            f"local replication {SUPERUSER} peer map=valence\n"
+            "local all all scram-sha-256\n"
         )
+        self._account.write(self._base / "pg_hba.conf", rules)
         extra = dict(self._extra)
         if self._archive is not None:
             script = self._base / "archive.sh"

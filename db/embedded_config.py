@@ -24,6 +24,7 @@ def configuration(*, memory: int, base: Path, sockets: Path, extra: Mapping[str,
         "hba_file": str(base / "pg_hba.conf"),
         "ident_file": str(base / "pg_ident.conf"),
         "unix_socket_permissions": "0700",
+        "password_encryption": "scram-sha-256",
         # Enough for the ingress, MLflow, jobs and a person; each idle one costs about 3 MiB.
         "max_connections": "80",
         # A 32nd of memory: the rest belongs to encoders, and the page cache serves the other reads.

@@ -4,7 +4,7 @@ Owns pools, timeouts and the checks at opening. Holds no table and no statement 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -23,6 +23,7 @@ from db.ids import fingerprint
 
 PsycopgConnection: TypeAlias = psycopg.AsyncConnection[TupleRow]
 Watch: TypeAlias = Callable[[str], AbstractContextManager[object]]
+Notice: TypeAlias = Callable[[float], Awaitable[None]]
 _Pool: TypeAlias = AsyncConnectionPool[PsycopgConnection]
 
 
@@ -44,6 +45,7 @@ def _unwatched(_kind: str) -> AbstractContextManager[object]:
 
 
 _NOBODY: AbstractContextManager[object] = nullcontext()
+_PREPARE_AFTER = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,9 +65,9 @@ class PoolState:
 class Database:
     """PostgreSQL as the repositories and the writer use it; usable between `open` and `close`.
 
-    `pooler`: a transaction pooler (PgBouncer) stands in between, so nothing is prepared and no session
-    parameter is asked for; timeouts then come from the roles. `watch` is entered around each use of a connection,
-    with the name of its kind.
+    `pooler`: whether a transaction pooler (PgBouncer) stands in between, where nothing is prepared, no session
+    parameter is asked for and timeouts come from the roles; None: each connection finds out. `direct_url` leads
+    past the pooler, for notices. `watch` is entered around each use of a connection, with the name of its kind.
     """
 
     def __init__(
@@ -73,9 +75,10 @@ class Database:
         url: str,
         *,
         read_url: str | None = None,
+        direct_url: str | None = None,
         installation_key: bytes | None = None,
         limits: Limits | None = None,
-        pooler: bool = False,
+        pooler: bool | None = None,
         watch: Watch | None = None,
     ) -> None:
         self._watch: Watch = watch or _unwatched
@@ -84,6 +87,7 @@ class Database:
         self._key = installation_key
         self._url = conninfo(url)
         self._read_url = conninfo(read_url) if read_url else self._url
+        self._direct_url = conninfo(direct_url) if direct_url else None
         self._engine = self._make_engine(self._url)
         self._read_engine = self._make_engine(self._read_url) if read_url else self._engine
         self._writers: _Pool | None = None
@@ -99,12 +103,8 @@ class Database:
             Unavailable: it can't be reached.
             Unsuitable: it can be reached but not used; the message says what to do.
         """
-        async with self.begin() as connection:
-            await connection.run_sync(check_server)
-            await self._check_schema(connection)
-            await self._check_key(connection)
-            found = await connection.exec_driver_sql("SELECT 'halfvec'::regtype::oid")
-            self._halfvec = int(found.scalar_one())
+        with translated(says_why=True):
+            await self._check()
         self._writers = self._make_pool(self._url, self._limits.writers, "writers", writing=True)
         self._readers = self._make_pool(self._url, self._limits.readers, "readers", writing=False)
         self._searchers = self._make_pool(self._read_url, self._limits.searchers, "searchers", writing=False)
@@ -201,15 +201,25 @@ class Database:
                 yield connection
 
     @asynccontextmanager
-    async def listening(self, channel: str) -> AsyncIterator[PsycopgConnection]:
-        """A connection of its own in autocommit, to which notices on a channel come."""
+    async def listening(self, channel: str) -> AsyncIterator[Notice]:
+        """What waits for a notice on a channel, or for so many seconds; where none comes through, for the seconds."""
         with translated():
             connection = await psycopg.AsyncConnection.connect(
-                self._url, **self._parameters(), autocommit=True
+                self._direct_url or self._url, **self._parameters(), autocommit=True
             )
             async with connection:
+                # What is known of one way says nothing of the other.
+                if await _pooled(connection, None if self._direct_url else self._pooler):
+                    await connection.close()
+                    yield asyncio.sleep
+                    return
                 await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
-                yield connection
+
+                async def notice(seconds: float) -> None:
+                    async for _ in connection.notifies(timeout=seconds, stop_after=1):
+                        return
+
+                yield notice
 
     @asynccontextmanager
     async def _borrow(self, pool: _Pool | None) -> AsyncIterator[PsycopgConnection]:
@@ -229,14 +239,15 @@ class Database:
     def _parameters(self) -> dict[str, Any]:
         return {
             "connect_timeout": max(2, round(self._limits.connect_seconds)),
-            "prepare_threshold": None if self._pooler else 2,
+            # Until the connection knows that its session is its own.
+            "prepare_threshold": None,
             "application_name": "valence",
         }
 
-    def _session(self, *, writing: bool) -> str:
-        """The parameters of a session, in one statement; an empty one behind a transaction pooler."""
-        if self._pooler:
-            return ""
+    async def _set_up(self, connection: PsycopgConnection, *, writing: bool) -> None:
+        """Sets the parameters of the session, in one statement; none behind a transaction pooler."""
+        if await _pooled(connection, self._pooler):
+            return
         limits = self._limits
         settings = {
             "statement_timeout": f"{round(limits.statement_seconds * 1000)}",
@@ -248,17 +259,15 @@ class Database:
         if writing:
             # The writer's statement always has the same plan: planning it anew costs more than running it.
             settings["plan_cache_mode"] = "force_generic_plan"
-        values = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in settings.items())
-        return f"SELECT {values}"
+        values = [sql.SQL("set_config({}, {}, false)").format(*pair) for pair in settings.items()]
+        await connection.execute(sql.SQL("SELECT {}").format(sql.SQL(", ").join(values)))
+        connection.prepare_threshold = _PREPARE_AFTER
 
     def _make_engine(self, url: str) -> AsyncEngine:
-        session = self._session(writing=False)
-
         async def connect() -> psycopg.AsyncConnection[Any]:
             connection = await psycopg.AsyncConnection.connect(url, **self._parameters())
-            if session:
-                await connection.execute(session)
-                await connection.commit()
+            await self._set_up(connection, writing=False)
+            await connection.commit()
             return connection
 
         return create_async_engine(
@@ -272,11 +281,8 @@ class Database:
         )
 
     def _make_pool(self, url: str, size: int, name: str, *, writing: bool) -> _Pool:
-        session = self._session(writing=writing)
-
         async def configure(connection: PsycopgConnection) -> None:
-            if session:
-                await connection.execute(session)
+            await self._set_up(connection, writing=writing)
 
         return AsyncConnectionPool(
             url,
@@ -290,6 +296,14 @@ class Database:
             # After an outage the next caller connects at once instead of after the pool's growing pauses.
             reconnect_timeout=0.5,
         )
+
+    async def _check(self) -> None:
+        async with self._engine.begin() as connection:
+            await connection.run_sync(check_server)
+            await self._check_schema(connection)
+            await self._check_key(connection)
+            found = await connection.exec_driver_sql("SELECT 'halfvec'::regtype::oid")
+            self._halfvec = int(found.scalar_one())
 
     async def _check_schema(self, connection: AsyncConnection) -> None:
         found = await connection.run_sync(schema.current)
@@ -312,3 +326,11 @@ class Database:
                 "this database was filled under another installation key, so its text ids can't be met: "
                 "set VALENCE_INSTALLATION_KEY to that installation's key, or name another database"
             )
+
+
+async def _pooled(connection: PsycopgConnection, known: bool | None) -> bool:
+    """Whether a pooler stands in between: then the process that answers isn't the one that took the connection."""
+    if known is not None:
+        return known
+    found = await (await connection.execute("SELECT pg_backend_pid()")).fetchone()
+    return found is None or int(found[0]) != connection.info.backend_pid

@@ -13,6 +13,7 @@ DatabaseError
 ├── Contested              another change of the same thing is under way, or came first
 ├── Conflict               the row's state forbids it
 ├── Rejected               the database refuses the value
+│   └── NotPermitted       the database's role may not do that
 ├── EmbeddedServerError    the embedded server can't be set up, started or stopped
 │   └── AlreadyOwned
 └── BackupError            a backup can't be made or brought back
@@ -87,6 +88,10 @@ class Rejected(DatabaseError):
     """The database refuses the value."""
 
 
+class NotPermitted(Rejected):
+    """The role that Valence connects as may not do that."""
+
+
 class EmbeddedServerError(DatabaseError):
     """The embedded server can't be set up, started or stopped."""
 
@@ -130,8 +135,11 @@ _PASSING = (
 )
 
 
-def translate(error: Exception) -> DatabaseError:
-    """The db error that stands for a foreign one. Never carries a row's values, only names and codes."""
+def translate(error: Exception, *, says_why: bool = False) -> DatabaseError:
+    """The db error that stands for a foreign one. Never carries a row's values, only names and codes.
+
+    `says_why`: with the words of a connection that failed, which name host and role: for operators, not for clients.
+    """
     if isinstance(error, DatabaseError):
         return error
     if isinstance(error, SqlAlchemyTimeout):
@@ -139,11 +147,18 @@ def translate(error: Exception) -> DatabaseError:
     original = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(original, Exception) and isinstance(original, _PASSING):
         code = getattr(original, "sqlstate", None)
+        if says_why and code is None:
+            return Unavailable(f"the database can't be reached: {' '.join(str(original).split())}")
         return Unavailable(
             f"the database is unavailable ({type(original).__name__}, {code or 'no connection'})"
         )
     if isinstance(original, pg.CheckViolation) and original.diag.constraint_name is None:
         return Unavailable(f"the table {original.diag.table_name} has no partition for the row yet")
+    if isinstance(original, pg.InsufficientPrivilege):
+        return NotPermitted(
+            f"the database's role may not do this ({original.sqlstate}): migrations and `valence db roles` need its "
+            "owner, everything else the grants that `valence db roles` gives"
+        )
     if isinstance(original, psycopg.Error):
         place = original.diag.constraint_name or original.diag.column_name or original.diag.table_name
         where = f" at {place}" if place else ""
@@ -156,9 +171,9 @@ def translate(error: Exception) -> DatabaseError:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Turns what psycopg, its pool and SQLAlchemy raise into this tree."""
+def translated(*, says_why: bool = False) -> Iterator[None]:
+    """Turns what psycopg, its pool and SQLAlchemy raise into this tree; `says_why` as `translate` has it."""
     try:
         yield
     except (psycopg.Error, DBAPIError, SqlAlchemyTimeout) as error:
-        raise translate(error) from error
+        raise translate(error, says_why=says_why) from error

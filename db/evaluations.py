@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import Interval, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from db import audit, tables
@@ -58,7 +58,7 @@ class Evaluations:
 
     def __init__(self, database: Database, *, stale_seconds: float = STALE_SECONDS) -> None:
         self._database = database
-        self._stale = text(f"make_interval(secs => {stale_seconds:g})")
+        self._stale = func.make_interval(0, 0, 0, 0, 0, 0, float(stale_seconds), type_=Interval())
 
     async def request(self, new: NewEvaluation) -> Evaluation:
         """The running evaluation of this bundle by this set, or a new one."""

@@ -6,16 +6,12 @@ Owns their names and bounds.
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from psycopg import sql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import Database
-from db.ids import uuid7_floor
-from db.tables import UNSAMPLED
 
 _LOCK = 0x56414C_5041_5254
-# A partition of feedback refers to predictions, so theirs are made first.
-_TABLES = (("predictions", "id"), ("feedback", "prediction_id"))
+_TABLES = ("predictions", "feedback")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,8 +36,8 @@ class Partitions:
             if not await self._all_exist(connection, starts):
                 await connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
                 for start in starts:
-                    for table, column in _TABLES:
-                        await _make(connection, table, column, start)
+                    # A function of the schema's owner: the application's role may make nothing else.
+                    await connection.exec_driver_sql("SELECT make_month(%s)", (start.date(),))
         return Range(start=starts[0], end=_later(starts[-1], 1))
 
     async def drop(self, before: datetime, now: datetime) -> datetime | None:
@@ -67,15 +63,11 @@ class Partitions:
             began = running.scalar_one_or_none()
             if start >= last or (began is not None and _later(start, 1) > began):
                 return None
-            for table, _ in reversed(_TABLES):
-                names = {"parent": sql.Identifier(table), "name": sql.Identifier(_name(table, start))}
-                # Detached first: a partition that others refer to can't be dropped where it is.
-                for statement in ("ALTER TABLE {parent} DETACH PARTITION {name}", "DROP TABLE {name}"):
-                    await connection.exec_driver_sql(sql.SQL(statement).format(**names).as_string())
+            await connection.exec_driver_sql("SELECT drop_month(%s)", (start.date(),))
         return start
 
     async def _all_exist(self, connection: AsyncConnection, starts: list[datetime]) -> bool:
-        names = [_name(table, start) for start in starts for table, _ in _TABLES]
+        names = [_name(table, start) for start in starts for table in _TABLES]
         found = await connection.exec_driver_sql(
             "SELECT count(*) FROM unnest(%s::text[]) AS name JOIN pg_class c ON c.oid = to_regclass(name) "
             "WHERE c.relispartition",
@@ -89,23 +81,6 @@ _OLDEST = (
     "WHERE i.inhparent = 'predictions'::regclass"
 )
 _RUNNING_SINCE = "SELECT min(created_at) FROM experiments WHERE state = 'running'"
-
-
-async def _make(connection: AsyncConnection, table: str, column: str, start: datetime) -> None:
-    name = _name(table, start)
-    found = await connection.exec_driver_sql("SELECT to_regclass(%s)", (name,))
-    if found.scalar_one() is not None:
-        return
-    bounds = [str(uuid7_floor(moment)) for moment in (start, _later(start, 1))]
-    names = {"name": sql.Identifier(name), "parent": sql.Identifier(table), "column": sql.Identifier(column)}
-    values = {"low": sql.Literal(bounds[0]), "high": sql.Literal(bounds[1])}
-    # Made apart and attached, because `PARTITION OF` would lock out every reader and writer of the parent.
-    for statement in (
-        "CREATE TABLE {name} (LIKE {parent} INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING STORAGE)",
-        *(f"ALTER TABLE {{name}} ALTER COLUMN {each} SET STATISTICS 0" for each in UNSAMPLED[table]),
-        "ALTER TABLE {parent} ATTACH PARTITION {name} FOR VALUES FROM ({low}) TO ({high})",
-    ):
-        await connection.exec_driver_sql(sql.SQL(statement).format(**names, **values).as_string())
 
 
 def _name(table: str, start: datetime) -> str:

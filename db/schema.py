@@ -87,6 +87,9 @@ def upgrade(url: str, revision: str = "head") -> str | None:
     with _locked(url) as connection:
         check_server(connection)
         _known(connection)
+        if revision == "head" and current(connection) == head():
+            # Whoever may not change the schema may still ask for what is there.
+            return head()
         command.upgrade(_config(connection), revision)
         return current(connection)
 
@@ -138,8 +141,13 @@ def _known(connection: Connection) -> None:
 @contextmanager
 def _connected(url: str) -> Iterator[Connection]:
     info = conninfo(url)
-    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(info), poolclass=NullPool)
-    with translated(), engine.begin() as connection:
+    engine = create_engine(
+        "postgresql+psycopg://",
+        # Nothing is prepared: a transaction pooler may stand in between.
+        creator=lambda: psycopg.connect(info, prepare_threshold=None),
+        poolclass=NullPool,
+    )
+    with translated(says_why=True), engine.begin() as connection:
         yield connection
 
 

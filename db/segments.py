@@ -1,7 +1,8 @@
 """The segments of the vector index: one open for writing, full ones closed, indexed and merged in the background.
 
 Owns partitions of `embeddings` and their HNSW indexes. A vector lies in exactly one segment that is searched at
-every moment, because each step is one transaction.
+every moment, because each step is one transaction. Tables are made and dropped by functions of the schema's owner, so
+that the application's role needn't own any.
 """
 
 from typing import Final, LiteralString
@@ -11,7 +12,6 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.engine import Database
-from db.tables import UNSAMPLED
 
 ROWS: Final = 50_000
 M: Final = 16
@@ -155,7 +155,7 @@ class Segments:
                     text("SELECT set_config('lock_timeout', :wait, true)"),
                     {"wait": f"{round(patience * 1000)}"},
                 )
-                await _run(connection, "DROP TABLE {table}", segment)
+                await connection.execute(text("SELECT drop_segment(:segment)"), {"segment": segment})
             return segment
 
     async def _open(self, connection: AsyncConnection) -> int | None:
@@ -166,7 +166,7 @@ class Segments:
 
     async def _add(self, connection: AsyncConnection) -> int:
         segment = await _next_id(connection)
-        await _create(connection, segment)
+        await connection.execute(text("SELECT make_segment(:segment)"), {"segment": segment})
         await _attach(connection, segment)
         await self._register(connection, segment, "open")
         return segment
@@ -204,21 +204,9 @@ async def _next_id(connection: AsyncConnection) -> int:
     return int(found.scalar_one())
 
 
-async def _create(connection: AsyncConnection, segment: int) -> None:
-    """A table to be attached: `PARTITION OF` would lock out every reader and writer of the parent."""
-    # The check spares the attaching a scan.
-    await _run(
-        connection,
-        "CREATE TABLE {table} (LIKE embeddings INCLUDING STORAGE, CHECK (segment = {segment}))",
-        segment,
-    )
-    for column in UNSAMPLED["embeddings"]:
-        await _run(connection, f"ALTER TABLE {{table}} ALTER COLUMN {column} SET STATISTICS 0", segment)
-
-
 async def _copy(connection: AsyncConnection, old: list[int], merged: int) -> int:
     """A table of its own with what is in the old segments now; how many rows."""
-    await _create(connection, merged)
+    await connection.execute(text("SELECT make_segment(:segment)"), {"segment": merged})
     await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
     copied = await _run(
         connection,
@@ -227,7 +215,7 @@ async def _copy(connection: AsyncConnection, old: list[int], merged: int) -> int
         merged,
         old,
     )
-    await _run(connection, "ALTER TABLE {table} ADD PRIMARY KEY (text_id, segment)", merged)
+    await connection.execute(text("SELECT key_segment(:segment)"), {"segment": merged})
     return copied
 
 
@@ -259,18 +247,13 @@ async def _index(connection: AsyncConnection, segment: int, rows: int) -> None:
     await connection.execute(
         text("SELECT set_config('maintenance_work_mem', :memory, true)"), {"memory": f"{memory}kB"}
     )
-    await _run(
-        connection,
-        "CREATE INDEX {index} ON {table} USING hnsw (embedding halfvec_ip_ops) "
-        f"WITH (m = {M}, ef_construction = {EF_CONSTRUCTION})",
-        segment,
+    await connection.execute(
+        text("SELECT index_segment(:segment, :m, :ef)"), {"segment": segment, "m": M, "ef": EF_CONSTRUCTION}
     )
 
 
 async def _attach(connection: AsyncConnection, segment: int) -> None:
-    await _run(
-        connection, "ALTER TABLE embeddings ATTACH PARTITION {table} FOR VALUES IN ({segment})", segment
-    )
+    await connection.execute(text("SELECT attach_segment(:segment)"), {"segment": segment})
 
 
 async def _run(
@@ -279,7 +262,6 @@ async def _run(
     """Runs a statement on a segment's table, which can't be a parameter; how many rows it touched."""
     composed = sql.SQL(statement).format(
         table=sql.Identifier(_table(segment)),
-        index=sql.Identifier(f"ix_{_table(segment)}_hnsw"),
         segment=sql.Literal(segment),
         old=sql.Literal(old or []),
     )

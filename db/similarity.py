@@ -117,7 +117,8 @@ class Similarity:
         Raises:
             NotFound: no such prediction, or another holder's, or its text has no vector in this space.
         """
-        async with self._database.searching() as connection:
+        # Never from the replica, which may not have what was just predicted.
+        async with self._database.hot_read() as connection:
             cursor = await connection.execute(
                 "SELECT text_id FROM predictions WHERE id = %(id)s "
                 "AND (%(holder)s::uuid IS NULL OR holder_id = %(holder)s)",

@@ -5,6 +5,7 @@ Owns the channel that wakes its followers. Where no notice comes through, as beh
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Final
 
 import psycopg
@@ -34,18 +35,18 @@ class TrafficFeed:
         last: tuple[Experiment, ...] | None = None
         while True:
             try:
-                async with self._database.listening(CHANNEL) as connection:
+                async with self._database.listening(CHANNEL) as notice:
                     while True:
                         found = await self.current()
                         if found != last:
                             last = found
                             yield found
-                        await _notice(connection, self._poll)
+                        await notice(self._poll)
             except (DatabaseError, psycopg.Error):
                 await asyncio.sleep(_MEND_SECONDS)
-
-
-async def _notice(connection: psycopg.AsyncConnection[tuple[object, ...]], seconds: float) -> None:
-    """Wait for a notice, or for so long."""
-    async for _ in connection.notifies(timeout=seconds, stop_after=1):
-        return
+            # The way of the notices may be down alone.
+            with suppress(DatabaseError):
+                found = await self.current()
+                if found != last:
+                    last = found
+                    yield found

@@ -23,7 +23,7 @@ _VOLUMES = frozenset(
         "secret",
     }
 )
-_SECRET_NAME = re.compile(r"PASSWORD|SECRET|TOKEN$|_KEY$|^DATABASE_URL$")
+_SECRET_NAME = re.compile(r"PASSWORD|SECRET|TOKEN$|_KEY$|^DATABASE_(READ_|DIRECT_)?URL$")
 _HOST = ("hostNetwork", "hostPID", "hostIPC")
 # On one machine these are files in its home and ports that are free; in a pod they are fixed.
 _PLACES = re.compile(r"_(?:PATH|LOC|BASE|FILE|PORT)$|^VALENCE_HAPROXY_BIND$")

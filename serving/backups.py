@@ -31,8 +31,8 @@ _DATABASE, _REGISTRY, _ARTIFACTS = "database.dump", "registry.dump", "artifacts"
 @contextmanager
 def database(settings: Settings) -> Iterator[str]:
     """The URL of the database; an embedded one that isn't running runs for as long as this needs it."""
-    if settings.database_url is not None:
-        yield settings.database_url.get_secret_value()
+    if (named := settings.schema_url) is not None:
+        yield named
         return
     server = EmbeddedPostgres(settings.home, archive=settings.wal_archive)
     try:

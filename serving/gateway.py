@@ -7,7 +7,7 @@ only the writer commits, and nothing is answered before it has.
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 from uuid import UUID
 
@@ -32,6 +32,7 @@ from serving.errors import (
     StoreUnavailable,
 )
 from serving.prediction import Inferred, Mint, Predict, Prediction
+from serving.privacy import TEXT, Place, Privacy
 from serving.routing import Arm, Choice, Traffic, choose
 from serving.shadow import Faults, Shadows
 
@@ -88,6 +89,7 @@ class Gateway:
         asked: told of each version that is named, so that it is kept running.
         meter: who watches the door of this name.
         counted: told of predictions once they are stored, a request's at a time.
+        privacy: what becomes of personal data in texts; None: it is read and kept.
     """
 
     def __init__(
@@ -106,9 +108,11 @@ class Gateway:
         bounds: Bounds | None = None,
         meter: Callable[[str], Meter] | None = None,
         counted: Callable[[Sequence[NewPrediction]], None] = lambda _predictions: None,
+        privacy: Privacy | None = None,
     ) -> None:
         bounds = bounds or Bounds()
         self._counted = counted
+        self._privacy = privacy
         self._idempotency = idempotency
         self._users = users
         self._catalogue = catalogue
@@ -186,6 +190,8 @@ class Gateway:
         return None if kept is None else _replayed(kept.outcome(idempotency.body_digest))
 
     async def _predict(self, ask: Predict, caller: Caller, render: Render) -> Answer:
+        if self._privacy is not None:
+            ask = replace(ask, texts=await self._privacy.admit(ask.texts, ask.place))
         catalogue, model = self._catalogue(), ask.model or self._default_model
         if ask.version is not None:
             catalogue.entry(model, ask.version)
@@ -218,8 +224,10 @@ class Gateway:
         )
         return Answer(status=201, body=body, timing=timing)
 
-    async def embed(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], int]:
+    async def embed(self, texts: Sequence[str], place: Place = TEXT) -> tuple[NDArray[np.float32], int]:
         """Vectors [n, d] of unit length in the index's space and the number of tokens read; stores nothing."""
+        if self._privacy is not None:
+            texts = await self._privacy.admit(texts, place)
         found = (await self._compute.infer(texts, None, self._catalogue().place(None))).results
         vectors = np.frombuffer(b"".join(each.embedding for each in found), np.float16)
         return vectors.reshape(len(texts), -1).astype(np.float32), sum(each.tokens for each in found)
@@ -297,6 +305,8 @@ def _translate(error: db_errors.DatabaseError) -> ServingError:
             return NotFound(str(error))
         case db_errors.Duplicate() | db_errors.Conflict():
             return Conflict(str(error))
+        case db_errors.NotPermitted():
+            return StoreUnavailable(str(error), retry_after=2)
         case db_errors.Rejected():
             return Invalid(str(error))
         case _:

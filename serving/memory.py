@@ -15,7 +15,9 @@ from db.submissions import Mismatch, NewIdempotency, Replayed
 from serving.caller import Caller, Idempotency
 from serving.errors import Conflict
 from serving.gateway import Answer, reaching_the_database
+from serving.privacy import Place, Privacy
 
+_COMMENT = Place(("body", "comment"), many=False)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -69,9 +71,11 @@ class Memory:
         *,
         predictions: PredictionRecords,
         feedback: FeedbackRecords,
+        privacy: Privacy | None = None,
     ) -> None:
         self._predictions = predictions
         self._feedback = feedback
+        self._privacy = privacy
 
     async def prediction(self, prediction_id: UUID, caller: Caller) -> Prediction:
         """Raises NotFound."""
@@ -92,14 +96,18 @@ class Memory:
         Raises:
             NotFound: no such prediction, or not the caller's.
             Conflict: the idempotency key stands for another body.
+            Invalid: there is personal data in the comment, and it is refused.
         """
+        comment = feedback.comment
+        if comment is not None and self._privacy is not None:
+            (comment,) = await self._privacy.admit([comment], _COMMENT)
         new = NewFeedback(
             prediction_id=feedback.prediction_id,
             holder_id=caller.holder_id,
             key_id=caller.key_id,
             is_correct=feedback.is_correct,
             label=feedback.label,
-            comment=feedback.comment,
+            comment=comment,
         )
         claim = None
         if feedback.idempotency is not None:

@@ -16,6 +16,7 @@ from registry.records import VersionRecord
 from serving.batching import Passage
 from serving.caller import Caller, Idempotency
 from serving.compute import Inference
+from serving.privacy import TEXTS, Place
 from serving.routing import Arm
 
 Inferred: TypeAlias = Passage[Inference]
@@ -23,7 +24,7 @@ Inferred: TypeAlias = Passage[Inference]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Predict:
-    """A request for predictions; the texts are clean (`serving.texts`)."""
+    """A request for predictions; the texts are clean (`serving.texts`), and lay at `place`."""
 
     texts: Sequence[str]
     request_id: str
@@ -32,6 +33,7 @@ class Predict:
     user_id: UUID | None = None
     unit: str | None = None
     idempotency: Idempotency | None = None
+    place: Place = TEXTS
 
     @property
     def sticky(self) -> str:

@@ -46,6 +46,7 @@ from serving.limits import RateLimiter
 from serving.memory import Memory
 from serving.metrics import Metrics
 from serving.opinions import Opinions
+from serving.privacy import Privacy
 from serving.routing import Traffic
 from serving.searching import Searching
 from serving.settings import Settings
@@ -80,7 +81,9 @@ async def services(
 
     Raises:
         DatabaseError: the database can't be reached or used.
+        NotReady: personal data is to be found, and what finds it isn't installed.
     """
+    privacy = privacy_of(settings)
     spans = spans_of(settings.otlp_endpoint, process="ingress", replica=replica, share=settings.trace_share)
     database = database_of(settings, watch=spans.database if spans else None)
     await database.open()
@@ -124,6 +127,7 @@ async def services(
         ),
         meter=metrics.meter,
         counted=metrics.stored,
+        privacy=privacy,
     )
     evidence = Evidence(database)
     aside = Aside()
@@ -161,7 +165,7 @@ async def services(
     try:
         yield Services(
             gateway=gateway,
-            memory=Memory(predictions=predictions, feedback=FeedbackStore(database)),
+            memory=Memory(predictions=predictions, feedback=FeedbackStore(database), privacy=privacy),
             searching=searching,
             opinions=Opinions(
                 predictions=predictions, truths=truths, searching=searching, catalogue=catalogue
@@ -201,6 +205,19 @@ async def services(
         await database.close()
         if spans is not None:
             await asyncio.to_thread(spans.close)
+
+
+def privacy_of(settings: Settings) -> Privacy | None:
+    """What becomes of personal data, as the settings have it; None: nothing.
+
+    Raises:
+        NotReady: the recognisers aren't installed.
+    """
+    if settings.privacy == "off":
+        return None
+    from serving.recognisers import Recognisers
+
+    return Privacy(Recognisers(), settings.privacy)
 
 
 class _Splits:

@@ -1,6 +1,6 @@
 """Every setting of the platform, typed, with its default and its meaning.
 
-Read from the environment (`VALENCE_*`, and four names that the wider world uses). Only composition roots
+Read from the environment (`VALENCE_*`, and five names that the wider world uses). Only composition roots
 (`app`, `cli`, `launch`) build a `Settings`; everything below takes plain arguments.
 """
 
@@ -36,6 +36,15 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("DATABASE_READ_URL", "database_read_url"),
         description="a read replica for searches and lists; unset: the same database",
     )
+    database_direct_url: SecretStr | None = Field(
+        default=None,
+        validation_alias=AliasChoices("DATABASE_DIRECT_URL", "database_direct_url"),
+        description="past a transaction pooler: for migrations, notices and MLflow's database; unset: DATABASE_URL",
+    )
+    database_pooler: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="whether DATABASE_URL leads to a transaction pooler (PgBouncer); auto: each connection finds out",
+    )
     mlflow_tracking_uri: str | None = Field(
         default=None,
         validation_alias=AliasChoices("MLFLOW_TRACKING_URI", "mlflow_tracking_uri"),
@@ -59,6 +68,12 @@ class Settings(BaseSettings):
         default=0, ge=0, description="texts per second for a key without a limit of its own; 0: none"
     )
     metrics_open: bool = Field(default=False, description="let /metrics answer without credentials")
+
+    privacy: Literal["off", "mask", "refuse"] = Field(
+        default="off",
+        description="e-mail addresses, phone and card numbers, IBANs and IP addresses in texts and comments: kept, "
+        "masked before a model reads and the database keeps them, or refused (needs the extra `privacy`)",
+    )
 
     model: str = Field(default="sentiment", description="model that answers when a request names none")
     space: str = Field(default="all-MiniLM-L6-v2", description="embedding space of the similarity index")
@@ -220,6 +235,12 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(
         default=None, description="key the command line sends; unset: the home's admin.key"
     )
+
+    @property
+    def schema_url(self) -> str | None:
+        """The URL for whatever needs a session of its own, if a database is named."""
+        url = self.database_url and (self.database_direct_url or self.database_url)
+        return url.get_secret_value() if url else None
 
     @property
     def slots(self) -> int:

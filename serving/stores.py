@@ -22,12 +22,14 @@ def database_of(settings: Settings, *, watch: Watch | None = None) -> Database:
     """
     if settings.database_url is None:
         raise NotReady("DATABASE_URL is not set: start with `valence up`, or name a database")
-    read_url = settings.database_read_url
+    read_url, direct_url = settings.database_read_url, settings.database_direct_url
     return Database(
         settings.database_url.get_secret_value(),
         read_url=read_url.get_secret_value() if read_url else None,
+        direct_url=direct_url.get_secret_value() if direct_url else None,
         installation_key=installation_key(settings),
         limits=Limits(writers=settings.store_connections),
+        pooler={"auto": None, "on": True, "off": False}[settings.database_pooler],
         watch=watch,
     )
 
@@ -51,11 +53,7 @@ def tracking_uri(settings: Settings) -> str:
     """
     if settings.mlflow_tracking_uri is not None:
         return settings.mlflow_tracking_uri
-    if settings.database_url is not None:
-        database = settings.database_url.get_secret_value()
-    else:
-        database = EmbeddedPostgres(settings.home).url(DATABASE)
-    uri = beside(database, REGISTRY_SUFFIX)
+    uri = beside(settings.schema_url or EmbeddedPostgres(settings.home).url(DATABASE), REGISTRY_SUFFIX)
     try:
         require(uri)
     except DatabaseError as error:

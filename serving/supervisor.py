@@ -159,7 +159,9 @@ class Supervisor:
             self._server.initialise()
             names["DATABASE_URL"] = self._server.url(DATABASE)
         if settings.mlflow_tracking_uri is None:
-            names["MLFLOW_TRACKING_URI"] = beside(names["DATABASE_URL"], REGISTRY_SUFFIX)
+            names["MLFLOW_TRACKING_URI"] = beside(
+                settings.schema_url or names["DATABASE_URL"], REGISTRY_SUFFIX
+            )
         return names
 
     def _prepare(self, names: Mapping[str, str]) -> None:
@@ -167,9 +169,10 @@ class Supervisor:
         if self._server is not None:
             self._server.start()
             self._server.create_database(DATABASE)
+        direct = self._settings.schema_url or names["DATABASE_URL"]
         if self._settings.mlflow_tracking_uri is None:
-            ensure_beside(names["DATABASE_URL"], REGISTRY_SUFFIX)
-        schema.upgrade(names["DATABASE_URL"])
+            ensure_beside(direct, REGISTRY_SUFFIX)
+        schema.upgrade(direct)
         database = {"database_url": SecretStr(names["DATABASE_URL"])}
         asyncio.run(furnish(self._settings.model_copy(update=database)))
 

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the steps on the connection that `db.schema` hands over, or on DATABASE_URL's."""
+"""Alembic's entry: runs the steps on the connection that `db.schema` hands over, or on the environment's."""
 
 import os
 
@@ -21,7 +21,7 @@ given = context.config.attributes.get("connection")
 if given is not None:
     run(given)
 else:
-    info = conninfo(os.environ["DATABASE_URL"])
+    info = conninfo(os.environ.get("DATABASE_DIRECT_URL") or os.environ["DATABASE_URL"])
     engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(info), poolclass=NullPool)
     with engine.begin() as opened:
         run(opened)

@@ -15,6 +15,7 @@ from serving.api.schemas.data import EmbeddingsAnswer, EmbeddingsRequest
 from serving.api.schemas.fields import parse
 from serving.caller import Role
 from serving.errors import NotFound
+from serving.privacy import Place
 
 router = APIRouter(route_class=GuardedRoute, tags=["embeddings"])
 
@@ -28,7 +29,9 @@ async def embeddings(request: Request) -> Response:
     if body.model != services.space and body.model not in services.catalogue().models:
         raise NotFound(f"there is no such embedding model: use {services.space!r}")
     services.limits.take(caller_of(request), len(body.input))
-    vectors, tokens = await while_connected(request.receive, services.gateway.embed(body.input))
+    vectors, tokens = await while_connected(
+        request.receive, services.gateway.embed(body.input, Place(("body", "input")))
+    )
     rows = np.ascontiguousarray(vectors, "<f4")
     data = [
         {

@@ -28,6 +28,7 @@ from serving.api.schemas.insights import ExplainedPrediction
 from serving.caller import Role
 from serving.gateway import Answer
 from serving.prediction import Predict, Prediction
+from serving.privacy import TEXT
 
 router = APIRouter(route_class=GuardedRoute, tags=["predictions"])
 
@@ -59,6 +60,7 @@ async def predict(request: Request) -> Response:
         version=body.version,
         user_id=body.user_id,
         unit=body.unit,
+        place=TEXT,
     )
     answer = await run(request, ask, render.one(with_embedding=body.return_embedding))
     return render.answered(await explained(request, answer) if body.explain else answer)

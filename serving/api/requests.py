@@ -12,6 +12,7 @@ from serving.api.deps import Exchange, header
 from serving.caller import Idempotency
 from serving.errors import Invalid, Problem
 from serving.prediction import Predict
+from serving.privacy import TEXTS, Place
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -52,6 +53,7 @@ def predict_of(
     version: str | None,
     user_id: UUID | None,
     unit: str | None,
+    place: Place = TEXTS,
     idempotent: bool = True,
 ) -> Predict:
     """The gateway's request for these texts."""
@@ -63,4 +65,5 @@ def predict_of(
         user_id=user_id,
         unit=unit,
         idempotency=idempotency_of(request) if idempotent else None,
+        place=place,
     )

@@ -1,5 +1,6 @@
 """`valence db`: the schema's version and backups of the database that the settings name, running or not."""
 
+import os
 import sys
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -9,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from serving.cli.common import AsJson, show_record
+from serving.cli.common import AsJson, show_record, show_table
 
 app = typer.Typer(no_args_is_help=True, help="The database: its schema, its backups.")
 
@@ -53,6 +54,52 @@ def current(
     with _database() as url:
         found = schema.current_at(url) if wait is None else schema.wait_for(url, wait)
     show_record({"revision": found, "head": schema.head()}, as_json=as_json)
+
+
+@app.command()
+def roles(
+    owner: Annotated[str, typer.Option(help="Role that owns the schema and migrates it.")] = "valence_owner",
+    application: Annotated[str, typer.Option(help="Role of the platform.")] = "valence_app",
+    reader: Annotated[str, typer.Option(help="Role that reads only.")] = "valence_reader",
+    connections: Annotated[
+        tuple[int, int, int], typer.Option(help="Most connections of each, in this order; -1: no bound.")
+    ] = (5, 60, 20),
+    as_json: AsJson = False,
+) -> None:
+    """Make the three roles with the least that each needs, or bring them to it; safe to run again.
+
+    Passwords come from VALENCE_OWNER_PASSWORD, VALENCE_APPLICATION_PASSWORD and VALENCE_READER_PASSWORD, or from
+    the files that these names with _FILE say; a role without one keeps what it has.
+    """
+    from db.roles import Login, Role, ensure
+
+    names = dict(zip(Role, (owner, application, reader), strict=True))
+    logins = {
+        role: Login(name=name, password=_password(role), connections=bound)
+        for (role, name), bound in zip(names.items(), connections, strict=True)
+    }
+    with _database() as url:
+        made = ensure(url, logins)
+    rows = [
+        {
+            "role": each.role.value,
+            "name": each.name,
+            "connections": each.connections,
+            "created": each.created,
+            "password": each.has_password,
+        }
+        for each in made
+    ]
+    columns = ("role", "name", "connections", "created", "password")
+    show_table(rows, columns, answer={"roles": rows}, as_json=as_json)
+
+
+def _password(role: str) -> str | None:
+    """The password of a role, from the environment or from the file that it names."""
+    variable = f"VALENCE_{role.upper()}_PASSWORD"
+    if (path := os.environ.get(f"{variable}_FILE")) is not None:
+        return Path(path).read_text(encoding="utf-8").rstrip("\n") or None
+    return os.environ.get(variable) or None
 
 
 @app.command()

@@ -60,6 +60,7 @@ from serving.limits import RateLimiter
 from serving.memory import Memory
 from serving.metrics import Metrics
 from serving.opinions import Opinions
+from serving.privacy import Privacy
 from serving.promotions import Promotions
 from serving.routing import Split, Traffic
 from serving.searching import Searching
@@ -162,6 +163,7 @@ def _platform(
     ids: Uuid7Clock,
     bounds: Bounds | None,
     rate: float,
+    privacy: Privacy | None = None,
     **settings: Any,
 ) -> Platform:
     encoders, metrics, lacks = FakeEncoders(), Metrics(), []
@@ -184,6 +186,7 @@ def _platform(
         bounds=bounds,
         meter=metrics.meter,
         counted=metrics.stored,
+        privacy=privacy,
     )
     metrics.add(
         Standing(catalogue=catalogue, traffic=traffic.current, stored=Stored(), version="0"), of_replica=False
@@ -215,7 +218,7 @@ def _platform(
     )
     services = Services(
         gateway=gateway,
-        memory=Memory(predictions=records["predictions"], feedback=records["feedback"]),
+        memory=Memory(predictions=records["predictions"], feedback=records["feedback"], privacy=privacy),
         searching=searching,
         opinions=Opinions(
             predictions=records["predictions"],

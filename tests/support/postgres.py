@@ -76,10 +76,18 @@ def running_server() -> Iterator[TestServer]:
 
 @asynccontextmanager
 async def opened(
-    url: str, *, space: str = SPACE, limits: Limits | None = None, pooler: bool = False
+    url: str,
+    *,
+    space: str = SPACE,
+    limits: Limits | None = None,
+    pooler: bool | None = None,
+    read_url: str | None = None,
+    direct_url: str | None = None,
 ) -> AsyncIterator[Database]:
     """An open database with this month's partitions and an open segment."""
-    database = Database(url, installation_key=KEY, limits=limits, pooler=pooler)
+    database = Database(
+        url, read_url=read_url, direct_url=direct_url, installation_key=KEY, limits=limits, pooler=pooler
+    )
     try:
         await database.open()
         await Partitions(database).ensure(datetime.now(UTC))

@@ -1,14 +1,31 @@
 """One open `Database` a test, on a migrated database of its own."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 
 from db.engine import Database
-from tests.support.postgres import opened
+from db.roles import ensure
+from tests.support.postgres import TestServer, opened
+from tests.support.tour import tour
+from tests.support.ways import LOGINS, Ways
 
 
 @pytest.fixture
 async def database(url: str) -> AsyncIterator[Database]:
     async with opened(url) as ready:
         yield ready
+
+
+@pytest.fixture
+def ways(server: TestServer, url: str) -> Ways:
+    """A database that is in use, and the roles to it."""
+
+    async def use() -> None:
+        async with opened(url) as database:
+            await tour(database)
+
+    asyncio.run(use())
+    ensure(url, LOGINS)
+    return Ways(server, url)

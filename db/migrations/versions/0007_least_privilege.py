@@ -1,0 +1,123 @@
+"""What the application may have made of the schema, as functions of its owner: months, segments, their indexes.
+
+Revision: 0007
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0007"
+down_revision = "0006"
+branch_labels = None
+depends_on = None
+
+# Of what the parent keeps no statistics, its partition keeps none.
+_MAKE = """
+    CREATE FUNCTION make_partition(parent text, name text, more text) RETURNS void LANGUAGE plpgsql AS $$
+    DECLARE
+        unsampled text;
+    BEGIN
+        EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING DEFAULTS INCLUDING CONSTRAINTS '
+            'INCLUDING STORAGE %s)', name, parent, more);
+        FOR unsampled IN SELECT attname FROM pg_attribute
+            WHERE attrelid = parent::regclass AND attnum > 0 AND attstattarget = 0
+        LOOP
+            EXECUTE format('ALTER TABLE %I ALTER COLUMN %I SET STATISTICS 0', name, unsampled);
+        END LOOP;
+    END $$"""
+
+# Each takes numbers and dates alone, and names no table but what it makes of them. Made apart and attached, because
+# `PARTITION OF` would lock out every reader and writer of the parent. A partition of feedback refers to
+# predictions, so theirs is made first.
+_FUNCTIONS = {
+    "make_month(month date)": """
+    DECLARE
+        first timestamp := date_trunc('month', month);
+        low uuid := month_floor(first);
+        high uuid := month_floor(first + interval '1 month');
+        parent text;
+        name text;
+    BEGIN
+        FOREACH parent IN ARRAY ARRAY['predictions', 'feedback'] LOOP
+            name := parent || to_char(first, '_YYYY_MM');
+            CONTINUE WHEN to_regclass(quote_ident(name)) IS NOT NULL;
+            PERFORM make_partition(parent, name, '');
+            EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
+                parent, name, low, high);
+        END LOOP;
+    END""",
+    "drop_month(month date)": """
+    DECLARE
+        parent text;
+        name text;
+    BEGIN
+        FOREACH parent IN ARRAY ARRAY['feedback', 'predictions'] LOOP
+            name := parent || to_char(month, '_YYYY_MM');
+            -- Detached first: a partition that others refer to can't be dropped where it is.
+            EXECUTE format('ALTER TABLE %I DETACH PARTITION %I', parent, name);
+            EXECUTE format('DROP TABLE %I', name);
+        END LOOP;
+    END""",
+    # With the check it can be attached without being read.
+    "make_segment(segment integer)": """
+    BEGIN
+        PERFORM make_partition('embeddings', 'embeddings_' || segment, format(', CHECK (segment = %s)', segment));
+    END""",
+    "key_segment(segment integer)": """
+    BEGIN
+        EXECUTE format('ALTER TABLE %I ADD PRIMARY KEY (text_id, segment)', 'embeddings_' || segment);
+    END""",
+    "attach_segment(segment integer)": """
+    BEGIN
+        EXECUTE format('ALTER TABLE embeddings ATTACH PARTITION %I FOR VALUES IN (%s)',
+            'embeddings_' || segment, segment);
+    END""",
+    # Which nobody is told of any more: its row goes first, in the same transaction.
+    "drop_segment(segment integer)": """
+    BEGIN
+        IF EXISTS (SELECT FROM segments s WHERE s.id = segment) THEN
+            RAISE EXCEPTION 'segment % is still in use', segment USING ERRCODE = 'object_in_use';
+        END IF;
+        EXECUTE format('DROP TABLE %I', 'embeddings_' || segment);
+    END""",
+    "index_segment(segment integer, m integer, ef_construction integer)": """
+    DECLARE
+        name text := 'embeddings_' || segment;
+    BEGIN
+        EXECUTE format('CREATE INDEX %I ON %I USING hnsw (embedding halfvec_ip_ops) '
+            'WITH (m = %s, ef_construction = %s)', 'ix_' || name || '_hnsw', name, m, ef_construction);
+    END""",
+}
+
+
+def upgrade() -> None:
+    # The smallest UUIDv7 of a moment, which is UTC.
+    op.execute(
+        """
+        CREATE FUNCTION month_floor(moment timestamp) RETURNS uuid LANGUAGE sql IMMUTABLE AS
+        $$ SELECT (lpad(to_hex((extract(epoch FROM moment) * 1000)::bigint), 12, '0')
+            || '7000' || repeat('0', 16))::uuid $$
+        """
+    )
+    op.execute(_MAKE)
+    # Fixed, because the function acts as its owner: no caller may slip a table of his own between. The catalogue
+    # comes first by itself.
+    path = op.get_bind().scalar(
+        sa.text(
+            "SELECT concat_ws(', ', quote_ident(current_schema()), quote_ident(nspname)) FROM pg_namespace "
+            "WHERE oid = (SELECT extnamespace FROM pg_extension WHERE extname = 'vector')"
+        )
+    )
+    for signature, body in _FUNCTIONS.items():
+        op.execute(
+            f"CREATE FUNCTION {signature} RETURNS void LANGUAGE plpgsql STRICT SECURITY DEFINER "
+            f"SET search_path = {path}, pg_temp AS $${body} $$"
+        )
+        op.execute(f"REVOKE ALL ON FUNCTION {signature} FROM PUBLIC")
+
+
+def downgrade() -> None:
+    for signature in _FUNCTIONS:
+        op.execute(f"DROP FUNCTION {signature}")
+    op.execute("DROP FUNCTION make_partition(text, text, text)")
+    op.execute("DROP FUNCTION month_floor(timestamp)")

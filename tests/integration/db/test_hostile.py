@@ -1,0 +1,197 @@
+"""Hostile values in every filter and every stored field: matched as they are, never read as SQL."""
+
+import asyncio
+from collections.abc import Iterator
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from db.audit import Audit
+from db.engine import Database
+from db.errors import DatabaseError, NotFound
+from db.evaluations import Evaluations
+from db.experiments import Experiments, NewExperiment
+from db.feedback import FeedbackStore, Judgement, NewFeedback
+from db.idempotency import Idempotency
+from db.keys import Key
+from db.predictions import PredictionFilters, Predictions
+from db.promotions import Promotions
+from db.replay import Replays
+from db.similarity import Similarity, SimilarityFilters
+from db.submissions import Failed, Stored
+from db.users import Users
+from tests.support.postgres import SPACE, TestServer, opened
+from tests.support.rows import claim, counted, new_key, new_text, sql, submission, writer
+from tests.support.tour import VECTOR
+
+HOSTILE = (
+    "' OR '1'='1",
+    "'; DROP TABLE predictions; --",
+    "\\'; DROP TABLE predictions; --",
+    '"; DROP TABLE predictions; --',
+    "positive' /*",
+    "*/ OR true --",
+    "%s",
+    "%(sentiment)s",
+    "%%",
+    "100 %",
+    "{fitting}",
+    "{0}",
+    "{}",
+    "$$; DROP TABLE predictions; $$",
+    "$1",
+    ":sentiment",
+    "::text",
+    "\\",
+    "\\x00",
+    "E'\\047'",
+    "\u02bc OR 1=1",
+    "\uff07 OR 1=1 --",
+    "\u202e\u2066positive",
+    "\U0001f600'",
+    "ﬁ\u0301",
+    "\n\t\r\x1b[31m",
+    "NULL",
+    "",
+    " " * 300,
+    "x" * 5000,
+)
+# What PostgreSQL can't hold is refused as a value, by name.
+UNHOLDABLE = ("positive\x00", "\ud800")
+VALUES = st.one_of(
+    st.sampled_from(HOSTILE + UNHOLDABLE),
+    st.text(st.characters(codec=None), max_size=60),
+    st.text("'\"\\%{}$:;-/*\x00\n ORselectdrop1=", max_size=40),
+)
+UUIDS = st.uuids()
+SETTINGS = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@pytest.fixture(scope="module")
+def place(server: TestServer) -> Iterator[tuple[str, Key]]:
+    """A database with one harmless prediction, and the key that made it."""
+
+    async def fill(url: str) -> Key:
+        async with opened(url) as database:
+            key = await new_key(database)
+            assert await writer(database).commit([submission(key)]) == [Stored()]
+            return key
+
+    with server.database() as url:
+        yield url, asyncio.run(fill(url))
+
+
+async def standing(database: Database) -> None:
+    """Every table is there, and nobody came in or left."""
+    assert await counted(database, "api_keys") == 1
+    assert await counted(database, "users") == 0
+    assert await counted(database, "predictions") == 1
+    assert await counted(database, "audit_log") == 1
+
+
+@example(value="'; DROP TABLE predictions; --", other="' OR '1'='1", ident=UUID(int=0))
+@example(value="%(holder)s", other="{fitting}", ident=UUID(int=2**128 - 1))
+@example(value="positive\x00", other="\ud800", ident=UUID(int=0))
+@given(value=VALUES, other=VALUES, ident=UUIDS)
+@SETTINGS
+def test_no_filter_is_read_as_sql(place: tuple[str, Key], value: str, other: str, ident: UUID) -> None:
+    url, key = place
+
+    async def ask() -> None:
+        async with opened(url) as database:
+            predictions, similarity = Predictions(database), Similarity(database, space=SPACE)
+            holdable = all("\x00" not in each and each.isprintable() for each in (value, other))
+            for field in ("sentiment", "model", "model_version", "arm"):
+                for mixed in ({field: value}, {field: value, "user_id": ident}, {field: other, "arm": value}):
+                    await _nothing(
+                        holdable, predictions.list(PredictionFilters(**mixed), holder=key.holder_id)
+                    )
+            await _nothing(False, predictions.list(cursor=value))
+            for filters in (
+                SimilarityFilters(sentiment=value),
+                SimilarityFilters(model_version=value, has_feedback=False),
+                SimilarityFilters(sentiment=value, model_version=other, user_id=ident, is_correct=True),
+            ):
+                for exact in (False, True):
+                    await _nothing(holdable, similarity.search(VECTOR, filters=filters, exact=exact))
+            await _nothing(holdable, Idempotency(database).find(key.holder_id, value, other))
+            await _nothing(holdable, Audit(database).list(subject=value))
+            await _nothing(holdable, Promotions(database).history(value))
+            await _nothing(False, Promotions(database).history("sentiment", cursor=other))
+            await _nothing(holdable, Evaluations(database).reported(value, other))
+            await _nothing(holdable, Replays(database, space=value).sample(other, size=3, judged=3))
+            await _nothing(holdable, Similarity(database, space=value).search(VECTOR))
+            await standing(database)
+
+    asyncio.run(ask())
+
+
+async def _nothing(must_answer: bool, asked: object) -> None:
+    """It finds nothing, or refuses the value; what can be held is never refused."""
+    try:
+        found = await asked  # type: ignore[misc]
+    except (DatabaseError, UnicodeEncodeError, ValueError):
+        assert not must_answer
+        return
+    for name in ("items", "results"):
+        found = getattr(found, name, found)
+    assert not found
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("value", HOSTILE)
+async def test_what_is_stored_comes_back_as_it_was(database: Database, value: str) -> None:
+    key = await new_key(database)
+    predictions = Predictions(database)
+    text = new_text(value or "x")
+    new = submission(
+        key,
+        [text],
+        idempotency=claim(key, value or "x"),
+        model=value,
+        version=value,
+        label=value,
+        unit=value,
+        request_id=value,
+    )
+    assert await writer(database).commit([new]) == [Stored()]
+    found = await predictions.get(new.predictions[0].id)
+    assert (found.model, found.version, found.label, found.unit, found.request_id) == (value,) * 5
+    assert found.text == (value or "x")
+    filters = PredictionFilters(sentiment=value, model=value, model_version=value)
+    assert [each.id for each in (await predictions.list(filters)).items] == [found.id]
+    similarity = Similarity(database, space=SPACE)
+    narrowed = SimilarityFilters(sentiment=value, model_version=value)
+    assert [each.text_id for each in (await similarity.search(VECTOR, filters=narrowed)).results] == [text.id]
+    judged = NewFeedback(
+        prediction_id=found.id, holder_id=key.holder_id, key_id=key.id, is_correct=False, comment=value
+    )
+    stored = await FeedbackStore(database).put(judged)
+    assert isinstance(stored, Judgement)
+    assert stored.comment == value
+    made = await Experiments(database).create(
+        NewExperiment(model=value, champion=value, challenger="3", share=0.5, shadow=False, salt=value),
+        actor=None,
+    )
+    assert (await Experiments(database).get(made.id)).model == value
+    user = await Users(database).create(username=f"u{value}", email=f"e{value}", actor=None)
+    assert (await Users(database).get(user.id)).username == f"u{value}"
+    await Audit(database).add(action=value, subject=value, detail={value: value})
+    assert (await Audit(database).list(subject=value))[0].detail == {value: value}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("value", UNHOLDABLE)
+async def test_what_cannot_be_held_is_refused_alone(database: Database, value: str) -> None:
+    key = await new_key(database)
+    good, bad = submission(key), submission(key, label=value)
+    outcomes = await writer(database).commit([bad, good])
+    assert isinstance(outcomes[0], Failed)
+    assert outcomes[1] == Stored()
+    with pytest.raises(NotFound):
+        await Predictions(database).get(bad.predictions[0].id)
+    assert await sql(database, "SELECT count(*) FROM predictions") == [(1,)]

@@ -1,0 +1,232 @@
+"""A real PgBouncer in transaction mode between the platform and its database, and TLS on the way to it."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg
+import pytest
+
+from db import schema
+from db.databases import require
+from db.engine import Database, Limits
+from db.errors import Unavailable
+from db.experiments import Experiments, NewExperiment
+from db.roles import Login, Role, ensure
+from db.submissions import Stored
+from db.traffic import TrafficFeed
+from tests.support.certificates import Authority
+from tests.support.pgbouncer import Pooler, pgbouncer
+from tests.support.postgres import TestServer, opened
+from tests.support.rows import new_key, submission, writer
+from tests.support.tour import tour
+
+pytestmark = pytest.mark.anyio
+
+PASSWORDS = {"valence_owner": "owner's", "valence_app": "app's", "valence_reader": "reader's"}
+LOGINS = {
+    role: Login(name=name, password=password, connections=40)
+    for role, (name, password) in zip(Role, PASSWORDS.items(), strict=True)
+}
+NEW = NewExperiment(model="sentiment", champion="2", challenger="3", share=0.5, shadow=False, salt="s")
+
+
+@pytest.fixture(scope="module")
+def pooler(server: TestServer) -> Iterator[Pooler]:
+    with pgbouncer(server.server, PASSWORDS) as running:
+        yield running
+
+
+@pytest.fixture
+def name(url: str) -> str:
+    """The database's name, once the roles may use it."""
+    ensure(url, LOGINS)
+    return psycopg.conninfo.conninfo_to_dict(url)["dbname"]  # type: ignore[return-value]
+
+
+@pytest.fixture
+def pooled(pooler: Pooler, name: str) -> str:
+    return pooler.url("valence_app", name)
+
+
+def direct(server: TestServer, name: str, user: str = "valence_app") -> str:
+    """Past the pooler, with the same password."""
+    return f"postgresql://{user}:{quote(PASSWORDS[user])}@/{name}?host={quote(str(server.server.sockets))}"
+
+
+class Followed:
+    """What a feed says, as numbers of running experiments."""
+
+    def __init__(self, database: Database, *, poll: float) -> None:
+        self._changes = TrafficFeed(database, poll=poll).changes()
+
+    async def next(self) -> int:
+        async with asyncio.timeout(10):
+            return len(await anext(self._changes))
+
+
+async def test_everything_that_a_platform_asks_goes_through_a_transaction_pooler(pooled: str) -> None:
+    async with opened(pooled, limits=Limits(writers=4)) as database:
+        for _ in range(3):
+            await tour(database)
+
+
+async def test_two_platforms_share_the_poolers_connections(pooled: str) -> None:
+    async with opened(pooled) as first, opened(pooled) as second:
+        keys = [await new_key(each) for each in (first, second)]
+        for _ in range(10):
+            outcomes = await asyncio.gather(
+                *(
+                    writer(each).commit([submission(key)])
+                    for each, key in zip((first, second), keys, strict=True)
+                    for _ in range(4)
+                )
+            )
+            assert outcomes == [[Stored()]] * 8
+
+
+async def test_each_connection_finds_out_whether_its_session_is_its_own(
+    url: str, server: TestServer, name: str, pooled: str
+) -> None:
+    for way, prepares in ((pooled, None), (direct(server, name), 2), (url, 2)):
+        async with opened(way) as database:
+            async with database.hot_write() as connection:
+                assert connection.prepare_threshold == prepares
+            async with database.searching() as connection:
+                assert connection.prepare_threshold == prepares
+
+
+async def test_timeouts_come_from_the_role_behind_a_pooler(pooled: str) -> None:
+    async with opened(pooled) as database, database.hot_read() as connection:
+        for setting, value in (
+            ("statement_timeout", "30s"),
+            ("lock_timeout", "5s"),
+            ("idle_in_transaction_session_timeout", "1min"),
+        ):
+            row = await (await connection.execute("SELECT current_setting(%s)", (setting,))).fetchone()
+            assert row == (value,)
+
+
+async def test_notices_come_over_the_direct_url(server: TestServer, name: str, pooled: str) -> None:
+    # By notice alone: nobody would wait an hour for the other way.
+    async with opened(pooled, direct_url=direct(server, name)) as database:
+        followed = Followed(database, poll=3600)
+        assert await followed.next() == 0
+        made = await Experiments(database).create(NEW, actor=None)
+        assert await followed.next() == 1
+        await Experiments(database).stop(made.id, actor=None, reason="over")
+        assert await followed.next() == 0
+
+
+async def test_without_a_direct_url_traffic_is_asked_for(pooled: str) -> None:
+    async with opened(pooled) as database:
+        followed = Followed(database, poll=0.05)
+        assert await followed.next() == 0
+        await Experiments(database).create(NEW, actor=None)
+        assert await followed.next() == 1
+
+
+async def test_a_direct_url_that_leads_nowhere_leaves_the_asking(pooled: str) -> None:
+    async with opened(pooled, direct_url="postgresql://nobody@127.0.0.1:1/nothing") as database:
+        followed = Followed(database, poll=3600)
+        assert await followed.next() == 0
+        await Experiments(database).create(NEW, actor=None)
+        assert await followed.next() == 1
+
+
+def test_the_schema_migrates_through_a_pooler_and_past_it(
+    server: TestServer, pooler: Pooler, name: str
+) -> None:
+    for way in (pooler.url("valence_owner", name), direct(server, name, "valence_owner")):
+        schema.downgrade(way, "0004")
+        assert schema.upgrade(way) == schema.head()
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority.create(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture(scope="module")
+def encrypted(server: TestServer, authority: Authority) -> Iterator[Pooler]:
+    key, certificate = authority.certify("localhost")
+    # By session, which is what a server itself does: MLflow prepares its statements.
+    lines = {"pool_mode": "session", "default_pool_size": "40"}
+    lines |= {"client_tls_sslmode": "require", "client_tls_protocols": "secure"}
+    files = {"client_tls_key_file": key, "client_tls_cert_file": certificate}
+    with pgbouncer(server.server, PASSWORDS, lines=lines, files=files) as running:
+        yield running
+
+
+async def test_every_connection_checks_the_servers_certificate(
+    encrypted: Pooler, name: str, authority: Authority
+) -> None:
+    url = encrypted.url("valence_app", name, sslmode="verify-full", sslrootcert=str(authority.certificate))
+    async with opened(url, read_url=url, direct_url=url) as database:
+        for kind in (database.hot_write, database.hot_read, database.searching):
+            async with kind() as connection:
+                assert connection.pgconn.ssl_in_use
+        async with database.begin() as connection:
+            raw = await connection.get_raw_connection()
+            assert raw.driver_connection.pgconn.ssl_in_use  # type: ignore[union-attr]
+        assert await Followed(database, poll=0.05).next() == 0
+        await tour(database)
+    require(url)
+    assert schema.current_at(url) == schema.head()
+    owner = encrypted.url(
+        "valence_owner", name, sslmode="verify-full", sslrootcert=str(authority.certificate)
+    )
+    assert schema.upgrade(owner) == schema.head()
+
+
+@pytest.mark.parametrize("flaw", ["another authority", "another name", "no encryption"])
+async def test_a_server_that_cannot_prove_itself_is_refused_with_the_reason(
+    encrypted: Pooler, name: str, authority: Authority, tmp_path: Path, flaw: str
+) -> None:
+    right = str(authority.certificate)
+    wrong = str(Authority.create(tmp_path).certificate)
+    url, reason = {
+        "another authority": (
+            encrypted.url("valence_app", name, sslmode="verify-full", sslrootcert=wrong),
+            "certificate verify failed",
+        ),
+        "another name": (
+            encrypted.url("valence_app", name, sslmode="verify-full", sslrootcert=right).replace(
+                "@localhost:", "@127.0.0.1:"
+            ),
+            "does not match host name",
+        ),
+        "no encryption": (encrypted.url("valence_app", name, sslmode="disable"), "SSL required"),
+    }[flaw]
+    database = Database(url)
+    with pytest.raises(Unavailable, match=reason):
+        await database.open()
+    await database.close()
+    for ask in (schema.current_at, require):
+        with pytest.raises(Unavailable, match=reason):
+            ask(url)
+
+
+def test_mlflow_reaches_its_database_by_the_same_certificate(
+    server: TestServer, encrypted: Pooler, name: str, authority: Authority, tmp_path: Path
+) -> None:
+    with psycopg.connect(server.server.url("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}_mlflow OWNER valence_owner")
+    url = encrypted.url(
+        "valence_owner", f"{name}_mlflow", sslmode="verify-full", sslrootcert=str(authority.certificate)
+    )
+    program = (
+        "import sys; from pathlib import Path; from registry.store import Registry; "
+        "print(Registry(sys.argv[1], artifact_root=Path(sys.argv[2])).models())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, url.replace("postgresql://", "postgresql+psycopg://"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,58 @@
+"""A read replica: searches and lists go there, and what was just written is still found."""
+
+import psycopg
+import pytest
+
+from db.engine import Database
+from db.errors import Unavailable
+from db.predictions import PredictionFilters, Predictions
+from db.roles import Role
+from db.similarity import Similarity
+from db.submissions import Stored
+from tests.support.postgres import KEY, SPACE, TestServer, opened
+from tests.support.rows import new_key, submission, writer
+from tests.support.tour import VECTOR
+from tests.support.ways import Ways
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_lagging_replica_leaves_what_was_just_written_readable(
+    server: TestServer, url: str, ways: Ways
+) -> None:
+    """The replica is a copy of before, which is what one that lags is."""
+    copy = f"{ways.database}_copy"
+    with psycopg.connect(server.server.url("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {copy} TEMPLATE {ways.database}")
+        connection.execute(f'GRANT CONNECT ON DATABASE {copy} TO "some reader"')
+    replica = ways[Role.READER].replace(f"/{ways.database}?", f"/{copy}?")
+    async with opened(ways[Role.APPLICATION], read_url=replica) as database:
+        key = await new_key(database)
+        new = submission(key)
+        await writer(database).commit([new])
+        made = new.predictions[0]
+        predictions, similarity = Predictions(database), Similarity(database, space=SPACE)
+        assert (await predictions.get(made.id)).id == made.id
+        assert len(await similarity.vector_of_prediction(made.id)) == 384
+        # Lists and searches are as old as the replica.
+        assert not (await predictions.list(PredictionFilters(), holder=key.holder_id)).items
+        assert (await similarity.search(VECTOR, k=3)).results
+    with psycopg.connect(server.server.url("postgres"), autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {copy} WITH (FORCE)")
+
+
+async def test_a_replica_that_is_away_leaves_writing_and_single_predictions(ways: Ways) -> None:
+    database = Database(
+        ways[Role.APPLICATION], read_url="postgresql://nobody@127.0.0.1:1/nothing", installation_key=KEY
+    )
+    await database.open()
+    try:
+        key = await new_key(database)
+        new = submission(key)
+        assert await writer(database).commit([new]) == [Stored()]
+        predictions = Predictions(database)
+        assert (await predictions.get(new.predictions[0].id)).id == new.predictions[0].id
+        with pytest.raises(Unavailable):
+            await predictions.list(PredictionFilters())
+    finally:
+        await database.close()

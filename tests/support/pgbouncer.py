@@ -1,0 +1,98 @@
+"""A real PgBouncer in transaction mode for tests, in front of the embedded server, with SCRAM and, if asked, TLS."""
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg
+
+from db.embedded import EmbeddedPostgres
+from db.embedded_account import Account
+from serving.cluster import free_port
+from tests.support.clock import eventually
+from tests.support.tools import required_tool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooler:
+    """Where it listens, and how one signs in."""
+
+    port: int
+    passwords: Mapping[str, str]
+
+    def url(self, user: str, database: str, **options: str) -> str:
+        query = "&".join(f"{name}={quote(value, safe='')}" for name, value in options.items())
+        return f"postgresql://{user}:{self.passwords[user]}@localhost:{self.port}/{database}?{query}"
+
+
+@contextmanager
+def pgbouncer(
+    server: EmbeddedPostgres,
+    passwords: Mapping[str, str],
+    *,
+    lines: Mapping[str, str] | None = None,
+    files: Mapping[str, Path] | None = None,
+) -> Iterator[Pooler]:
+    """PgBouncer over TCP on loopback until the end; one server connection serves many clients.
+
+    `lines`: more of its configuration; `files`: settings that name a file, which it gets a copy of.
+    """
+    program = required_tool("pgbouncer")
+    account = Account.current()
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="valence-pgbouncer-") as folder:
+        where = Path(folder)
+        users = "".join(f'"{name}" "{password}"\n' for name, password in passwords.items())
+        (where / "users.txt").write_text(users)
+        settings = {
+            "listen_addr": "127.0.0.1",
+            "listen_port": str(port),
+            "unix_socket_dir": "",
+            "auth_type": "scram-sha-256",
+            "auth_file": str(where / "users.txt"),
+            "pool_mode": "transaction",
+            "default_pool_size": "6",
+            "logfile": str(where / "log"),
+            **(lines or {}),
+            **{name: shutil.copy(path, where) for name, path in (files or {}).items()},
+        }
+        content = f"[databases]\n* = host={server.sockets}\n[pgbouncer]\n"
+        content += "".join(f"{name} = {value}\n" for name, value in settings.items())
+        (where / "pgbouncer.ini").write_text(content)
+        if account.separate:
+            # It runs as the server's user: it refuses root, and the socket's folder refuses others.
+            entry = pwd.getpwnam(account.server_user)
+            for path in (where, *where.iterdir()):
+                path.chmod(0o755)
+                os.chown(path, entry.pw_uid, entry.pw_gid)
+        process = subprocess.Popen(
+            [program, "-q", str(where / "pgbouncer.ini")],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            **account.identity(),
+        )
+        pooler = Pooler(port=port, passwords=passwords)
+
+        def up() -> bool:
+            assert process.poll() is None, (where / "log").read_text()
+            try:
+                with psycopg.connect(host="127.0.0.1", port=port, user="nobody", connect_timeout=2):
+                    return True
+            except psycopg.OperationalError as error:
+                # It answers, and refuses whom it doesn't know.
+                return "refused" not in str(error)
+
+        try:
+            eventually(up, within=20, what="PgBouncer answers")
+            yield pooler
+        finally:
+            process.kill()
+            process.wait()

@@ -1,0 +1,117 @@
+"""What a platform asks of its database, once through: for roles, poolers and other ways to one."""
+
+import asyncio
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from db.audit import Audit
+from db.census import Censuses
+from db.engine import Database
+from db.evaluations import Evaluations, NewEvaluation
+from db.evidence import Evidence
+from db.experiments import Experiments, NewExperiment
+from db.feedback import FeedbackStore, Judgement, NewFeedback
+from db.idempotency import Idempotency
+from db.keys import Keys
+from db.partitions import Partitions
+from db.predictions import PredictionFilters, Predictions
+from db.promotions import Act, NewPromotion, Promotions, State
+from db.replay import Replays
+from db.segments import Segments
+from db.similarity import Similarity, SimilarityFilters
+from db.submissions import NewText, Replayed, Stored
+from db.users import Users
+from db.writer import Writer
+from serving.housekeeping import Housekeeping
+from tests.support.postgres import SPACE
+from tests.support.rows import claim, new_key, new_text, now, submission, unit_vectors, writer
+
+VECTOR = unit_vectors(1, seed=7)[0]
+
+
+async def tour(database: Database, *, many: int = 12) -> list[NewText]:
+    """Use every repository, the writer, the housekeeping and the search; the texts that were stored."""
+    user = await Users(database).create(username=f"u{uuid4()}", email=f"{uuid4()}@example.org", actor=None)
+    key = await new_key(database, owner_id=user.id)
+    writing = writer(database)
+    texts = [new_text() for _ in range(many)]
+    # Several at once, so that a pooler hands each connection around.
+    await asyncio.gather(*(_write(writing, key, text) for text in texts))
+    repeated = claim(key, f"again-{uuid4()}")
+    assert await writing.commit([submission(key, idempotency=repeated)]) == [Stored()]
+    assert isinstance((await writing.commit([submission(key, idempotency=repeated)]))[0], Replayed)
+    assert await Idempotency(database).find(key.holder_id, repeated.route, repeated.key) is not None
+
+    predictions = Predictions(database)
+    page = await predictions.list(PredictionFilters(sentiment="positive"), holder=key.holder_id)
+    assert len(page.items) == many + 1
+    one = page.items[0]
+    judged = NewFeedback(
+        prediction_id=one.id, holder_id=key.holder_id, key_id=key.id, is_correct=False, label="neutral"
+    )
+    assert isinstance(await FeedbackStore(database).put(judged), Judgement)
+    assert (await predictions.get(one.id)).feedback[0].label == "neutral"
+
+    segments = Segments(database, SPACE)
+    await segments.ensure()
+    assert await segments.roll(1) is not None
+    assert await writing.commit([submission(key, [new_text() for _ in range(many)])]) == [Stored()]
+    assert await segments.roll(1) is not None
+    while await segments.index_next(grace=0) is not None:
+        pass
+    assert await segments.merge_next(fan_in=2) is not None
+    while await segments.merge_next(fan_in=2) is not None:
+        pass
+    assert await segments.drop_next(grace=0) is not None
+    await Partitions(database).ensure(datetime(2039, 5, 17, tzinfo=UTC))
+    housekeeping = Housekeeping(database, space=SPACE)
+    for chore in (housekeeping.tidy, housekeeping.index, housekeeping.merge):
+        await chore()
+
+    similarity = Similarity(database, space=SPACE)
+    for filters in (None, SimilarityFilters(sentiment="positive", is_correct=False)):
+        found = await similarity.search(VECTOR, k=3, filters=filters, holder=key.holder_id)
+        assert found.results
+        assert found.complete
+    assert (await similarity.search(VECTOR, k=3, exact=True)).exact
+    assert len(await similarity.vector_of_prediction(one.id)) == 384
+    assert await Replays(database, space=SPACE).sample("sentiment", size=5, judged=5)
+    await _change(database)
+    await Keys(database).touch({key.id: now()})
+    assert (await Keys(database).revoke(key.id, actor=None)).revoked_at is not None
+    assert await Audit(database).list(limit=1)
+    await Censuses(database).take()
+    await Censuses(database).distributions()
+    return texts
+
+
+async def _write(writing: Writer, key: object, text: NewText) -> None:
+    assert await writing.commit([submission(key, [text])]) == [Stored()]  # type: ignore[arg-type]
+
+
+async def _change(database: Database) -> None:
+    """An experiment, a promotion and an evaluation, from their beginning to their end."""
+    experiments, evidence, model = Experiments(database), Evidence(database), f"m{uuid4()}"
+    made = await experiments.create(
+        NewExperiment(model=model, champion="2", challenger="3", share=0.5, shadow=False, salt="s"),
+        actor=None,
+    )
+    await evidence.add_faults({(made.id, 1, "challenger"): 2})
+    assert (await evidence.counts(made.id)).stages
+    await experiments.stop(made.id, actor=None, reason="over")
+
+    history = Promotions(database)
+    wanted = NewPromotion(model=model, version_from=None, version_to="1", act=Act.BOOTSTRAP)
+    intended = await history.intend(wanted, after=None)
+    async with history.holding(model) as held:
+        await held.settle(intended, State.DONE)
+    assert (await history.standing(model)).version == "1"
+
+    evaluations = Evaluations(database)
+    new = NewEvaluation(bundle_digest=str(uuid4()), data_digest="d", model=model, version="1")
+    asked = await evaluations.request(new)
+    claimed = await evaluations.claim()
+    assert claimed is not None
+    assert claimed.id == asked.id
+    assert await evaluations.beat(asked.id)
+    assert await evaluations.finish(asked.id, {"accuracy": 1.0})

@@ -1,0 +1,140 @@
+"""No statement is built from input: whatever is sent as SQL is written down in the source, values are parameters."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import db
+
+ROOT = Path(db.__file__).parent
+SOURCES = sorted(ROOT.glob("*.py"))
+# Calls that take SQL as text, by name. psycopg's own `execute` takes LiteralString, which the type checker holds.
+SENDERS = {"exec_driver_sql", "text", "literal_column", "SQL", "DDL"}
+
+
+class Module:
+    """The names of a module that stand for text written down in it."""
+
+    def __init__(self, tree: ast.Module) -> None:
+        self.tree = tree
+        self.constants: set[str] = set()
+        for node in tree.body:
+            targets, value = _assigned(node)
+            if value is not None and self.literal(value, self.constants):
+                self.constants.update(targets)
+
+    def unsafe(self) -> Iterator[ast.Call]:
+        """The calls that may send something else."""
+        yield from self._unsafe(self.tree, self.constants)
+
+    def _unsafe(self, scope: ast.AST, names: set[str]) -> Iterator[ast.Call]:
+        for node in ast.iter_child_nodes(scope):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                yield from self._unsafe(node, names | self._local(node, names))
+                continue
+            sends = isinstance(node, ast.Call) and _name(node.func) in SENDERS
+            if sends and node.args and not self.literal(node.args[0], names):
+                yield node
+            yield from self._unsafe(node, names)
+
+    def _local(self, function: ast.FunctionDef | ast.AsyncFunctionDef, names: set[str]) -> set[str]:
+        """Names of a function that are only ever bound to such text, or are declared to be."""
+        arguments = [*function.args.args, *function.args.kwonlyargs]
+        found = {
+            each.arg
+            for each in arguments
+            if each.annotation and "LiteralString" in ast.unparse(each.annotation)
+        }
+        bound: dict[str, bool] = {}
+        for node in ast.walk(function):
+            targets, value = _assigned(node)
+            for target in targets:
+                good = value is not None and self.literal(value, names | found)
+                bound[target] = bound.get(target, True) and good
+        return found | {name for name, good in bound.items() if good}
+
+    def literal(self, node: ast.expr, names: set[str]) -> bool:
+        """Whether the value is made of text in this file alone."""
+        match node:
+            case ast.Constant():
+                return True
+            case ast.Name():
+                return node.id in names
+            case ast.BinOp():
+                return self.literal(node.left, names) and self.literal(node.right, names)
+            case ast.IfExp():
+                return self.literal(node.body, names) and self.literal(node.orelse, names)
+            case ast.JoinedStr():
+                return all(self.literal(part, names) for part in node.values)
+            case ast.FormattedValue():
+                return self.literal(node.value, names)
+            case ast.Tuple() | ast.List():
+                return all(self.literal(each, names) for each in node.elts)
+            case ast.Call(func=ast.Attribute(value=inner, attr="replace" | "strip")):
+                return self.literal(inner, names) and all(self.literal(each, names) for each in node.args)
+            case ast.Call(func=ast.Attribute(value=inner, attr="as_string")):
+                # psycopg quotes what it composes; its own SQL() is looked at where it stands.
+                return _composed(inner)
+            case _:
+                return False
+
+
+def _composed(node: ast.expr) -> bool:
+    match node:
+        case ast.Call(func=ast.Attribute(value=inner, attr="format" | "join")):
+            return _composed(inner)
+        case ast.Call(func=func):
+            return _name(func) == "SQL"
+        case _:
+            return isinstance(node, ast.Name)
+
+
+def _assigned(node: ast.AST) -> tuple[list[str], ast.expr | None]:
+    match node:
+        case ast.Assign():
+            return [each.id for each in node.targets if isinstance(each, ast.Name)], node.value
+        case ast.AnnAssign(target=ast.Name(id=name), annotation=declared):
+            # The type checker holds that.
+            return [name], ast.Constant("") if "LiteralString" in ast.unparse(declared) else node.value
+        case ast.For(target=ast.Name(id=name)):
+            return [name], node.iter
+        case _:
+            return [], None
+
+
+def _name(node: ast.expr) -> str:
+    match node:
+        case ast.Name():
+            return node.id
+        case ast.Attribute():
+            return node.attr
+        case _:
+            return ""
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_every_statement_stands_in_the_source(path: Path) -> None:
+    found = [
+        f"{path.name}:{call.lineno}: {ast.unparse(call)}"
+        for call in Module(ast.parse(path.read_text())).unsafe()
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(c, name): c.exec_driver_sql(f'SELECT {name}')",
+        "def f(name): return text('SELECT ' + name)",
+        "def f(name): return text('SELECT {}'.format(name))",
+        "def f(name): return text('SELECT %s' % name)",
+        "def f(name):\n query = 'SELECT ' + name\n return text(query)",
+        "def f(name):\n query = 'SELECT 1'\n query = name\n return text(query)",
+        "def f(name): return sql.SQL(name).format()",
+        "def f(name: str): return literal_column(name)",
+    ],
+)
+def test_a_statement_built_from_input_is_seen(source: str) -> None:
+    assert list(Module(ast.parse(source)).unsafe())

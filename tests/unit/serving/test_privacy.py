@@ -1,0 +1,228 @@
+"""Personal data in texts: every kind is found, nothing found passes, and what passes is left as it was."""
+
+import logging
+import string
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from itertools import pairwise
+
+import phonenumbers
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from serving.errors import Invalid
+from serving.privacy import TEXT, TEXTS, Found, Kind, Place, Privacy, masked, merged
+from serving.recognisers import Recognisers, Undecided
+
+pytestmark = pytest.mark.anyio
+
+SPANS = st.lists(
+    st.builds(
+        lambda kind, start, length: Found(kind=kind, start=start, end=start + length),
+        st.sampled_from(Kind),
+        st.integers(0, 40),
+        st.integers(1, 15),
+    ),
+    max_size=8,
+)
+
+
+def luhn(digits: str) -> str:
+    """The digits with the one that makes them a card's."""
+    total = sum(
+        sum(divmod(2 * int(digit), 10)) if index % 2 == 0 else int(digit)
+        for index, digit in enumerate(reversed(digits))
+    )
+    return digits + str(-total % 10)
+
+
+def iban(country: str, account: str) -> str:
+    """The account with the check digits that make it an IBAN."""
+    number = "".join(
+        str(string.digits.find(c) if c.isdigit() else ord(c) - 55) for c in f"{account}{country}00"
+    )
+    return f"{country}{98 - int(number) % 97:02}{account}"
+
+
+def grouped(text: str, separator: str) -> str:
+    return separator.join(text[at : at + 4] for at in range(0, len(text), 4))
+
+
+WORD = st.text(string.ascii_lowercase + string.digits, min_size=1, max_size=10)
+EMAILS = st.builds(
+    lambda name, host, top, sign: f"{name}{sign}x@{host}.{top}",
+    WORD,
+    WORD,
+    st.sampled_from(["com", "org", "de", "co.uk", "internal", "example"]),
+    st.sampled_from([".", "+", "_", "-"]),
+)
+CARDS = st.builds(
+    lambda digits, separator: grouped(luhn(f"4{digits}"), separator),
+    st.text(string.digits, min_size=14, max_size=14),
+    st.sampled_from(["", " ", "-"]),
+)
+IBANS = st.builds(
+    lambda account, separator, lower: grouped(
+        iban("DE", account).lower() if lower else iban("DE", account), separator
+    ),
+    st.text(string.digits, min_size=18, max_size=18),
+    st.sampled_from(["", " "]),
+    st.booleans(),
+)
+IPS = (
+    st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6))
+    .map(str)
+    .filter(lambda ip: ip not in ("::", "0.0.0.0"))
+)
+REGIONS = ("US", "GB", "DE", "FR", "IN")
+FORMATS = (phonenumbers.PhoneNumberFormat.INTERNATIONAL, phonenumbers.PhoneNumberFormat.E164)
+PHONES = st.builds(
+    lambda region, form: phonenumbers.format_number(
+        phonenumbers.example_number_for_type(region, phonenumbers.PhoneNumberType.MOBILE), form
+    ),
+    st.sampled_from(REGIONS),
+    st.sampled_from(FORMATS),
+)
+DATA = st.one_of(
+    *(
+        st.tuples(st.just(kind), values)
+        for kind, values in (
+            (Kind.EMAIL, EMAILS),
+            (Kind.CARD, CARDS),
+            (Kind.IBAN, IBANS),
+            (Kind.IP, IPS),
+            (Kind.PHONE, PHONES),
+        )
+    )
+)
+PROSE = st.lists(
+    st.sampled_from(["good", "très", "bad,", "ГОРЬКО", "ok!", "\n", "\U0001f600", "the"]), max_size=6
+)
+FINDING = settings(max_examples=60, deadline=None)
+
+
+@pytest.fixture(scope="module")
+def find() -> Recognisers:
+    return Recognisers()
+
+
+@FINDING
+@given(before=PROSE, data=DATA, after=PROSE)
+def test_every_kind_is_found_wherever_it_stands(
+    find: Recognisers, before: list[str], data: tuple[Kind, str], after: list[str]
+) -> None:
+    kind, value = data
+    text = " ".join([*before, value, *after])
+    start = text.index(value)
+    spans = merged(find(text))
+    assert any(span.start <= start and span.end >= start + len(value) for span in spans), (kind, spans)
+    left = masked(text, spans)
+    assert value not in left
+    # A masked text holds nothing more to be found, so that masking twice changes nothing.
+    assert masked(left, merged(find(left))) == left
+
+
+@FINDING
+@given(text=st.text(string.ascii_letters + " .,;-+!?'\"%<>()/\n", max_size=200))
+@example(text="The battery lasts all day and the screen is a joy.")
+def test_a_text_without_any_stays_as_it_is(find: Recognisers, text: str) -> None:
+    assert masked(text, merged(find(text))) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It cost 29.99, on 2026-11-25 at 10:30, version 3.2.1, 5 of 5 stars",
+        "1984, 42 times, 100 % sure; room 12b; 16:9; 7/10",
+        "me @ the cinema, @home, a@b",
+        "4111 1111 1111 1112 is no card's number, by its last digit",
+    ],
+)
+def test_ordinary_numbers_and_signs_are_left(find: Recognisers, text: str) -> None:
+    assert [span for span in merged(find(text)) if span.kind is not Kind.PHONE] == []
+
+
+def test_wide_forms_of_letters_hide_nothing(find: Recognisers) -> None:
+    text = "mail ａｄａ＠ｅｘａｍｐｌｅ．ｃｏｍ or １０．１．２．３"
+    assert masked(text, merged(find(text))) == "mail <EMAIL> or <IP>"
+
+
+@given(text=st.text(min_size=60, max_size=60), spans=SPANS)
+def test_masking_removes_the_spans_and_nothing_else(text: str, spans: list[Found]) -> None:
+    chosen = merged(spans)
+    covered = {at for span in spans for at in range(span.start, span.end)}
+    assert {at for span in chosen for at in range(span.start, span.end)} == covered
+    assert all(first.end <= second.start for first, second in pairwise(chosen))
+    kept = "".join(letter for at, letter in enumerate(text) if at not in covered)
+    words = iter(f"<{span.kind.upper()}>" for span in chosen)
+    rebuilt, end = "", 0
+    for span in chosen:
+        rebuilt += text[end : span.start] + next(words)
+        end = span.end
+    assert masked(text, chosen) == rebuilt + text[end:]
+    assert len(masked(text, chosen)) == len(kept) + sum(len(span.kind) + 2 for span in chosen)
+
+
+async def test_refusing_says_what_lies_where_and_never_the_value(find: Recognisers) -> None:
+    privacy = Privacy(find, "refuse")
+    texts = ["fine", "write to ada@example.org", "at 10.1.2.3"]
+    with pytest.raises(Invalid) as caught:
+        await privacy.admit(texts, TEXTS)
+    assert [problem.loc for problem in caught.value.problems] == [("body", "texts", 1), ("body", "texts", 2)]
+    said = " ".join([str(caught.value), *(problem.message for problem in caught.value.problems)])
+    assert "email" in said
+    assert "characters 9 to 24" in said
+    assert "ada" not in said
+    assert "10.1" not in said
+    assert await privacy.admit(["fine"], TEXT) == ["fine"]
+    with pytest.raises(Invalid) as caught:
+        await privacy.admit(texts[1:2], Place(("body", "comment"), many=False))
+    assert caught.value.problems[0].loc == ("body", "comment")
+
+
+async def test_many_texts_are_masked_in_order_beside_the_loop(find: Recognisers) -> None:
+    texts = [f"text {index} by u{index}@example.org " + "x" * 100 for index in range(100)]
+    found = await Privacy(find, "mask").admit(texts, TEXTS)
+    assert found == [f"text {index} by <EMAIL> " + "x" * 100 for index in range(100)]
+
+
+def test_what_cannot_be_decided_in_time_is_refused(
+    find: Recognisers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from presidio_analyzer import pattern_recognizer
+
+    monkeypatch.setattr(pattern_recognizer, "REGEX_TIMEOUT_SECONDS", 1e-9)
+    with pytest.raises(Undecided, match="in parts"):
+        find("a.b" * 5000 + "@example.org 10.1.2.3")
+
+
+def test_no_engine_is_loaded_with_the_recognisers() -> None:
+    program = (
+        "import sys; from serving.recognisers import Recognisers; found = Recognisers()('10.1.2.3')\n"
+        "assert found and not {'torch', 'transformers', 'tensorflow', 'stanza'} & set(sys.modules)\n"
+        "import torch"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_found_is_logged(find: Recognisers, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        find("ada@example.org, DE89370400440532013000, 4111 1111 1111 1111")
+    assert "ada@" not in caplog.text
+    assert "DE89" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "part", ["a", "a.", "1", "1 ", "a@", "DE11", ":", "1.", "1:", "+1", "DE11 AAAA ", "(1", "212-555-"]
+)
+def test_no_text_keeps_a_pattern_busy(find: Recognisers, part: str) -> None:
+    """The longest texts there are, of what patterns stumble over: done, or refused, within seconds."""
+    text = (part * 20_000)[:20_000]
+    started = time.monotonic()
+    with suppress(Undecided):
+        find(text)
+    assert time.monotonic() - started < 15

@@ -1,0 +1,41 @@
+"""Which database the settings name, and by which way."""
+
+import pytest
+from pydantic import SecretStr
+
+from serving.settings import Settings
+from serving.stores import database_of
+
+pytestmark = pytest.mark.anyio
+
+POOLED, DIRECT = "postgresql://app@pooler/valence", "postgresql://app@server/valence"
+
+
+@pytest.mark.parametrize(
+    ("url", "direct", "schema"),
+    [(None, None, None), (POOLED, None, POOLED), (POOLED, DIRECT, DIRECT), (None, DIRECT, None)],
+)
+def test_what_needs_a_session_of_its_own_goes_past_the_pooler(
+    monkeypatch: pytest.MonkeyPatch, url: str | None, direct: str | None, schema: str | None
+) -> None:
+    for name, value in (("DATABASE_URL", url), ("DATABASE_DIRECT_URL", direct)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert Settings().schema_url == schema
+
+
+@pytest.mark.parametrize(("said", "known"), [("auto", None), ("on", True), ("off", False)])
+async def test_every_url_reaches_the_database(said: str, known: bool | None) -> None:
+    settings = Settings(
+        database_url=SecretStr(POOLED),
+        database_read_url=SecretStr("postgresql://reader@replica/valence"),
+        database_direct_url=SecretStr(DIRECT),
+        database_pooler=said,
+        installation_key=SecretStr("ab" * 32),
+    )
+    database = database_of(settings)
+    assert (database._url, database._direct_url) == (POOLED, DIRECT)
+    assert database._read_url == "postgresql://reader@replica/valence"
+    assert database._pooler is known
+    await database.close()
