@@ -22,7 +22,8 @@ from serving.retrieval import fuse, rocchio
 
 Embed: TypeAlias = Callable[[Sequence[str]], Awaitable[tuple[NDArray[np.float32], int]]]
 
-# Texts of this cosine differ by a few words at most; see docs/api.md.
+# Texts that have nothing to do with each other stay far below; a full stop or a link more stays above, and so does a
+# "not" more (docs/performance.md).
 DUPLICATE: Final = 0.95
 MEANING, KEYWORDS = "meaning", "keywords"
 # How far either ranking is read before they are fused.
