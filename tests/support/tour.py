@@ -7,12 +7,14 @@ from uuid import uuid4
 from db.audit import Audit
 from db.census import Censuses
 from db.engine import Database
+from db.erasure import Erasures
 from db.evaluations import Evaluations, NewEvaluation
 from db.evidence import Evidence
 from db.experiments import Experiments, NewExperiment
 from db.feedback import FeedbackStore, Judgement, NewFeedback
 from db.idempotency import Idempotency
 from db.keys import Keys
+from db.keywords import Keywords
 from db.partitions import Partitions
 from db.predictions import PredictionFilters, Predictions
 from db.promotions import Act, NewPromotion, Promotions, State
@@ -63,7 +65,10 @@ async def tour(database: Database, *, many: int = 12) -> list[NewText]:
     while await segments.merge_next(fan_in=2) is not None:
         pass
     assert await segments.drop_next(grace=0) is not None
-    await Partitions(database).ensure(datetime(2039, 5, 17, tzinfo=UTC))
+    partitions = Partitions(database)
+    await partitions.ensure(datetime(2039, 5, 17, tzinfo=UTC))
+    old = await partitions.ensure(datetime(2020, 5, 17, tzinfo=UTC))
+    assert await partitions.drop(datetime(2021, 1, 1, tzinfo=UTC), datetime.now(UTC)) == old.start
     housekeeping = Housekeeping(database, space=SPACE)
     for chore in (housekeeping.tidy, housekeeping.index, housekeeping.merge):
         await chore()
@@ -77,6 +82,9 @@ async def tour(database: Database, *, many: int = 12) -> list[NewText]:
     assert len(await similarity.vector_of_prediction(one.id)) == 384
     assert await Replays(database, space=SPACE).sample("sentiment", size=5, judged=5)
     await _change(database)
+    assert (await Keywords(database, space=SPACE).search("text", limit=3)).text_ids
+    receipt = await Erasures(database, similarity, space=SPACE).erase_user(user.id, actor=None)
+    assert receipt.erased.predictions
     await Keys(database).touch({key.id: now()})
     assert (await Keys(database).revoke(key.id, actor=None)).revoked_at is not None
     assert await Audit(database).list(limit=1)

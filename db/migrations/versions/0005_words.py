@@ -27,6 +27,7 @@ def upgrade() -> None:
         f"SET search_path = {path}, pg_temp AS "
         "$$ SELECT gin_clean_pending_list('ix_text_inputs_words'::regclass) $$"
     )
+    op.execute("REVOKE ALL ON FUNCTION merge_words() FROM PUBLIC")
 
 
 def downgrade() -> None:

@@ -79,7 +79,9 @@ WRITES = (
     "DELETE FROM embeddings",
     "SELECT id FROM text_inputs FOR UPDATE",
     "SELECT make_month('2050-01-01')",
-    "SELECT make_segment(99, false)",
+    "SELECT make_segment(99)",
+    "SELECT drop_month('2026-01-01')",
+    "SELECT merge_words()",
     "SELECT key_fingerprint FROM installation",
     "SELECT digest FROM api_keys",
     "SELECT answer FROM idempotency",
@@ -120,7 +122,7 @@ async def test_what_an_upgrade_makes_anew_is_the_applications_at_once(ways: Ways
     schema.upgrade(ways[Role.OWNER])
     async with opened(ways[Role.APPLICATION]) as database:
         await tour(database)
-    refused(ways[Role.READER], "SELECT make_segment(99, false)", writable=True)
+    refused(ways[Role.READER], "SELECT make_segment(99)", writable=True)
 
 
 def test_again_it_changes_nothing(ways: Ways) -> None:
@@ -173,7 +175,11 @@ def test_only_the_platforms_own_user_is_superuser_without_a_password(ways: Ways)
         found = connection.execute(
             "SELECT type, user_name, auth_method FROM pg_hba_file_rules ORDER BY rule_number"
         ).fetchall()
-        assert found == [("local", ["valence"], "peer"), ("local", ["all"], "scram-sha-256")]
+        assert found == [
+            ("local", ["valence"], "peer"),
+            ("local", ["valence"], "peer"),
+            ("local", ["all"], "scram-sha-256"),
+        ]
         assert connection.execute("SHOW listen_addresses").fetchone() == ("",)
 
 

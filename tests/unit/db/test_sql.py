@@ -15,12 +15,16 @@ SENDERS = {"exec_driver_sql", "text", "literal_column", "SQL", "DDL"}
 
 
 class Module:
-    """The names of a module that stand for text written down in it."""
+    """The names of a module that stand for text written down in it, or in the module of `db` that they come from."""
 
     def __init__(self, tree: ast.Module) -> None:
         self.tree = tree
         self.constants: set[str] = set()
         for node in tree.body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("db."):
+                source = ROOT / f"{(node.module or '').removeprefix('db.')}.py"
+                known = Module(ast.parse(source.read_text())).constants
+                self.constants.update(each.name for each in node.names if each.name in known)
             targets, value = _assigned(node)
             if value is not None and self.literal(value, self.constants):
                 self.constants.update(targets)
@@ -62,6 +66,8 @@ class Module:
                 return True
             case ast.Name():
                 return node.id in names
+            case ast.Subscript():
+                return self.literal(node.value, names)
             case ast.BinOp():
                 return self.literal(node.left, names) and self.literal(node.right, names)
             case ast.IfExp():
@@ -134,6 +140,8 @@ def test_every_statement_stands_in_the_source(path: Path) -> None:
         "def f(name):\n query = 'SELECT 1'\n query = name\n return text(query)",
         "def f(name): return sql.SQL(name).format()",
         "def f(name: str): return literal_column(name)",
+        "def f(names): return text(names[0])",
+        "from db.erasure_query import dataclass\ndef f(): return text(dataclass)",
     ],
 )
 def test_a_statement_built_from_input_is_seen(source: str) -> None:
