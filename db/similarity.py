@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-import numpy as np
 import psycopg
 
 from db.engine import Database, PsycopgConnection
-from db.errors import NotFound
 from db.feedback import Judgement
 from db.predictions import Prediction, Predictions
 from db.similarity_query import Found, SimilarityFilters, SimilarityQuery, Vector
@@ -101,45 +99,6 @@ class Similarity:
         return Neighbours(
             results=await self.described(found, holder=holder), exact=exactly, complete=complete
         )
-
-    async def vector_of_text(self, text_id: UUID) -> Vector:
-        """A stored text's vector.
-
-        Raises:
-            NotFound: no such text, or none of its vectors is in this space.
-        """
-        async with self._database.searching() as connection:
-            return await self._vector(connection, text_id)
-
-    async def vector_of_prediction(self, prediction_id: UUID, *, holder: UUID | None = None) -> Vector:
-        """The vector of a prediction's text.
-
-        Raises:
-            NotFound: no such prediction, or another holder's, or its text has no vector in this space.
-        """
-        # Never from the replica, which may not have what was just predicted.
-        async with self._database.hot_read() as connection:
-            cursor = await connection.execute(
-                "SELECT text_id FROM predictions WHERE id = %(id)s "
-                "AND (%(holder)s::uuid IS NULL OR holder_id = %(holder)s)",
-                {"id": prediction_id, "holder": holder},
-            )
-            row = await cursor.fetchone()
-            if row is None:
-                raise NotFound(f"there is no prediction {prediction_id}")
-            return await self._vector(connection, row[0])
-
-    async def _vector(self, connection: PsycopgConnection, text_id: UUID) -> Vector:
-        cursor = await connection.execute(
-            "SELECT e.embedding::real[] FROM embeddings e JOIN segments s ON s.id = e.segment "
-            "WHERE e.text_id = %s AND s.space = %s",
-            (text_id, self._space),
-            binary=True,
-        )
-        row = await cursor.fetchone()
-        if row is None:
-            raise NotFound(f"there is no vector of text {text_id} in the space {self._space}")
-        return np.array(row[0], np.float32)
 
     async def _run(
         self, connection: PsycopgConnection, query: SimilarityQuery, *, exact: bool

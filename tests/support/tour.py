@@ -23,6 +23,7 @@ from db.segments import Segments
 from db.similarity import Similarity, SimilarityFilters
 from db.submissions import NewText, Replayed, Stored
 from db.users import Users
+from db.vectors import Vectors
 from db.writer import Writer
 from serving.housekeeping import Housekeeping
 from tests.support.postgres import SPACE
@@ -79,7 +80,8 @@ async def tour(database: Database, *, many: int = 12) -> list[NewText]:
         assert found.results
         assert found.complete
     assert (await similarity.search(VECTOR, k=3, exact=True)).exact
-    assert len(await similarity.vector_of_prediction(one.id)) == 384
+    vectors = Vectors(database, space=SPACE)
+    assert await vectors.of_texts(list((await vectors.texts_of([one.id])).values()))
     assert await Replays(database, space=SPACE).sample("sentiment", size=5, judged=5)
     await _change(database)
     assert (await Keywords(database, space=SPACE).search("text", limit=3)).text_ids

@@ -9,6 +9,7 @@ from db.predictions import PredictionFilters, Predictions
 from db.roles import Role
 from db.similarity import Similarity
 from db.submissions import Stored
+from db.vectors import Vectors
 from tests.support.postgres import KEY, SPACE, TestServer, opened
 from tests.support.rows import new_key, submission, writer
 from tests.support.tour import VECTOR
@@ -33,7 +34,8 @@ async def test_a_lagging_replica_leaves_what_was_just_written_readable(
         made = new.predictions[0]
         predictions, similarity = Predictions(database), Similarity(database, space=SPACE)
         assert (await predictions.get(made.id)).id == made.id
-        assert len(await similarity.vector_of_prediction(made.id)) == 384
+        vectors = Vectors(database, space=SPACE)
+        assert await vectors.of_texts(list((await vectors.texts_of([made.id])).values()))
         # Lists and searches are as old as the replica.
         assert not (await predictions.list(PredictionFilters(), holder=key.holder_id)).items
         assert (await similarity.search(VECTOR, k=3)).results

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from db.engine import Database
-from db.errors import NotFound
 from db.feedback import FeedbackStore, NewFeedback
 from db.ids import uuid7_time
 from db.keys import Key
@@ -18,6 +17,7 @@ from db.segments import Segments
 from db.similarity import Neighbours, Similarity, SimilarityFilters
 from db.submissions import NewPrediction, NewText, Submission
 from db.users import Users
+from db.vectors import Vectors
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import new_key, new_prediction, new_text, sql, submission, unit_vectors, writer
 
@@ -270,18 +270,14 @@ async def test_hostile_filters_are_values(world: World) -> None:
         assert (await world.similarity.search(query, filters=filters)).results == ()
 
 
-async def test_vectors_of_stored_texts_can_be_searched_by(world: World) -> None:
-    prediction = world.predictions[0]
-    vector = await world.similarity.vector_of_prediction(prediction.id, holder=prediction.holder_id)
-    assert np.array_equal(vector, world.vectors[0])
-    assert np.array_equal(await world.similarity.vector_of_text(world.texts[0].id), vector)
-    for missing in (
-        world.similarity.vector_of_prediction(prediction.id, holder=uuid4()),
-        world.similarity.vector_of_prediction(uuid4()),
-        world.similarity.vector_of_text(uuid4()),
-    ):
-        with pytest.raises(NotFound):
-            await missing
+async def test_vectors_of_stored_texts_can_be_searched_by(world: World, database: Database) -> None:
+    vectors, prediction, other = Vectors(database, space=SPACE), world.predictions[0], uuid4()
+    text_id = (await vectors.texts_of([prediction.id], holder=prediction.holder_id))[prediction.id]
+    found = await vectors.of_texts([text_id, uuid4()], holder=prediction.holder_id)
+    assert list(found) == [text_id]
+    assert np.array_equal(found[text_id], world.vectors[0])
+    assert await vectors.texts_of([prediction.id, uuid4()], holder=other) == {}
+    assert await vectors.of_texts([text_id], holder=other) == {}
 
 
 async def test_an_empty_memory_answers_nothing(url: str) -> None:
