@@ -12,7 +12,7 @@ from db import wire
 from db.engine import Database
 from db.ids import uuid7_floor
 from db.similarity_query import Vector
-from db.tables import DIMENSIONS
+from db.tables import DIMENSIONS, NOBODY
 from db.windows import Window
 
 # The latest predictions of the window that are looked at, and the texts in them that are compared.
@@ -25,7 +25,8 @@ _CONTRAST: Final[LiteralString] = """
         WHERE id >= %(since)s AND id < %(until)s ORDER BY id DESC LIMIT %(scanned)s),
     touched AS MATERIALIZED (
         SELECT DISTINCT text_id FROM scanned
-        WHERE model = %(model)s AND version IN (%(one)s, %(other)s) LIMIT %(compared)s),
+        WHERE model = %(model)s AND version IN (%(one)s, %(other)s) AND text_id <> %(nobody)s
+        LIMIT %(compared)s),
     pairs AS MATERIALIZED (
         SELECT t.text_id, one.label AS one_label, one.confidence AS one_confidence, one.id AS one_id,
             other.label AS other_label, other.confidence AS other_confidence, other.id AS other_id
@@ -119,6 +120,7 @@ class Contrasts:
             "until": uuid7_floor(window.until),
             "scanned": self._scanned,
             "compared": self._compared,
+            "nobody": NOBODY,
             "model": model,
             "one": one,
             "other": other,
