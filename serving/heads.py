@@ -81,23 +81,29 @@ class AttentiveHead:
         return _softmax(self.logits(batch.tokens, batch.mask), self._temperature)
 
     def logits(self, tokens: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Before the temperature: tokens float32 [b, t, w], mask bool [b, t] → float32 [b, 3]."""
+        """Before the temperature: tokens float32 [b, t, w], mask bool [b, t] → float32 [b, 3].
+
+        Each row of the mask is true from its start on, at least once, then false; padding is never looked at.
+        """
         weights = self._weights
-        rows, length, width = tokens.shape
-        flat = tokens.reshape(rows * length, width)
-        states = _layer_norm(flat @ weights["project.weight"] + weights["project.bias"])
-        states = _gelu(states * weights["norm.weight"] + weights["norm.bias"])
-        padding = ~mask
-        attention = (states @ weights["query.weight"]).reshape(rows, length, -1)
-        attention[padding] = -np.inf
-        attention = np.exp(attention - attention.max(axis=1, keepdims=True))
-        attention /= attention.sum(axis=1, keepdims=True)
-        states = states.reshape(rows, length, -1)
-        slices = states.reshape(rows, length, attention.shape[2], -1)
-        pooled = (attention[..., None] * slices).sum(axis=1).reshape(rows, -1)
-        states[padding] = -np.inf
-        features = np.concatenate([pooled, states.max(axis=1)], axis=1)
-        hidden = _gelu(features @ weights["hidden.weight"] + weights["hidden.bias"])
+        lengths = mask.sum(axis=1)
+        starts = np.concatenate([[0], np.cumsum(lengths[:-1])])
+        states = tokens[mask] @ weights["project.weight"]
+        states += weights["project.bias"]
+        _layer_norm(states)
+        states *= weights["norm.weight"]
+        states += weights["norm.bias"]
+        _gelu(states)
+        attention = states @ weights["query.weight"]
+        attention -= np.repeat(np.maximum.reduceat(attention, starts), lengths, axis=0)
+        np.exp(attention, out=attention)
+        attention /= np.repeat(np.add.reduceat(attention, starts), lengths, axis=0)
+        highest = np.maximum.reduceat(states, starts)
+        states.reshape(*attention.shape, -1)[...] *= attention[..., None]
+        features = np.concatenate([np.add.reduceat(states, starts), highest], axis=1)
+        hidden = features @ weights["hidden.weight"]
+        hidden += weights["hidden.bias"]
+        _gelu(hidden)
         logits: NDArray[np.float32] = hidden @ weights["out.weight"] + weights["out.bias"]
         return logits
 
@@ -156,18 +162,24 @@ def _tensors(bundle: Bundle, names: Sequence[str]) -> dict[str, NDArray[np.float
         raise BundleInvalid(f"{bundle.manifest.name} has no usable {HEAD_WEIGHTS}: {exc}") from exc
 
 
-def _layer_norm(states: NDArray[np.float32]) -> NDArray[np.float32]:
-    centred = states - states.mean(axis=-1, keepdims=True)
-    variance = np.square(centred).mean(axis=-1, keepdims=True)
-    normed: NDArray[np.float32] = centred / np.sqrt(variance + np.float32(1e-5))
-    return normed
+def _layer_norm(states: NDArray[np.float32]) -> None:
+    """In place: float32 [n, w], each row."""
+    states -= states.mean(axis=-1, keepdims=True)
+    variance = np.einsum("nw,nw->n", states, states) / np.float32(states.shape[-1])
+    states /= np.sqrt(variance + np.float32(1e-5))[:, None]
 
 
-def _gelu(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """By its tanh approximation (Hendrycks and Gimpel, arXiv 1606.08415)."""
-    inner = np.float32(0.7978845608) * (x + np.float32(0.044715) * x * x * x)
-    bent: NDArray[np.float32] = np.float32(0.5) * x * (1 + np.tanh(inner))
-    return bent
+def _gelu(x: NDArray[np.float32]) -> None:
+    """In place, by its tanh approximation (Hendrycks and Gimpel, arXiv 1606.08415)."""
+    bent = x * x
+    bent *= np.float32(0.044715)
+    bent += 1
+    bent *= x
+    bent *= np.float32(0.7978845608)
+    np.tanh(bent, out=bent)
+    bent += 1
+    x *= bent
+    x *= np.float32(0.5)
 
 
 def _softmax(logits: NDArray[np.float32], temperature: float) -> Scores:

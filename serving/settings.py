@@ -129,7 +129,7 @@ class Settings(BaseSettings):
         default=0, ge=0, description="threads per encoder replica; 0: the CPUs it may use"
     )
     encoder_niceness: int = Field(
-        default=5,
+        default=15,
         ge=0,
         le=19,
         description="how far an encoder's threads yield to the ingress and the database on its cores; 0: not at all",

@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 _APPLICATION = "valence"
 _RAY_CORE = ("gcs_server", "raylet")
 _PR_SET_PDEATHSIG = 1
-_LATER_NICENESS = 15
+_LATER_NICENESS = 19
 
 
 def end_with_parent(number: int = signal.SIGTERM) -> None:
