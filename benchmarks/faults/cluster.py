@@ -20,7 +20,7 @@ from tests.support.postgres import running_server
 from tests.support.tracking import tracking_server
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ClusterPlatform(LivePlatform):
     """The cluster, as far as clients and injuries need to know it."""
 

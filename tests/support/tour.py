@@ -85,7 +85,7 @@ async def tour(database: Database, *, many: int = 12) -> list[NewText]:
     assert await Replays(database, space=SPACE).sample("sentiment", size=5, judged=5)
     await _change(database)
     assert (await Keywords(database, space=SPACE).search("text", limit=3)).text_ids
-    receipt = await Erasures(database, similarity, space=SPACE).erase_user(user.id, actor=None)
+    receipt = await Erasures(database, similarity, space=SPACE).erase_text(texts.pop().id, actor=None)
     assert receipt.erased.predictions
     await Keys(database).touch({key.id: now()})
     assert (await Keys(database).revoke(key.id, actor=None)).revoked_at is not None
