@@ -48,12 +48,19 @@ class Store:
         self._holder = holder
         self._clock = Uuid7Clock()
 
-    async def put(self, vectors: Vectors, versions: Sequence[str] | None = None) -> list[UUID]:
+    async def put(
+        self,
+        vectors: Vectors,
+        *,
+        versions: Sequence[str] | None = None,
+        contents: Sequence[str] | None = None,
+    ) -> list[UUID]:
         """One transaction; the ids of the texts. `versions`: whose predictions they are, else all version 1's."""
         said = versions or ["1"] * len(vectors)
+        written = contents or [f"stored text {uuid4()}" for _ in vectors]
         texts = [
-            NewText(id=(text_id := uuid4()), content=f"stored text {text_id}", embedding=row.tobytes())
-            for row in vectors.astype("<f2")
+            NewText(id=uuid4(), content=content, embedding=row.tobytes())
+            for content, row in zip(written, vectors.astype("<f2"), strict=True)
         ]
         predictions = [
             NewPrediction(

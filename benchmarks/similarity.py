@@ -105,7 +105,7 @@ async def store(database: Database, rows: Vectors, versions: Sequence[str], size
     keeper = Store(database, SPACE, holder)
     began = time.perf_counter()
     for start in range(0, len(rows), CHUNK):
-        ids = await keeper.put(rows[start : start + CHUNK], versions[start : start + CHUNK])
+        ids = await keeper.put(rows[start : start + CHUNK], versions=versions[start : start + CHUNK])
         places.update(zip(ids, range(start, start + CHUNK), strict=True))
         if (start + CHUNK) % ROWS == 0:
             await segments.roll()

@@ -10,22 +10,20 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import numpy as np
 
+from benchmarks.filling import Store
 from benchmarks.load import sentences
 from benchmarks.report import middle, ratios, report
 from db import schema
 from db.embedded import EmbeddedPostgres
 from db.engine import Database
-from db.ids import Uuid7Clock
 from db.keys import Keys, NewKey
 from db.keywords import Keywords
 from db.partitions import Partitions
 from db.segments import Segments
-from db.submissions import NewPrediction, NewText, Submission
-from db.writer import Writer
 
 BATCH = 16
 MERGED_EVERY = 15
@@ -33,30 +31,10 @@ SPACE = "all-MiniLM-L6-v2"
 SEARCHES = ("battery life", "the movie", "the", "good or bad -film", '"at least"')
 
 
-def submission(texts: list[str], holder: UUID, clock: Uuid7Clock, vectors: np.ndarray) -> Submission:
-    """A request of texts that nobody stored before."""
-    new = [
-        NewText(id=uuid4(), content=text, embedding=row.tobytes())
-        for text, row in zip(texts, vectors, strict=True)
-    ]
-    return Submission(
-        texts=new,
-        predictions=[
-            NewPrediction(
-                id=clock.next(), text_id=text.id, user_id=None, key_id=holder, holder_id=holder, model="sentiment",
-                version="1", arm="champion", experiment_id=None, unit=None, label="neutral", confidence=0.5,
-                scores=(0.25, 0.5, 0.25), request_id="words", truncated=False, queue_ms=0, infer_ms=0,
-            )
-            for text in new
-        ],
-    )  # fmt: skip
-
-
 async def round_of(
     database: Database,
     batches: int,
-    holder: UUID,
-    clock: Uuid7Clock,
+    store: Store,
     texts: list[str],
     seed: int,
     *,
@@ -64,13 +42,13 @@ async def round_of(
 ) -> list[float]:
     """Milliseconds of each batch."""
     random = np.random.default_rng(seed)
-    writer, words, found = Writer(database, space=SPACE), Keywords(database, space=SPACE), []
+    words, found = Keywords(database, space=SPACE), []
     merged = time.perf_counter()
     for _ in range(batches):
-        vectors = random.standard_normal((BATCH, 384)).astype("<f2")
-        batch = submission([str(each) for each in random.choice(texts, BATCH)], holder, clock, vectors)
+        vectors = random.standard_normal((BATCH, 384), dtype=np.float32)
+        contents = [str(each) for each in random.choice(texts, BATCH)]
         began = time.perf_counter()
-        await writer.commit([batch])
+        await store.put(vectors, contents=contents)
         found.append((time.perf_counter() - began) * 1e3)
         if merging and time.perf_counter() - merged > MERGED_EVERY:
             await words.merge()
@@ -83,7 +61,6 @@ async def measured(url: str, arguments: argparse.Namespace) -> None:
     texts = sentences()
     database = Database(url, installation_key=b"words" * 10)
     await database.open()
-    clock = Uuid7Clock()
     await Partitions(database).ensure(datetime.now(UTC))
     await Segments(database, SPACE).ensure()
     holder = uuid4()
@@ -99,7 +76,8 @@ async def measured(url: str, arguments: argparse.Namespace) -> None:
         ),
         actor=None,
     )
-    await round_of(database, arguments.fill // BATCH, holder, clock, texts, 99)
+    store = Store(database, SPACE, holder)
+    await round_of(database, arguments.fill // BATCH, store, texts, 99)
     async with database.begin() as connection:
         said = await connection.exec_driver_sql("SELECT pg_get_indexdef('ix_text_inputs_words'::regclass)")
         definition = str(said.scalar_one())
@@ -112,7 +90,7 @@ async def measured(url: str, arguments: argparse.Namespace) -> None:
                 if indexed:
                     await connection.exec_driver_sql(definition)
             times[indexed].append(
-                await round_of(database, arguments.batches, holder, clock, texts, number, merging=indexed)
+                await round_of(database, arguments.batches, store, texts, number, merging=indexed)
             )
     async with database.begin() as connection:
         await connection.exec_driver_sql("ANALYZE text_inputs")

@@ -166,7 +166,7 @@ def test_beyond_loopback_the_names_it_is_reached_by_must_be_said(tmp_path: Path)
     [
         ("http://mlflow.example:5000", "names a server that runs already: open http://mlflow.example:5000"),
         ("file:///tmp/mlruns", "names no database"),
-        ("postgresql://nobody@127.0.0.1:9/x", "the database is unavailable"),
+        ("postgresql://nobody@127.0.0.1:9/x", "the database can't be reached: connection failed"),
     ],
 )
 def test_store_that_is_no_reachable_database_is_said_in_one_line(
