@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import psutil
 
 from benchmarks.load import Load, Result, measured
 from benchmarks.report import report
@@ -23,12 +22,6 @@ from benchmarks.search import SPACE, fill
 from benchmarks.servers import Platform, platform
 
 STAGES = ("queue", "infer", "store")
-GROUPS = (
-    ("encoder", "ServeReplica:encoder-"),
-    ("ingress", ":ingress"),
-    ("PostgreSQL", "postgres"),
-    ("HAProxy", "haproxy"),
-)
 CLIENTS = (1, 8, 32, 64, 128)
 REPLICAS = ((1, 1), (2, 1), (1, 2), (2, 2))
 TEXTS = (0, 50_000, 200_000)
@@ -48,9 +41,9 @@ def dissect(mine: Platform, clients: int, seconds: float) -> Anatomy:
     """One load of single texts, with what it took."""
     load = Load(clients=clients, seconds=seconds, warm_up=3, seed=clients)
     measured(mine.url, mine.key, Load(clients=clients, seconds=1, warm_up=2, seed=clients + 1))
-    before, used, started = _stages(mine), _processor(mine), time.perf_counter()
+    before, used, started = _stages(mine), mine.processor(), time.perf_counter()
     result = measured(mine.url, mine.key, load)
-    after, spent = _stages(mine), _processor(mine)
+    after, spent = _stages(mine), mine.processor()
     # Everything that was counted includes the warm-up, so what it is divided by does, too.
     answered = result.per_second * (time.perf_counter() - started)
     return Anatomy(
@@ -74,21 +67,6 @@ def _stages(mine: Platform) -> dict[tuple[str, str], float]:
     with urllib.request.urlopen(request, timeout=30) as answer:
         text = answer.read().decode()
     return {(kind, stage): float(value) for kind, stage, value in _SAMPLE.findall(text)}
-
-
-def _processor(mine: Platform) -> dict[str, float]:
-    """Seconds of processor time that the platform's processes have taken, by what they are."""
-    root = psutil.Process(mine.pid)
-    used = dict.fromkeys([name for name, _ in GROUPS] + ["the rest of Ray"], 0.0)
-    for process in [root, *root.children(recursive=True)]:
-        try:
-            command = " ".join(process.cmdline())
-            times = process.cpu_times()
-        except psutil.Error:
-            continue
-        name = next((name for name, part in GROUPS if part in command), "the rest of Ray")
-        used[name] += times.user + times.system
-    return used
 
 
 def _row(name: str, found: Anatomy) -> tuple[object, ...]:

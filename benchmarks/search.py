@@ -7,8 +7,11 @@ Run by `python -m benchmarks.search`.
 import argparse
 import asyncio
 import tempfile
+import time
+from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -22,6 +25,8 @@ from db.segments import ROWS, Segments
 from serving.auth import key_id_in
 from serving.installation import installation_key
 from serving.settings import Settings
+
+Shares: TypeAlias = dict[str, list[float]]
 
 RATE = 20
 SPACE = "all-MiniLM-L6-v2"
@@ -46,6 +51,16 @@ async def fill(mine: Platform, texts: int, known: np.ndarray) -> None:
         await database.close()
 
 
+def searched(mine: Platform, load: Load, shares: Shares) -> Result:
+    """A load of searches; the cores that each kind of process took meanwhile are added to the shares."""
+    before, started = mine.processor(), time.perf_counter()
+    result = measured(mine.url, mine.key, load)
+    after, took = mine.processor(), time.perf_counter() - started
+    for name, seconds in after.items():
+        shares[name].append(max(0.0, seconds - before[name]) / took)
+    return result
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -56,6 +71,7 @@ def main() -> None:
     idle: list[Result] = []
     busy: list[Result] = []
     writes: list[Result] = []
+    shares: tuple[Shares, Shares] = (defaultdict(list), defaultdict(list))
     with platform() as mine, tempfile.TemporaryDirectory() as folder:
         vectors = Path(folder) / "vectors.npy"
         texts = sentences(5)
@@ -78,7 +94,7 @@ def main() -> None:
                 seed=number,
                 vectors=str(vectors),
             )
-            idle.append(measured(mine.url, mine.key, searches))
+            idle.append(searched(mine, searches, shares[0]))
             wait = start(
                 mine.url,
                 mine.key,
@@ -89,7 +105,7 @@ def main() -> None:
                     seed=30 + number,
                 ),
             )
-            busy.append(measured(mine.url, mine.key, searches))
+            busy.append(searched(mine, searches, shares[1]))
             writes.append(wait())
     p95 = ([result.p95 for result in busy], [result.p95 for result in idle])
     p50 = ([result.p50 for result in busy], [result.p50 for result in idle])
@@ -99,6 +115,7 @@ def main() -> None:
         ("p50", middle(p50[1]), middle(p50[0]), middle(ratios(*p50)), ""),
         ("texts written a second", "", middle([result.per_second for result in writes]),
          f"of {capacity.per_second:.0f}", ""),
+        *((f"cores for {name}", middle(shares[0][name]), middle(shares[1][name]), "", "") for name in shares[0]),
     ]  # fmt: skip
     kept = {"idle": [asdict(r) for r in idle], "busy": [asdict(r) for r in busy],
             "writes": [asdict(r) for r in writes], "capacity": asdict(capacity)}  # fmt: skip

@@ -17,8 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.support.live import with_encoders
 
+GROUPS = (
+    ("encoder", "ServeReplica:encoder-"),
+    ("ingress", ":ingress"),
+    ("PostgreSQL", "postgres"),
+    ("HAProxy", "haproxy"),
+)
 START_SECONDS = 180
 END_SECONDS = 20
 
@@ -66,6 +74,20 @@ class Platform:
         """Its supervisor."""
         status: dict[str, Any] = json.loads(self._valence("status", "--json"))
         return int(status["pid"])
+
+    def processor(self) -> dict[str, float]:
+        """Seconds of processor time that its processes have taken, by what they are."""
+        root = psutil.Process(self.pid)
+        used = dict.fromkeys([name for name, _ in GROUPS] + ["the rest of Ray"], 0.0)
+        for process in [root, *root.children(recursive=True)]:
+            try:
+                command = " ".join(process.cmdline())
+                times = process.cpu_times()
+            except psutil.Error:
+                continue
+            name = next((name for name, part in GROUPS if part in command), "the rest of Ray")
+            used[name] += times.user + times.system
+        return used
 
     @property
     def server(self) -> Server:
