@@ -90,7 +90,8 @@ def binary() -> str:
 
 def main() -> None:
     """Mend the file behind `-f` in place, then become HAProxy."""
-    arguments = sys.argv[1:]
+    # Told `-dR`, HAProxy would let nobody listen beside it, and who stands in for it couldn't make room unnoticed.
+    arguments = [argument for argument in sys.argv[1:] if argument != "-dR"]
     program = binary()
     if "-f" in arguments:
         path = Path(arguments[arguments.index("-f") + 1])
@@ -101,8 +102,7 @@ def main() -> None:
         if str(refusal) not in config:
             bind, room = os.environ.get(BIND, "127.0.0.1"), int(os.environ.get(ROOM, "200"))
             path.write_text(mended(config, bind=bind, refusal=refusal, room=room))
-        # `-dR`: nobody may listen beside it.
-        if (address := frontend(config)) and "-dR" not in arguments:
+        if address := frontend(config):
             understudy.beside(*address)
     # A HAProxy that outlived Ray would keep the port and share its connections with the next one.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
