@@ -49,8 +49,15 @@ def understudy(
 
 
 def asleep(pid: int) -> bool:
-    """Whether it holds what tells it of the other's end."""
-    return any("pidfd" in str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir())
+    """Whether it holds what tells it of the other's end. Files it closes while we look are passed over."""
+
+    def target(file: Path) -> str:
+        try:
+            return str(file.readlink())
+        except FileNotFoundError:
+            return ""
+
+    return any("pidfd" in target(file) for file in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def listener(port: int) -> socket.socket:
