@@ -13,7 +13,7 @@ from db.evidence import Evidence
 from db.experiments import Experiments, NewExperiment
 from db.feedback import FeedbackStore, Judgement, NewFeedback
 from db.idempotency import Idempotency
-from db.keys import Keys
+from db.keys import Key, Keys
 from db.keywords import Keywords
 from db.partitions import Partitions
 from db.predictions import PredictionFilters, Predictions
@@ -95,8 +95,8 @@ async def tour(database: Database, *, many: int = 12) -> list[NewText]:
     return texts
 
 
-async def _write(writing: Writer, key: object, text: NewText) -> None:
-    assert await writing.commit([submission(key, [text])]) == [Stored()]  # type: ignore[arg-type]
+async def _write(writing: Writer, key: Key, text: NewText) -> None:
+    assert await writing.commit([submission(key, [text])]) == [Stored()]
 
 
 async def _change(database: Database) -> None:

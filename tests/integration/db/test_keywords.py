@@ -7,7 +7,7 @@ import pytest
 from db.engine import Database
 from db.feedback import FeedbackStore, NewFeedback
 from db.keys import Key
-from db.keywords import Keywords
+from db.keywords import RANKED, Keywords
 from db.similarity import SimilarityFilters
 from tests.support.postgres import SPACE
 from tests.support.rows import new_key, new_text, sql, submission, writer
@@ -33,8 +33,8 @@ async def filled(database: Database, texts: list[str] = TEXTS) -> tuple[Key, dic
     return key, {text.id: text.content for text in made}
 
 
-def words(database: Database, **bounds: float) -> Keywords:
-    return Keywords(database, space=SPACE, **bounds)  # type: ignore[arg-type]
+def words(database: Database, *, ranked: int = RANKED, seconds: float = 2.0) -> Keywords:
+    return Keywords(database, space=SPACE, ranked=ranked, seconds=seconds)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def pooler(server: TestServer) -> Iterator[Pooler]:
 def name(url: str) -> str:
     """The database's name, once the roles may use it."""
     ensure(url, LOGINS)
-    return psycopg.conninfo.conninfo_to_dict(url)["dbname"]  # type: ignore[return-value]
+    return str(psycopg.conninfo.conninfo_to_dict(url)["dbname"])
 
 
 @pytest.fixture
@@ -171,7 +171,8 @@ async def test_every_connection_checks_the_servers_certificate(
                 assert connection.pgconn.ssl_in_use
         async with database.begin() as connection:
             raw = await connection.get_raw_connection()
-            assert raw.driver_connection.pgconn.ssl_in_use  # type: ignore[union-attr]
+            assert raw.driver_connection is not None
+            assert raw.driver_connection.pgconn.ssl_in_use
         assert await Followed(database, poll=0.05).next() == 0
         await tour(database)
     require(url)

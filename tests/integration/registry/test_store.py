@@ -51,7 +51,7 @@ def head(folder: Path, content: str = "weights") -> Bundle:
 
 
 def run_of(store: Registry, version: str, model: str) -> Any:
-    client = store._client
+    client = store._mlflow.client
     return client.get_run(client.get_model_version(model, version).run_id)
 
 
@@ -208,7 +208,9 @@ def test_held_out_set_is_logged_once_and_found_by_a_model_without_its_own(
     store: Registry, model: str, tmp_path: Path
 ) -> None:
     def runs() -> list[Any]:
-        return list(store._client.search_runs([store._experiment()], "tags.`valence.role` = 'held-out'"))
+        return list(
+            store._mlflow.client.search_runs([store._mlflow.experiment()], "tags.`valence.role` = 'held-out'")
+        )
 
     before = len(runs())
     everybody = HeldOut(examples=HeldOut.builtin().examples[:20])
@@ -238,7 +240,7 @@ def test_held_out_set_that_was_changed_is_refused(
     store.put_held_out(held, model=model)
     (file,) = [
         path
-        for path in store._artifact_root.rglob("held-out.jsonl.gz")
+        for path in store._mlflow.artifact_root.rglob("held-out.jsonl.gz")
         if HeldOut.parse(path.read_bytes(), where="").digest == held.digest
     ]
     file.write_bytes(HeldOut(examples=held.examples[:5]).dump())

@@ -237,7 +237,7 @@ def settle(registry: Registry, url: str, tmp_path: Path, monkeypatch: pytest.Mon
                 monkeypatch.delenv(name)
         for name, value in {
             "DATABASE_URL": url,
-            "MLFLOW_TRACKING_URI": registry._tracking_uri,
+            "MLFLOW_TRACKING_URI": registry._mlflow.tracking_uri,
             "VALENCE_HOME": str(tmp_path / "home"),
             "VALENCE_INSTALLATION_KEY": KEY.hex(),
             "VALENCE_SPACE": space,

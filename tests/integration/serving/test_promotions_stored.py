@@ -152,7 +152,7 @@ class Dying(Registry):
     """A registry whose user dies right before or right after the alias moves."""
 
     def __init__(self, registry: Registry, *, after: bool) -> None:
-        super().__init__(registry._tracking_uri, artifact_root=registry._artifact_root)
+        super().__init__(registry._mlflow.tracking_uri, artifact_root=registry._mlflow.artifact_root)
         self._after = after
 
     def set_alias(self, model: str, alias: str, version: str) -> None:
@@ -227,7 +227,14 @@ asyncio.run(main())
 @pytest.mark.parametrize("after", [False, True])
 async def test_a_killed_process_leaves_no_lock_and_nothing_doubled(case: Case, url: str, after: bool) -> None:
     registry = case.registry
-    arguments = [url, registry._tracking_uri, str(registry._artifact_root), case.model, str(after), KEY.hex()]
+    arguments = [
+        url,
+        registry._mlflow.tracking_uri,
+        str(registry._mlflow.artifact_root),
+        case.model,
+        str(after),
+        KEY.hex(),
+    ]
     command = [sys.executable, "-c", _PROCESS, *arguments]
     done = await asyncio.to_thread(subprocess.run, command, check=False, capture_output=True, timeout=120)
     assert done.returncode == -9, done.stderr
@@ -243,7 +250,7 @@ async def test_a_killed_process_leaves_no_lock_and_nothing_doubled(case: Case, u
 
 async def test_a_champion_whose_version_is_gone_cant_be_rolled_back_to(case: Case) -> None:
     await case.force("2")
-    case.registry._client.delete_model_version(case.model, "1")
+    case.registry._mlflow.client.delete_model_version(case.model, "1")
     with pytest.raises(Refused, match="version 1 isn't registered any more"):
         await case.promotions().rollback(case.model, ADA)
     assert case.registry.champion_version(case.model) == "2"
