@@ -68,11 +68,11 @@ def uuid7_time(value: UUID) -> datetime:
 
 
 def uuid7_floor(moment: datetime) -> UUID:
-    """The smallest id that a UUIDv7 made at or after `moment` can have; also a bound between partitions."""
-    since = moment - _EPOCH
-    milliseconds, rest = divmod(since // timedelta(microseconds=1), 1000)
-    if not 0 <= milliseconds < 1 << 48:
-        raise ValueError(f"{moment.isoformat()} can't be the time of a UUIDv7")
+    """The smallest id that a UUIDv7 made at or after `moment` can have; also a bound between partitions.
+
+    None was made before the epoch, so that an earlier moment has the same floor.
+    """
+    milliseconds, rest = divmod((max(moment, _EPOCH) - _EPOCH) // timedelta(microseconds=1), 1000)
     return UUID(int=milliseconds << 80 | _VERSION_7 | (rest * _TICKS // 1000) << 64)
 
 

@@ -16,11 +16,11 @@ from registry.errors import NotRegistered, RegistryError
 from registry.records import EncoderRecord, VersionRecord
 from serving.catalogue import CHAMPION, Catalogue, Entry, State, short
 from serving.errors import ServingError
+from serving.failures import Failures
 from serving.pool import EncoderState, Running
 
 log = structlog.get_logger(__name__)
 
-RETRY_SECONDS = 10.0
 _LOOK_SOON_SECONDS = 0.2
 
 Named: TypeAlias = tuple[str, str]
@@ -136,7 +136,7 @@ class Fleet:
         self._needed: dict[str, float] = {}
         self._asked: dict[Named, float] = {}
         self._ready: set[tuple[str, str]] = set()
-        self._failed: dict[str, tuple[str, float]] = {}
+        self._failures = Failures(clock)
         self._champions: dict[str, str] = {}
         self._postponed = False
         self._next = first
@@ -252,7 +252,7 @@ class Fleet:
             try:
                 self._encoders[digest] = self._registry.encoder(digest)
             except NotRegistered:
-                self._failed[digest] = ("its encoder is not registered", self._clock())
+                self._failures.note(digest, "its encoder is not registered")
                 return False
         return True
 
@@ -268,17 +268,17 @@ class Fleet:
         for digest in needed:
             state = states.get(short(digest))
             if _is(state, Running.RUNNING):
-                self._failed.pop(digest, None)
+                self._failures.forget(digest)
             elif state is not None and state.running is Running.FAILED:
-                self._fail(digest, state.reason or "its encoder does not start")
+                self._failures.note(digest, state.reason or "its encoder does not start")
                 await self._pool.stop(short(digest))
             elif state is not None:
                 self._starting.add(digest)
-            elif not self._failed_lately(digest):
+            elif not self._failures.lately(digest):
                 try:
                     await self._pool.start(self._encoders[digest])
                 except RegistryError as error:
-                    self._fail(digest, str(error))
+                    self._failures.note(digest, str(error))
                 else:
                     self._starting.add(digest)
                     log.info("encoder.starting", encoder=digest)
@@ -315,7 +315,7 @@ class Fleet:
 
     async def _settle(self, record: VersionRecord) -> None:
         place = self._place(record)
-        if place is None or (place, record.digest) in self._ready or self._failed_lately(record.digest):
+        if place is None or (place, record.digest) in self._ready or self._failures.lately(record.digest):
             return
         try:
             await self._pool.load(place, record)
@@ -325,12 +325,12 @@ class Fleet:
         except Exception as error:
             # Whatever a foreign bundle raises is a reason, never the end of the fleet.
             reason = str(error) or type(error).__name__
-            anew = self._fail(record.digest, reason)
+            anew = self._failures.note(record.digest, reason)
             log.warning("version.failed", model=record.model, version=record.version, error=reason)
             if anew and self._history is not None:
                 await self._history.failed(record, reason)
         else:
-            self._failed.pop(record.digest, None)
+            self._failures.forget(record.digest)
             self._ready.add((place, record.digest))
 
     async def _crown(self, model: str, versions: Sequence[VersionRecord]) -> None:
@@ -381,21 +381,11 @@ class Fleet:
         if self._is_ready(record):
             return Entry(record=record, state=State.READY)
         for digest in (record.digest, record.encoder):
-            if digest in self._failed:
-                return Entry(record=record, state=State.FAILED, reason=self._failed[digest][0])
+            if digest is not None and (reason := self._failures.reason(digest)) is not None:
+                return Entry(record=record, state=State.FAILED, reason=reason)
         if record.encoder is not None and record.encoder not in self._running | self._starting:
             return Entry(record=record, state=State.ABSENT, reason="no replica runs its encoder")
         return Entry(record=record, state=State.STARTING)
-
-    def _fail(self, digest: str, reason: str) -> bool:
-        """Note it; whether it is news."""
-        before = self._failed.get(digest)
-        self._failed[digest] = (reason, self._clock())
-        return before is None or before[0] != reason
-
-    def _failed_lately(self, digest: str) -> bool:
-        _, at = self._failed.get(digest, ("", float("-inf")))
-        return self._clock() - at < RETRY_SECONDS
 
 
 def _is(state: EncoderState | None, running: Running) -> bool:

@@ -4,8 +4,7 @@ Knows no HTTP and no SQL. A caller with a scope sees only that holder's predicti
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
@@ -18,7 +17,6 @@ from serving.gateway import Answer, reaching_the_database
 from serving.privacy import Place, Privacy
 
 _COMMENT = Place(("body", "comment"), many=False)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class PredictionRecords(Protocol):
@@ -86,9 +84,8 @@ class Memory:
         self, filters: PredictionFilters, caller: Caller, *, limit: int, cursor: str | None
     ) -> Page:
         """Raises Invalid if the cursor isn't one that a page gave."""
-        bounded = replace(filters, since=_storable(filters.since), until=_storable(filters.until))
         with reaching_the_database():
-            return await self._predictions.list(bounded, holder=caller.scope, limit=limit, cursor=cursor)
+            return await self._predictions.list(filters, holder=caller.scope, limit=limit, cursor=cursor)
 
     async def judge(self, feedback: Feedback, caller: Caller, render: Callable[[Judgement], bytes]) -> Answer:
         """Store a judgement, or replace this holder's earlier one.
@@ -126,8 +123,3 @@ class Memory:
         if isinstance(outcome, Replayed):
             return Answer(status=outcome.status, body=outcome.answer, timing=None, replayed=True)
         return Answer(status=201, body=render(outcome), timing=None)
-
-
-def _storable(moment: datetime | None) -> datetime | None:
-    """Nothing was predicted before the epoch, and no id can stand for an earlier time."""
-    return moment if moment is None else max(moment, _EPOCH)

@@ -6,7 +6,6 @@ Knows no HTTP and no SQL. A caller with a scope finds only texts in that holder'
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Final, Protocol, TypeAlias
 from uuid import UUID
 
@@ -28,7 +27,6 @@ DUPLICATE: Final = 0.95
 MEANING, KEYWORDS = "meaning", "keywords"
 # How far either ranking is read before they are fused.
 _FUSED: Final = 100
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class SimilarityIndex(Protocol):
@@ -161,7 +159,7 @@ class Searching:
             Invalid: a vector without a direction, or examples that cancel each other out.
         """
         vector, stored = await self._wanted(search, caller)
-        filters = storable(search.filters or SimilarityFilters())
+        filters = search.filters or SimilarityFilters()
         if search.keywords is not None:
             return await self._fused(search, vector, filters, stored, caller)
         with reaching_the_database():
@@ -290,15 +288,6 @@ def counted(neighbours: Neighbours) -> Counts:
         for prediction in neighbour.predictions:
             versions.setdefault((prediction.model, prediction.version), Counter())[prediction.label] += 1
     return Counts(sentiments=sentiments, versions=versions)
-
-
-def storable(filters: SimilarityFilters) -> SimilarityFilters:
-    """Nothing was predicted before the epoch, and no id can stand for an earlier time."""
-    return replace(
-        filters,
-        since=filters.since and max(filters.since, _EPOCH),
-        until=filters.until and max(filters.until, _EPOCH),
-    )
 
 
 def _without(found: Neighbours, left_out: frozenset[UUID], k: int) -> Neighbours:

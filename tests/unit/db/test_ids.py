@@ -64,9 +64,8 @@ def test_the_floor_of_a_time_is_below_every_id_made_then_and_above_earlier_ones(
         assert earlier < uuid7_floor(moment)
 
 
-def test_a_time_before_1970_has_no_floor() -> None:
-    with pytest.raises(ValueError, match="1969"):
-        uuid7_floor(datetime(1969, 12, 31, tzinfo=UTC))
+def test_a_time_before_1970_has_the_floor_of_the_epoch() -> None:
+    assert uuid7_floor(datetime(1, 1, 1, tzinfo=UTC)) == uuid7_floor(datetime(1970, 1, 1, tzinfo=UTC))
 
 
 def test_a_text_has_one_id_under_one_key_and_another_under_another() -> None:

@@ -12,7 +12,8 @@ from registry.errors import BundleInvalid, NotRegistered, RegistryUnavailable
 from registry.records import EncoderRecord, VersionRecord
 from serving.catalogue import State
 from serving.errors import ModelNotReady, NotFound, NotReady
-from serving.fleet import RETRY_SECONDS, Fleet
+from serving.failures import RETRY_SECONDS
+from serving.fleet import Fleet
 from serving.pool import EncoderState, Running
 from serving.routing import Arm, Traffic, choose
 
