@@ -185,10 +185,14 @@ class Experiments:
 
         Raises:
             NotFound: there is none with this id.
-            Conflict: it has stopped, or is in another stage.
+            Conflict: it has stopped, is in another stage, or this was decided already.
         """
         async with self._database.begin() as connection:
-            await _decided(connection, await _running(connection, experiment_id, stage), decision)
+            now = await _running(connection, experiment_id, stage)
+            pending = select(_D.id).where(_D.experiment_id == now.id, _D.action == decision.action)
+            if (await connection.execute(pending)).first() is not None:
+                raise Conflict(f"experiment {experiment_id}: {decision.action} has been decided already")
+            await _decided(connection, now, decision)
 
     async def stop(
         self, experiment_id: UUID, *, actor: UUID | None, reason: str, decision: NewDecision | None = None

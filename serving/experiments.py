@@ -231,6 +231,8 @@ class Judge:
                 log.warning("experiment.postponed", experiment=str(experiment.id), error=str(error))
 
     async def _judge(self, experiment: Experiment) -> None:
+        # Before the decisions are read: if another judge's promotion is what moved it, its decision is among them.
+        champion = self._champion(experiment.model)
         pending = next(
             (each for each in await self._records.decisions(experiment.id) if each.action == "promote"), None
         )
@@ -238,7 +240,6 @@ class Judge:
             # Decided, and interrupted: what was decided is done now.
             await self._carry_out(experiment, _again(pending))
             return
-        champion = self._champion(experiment.model)
         if champion is None:
             return
         if champion != experiment.champion:

@@ -1,0 +1,78 @@
+"""Two judges of one experiment, as there are while an upgrade runs beside what it replaces."""
+
+import asyncio
+from uuid import UUID
+
+import pytest
+
+from db.engine import Database
+from db.evidence import ArmRow, Counts, StageRow
+from db.experiments import Experiment, Experiments, NewExperiment
+from registry import decisions
+from serving.experiments import Judge
+
+pytestmark = pytest.mark.anyio
+
+
+class Met:
+    """Evidence that no judge gets before both have asked for it."""
+
+    def __init__(self, counts: Counts) -> None:
+        self._counts = counts
+        self._both = asyncio.Barrier(2)
+
+    async def counts(self, experiment_id: UUID) -> Counts:
+        await self._both.wait()
+        return self._counts
+
+
+class Promoter:
+    def __init__(self) -> None:
+        self.champion = "2"
+
+    def present(self, model: str) -> str:
+        return self.champion
+
+    async def promote(self, experiment: Experiment, decision: decisions.Decision) -> None:
+        self.champion = experiment.challenger
+
+
+def counts(champion: int, challenger: int) -> Counts:
+    arms = [
+        ArmRow(
+            stage=1,
+            arm=arm,
+            units=2_000,
+            new_units=2_000,
+            answered=2_000,
+            judged=2_000,
+            total=float(right),
+            squares=float(right),
+        )
+        for arm, right in (("champion", champion), ("challenger", challenger))
+    ]
+    return Counts(stages=[StageRow(number=1, share=0.5)], arms=arms)
+
+
+@pytest.mark.parametrize(
+    ("found", "action", "champion"),
+    [(counts(1_000, 1_600), "promote", "3"), (counts(1_600, 1_000), "stop", "2")],
+)
+async def test_two_judges_at_once_decide_once(
+    database: Database, found: Counts, action: str, champion: str
+) -> None:
+    records, promoter = Experiments(database), Promoter()
+    policy = {"action": "decide"}
+    made = await records.create(
+        NewExperiment(
+            model="sentiment", champion="2", challenger="3", share=0.5, shadow=False, salt="s", policy=policy
+        ),
+        actor=None,
+    )
+    evidence = Met(found)
+    judges = [Judge(records, evidence, promoter.present, promoter.promote) for _ in range(2)]
+    await asyncio.gather(*(judge.look() for judge in judges))
+    (decided,) = await records.decisions(made.id)
+    assert (decided.action, promoter.champion) == (action, champion)
+    now = await records.get(made.id)
+    assert now.reason == (f"promoted: {decided.reason}" if action == "promote" else decided.reason)
