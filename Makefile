@@ -6,6 +6,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 BENTOML := 1.4.39
+CHROMADB := 1.5.9
+HNSWLIB := 0.8.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 help: ## say what can be made
@@ -32,7 +34,7 @@ eyes: .venv/.developed ## alerts by promtool; dashboards, logs and traces on a p
 
 BENCHMARKS := first_answer single_texts large_batches fairness overload storing search three_heads transport anatomy promotion evaluating trials privacy similarity words near_duplicates
 
-bench: .venv/.developed .cache/bentoml/.installed ## every benchmark, as tables; they start platforms of their own (an hour and a half)
+bench: .venv/.developed .cache/bentoml/.installed .cache/vectors/.installed ## every benchmark, as tables; they start platforms of their own (an hour and a half)
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 	@$(BIN)/python -m benchmarks.heads
 
@@ -87,4 +89,12 @@ format: .venv/.developed ## rewrite the sources in the project's format
 	@$(PYTHON) -m venv .cache/bentoml
 	@.cache/bentoml/bin/python -m pip install --quiet --disable-pip-version-check \
 	  'bentoml==$(BENTOML)' tokenizers onnxruntime openvino safetensors vaderSentiment
+	@touch $@
+
+# Likewise what keeps vectors only.
+.cache/vectors/.installed: .venv/.created
+	@echo "installing hnswlib and Chroma in an environment of their own"
+	@$(PYTHON) -m venv .cache/vectors
+	@.cache/vectors/bin/python -m pip install --quiet --disable-pip-version-check \
+	  'chromadb==$(CHROMADB)' 'hnswlib==$(HNSWLIB)'
 	@touch $@

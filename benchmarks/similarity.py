@@ -2,18 +2,21 @@
 
 Sentences of the rated corpora are embedded once; more vectors than there are sentences lie between two real ones,
 beside the line by some noise. Queries are sentences that aren't stored. Searches go through `Similarity`, in this
-process and without HTTP. Peers (hnswlib, Chroma) get the same vectors and no filters.
-Run by `python -m benchmarks.similarity`.
+process and without HTTP. Peers (hnswlib, Chroma) get the same vectors and no filters, in an environment of their own.
+Run by `python -m benchmarks.similarity`; with `--keep FOLDER` what was stored stays there, to be asked again.
 """
 
 import argparse
 import asyncio
+import json
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 from uuid import UUID, uuid4
 
 import numpy as np
@@ -35,6 +38,7 @@ from registry.bundle import Bundle
 from registry.layout import Engine
 from serving.encoder import open_encoder
 
+T = TypeVar("T")
 SPACE = "all-MiniLM-L6-v2"
 KEPT = Path(".cache/bench/sentences.npy")
 QUERIES = 200
@@ -45,9 +49,19 @@ MEMORY = 2 << 30
 SELECTIVITY = {"half": 0.5, "twentieth": 0.05, "200th": 0.005, "2000th": 0.0005}
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a number of searches found: times in ms, and how often there were fewer results than could be had."""
+
+    recall: float
+    p50: float
+    p95: float
+    short: int
+
+
 @dataclass
 class Size:
-    """What was measured at one number of texts; times in ms, sizes in bytes."""
+    """What was measured at one number of texts; sizes in bytes."""
 
     texts: int
     write_ms: float = 0.0
@@ -55,7 +69,8 @@ class Size:
     segments: str = ""
     index_bytes: int = 0
     heap_bytes: int = 0
-    found: dict[str, tuple[float, float, float, int]] = field(default_factory=dict)
+    table_bytes: dict[str, int] = field(default_factory=dict)
+    found: dict[str, Found] = field(default_factory=dict)
     peers: dict[str, vector_stores.Measured] = field(default_factory=dict)
 
 
@@ -95,19 +110,20 @@ def nearest(queries: Vectors, rows: Vectors, fits: NDArray[np.int64] | None = No
     return [{place for _, place in sorted(found, reverse=True)[:K]} for found in best]
 
 
-async def store(database: Database, rows: Vectors, versions: Sequence[str], size: Size) -> dict[UUID, int]:
-    """Rows written in order, then closed, indexed and merged until housekeeping has no more to do."""
+async def store(database: Database, rows: Vectors, versions: Sequence[str], size: Size) -> list[UUID]:
+    """Rows written in order, then closed, indexed and merged until housekeeping has no more to do; the texts' ids."""
     holder = uuid4()
     await Keys(database).create(
         NewKey(id=holder, digest=holder.bytes * 2, role="engineer", name="fill", owner_id=None), actor=None
     )
-    segments, places = Segments(database, SPACE), dict[UUID, int]()
+    await Partitions(database).ensure(datetime.now(UTC))
+    segments, ids = Segments(database, SPACE), list[UUID]()
+    await segments.ensure()
     keeper = Store(database, SPACE, holder)
     began = time.perf_counter()
     for start in range(0, len(rows), CHUNK):
-        ids = await keeper.put(rows[start : start + CHUNK], versions=versions[start : start + CHUNK])
-        places.update(zip(ids, range(start, start + CHUNK), strict=True))
-        if (start + CHUNK) % ROWS == 0:
+        ids += await keeper.put(rows[start : start + CHUNK], versions=versions[start : start + CHUNK])
+        if len(ids) % ROWS == 0:
             await segments.roll()
     size.write_ms = (time.perf_counter() - began) * 1000 / len(rows)
     began = time.perf_counter()
@@ -116,17 +132,18 @@ async def store(database: Database, rows: Vectors, versions: Sequence[str], size
     size.build_s = time.perf_counter() - began
     while await segments.drop_next(grace=0):
         pass
-    return places
+    return ids
 
 
 async def measured(
-    similarity: Similarity,
+    database: Database,
     queries: Vectors,
     truth: list[set[int]],
     places: dict[UUID, int],
     filters: SimilarityFilters | None = None,
-) -> tuple[float, float, float, int]:
-    """Recall@K, p50 and p95 in ms, and how often there were fewer than could be had."""
+) -> Found:
+    """What the queries find, beside the truth, after a few to warm up."""
+    similarity = Similarity(database, space=SPACE)
     for query in queries[:20]:
         await similarity.search(query, k=K, filters=filters)
     times, hits, short = [], 0, 0
@@ -137,107 +154,120 @@ async def measured(
         got = {places[neighbour.text_id] for neighbour in answer.results}
         hits += len(got & wanted)
         short += len(got) < len(wanted)
-    recall = hits / sum(len(wanted) for wanted in truth)
-    return recall, float(np.percentile(times, 50)), float(np.percentile(times, 95)), short
+    p50, p95 = (float(np.percentile(times, share)) for share in (50, 95))
+    return Found(recall=hits / sum(map(len, truth)), p50=p50, p95=p95, short=short)
 
 
-def at_size(known: Vectors, queries: Vectors, texts: int, *, peers: Sequence[str]) -> Size:
-    """A server of its own with so many texts, then the peers."""
-    size, rows = Size(texts), made(known, texts)
-    with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        home.chmod(0o755)
-        server = EmbeddedPostgres(home)
-        server.start()
-        try:
-            url = server.create_database("bench")
-            schema.upgrade(url)
-            asyncio.run(_in_database(url, size, rows, queries))
-        finally:
-            server.stop()
+def at_size(known: Vectors, queries: Vectors, texts: int, *, peers: Sequence[str], home: Path) -> Size:
+    """A server of its own with so many texts, filled unless it is, then the peers."""
+    size, rows, kept = Size(texts), made(known, texts), home / "ids.json"
+    names = [*SELECTIVITY, "rest"]
+    dice = np.random.default_rng(9).random(texts)
+    chosen = np.searchsorted(np.cumsum(list(SELECTIVITY.values())), dice, side="right")
+    versions = [names[place] for place in chosen]
+    home.mkdir(mode=0o755, exist_ok=True)
+    server = EmbeddedPostgres(home)
+    server.start()
+    try:
+        url = server.create_database("bench")
+        schema.upgrade(url)
+        if not kept.exists():
+            ids = asyncio.run(_with(url, lambda database: store(database, rows, versions, size)))
+            kept.write_text(json.dumps([size.write_ms, size.build_s, [str(each) for each in ids]]))
+        size.write_ms, size.build_s, written = json.loads(kept.read_text())
+        places = {UUID(each): place for place, each in enumerate(written)}
+        asyncio.run(_with(url, lambda database: _measure_sizes(database, size)))
+        for name in ("all", *SELECTIVITY):
+            fits = None if name == "all" else np.flatnonzero(chosen == names.index(name))
+            filters = None if name == "all" else SimilarityFilters(model_version=name)
+            truth = nearest(queries, rows, fits)
+            ask = partial(measured, queries=queries, truth=truth, places=places, filters=filters)
+            size.found[name] = asyncio.run(_with(url, ask))
+    finally:
+        server.stop()
     truth = nearest(queries, rows)
     for name in peers:
-        size.peers[name] = vector_stores.PEERS[name](rows, queries, truth, K)
+        size.peers[name] = vector_stores.measured(name, rows, queries, truth, K)
     return size
 
 
-async def _in_database(url: str, size: Size, rows: Vectors, queries: Vectors) -> None:
-    names = [*SELECTIVITY, "rest"]
-    dice = np.random.default_rng(9).random(len(rows))
-    versions = [
-        names[place] for place in np.searchsorted(np.cumsum(list(SELECTIVITY.values())), dice, side="right")
-    ]
+async def _with(url: str, work: Callable[[Database], Coroutine[None, None, T]]) -> T:
     database = Database(url, installation_key=b"bench")
     await database.open()
     try:
-        await Partitions(database).ensure(datetime.now(UTC))
-        await Segments(database, SPACE).ensure()
-        places = await store(database, rows, versions, size)
-        await _measure_sizes(database, size)
-        similarity = Similarity(database, space=SPACE)
-        size.found["all"] = await measured(similarity, queries, nearest(queries, rows), places)
-        for name in SELECTIVITY:
-            fits = np.flatnonzero(np.array(versions) == name)
-            size.found[name] = await measured(
-                similarity,
-                queries,
-                nearest(queries, rows, fits),
-                places,
-                SimilarityFilters(model_version=name),
-            )
+        return await work(database)
     finally:
         await database.close()
 
 
 async def _measure_sizes(database: Database, size: Size) -> None:
+    tables = ("predictions", "text_inputs", "embeddings")
     async with database.hot_read() as connection:
         await connection.execute("SET statement_timeout = 0")
-        for table in ("predictions", "text_inputs", "embeddings"):
+        for table in tables:
             await connection.execute(f"ANALYZE {table}")
+            found = await connection.execute(
+                "SELECT sum(pg_total_relation_size(relid))::bigint FROM "
+                "(SELECT relid FROM pg_partition_tree(%(table)s) UNION SELECT %(table)s::regclass) parts",
+                {"table": table},
+            )
+            size.table_bytes[table] = (await found.fetchall())[0][0]
         found = await connection.execute(
             "SELECT string_agg(concat_ws(' ', state, rows), ', ' ORDER BY id), "
             "sum(pg_indexes_size(format('embeddings_%s', id)::regclass))::bigint, "
             "sum(pg_relation_size(format('embeddings_%s', id)::regclass))::bigint FROM segments"
         )
-        row = await found.fetchone()
-        assert row is not None
-        size.segments, size.index_bytes, size.heap_bytes = row
+        size.segments, size.index_bytes, size.heap_bytes = (await found.fetchall())[0]
+
+
+def told(sizes: Sequence[Size]) -> list[Sequence[object]]:
+    """The table: a line for each size and each way to ask."""
+    rows: list[Sequence[object]] = [("texts", "what", f"recall@{K}", "p50, ms", "p95, ms", f"fewer than {K}")]
+    for size in sizes:
+        for name, one in size.found.items():
+            what = "all" if name == "all" else f"filter that {SELECTIVITY[name]:.2%} pass"
+            rows.append(
+                (f"{size.texts:,}", what, f"{one.recall:.4f}", f"{one.p50:.1f}", f"{one.p95:.1f}", one.short)
+            )
+        for name, peer in size.peers.items():
+            what = f"{name}, all, effort {peer.effort}"
+            rows.append(
+                (f"{size.texts:,}", what, f"{peer.recall:.4f}", f"{peer.p50:.1f}", f"{peer.p95:.1f}", 0)
+            )
+    return rows
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--peers", nargs="*", default=list(vector_stores.PEERS), choices=vector_stores.PEERS)
+    parser.add_argument("--peers", nargs="*", default=vector_stores.NAMES, choices=vector_stores.NAMES)
+    parser.add_argument(
+        "--keep", type=Path, help="folder for the stores, which are made there if they are not"
+    )
     arguments = parser.parse_args()
     everything = embedded_sentences()
     queries, known = everything[:QUERIES], everything[QUERIES:]
-    sizes = [asyncio.run(at_size(known, queries, texts, peers=arguments.peers)) for texts in arguments.sizes]
-    rows: list[Sequence[object]] = [("texts", "what", f"recall@{K}", "p50, ms", "p95, ms", f"fewer than {K}")]
-    for size in sizes:
-        for name, (recall, p50, p95, short) in size.found.items():
-            what = "all" if name == "all" else f"filter that {SELECTIVITY[name]:.2%} pass"
-            rows.append((f"{size.texts:,}", what, f"{recall:.4f}", f"{p50:.1f}", f"{p95:.1f}", short))
-        for name, peer in size.peers.items():
-            rows.append(
-                (
-                    f"{size.texts:,}",
-                    f"{name}, all",
-                    f"{peer.recall:.4f}",
-                    f"{peer.p50:.1f}",
-                    f"{peer.p95:.1f}",
-                    0,
-                )
-            )
-    found = {
-        f"{size.texts}": vars(size) | {"peers": {k: vars(v) for k, v in size.peers.items()}} for size in sizes
-    }
-    report("similarity", rows, found)
+    with tempfile.TemporaryDirectory() as folder:
+        homes = arguments.keep or Path(folder)
+        homes.mkdir(parents=True, exist_ok=True)
+        homes.chmod(0o755)
+        sizes = [
+            at_size(known, queries, texts, peers=arguments.peers, home=homes.resolve() / str(texts))
+            for texts in arguments.sizes
+        ]
+    report("similarity", told(sizes), {f"{size.texts}": asdict(size) for size in sizes})
     for size in sizes:
         print(
             f"{size.texts:,}: {size.write_ms:.2f} ms a text written, built in {size.build_s:.0f} s, indexes "
             f"{size.index_bytes >> 20} MiB, vectors {size.heap_bytes >> 20} MiB, segments: {size.segments}"
         )
+        print(
+            "  tables with their indexes: "
+            + ", ".join(f"{k} {v >> 20} MiB" for k, v in size.table_bytes.items())
+        )
+        for name, peer in size.peers.items():
+            print(f"  {name} was built in {peer.build_s:.0f} s")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,24 @@
 """Vector stores that somebody might take instead, in this process: hnswlib alone, and Chroma with its files.
 
-Each is asked with the smallest search effort of a few that reaches the recall of 0.98, else with the largest.
+Each is asked with the smallest search effort of a few that reaches the recall of 0.98, else with the largest. Runs in
+an environment of its own (`make .cache/vectors/.installed`), with what it needs in a folder.
 """
 
+import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 Vectors = NDArray[np.float32]
 
+PYTHON = Path(".cache/vectors/bin/python")
 M, EF_CONSTRUCTION = 16, 64
 EFFORTS = (50, 100, 200, 400, 800)
 ENOUGH = 0.98
@@ -46,7 +52,7 @@ def hnswlib(rows: Vectors, queries: Vectors, truth: Sequence[set[int]], k: int) 
         found, _ = index.knn_query(query, k=k)
         return {int(place) for place in found[0]}
 
-    return _measured(ask, index.set_ef, queries, truth, build)
+    return _asked(ask, index.set_ef, queries, truth, build)
 
 
 def chroma(rows: Vectors, queries: Vectors, truth: Sequence[set[int]], k: int) -> Measured:
@@ -82,10 +88,10 @@ def chroma(rows: Vectors, queries: Vectors, truth: Sequence[set[int]], k: int) -
         def ask(query: Vectors) -> set[int]:
             return {int(name) for name in collection.query(query_embeddings=[query], n_results=k)["ids"][0]}
 
-        return _measured(ask, look, queries, truth, build)
+        return _asked(ask, look, queries, truth, build)
 
 
-def _measured(
+def _asked(
     ask: Callable[[Vectors], set[int]],
     look: Callable[[int], None],
     queries: Vectors,
@@ -109,7 +115,35 @@ def _measured(
     return Measured(build_s=build, effort=effort, recall=recall, p50=p50, p95=p95)
 
 
-PEERS: dict[str, Callable[[Vectors, Vectors, Sequence[set[int]], int], Measured]] = {
+_PEERS: dict[str, Callable[[Vectors, Vectors, Sequence[set[int]], int], Measured]] = {
     "hnswlib": hnswlib,
     "Chroma": chroma,
 }
+NAMES = list(_PEERS)
+
+
+def measured(name: str, rows: Vectors, queries: Vectors, truth: Sequence[set[int]], k: int) -> Measured:
+    """A peer in its environment: the `k` nearest of rows [n, d] for queries [q, d] beside the true places.
+
+    Raises:
+        FileNotFoundError: the environment hasn't been made.
+        CalledProcessError: the peer failed; what it said is on the screen.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(
+            Path(folder) / "asked.npz", rows=rows, queries=queries, truth=[sorted(each) for each in truth]
+        )
+        command = [str(PYTHON), "-m", __name__, name, folder, str(k)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def main(name: str, folder: str, k: str) -> None:
+    """Measure one and print it as JSON."""
+    asked = np.load(Path(folder) / "asked.npz")
+    truth = [set(map(int, each)) for each in asked["truth"]]
+    print(json.dumps(asdict(_PEERS[name](asked["rows"], asked["queries"], truth, int(k)))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
