@@ -9,13 +9,16 @@ FROM ${BASE} AS build
 # An index with builds of torch for the device; without it the default index decides.
 ARG TORCH_INDEX=
 ARG PREFIX=/opt/valence
+# What is optional: s3 for artifacts in object storage, privacy for masking.
+ARG EXTRAS=s3
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 RUN python -m venv "${PREFIX}"
 COPY pyproject.toml constraints.txt ./
 # The dependencies alone, so that a change of the sources leaves their layer as it is.
-RUN "${PREFIX}/bin/python" -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-print(*project["dependencies"], *project["optional-dependencies"]["s3"], sep="\n")' > requirements.txt \
+RUN "${PREFIX}/bin/python" -c 'import sys, tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+print(*project["dependencies"], *sum((project["optional-dependencies"][each] for each in sys.argv[1:]), []), sep="\n")' \
+    ${EXTRAS} > requirements.txt \
     && PIP_EXTRA_INDEX_URL="${TORCH_INDEX}" "${PREFIX}/bin/python" -m pip install \
         --constraint constraints.txt --requirement requirements.txt
 COPY . .
@@ -27,7 +30,8 @@ RUN python -m venv sbom \
     && sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
         --output-format JSON --output-file "${PREFIX}/share/sbom.cdx.json" "${PREFIX}/bin/python"
 RUN "${PREFIX}/bin/python" -m pip uninstall --yes pip \
-    && python -m compileall -q -j 0 "${PREFIX}/lib"
+    # Those tests of torch's are for later Pythons.
+    && python -m compileall -q -j 0 -x /torch/testing/ "${PREFIX}/lib"
 
 FROM ${BASE} AS runtime-cpu
 ARG PREFIX=/opt/valence
