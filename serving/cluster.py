@@ -81,6 +81,8 @@ def environment(settings: Settings) -> dict[str, str]:
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
             # A HAProxy that died is missed after three looks; at Ray's ten seconds each, half a minute is lost.
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+            # Past what the ingress waits for itself: nobody waits for ever on a connection that leads nowhere.
+            "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(round(settings.request_seconds) + 30),
             "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(max(1, round(settings.drain_seconds) + 1)),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(settings.stats_port or free_port()),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(settings.haproxy_metrics_port or free_port()),
