@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -66,7 +67,9 @@ def kill_everything(home: Path) -> None:
     """As a power cut would."""
     victims = processes(home)
     for victim in victims:
-        victim.kill()
+        # A child sees that its parent has died, and ends by itself.
+        with suppress(psutil.NoSuchProcess):
+            victim.kill()
     psutil.wait_procs(victims, timeout=10)
     for _ in range(100):
         if not processes(home):
