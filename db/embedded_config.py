@@ -14,7 +14,7 @@ _SHARED = Path("/dev/shm")  # noqa: S108 - looked at, not written to
 
 def configuration(*, memory: int, base: Path, sockets: Path, extra: Mapping[str, str] | None = None) -> str:
     """The server's settings for a machine with `memory` bytes, as the text of a configuration file."""
-    buffers = min(max(memory // 32, 128 * _MIB), 512 * _MIB)
+    buffers = min(max(memory // 8, 128 * _MIB), 8192 * _MIB)
     maintenance = min(max(memory // 64, 64 * _MIB), 256 * _MIB)
     settings = {
         # Reached through the socket alone, whose folder only its user may enter.
@@ -27,7 +27,8 @@ def configuration(*, memory: int, base: Path, sockets: Path, extra: Mapping[str,
         "password_encryption": "scram-sha-256",
         # Enough for the ingress, MLflow, jobs and a person; each idle one costs about 3 MiB.
         "max_connections": "80",
-        # A 32nd of memory: the rest belongs to encoders, and the page cache serves the other reads.
+        # An eighth of memory, taken as data needs it: a search visits thousands of pages of the vector index, and
+        # one that comes from the page cache costs three times as much.
         "shared_buffers": _mib(buffers),
         "effective_cache_size": _mib(memory // 2),
         # Sorts and hashes of searches; small, because every node of every query may take it.
