@@ -245,6 +245,7 @@ class Prediction(Base):
         CheckConstraint("confidence BETWEEN 0 AND 1", name="confidence"),
         Index("ix_predictions_text_id", "text_id", "id"),
         Index("ix_predictions_holder_id", "holder_id", "id"),
+        Index("ix_predictions_version", "version"),
         Index("ix_predictions_user_id", "user_id", "id", postgresql_where=text("user_id IS NOT NULL")),
         Index(
             "ix_predictions_experiment_id",
