@@ -20,17 +20,16 @@ __all__ = ["Neighbour", "Neighbours", "Similarity", "SimilarityFilters", "Vector
 # Microseconds on 384 dimensions: what a row costs in each plan decides between them.
 _SCAN_ROW: Final = 0.7
 _LOOK_UP_ROW: Final = 10.0
-_WALK_ROW: Final = 20.0
 _STEP: Final = 20.0
 _MAX_SCAN_TUPLES: Final = 20_000
 _ROW_BYTES: Final = 850
-# How broad a walk of a graph is (ef_search). What a graph misses grows with it: a recall of 0.98 took 200 among 100,000
-# texts and 600 among a million.
+# How many rows a walk of a graph knows at least (ef_search). What it misses grows with the graph: a recall of 0.98 took
+# 200 among 100,000 texts and 600 among a million.
 _BREADTH: Final = 200
 _BREADTH_ROWS: Final = 100_000
 _BROADEST: Final = 1_000
-# How many times k of the rows that a walk knows must fit.
-_FITTING: Final = 5
+# How many times its part of k a walk of a graph passes by that fit, so that it has met the nearest of them.
+_MARGIN: Final = 8
 _REACH: Final = 4
 _LEAST_REACH: Final = 100
 _WALK: Final = (
@@ -119,8 +118,11 @@ class Similarity:
         reach = max(_LEAST_REACH, round(_REACH * query.k * rows / max(fitting, 1.0)))
         indexed = [segment.id for segment in segments if segment.indexed]
         by_scan = _LOOK_UP_ROW * fitting if selective else _SCAN_ROW * rows
-        breadth = _breadth(query.k, rows, fitting)
-        by_index = _STEP * breadth * len(indexed) + _WALK_ROW * query.k * rows / max(fitting, 1.0)
+        largest = max((segment.rows for segment in segments if segment.indexed), default=0.0) / max(rows, 1.0)
+        walked = max(query.k, math.ceil(_MARGIN * query.k * largest))
+        passed = walked * rows / max(fitting, 1.0)
+        breadth = max(_BREADTH * math.sqrt(max(1.0, rows / _BREADTH_ROWS)), 2 * query.k, passed)
+        by_index = _STEP * min(breadth, _MAX_SCAN_TUPLES) * len(indexed)
 
         async def compare() -> Found:
             return await query.by_scan(connection, everything, reach=None if selective else reach)
@@ -129,8 +131,9 @@ class Similarity:
             return await compare(), True, True
         scanned = [segment.id for segment in segments if not segment.indexed]
         # Fetched by nobody, so that it goes with the next statement.
-        await connection.execute(_WALK, (str(breadth), "relaxed_order", str(_MAX_SCAN_TUPLES)))
-        found = await query.by_index(connection, indexed, scanned, reach=reach)
+        width = str(min(_BROADEST, round(breadth)))
+        await connection.execute(_WALK, (width, "relaxed_order", str(_MAX_SCAN_TUPLES)))
+        found = await query.by_index(connection, indexed, scanned, reach=reach, walked=walked)
         if len(found) >= query.k:
             return found, False, True
         try:
@@ -166,8 +169,3 @@ class Similarity:
             for text_id, similarity in found
             if text_id in known
         )
-
-
-def _breadth(k: int, rows: float, fitting: float) -> int:
-    known = _BREADTH * math.sqrt(max(1.0, rows / _BREADTH_ROWS))
-    return min(_BROADEST, round(max(known, 2 * k, _FITTING * k * rows / max(fitting, 1.0))))

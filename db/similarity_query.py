@@ -25,7 +25,7 @@ _FITS: Final = sql.SQL("(SELECT true FROM predictions p WHERE p.text_id = e.text
 # EXISTS might be turned into a hash join that reads the whole segment.
 _INDEXED: Final = sql.SQL(
     "(SELECT e.text_id, e.embedding <#> %(vector)b::halfvec AS distance FROM {table} e WHERE {fits} "
-    "ORDER BY e.embedding <#> %(vector)b::halfvec LIMIT %(k)s)"
+    "ORDER BY e.embedding <#> %(vector)b::halfvec LIMIT %(walked)s)"
 )
 # Adding 0 keeps the planner from taking the order from an index, which would make the scan approximate.
 _COMPARED: Final = sql.SQL("SELECT text_id, (embedding <#> %(vector)b::halfvec) + 0 AS distance FROM {table}")
@@ -95,13 +95,20 @@ class SimilarityQuery:
         return float(row[0][0]["Plan"]["Plan Rows"]) if row else 0.0
 
     async def by_index(
-        self, connection: PsycopgConnection, indexed: list[int], scanned: list[int], *, reach: int
+        self,
+        connection: PsycopgConnection,
+        indexed: list[int],
+        scanned: list[int],
+        *,
+        walked: int,
+        reach: int,
     ) -> Found:
         """The nearest by the indexes of some segments and a scan of the others; may miss some.
 
-        `reach`: how many of the nearest scanned rows to look at first.
+        `walked`: how many fitting rows to walk to in each index, k or more. `reach`: how many of the nearest scanned
+        rows to look at first.
         """
-        return await self._nearest(connection, indexed, scanned, reach=reach)
+        return await self._nearest(connection, indexed, scanned, reach=reach, walked=walked)
 
     async def by_scan(
         self, connection: PsycopgConnection, segments: list[int], *, reach: int | None
@@ -115,7 +122,13 @@ class SimilarityQuery:
         return found
 
     async def _nearest(
-        self, connection: PsycopgConnection, indexed: list[int], scanned: list[int], *, reach: int
+        self,
+        connection: PsycopgConnection,
+        indexed: list[int],
+        scanned: list[int],
+        *,
+        reach: int,
+        walked: int | None = None,
     ) -> Found:
         """What is scanned certainly, what is indexed as the index has it."""
         fits = _FITS.format(fitting=self._fitting)
@@ -126,11 +139,11 @@ class SimilarityQuery:
             compared=union.join(compared or [_NOTHING]),
             parts=union.join([*parts, _SCANNED.format(fits=fits)]),
         )
-        found, edge = await self._found(connection, statement, {"reach": reach})
+        found, edge = await self._found(connection, statement, {"reach": reach, "walked": walked})
         if edge is None or edge >= self._parameters["farthest"]:
             return found
         if len(found) < self.k or -found[-1][1] >= edge:
-            found, _ = await self._found(connection, statement, {"reach": None})
+            found, _ = await self._found(connection, statement, {"reach": None, "walked": walked})
         return found
 
     async def _found(

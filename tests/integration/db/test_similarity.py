@@ -171,7 +171,6 @@ async def test_the_index_finds_nearly_what_brute_force_finds(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("db.similarity._STEP", 0.0)
-    monkeypatch.setattr("db.similarity._WALK_ROW", 0.0)
     hits = total = 0
     for seed in range(20, 30):
         query = unit_vectors(1, seed=seed)[0]
@@ -194,9 +193,8 @@ async def test_an_index_that_ends_short_falls_back_to_an_exact_scan(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("db.similarity._STEP", 0.0)
-    monkeypatch.setattr("db.similarity._WALK_ROW", 0.0)
     monkeypatch.setattr("db.similarity._MAX_SCAN_TUPLES", 10)
-    monkeypatch.setattr("db.similarity._FITTING", 0)
+    monkeypatch.setattr("db.similarity._MARGIN", 0)
     query = unit_vectors(1, seed=9)[0]
     filters = SimilarityFilters(user_id=world.user)
     found = await world.similarity.search(query, k=100, filters=filters)
@@ -209,9 +207,8 @@ async def test_a_fallback_that_takes_too_long_says_that_it_is_incomplete(
     world: World, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("db.similarity._STEP", 0.0)
-    monkeypatch.setattr("db.similarity._WALK_ROW", 0.0)
     monkeypatch.setattr("db.similarity._MAX_SCAN_TUPLES", 10)
-    monkeypatch.setattr("db.similarity._FITTING", 0)
+    monkeypatch.setattr("db.similarity._MARGIN", 0)
     hasty = Similarity(database, space=SPACE, exact_seconds=0.001)
     found = await hasty.search(
         unit_vectors(1, seed=9)[0], k=100, filters=SimilarityFilters(user_id=world.user)
