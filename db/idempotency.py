@@ -4,6 +4,7 @@ Owns looking one up, claiming one inside another repository's transaction, and s
 """
 
 from dataclasses import dataclass, field
+from typing import Final, NamedTuple, Self
 from uuid import UUID
 
 from sqlalchemy import text
@@ -12,6 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from db.cipher import Cipher, of_answer
 from db.engine import Database
 from db.submissions import Mismatch, NewIdempotency, Replayed
+
+_DIGEST_BYTES: Final = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +33,33 @@ class Kept:
             else Mismatch()
         )
 
+    @classmethod
+    def read(cls, cipher: Cipher, place: str, row: tuple[bytes, int, bytes, bytes | None]) -> Self:
+        """Out of a row's `body_digest, status, answer, sealed`.
+
+        Raises:
+            Unreadable: it can't be decrypted.
+        """
+        digest, status, answer, sealed = row
+        if sealed is not None:
+            value = cipher.open(place, bytes(sealed))
+            digest, answer = value[:_DIGEST_BYTES], value[_DIGEST_BYTES:]
+        return cls(body_digest=bytes(digest), status=status, answer=bytes(answer))
+
+
+class Columns(NamedTuple):
+    """What a row says of a request, either in the first two or in the last."""
+
+    body_digest: bytes
+    answer: bytes
+    sealed: bytes | None
+
+    @classmethod
+    def of(cls, cipher: Cipher, new: NewIdempotency, answer: bytes) -> Self:
+        """With this answer. The digest is sealed with it, since by it a guess of the body could be tested."""
+        sealed = cipher.seal(place_of(new), new.body_digest + answer)
+        return cls(new.body_digest, answer, None) if sealed is None else cls(b"", b"", sealed)
+
 
 class Idempotency:
     """Rows live 24 hours: an expired one is never found, whether swept or not."""
@@ -47,12 +77,9 @@ class Idempotency:
                 binary=True,
             )
             row = await cursor.fetchone()
-        if row is None:
-            return None
-        answer = (
-            row[2] if row[3] is None else self._database.cipher.open(of_answer(holder_id, route, key), row[3])
+        return (
+            None if row is None else Kept.read(self._database.cipher, of_answer(holder_id, route, key), row)
         )
-        return Kept(body_digest=row[0], status=row[1], answer=answer)
 
     async def sweep(self, limit: int = 10_000) -> int:
         """Deletes up to `limit` expired rows; how many."""
@@ -85,10 +112,9 @@ async def claim(
         ),
         {
             **_name(new),
-            "body_digest": new.body_digest,
             "status": new.status,
             "names": [names],
-            **_kept(cipher, new, new.answer),
+            **Columns.of(cipher, new, new.answer)._asdict(),
         },
     )
     if claimed.one_or_none() is not None:
@@ -101,9 +127,7 @@ async def claim(
         _name(new),
     )
     row = found.one()
-    answer = answer_of(cipher, new, row.answer, row.sealed)
-    kept = Kept(body_digest=bytes(row.body_digest), status=row.status, answer=answer)
-    return kept.outcome(new.body_digest)
+    return Kept.read(cipher, place_of(new), row._tuple()).outcome(new.body_digest)
 
 
 async def answer_with(
@@ -112,27 +136,16 @@ async def answer_with(
     """Sets the answer of a row that the caller's transaction has claimed."""
     await connection.execute(
         text(
-            "UPDATE idempotency SET answer = :answer, sealed = :sealed "
+            "UPDATE idempotency SET body_digest = :body_digest, answer = :answer, sealed = :sealed "
             "WHERE holder_id = :holder_id AND route = :route AND key = :key"
         ),
-        {**_name(new), **_kept(cipher, new, answer)},
+        {**_name(new), **Columns.of(cipher, new, answer)._asdict()},
     )
 
 
-def answer_of(cipher: Cipher, named: NewIdempotency, plain: bytes, sealed: bytes | None) -> bytes:
-    """The answer that a row with this name keeps, whichever of its two columns holds it.
-
-    Raises:
-        Unreadable: it can't be decrypted.
-    """
-    if sealed is None:
-        return bytes(plain)
-    return cipher.open(of_answer(named.holder_id, named.route, named.key), bytes(sealed))
-
-
-def _kept(cipher: Cipher, new: NewIdempotency, answer: bytes) -> dict[str, bytes | None]:
-    sealed = cipher.seal(of_answer(new.holder_id, new.route, new.key), answer)
-    return {"answer": answer if sealed is None else b"", "sealed": sealed}
+def place_of(new: NewIdempotency) -> str:
+    """Where its row is, as `db.cipher` names places."""
+    return of_answer(new.holder_id, new.route, new.key)
 
 
 def _name(new: NewIdempotency) -> dict[str, object]:

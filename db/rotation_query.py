@@ -22,12 +22,17 @@ _LAST: Final[dict[str, LiteralString]] = {
     "comments": "CAST(:last_prediction_id AS uuid), CAST(:last_holder_id AS uuid)",
     "answers": "CAST(:last_holder_id AS uuid), CAST(:last_route AS text), CAST(:last_key AS text)",
 }
-_COLUMN: Final[dict[str, LiteralString]] = {"texts": "content", "comments": "comment", "answers": "answer"}
+# Of what is kept for repetitions, the digest of the body, 32 bytes, and the answer are one value.
+_VALUE: Final[dict[str, LiteralString]] = {
+    "texts": "content",
+    "comments": "comment",
+    "answers": "body_digest || answer",
+}
 # Rows whose value stands there as it is; the empty text is nobody's.
 _PLAIN: Final[dict[str, LiteralString]] = {
     "texts": "sealed IS NULL AND content <> ''",
     "comments": "sealed IS NULL AND comment IS NOT NULL",
-    "answers": "sealed IS NULL AND answer <> ''",
+    "answers": "sealed IS NULL",
 }
 
 _LOOKED_AT: Final[LiteralString] = (
@@ -35,7 +40,7 @@ _LOOKED_AT: Final[LiteralString] = (
 )
 # `head`: how every value under the right key begins; null where the right one is none.
 _STALE: Final[LiteralString] = """
-    SELECT {key}, {column} AS plain, sealed FROM {table} WHERE ({key}) > ({after}) AND ({key}) <= ({last})
+    SELECT {key}, {value} AS plain, sealed FROM {table} WHERE ({key}) > ({after}) AND ({key}) <= ({last})
     AND CASE WHEN CAST(:head AS bytea) IS NULL THEN sealed IS NOT NULL
         ELSE ({plain}) OR substring(sealed FROM 1 FOR length(CAST(:head AS bytea))) <> CAST(:head AS bytea) END
     ORDER BY {key} FOR NO KEY UPDATE"""
@@ -53,7 +58,7 @@ STALE: Final[dict[str, LiteralString]] = {
     .replace("{key}", _KEY[kind])
     .replace("{after}", _AFTER[kind])
     .replace("{last}", _LAST[kind])
-    .replace("{column}", _COLUMN[kind])
+    .replace("{value}", _VALUE[kind])
     .replace("{plain}", _PLAIN[kind])
     for kind, table in _TABLE.items()
 }
@@ -61,7 +66,8 @@ PUT: Final[dict[str, LiteralString]] = {
     "texts": "UPDATE text_inputs SET content = convert_from(:plain, 'UTF8'), sealed = :sealed WHERE id = :id",
     "comments": "UPDATE feedback SET comment = convert_from(:plain, 'UTF8'), sealed = :sealed "
     "WHERE prediction_id = :prediction_id AND holder_id = :holder_id",
-    "answers": "UPDATE idempotency SET answer = :plain, sealed = :sealed "
+    "answers": "UPDATE idempotency SET body_digest = substring(:plain FROM 1 FOR 32), "
+    "answer = substring(:plain FROM 33), sealed = :sealed "
     "WHERE holder_id = :holder_id AND route = :route AND key = :key",
 }
 COUNTED: Final[dict[str, LiteralString]] = {

@@ -309,7 +309,8 @@ class Feedback(Base):
 class Idempotency(Base):
     """What a repeated request is answered, for 24 hours; committed with what the answer stands for.
 
-    `sealed` holds an encrypted answer, and `answer` is empty then; `names` are the predictions that it names.
+    `sealed` holds digest and answer if they are encrypted, and these are empty then; `names`: the predictions that the
+    answer names.
     """
 
     __tablename__ = "idempotency"

@@ -12,10 +12,10 @@ import psycopg
 from psycopg import errors as pg
 
 from db import wire
-from db.cipher import of_answer, of_text
+from db.cipher import of_text
 from db.engine import Database
 from db.errors import Rejected, Unavailable, Unreadable, translate
-from db.idempotency import Kept, answer_of
+from db.idempotency import Columns, Kept, place_of
 from db.submissions import (
     Failed,
     Mismatch,
@@ -264,20 +264,12 @@ class Writer:
     def _claims(self, submissions: Sequence[Submission], claims: dict[int, NewIdempotency]) -> dict[str, Any]:
         """What is to be kept for repetitions."""
         values = list(claims.values())
-        sealed = [
-            self._cipher.seal(of_answer(claim.holder_id, claim.route, claim.key), claim.answer)
-            for claim in values
-        ]
+        columns = [Columns.of(self._cipher, claim, claim.answer) for claim in values]
         return {
-            "claim_digest": wire.blobs([claim.body_digest for claim in values]),
+            "claim_digest": wire.blobs([each.body_digest for each in columns]),
             "claim_status": wire.smallints([claim.status for claim in values]),
-            "claim_answer": wire.blobs(
-                [
-                    claim.answer if hidden is None else b""
-                    for claim, hidden in zip(values, sealed, strict=True)
-                ]
-            ),
-            "claim_sealed": wire.blobs(sealed),
+            "claim_answer": wire.blobs([each.answer for each in columns]),
+            "claim_sealed": wire.blobs([each.sealed for each in columns]),
             # As arrays are written: an array of arrays of several lengths there is none.
             "claim_names": wire.texts(
                 [
@@ -293,15 +285,15 @@ class Writer:
         """What the rows that stood in the way answer."""
         cursor = await connection.execute(_ANSWERS, _sought(refused))
         answers: dict[int, Outcome] = {}
-        for index, digest, status, plain, sealed in await cursor.fetchall():
+        for index, *row in await cursor.fetchall():
+            claim = refused[index]
             try:
-                answer = answer_of(self._cipher, refused[index], plain, sealed)
+                kept = Kept.read(self._cipher, place_of(claim), tuple(row))
             except Unreadable as error:
                 # What the others sent is stored by now.
                 answers[index] = Failed(error=error)
-                continue
-            kept = Kept(body_digest=bytes(digest), status=status, answer=answer)
-            answers[index] = kept.outcome(refused[index].body_digest)
+            else:
+                answers[index] = kept.outcome(claim.body_digest)
         for index in refused.keys() - answers.keys():
             answers[index] = Failed(error=Unavailable("the first answer was removed just now: try again"))
         return answers

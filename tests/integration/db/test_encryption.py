@@ -1,6 +1,7 @@
-"""Encrypted columns in real PostgreSQL: nothing in plain anywhere, everything readable, keys changed while others write."""
+"""Encrypted columns in real PostgreSQL: nothing in plain anywhere, everything readable, keys changed under writers."""
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -68,22 +69,18 @@ async def judged(
 async def filled(database: Database, text: str, comment: str, answer: str) -> tuple[Key, Submission]:
     """A prediction of a text with feedback, both with answers that are kept for repetitions."""
     key = await new_key(database)
-    kept = claim(key, f"predict {text}", answer=answer.encode())
+    kept = claim(key, "predict", answer=answer.encode())
     sent = submission(key, [new_text(text)], idempotency=kept)
     assert await writer(database).commit([sent]) == [Stored()]
-    await judged(database, key, sent.predictions[0].id, comment, again=f"judge {text}")
+    await judged(database, key, sent.predictions[0].id, comment, again="judge")
     return key, sent
 
 
 async def said(database: Database, key: Key, sent: Submission) -> tuple[str, str | None, bytes, bytes]:
     """Text, comment and the two answers, as they are read."""
-    assert sent.idempotency is not None
     found = await Predictions(database).get(sent.predictions[0].id)
     kept = Idempotency(database)
-    answers = [
-        await kept.find(key.holder_id, "/v1/predict", name)
-        for name in (sent.idempotency.key, sent.idempotency.key.replace("predict", "judge"))
-    ]
+    answers = [await kept.find(key.holder_id, "/v1/predict", name) for name in ("predict", "judge")]
     assert answers[0] is not None
     assert answers[1] is not None
     return found.text, found.feedback[0].comment, answers[0].answer, answers[1].answer
@@ -114,7 +111,10 @@ async def test_with_a_key_neither_sql_nor_a_dump_nor_the_files_hold_what_people_
         assert (text, comment, answer.decode(), json.loads(kept)) == (*secrets, secrets[1])
     for content in (everything(url), dumped(url)):
         assert str(sent.predictions[0].id) in content
-        assert [secret for secret in secrets if secret in content or secret.encode().hex() in content] == []
+        # Nor the digest of a request, by which a guess of it could be tested.
+        for secret in (*(secret.encode() for secret in secrets), hashlib.sha256(b"body").digest()):
+            assert secret.decode("latin-1") not in content
+            assert secret.hex() not in content
     assert in_files(server, [secret.encode() for secret in secrets]) == []
 
 
@@ -301,24 +301,14 @@ async def test_keys_change_while_others_write_and_nothing_is_lost(url: str) -> N
         assert set(held(done)) == {"two"}
         assert held(done)["two"] == (60, len(comments), await counted(after, "idempotency"))
         assert done.let_go == ["one"]
-        found = await sql(after, "SELECT id FROM text_inputs")
-        assert {row[0] for row in found} == set(wanted)
         again = await Rotation(after).run(quiet)
         assert set(again.rewritten.values()) == {0}
         [entry] = await Audit(after).list(subject="two", limit=1)
         assert (entry.action, entry.detail["let_go"]) == ("texts.encrypt", [])
     async with opened(url, cipher=NEW) as database:
-        cursor, read_again = None, 0
-        while True:
-            page = await Predictions(database).list(limit=200, cursor=cursor)
-            for each in page.items:
-                assert each.text == wanted[each.text_id]
-                if each.feedback:
-                    assert each.feedback[0].comment == comments[each.id]
-                    read_again += 1
-            if (cursor := page.next_cursor) is None:
-                break
-        assert read_again == len(comments)
+        for prediction_id, comment in comments.items():
+            found = await Predictions(database).get(prediction_id)
+            assert (found.text, found.feedback[0].comment) == (wanted[found.text_id], comment)
 
 
 async def test_keys_are_withdrawn_and_words_are_found_again(url: str) -> None:
@@ -328,8 +318,7 @@ async def test_keys_are_withdrawn_and_words_are_found_again(url: str) -> None:
         with pytest.raises(Conflict, match="off, because texts are encrypted"):
             await words.search("battery", limit=1)
         assert await words.merge() >= 0
-        with psycopg.connect(url) as connection, pytest.raises(Conflict, match="valence db encrypt"):
-            connection.commit()
+        with pytest.raises(Conflict, match="valence db encrypt"):
             schema.downgrade(url, "0007")
     async with opened(url, cipher=WITHDRAWN) as database:
         new = submission(key, [new_text("another battery")])
