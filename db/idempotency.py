@@ -127,7 +127,7 @@ async def claim(
         _name(new),
     )
     row = found.one()
-    return Kept.read(cipher, place_of(new), row._tuple()).outcome(new.body_digest)
+    return Kept.read(cipher, place_of(new), tuple(row)).outcome(new.body_digest)
 
 
 async def answer_with(

@@ -30,13 +30,6 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 DIMENSIONS = 384
 
-# Columns of partitioned tables of which the server's statistics may hold no values: they would outlive an erasure.
-UNSAMPLED = {
-    "predictions": ("request_id", "scores", "unit"),
-    "feedback": ("comment", "sealed"),
-    "embeddings": ("embedding",),
-}
-
 # Stands in for the text, the key and the holder of what was erased.
 NOBODY = UUID(int=0)
 

@@ -377,6 +377,7 @@ def test_statistics_are_collected_of_no_column_that_holds_what_can_be_erased(url
         ).fetchall()
         assert ("text_inputs", "content") in found
         assert ("predictions", "unit") in found
+        assert {("text_inputs", "sealed"), ("feedback", "sealed"), ("idempotency", "sealed")} <= set(found)
         [storage] = connection.execute(
             "SELECT attstorage FROM pg_attribute WHERE attrelid = 'embeddings'::regclass AND attname = 'embedding'"
         ).fetchone()
