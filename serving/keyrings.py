@@ -39,8 +39,8 @@ def encrypt(settings: Settings, url: str, say: Callable[[str], None]) -> dict[st
 
 async def _rotated(url: str, cipher: Cipher, say: Callable[[str], None]) -> Rotated:
     database = Database(url, cipher=cipher)
-    await database.open()
     try:
+        await database.open()
         return await Rotation(database).run(say)
     finally:
         await database.close()

@@ -280,7 +280,7 @@ async def test_keys_change_while_others_write_and_nothing_is_lost(url: str) -> N
 
         async def rotate(rounds: int) -> None:
             for _ in range(rounds):
-                await Rotation(after, step_rows=7).run(quiet)
+                await Rotation(after, step_rows=20).run(quiet)
 
         async def read() -> None:
             while not ended.is_set():
@@ -292,7 +292,7 @@ async def test_keys_change_while_others_write_and_nothing_is_lost(url: str) -> N
             asyncio.create_task(each) for each in (write(before, 0), write(after, 1), write(after, 2), read())
         ]
         # Two at once do no harm either.
-        await asyncio.gather(rotate(3), rotate(3))
+        await asyncio.gather(rotate(2), rotate(2))
         ended.set()
         await asyncio.gather(*beside)
 

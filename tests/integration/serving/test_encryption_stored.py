@@ -101,6 +101,7 @@ async def test_keys_are_made_changed_and_taken_back_by_commands(
         if keys is not None:
             monkeypatch.setenv("VALENCE_TEXT_KEYS", keys)
         monkeypatch.setattr(sys, "argv", ["valence", "db", *arguments])
+        capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()
         printed = capsys.readouterr()
