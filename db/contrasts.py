@@ -9,6 +9,7 @@ from typing import Final, LiteralString
 from uuid import UUID
 
 from db import wire
+from db.cipher import of_text
 from db.engine import Database
 from db.ids import uuid7_floor
 from db.similarity_query import Vector
@@ -48,13 +49,14 @@ _CONTRAST: Final[LiteralString] = """
             AND (%(other_label)s::text IS NULL OR other_label = %(other_label)s)
         ORDER BY uuid_hash_extended(text_id, 0) LIMIT %(size)s),
     shown AS (
-        SELECT c.*, t.content, halfvec_send(e.embedding) AS vector
+        SELECT c.*, t.content, t.sealed, halfvec_send(e.embedding) AS vector
         FROM chosen c JOIN text_inputs t ON t.id = c.text_id
         JOIN LATERAL (
             SELECT embedding FROM embeddings e JOIN segments s ON s.id = e.segment
             WHERE e.text_id = c.text_id AND s.space = %(space)s LIMIT 1) e ON true)
     SELECT counted.cells, (SELECT count(*) FROM scanned), (SELECT count(*) FROM touched), s.text_id, s.content,
-        s.vector, s.one_id, s.one_label, s.one_confidence, s.other_id, s.other_label, s.other_confidence
+        s.vector, s.one_id, s.one_label, s.one_confidence, s.other_id, s.other_label, s.other_confidence,
+        s.sealed
     FROM counted LEFT JOIN shown s ON true ORDER BY s.text_id"""
 
 
@@ -140,7 +142,7 @@ class Contrasts:
             differences=[
                 Difference(
                     text_id=row[0],
-                    text=row[1],
+                    text=self._database.cipher.read(of_text(row[0]), row[1], row[9]),
                     vector=vector,
                     one=Said(prediction_id=row[3], label=row[4], confidence=row[5]),
                     other=Said(prediction_id=row[6], label=row[7], confidence=row[8]),

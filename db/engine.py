@@ -17,8 +17,9 @@ from sqlalchemy import QueuePool
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from db import schema
+from db.cipher import Cipher
 from db.conninfo import check_server, conninfo
-from db.errors import ForeignInstallation, SchemaMismatch, translated
+from db.errors import ForeignInstallation, ForeignTextKeys, SchemaMismatch, translated
 from db.ids import fingerprint
 
 PsycopgConnection: TypeAlias = psycopg.AsyncConnection[TupleRow]
@@ -68,6 +69,7 @@ class Database:
     `pooler`: whether a transaction pooler (PgBouncer) stands in between, where nothing is prepared, no session
     parameter is asked for and timeouts come from the roles; None: each connection finds out. `direct_url` leads
     past the pooler, for notices. `watch` is entered around each use of a connection, with the name of its kind.
+    `cipher` seals and opens what people wrote, for whoever reads or writes it here.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Database:
         read_url: str | None = None,
         direct_url: str | None = None,
         installation_key: bytes | None = None,
+        cipher: Cipher | None = None,
         limits: Limits | None = None,
         pooler: bool | None = None,
         watch: Watch | None = None,
@@ -85,6 +88,7 @@ class Database:
         self._limits = limits or Limits()
         self._pooler = pooler
         self._key = installation_key
+        self.cipher = cipher or Cipher()
         self._url = conninfo(url)
         self._read_url = conninfo(read_url) if read_url else self._url
         self._direct_url = conninfo(direct_url) if direct_url else None
@@ -97,7 +101,7 @@ class Database:
         self._checks: set[asyncio.Future[None]] = set()
 
     async def open(self) -> None:
-        """Connects and checks server, extension, schema and installation key.
+        """Connects and checks server, extension, schema, installation key and text keys.
 
         Raises:
             Unavailable: it can't be reached.
@@ -302,6 +306,7 @@ class Database:
             await connection.run_sync(check_server)
             await self._check_schema(connection)
             await self._check_key(connection)
+            await self._check_text_keys(connection)
             found = await connection.exec_driver_sql("SELECT 'halfvec'::regtype::oid")
             self._halfvec = int(found.scalar_one())
 
@@ -326,6 +331,25 @@ class Database:
                 "this database was filled under another installation key, so its text ids can't be met: "
                 "set VALENCE_INSTALLATION_KEY to that installation's key, or name another database"
             )
+
+    async def _check_text_keys(self, connection: AsyncConnection) -> None:
+        given, sealing = self.cipher.fingerprints, self.cipher.sealing
+        if sealing is not None:
+            await connection.exec_driver_sql(
+                "INSERT INTO text_keys (id, fingerprint) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+                (sealing, given[sealing]),
+            )
+        for row in await connection.exec_driver_sql("SELECT id, fingerprint FROM text_keys ORDER BY id"):
+            if row.id not in given:
+                raise ForeignTextKeys(
+                    f"texts are encrypted under the key {row.id}, which VALENCE_TEXT_KEYS doesn't give: add it "
+                    "there; once `valence db encrypt` finds nothing under it, it may go"
+                )
+            if bytes(row.fingerprint) != given[row.id]:
+                raise ForeignTextKeys(
+                    f"VALENCE_TEXT_KEYS gives another key as {row.id} than the one that texts are encrypted under: "
+                    "give that one, and a new key a new id"
+                )
 
 
 async def _pooled(connection: PsycopgConnection, known: bool | None) -> bool:

@@ -4,22 +4,20 @@ Owns what an erased prediction keeps and the order of locks. Each step is one sh
 was cut off is finished by the next. Writes ids and counts to the audit log, never a link between a user and a text.
 """
 
-import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 from uuid import UUID
 
 import numpy as np
-from psycopg import errors as pg
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db import audit
+from db.attempts import attempt
 from db.engine import Database
 from db.erasure_query import (
     BLANKS,
@@ -37,7 +35,7 @@ from db.erasure_query import (
     TEXTS,
     VECTORS,
 )
-from db.errors import NotFound, Unavailable
+from db.errors import NotFound
 from db.similarity import Similarity, Vector
 from db.tables import NOBODY
 
@@ -47,9 +45,6 @@ NAMED: Final = 1_000
 _STEP_ROWS: Final = 1_000
 _NEAR_SECONDS: Final = 10.0
 _NEAR_EACH: Final = 100
-_ATTEMPTS: Final = 5
-_PAUSE_SECONDS: Final = 0.05
-_LOCK_LIMIT: Final = "SET LOCAL lock_timeout = '2s'"
 
 
 class Kind(StrEnum):
@@ -110,9 +105,6 @@ class _Step:
     last: bool = False
 
 
-_Act: TypeAlias = Callable[[AsyncConnection], Awaitable[_Step]]
-
-
 class Erasures:
     """Whatever was acknowledged before the call is erased when it returns; safe beside writers and searches.
 
@@ -160,7 +152,9 @@ class Erasures:
         counts, gone, kept, vectors = Counts(), set[UUID](), set[UUID](), list[Vector]()
         last = False
         while not last:
-            step = await self._attempt(lambda connection: self._step(connection, kind, values, actor))
+            step = await attempt(
+                self._database, lambda connection: self._step(connection, kind, values, actor)
+            )
             counts, last = counts + step.counts, step.last
             gone |= step.gone
             kept |= step.kept
@@ -174,19 +168,6 @@ class Erasures:
             shared_text_ids=tuple(shared[:NAMED]),
             near_copies=await self._near(vectors, gone),
         )
-
-    async def _attempt(self, act: _Act) -> _Step:
-        """One transaction; again if others pushed it aside."""
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                async with self._database.begin() as connection:
-                    await connection.exec_driver_sql(_LOCK_LIMIT)
-                    return await act(connection)
-            except Unavailable as error:
-                if attempt == _ATTEMPTS or not _pushed_aside(error):
-                    raise
-            await asyncio.sleep(_PAUSE_SECONDS * 2**attempt)
-        raise AssertionError
 
     async def _step(
         self, connection: AsyncConnection, kind: Kind, values: Mapping[str, Any], actor: UUID | None
@@ -272,9 +253,3 @@ async def _forget_acts(connection: AsyncConnection, values: Mapping[str, Any]) -
         idempotency=kept.rowcount,
         jobs=jobs.rowcount,
     )
-
-
-def _pushed_aside(error: Unavailable) -> bool:
-    cause = error.__cause__
-    original = cause.orig if isinstance(cause, DBAPIError) else cause
-    return isinstance(original, (pg.DeadlockDetected, pg.LockNotAvailable, pg.SerializationFailure))

@@ -40,27 +40,29 @@ DOOMED: Final[dict[str, LiteralString]] = {
 }
 
 COMMENTS: Final[LiteralString] = (
-    "SELECT holder_id, comment IS NOT NULL AS commented FROM feedback "
+    "SELECT holder_id, comment IS NOT NULL OR sealed IS NOT NULL AS commented FROM feedback "
     "WHERE prediction_id = ANY(CAST(:ids AS uuid[]))"
 )
 
 FEEDBACK: Final[LiteralString] = (
-    "UPDATE feedback SET comment = NULL, holder_id = gen_random_uuid(), key_id = :nobody "
+    "UPDATE feedback SET comment = NULL, sealed = NULL, holder_id = gen_random_uuid(), key_id = :nobody "
     "WHERE prediction_id = ANY(CAST(:ids AS uuid[])) "
     "AND holder_id = coalesce(CAST(:holder AS uuid), holder_id)"
 )
 
 GIVEN: Final[LiteralString] = (
-    "SELECT prediction_id, comment IS NOT NULL AS commented FROM feedback "
+    "SELECT prediction_id, comment IS NOT NULL OR sealed IS NOT NULL AS commented FROM feedback "
     "WHERE holder_id = :subject ORDER BY prediction_id FOR UPDATE"
 )
 
-# Every answer that is kept names its predictions. Read as escaped bytes, so that none can be malformed.
+# Every answer that is kept names its predictions; of those that a release before kept, only the text says which.
+# It is read as escaped bytes, so that none can be malformed.
 REPEATABLE: Final[LiteralString] = r"""
-    DELETE FROM idempotency i WHERE i.holder_id = ANY(CAST(:holders AS uuid[])) AND EXISTS (
+    DELETE FROM idempotency i WHERE i.holder_id = ANY(CAST(:holders AS uuid[]))
+    AND (i.names && CAST(:ids AS uuid[]) OR i.names IS NULL AND EXISTS (
         SELECT FROM regexp_matches(encode(i.answer, 'escape'),
             '[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}', 'g') AS found (parts)
-        WHERE CAST(found.parts[1] AS uuid) = ANY(CAST(:ids AS uuid[])))"""
+        WHERE CAST(found.parts[1] AS uuid) = ANY(CAST(:ids AS uuid[]))))"""
 
 _UNIT: Final[LiteralString] = "coalesce(unit, CAST(user_id AS text), request_id)"
 _ALIAS: Final[LiteralString] = (

@@ -7,7 +7,9 @@ DatabaseError
 │   ├── ServerTooOld
 │   ├── ExtensionTooOld
 │   ├── SchemaMismatch
-│   └── ForeignInstallation
+│   ├── ForeignInstallation
+│   └── ForeignTextKeys
+├── Unreadable             a stored value can't be decrypted
 ├── NotFound               no such row, or not the caller's
 ├── Duplicate              a row with that name exists
 ├── Contested              another change of the same thing is under way, or came first
@@ -66,6 +68,14 @@ class SchemaMismatch(Unsuitable):
 
 class ForeignInstallation(Unsuitable):
     """The database was filled under another installation key."""
+
+
+class ForeignTextKeys(Unsuitable):
+    """Values are stored under a text key that isn't given, or that isn't the one given under its id."""
+
+
+class Unreadable(DatabaseError):
+    """A stored value can't be decrypted: its key isn't given, or it isn't what was stored there."""
 
 
 class NotFound(DatabaseError):

@@ -9,12 +9,13 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, literal, select
+from sqlalchemy import Row, func, literal, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import InstrumentedAttribute
 
 from db import tables
+from db.cipher import Cipher, of_comment
 from db.engine import Database
 from db.errors import NotFound
 from db.idempotency import answer_with, claim
@@ -73,43 +74,51 @@ class FeedbackStore:
         """
         async with self._database.begin() as connection:
             if idempotency is not None:
-                standing = await claim(connection, idempotency)
+                standing = await claim(
+                    connection, self._database.cipher, idempotency, names=feedback.prediction_id
+                )
                 if standing is not None:
                     return standing
-            judgement = await _upsert(connection, feedback, scope)
+            judgement = await _upsert(connection, self._database.cipher, feedback, scope)
             if idempotency is not None and render is not None:
-                await answer_with(connection, idempotency, render(judgement))
+                await answer_with(connection, self._database.cipher, idempotency, render(judgement))
         return judgement
 
 
-async def _upsert(connection: AsyncConnection, feedback: NewFeedback, scope: UUID | None) -> Judgement:
+async def _upsert(
+    connection: AsyncConnection, cipher: Cipher, feedback: NewFeedback, scope: UUID | None
+) -> Judgement:
+    comment, sealed = feedback.comment, None
+    if comment is not None:
+        place = of_comment(feedback.prediction_id, feedback.holder_id)
+        sealed = cipher.seal(place, comment.encode())
     source = select(
         _P.id,
         literal(feedback.holder_id),
         literal(feedback.key_id),
         literal(feedback.is_correct),
         literal(feedback.label, _F.label.type),
-        literal(feedback.comment, _F.comment.type),
+        literal(comment if sealed is None else None, _F.comment.type),
+        literal(sealed, _F.sealed.type),
     ).where(_P.id == feedback.prediction_id, _P.text_id != tables.NOBODY)
     if scope is not None:
         source = source.where(_P.holder_id == scope)
     # Waits for an erasure that is under way, and then finds nothing to judge.
     source = source.with_for_update(read=True, key_share=True)
-    added = insert(_F).from_select(
-        ["prediction_id", "holder_id", "key_id", "is_correct", "label", "comment"], source
-    )
-    replaced = {name: added.excluded[name] for name in ("key_id", "is_correct", "label", "comment")}
+    given = ("key_id", "is_correct", "label", "comment", "sealed")
+    added = insert(_F).from_select(["prediction_id", "holder_id", *given], source)
+    replaced = {name: added.excluded[name] for name in given}
     statement = added.on_conflict_do_update(
         index_elements=["prediction_id", "holder_id"], set_={**replaced, "updated_at": func.now()}
     ).returning(*_columns())
     row = (await connection.execute(statement)).one_or_none()
     if row is None:
         raise NotFound(f"there is no prediction {feedback.prediction_id}")
-    return Judgement(**row._mapping)
+    return _judgement(cipher, row)
 
 
 async def judgements(
-    connection: AsyncConnection, prediction_ids: Sequence[UUID]
+    connection: AsyncConnection, cipher: Cipher, prediction_ids: Sequence[UUID]
 ) -> dict[UUID, tuple[Judgement, ...]]:
     """The feedback on each of the predictions, oldest first."""
     if not prediction_ids:
@@ -117,10 +126,19 @@ async def judgements(
     query = select(*_columns()).where(_F.prediction_id.in_(prediction_ids)).order_by(_F.created_at)
     grouped: dict[UUID, tuple[Judgement, ...]] = {}
     for row in await connection.execute(query):
-        judgement = Judgement(**row._mapping)
+        judgement = _judgement(cipher, row)
         grouped[judgement.prediction_id] = (*grouped.get(judgement.prediction_id, ()), judgement)
     return grouped
 
 
 def _columns() -> tuple[InstrumentedAttribute[Any], ...]:
-    return (_F.prediction_id, _F.holder_id, _F.is_correct, _F.label, _F.comment, _F.created_at, _F.updated_at)
+    columns = (_F.prediction_id, _F.holder_id, _F.is_correct, _F.label, _F.comment, _F.sealed)
+    return (*columns, _F.created_at, _F.updated_at)
+
+
+def _judgement(cipher: Cipher, row: Row[Any]) -> Judgement:
+    values = dict(row._mapping)
+    sealed = values.pop("sealed")
+    if sealed is not None:
+        values["comment"] = cipher.read(of_comment(row.prediction_id, row.holder_id), "", sealed)
+    return Judgement(**values)

@@ -11,6 +11,7 @@ import psycopg
 from psycopg import sql
 
 from db.engine import Database
+from db.errors import Conflict
 from db.similarity_query import SimilarityFilters, fitting
 
 # What is ranked of the texts that hold frequent words, whose ranks cost more than finding them.
@@ -56,7 +57,15 @@ class Keywords:
 
         All words must be there; `or`, `-word` and "several words" in quotes mean what they do there. Ranked by cover
         density (Clarke et al., 2000), divided by the logarithm of the text's length.
+
+        Raises:
+            Conflict: texts are encrypted, so that their words are in no index.
         """
+        if self._database.cipher.given:
+            raise Conflict(
+                "the search by words is off, because texts are encrypted here and their words in no index: "
+                "leave `keywords` out, and search by meaning"
+            )
         condition, values = fitting(filters or SimilarityFilters(), holder)
         statement = _FOUND.format(fits=_FITS.format(fitting=condition))
         parameters = {

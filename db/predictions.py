@@ -16,6 +16,7 @@ from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db import tables
+from db.cipher import Cipher, of_text
 from db.engine import Database
 from db.errors import NotFound, Rejected
 from db.feedback import Judgement, judgements
@@ -100,7 +101,7 @@ class Predictions:
         if holder is not None:
             query = query.where(_P.holder_id == holder)
         async with self._database.begin() as connection:
-            found = await _load(connection, query)
+            found = await _load(connection, self._database.cipher, query)
         if not found:
             raise NotFound(f"there is no prediction {prediction_id}")
         return found[0]
@@ -124,7 +125,9 @@ class Predictions:
         if cursor is not None:
             query = query.where(_P.id < _decoded(cursor))
         async with self._database.reading() as connection:
-            found = await _load(connection, query.order_by(_P.id.desc()).limit(limit + 1))
+            found = await _load(
+                connection, self._database.cipher, query.order_by(_P.id.desc()).limit(limit + 1)
+            )
         items = found[:limit]
         return Page(items=items, next_cursor=_encoded(items[-1].id) if len(found) > limit else None)
 
@@ -147,11 +150,11 @@ class Predictions:
             judged = judged.where(_P.holder_id == holder)
         async with self._database.reading() as connection:
             texts = {row.id: row.text_id for row in await connection.execute(judged)}
-            given = await judgements(connection, list(texts))
+            given = await judgements(connection, self._database.cipher, list(texts))
             rows = (await connection.execute(latest)).all()
         predictions: dict[UUID, list[Prediction]] = {}
         for row in rows:
-            stored = Prediction(**row._mapping, feedback=given.get(row.id, ()))
+            stored = _prediction(self._database.cipher, row, given)
             predictions.setdefault(row.text_id, []).append(stored)
         feedback: dict[UUID, list[Judgement]] = {}
         for prediction_id, text_id in texts.items():
@@ -168,6 +171,7 @@ def _selected() -> _Query:
         _P.id,
         _P.text_id,
         tables.TextInput.content.label("text"),
+        tables.TextInput.sealed,
         _P.user_id,
         _P.key_id,
         _P.holder_id,
@@ -208,10 +212,16 @@ def _narrowed(query: _Query, filters: PredictionFilters) -> _Query:
     return query
 
 
-async def _load(connection: AsyncConnection, query: _Query) -> tuple[Prediction, ...]:
+async def _load(connection: AsyncConnection, cipher: Cipher, query: _Query) -> tuple[Prediction, ...]:
     rows: Sequence[Row[Any]] = (await connection.execute(query)).all()
-    given = await judgements(connection, [row.id for row in rows])
-    return tuple(Prediction(**row._mapping, feedback=given.get(row.id, ())) for row in rows)
+    given = await judgements(connection, cipher, [row.id for row in rows])
+    return tuple(_prediction(cipher, row, given) for row in rows)
+
+
+def _prediction(cipher: Cipher, row: Row[Any], given: Mapping[UUID, tuple[Judgement, ...]]) -> Prediction:
+    values = dict(row._mapping)
+    values["text"] = cipher.read(of_text(row.text_id), row.text, values.pop("sealed"))
+    return Prediction(**values, feedback=given.get(row.id, ()))
 
 
 def _encoded(prediction_id: UUID) -> str:

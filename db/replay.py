@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import numpy as np
 
+from db.cipher import of_text
 from db.engine import Database
 from db.similarity_query import Vector
 
@@ -26,7 +27,7 @@ _SAMPLE: Final = """
         WHERE p.model = %(model)s ORDER BY f.prediction_id DESC LIMIT %(judged)s
     ),
     chosen AS MATERIALIZED (SELECT id FROM drawn UNION SELECT text_id FROM judged)
-    SELECT t.id, t.content, e.embedding::real[], said.label, told.label, told.text_id IS NOT NULL
+    SELECT t.id, t.content, e.embedding::real[], said.label, told.label, told.text_id IS NOT NULL, t.sealed
     FROM chosen
     JOIN text_inputs t USING (id)
     JOIN LATERAL (
@@ -85,7 +86,7 @@ class Replays:
             return [
                 StoredText(
                     text_id=row[0],
-                    text=row[1],
+                    text=self._database.cipher.read(of_text(row[0]), row[1], row[6]),
                     vector=np.array(row[2], np.float32),
                     label=row[3],
                     corrected=row[4],

@@ -72,8 +72,8 @@ _EVERYTHING: Final[LiteralString] = "SELECT, INSERT, UPDATE, DELETE"
 _APPEND: Final[LiteralString] = "SELECT, INSERT"
 # What the application may do with tables that aren't simply its own.
 _LESS: Final[Mapping[str, LiteralString]] = {"alembic_version": "SELECT", "installation": _APPEND}
-# Digests of keys and kept answers: a reader has no use for them.
-_HIDDEN: Final = ("api_keys", "idempotency", "installation")
+# Digests and fingerprints of keys, kept answers: a reader has no use for them.
+_HIDDEN: Final = ("api_keys", "idempotency", "installation", "text_keys")
 
 _RELATIONS: Final[LiteralString] = """
     SELECT c.relname, c.relkind,

@@ -45,7 +45,7 @@ class NewPrediction:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewIdempotency:
-    """The answer that a repetition of this request will get for 24 hours."""
+    """The answer that a repetition of this request will get for 24 hours; `body_digest` is a SHA-256."""
 
     holder_id: UUID
     route: str

@@ -22,19 +22,13 @@ from sqlalchemy import (
     MetaData,
     SmallInteger,
     Text,
+    Uuid,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 DIMENSIONS = 384
-
-# Columns of partitioned tables of which the server's statistics may hold no values: they would outlive an erasure.
-UNSAMPLED = {
-    "predictions": ("request_id", "scores", "unit"),
-    "feedback": ("comment",),
-    "embeddings": ("embedding",),
-}
 
 # Stands in for the text, the key and the holder of what was erased.
 NOBODY = UUID(int=0)
@@ -110,8 +104,21 @@ class ApiKey(Base):
     last_used_at: Mapped[datetime | None]
 
 
+class TextKey(Base):
+    """A key that texts, comments and answers may be sealed under, known by its fingerprint; itself nowhere here."""
+
+    __tablename__ = "text_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[bytes]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
 class TextInput(Base):
-    """A text, stored once; `spaces` names the embedding spaces that hold its vector, each once."""
+    """A text, stored once; `spaces` names the embedding spaces that hold its vector, each once.
+
+    `sealed` holds it if it is encrypted, and `content` is empty then, so that its words are in no index.
+    """
 
     __tablename__ = "text_inputs"
     __table_args__ = (
@@ -127,6 +134,7 @@ class TextInput(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     spaces: Mapped[list[str]] = mapped_column(ARRAY(Text))
     content: Mapped[str]
+    sealed: Mapped[bytes | None]
 
 
 class Segment(Base):
@@ -276,7 +284,7 @@ class Prediction(Base):
 
 
 class Feedback(Base):
-    """A judgement of a prediction, as it stands: one a holder."""
+    """A judgement of a prediction, as it stands: one a holder. `sealed` holds an encrypted comment."""
 
     __tablename__ = "feedback"
     __table_args__ = ({"postgresql_partition_by": "RANGE (prediction_id)"},)
@@ -289,10 +297,15 @@ class Feedback(Base):
     comment: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    sealed: Mapped[bytes | None]
 
 
 class Idempotency(Base):
-    """What a repeated request is answered, for 24 hours; committed with what the answer stands for."""
+    """What a repeated request is answered, for 24 hours; committed with what the answer stands for.
+
+    `sealed` holds digest and answer if they are encrypted, and these are empty then; `names`: the predictions that the
+    answer names.
+    """
 
     __tablename__ = "idempotency"
     __table_args__ = (CheckConstraint("status BETWEEN 200 AND 499 AND status <> 429", name="status"),)
@@ -304,6 +317,8 @@ class Idempotency(Base):
     body_digest: Mapped[bytes]
     answer: Mapped[bytes]
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW, index=True)
+    sealed: Mapped[bytes | None]
+    names: Mapped[list[UUID] | None] = mapped_column(ARRAY(Uuid))
 
 
 class Job(Base):

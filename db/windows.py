@@ -12,6 +12,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from db import wire
+from db.cipher import of_text
 from db.engine import Database
 from db.ids import uuid7_floor
 from db.similarity_query import Vector
@@ -35,7 +36,7 @@ _SAMPLE: Final[LiteralString] = """
             WHERE model = %(model)s AND arm <> 'shadow' ORDER BY text_id, id DESC) latest
         ORDER BY uuid_hash_extended(text_id, %(seed)s) LIMIT %(size)s)
     SELECT c.id, c.text_id, t.content, p.version, p.label, p.confidence, p.scores, told.text_id IS NOT NULL,
-        halfvec_send(e.embedding)
+        halfvec_send(e.embedding), t.sealed
     FROM chosen c
     JOIN predictions p ON p.id = c.id
     JOIN text_inputs t ON t.id = c.text_id
@@ -127,7 +128,7 @@ class Windows:
             Sampled(
                 prediction_id=row[0],
                 text_id=row[1],
-                text=row[2],
+                text=self._database.cipher.read(of_text(row[1]), row[2], row[9]),
                 version=row[3],
                 label=row[4],
                 confidence=row[5],

@@ -59,7 +59,7 @@ def texts(values: Sequence[str | None]) -> Wire:
     return _variable(_TEXT, [None if value is None else value.encode() for value in values])
 
 
-def blobs(values: Sequence[bytes]) -> Wire:
+def blobs(values: Sequence[bytes | None]) -> Wire:
     """bytea[]"""
     return _variable(_BYTEA, values)
 

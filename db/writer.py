@@ -12,8 +12,10 @@ import psycopg
 from psycopg import errors as pg
 
 from db import wire
+from db.cipher import of_text
 from db.engine import Database
-from db.errors import Rejected, Unavailable, translate
+from db.errors import Rejected, Unavailable, Unreadable, translate
+from db.idempotency import Columns, Kept, place_of
 from db.submissions import (
     Failed,
     Mismatch,
@@ -36,11 +38,12 @@ existing AS MATERIALIZED (
     SELECT id FROM text_inputs WHERE id = ANY(%(text_id)b::uuid[]) AND spaces @> ARRAY[%(space)s::text]
     ORDER BY id FOR KEY SHARE),
 given AS MATERIALIZED (
-    SELECT id, content, vector
-    FROM unnest(%(text_id)b::uuid[], %(content)b::text[], %(vector)b::halfvec[]) AS t (id, content, vector)),
+    SELECT id, content, sealed, vector
+    FROM unnest(%(text_id)b::uuid[], %(content)b::text[], %(sealed)b::bytea[], %(vector)b::halfvec[])
+        AS t (id, content, sealed, vector)),
 put AS (
-    INSERT INTO text_inputs AS t (id, content, spaces)
-    SELECT id, content, ARRAY[%(space)s::text] FROM given
+    INSERT INTO text_inputs AS t (id, content, sealed, spaces)
+    SELECT id, content, sealed, ARRAY[%(space)s::text] FROM given
     WHERE id NOT IN (SELECT id FROM existing) {wanted} ORDER BY id
     ON CONFLICT (id) DO UPDATE SET spaces = t.spaces || excluded.spaces WHERE NOT t.spaces @> excluded.spaces
     RETURNING id),
@@ -77,14 +80,15 @@ _CLAIMS: Final[LiteralString] = """
 claims AS MATERIALIZED (
     SELECT * FROM unnest(%(claim)b::integer[], %(claim_holder)b::uuid[], %(claim_route)b::text[],
         %(claim_key)b::text[], %(claim_digest)b::bytea[], %(claim_status)b::smallint[],
-        %(claim_answer)b::bytea[])
-        AS c (submission, holder_id, route, key, body_digest, status, answer)),
+        %(claim_answer)b::bytea[], %(claim_sealed)b::bytea[], %(claim_names)b::text[])
+        AS c (submission, holder_id, route, key, body_digest, status, answer, sealed, names)),
 claimed AS (
-    INSERT INTO idempotency AS i (holder_id, route, key, body_digest, status, answer)
-    SELECT holder_id, route, key, body_digest, status, answer FROM claims ORDER BY holder_id, route, key
+    INSERT INTO idempotency AS i (holder_id, route, key, body_digest, status, answer, sealed, names)
+    SELECT holder_id, route, key, body_digest, status, answer, sealed, names::uuid[]
+    FROM claims ORDER BY holder_id, route, key
     ON CONFLICT (holder_id, route, key) DO UPDATE
     SET body_digest = excluded.body_digest, status = excluded.status, answer = excluded.answer,
-        created_at = now()
+        sealed = excluded.sealed, names = excluded.names, created_at = now()
     WHERE i.created_at <= now() - interval '24 hours'
     RETURNING holder_id, route, key),
 refused AS MATERIALIZED (
@@ -105,7 +109,7 @@ _IDEMPOTENT: Final[LiteralString] = (
 )
 
 _ANSWERS: Final[LiteralString] = """
-    SELECT submission, body_digest, status, answer
+    SELECT submission, body_digest, status, answer, sealed
     FROM unnest(%(claim)b::integer[], %(claim_holder)b::uuid[], %(claim_route)b::text[],
         %(claim_key)b::text[])
         AS c (submission, holder_id, route, key) JOIN idempotency USING (holder_id, route, key)"""
@@ -120,6 +124,7 @@ class Writer:
 
     def __init__(self, database: Database, *, space: str, dimensions: int = 384) -> None:
         self._database = database
+        self._cipher = database.cipher
         self._space = space
         self._dimensions = dimensions
 
@@ -183,7 +188,7 @@ class Writer:
             if submission.idempotency is not None
         }
         if claims:
-            parameters |= _claims(claims)
+            parameters |= _sought(claims) | self._claims(submissions, claims)
             parameters["submission"] = wire.integers(
                 [index for index, submission in enumerate(submissions) for _ in submission.predictions]
             )
@@ -213,7 +218,7 @@ class Writer:
             refused = {int(row[0]): claims[int(row[0])] for row in await cursor.fetchall()}
             if not refused:
                 return {}
-            return await _answers(connection, refused)
+            return await self._answers(connection, refused)
 
     def _rows(self, submissions: Sequence[Submission]) -> dict[str, Any]:
         predictions = [prediction for submission in submissions for prediction in submission.predictions]
@@ -221,11 +226,15 @@ class Writer:
             text.id: text for submission in submissions for text in submission.texts
         }
         texts = list(distinct.values())
+        sealed = [self._cipher.seal(of_text(text.id), text.content.encode()) for text in texts]
         scores = [prediction.scores for prediction in predictions]
         return {
             "space": self._space,
             "text_id": wire.uuids([text.id for text in texts]),
-            "content": wire.texts([text.content for text in texts]),
+            "content": wire.texts(
+                [text.content if hidden is None else "" for text, hidden in zip(texts, sealed, strict=True)]
+            ),
+            "sealed": wire.blobs(sealed),
             "vector": wire.halfvecs(
                 [text.embedding for text in texts],
                 dimensions=self._dimensions,
@@ -252,6 +261,43 @@ class Writer:
             "positive": wire.reals([score[2] for score in scores]),
         }
 
+    def _claims(self, submissions: Sequence[Submission], claims: dict[int, NewIdempotency]) -> dict[str, Any]:
+        """What is to be kept for repetitions."""
+        values = list(claims.values())
+        columns = [Columns.of(self._cipher, claim, claim.answer) for claim in values]
+        return {
+            "claim_digest": wire.blobs([each.body_digest for each in columns]),
+            "claim_status": wire.smallints([claim.status for claim in values]),
+            "claim_answer": wire.blobs([each.answer for each in columns]),
+            "claim_sealed": wire.blobs([each.sealed for each in columns]),
+            # As arrays are written: an array of arrays of several lengths there is none.
+            "claim_names": wire.texts(
+                [
+                    f"{{{','.join(str(prediction.id) for prediction in submissions[index].predictions)}}}"
+                    for index in claims
+                ]
+            ),
+        }
+
+    async def _answers(
+        self, connection: psycopg.AsyncConnection[Any], refused: dict[int, NewIdempotency]
+    ) -> dict[int, Outcome]:
+        """What the rows that stood in the way answer."""
+        cursor = await connection.execute(_ANSWERS, _sought(refused))
+        answers: dict[int, Outcome] = {}
+        for index, *row in await cursor.fetchall():
+            claim = refused[index]
+            try:
+                kept = Kept.read(self._cipher, place_of(claim), tuple(row))
+            except Unreadable as error:
+                # What the others sent is stored by now.
+                answers[index] = Failed(error=error)
+            else:
+                answers[index] = kept.outcome(claim.body_digest)
+        for index in refused.keys() - answers.keys():
+            answers[index] = Failed(error=Unavailable("the first answer was removed just now: try again"))
+        return answers
+
 
 def _apart(submissions: Sequence[Submission]) -> tuple[list[int], list[tuple[int, int]]]:
     """Positions to store together, and those whose idempotency key an earlier one has, with the earlier."""
@@ -269,31 +315,15 @@ def _apart(submissions: Sequence[Submission]) -> tuple[list[int], list[tuple[int
     return first, repeated
 
 
-def _claims(claims: dict[int, NewIdempotency]) -> dict[str, Any]:
+def _sought(claims: dict[int, NewIdempotency]) -> dict[str, Any]:
+    """The keys of idempotency rows."""
     values = list(claims.values())
     return {
         "claim": wire.integers(list(claims)),
         "claim_holder": wire.uuids([claim.holder_id for claim in values]),
         "claim_route": wire.texts([claim.route for claim in values]),
         "claim_key": wire.texts([claim.key for claim in values]),
-        "claim_digest": wire.blobs([claim.body_digest for claim in values]),
-        "claim_status": wire.smallints([claim.status for claim in values]),
-        "claim_answer": wire.blobs([claim.answer for claim in values]),
     }
-
-
-async def _answers(
-    connection: psycopg.AsyncConnection[Any], refused: dict[int, NewIdempotency]
-) -> dict[int, Outcome]:
-    """What the rows that stood in the way answer."""
-    cursor = await connection.execute(_ANSWERS, _claims(refused))
-    answers: dict[int, Outcome] = {}
-    for index, digest, status, answer in await cursor.fetchall():
-        same = bytes(digest) == refused[index].body_digest
-        answers[index] = Replayed(status=status, answer=bytes(answer)) if same else Mismatch()
-    for index in refused.keys() - answers.keys():
-        answers[index] = Failed(error=Unavailable("the first answer was removed just now: try again"))
-    return answers
 
 
 def _passing(error: psycopg.Error) -> bool:

@@ -21,7 +21,7 @@ from k8s.rendered import (
 
 # By name, with their keys: made by hand as the README says, or by CloudNativePG (the one ending in -app).
 SECRETS_OF_OTHERS: Mapping[str, frozenset[str]] = {
-    "valence": frozenset({"installation-key", "admin.key", "auth_token", "redis-password"}),
+    "valence": frozenset({"installation-key", "admin.key", "auth_token", "redis-password", "text-keys"}),
     "valence-metrics": frozenset({"key"}),
     "valence-object-storage": frozenset({"artifacts", "endpoint", "access-key-id", "secret-access-key"}),
     "valence-tls": frozenset({"tls.crt", "tls.key"}),
@@ -80,7 +80,7 @@ def _secrets(resources: list[Resource]) -> Iterator[str]:
             for name, item in wanted:
                 if name not in there:
                     yield f"{named(resource)}: there is no Secret {name}"
-                elif item is not None and item not in there[name]:
+                elif item is not None and item not in there[name] and not part.get("optional"):
                     yield f"{named(resource)}: the Secret {name} has no key {item}"
 
 

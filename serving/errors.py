@@ -8,6 +8,7 @@ ServingError
 │   └── Refused              a version may not become champion
 ├── Invalid                  the input can't be used
 ├── EvaluationFailed         a version has no report
+├── Unreadable               what is stored can't be decrypted
 ├── TooLarge                 more than the platform takes at once
 └── Retryable                try again later
     ├── Overloaded           no room now
@@ -70,6 +71,10 @@ class Invalid(ServingError):
 
 class EvaluationFailed(ServingError):
     """An evaluation that was waited for ended without a report."""
+
+
+class Unreadable(ServingError):
+    """A stored value can't be decrypted: its key isn't given, or it isn't what was stored there."""
 
 
 class TooLarge(ServingError):

@@ -30,6 +30,7 @@ from serving.errors import (
     Problem,
     ServingError,
     StoreUnavailable,
+    Unreadable,
 )
 from serving.prediction import Inferred, Mint, Predict, Prediction
 from serving.privacy import TEXT, Place, Privacy
@@ -305,6 +306,8 @@ def _translate(error: db_errors.DatabaseError) -> ServingError:
             return NotFound(str(error))
         case db_errors.Duplicate() | db_errors.Conflict():
             return Conflict(str(error))
+        case db_errors.Unreadable():
+            return Unreadable(str(error))
         case db_errors.NotPermitted():
             return StoreUnavailable(str(error), retry_after=2)
         case db_errors.Rejected():

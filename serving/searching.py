@@ -157,6 +157,7 @@ class Searching:
         Raises:
             NotFound: an example that doesn't exist, or isn't the caller's.
             Invalid: a vector without a direction, or examples that cancel each other out.
+            Conflict: words are sought where texts are encrypted.
         """
         vector, stored = await self._wanted(search, caller)
         filters = search.filters or SimilarityFilters()
@@ -235,6 +236,9 @@ class Searching:
         caller: Caller,
     ) -> Found:
         with reaching_the_database():
+            hits = await self._keywords.search(
+                search.keywords or "", limit=_FUSED + len(stored), filters=filters, holder=caller.scope
+            )
             near = await self._similarity.search(
                 vector,
                 k=_FUSED + len(stored),
@@ -242,9 +246,6 @@ class Searching:
                 holder=caller.scope,
                 min_similarity=search.min_similarity,
                 exact=search.exact,
-            )
-            hits = await self._keywords.search(
-                search.keywords or "", limit=_FUSED + len(stored), filters=filters, holder=caller.scope
             )
             cosines = {each.text_id: each.similarity for each in near.results}
             others = [text_id for text_id in hits.text_ids if text_id not in cosines]

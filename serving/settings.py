@@ -60,6 +60,12 @@ class Settings(BaseSettings):
         default=None,
         description="hex key (≥ 32 bytes) behind text ids and tokens; unset: made once, kept in the home",
     )
+    text_keys: SecretStr | None = Field(
+        default=None,
+        description="keys that texts, comments and kept answers are encrypted under, `id:base64` of 32 bytes each, "
+        "commas between (`valence db key` makes one): the first encrypts, all decrypt; `plain` before them: none "
+        "encrypts any more; unset: nothing is encrypted",
+    )
     token_seconds: Seconds = Field(default=900, description="life of a JWT from /v1/token")
     credential_cache_seconds: float = Field(
         default=3, ge=0, le=5, description="how long a checked key is trusted without asking the database"

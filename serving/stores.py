@@ -1,5 +1,6 @@
 """Settings → the two stores they name: the database and the registry. Light to import; nothing is kept open here."""
 
+from db.cipher import Cipher
 from db.databases import beside, require
 from db.embedded import EmbeddedPostgres
 from db.engine import Database, Limits, Watch
@@ -28,10 +29,20 @@ def database_of(settings: Settings, *, watch: Watch | None = None) -> Database:
         read_url=read_url.get_secret_value() if read_url else None,
         direct_url=direct_url.get_secret_value() if direct_url else None,
         installation_key=installation_key(settings),
+        cipher=cipher_of(settings),
         limits=Limits(writers=settings.store_connections),
         pooler={"auto": None, "on": True, "off": False}[settings.database_pooler],
         watch=watch,
     )
+
+
+def cipher_of(settings: Settings) -> Cipher:
+    """What encrypts and decrypts what people wrote.
+
+    Raises:
+        BadTextKeys: the setting holds no such keys.
+    """
+    return Cipher.parse(settings.text_keys.get_secret_value() if settings.text_keys else "")
 
 
 def registry_of(settings: Settings) -> Registry:

@@ -58,6 +58,7 @@ TABLE: Final[Mapping[type[ServingError], Kind]] = {
     errors.Invalid: Kind(422, "invalid", "Input invalid"),
     errors.Overloaded: Kind(429, "overloaded", "Too many requests"),
     errors.RateLimited: Kind(429, "rate-limited", "Rate limit reached"),
+    errors.Unreadable: Kind(500, "unreadable", "A stored value can't be decrypted"),
     errors.NotReady: Kind(503, "not-ready", "Not ready"),
     errors.ModelNotReady: Kind(503, "model-not-ready", "Model version not ready"),
     errors.StoreUnavailable: Kind(503, "store-unavailable", "Database unavailable"),

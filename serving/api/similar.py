@@ -18,7 +18,7 @@ router = APIRouter(route_class=GuardedRoute, tags=["similar"])
 
 
 @router.post("/v1/similar", responses={200: {"model": SimilarAnswer}})
-@requires(Role.CLIENT, body=SimilarRequest, errors=(404, 429))
+@requires(Role.CLIENT, body=SimilarRequest, errors=(404, 409, 429))
 async def similar(request: Request) -> Response:
     """Find stored texts by meaning."""
     body = parse(SimilarRequest, body_of(request))

@@ -30,6 +30,7 @@ _EXPECTED = (
     ("serving.installation", "BadInstallationKey"),
     ("registry.errors", "RegistryError"),
     ("db.errors", "DatabaseError"),
+    ("db.cipher", "BadTextKeys"),
 )
 
 app = typer.Typer(

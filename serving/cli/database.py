@@ -3,7 +3,7 @@
 import os
 import sys
 from contextlib import AbstractContextManager
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ import typer
 
 from serving.cli.common import AsJson, show_record, show_table
 
-app = typer.Typer(no_args_is_help=True, help="The database: its schema, its backups.")
+app = typer.Typer(no_args_is_help=True, help="The database: its schema, its backups, its encryption.")
 
 
 @app.command()
@@ -165,6 +165,34 @@ def scrub(
     with _database() as url:
         log = scrubbing.scrub(url, _say())
     show_record({"tables": True, "log": log}, as_json=as_json)
+
+
+@app.command()
+def key(
+    name: Annotated[
+        str | None, typer.Option("--id", help="Its id; default: today's date. It may be seen by anybody.")
+    ] = None,
+) -> None:
+    """Make a key for VALENCE_TEXT_KEYS and print it. It is kept nowhere: whoever loses it loses the texts."""
+    from db.cipher import fresh_key
+
+    print(fresh_key(name or f"{datetime.now(UTC):%Y-%m-%d}"))
+
+
+@app.command()
+def encrypt(as_json: AsJson = False) -> None:
+    """Bring texts, comments and kept answers under the first of VALENCE_TEXT_KEYS; with `plain` first, back to plain.
+
+    The platform may run, and every process of it should know the first key by now. What was cut off goes on with the
+    next call. Says what is under each key; one that nothing is under may be taken out of the setting.
+    """
+    from serving import keyrings
+    from serving.settings import Settings
+
+    with _database() as url:
+        done = keyrings.encrypt(Settings(), url, _say())
+    rows = [{"key": name, **counts} for name, counts in done["held"].items()]
+    show_table(rows, ("key", "texts", "comments", "answers"), answer=done, as_json=as_json)
 
 
 def _moment(text: str | None) -> datetime | None:

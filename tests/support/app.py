@@ -10,6 +10,7 @@ from uuid import UUID
 import httpx
 from fastapi import FastAPI
 
+from db.cipher import Cipher
 from db.contrasts import Contrasts
 from db.engine import Database
 from db.erasure import Erasures as ErasureStore
@@ -322,9 +323,11 @@ async def fake_platform(
 
 
 @asynccontextmanager
-async def stored_platform(url: str, *, rate: float = 0, **settings: Any) -> AsyncIterator[Platform]:
+async def stored_platform(
+    url: str, *, rate: float = 0, cipher: Cipher | None = None, **settings: Any
+) -> AsyncIterator[Platform]:
     """A real database behind, fake replicas beside."""
-    async with opened(url) as database:
+    async with opened(url, cipher=cipher) as database:
         keys = Keys(database)
         platform = _platform(
             records={

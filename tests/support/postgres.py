@@ -15,6 +15,7 @@ import psycopg
 from psycopg import sql
 
 from db import schema
+from db.cipher import Cipher
 from db.embedded import EmbeddedPostgres
 from db.engine import Database, Limits
 from db.partitions import Partitions
@@ -83,10 +84,17 @@ async def opened(
     pooler: bool | None = None,
     read_url: str | None = None,
     direct_url: str | None = None,
+    cipher: Cipher | None = None,
 ) -> AsyncIterator[Database]:
     """An open database with this month's partitions and an open segment."""
     database = Database(
-        url, read_url=read_url, direct_url=direct_url, installation_key=KEY, limits=limits, pooler=pooler
+        url,
+        read_url=read_url,
+        direct_url=direct_url,
+        installation_key=KEY,
+        cipher=cipher,
+        limits=limits,
+        pooler=pooler,
     )
     try:
         await database.open()

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import subprocess
 from contextlib import suppress
 from dataclasses import replace
 from uuid import UUID, uuid4
@@ -13,7 +12,6 @@ import pytest
 
 from db import schema
 from db.audit import Audit
-from db.embedded_account import Account, binaries
 from db.engine import Database
 from db.erasure import Erasures
 from db.errors import NotFound
@@ -27,6 +25,7 @@ from db.similarity import Similarity
 from db.submissions import NewText, Stored, Submission
 from db.tables import NOBODY
 from db.users import Users
+from tests.support.held import dumped, in_files
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import (
     claim,
@@ -352,7 +351,7 @@ async def test_neither_sql_nor_a_dump_nor_the_data_files_hold_what_was_erased(
         needles = [secret.encode() for secret in secrets]
         # A vector lies on its page as it came.
         needles.append(text.embedding)
-        assert all(_in_files(server, needle) for needle in needles)
+        assert in_files(server, needles) == needles
 
         await erasures(database).erase_user(ada, actor=None)
     assert scrub(url, lambda _line: None)
@@ -362,28 +361,13 @@ async def test_neither_sql_nor_a_dump_nor_the_data_files_hold_what_was_erased(
         ).fetchall():
             rows = str(connection.execute(f"SELECT t::text FROM {table} t").fetchall())
             assert not [secret for secret in (*secrets, str(ada)) if secret in rows and table not in _ABOUT]
-    content = _dumped(url)
+    content = dumped(url)
     assert not [secret for secret in secrets if secret in content]
-    assert not [needle for needle in needles if _in_files(server, needle)]
+    assert in_files(server, needles) == []
 
 
 # The account stays, and that it was erased is on record.
 _ABOUT = ("users", "audit_log")
-
-
-def _dumped(url: str) -> str:
-    command = [binaries(Account.current()) / "pg_dump", "--dbname", url]
-    return subprocess.run(command, check=True, timeout=60, capture_output=True, text=True).stdout
-
-
-def _in_files(server: TestServer, needle: bytes) -> bool:
-    """Whether any file of the server holds the bytes, its log among them, once everything is on disk."""
-    with psycopg.connect(server.server.url("postgres"), autocommit=True) as connection:
-        connection.execute("CHECKPOINT")
-    folder = (server.server.home / "postgres").resolve()
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    assert any("pg_wal" in path.parts for path in files)
-    return any(needle in path.read_bytes() for path in files)
 
 
 def test_statistics_are_collected_of_no_column_that_holds_what_can_be_erased(url: str) -> None:
@@ -393,6 +377,7 @@ def test_statistics_are_collected_of_no_column_that_holds_what_can_be_erased(url
         ).fetchall()
         assert ("text_inputs", "content") in found
         assert ("predictions", "unit") in found
+        assert {("text_inputs", "sealed"), ("feedback", "sealed"), ("idempotency", "sealed")} <= set(found)
         [storage] = connection.execute(
             "SELECT attstorage FROM pg_attribute WHERE attrelid = 'embeddings'::regclass AND attname = 'embedding'"
         ).fetchone()

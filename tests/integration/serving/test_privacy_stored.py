@@ -2,13 +2,12 @@
 
 from collections.abc import AsyncIterator
 
-import psycopg
 import pytest
-from psycopg import sql
 
 from serving.privacy import Privacy
 from serving.recognisers import Recognisers
 from tests.support.app import Platform, stored_platform
+from tests.support.held import everything
 
 pytestmark = pytest.mark.anyio
 
@@ -32,23 +31,6 @@ async def masking(url: str, find: Recognisers) -> AsyncIterator[Platform]:
 async def refusing(url: str, find: Recognisers) -> AsyncIterator[Platform]:
     async with stored_platform(url, privacy=Privacy(find, "refuse")) as platform:
         yield platform
-
-
-def everything(url: str) -> str:
-    """Every row of every table, as text, and binary columns read as Latin-1 beside."""
-    said: list[str] = []
-    with psycopg.connect(url) as connection:
-        tables = connection.execute(
-            "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
-        ).fetchall()
-        for (name,) in tables:
-            rows = connection.execute(sql.SQL("SELECT * FROM {}").format(sql.Identifier(name))).fetchall()
-            said += (
-                value.decode("latin-1") if isinstance(value, bytes) else str(value)
-                for row in rows
-                for value in row
-            )
-    return "\n".join(said)
 
 
 def infer(text: str) -> dict[str, object]:

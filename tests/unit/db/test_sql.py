@@ -1,6 +1,7 @@
 """No statement is built from input: whatever is sent as SQL is written down in the source, values are parameters."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,3 +147,20 @@ def test_every_statement_stands_in_the_source(path: Path) -> None:
 )
 def test_a_statement_built_from_input_is_seen(source: str) -> None:
     assert list(Module(ast.parse(source)).unsafe())
+
+
+# Whose texts stand there in plain: the empty one of nobody, and those that are searched by words.
+PLAIN_ONLY = {"erasure_query.py", "keywords.py"}
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in SOURCES if path.name not in PLAIN_ONLY], ids=lambda path: path.name
+)
+def test_whatever_reads_or_writes_texts_knows_that_they_may_be_sealed(path: Path) -> None:
+    texts = [
+        node.value
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    named = [text for text in texts if "text_inputs" in text and re.search(r"\bcontent\b", text)]
+    assert [text for text in named if "sealed" not in text] == []

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from db.cipher import Cipher
 from serving.cli import main
 from serving.cli.common import cell, variable
 from serving.settings import Settings
@@ -297,6 +299,15 @@ def test_a_backup_that_is_not_there_is_one_line_and_a_time_without_zone_wrong_us
     assert run("db", "restore", "any", "--until", "yesterday")[0] == 2
 
 
+def test_a_text_key_is_made_as_the_setting_takes_it(run: Any) -> None:
+    code, out, err = run("db", "key", "--id", "spring")
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    assert Cipher.parse(out).sealing == "spring"
+    assert Cipher.parse(run("db", "key")[1]).sealing == f"{datetime.now(UTC):%Y-%m-%d}"
+    code, out, err = run("db", "key", "--id", "a,b")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+
+
 def test_a_version_is_evaluated_waited_for_and_shown_with_its_gates(platform: Platform, run: Any) -> None:
     code, out, _ = run("models", "evaluate", "3")
     assert (code, "running" in out) == (0, True)
@@ -350,6 +361,7 @@ def test_every_setting_is_listed_and_no_secret_shown(
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:hush@db/valence")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hush@mlflow")
     monkeypatch.setenv("VALENCE_API_KEY", "vk_hush")
+    monkeypatch.setenv("VALENCE_TEXT_KEYS", "one:hush")
     code, out, _ = run("settings", "--json")
     items = json.loads(out)["items"]
     assert code == 0

@@ -3,6 +3,7 @@
 import pytest
 from pydantic import SecretStr
 
+from db.cipher import BadTextKeys
 from serving.settings import Settings
 from serving.stores import database_of
 
@@ -39,3 +40,17 @@ async def test_every_url_reaches_the_database(said: str, known: bool | None) -> 
     assert database._read_url == "postgresql://reader@replica/valence"
     assert database._pooler is known
     await database.close()
+
+
+async def test_the_keys_of_texts_reach_the_database_and_wrong_ones_do_not() -> None:
+    given = f"one:{'MTEx' * 10}MTE="
+    url, key = SecretStr(DIRECT), SecretStr("ab" * 32)
+    database = database_of(Settings(database_url=url, installation_key=key, text_keys=SecretStr(given)))
+    assert database.cipher.sealing == "one"
+    await database.close()
+    for nothing in (None, SecretStr("")):
+        database = database_of(Settings(database_url=url, installation_key=key, text_keys=nothing))
+        assert not database.cipher.given
+        await database.close()
+    with pytest.raises(BadTextKeys, match="VALENCE_TEXT_KEYS, key 1"):
+        database_of(Settings(database_url=url, installation_key=key, text_keys=SecretStr("hush")))

@@ -1,0 +1,42 @@
+"""A short transaction that others may push aside, by a deadlock or by holding its locks: it is tried again."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from psycopg import errors as pg
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from db.engine import Database
+from db.errors import Unavailable
+
+Result = TypeVar("Result")
+
+_ATTEMPTS: Final = 5
+_PAUSE_SECONDS: Final = 0.05
+_LOCK_LIMIT: Final = "SET LOCAL lock_timeout = '2s'"
+
+
+async def attempt(database: Database, act: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+    """What `act` gives, in a transaction of its own; it may be called several times, the last one counts.
+
+    Raises:
+        Unavailable: it was pushed aside too often.
+    """
+    for number in range(1, _ATTEMPTS + 1):
+        try:
+            async with database.begin() as connection:
+                await connection.exec_driver_sql(_LOCK_LIMIT)
+                return await act(connection)
+        except Unavailable as error:
+            if number == _ATTEMPTS or not _pushed_aside(error):
+                raise
+        await asyncio.sleep(_PAUSE_SECONDS * 2**number)
+    raise AssertionError
+
+
+def _pushed_aside(error: Unavailable) -> bool:
+    cause = error.__cause__
+    original = cause.orig if isinstance(cause, DBAPIError) else cause
+    return isinstance(original, (pg.DeadlockDetected, pg.LockNotAvailable, pg.SerializationFailure))

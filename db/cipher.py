@@ -1,0 +1,171 @@
+"""What people wrote, sealed: AES-256-GCM under keys from outside, each value bound to the row that it stands in.
+
+Owns the keys, the sealed form and what it is bound to (docs/decisions/0010). Never reads or writes the database.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import os
+import re
+from collections.abc import Mapping
+from typing import Final, Self
+from uuid import UUID
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from db.errors import Unreadable
+
+# Stands before the keys in a setting under which nothing new is encrypted.
+PLAIN: Final = "plain"
+_VARIABLE: Final = "VALENCE_TEXT_KEYS"
+_KEY_BYTES: Final = 32
+_NONCE_BYTES: Final = 12
+_TAG_BYTES: Final = 16
+_FORM: Final = 1
+_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
+
+
+class BadTextKeys(ValueError):
+    """VALENCE_TEXT_KEYS can't be used; the message says which part of it, and never what stands there."""
+
+
+class Cipher:
+    """The first key seals, every key opens; without keys nothing is sealed and nothing can be opened.
+
+    A sealed value is: the form (a byte, 1), the length of the key's id (a byte), the id, 12 random bytes, ciphertext,
+    16 bytes of tag. The tag covers all of it and the place. `seals` False: what is there can be opened, nothing is
+    sealed any more.
+    """
+
+    def __init__(self, keys: Mapping[str, bytes] | None = None, *, seals: bool = True) -> None:
+        keys = keys or {}
+        self._boxes = {key_id: AESGCM(key) for key_id, key in keys.items()}
+        self.fingerprints: Mapping[str, bytes] = {key_id: _fingerprint(key) for key_id, key in keys.items()}
+        self.sealing: str | None = next(iter(keys), None) if seals else None
+        self.head: bytes | None = None if self.sealing is None else _head(self.sealing)
+
+    @classmethod
+    def parse(cls, setting: str) -> Self:
+        """A cipher of `id:base64,id:base64,…`, each of 32 bytes; `plain` before them: nothing new is sealed.
+
+        Raises:
+            BadTextKeys: it isn't that.
+        """
+        parts = [part.strip() for part in setting.split(",")] if setting.strip() else []
+        seals = parts[:1] != [PLAIN]
+        keys: dict[str, bytes] = {}
+        for number, part in enumerate(parts, start=1):
+            if number == 1 and not seals:
+                continue
+            key_id, key = _parsed(part, number)
+            if key_id in keys:
+                raise BadTextKeys(
+                    f"{_VARIABLE} gives two keys of the id {key_id}: give each an id of its own"
+                )
+            if key in keys.values():
+                raise BadTextKeys(f"{_VARIABLE} gives the key {key_id} twice, under another id")
+            keys[key_id] = key
+        if not seals and not keys:
+            raise BadTextKeys(
+                f"{_VARIABLE} says `{PLAIN}` and gives no key to decrypt by: leave it unset instead"
+            )
+        return cls(keys, seals=seals)
+
+    @property
+    def given(self) -> bool:
+        """Whether there is any key."""
+        return bool(self._boxes)
+
+    def seal(self, place: str, value: bytes) -> bytes | None:
+        """The value as it is stored at its place; None if it is stored as it is."""
+        if self.sealing is None or self.head is None:
+            return None
+        nonce = os.urandom(_NONCE_BYTES)
+        sealed = self._boxes[self.sealing].encrypt(nonce, value, self.head + place.encode())
+        return self.head + nonce + sealed
+
+    def open(self, place: str, sealed: bytes) -> bytes:
+        """What was sealed for this place.
+
+        Raises:
+            Unreadable: the key isn't given, or the value isn't what was sealed here.
+        """
+        where = place.partition("\0")[0]
+        if len(sealed) < 2 or sealed[0] != _FORM:
+            raise Unreadable(f"{where} is stored in a form that this release doesn't know")
+        end = 2 + sealed[1]
+        key_id = sealed[2:end].decode("ascii", "replace")
+        box = self._boxes.get(key_id)
+        if box is None:
+            raise Unreadable(f"{where} is encrypted under the key {key_id}, which {_VARIABLE} doesn't give")
+        head, nonce, rest = sealed[:end], sealed[end : end + _NONCE_BYTES], sealed[end + _NONCE_BYTES :]
+        try:
+            if len(rest) < _TAG_BYTES:
+                raise InvalidTag
+            return box.decrypt(nonce, rest, head + place.encode())
+        except InvalidTag:
+            raise Unreadable(
+                f"{where} isn't what was encrypted there under the key {key_id}: it was changed, or moved here"
+            ) from None
+
+    def read(self, place: str, plain: str, sealed: bytes | None) -> str:
+        """The text of a row, whichever of its two columns holds it. Raises as `open`."""
+        return plain if sealed is None else self.open(place, sealed).decode()
+
+
+def of_text(text_id: UUID) -> str:
+    """The place of a text."""
+    return f"text {text_id}"
+
+
+def of_comment(prediction_id: UUID, holder_id: UUID) -> str:
+    """The place of a comment."""
+    return f"comment {prediction_id} {holder_id}"
+
+
+def of_answer(holder_id: UUID, route: str, key: str) -> str:
+    """The place of an answer that is kept for repetitions. No column holds a NUL, so that places stay apart."""
+    return f"answer {holder_id}\0{route}\0{key}"
+
+
+def fresh_key(key_id: str) -> str:
+    """A new key as the setting takes it.
+
+    Raises:
+        BadTextKeys: that can't be a key's id.
+    """
+    _require_id(key_id, "a key's id")
+    return f"{key_id}:{base64.b64encode(os.urandom(_KEY_BYTES)).decode()}"
+
+
+def _parsed(part: str, number: int) -> tuple[str, bytes]:
+    key_id, colon, text = part.partition(":")
+    where = f"{_VARIABLE}, key {number}"
+    if not colon:
+        raise BadTextKeys(f"{where}: there is no `id:` (`valence db key` makes one as it should be)")
+    _require_id(key_id, where)
+    try:
+        key = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise BadTextKeys(f"{where}: what follows `{key_id}:` is not base64") from None
+    if len(key) != _KEY_BYTES:
+        raise BadTextKeys(f"{where}: {key_id} has {len(key)} bytes instead of {_KEY_BYTES}")
+    return key_id, key
+
+
+def _require_id(key_id: str, where: str) -> None:
+    if key_id == PLAIN or not _ID.fullmatch(key_id):
+        raise BadTextKeys(
+            f"{where}: an id is 1 to 32 letters, digits, dots, dashes and underscores, and isn't `{PLAIN}`"
+        )
+
+
+def _head(key_id: str) -> bytes:
+    return bytes([_FORM, len(key_id)]) + key_id.encode()
+
+
+def _fingerprint(key: bytes) -> bytes:
+    return hmac.digest(key, b"valence text key fingerprint", hashlib.sha256)[:16]

@@ -1,0 +1,172 @@
+"""Rotation: what people wrote is brought under the key that encrypts now, or back to plain, in bounded steps.
+
+Owns which columns that is about, and when a key is let go. Never changes what anybody reads.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, TypeAlias
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from db import audit
+from db.attempts import attempt
+from db.cipher import PLAIN, Cipher, of_answer, of_comment, of_text
+from db.engine import Database
+from db.errors import Unreadable
+from db.rotation_query import COUNTED, LET_GO, LOOKED_AT, PUT, STALE
+from db.tables import NOBODY
+
+Say: TypeAlias = Callable[[str], None]
+
+_STEP_ROWS: Final = 500
+_SAID_EVERY: Final = 100
+_NAMED: Final = 10
+
+
+class Kind(StrEnum):
+    """What may be encrypted."""
+
+    TEXTS = "texts"
+    COMMENTS = "comments"
+    ANSWERS = "answers"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rotated:
+    """How many values were rewritten, and how many are now under each key (`plain`: under none), by kind.
+
+    `let_go`: keys that nothing is under any more. `unreadable`: the first values that couldn't be decrypted, as an
+    error names them; they stay as they are.
+    """
+
+    rewritten: Mapping[Kind, int]
+    held: Mapping[str, Mapping[Kind, int]]
+    let_go: Sequence[str]
+    unreadable: Sequence[str]
+
+
+# From here on: what a row with the smallest key comes after.
+_BEFORE_ALL: Final[Mapping[Kind, Mapping[str, Any]]] = {
+    Kind.TEXTS: {"id": NOBODY},
+    Kind.COMMENTS: {"prediction_id": NOBODY, "holder_id": NOBODY},
+    Kind.ANSWERS: {"holder_id": NOBODY, "route": "", "key": ""},
+}
+# What stands in the plain column of a sealed row.
+_EMPTY: Final[Mapping[Kind, bytes | None]] = {Kind.TEXTS: b"", Kind.COMMENTS: None, Kind.ANSWERS: b""}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Step:
+    """Up to so many rows that were looked at; `last`: the key of the last of them, None if there was none."""
+
+    looked: int
+    rewritten: int
+    unreadable: Sequence[str]
+    last: Mapping[str, Any] | None
+
+
+class Rotation:
+    """Each value is whole and readable at every moment; safe beside writers, searches, erasures and other rotations.
+
+    What is right already stays as it is, so that a call that was cut off is finished by the next one.
+    """
+
+    def __init__(self, database: Database, *, step_rows: int = _STEP_ROWS) -> None:
+        self._database = database
+        self._step_rows = step_rows
+
+    async def run(self, say: Say) -> Rotated:
+        """Brings every value under the key that encrypts, and lets the keys go that nothing is under any more.
+
+        Raises:
+            Unavailable: others pushed it aside too often.
+        """
+        rewritten: dict[Kind, int] = {}
+        unreadable: list[str] = []
+        for kind in Kind:
+            after: Mapping[str, Any] | None = _BEFORE_ALL[kind]
+            looked = steps = rewritten[kind] = 0
+            while after is not None:
+                step = await self._step(kind, after)
+                looked, after, steps = looked + step.looked, step.last, steps + 1
+                rewritten[kind] += step.rewritten
+                unreadable += step.unreadable[: _NAMED - len(unreadable)]
+                if after is None or steps % _SAID_EVERY == 0:
+                    say(f"{kind}: {rewritten[kind]:,} of {looked:,} rewritten")
+        say("counting")
+        held, let_go = await attempt(self._database, lambda connection: self._close(connection, rewritten))
+        return Rotated(rewritten=rewritten, held=held, let_go=let_go, unreadable=unreadable)
+
+    async def _step(self, kind: Kind, after: Mapping[str, Any]) -> _Step:
+        async def act(connection: AsyncConnection) -> _Step:
+            found = (
+                await connection.execute(text(LOOKED_AT[kind]), {**after, "limit": self._step_rows})
+            ).all()
+            if not found:
+                return _Step(looked=0, rewritten=0, unreadable=(), last=None)
+            last = dict(found[-1]._mapping)
+            bounds = {f"last_{name}": value for name, value in last.items()}
+            cipher = self._database.cipher
+            # Locked in the order of the writer, and only now: what others are writing is waited for, then read.
+            rows = await connection.execute(text(STALE[kind]), {**after, **bounds, "head": cipher.head})
+            changed: list[dict[str, Any]] = []
+            unreadable: list[str] = []
+            for row in rows.all():
+                name = {column: row._mapping[column] for column in after}
+                try:
+                    changed.append({**name, **_rewritten(cipher, kind, name, row.plain, row.sealed)})
+                except Unreadable as error:
+                    unreadable.append(str(error))
+            if changed:
+                await connection.execute(text(PUT[kind]), changed)
+            return _Step(looked=len(found), rewritten=len(changed), unreadable=unreadable, last=last)
+
+        return await attempt(self._database, act)
+
+    async def _close(
+        self, connection: AsyncConnection, rewritten: Mapping[Kind, int]
+    ) -> tuple[Mapping[str, Mapping[Kind, int]], Sequence[str]]:
+        """What is under each key, and the keys that were let go."""
+        await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        held: dict[str, dict[Kind, int]] = {}
+        sealing = self._database.cipher.sealing
+        for kind in Kind:
+            for row in await connection.execute(text(COUNTED[kind])):
+                name = PLAIN if row.name is None else bytes(row.name).decode("ascii", "replace")
+                held.setdefault(name, dict.fromkeys(Kind, 0))[kind] = row.held
+        kept = [*held, *([sealing] if sealing is not None else [])]
+        let_go = list((await connection.execute(text(LET_GO), {"held": kept})).scalars())
+        await audit.append(
+            connection,
+            actor=None,
+            action="texts.encrypt",
+            subject=sealing or PLAIN,
+            detail={**{kind.value: count for kind, count in rewritten.items()}, "let_go": let_go},
+        )
+        return held, let_go
+
+
+def _rewritten(
+    cipher: Cipher, kind: Kind, name: Mapping[str, Any], plain: str | bytes | None, sealed: bytes | None
+) -> dict[str, bytes | None]:
+    """The two columns of a row as they should be."""
+    place = _place(kind, name)
+    if sealed is not None:
+        value = cipher.open(place, bytes(sealed))
+    else:
+        value = plain.encode() if isinstance(plain, str) else bytes(plain or b"")
+    fresh = cipher.seal(place, value)
+    return {"plain": value if fresh is None else _EMPTY[kind], "sealed": fresh}
+
+
+def _place(kind: Kind, name: Mapping[str, Any]) -> str:
+    match kind:
+        case Kind.TEXTS:
+            return of_text(name["id"])
+        case Kind.COMMENTS:
+            return of_comment(name["prediction_id"], name["holder_id"])
+        case Kind.ANSWERS:
+            return of_answer(name["holder_id"], name["route"], name["key"])

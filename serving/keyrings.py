@@ -1,0 +1,46 @@
+"""Use case of `valence db encrypt`: stored values brought under the keys of the settings. Parses and prints nothing."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from db.cipher import Cipher
+from db.engine import Database
+from db.errors import Unreadable
+from db.rotation import Rotated, Rotation
+from serving.errors import Invalid
+from serving.settings import Settings
+from serving.stores import cipher_of
+
+
+def encrypt(settings: Settings, url: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """Rewrites what isn't as the settings want it: how much, and how many values are now under each key.
+
+    Raises:
+        Invalid: the settings name no key.
+        DatabaseError: the database can't be used, or holds what none of the keys opens; the rest is done then.
+    """
+    cipher = cipher_of(settings)
+    if not cipher.given:
+        raise Invalid("VALENCE_TEXT_KEYS is not set: `valence db key` makes a key for it")
+    done = asyncio.run(_rotated(url, cipher, say))
+    if done.unreadable:
+        raise Unreadable(
+            f"done but for what can't be decrypted, which stays as it is, first of all: {done.unreadable[0]}"
+        )
+    return {
+        "rewritten": {kind.value: count for kind, count in done.rewritten.items()},
+        "held": {
+            name: {kind.value: count for kind, count in counts.items()} for name, counts in done.held.items()
+        },
+        "let_go": list(done.let_go),
+    }
+
+
+async def _rotated(url: str, cipher: Cipher, say: Callable[[str], None]) -> Rotated:
+    database = Database(url, cipher=cipher)
+    try:
+        await database.open()
+        return await Rotation(database).run(say)
+    finally:
+        await database.close()

@@ -1,0 +1,379 @@
+"""Encrypted columns in real PostgreSQL: nothing in plain anywhere, everything readable, keys changed under writers."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from db import schema
+from db.audit import Audit
+from db.cipher import Cipher
+from db.contrasts import Contrasts
+from db.engine import Database
+from db.erasure import Erasures
+from db.errors import Conflict, ForeignTextKeys, Unreadable
+from db.feedback import FeedbackStore, Judgement, NewFeedback
+from db.idempotency import Idempotency
+from db.keys import Key
+from db.keywords import Keywords
+from db.predictions import Predictions
+from db.replay import Replays
+from db.roles import Role
+from db.rotation import Kind, Rotated, Rotation
+from db.scrub import scrub
+from db.similarity import Similarity
+from db.submissions import Failed, Mismatch, NewText, Replayed, Stored, Submission
+from db.windows import Window, Windows
+from tests.support.held import dumped, everything, in_files
+from tests.support.postgres import SPACE, TestServer, opened
+from tests.support.rows import claim, counted, new_key, new_text, now, sql, submission, writer
+from tests.support.ways import Ways
+
+pytestmark = pytest.mark.anyio
+
+ONE, TWO = b"1" * 32, b"2" * 32
+OLD = Cipher({"one": ONE})
+BOTH = Cipher({"two": TWO, "one": ONE})
+NEW = Cipher({"two": TWO})
+WITHDRAWN = Cipher({"two": TWO}, seals=False)
+
+
+def quiet(_line: str) -> None: ...
+
+
+async def judged(
+    database: Database, key: Key, prediction_id: UUID, comment: str, *, again: str | None = None
+) -> Judgement:
+    given = NewFeedback(
+        prediction_id=prediction_id,
+        holder_id=key.holder_id,
+        key_id=key.id,
+        is_correct=False,
+        label="negative",
+        comment=comment,
+    )
+    kept = claim(key, again, answer=b"") if again else None
+    found = await FeedbackStore(database).put(
+        given, idempotency=kept, render=lambda judgement: json.dumps(judgement.comment).encode()
+    )
+    assert isinstance(found, Judgement)
+    return found
+
+
+async def filled(database: Database, text: str, comment: str, answer: str) -> tuple[Key, Submission]:
+    """A prediction of a text with feedback, both with answers that are kept for repetitions."""
+    key = await new_key(database)
+    kept = claim(key, "predict", answer=answer.encode())
+    sent = submission(key, [new_text(text)], idempotency=kept)
+    assert await writer(database).commit([sent]) == [Stored()]
+    await judged(database, key, sent.predictions[0].id, comment, again="judge")
+    return key, sent
+
+
+async def said(database: Database, key: Key, sent: Submission) -> tuple[str, str | None, bytes, bytes]:
+    """Text, comment and the two answers, as they are read."""
+    found = await Predictions(database).get(sent.predictions[0].id)
+    kept = Idempotency(database)
+    answers = [await kept.find(key.holder_id, "/v1/predict", name) for name in ("predict", "judge")]
+    assert answers[0] is not None
+    assert answers[1] is not None
+    return found.text, found.feedback[0].comment, answers[0].answer, answers[1].answer
+
+
+def held(done: Rotated) -> Mapping[str, tuple[int, int, int]]:
+    return {
+        name: (counts[Kind.TEXTS], counts[Kind.COMMENTS], counts[Kind.ANSWERS])
+        for name, counts in done.held.items()
+    }
+
+
+async def test_with_a_key_neither_sql_nor_a_dump_nor_the_files_hold_what_people_wrote(
+    server: TestServer, url: str
+) -> None:
+    secrets = [
+        "Ouagadougou-1 is where I live",
+        "the comment says Vladivostok-2",
+        "an answer with Antananarivo-3",
+    ]
+    async with opened(url, cipher=OLD) as database:
+        key, sent = await filled(database, *secrets)
+        # Once more, for what is written when a row is there already.
+        assert isinstance((await writer(database).commit([sent]))[0], Replayed)
+        await judged(database, key, sent.predictions[0].id, secrets[1])
+        await sql(database, "ANALYZE")
+        text, comment, answer, kept = await said(database, key, sent)
+        assert (text, comment, answer.decode(), json.loads(kept)) == (*secrets, secrets[1])
+    for content in (everything(url), dumped(url)):
+        assert str(sent.predictions[0].id) in content
+        # Nor the digest of a request, by which a guess of it could be tested.
+        for secret in (*(secret.encode() for secret in secrets), hashlib.sha256(b"body").digest()):
+            assert secret.decode("latin-1") not in content
+            assert secret.hex() not in content
+    assert in_files(server, [secret.encode() for secret in secrets]) == []
+
+
+async def test_what_was_plain_is_gone_from_the_files_once_it_was_encrypted_and_scrubbed(
+    server: TestServer, url: str
+) -> None:
+    secrets = ["Tegucigalpa-4 before encryption", "Reykjavik-5 in a comment", "Ljubljana-6 in an answer"]
+    needles = [*(secret.encode() for secret in secrets), b"tegucigalpa"]
+    async with opened(url) as database:
+        key, sent = await filled(database, *secrets)
+        # The index has its words.
+        await Keywords(database, space=SPACE).merge()
+    assert in_files(server, needles) == needles
+    async with opened(url, cipher=OLD) as database:
+        text, comment, answer, _ = await said(database, key, sent)
+        assert (text, comment, answer.decode()) == tuple(secrets)
+        done = await Rotation(database).run(quiet)
+        assert done.rewritten == {Kind.TEXTS: 1, Kind.COMMENTS: 1, Kind.ANSWERS: 2}
+        assert held(done) == {"one": (1, 1, 2)}
+        text, comment, answer, _ = await said(database, key, sent)
+        assert (text, comment, answer.decode()) == tuple(secrets)
+    assert [secret for secret in secrets if secret in everything(url)] == []
+    assert scrub(url, quiet)
+    assert in_files(server, needles) == []
+
+
+async def test_every_reader_of_texts_reads_plain_and_encrypted_rows_alike(url: str) -> None:
+    async with opened(url) as database:
+        key = await new_key(database)
+        plain, later = new_text("a plain one"), new_text("an encrypted one")
+        first = submission(key, [plain], version="1")
+        await writer(database).commit([first])
+    async with opened(url, cipher=OLD) as database:
+        second = submission(key, [later, plain], version="2", label="negative")
+        await writer(database).commit([second, submission(key, [later], version="1")])
+        assert await sql(database, "SELECT content FROM text_inputs ORDER BY content") == [
+            ("",),
+            ("a plain one",),
+        ]
+        both = {plain.id: "a plain one", later.id: "an encrypted one"}
+        page = await Predictions(database).list()
+        assert {each.text_id: each.text for each in page.items} == both
+        near = await Similarity(database, space=SPACE).search(_vector(later), k=2)
+        assert {each.text_id: each.text for each in near.results} == both
+        assert near.results[0].text_id == later.id
+        window = Window(since=now() - timedelta(hours=1), until=now() + timedelta(hours=1))
+        sampled = await Windows(database, space=SPACE).sample("sentiment", window, size=9)
+        assert {each.text_id: each.text for each in sampled} == both
+        replayed = await Replays(database, space=SPACE).sample("sentiment", size=9, judged=9)
+        assert {each.text_id: each.text for each in replayed} == both
+        contrast = await Contrasts(database, space=SPACE).between("sentiment", "1", "2", window, size=9)
+        assert {each.text_id: each.text for each in contrast.differences} == both
+
+
+def _vector(text: NewText):
+    import numpy as np
+
+    return np.frombuffer(text.embedding, "<f2").astype(np.float32)
+
+
+async def test_repetitions_are_answered_out_of_what_is_encrypted(url: str) -> None:
+    async with opened(url, cipher=OLD) as database:
+        key = await new_key(database)
+        first = submission(key, idempotency=claim(key, "k", answer=b"first"))
+        assert await writer(database).commit([first]) == [Stored()]
+        again = submission(key, idempotency=claim(key, "k", answer=b"second"))
+        other = submission(key, idempotency=claim(key, "k", body=b"another"))
+        assert await writer(database).commit([again]) == [Replayed(status=201, answer=b"first")]
+        assert await writer(database).commit([other]) == [Mismatch()]
+        await sql(database, "UPDATE idempotency SET created_at = now() - interval '25 hours'")
+        assert await writer(database).commit([again]) == [Stored()]
+        kept = await Idempotency(database).find(key.holder_id, "/v1/predict", "k")
+        assert kept is not None
+        assert kept.answer == b"second"
+
+
+async def test_a_value_of_another_row_is_refused_by_name_and_harms_no_other_request(url: str) -> None:
+    async with opened(url, cipher=OLD) as database:
+        key = await new_key(database)
+        one, other = new_text("the one"), new_text("the other")
+        kept = [claim(key, name, answer=name.encode()) for name in ("a", "b")]
+        sent = [
+            submission(key, [text], idempotency=each) for text, each in zip((one, other), kept, strict=True)
+        ]
+        await writer(database).commit(sent)
+        await sql(
+            database,
+            "UPDATE text_inputs SET sealed = (SELECT sealed FROM text_inputs WHERE id = %s) WHERE id = %s",
+            other.id,
+            one.id,
+        )
+        with pytest.raises(Unreadable, match=f"text {one.id} isn't what was encrypted there"):
+            await Predictions(database).get(sent[0].predictions[0].id)
+        assert (await Predictions(database).get(sent[1].predictions[0].id)).text == "the other"
+        await sql(
+            database,
+            "UPDATE idempotency SET sealed = (SELECT sealed FROM idempotency WHERE key = 'b') WHERE key = 'a'",
+        )
+        fresh = submission(key)
+        outcomes = await writer(database).commit([fresh, *sent])
+        assert outcomes[0] == Stored()
+        assert isinstance(outcomes[1], Failed)
+        assert isinstance(outcomes[1].error, Unreadable)
+        assert outcomes[2] == Replayed(status=201, answer=b"b")
+
+        # What can't be read is left as it is and named, and its key stays wanted; it can still be erased.
+        async with opened(url, cipher=BOTH) as turning:
+            done = await Rotation(turning).run(quiet)
+            assert held(done) == {"two": (2, 0, 1), "one": (1, 0, 1)}
+            assert done.let_go == []
+            assert str(one.id) in done.unreadable[0]
+            erasures = Erasures(turning, Similarity(turning, space=SPACE), space=SPACE)
+            receipt = await erasures.erase_text(one.id, actor=None)
+            assert (receipt.erased.texts, receipt.erased.idempotency) == (1, 1)
+            done = await Rotation(turning).run(quiet)
+            assert (done.unreadable, done.let_go) == ([], ["one"])
+
+
+async def test_keys_that_are_missing_or_others_are_refused_at_start_by_their_ids(url: str) -> None:
+    async with opened(url):
+        pass
+    async with opened(url, cipher=OLD):
+        pass
+    for cipher in (None, NEW):
+        database = Database(url, cipher=cipher)
+        with pytest.raises(ForeignTextKeys, match="key one, which VALENCE_TEXT_KEYS doesn't give"):
+            await database.open()
+        await database.close()
+    database = Database(url, cipher=Cipher({"one": TWO}))
+    with pytest.raises(ForeignTextKeys, match="another key as one"):
+        await database.open()
+    await database.close()
+    async with opened(url, cipher=OLD) as database:
+        # Who was refused has left nothing behind.
+        assert await sql(database, "SELECT id FROM text_keys") == [("one",)]
+
+
+async def test_keys_change_while_others_write_and_nothing_is_lost(url: str) -> None:
+    async with opened(url) as database:
+        key = await new_key(database)
+        texts = [new_text() for _ in range(60)]
+        await writer(database).commit([submission(key, texts[:20])])
+    async with opened(url, cipher=OLD) as before, opened(url, cipher=BOTH) as after:
+        await writer(before).commit([submission(key, texts[20:40])])
+        ended = asyncio.Event()
+        comments: dict[UUID, str] = {}
+
+        async def write(database: Database, shift: int) -> None:
+            number = 0
+            while not ended.is_set():
+                number += 1
+                chosen = [texts[(number * 7 + shift) % 60], texts[(number + shift) % 60]]
+                sent = submission(
+                    key,
+                    list({text.id: text for text in chosen}.values()),
+                    idempotency=claim(key, f"{shift} {number}", answer=b"kept"),
+                )
+                assert await writer(database).commit([sent]) == [Stored()]
+                for wording in ("first", "last"):
+                    comment = f"{wording} {number} {shift}"
+                    await judged(database, key, sent.predictions[0].id, comment)
+                comments[sent.predictions[0].id] = comment
+
+        async def rotate(rounds: int) -> None:
+            for _ in range(rounds):
+                await Rotation(after, step_rows=20).run(quiet)
+
+        async def read() -> None:
+            while not ended.is_set():
+                for each in (await Predictions(after).list(limit=20)).items:
+                    assert each.text == wanted[each.text_id]
+
+        wanted = {text.id: text.content for text in texts}
+        beside = [
+            asyncio.create_task(each) for each in (write(before, 0), write(after, 1), write(after, 2), read())
+        ]
+        # Two at once do no harm either.
+        await asyncio.gather(rotate(2), rotate(2))
+        ended.set()
+        await asyncio.gather(*beside)
+
+        # Nobody writes by the old key any more.
+        done = await Rotation(after).run(quiet)
+        assert set(held(done)) == {"two"}
+        assert held(done)["two"] == (60, len(comments), await counted(after, "idempotency"))
+        assert done.let_go == ["one"]
+        again = await Rotation(after).run(quiet)
+        assert set(again.rewritten.values()) == {0}
+        [entry] = await Audit(after).list(subject="two", limit=1)
+        assert (entry.action, entry.detail["let_go"]) == ("texts.encrypt", [])
+    async with opened(url, cipher=NEW) as database:
+        for prediction_id, comment in comments.items():
+            found = await Predictions(database).get(prediction_id)
+            assert (found.text, found.feedback[0].comment) == (wanted[found.text_id], comment)
+
+
+async def test_keys_are_withdrawn_and_words_are_found_again(url: str) -> None:
+    async with opened(url, cipher=NEW) as database:
+        key, sent = await filled(database, "a battery of tests", "the comment", "the answer")
+        words = Keywords(database, space=SPACE)
+        with pytest.raises(Conflict, match="off, because texts are encrypted"):
+            await words.search("battery", limit=1)
+        assert await words.merge() >= 0
+        with pytest.raises(Conflict, match="valence db encrypt"):
+            schema.downgrade(url, "0007")
+    async with opened(url, cipher=WITHDRAWN) as database:
+        new = submission(key, [new_text("another battery")])
+        await writer(database).commit([new])
+        with pytest.raises(Conflict):
+            await Keywords(database, space=SPACE).search("battery", limit=1)
+        done = await Rotation(database).run(quiet)
+        assert held(done) == {"plain": (2, 1, 2)}
+        assert done.let_go == ["two"]
+    async with opened(url) as database:
+        text, comment, answer, _ = await said(database, key, sent)
+        assert (text, comment, answer) == ("a battery of tests", "the comment", b"the answer")
+        hits = await Keywords(database, space=SPACE).search("battery", limit=9)
+        assert set(hits.text_ids) == {sent.texts[0].id, new.texts[0].id}
+    assert schema.downgrade(url, "0007") == "0007"
+    assert schema.upgrade(url) == schema.head()
+
+
+async def test_an_erasure_finds_comments_and_answers_that_it_cannot_read(url: str) -> None:
+    async with opened(url, cipher=OLD) as database:
+        key, sent = await filled(database, "to be erased", "its comment", "no id stands here in plain")
+        bystander_key, bystander = await filled(database, "to stay", "its comment too", "an answer")
+        erasures = Erasures(database, Similarity(database, space=SPACE), space=SPACE)
+        receipt = await erasures.erase_text(sent.texts[0].id, actor=None)
+        erased = receipt.erased
+        assert (erased.texts, erased.comments, erased.feedback, erased.idempotency) == (1, 1, 1, 2)
+        assert await sql(
+            database, "SELECT count(*) FROM feedback WHERE sealed IS NOT NULL OR comment IS NOT NULL"
+        ) == [(1,)]
+        assert (await said(database, bystander_key, bystander))[:2] == ("to stay", "its comment too")
+        # The account of the erased is no text: what is nobody's is under no key.
+        assert held(await Rotation(database).run(quiet)) == {"one": (1, 1, 2)}
+        assert key.holder_id != bystander_key.holder_id
+
+
+async def test_answers_that_a_release_before_kept_are_found_by_what_they_say(database: Database) -> None:
+    key = await new_key(database)
+    sent = submission(key)
+    kept = claim(key, "again", answer=json.dumps({"id": str(sent.predictions[0].id)}).encode())
+    await writer(database).commit([replace(sent, idempotency=kept)])
+    await sql(database, "UPDATE idempotency SET names = NULL")
+    erasures = Erasures(database, Similarity(database, space=SPACE), space=SPACE)
+    assert (await erasures.erase_text(sent.texts[0].id, actor=None)).erased.idempotency == 1
+
+
+async def test_the_application_s_role_may_do_all_of_it(ways: Ways) -> None:
+    async with opened(ways[Role.APPLICATION], cipher=OLD) as database:
+        assert (await Rotation(database).run(quiet)).let_go == []
+    async with opened(ways[Role.APPLICATION], cipher=BOTH, read_url=ways[Role.READER]) as database:
+        assert (await Rotation(database).run(quiet)).let_go == ["one"]
+        page = await Predictions(database).list()
+        assert page.items
+        assert all(each.text.startswith("text ") for each in page.items)
+    with (
+        psycopg.connect(ways[Role.READER]) as connection,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        connection.execute("SELECT fingerprint FROM text_keys")

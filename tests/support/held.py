@@ -1,0 +1,47 @@
+"""What a database holds, and what its files do: for tests of what must be nowhere in them."""
+
+import subprocess
+from collections.abc import Sequence
+
+import psycopg
+from psycopg import sql
+
+from db.embedded_account import Account, binaries
+from tests.support.postgres import TestServer
+
+
+def everything(url: str) -> str:
+    """Every row of every table, as text, and binary columns read as Latin-1 beside."""
+    said: list[str] = []
+    with psycopg.connect(url) as connection:
+        tables = connection.execute(
+            "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+        ).fetchall()
+        for (name,) in tables:
+            rows = connection.execute(sql.SQL("SELECT * FROM {}").format(sql.Identifier(name))).fetchall()
+            said += (
+                value.decode("latin-1") if isinstance(value, bytes) else str(value)
+                for row in rows
+                for value in row
+            )
+    return "\n".join(said)
+
+
+def dumped(url: str) -> str:
+    """A dump in plain SQL."""
+    command = [binaries(Account.current()) / "pg_dump", "--dbname", url]
+    return subprocess.run(command, check=True, timeout=60, capture_output=True, text=True).stdout
+
+
+def in_files(server: TestServer, needles: Sequence[bytes]) -> list[bytes]:
+    """Those of the bytes that any file of the server holds, its log among them, once everything is on disk."""
+    with psycopg.connect(server.server.url("postgres"), autocommit=True) as connection:
+        connection.execute("CHECKPOINT")
+    folder = (server.server.home / "postgres").resolve()
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert any("pg_wal" in path.parts for path in files)
+    found: set[bytes] = set()
+    for path in files:
+        content = path.read_bytes()
+        found.update(needle for needle in needles if needle in content)
+    return [needle for needle in needles if needle in found]
