@@ -194,7 +194,7 @@ async def test_an_index_that_ends_short_falls_back_to_an_exact_scan(
 ) -> None:
     monkeypatch.setattr("db.similarity._STEP", 0.0)
     monkeypatch.setattr("db.similarity._MAX_SCAN_TUPLES", 10)
-    monkeypatch.setattr("db.similarity._MARGIN", 0)
+    monkeypatch.setattr("db.similarity._BROADEST", 10)
     query = unit_vectors(1, seed=9)[0]
     filters = SimilarityFilters(user_id=world.user)
     found = await world.similarity.search(query, k=100, filters=filters)
@@ -208,7 +208,7 @@ async def test_a_fallback_that_takes_too_long_says_that_it_is_incomplete(
 ) -> None:
     monkeypatch.setattr("db.similarity._STEP", 0.0)
     monkeypatch.setattr("db.similarity._MAX_SCAN_TUPLES", 10)
-    monkeypatch.setattr("db.similarity._MARGIN", 0)
+    monkeypatch.setattr("db.similarity._BROADEST", 10)
     hasty = Similarity(database, space=SPACE, exact_seconds=0.001)
     found = await hasty.search(
         unit_vectors(1, seed=9)[0], k=100, filters=SimilarityFilters(user_id=world.user)
