@@ -1,6 +1,6 @@
 """What people wrote may be sealed: a column beside each that holds it, and the keys by whose ids that happened.
 
-Revision: 0008
+Revision: 0009
 """
 
 import sqlalchemy as sa
@@ -8,8 +8,8 @@ from alembic import op
 
 from db.errors import Conflict
 
-revision = "0008"
-down_revision = "0007"
+revision = "0009"
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 

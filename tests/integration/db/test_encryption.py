@@ -319,7 +319,7 @@ async def test_keys_are_withdrawn_and_words_are_found_again(url: str) -> None:
             await words.search("battery", limit=1)
         assert await words.merge() >= 0
         with pytest.raises(Conflict, match="valence db encrypt"):
-            schema.downgrade(url, "0007")
+            schema.downgrade(url, "0008")
     async with opened(url, cipher=WITHDRAWN) as database:
         new = submission(key, [new_text("another battery")])
         await writer(database).commit([new])
@@ -333,7 +333,7 @@ async def test_keys_are_withdrawn_and_words_are_found_again(url: str) -> None:
         assert (text, comment, answer) == ("a battery of tests", "the comment", b"the answer")
         hits = await Keywords(database, space=SPACE).search("battery", limit=9)
         assert set(hits.text_ids) == {sent.texts[0].id, new.texts[0].id}
-    assert schema.downgrade(url, "0007") == "0007"
+    assert schema.downgrade(url, "0008") == "0008"
     assert schema.upgrade(url) == schema.head()
 
 
