@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from registry.bundle import Bundle, Kind
-from registry.errors import NotRegistered
+from registry.errors import ExportFailed, NotRegistered
 from registry.export import build_encoder
 from registry.records import EncoderRecord, VersionRecord
 from registry.sources import EncoderSource, joint_source
@@ -43,3 +43,20 @@ def enrol_encoder(
     target = work / source.digest
     bundle = Bundle.open(target) if target.exists() else build_encoder(source, target, progress=progress)
     return registry.register_encoder(bundle)
+
+
+def enrol_space(
+    registry: Registry, folder: Path, space: str, *, work: Path, progress: Say = lambda _: None
+) -> EncoderRecord:
+    """The registered encoder that defines a space, from a folder of sentence-transformers' layout.
+
+    Raises ExportFailed if the folder holds no such encoder, or if this encoder or this space is another one's already.
+    """
+    source = EncoderSource(path=folder, name=space, space=space)
+    source.check()
+    record = enrol_encoder(registry, source, work=work, progress=progress)
+    if record.space != space:
+        raise ExportFailed(f"this encoder is registered already, for the space {record.space!r}")
+    if (defining := registry.space_encoder(space)).digest != record.digest:
+        raise ExportFailed(f"the space {space!r} is defined by another encoder already, {defining.digest}")
+    return record

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -24,6 +25,7 @@ from db.keywords import Keywords
 from db.predictions import Predictions
 from db.promotions import Promotions as StoredPromotions
 from db.similarity import Similarity
+from db.spaces import Spaces as StoredSpaces
 from db.truths import Truths
 from db.users import Users
 from db.vectors import Vectors
@@ -32,6 +34,7 @@ from db.writer import Writer
 from registry.records import VersionRecord
 from serving.accounts import Accounts
 from serving.api import Services, create_api
+from serving.api.deps import Recall
 from serving.aside import Aside
 from serving.auth import Authenticator, FreshKey, fresh_key
 from serving.caller import Role
@@ -53,6 +56,7 @@ from serving.fakes.erasures import FakeErasures
 from serving.fakes.experiments import FakeExperiments
 from serving.fakes.insights import FakeContrasts, FakeTruths, FakeWindows
 from serving.fakes.search import FakeKeywords, FakeSimilarity, FakeVectors
+from serving.fakes.spaces import FakeSpaces
 from serving.gateway import Gateway
 from serving.insights import Insights
 from serving.lifecycle import LocalLifecycle
@@ -64,6 +68,7 @@ from serving.privacy import Privacy
 from serving.promotions import Promotions
 from serving.routing import Split, Traffic
 from serving.searching import Searching
+from serving.spaces import Spaces
 from serving.standing import Platform as Standing
 from serving.standing import Stored
 from tests.support.postgres import KEY, SPACE, opened
@@ -143,6 +148,7 @@ def catalogue() -> Catalogue:
     return Catalogue(
         revision=1,
         champions={MODEL: "2"},
+        space=SPACE,
         spaced=frozenset(["e" * 64]),
         embedder="e" * 64,
         models={
@@ -203,6 +209,7 @@ def _platform(
             catalogue=catalogue,
         ),
         evaluations=Evaluations(records=records["evaluations"], registry=registry, catalogue=catalogue),
+        encoders=registry,
         audit=FakeLog(),
     )
 
@@ -214,11 +221,10 @@ def _platform(
         similarity=records["similarity"],
         vectors=records["vectors"],
         keywords=records["keywords"],
-        embed=gateway.embed,
+        embed=partial(gateway.embed, space=SPACE),
     )
-    services = Services(
-        gateway=gateway,
-        memory=Memory(predictions=records["predictions"], feedback=records["feedback"], privacy=privacy),
+    recall = Recall(
+        space=SPACE,
         searching=searching,
         opinions=Opinions(
             predictions=records["predictions"],
@@ -234,8 +240,14 @@ def _platform(
             aside=aside,
             default_model=MODEL,
         ),
-        accounts=Accounts(users=records["users"], keys=records["keys"], authenticator=authenticator),
         erasures=Erasures(records["erasures"], backup_days=30),
+    )
+    services = Services(
+        gateway=gateway,
+        memory=Memory(predictions=records["predictions"], feedback=records["feedback"], privacy=privacy),
+        recall=lambda: recall,
+        spaces=Spaces(records["spaces"], lifecycle.space_encoder, catalogue),
+        accounts=Accounts(users=records["users"], keys=records["keys"], authenticator=authenticator),
         experiments=Experiments(records["experiments"], records["evidence"], catalogue, lifecycle.evaluate),
         lifecycle=lifecycle,
         authenticator=authenticator,
@@ -243,7 +255,6 @@ def _platform(
         catalogue=catalogue,
         missing=missing,
         metrics=metrics,
-        space=SPACE,
         version="0",
         **settings,
     )
@@ -307,6 +318,7 @@ async def fake_platform(
             "contrasts": FakeContrasts(store),
             "promotions": FakePromotions(),
             "evaluations": FakeEvaluations(),
+            "spaces": FakeSpaces(SPACE),
         },
         clock=Hands(),
         ids=Uuid7Clock(),
@@ -345,6 +357,7 @@ async def stored_platform(url: str, *, rate: float = 0, **settings: Any) -> Asyn
                 "contrasts": Contrasts(database, space=SPACE),
                 "promotions": StoredPromotions(database),
                 "evaluations": StoredEvaluations(database),
+                "spaces": StoredSpaces(database),
             },
             clock=Hands(),
             ids=Uuid7Clock(),
