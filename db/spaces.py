@@ -193,12 +193,14 @@ class Spaces:
 
     async def became_whole(self, name: str) -> bool:
         """Notes that every text has a vector of a space that was being built; False if it wasn't."""
-        return await self._note("state = 'whole' WHERE name = :name AND state = 'building'", name=name)
+        return await self._note(
+            "UPDATE spaces SET state = 'whole' WHERE name = :name AND state = 'building'", name=name
+        )
 
     async def worked(self, name: str, *, pace: float | None) -> bool:
         """A sign that texts get their vectors."""
         return await self._note(
-            "pace = :pace, seen_at = clock_timestamp(), reason = NULL WHERE name = :name",
+            "UPDATE spaces SET pace = :pace, seen_at = clock_timestamp(), reason = NULL WHERE name = :name",
             name=name,
             pace=pace,
         )
@@ -206,7 +208,9 @@ class Spaces:
     async def stuck(self, name: str, reason: str) -> bool:
         """Why it doesn't get on."""
         return await self._note(
-            "reason = :reason, seen_at = clock_timestamp() WHERE name = :name", name=name, reason=reason
+            "UPDATE spaces SET reason = :reason, seen_at = clock_timestamp() WHERE name = :name",
+            name=name,
+            reason=reason,
         )
 
     async def forget(self, name: str) -> bool:
@@ -225,7 +229,7 @@ class Spaces:
 
     async def _note(self, change: LiteralString, **values: Any) -> bool:
         async with self._database.begin() as connection:
-            return bool((await connection.execute(text("UPDATE spaces SET " + change), values)).rowcount)
+            return bool((await connection.execute(text(change), values)).rowcount)
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[AsyncConnection]:

@@ -62,6 +62,13 @@ class Lacking(Protocol):
         """Their vectors."""
 
 
+class Embedding(Protocol):
+    """The encoders, as the work sees them."""
+
+    async def embed(self, space: str, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors [n, d] of unit length in a space."""
+
+
 class Filling:
     """Gives each text that lacks a vector of one space its own.
 
@@ -184,7 +191,7 @@ class Registered(Protocol):
 class Work:
     """All that is to be done: spaces that are kept are filled, those that leave are struck off the texts."""
 
-    def __init__(self, database: Database, encoders: Encoders, *, mend: float = _MEND_SECONDS) -> None:
+    def __init__(self, database: Database, encoders: Embedding, *, mend: float = _MEND_SECONDS) -> None:
         self._database = database
         self._spaces = Spaces(database)
         self._encoders = encoders

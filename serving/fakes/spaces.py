@@ -1,4 +1,4 @@
-"""An in-memory stand-in for the stored embedding spaces. It keeps their promises, and nothing after the process ends."""
+"""An in-memory stand-in for the stored embedding spaces; it keeps their promises, and nothing after its process."""
 
 from collections.abc import Mapping
 from dataclasses import replace
