@@ -1,6 +1,8 @@
 """Bundles to registered versions, with the encoders that they bring."""
 
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from registry.bundle import Bundle, Kind
@@ -54,9 +56,15 @@ def enrol_space(
     """
     source = EncoderSource(path=folder, name=space, space=space)
     source.check()
+    # Fewer layers than the default encoder's have fewer states that heads may read.
+    depth = int(source.architecture["num_hidden_layers"])
+    source = replace(
+        source, token_layers=tuple(layer for layer in source.token_layers if layer <= depth) or (depth,)
+    )
+    with suppress(NotRegistered):
+        if (defining := registry.space_encoder(space).digest) != source.digest:
+            raise ExportFailed(f"the space {space!r} is defined by another encoder already, {defining}")
     record = enrol_encoder(registry, source, work=work, progress=progress)
     if record.space != space:
         raise ExportFailed(f"this encoder is registered already, for the space {record.space!r}")
-    if (defining := registry.space_encoder(space)).digest != record.digest:
-        raise ExportFailed(f"the space {space!r} is defined by another encoder already, {defining.digest}")
     return record

@@ -112,6 +112,7 @@ class Platform:
     registry: FakeRegistry
     lifecycle: LocalLifecycle
     evaluations: Any
+    spaces: Any
     store: FakeStore | None = None
     key_records: FakeKeys | None = None
     database: Database | None = None
@@ -266,6 +267,7 @@ def _platform(
         registry=registry,
         lifecycle=lifecycle,
         evaluations=records["evaluations"],
+        spaces=records["spaces"],
         keys={},
         aside=aside,
         lacks=lacks,
