@@ -11,6 +11,7 @@ from db.engine import Database
 from db.similarity import Similarity
 from db.spaces import Spaces
 from db.submissions import NewText
+from db.tables import NOBODY
 from serving.reembedding import Filling, Work
 from tests.support.postgres import SPACE
 from tests.support.rows import new_text, sql
@@ -66,13 +67,14 @@ async def built(database: Database, name: str = NEXT) -> Spaces:
 
 
 async def vectors_by_text(database: Database, space: str) -> dict[UUID, int]:
-    """How many vectors of a space that is searched each text has; all texts that say anything are in it."""
+    """How many vectors of a space that is searched each text has; all texts are in it."""
     rows = await sql(
         database,
         "SELECT t.id, (SELECT count(*) FROM embeddings e JOIN segments s ON s.id = e.segment "
         "WHERE e.text_id = t.id AND s.space = %s AND s.state <> 'retired') "
-        "FROM text_inputs t WHERE content <> ''",
+        "FROM text_inputs t WHERE id <> %s",
         space,
+        NOBODY,
     )
     return {row[0]: row[1] for row in rows}
 
