@@ -17,6 +17,7 @@ from serving.background import launched
 log = structlog.get_logger(__name__)
 
 _LOOK_SECONDS: Final = 2.0
+_LONGEST_PAUSE: Final = 60.0
 
 Launch = Callable[[], Awaitable[str | None]]
 
@@ -39,20 +40,21 @@ class Reembeddings:
         self._launch = launch or partial(launched, "serving.reembedding")
 
     async def run(self, every: float = _LOOK_SECONDS) -> None:
-        """Look every so many seconds, for ever; a database that is down is waited for."""
+        """Look every so many seconds, for ever, and after pauses that double while the work keeps dying."""
+        pause = every
         while True:
             try:
-                await self.look()
+                pause = every if await self.look() else min(_LONGEST_PAUSE, 2 * pause)
             except DatabaseError as error:
                 log.warning("reembedding.postponed", error=str(error))
-            await asyncio.sleep(every)
+            await asyncio.sleep(pause)
 
-    async def look(self) -> None:
-        """Have done what there is to do."""
+    async def look(self) -> bool:
+        """Have done what there is to do: False if that died."""
         waiting = [name for name, state in (await self._spaces.states()).items() if state is not State.LIVE]
-        if not waiting:
-            return
-        if (why := await self._launch()) is not None:
-            log.warning("reembedding.died", reason=why)
-            for name in waiting:
-                await self._spaces.stuck(name, why)
+        if not waiting or (why := await self._launch()) is None:
+            return True
+        log.warning("reembedding.died", reason=why)
+        for name in waiting:
+            await self._spaces.stuck(name, why)
+        return False

@@ -146,7 +146,6 @@ async def services(
             embed=partial(gateway.embed, space=space),
         )
         return Recall(
-            space=space,
             searching=searching,
             opinions=Opinions(
                 predictions=predictions, truths=truths, searching=searching, catalogue=catalogue

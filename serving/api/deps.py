@@ -31,7 +31,6 @@ Readiness: TypeAlias = Callable[[], Awaitable[Sequence[str]]]
 class Recall:
     """What works on the vectors of one embedding space; a request uses one of these from its beginning to its end."""
 
-    space: str | None
     searching: Searching
     opinions: Opinions
     insights: Insights

@@ -225,7 +225,6 @@ def _platform(
         embed=partial(gateway.embed, space=SPACE),
     )
     recall = Recall(
-        space=SPACE,
         searching=searching,
         opinions=Opinions(
             predictions=records["predictions"],

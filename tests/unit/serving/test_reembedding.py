@@ -149,10 +149,10 @@ class Launches:
 async def test_the_work_runs_only_beside_the_live_space_and_its_death_is_told(why: str | None) -> None:
     spaces, launches = FakeSpaces("space"), Launches(why)
     reembeddings = Reembeddings(spaces, launches)
-    await reembeddings.look()
+    assert await reembeddings.look()
     assert launches.count == 0
     await spaces.begin("next", actor=None)
-    await reembeddings.look()
+    assert await reembeddings.look() == (why is None)
     assert launches.count == 1
     reasons: Mapping[str, str | None] = {name: row.reason for name, row in spaces.rows.items()}
     assert reasons == {"space": None, "next": why}
