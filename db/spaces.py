@@ -6,7 +6,7 @@ Owns what may follow what: built, whole, live, leaving. Makes no vector and drop
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, LiteralString
 from uuid import UUID
@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from db import audit
 from db.engine import Database
 from db.errors import Conflict, NotFound
+from db.ids import uuid7_floor
 from db.tables import NOBODY
 
 _LOCK: Final = 0x56414C_5350_4345
@@ -33,6 +34,11 @@ _VECTORS: Final[LiteralString] = """
 _LACKING: Final[LiteralString] = """
     SELECT count(*) FROM text_inputs WHERE NOT spaces @> ARRAY[CAST(:name AS text)] AND id <> :nobody
         AND created_at < now() - make_interval(secs => :fresh)"""
+
+_LACKING_SINCE: Final[LiteralString] = """
+    SELECT EXISTS (SELECT FROM predictions p JOIN text_inputs t ON t.id = p.text_id
+        WHERE p.id >= :since AND p.id < :until AND t.id <> :nobody
+            AND NOT t.spaces @> ARRAY[CAST(:name AS text)])"""
 
 
 class State(StrEnum):
@@ -160,6 +166,27 @@ class Spaces:
             await audit.append(
                 connection, actor=actor, action="space.switch", subject=name, detail={"before": before}
             )
+
+    async def caught_up(self, name: str, *, within: float = 2.0) -> bool:
+        """Whether the live space holds what was stored since its switch, but for the last `within` seconds."""
+        async with self._database.begin() as connection:
+            found = await connection.execute(
+                text("SELECT live_at, clock_timestamp() AS now FROM spaces WHERE name = :name"),
+                {"name": name},
+            )
+            row = found.one_or_none()
+            if row is None or row.live_at is None:
+                return False
+            lacking = await connection.execute(
+                text(_LACKING_SINCE),
+                {
+                    "name": name,
+                    "nobody": NOBODY,
+                    "since": uuid7_floor(row.live_at - 2 * timedelta(seconds=FRESH_SECONDS)),
+                    "until": uuid7_floor(row.now - timedelta(seconds=within)),
+                },
+            )
+            return not lacking.scalar_one()
 
     async def leave(self, name: str, *, actor: UUID | None, followed: float = FOLLOWED_SECONDS) -> None:
         """Has a space removed, vectors and all; nothing, if it is leaving.

@@ -120,6 +120,7 @@ class Control:
             ),
             space=self._space,
             live=self._live,
+            caught_up=self._caught_up,
             model=settings.model,
             grace=settings.encoder_grace_seconds,
             tried=self._tried,
@@ -207,6 +208,14 @@ class Control:
         except DatabaseError as error:
             log.warning("spaces.unreadable", error=str(error))
         return self._space
+
+    async def _caught_up(self, space: str) -> bool:
+        """Whether a space holds what was stored until a moment ago."""
+        try:
+            return await self._spaces.caught_up(space)
+        except DatabaseError as error:
+            log.warning("spaces.unreadable", error=str(error))
+            return False
 
     def _champion(self, model: str) -> str | None:
         return self._fleet.catalogue.champions.get(model)

@@ -94,6 +94,10 @@ async def _unmoved() -> str | None:
     return None
 
 
+async def _whole(_space: str) -> bool:
+    return True
+
+
 class Fleet:
     """Publishes a new catalogue whenever a version, an alias or a state changes.
 
@@ -104,7 +108,8 @@ class Fleet:
         registry: what there is.
         pool: what runs.
         space: the index's embedding space, one of whose encoders always runs.
-        live: the space that it should be, None: as it is. It becomes that once an encoder of it runs.
+        live: the space that it should be, None: as it is. It becomes that once an encoder of it runs and
+            `caught_up` says that it holds what was stored until a moment ago.
         model: whose champion embeds texts, if its encoder is in the space.
         tried: model and version of what the running experiments need.
         history: who keeps what happened; told of every champion that is seen.
@@ -121,6 +126,7 @@ class Fleet:
         model: str,
         grace: float = 300.0,
         live: Callable[[], Awaitable[str | None]] = _unmoved,
+        caught_up: Callable[[str], Awaitable[bool]] = _whole,
         tried: Callable[[], Awaitable[Collection[Named]]] = _nothing,
         history: History | None = None,
         first: int = 1,
@@ -130,6 +136,7 @@ class Fleet:
         self._pool = pool
         self._space = space
         self._live = live
+        self._caught_up = caught_up
         self._model = model
         self._grace = grace
         self._tried = tried
@@ -316,6 +323,8 @@ class Fleet:
     async def _move(self, live: str) -> None:
         """Go over to the live space once an encoder of it runs, with what reads texts itself loaded there."""
         if live == self._space or live not in {self._encoders[digest].space for digest in self._running}:
+            return
+        if not await self._caught_up(live):
             return
         before, self._space = self._space, live
         for versions in self._records.values():

@@ -129,6 +129,11 @@ async def test_a_switch_is_refused_while_texts_lack_a_vector(database: Database)
     assert await writer(database).commit([submission(key)]) == [Stored()]
     await spaces.switch(NEXT, actor=None)
     assert await spaces.live() == NEXT
+    # What is written into the space before until everybody has gone over is waited for.
+    assert not await spaces.caught_up(NEXT, within=0)
+    await filled(work_of(database))
+    assert await spaces.caught_up(NEXT, within=0)
+    assert not await spaces.caught_up("unknown")
 
 
 async def test_what_is_killed_in_the_middle_goes_on_and_doubles_nothing(database: Database) -> None:

@@ -200,15 +200,24 @@ class Live:
         return self.space
 
 
-async def test_another_space_answers_once_its_encoder_runs_and_the_one_before_is_still_reached() -> None:
-    pool, live = FakePool(), Live()
-    fleet = fleet_of(Shelf(version("1", "champion")), pool, live=live)
+async def test_another_space_answers_once_its_encoder_runs_and_it_is_whole_and_the_one_before_is_still_reached() -> (
+    None
+):
+    pool, live, behind = FakePool(), Live(), {"next"}
+
+    async def caught_up(space: str) -> bool:
+        return space not in behind
+
+    fleet = fleet_of(Shelf(version("1", "champion")), pool, live=live, caught_up=caught_up)
     await looked(fleet)
     assert (fleet.catalogue.space, fleet.catalogue.embedder) == ("space", "e")
     live.space, pool.slow = "next", True
     await looked(fleet)
     assert (fleet.catalogue.space, fleet.catalogue.embedder) == ("space", "e")
     pool.encoders["of-next"] = EncoderState(running=Running.RUNNING)
+    await fleet.look()
+    assert (fleet.catalogue.space, fleet.catalogue.embedders) == ("space", {"next": "of-next"})
+    behind.clear()
     await fleet.look()
     catalogue = fleet.catalogue
     assert (catalogue.space, catalogue.embedder, catalogue.spaced) == ("next", "of-next", {"of-next"})
