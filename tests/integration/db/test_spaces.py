@@ -76,7 +76,7 @@ async def test_a_space_is_built_switched_to_and_back_and_the_other_removed(datab
     (late,) = await stored(database, "written after", space=NEXT)
     with pytest.raises(Conflict, match="1 texts"):
         await spaces.switch(SPACE, actor=None)
-    await filled(work)
+    await filled(work_of(database))
     await spaces.switch(SPACE, actor=None)
     await spaces.switch(NEXT, actor=None)
     for space in (SPACE, NEXT):
@@ -126,7 +126,8 @@ async def test_a_switch_is_refused_while_texts_lack_a_vector(database: Database)
     await filled(work_of(database))
     # A text that came just now is on its way, and holds nothing up.
     key = await new_key(database)
-    assert await writer(database).commit([submission(key)]) == [Stored()]
+    fresh = submission(key, [text_in(SPACE, "fresh")])
+    assert await writer(database).commit([fresh]) == [Stored()]
     await spaces.switch(NEXT, actor=None)
     assert await spaces.live() == NEXT
     # What is written into the space before until everybody has gone over is waited for.
