@@ -35,6 +35,7 @@ from serving.errors import ServingError
 log = structlog.get_logger(__name__)
 
 _PAGE: Final = 5_000
+_LATER_PAGE: Final = 500
 _BATCH: Final = 64
 _LOOK_SECONDS: Final = 0.5
 _MEND_SECONDS: Final = 5.0
@@ -78,6 +79,7 @@ class Filling:
     Args:
         texts: those of the space.
         embed: float32 [n, d] of unit length, in the space.
+        page, later_page: how many texts a page has in the first round, and in those after it.
         look: seconds between two looks at what came lately.
     """
 
@@ -87,6 +89,7 @@ class Filling:
         embed: Embed,
         *,
         page: int = _PAGE,
+        later_page: int = _LATER_PAGE,
         batch: int = _BATCH,
         look: float = _LOOK_SECONDS,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -94,6 +97,7 @@ class Filling:
         self._texts = texts
         self._embed = embed
         self._page = page
+        self._later_page = later_page
         self._batch = batch
         self._look = timedelta(seconds=look)
         self._now = now
@@ -125,9 +129,10 @@ class Filling:
             await self._fill(self._waiting[: self._batch])
             del self._waiting[: self._batch]
             return True
-        # After the first round it goes on for what nobody expects, a page a look.
+        # After the first round it goes on for what nobody expects, a small page a look.
         if is_due or not self._rounds:
-            page = await self._texts.page(self._after, limit=self._page)
+            limit = self._later_page if self._rounds else self._page
+            page = await self._texts.page(self._after, limit=limit)
             self._waiting, self._after = list(page.lacking), page.last or NOBODY
             self._rounds += page.last is None
         return bool(self._waiting) or not self._rounds

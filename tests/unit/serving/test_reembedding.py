@@ -93,7 +93,7 @@ async def test_what_comes_while_a_page_is_filled_waits_for_no_round() -> None:
 
 async def test_a_text_that_was_missed_is_found_by_the_next_round_a_page_a_look() -> None:
     shelf, hands = Shelf(10), Hands()
-    filling = Filling(shelf, embed, page=4, batch=8, look=1.0, now=hands)
+    filling = Filling(shelf, embed, page=40, later_page=4, batch=8, look=1.0, now=hands)
     while await filling.step():
         pass
     # Committed long after it was predicted.
