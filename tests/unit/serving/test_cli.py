@@ -350,7 +350,7 @@ def test_spaces_are_built_listed_switched_to_and_removed(
     assert "25.0 %" in out
     assert "12.3" in out
     code, _, err = run("spaces", "switch", "next")
-    assert (code, err) == (1, "valence: Conflict: 750 texts lack a vector\n")
+    assert (code, err) == (1, "valence: 409 Conflict: 750 texts lack a vector\n")
     monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
     assert run("spaces", "remove", "next")[0] == 1
     assert platform.asked[-1][0] == "POST"
