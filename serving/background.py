@@ -35,6 +35,8 @@ async def launched(module: str, *arguments: str) -> str | None:
         code = await process.wait()
     except asyncio.CancelledError:
         process.kill()
+        await _tail(process.stderr)
+        await process.wait()
         raise
     if code == 0:
         return None

@@ -20,9 +20,10 @@ from registry.errors import ExportFailed
 from registry.store import Registry
 from serving.background import launched
 from serving.encoder import open_encoder
+from serving.reembedding import Encoders, Work
 from serving.reembeddings import Reembeddings
 from tests.support.postgres import KEY, SPACE
-from tests.support.respacing import vectors_by_text
+from tests.support.respacing import filled, vectors_by_text
 from tests.support.rows import new_key, new_text, sql, submission, writer
 from tests.support.tiny import TINY_SPACE, sentences, tiny_source
 
@@ -131,19 +132,18 @@ async def test_a_killed_process_is_begun_again_and_every_text_has_its_vector(
     assert float(found[texts[5].id] @ micro.embedding[0]) > 0.99
 
 
-async def test_a_space_that_no_encoder_defines_says_so(database: Database, platform: Registry) -> None:
+async def test_a_space_that_no_encoder_defines_says_so(
+    database: Database, platform: Registry, tmp_path: Path
+) -> None:
     key = await new_key(database)
     assert await writer(database).commit([submission(key)]) == [Stored()]
     spaces = Spaces(database)
     await spaces.ensure(SPACE)
     await spaces.begin("nobodys", actor=None)
-
-    async def said() -> bool:
-        return (await spaces.list())[1].reason is not None
-
-    async with kept_running(spaces):
-        await until(said)
-    assert (await spaces.list())[1].state is State.BUILDING
+    await filled(Work(database, Encoders(platform, cache=tmp_path / "cache"), mend=0.0))
+    _, beside = await spaces.list()
+    assert (beside.name, beside.state, beside.vectors) == ("nobodys", State.BUILDING, 0)
+    assert beside.reason is not None
 
 
 async def test_an_encoder_defines_one_space_and_a_space_has_one_encoder(
