@@ -185,14 +185,13 @@ def test_the_embedding_space_changes_under_load_and_back(platform: LivePlatform,
         with platform.client() as client:
             return {each["name"]: each for each in client.get("/v1/spaces").json()["items"]}
 
-    def found(text_id: str) -> bool:
-        """Whether a search by a text finds it once, and nearest."""
+    def found(prediction: dict[str, Any]) -> bool:
+        """Whether a search by a prediction's text finds it, once and as near as can be."""
         with platform.client() as client:
-            results = (
-                client.post("/v1/similar", json={"text_id": text_id, "k": 100}).json().get("results", [])
-            )
-        ids = [result["text_id"] for result in results]
-        return ids.count(text_id) == 1 and results[0]["similarity"] > 0.999
+            answer = client.post("/v1/similar", json={"prediction_id": prediction["id"], "k": 100})
+        results = answer.json().get("results", [])
+        near = [each["similarity"] for each in results if each["text_id"] == prediction["text_id"]]
+        return len(near) == 1 and near[0] > 0.999
 
     def switched(space: str) -> bool:
         """Refused for as long as the job is behind."""
@@ -214,8 +213,8 @@ def test_the_embedding_space_changes_under_load_and_back(platform: LivePlatform,
         eventually(lambda: spaces()[new]["answers"], within=10, what="the other space answers again")
         clients.until(20)
     assert not clients.failures
-    for answer in clients.answers[:: max(1, len(clients.answers) // 20)]:
-        eventually(partial(found, answer["text_id"]), within=20, what="a text is found in the other space")
+    for answer in clients.answers[:: len(clients.answers) // 20]:
+        eventually(partial(found, answer), within=20, what="a text is found in the other space")
 
 
 def test_the_control_process_comes_back_and_follows_on(platform: LivePlatform) -> None:

@@ -10,7 +10,6 @@ import psutil
 import pytest
 
 from db.engine import Database
-from db.segments import Segments
 from db.spaces import Spaces, State
 from db.submissions import Stored
 from db.vectors import Vectors
@@ -24,7 +23,7 @@ from serving.reembedding import Encoders, Work
 from serving.reembeddings import Reembeddings
 from tests.support.postgres import KEY, SPACE
 from tests.support.respacing import filled, vectors_by_text
-from tests.support.rows import new_key, new_text, sql, submission, writer
+from tests.support.rows import new_key, new_text, submission, writer
 from tests.support.tiny import TINY_SPACE, sentences, tiny_source
 
 pytestmark = pytest.mark.anyio
@@ -108,9 +107,6 @@ async def test_a_killed_process_is_begun_again_and_every_text_has_its_vector(
         is_whole = (await spaces.states())[WIDE] is State.WHOLE
         return is_whole and await vectors_by_text(database, WIDE) == everything
 
-    async def forgotten() -> bool:
-        return SPACE not in await spaces.states()
-
     async with kept_running(spaces):
         await until(begun)
         (worker,) = workers()
@@ -118,14 +114,9 @@ async def test_a_killed_process_is_begun_again_and_every_text_has_its_vector(
         worker.kill()
         assert await writer(database).commit([submission(key, late)]) == [Stored()]
         await until(whole)
-        await spaces.switch(WIDE, actor=None)
-        await spaces.leave(SPACE, actor=None, followed=0)
-        assert await Segments(database, SPACE).retire()
-        while await Segments(database, SPACE).drop_next(grace=0) is not None:
-            pass
-        await until(forgotten)
     assert nice == 19
-    assert await sql(database, "SELECT DISTINCT spaces FROM text_inputs") == [([WIDE],)]
+    assert workers() == []
+    assert await vectors_by_text(database, SPACE) == everything
     encoder = open_encoder(Bundle.open(platform.fetch(platform.space_encoder(WIDE), tmp_path / "cache")))
     found = await Vectors(database, space=WIDE).of_texts([texts[5].id])
     (micro,) = encoder.run([texts[5].content])
