@@ -125,10 +125,12 @@ class LocalLifecycle:
             NotReady: the registry can't be used.
         """
         try:
-            return await asyncio.to_thread(self._encoders.space_encoder, space)
+            record = await asyncio.to_thread(self._encoders.space_encoder, space)
         except NotRegistered:
-            raise NotFound(
-                f"no encoder defines the space {space!r}: `valence spaces register` adds one"
-            ) from None
+            record = None
         except RegistryError as error:
             raise NotReady(str(error), retry_after=2) from error
+        # MLflow gives names of its own to versions, as `latest`.
+        if record is None or record.space != space:
+            raise NotFound(f"no encoder defines the space {space!r}: `valence spaces register` adds one")
+        return record

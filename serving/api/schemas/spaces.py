@@ -7,7 +7,8 @@ from pydantic import AwareDatetime, ConfigDict, Field
 from db.spaces import State
 from serving.api.schemas.fields import Body, Shape
 
-SpaceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+# An alias in MLflow, which allows no more.
+SpaceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$")]
 
 
 class SpaceRequest(Body):
