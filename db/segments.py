@@ -158,6 +158,26 @@ class Segments:
                 await connection.execute(text("SELECT drop_segment(:segment)"), {"segment": segment})
             return segment
 
+    async def retire(self) -> int:
+        """Retires all segments of a space that leaves: how many; none while an index is being built."""
+        async with self._database.begin() as connection:
+            # What is built or merged now would come back.
+            for lock in (_LOCK, _INDEX_LOCK, _MERGE_LOCK):
+                if not await _try_lock(connection, lock):
+                    return 0
+            await connection.execute(
+                text("DELETE FROM segments WHERE space = :space AND state = 'merging'"),
+                {"space": self._space},
+            )
+            retired = await connection.execute(
+                text(
+                    "UPDATE segments SET state = 'retired', retired_at = clock_timestamp() "
+                    "WHERE space = :space AND state <> 'retired'"
+                ),
+                {"space": self._space},
+            )
+            return retired.rowcount
+
     async def _open(self, connection: AsyncConnection) -> int | None:
         found = await connection.execute(
             text("SELECT id FROM segments WHERE space = :space AND state = 'open'"), {"space": self._space}

@@ -13,7 +13,7 @@ from db.errors import DatabaseError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewText:
-    """A text and its vector in the index's space: little-endian float16, 2 bytes a dimension, unit length."""
+    """A text and its vector in the submission's space: little-endian float16, 2 bytes a dimension, unit length."""
 
     id: UUID
     content: str
@@ -57,11 +57,12 @@ class NewIdempotency:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
-    """One finished request: stored as a whole or not at all."""
+    """One finished request: stored as a whole or not at all. `space` is that of its vectors, None the writer's."""
 
     texts: Sequence[NewText]
     predictions: Sequence[NewPrediction]
     idempotency: NewIdempotency | None = None
+    space: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -137,6 +137,27 @@ class TextInput(Base):
     sealed: Mapped[bytes | None]
 
 
+class Space(Base):
+    """An embedding space that texts have vectors of: one is live, another may be built, kept whole, or leave.
+
+    What is kept whole has the vectors of all texts, so that it may become live at once. `pace` is in texts a second.
+    """
+
+    __tablename__ = "spaces"
+    __table_args__ = (
+        CheckConstraint("state IN ('building', 'whole', 'live', 'leaving')", name="state"),
+        Index("uq_spaces_live", "state", unique=True, postgresql_where=text("state = 'live'")),
+    )
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    state: Mapped[str]
+    begun_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    live_at: Mapped[datetime | None]
+    pace: Mapped[float | None]
+    seen_at: Mapped[datetime | None]
+    reason: Mapped[str | None]
+
+
 class Segment(Base):
     """A part of a space's vectors, a partition of `embeddings`: open for writing, closed, then indexed.
 

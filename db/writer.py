@@ -4,7 +4,7 @@ Owns what is stored on the prediction path and in which order it is locked. Neve
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, LiteralString
 from uuid import UUID
 
@@ -119,7 +119,7 @@ class Writer:
     """Stores submissions, each as a whole and at most once; what it calls Stored survives any kill.
 
     Every text of a submission must be named by one of its predictions. A text is stored once, and its vector
-    once in the writer's space.
+    once in the submission's space; `space` is that of submissions that name none.
     """
 
     def __init__(self, database: Database, *, space: str, dimensions: int = 384) -> None:
@@ -138,12 +138,30 @@ class Writer:
         """
         if not submissions:
             return []
+        spaces = {submission.space for submission in submissions}
+        if len(spaces) > 1:
+            return await self._by_space(submissions, spaces)
         first, repeated = _apart(submissions)
         outcomes: list[Outcome] = [_STORED] * len(submissions)
         await self._commit(submissions, first, outcomes)
         for position, original in repeated:
             outcomes[position] = await self._repeat(submissions, position, original, outcomes)
         return outcomes
+
+    async def _by_space(
+        self, submissions: Sequence[Submission], spaces: Iterable[str | None]
+    ) -> list[Outcome]:
+        """As `commit`, a transaction a space: only while the platform changes from one to another."""
+        outcomes: dict[int, Outcome] = {}
+        for space in spaces:
+            places = [place for place, each in enumerate(submissions) if each.space == space]
+            try:
+                stored = await self.commit([submissions[place] for place in places])
+            except Unavailable as lost:
+                # What another space's transaction stored is stored, and its callers must learn so.
+                stored = [Failed(error=lost)] * len(places)
+            outcomes |= dict(zip(places, stored, strict=True))
+        return [outcomes[place] for place in range(len(submissions))]
 
     async def _commit(
         self, submissions: Sequence[Submission], chosen: list[int], outcomes: list[Outcome]
@@ -229,7 +247,7 @@ class Writer:
         sealed = [self._cipher.seal(of_text(text.id), text.content.encode()) for text in texts]
         scores = [prediction.scores for prediction in predictions]
         return {
-            "space": self._space,
+            "space": submissions[0].space or self._space,
             "text_id": wire.uuids([text.id for text in texts]),
             "content": wire.texts(
                 [text.content if hidden is None else "" for text, hidden in zip(texts, sealed, strict=True)]

@@ -1,10 +1,12 @@
 """Bundles to registered versions, with the encoders that they bring."""
 
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from registry.bundle import Bundle, Kind
-from registry.errors import NotRegistered
+from registry.errors import ExportFailed, NotRegistered
 from registry.export import build_encoder
 from registry.records import EncoderRecord, VersionRecord
 from registry.sources import EncoderSource, joint_source
@@ -43,3 +45,26 @@ def enrol_encoder(
     target = work / source.digest
     bundle = Bundle.open(target) if target.exists() else build_encoder(source, target, progress=progress)
     return registry.register_encoder(bundle)
+
+
+def enrol_space(
+    registry: Registry, folder: Path, space: str, *, work: Path, progress: Say = lambda _: None
+) -> EncoderRecord:
+    """The registered encoder that defines a space, from a folder of sentence-transformers' layout.
+
+    Raises ExportFailed if the folder holds no such encoder, or if this encoder or this space is another one's already.
+    """
+    source = EncoderSource(path=folder, name=space, space=space)
+    source.check()
+    # Fewer layers than the default encoder's have fewer states that heads may read.
+    depth = int(source.architecture["num_hidden_layers"])
+    source = replace(
+        source, token_layers=tuple(layer for layer in source.token_layers if layer <= depth) or (depth,)
+    )
+    with suppress(NotRegistered):
+        if (defining := registry.space_encoder(space).digest) != source.digest:
+            raise ExportFailed(f"the space {space!r} is defined by another encoder already, {defining}")
+    record = enrol_encoder(registry, source, work=work, progress=progress)
+    if record.space != space:
+        raise ExportFailed(f"this encoder is registered already, for the space {record.space!r}")
+    return record

@@ -94,10 +94,12 @@ class Control:
     async def __init__(self) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         from db.evidence import Evidence
         from db.experiments import Experiments
+        from db.spaces import Spaces
         from serving.control import lifecycle
         from serving.experiments import Judge
         from serving.fleet import Fleet
         from serving.housekeeping import Housekeeping
+        from serving.reembeddings import Reembeddings
 
         settings = Settings()
         _logging(settings, "control")
@@ -105,6 +107,8 @@ class Control:
         self._database = database_of(settings)
         await self._database.open()
         self._needed: list[tuple[str, str]] = []
+        self._spaces = Spaces(self._database)
+        self._space = await self._spaces.ensure(settings.space)
         self._lifecycle = lifecycle(
             settings, database=self._database, registry=registry, catalogue=lambda: self._fleet.catalogue
         )
@@ -115,7 +119,9 @@ class Control:
                 lambda record: encoder_application(record, settings),
                 lambda record: registry.fetch(record, settings.home / "cache"),
             ),
-            space=settings.space,
+            space=self._space,
+            live=self._live,
+            caught_up=self._caught_up,
             model=settings.model,
             grace=settings.encoder_grace_seconds,
             tried=self._tried,
@@ -134,6 +140,7 @@ class Control:
             asyncio.create_task(self._fleet.follow(settings.registry_poll_seconds)),
             asyncio.create_task(self._follow_experiments(settings.judge_seconds)),
             asyncio.create_task(self._lifecycle.evaluations.run()),
+            asyncio.create_task(Reembeddings(self._spaces).run()),
             asyncio.create_task(housekeeping.run()),
         ]
 
@@ -167,6 +174,10 @@ class Control:
         """`Lifecycle.evaluate`."""
         return await self._lifecycle.evaluate(model, version, caller)
 
+    async def space_encoder(self, space: str) -> EncoderRecord:
+        """`Lifecycle.space_encoder`."""
+        return await self._lifecycle.space_encoder(space)
+
     async def check_health(self) -> None:
         """Restart this process if one of its loops ended, which none should."""
         if ended := [task for task in self._tasks if task.done()]:
@@ -190,6 +201,22 @@ class Control:
         except DatabaseError as error:
             log.warning("experiments.unreadable", error=str(error))
         return self._needed
+
+    async def _live(self) -> str:
+        """The live space; while the database is away, the one that was live last."""
+        try:
+            self._space = await self._spaces.live() or self._space
+        except DatabaseError as error:
+            log.warning("spaces.unreadable", error=str(error))
+        return self._space
+
+    async def _caught_up(self, space: str) -> bool:
+        """Whether a space holds what was stored until a moment ago."""
+        try:
+            return await self._spaces.caught_up(space)
+        except DatabaseError as error:
+            log.warning("spaces.unreadable", error=str(error))
+            return False
 
     def _champion(self, model: str) -> str | None:
         return self._fleet.catalogue.champions.get(model)

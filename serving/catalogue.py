@@ -40,11 +40,12 @@ class Entry:
 class Place:
     """Digests of the encoders whose replicas compute a version: its scores, and the vector that is stored.
 
-    They differ for a version whose encoder gives no vectors of the index's space.
+    They differ for a version whose encoder gives no vectors of the index's space, which `space` names.
     """
 
     scorer: str
     embedder: str
+    space: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,15 +53,18 @@ class Catalogue:
     """All versions of all models at one moment; `revision` grows with every change.
 
     `champions` names the version that answers for each model: the one that the alias names, or the one before while
-    that isn't ready. `spaced` are the running encoders whose vectors lie in the index's space, `embedder` the one
-    of them that is asked for vectors alone. `replicas` counts those of each encoder, by its short name, by state.
+    that isn't ready. `space` is the index's embedding space, `spaced` are the running encoders whose vectors lie in it,
+    `embedder` the one of them that is asked for vectors alone; `embedders` has one of each other space that still runs.
+    `replicas` counts those of each encoder, by its short name, by state.
     """
 
     revision: int = 0
     models: Mapping[str, Mapping[str, Entry]] = field(default_factory=dict)
     champions: Mapping[str, str] = field(default_factory=dict)
+    space: str | None = None
     spaced: frozenset[str] = frozenset()
     embedder: str | None = None
+    embedders: Mapping[str, str] = field(default_factory=dict)
     replicas: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def versions(self, model: str) -> Mapping[str, Entry]:
@@ -132,4 +136,18 @@ class Catalogue:
         embedder = own if own in self.spaced else self.embedder
         if embedder is None:
             raise ModelNotReady("no encoder of the embedding space answers yet: try again", retry_after=2)
-        return Place(scorer=own or embedder, embedder=embedder)
+        return Place(scorer=own or embedder, embedder=embedder, space=self.space)
+
+    def place_in(self, space: str | None) -> Place:
+        """Where vectors of a space are computed, which a request that began before a switch still asks for.
+
+        Raises:
+            ModelNotReady: no encoder of the space runs.
+        """
+        if space == self.space:
+            return self.place(None)
+        if space is None or (embedder := self.embedders.get(space)) is None:
+            raise ModelNotReady(
+                "no encoder of the embedding space answers any more: try again", retry_after=1
+            )
+        return Place(scorer=embedder, embedder=embedder, space=space)

@@ -13,6 +13,7 @@ from db.evaluations import Evaluations as StoredEvaluations
 from db.promotions import Promotions as StoredPromotions
 from db.promotions import ReignPage
 from registry.gates import Gates
+from registry.records import EncoderRecord
 from registry.store import Registry
 from serving.caller import Caller
 from serving.catalogue import Catalogue
@@ -37,6 +38,7 @@ def lifecycle(
             gates=gates(settings),
         ),
         evaluations=Evaluations(records=stored, registry=registry, catalogue=catalogue),
+        encoders=registry,
         audit=Audit(database),
     )
 
@@ -86,6 +88,11 @@ class RemoteLifecycle:
         """Ask for an evaluation."""
         evaluation: Evaluation = await self._call("evaluate", model, version, caller)
         return evaluation
+
+    async def space_encoder(self, space: str) -> EncoderRecord:
+        """The encoder that defines an embedding space."""
+        record: EncoderRecord = await self._call("space_encoder", space)
+        return record
 
     async def _call(self, method: str, *arguments: Any, **named: Any) -> Any:
         try:

@@ -6,7 +6,6 @@ Opens the bundles itself, measures on one thread, and writes the report through 
 import asyncio
 import os
 import platform
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import structlog
 from db.errors import DatabaseError
 from db.evaluations import Evaluation, Evaluations
 from db.replay import Replays, StoredText
+from db.spaces import Spaces
 from registry.bundle import Bundle
 from registry.errors import NotRegistered, RegistryError
 from registry.held_out import HeldOut
@@ -29,6 +29,7 @@ from registry.layout import Engine
 from registry.records import EncoderRecord, VersionRecord
 from registry.replay import compare, stratify
 from registry.report import Agreement, HeldOutResult, Replay, Report, Size
+from serving.background import yield_to_others
 from serving.encoder import Encoder, open_encoder
 from serving.errors import Invalid, ServingError
 from serving.heads import load_head
@@ -36,7 +37,6 @@ from serving.scorer import Scorer, cosines, resting
 
 log = structlog.get_logger(__name__)
 
-NICE: Final = 19
 _BEAT_SECONDS: Final = 3.0
 _POLL_SECONDS: Final = 1.0
 _COMPARED: Final = 256
@@ -313,11 +313,12 @@ async def run(evaluation_id: int) -> int:
         log.info(
             "evaluation.begun", evaluation=evaluation_id, model=evaluation.model, version=evaluation.version
         )
+        space = await Spaces(database).ensure(settings.space)
         work = Work(
             records,
-            Replays(database, space=settings.space),
+            Replays(database, space=space),
             registry,
-            Examiner(registry, space=settings.space, cache=cache, plan=plan),
+            Examiner(registry, space=space, cache=cache, plan=plan),
         )
         return 0 if await work.do(evaluation, cache=cache, plan=plan) else _ENDED
     finally:
@@ -330,12 +331,7 @@ def _size(bundle: Bundle) -> int:
 
 def main() -> int:
     """The process: it yields to everything else, and ends with the one that started it."""
-    from serving.stage import end_with_parent
-
-    end_with_parent(signal.SIGKILL)
-    os.nice(NICE)
-    # Whoever serves takes the core at once, where a nice process would still have its slice.
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    yield_to_others()
     try:
         return asyncio.run(run(int(sys.argv[1])))
     except (DatabaseError, RegistryError, ServingError) as error:

@@ -4,9 +4,6 @@ One per cluster is enough, several do no harm: who works on what is said in the 
 """
 
 import asyncio
-import os
-import signal
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 from uuid import UUID
@@ -16,6 +13,7 @@ import structlog
 from db.errors import DatabaseError
 from db.evaluations import Evaluation, NewEvaluation
 from registry.errors import NotRegistered, RegistryError
+from serving.background import launched
 from serving.catalogue import CHAMPION, Catalogue
 from serving.errors import Conflict, NotReady
 from serving.gateway import reaching_the_database
@@ -23,8 +21,6 @@ from serving.gateway import reaching_the_database
 log = structlog.get_logger(__name__)
 
 LOOK_SECONDS = 5.0
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_STDERR_BYTES = 4096
 
 Launch = Callable[[int], Awaitable[str | None]]
 
@@ -77,7 +73,7 @@ class Evaluations:
         self._records = records
         self._registry = registry
         self._catalogue = catalogue
-        self._launch = launch or launched
+        self._launch = launch or launched_evaluation
         self._asked = asyncio.Event()
 
     async def request(self, model: str, version: str, actor: UUID | None) -> Evaluation:
@@ -159,39 +155,6 @@ class Evaluations:
             raise NotReady(str(error), retry_after=2) from error
 
 
-async def launched(evaluation_id: int) -> str | None:
+async def launched_evaluation(evaluation_id: int) -> str | None:
     """Runs `serving.evaluation` in a process of its own until it ends; the end of its complaint if it failed."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "serving.evaluation",
-        str(evaluation_id),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        # Its standard error is read for its reason, so its log goes where that of this process goes.
-        env={"VALENCE_LOG_FILE": f"/proc/{os.getpid()}/fd/2"}
-        | dict(os.environ)
-        | dict.fromkeys(_ONE_THREAD, "1")
-        | {"TOKENIZERS_PARALLELISM": "false"},
-    )
-    try:
-        said = await _tail(process.stderr)
-        code = await process.wait()
-    except asyncio.CancelledError:
-        process.kill()
-        raise
-    if code == 0:
-        return None
-    if code < 0:
-        return f"its process was ended by {signal.Signals(-code).name}"
-    return said or f"its process ended with code {code}"
-
-
-async def _tail(stream: asyncio.StreamReader | None) -> str:
-    """The last line of what a process writes, read to its end so that it never waits."""
-    kept = b""
-    while stream is not None and (chunk := await stream.read(_STDERR_BYTES)):
-        kept = (kept + chunk)[-_STDERR_BYTES:]
-    lines = kept.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else ""
+    return await launched("serving.evaluation", str(evaluation_id))

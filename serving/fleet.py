@@ -90,6 +90,14 @@ async def _nothing() -> Collection[Named]:
     return ()
 
 
+async def _unmoved() -> str | None:
+    return None
+
+
+async def _whole(_space: str) -> bool:
+    return True
+
+
 class Fleet:
     """Publishes a new catalogue whenever a version, an alias or a state changes.
 
@@ -100,6 +108,8 @@ class Fleet:
         registry: what there is.
         pool: what runs.
         space: the index's embedding space, one of whose encoders always runs.
+        live: the space that it should be, None: as it is. It becomes that once an encoder of it runs and
+            `caught_up` says that it holds what was stored until a moment ago.
         model: whose champion embeds texts, if its encoder is in the space.
         tried: model and version of what the running experiments need.
         history: who keeps what happened; told of every champion that is seen.
@@ -115,6 +125,8 @@ class Fleet:
         space: str,
         model: str,
         grace: float = 300.0,
+        live: Callable[[], Awaitable[str | None]] = _unmoved,
+        caught_up: Callable[[str], Awaitable[bool]] = _whole,
         tried: Callable[[], Awaitable[Collection[Named]]] = _nothing,
         history: History | None = None,
         first: int = 1,
@@ -123,6 +135,8 @@ class Fleet:
         self._registry = registry
         self._pool = pool
         self._space = space
+        self._live = live
+        self._caught_up = caught_up
         self._model = model
         self._grace = grace
         self._tried = tried
@@ -190,13 +204,15 @@ class Fleet:
         """Compare once, start and load what is needed, publish what changed, stop what nobody needs."""
         await asyncio.to_thread(self._read)
         states = await self._pool.states()
-        needed = await asyncio.to_thread(self._wanted, await self._tried(), states)
+        live = await self._live() or self._space
+        needed = await asyncio.to_thread(self._wanted, await self._tried(), states, live)
         self._running = {
             digest for digest in self._encoders if _is(states.get(short(digest)), Running.RUNNING)
         }
         self._ready = {(place, digest) for place, digest in self._ready if place in self._running}
         await self._start(needed, states)
         self._postponed = False
+        await self._move(live)
         for versions in self._records.values():
             # The champion first: it is what clients wait for.
             for record in sorted(versions, key=lambda record: CHAMPION not in record.aliases):
@@ -225,8 +241,8 @@ class Fleet:
         for gone in self._records.keys() - set(models):
             del self._records[gone], self._revisions[gone]
 
-    def _wanted(self, tried: Collection[Named], states: Collection[str]) -> set[str]:
-        """Digests of the encoders that must run: of champions, of experiments, of what was asked for, of the space.
+    def _wanted(self, tried: Collection[Named], states: Collection[str], live: str) -> set[str]:
+        """Digests of the encoders that must run: of champions, of experiments, of what was asked for, of the spaces.
 
         Gets to know those that run already, by their short names `states`.
         """
@@ -243,8 +259,14 @@ class Fleet:
                         needed.add(record.encoder)
                 elif short(record.encoder) in states:
                     self._known(record.encoder)
-        if not any(self._encoders[digest].space == self._space for digest in needed):
-            needed.add(self._of_space().digest)
+        for space in {self._space, live}:
+            if not any(self._encoders[digest].space == space for digest in needed):
+                try:
+                    needed.add(self._of_space(space).digest)
+                except NotRegistered as error:
+                    if space == self._space:
+                        raise
+                    log.warning("space.postponed", space=space, error=str(error))
         return needed
 
     def _known(self, digest: str) -> bool:
@@ -256,10 +278,10 @@ class Fleet:
                 return False
         return True
 
-    def _of_space(self) -> EncoderRecord:
-        known = [each for each in self._encoders.values() if each.space == self._space]
+    def _of_space(self, space: str) -> EncoderRecord:
+        known = [each for each in self._encoders.values() if each.space == space]
         if not known:
-            known = [self._registry.space_encoder(self._space)]
+            known = [self._registry.space_encoder(space)]
             self._encoders[known[0].digest] = known[0]
         return next((each for each in known if each.digest in self._running), known[0])
 
@@ -297,6 +319,22 @@ class Fleet:
             for name, state in states.items()
             if state.running is not Running.STOPPING and now - self._needed[name] > self._grace
         ]
+
+    async def _move(self, live: str) -> None:
+        """Go over to the live space once an encoder of it runs, with what reads texts itself loaded there."""
+        if live == self._space or live not in {self._encoders[digest].space for digest in self._running}:
+            return
+        if not await self._caught_up(live):
+            return
+        before, self._space = self._space, live
+        for versions in self._records.values():
+            for record in versions:
+                if record.encoder is None:
+                    await self._settle(record)
+        if self._postponed:
+            self._space = before
+        else:
+            log.info("space.switched", space=live, before=before)
 
     def _place(self, record: VersionRecord) -> str | None:
         """The running encoder that a version is scored on."""
@@ -350,7 +388,8 @@ class Fleet:
                     self._champions[model] = last
 
     async def _publish(self, replicas: Mapping[str, Mapping[str, int]]) -> None:
-        if self._postponed and not self._catalogue.revision:
+        embedder = self._embedder()
+        if not self._catalogue.revision and (self._postponed or (self._running and embedder is None)):
             # A fleet that is born again would unseat what answers; it looks again soon.
             return
         fresh = Catalogue(
@@ -360,10 +399,16 @@ class Fleet:
                 for model, versions in self._records.items()
             },
             champions=dict(self._champions),
+            space=self._space,
             spaced=frozenset(
                 digest for digest in self._running if self._encoders[digest].space == self._space
             ),
-            embedder=self._embedder(),
+            embedder=embedder,
+            embedders={
+                space: digest
+                for digest in sorted(self._running)
+                if (space := self._encoders[digest].space) not in (None, self._space)
+            },
             replicas=replicas,
         )
         if fresh != replace(self._catalogue, revision=self._next):

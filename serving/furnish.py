@@ -10,6 +10,7 @@ from pathlib import Path
 from db.keys import Keys, NewKey
 from db.partitions import Partitions
 from db.segments import Segments
+from db.spaces import Spaces
 from serving.auth import digest, fresh_key, key_id_in
 from serving.caller import Role
 from serving.installation import admin_key_path, write_secret
@@ -29,7 +30,7 @@ async def furnish(settings: Settings) -> None:
     await database.open()
     try:
         await Partitions(database).ensure(datetime.now(UTC))
-        await Segments(database, settings.space).ensure()
+        await Segments(database, await Spaces(database).ensure(settings.space)).ensure()
         await _store_admin(Keys(database), _admin_key(admin_key_path(settings)))
     finally:
         await database.close()

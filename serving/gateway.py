@@ -210,7 +210,9 @@ class Gateway:
             body = render(predictions)
             claim = ask.idempotency
             kept = None if claim is None else claim.kept(caller, status=201, answer=body)
-            stored = await self._stored(self._mint.submission(ask, caller, predictions, inferred, kept))
+            stored = await self._stored(
+                self._mint.submission(ask, caller, predictions, inferred, kept, space=catalogue.space)
+            )
             outcome = stored.results[0]
             if isinstance(outcome, (Replayed, Mismatch)):
                 return _replayed(outcome)
@@ -225,11 +227,17 @@ class Gateway:
         )
         return Answer(status=201, body=body, timing=timing)
 
-    async def embed(self, texts: Sequence[str], place: Place = TEXT) -> tuple[NDArray[np.float32], int]:
-        """Vectors [n, d] of unit length in the index's space and the number of tokens read; stores nothing."""
+    async def embed(
+        self, texts: Sequence[str], place: Place = TEXT, *, space: str | None
+    ) -> tuple[NDArray[np.float32], int]:
+        """Vectors [n, d] of unit length in a space and the number of tokens read; stores nothing.
+
+        Raises:
+            ModelNotReady: the space isn't the index's, and was it too long ago.
+        """
         if self._privacy is not None:
             texts = await self._privacy.admit(texts, place)
-        found = (await self._compute.infer(texts, None, self._catalogue().place(None))).results
+        found = (await self._compute.infer(texts, None, self._catalogue().place_in(space))).results
         vectors = np.frombuffer(b"".join(each.embedding for each in found), np.float16)
         return vectors.reshape(len(texts), -1).astype(np.float32), sum(each.tokens for each in found)
 

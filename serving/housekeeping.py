@@ -16,12 +16,16 @@ from db.keywords import Keywords
 from db.partitions import Partitions
 from db.retention import Retention
 from db.segments import Segments
+from db.spaces import Spaces, State
 
 log = structlog.get_logger(__name__)
 
 
 class Housekeeping:
-    """Keeps the store fit for writing, for as long as `run` runs; `retention_days` None: nothing is too old."""
+    """Keeps the store fit for writing, for as long as `run` runs; `retention_days` None: nothing is too old.
+
+    `space`: the live embedding space of a database that has none yet.
+    """
 
     def __init__(
         self,
@@ -32,7 +36,9 @@ class Housekeeping:
         retention_days: int | None = None,
     ) -> None:
         self._partitions = Partitions(database)
-        self._segments = Segments(database, space)
+        self._database = database
+        self._space = space
+        self._spaces = Spaces(database)
         self._idempotency = Idempotency(database)
         self._keywords = Keywords(database, space=space)
         self._retention = Retention(database)
@@ -49,9 +55,11 @@ class Housekeeping:
         """Do what is due now and soon done."""
         now = datetime.now(UTC)
         await self._partitions.ensure(now)
-        await self._segments.ensure()
-        if (closed := await self._segments.roll()) is not None:
-            log.info("segment.closed", segment=closed)
+        await self._spaces.ensure(self._space)
+        for segments in await self._segments():
+            await segments.ensure()
+            if (closed := await segments.roll()) is not None:
+                log.info("segment.closed", segment=closed)
         await self._idempotency.sweep()
         await self._keywords.merge()
         if self._kept is not None:
@@ -59,15 +67,29 @@ class Housekeeping:
 
     async def index(self) -> None:
         """Index what is closed."""
-        while (indexed := await self._segments.index_next()) is not None:
-            log.info("segment.indexed", segment=indexed)
+        for segments in await self._segments():
+            while (indexed := await segments.index_next()) is not None:
+                log.info("segment.indexed", segment=indexed)
 
     async def merge(self) -> None:
-        """Merge what is indexed, and drop what was merged."""
-        while (merged := await self._segments.merge_next(memory=self._index_memory)) is not None:
-            log.info("segment.merged", segment=merged)
-        while (dropped := await self._segments.drop_next()) is not None:
-            log.info("segment.dropped", segment=dropped)
+        """Merge what is indexed, and drop what was merged or is of a space that leaves."""
+        for segments in await self._segments():
+            while (merged := await segments.merge_next(memory=self._index_memory)) is not None:
+                log.info("segment.merged", segment=merged)
+        for space, state in (await self._spaces.states()).items():
+            segments = Segments(self._database, space)
+            if state is State.LEAVING:
+                await segments.retire()
+            while (dropped := await segments.drop_next()) is not None:
+                log.info("segment.dropped", segment=dropped)
+
+    async def _segments(self) -> list[Segments]:
+        """The segments of the spaces that texts get vectors of."""
+        return [
+            Segments(self._database, space)
+            for space, state in (await self._spaces.states()).items()
+            if state is not State.LEAVING
+        ]
 
     async def _let_go(self, before: datetime, now: datetime) -> None:
         """What is older goes: a month, some texts and some jobs at a time."""

@@ -1,8 +1,9 @@
-"""A version's life as the API sees it: evaluated, shown, promoted, rolled back, remembered.
+"""A version's life as the API sees it: evaluated, shown, promoted, rolled back, remembered; and a space's encoder.
 
 One border for all of it, because all of it happens in one process, which holds the registry: the control.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
@@ -11,8 +12,10 @@ from db.errors import DatabaseError
 from db.evaluations import Evaluation
 from db.promotions import Act, ReignPage
 from registry.decisions import Decision as PolicyDecision
-from registry.records import VersionRecord
+from registry.errors import NotRegistered, RegistryError
+from registry.records import EncoderRecord, VersionRecord
 from serving.caller import Caller
+from serving.errors import NotFound, NotReady
 from serving.evaluations import Evaluations
 from serving.promotions import Decision, Outcome, Promotions, VersionDetail
 
@@ -37,6 +40,16 @@ class Lifecycle(Protocol):
     async def evaluate(self, model: str, version: str, caller: Caller) -> Evaluation:
         """Ask for an evaluation."""
 
+    async def space_encoder(self, space: str) -> EncoderRecord:
+        """The encoder that defines an embedding space."""
+
+
+class EncoderRecords(Protocol):
+    """The registry, as it says which encoder defines a space; the call blocks."""
+
+    def space_encoder(self, space: str) -> EncoderRecord:
+        """Which one."""
+
 
 class Log(Protocol):
     """Where what the platform itself did is kept."""
@@ -51,7 +64,10 @@ class LocalLifecycle:
     It is what the fleet keeps true of the past, too, and how a policy promotes.
     """
 
-    def __init__(self, *, promotions: Promotions, evaluations: Evaluations, audit: Log) -> None:
+    def __init__(
+        self, *, promotions: Promotions, evaluations: Evaluations, encoders: EncoderRecords, audit: Log
+    ) -> None:
+        self._encoders = encoders
         self.promotions = promotions
         self.evaluations = evaluations
         self._audit = audit
@@ -100,3 +116,21 @@ class LocalLifecycle:
     async def evaluate(self, model: str, version: str, caller: Caller) -> Evaluation:
         """`Evaluations.request`."""
         return await self.evaluations.request(model, version, caller.key_id)
+
+    async def space_encoder(self, space: str) -> EncoderRecord:
+        """The encoder that defines an embedding space.
+
+        Raises:
+            NotFound: none is registered that does.
+            NotReady: the registry can't be used.
+        """
+        try:
+            record = await asyncio.to_thread(self._encoders.space_encoder, space)
+        except NotRegistered:
+            record = None
+        except RegistryError as error:
+            raise NotReady(str(error), retry_after=2) from error
+        # MLflow gives names of its own to versions, as `latest`.
+        if record is None or record.space != space:
+            raise NotFound(f"no encoder defines the space {space!r}: `valence spaces register` adds one")
+        return record

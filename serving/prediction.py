@@ -104,8 +104,10 @@ class Mint:
         predictions: Sequence[Prediction],
         inferred: Inferred,
         idempotency: NewIdempotency | None = None,
+        *,
+        space: str | None = None,
     ) -> Submission:
-        """The rows of a request's predictions, with its texts once each."""
+        """The rows of a request's predictions, with its texts once each, and their vectors in a space."""
         texts = {
             each.text_id: NewText(id=each.text_id, content=each.text, embedding=each.vector)
             for each in predictions
@@ -135,4 +137,5 @@ class Mint:
                 for each in predictions
             ],
             idempotency=idempotency,
+            space=space,
         )

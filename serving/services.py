@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from functools import cache, partial
 from importlib.metadata import version
 
 import structlog
@@ -23,6 +24,7 @@ from db.keywords import Keywords
 from db.partitions import Partitions
 from db.predictions import Predictions
 from db.similarity import Similarity
+from db.spaces import Spaces as SpaceStore
 from db.traffic import TrafficFeed
 from db.truths import Truths
 from db.users import Users
@@ -30,7 +32,7 @@ from db.vectors import Vectors
 from db.windows import Windows
 from db.writer import Writer
 from serving.accounts import Accounts
-from serving.api.deps import Services
+from serving.api.deps import Recall, Services
 from serving.aside import Aside
 from serving.auth import Authenticator
 from serving.catalogue import Catalogue, short
@@ -51,6 +53,7 @@ from serving.routing import Traffic
 from serving.searching import Searching
 from serving.settings import Settings
 from serving.shadow import Faults
+from serving.spaces import Spaces
 from serving.standing import Platform, Process, Stored
 from serving.stores import database_of
 from serving.tracing import Spans, spans_of
@@ -131,14 +134,35 @@ async def services(
     )
     evidence = Evidence(database)
     aside = Aside()
-    predictions, truths = Predictions(database), Truths(database, space=settings.space)
-    similarity = Similarity(database, space=settings.space)
-    searching = Searching(
-        similarity=similarity,
-        vectors=Vectors(database, space=settings.space),
-        keywords=Keywords(database, space=settings.space),
-        embed=gateway.embed,
-    )
+    predictions = Predictions(database)
+
+    @cache
+    def recall_in(space: str) -> Recall:
+        truths, similarity = Truths(database, space=space), Similarity(database, space=space)
+        searching = Searching(
+            similarity=similarity,
+            vectors=Vectors(database, space=space),
+            keywords=Keywords(database, space=space),
+            embed=partial(gateway.embed, space=space),
+        )
+        return Recall(
+            searching=searching,
+            opinions=Opinions(
+                predictions=predictions, truths=truths, searching=searching, catalogue=catalogue
+            ),
+            insights=Insights(
+                windows=Windows(database, space=space),
+                truths=truths,
+                contrasts=Contrasts(database, space=space),
+                catalogue=catalogue,
+                aside=aside,
+                default_model=settings.model,
+            ),
+            erasures=Erasures(
+                ErasureStore(database, similarity, space=space), backup_days=settings.backup_days
+            ),
+        )
+
     await _bound(clock, database)
     await split.read(TrafficFeed(database))
     chores = [
@@ -166,22 +190,9 @@ async def services(
         yield Services(
             gateway=gateway,
             memory=Memory(predictions=predictions, feedback=FeedbackStore(database), privacy=privacy),
-            searching=searching,
-            opinions=Opinions(
-                predictions=predictions, truths=truths, searching=searching, catalogue=catalogue
-            ),
-            insights=Insights(
-                windows=Windows(database, space=settings.space),
-                truths=truths,
-                contrasts=Contrasts(database, space=settings.space),
-                catalogue=catalogue,
-                aside=aside,
-                default_model=settings.model,
-            ),
+            recall=lambda: recall_in(catalogue().space or settings.space),
+            spaces=Spaces(SpaceStore(database), lifecycle.space_encoder, catalogue),
             accounts=Accounts(users=users, keys=keys, authenticator=authenticator),
-            erasures=Erasures(
-                ErasureStore(database, similarity, space=settings.space), backup_days=settings.backup_days
-            ),
             lifecycle=lifecycle,
             experiments=Experiments(ExperimentStore(database), evidence, catalogue, lifecycle.evaluate),
             authenticator=authenticator,
@@ -189,7 +200,6 @@ async def services(
             catalogue=catalogue,
             missing=missing,
             metrics=metrics,
-            space=settings.space,
             version=version("valence"),
             metrics_open=settings.metrics_open,
             spans=spans,

@@ -82,7 +82,11 @@ class Settings(BaseSettings):
     )
 
     model: str = Field(default="sentiment", description="model that answers when a request names none")
-    space: str = Field(default="all-MiniLM-L6-v2", description="embedding space of the similarity index")
+    space: str = Field(
+        default="all-MiniLM-L6-v2",
+        description="embedding space that the similarity index of a new installation begins with; "
+        "`valence spaces` changes it",
+    )
     engine: Literal["auto", "int8", "int8-per-token", "fp32", "torch"] = Field(
         default="auto",
         description="encoder engine: OpenVINO static int8, ONNX Runtime int8 with scales by token or fp32 (auto: the "
@@ -119,6 +123,14 @@ class Settings(BaseSettings):
         gt=0,
         le=1,
         description="share of the time in which an evaluation scores texts; it rests for the others who are served",
+    )
+
+    reembedding_share: float = Field(
+        default=0.3,
+        gt=0,
+        le=1,
+        description="share of the time in which texts get their vectors of another embedding space; it rests for the "
+        "others who are served",
     )
 
     index_memory_mib: int = Field(

@@ -121,7 +121,7 @@ class Shadows:
             if not await answered:
                 return
             predictions = self._mint.predictions(ask, inferred, record, Arm.SHADOW, split.experiment_id)
-            await self._store(self._mint.submission(ask, caller, predictions, inferred))
+            await self._store(self._mint.submission(ask, caller, predictions, inferred, space=place.space))
         except Overloaded:
             return
         except ModelNotReady:

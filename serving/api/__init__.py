@@ -22,6 +22,7 @@ from serving.api import (
     opinions,
     predictions,
     similar,
+    spaces,
     token,
     users,
 )
@@ -55,6 +56,7 @@ def create_api(services: Services) -> FastAPI:
         inference.router,
         models.router,
         experiments.router,
+        spaces.router,
         users.router,
         erasures.router,
         keys.router,

@@ -21,22 +21,31 @@ from serving.memory import Memory
 from serving.metrics import Metrics
 from serving.opinions import Opinions
 from serving.searching import Searching
+from serving.spaces import Spaces
 from serving.tracing import Spans
 
 Readiness: TypeAlias = Callable[[], Awaitable[Sequence[str]]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Services:
-    """Everything the API needs. `missing` names what keeps the platform from answering."""
+class Recall:
+    """What works on the vectors of one embedding space; a request uses one of these from its beginning to its end."""
 
-    gateway: Gateway
-    memory: Memory
     searching: Searching
     opinions: Opinions
     insights: Insights
-    accounts: Accounts
     erasures: Erasures
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Services:
+    """Everything the API needs. `missing` names what keeps the platform from answering; `recall` is that of now."""
+
+    gateway: Gateway
+    memory: Memory
+    recall: Callable[[], Recall]
+    spaces: Spaces
+    accounts: Accounts
     lifecycle: Lifecycle
     experiments: Experiments
     authenticator: Authenticator
@@ -44,10 +53,29 @@ class Services:
     catalogue: Callable[[], Catalogue]
     missing: Readiness
     metrics: Metrics
-    space: str
     version: str
     metrics_open: bool = False
     spans: Spans | None = None
+
+    @property
+    def searching(self) -> Searching:
+        """Search in the space of now."""
+        return self.recall().searching
+
+    @property
+    def opinions(self) -> Opinions:
+        """Opinions in the space of now."""
+        return self.recall().opinions
+
+    @property
+    def insights(self) -> Insights:
+        """Insights in the space of now."""
+        return self.recall().insights
+
+    @property
+    def erasures(self) -> Erasures:
+        """Erasure, whose receipts name what is near in the space of now."""
+        return self.recall().erasures
 
     @classmethod
     def of(cls, scope: Scope) -> Self:

@@ -26,11 +26,13 @@ async def embeddings(request: Request) -> Response:
     """Embed texts."""
     body = parse(EmbeddingsRequest, body_of(request))
     services = services_of(request)
-    if body.model != services.space and body.model not in services.catalogue().models:
-        raise NotFound(f"there is no such embedding model: use {services.space!r}")
+    catalogue = services.catalogue()
+    space = catalogue.space
+    if body.model != space and body.model not in catalogue.models:
+        raise NotFound(f"there is no such embedding model: use {space!r}")
     services.limits.take(caller_of(request), len(body.input))
     vectors, tokens = await while_connected(
-        request.receive, services.gateway.embed(body.input, Place(("body", "input")))
+        request.receive, services.gateway.embed(body.input, Place(("body", "input")), space=space)
     )
     rows = np.ascontiguousarray(vectors, "<f4")
     data = [
@@ -47,7 +49,7 @@ async def embeddings(request: Request) -> Response:
         {
             "object": "list",
             "data": data,
-            "model": services.space,
+            "model": space,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
     )

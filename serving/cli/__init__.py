@@ -17,6 +17,7 @@ from serving.cli import (
     memory,
     models,
     platform,
+    spaces,
     texts,
     tracking,
     train,
@@ -63,6 +64,7 @@ for name, group in (
     ("keys", keys.app),
     ("users", users.app),
     ("texts", texts.app),
+    ("spaces", spaces.app),
     ("db", database.app),
     ("train", train.app),
 ):

@@ -16,16 +16,20 @@ from db.errors import Contested, NotFound, Rejected
 from db.evaluations import Evaluation, NewEvaluation
 from db.promotions import NewPromotion, Promotion, Reign, ReignPage, Standing, State, described
 from registry.errors import NotRegistered
-from registry.records import VersionRecord
+from registry.records import EncoderRecord, VersionRecord
 
 
 class FakeRegistry:
-    """Versions and the alias `champion` of one model; `before` and `after` run around every move of it."""
+    """Versions and the alias `champion` of one model; `before` and `after` run around every move of it.
+
+    `spaces` has the dimensions of each embedding space that an encoder defines.
+    """
 
     def __init__(self, versions: Mapping[str, VersionRecord], champion: str | None) -> None:
         self.versions = dict(versions)
         self.champion = champion
         self.data: str | None = "d" * 64
+        self.spaces: dict[str, int] = {}
         self.before: Callable[[], None] = lambda: None
         self.after: Callable[[], None] = lambda: None
 
@@ -45,6 +49,19 @@ class FakeRegistry:
         if version not in self.versions:
             raise NotRegistered(f"{model} has no version {version}")
         return self.versions[version]
+
+    def space_encoder(self, space: str) -> EncoderRecord:
+        """The encoder that defines a space."""
+        if space not in self.spaces:
+            raise NotRegistered(f"no encoder defines {space}")
+        return EncoderRecord(
+            digest=space,
+            bundle=space,
+            name=space,
+            space=space,
+            dimensions=self.spaces[space],
+            uri="file:///e",
+        )
 
     def held_out_digest(self, model: str) -> str:
         """The set that versions are judged on."""

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -25,6 +26,7 @@ from db.keywords import Keywords
 from db.predictions import Predictions
 from db.promotions import Promotions as StoredPromotions
 from db.similarity import Similarity
+from db.spaces import Spaces as StoredSpaces
 from db.truths import Truths
 from db.users import Users
 from db.vectors import Vectors
@@ -33,6 +35,7 @@ from db.writer import Writer
 from registry.records import VersionRecord
 from serving.accounts import Accounts
 from serving.api import Services, create_api
+from serving.api.deps import Recall
 from serving.aside import Aside
 from serving.auth import Authenticator, FreshKey, fresh_key
 from serving.caller import Role
@@ -54,6 +57,7 @@ from serving.fakes.erasures import FakeErasures
 from serving.fakes.experiments import FakeExperiments
 from serving.fakes.insights import FakeContrasts, FakeTruths, FakeWindows
 from serving.fakes.search import FakeKeywords, FakeSimilarity, FakeVectors
+from serving.fakes.spaces import FakeSpaces
 from serving.gateway import Gateway
 from serving.insights import Insights
 from serving.lifecycle import LocalLifecycle
@@ -65,6 +69,7 @@ from serving.privacy import Privacy
 from serving.promotions import Promotions
 from serving.routing import Split, Traffic
 from serving.searching import Searching
+from serving.spaces import Spaces
 from serving.standing import Platform as Standing
 from serving.standing import Stored
 from tests.support.postgres import KEY, SPACE, opened
@@ -108,6 +113,7 @@ class Platform:
     registry: FakeRegistry
     lifecycle: LocalLifecycle
     evaluations: Any
+    spaces: Any
     store: FakeStore | None = None
     key_records: FakeKeys | None = None
     database: Database | None = None
@@ -144,6 +150,7 @@ def catalogue() -> Catalogue:
     return Catalogue(
         revision=1,
         champions={MODEL: "2"},
+        space=SPACE,
         spaced=frozenset(["e" * 64]),
         embedder="e" * 64,
         models={
@@ -204,6 +211,7 @@ def _platform(
             catalogue=catalogue,
         ),
         evaluations=Evaluations(records=records["evaluations"], registry=registry, catalogue=catalogue),
+        encoders=registry,
         audit=FakeLog(),
     )
 
@@ -215,11 +223,9 @@ def _platform(
         similarity=records["similarity"],
         vectors=records["vectors"],
         keywords=records["keywords"],
-        embed=gateway.embed,
+        embed=partial(gateway.embed, space=SPACE),
     )
-    services = Services(
-        gateway=gateway,
-        memory=Memory(predictions=records["predictions"], feedback=records["feedback"], privacy=privacy),
+    recall = Recall(
         searching=searching,
         opinions=Opinions(
             predictions=records["predictions"],
@@ -235,8 +241,14 @@ def _platform(
             aside=aside,
             default_model=MODEL,
         ),
-        accounts=Accounts(users=records["users"], keys=records["keys"], authenticator=authenticator),
         erasures=Erasures(records["erasures"], backup_days=30),
+    )
+    services = Services(
+        gateway=gateway,
+        memory=Memory(predictions=records["predictions"], feedback=records["feedback"], privacy=privacy),
+        recall=lambda: recall,
+        spaces=Spaces(records["spaces"], lifecycle.space_encoder, catalogue),
+        accounts=Accounts(users=records["users"], keys=records["keys"], authenticator=authenticator),
         experiments=Experiments(records["experiments"], records["evidence"], catalogue, lifecycle.evaluate),
         lifecycle=lifecycle,
         authenticator=authenticator,
@@ -244,7 +256,6 @@ def _platform(
         catalogue=catalogue,
         missing=missing,
         metrics=metrics,
-        space=SPACE,
         version="0",
         **settings,
     )
@@ -256,6 +267,7 @@ def _platform(
         registry=registry,
         lifecycle=lifecycle,
         evaluations=records["evaluations"],
+        spaces=records["spaces"],
         keys={},
         aside=aside,
         lacks=lacks,
@@ -308,6 +320,7 @@ async def fake_platform(
             "contrasts": FakeContrasts(store),
             "promotions": FakePromotions(),
             "evaluations": FakeEvaluations(),
+            "spaces": FakeSpaces(SPACE),
         },
         clock=Hands(),
         ids=Uuid7Clock(),
@@ -348,6 +361,7 @@ async def stored_platform(
                 "contrasts": Contrasts(database, space=SPACE),
                 "promotions": StoredPromotions(database),
                 "evaluations": StoredEvaluations(database),
+                "spaces": StoredSpaces(database),
             },
             clock=Hands(),
             ids=Uuid7Clock(),

@@ -22,6 +22,7 @@ from tests.support.clock import eventually
 _FAST = {
     "VALENCE_DRAIN_SECONDS": "1",
     "VALENCE_EVALUATION_SHARE": "1",
+    "VALENCE_REEMBEDDING_SHARE": "1",
     "VALENCE_ENCODER_WARM_UP_SECONDS": "2",
     "HF_HUB_OFFLINE": "1",
 }

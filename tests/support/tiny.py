@@ -25,7 +25,14 @@ GOOD, BAD, PLAIN = (
 )
 
 
-def tiny_source(folder: Path, *, pooling: str = "pooling_mode_mean_tokens") -> EncoderSource:
+def tiny_source(
+    folder: Path,
+    *,
+    pooling: str = "pooling_mode_mean_tokens",
+    space: str = TINY_SPACE,
+    dimensions: int = DIMENSIONS,
+    seed: int = 3,
+) -> EncoderSource:
     """Written to `folder`; the same every time."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS.split(), *(f"n{number}" for number in range(40))]
@@ -38,10 +45,10 @@ def tiny_source(folder: Path, *, pooling: str = "pooling_mode_mean_tokens") -> E
     )
     tokenizer.save(str(folder / "tokenizer.json"))
     with torch.random.fork_rng():
-        torch.manual_seed(3)
+        torch.manual_seed(seed)
         config = BertConfig(
             vocab_size=len(vocabulary),
-            hidden_size=DIMENSIONS,
+            hidden_size=dimensions,
             num_hidden_layers=2,
             num_attention_heads=4,
             intermediate_size=64,
@@ -52,9 +59,9 @@ def tiny_source(folder: Path, *, pooling: str = "pooling_mode_mean_tokens") -> E
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 48}))
     (folder / "1_Pooling").mkdir(exist_ok=True)
     (folder / "1_Pooling" / "config.json").write_text(
-        json.dumps({"word_embedding_dimension": DIMENSIONS, pooling: True})
+        json.dumps({"word_embedding_dimension": dimensions, pooling: True})
     )
-    return EncoderSource(path=folder, name="tiny", space=TINY_SPACE, token_layers=(1, 2))
+    return EncoderSource(path=folder, name="tiny", space=space, token_layers=(1, 2))
 
 
 def sentences(count: int) -> list[str]:

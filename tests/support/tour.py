@@ -27,6 +27,7 @@ from db.vectors import Vectors
 from db.writer import Writer
 from serving.housekeeping import Housekeeping
 from tests.support.postgres import SPACE
+from tests.support.respacing import NEXT, built, work_of
 from tests.support.rows import claim, new_key, new_text, now, submission, unit_vectors, writer
 
 VECTOR = unit_vectors(1, seed=7)[0]
@@ -85,6 +86,7 @@ async def tour(database: Database, *, many: int = 12) -> list[NewText]:
     assert await Replays(database, space=SPACE).sample("sentiment", size=5, judged=5)
     await _change(database)
     assert (await Keywords(database, space=SPACE).search("text", limit=3)).text_ids
+    await _respace(database)
     receipt = await Erasures(database, similarity, space=SPACE).erase_text(texts.pop().id, actor=None)
     assert receipt.erased.predictions
     await Keys(database).touch({key.id: now()})
@@ -97,6 +99,21 @@ async def tour(database: Database, *, many: int = 12) -> list[NewText]:
 
 async def _write(writing: Writer, key: Key, text: NewText) -> None:
     assert await writing.commit([submission(key, [text])]) == [Stored()]
+
+
+async def _respace(database: Database) -> None:
+    """Another embedding space, until it is gone again."""
+    spaces = await built(database)
+    await spaces.switch(NEXT, actor=None)
+    await spaces.switch(SPACE, actor=None)
+    assert [each.name for each in await spaces.list()] == [SPACE, NEXT]
+    await spaces.leave(NEXT, actor=None, followed=0)
+    assert await Segments(database, NEXT).retire()
+    while await Segments(database, NEXT).drop_next(grace=0) is not None:
+        pass
+    work = work_of(database)
+    while await work.step() is not None:
+        pass
 
 
 async def _change(database: Database) -> None:

@@ -14,7 +14,7 @@ from db.embedded import EmbeddedPostgres
 from registry.bootstrap import builtin
 from registry.bundle import Bundle, Manifest
 from registry.layout import HEAD_WEIGHTS, UP, UPDATE
-from registry.records import VersionRecord
+from registry.records import EncoderRecord, VersionRecord
 from registry.sources import default_source
 from registry.store import Registry
 from tests.support.live import LivePlatform
@@ -62,11 +62,19 @@ def twin_joint(folder: Path, name: str, *, change: Callable[[Weights], None] = l
     return Bundle.seal(folder, replace(champion.manifest, name=name, encoder=encoder))
 
 
-def twin_encoder(registry: Registry, folder: Path, name: str, digest: str, *, space: str | None) -> str:
-    """The files of the champion's encoder under another identity, registered; gives that identity."""
+def twin_encoder(
+    registry: Registry,
+    folder: Path,
+    name: str,
+    digest: str,
+    *,
+    space: str | None,
+    of: EncoderRecord | None = None,
+) -> str:
+    """The files of an encoder, the champion's unless told, under another identity, registered; gives that identity."""
     champion = builtin("joint").manifest
     assert champion.encoder is not None
-    there = Path(registry.encoder(champion.encoder).uri.removeprefix("file://"))
+    there = Path((of or registry.encoder(champion.encoder)).uri.removeprefix("file://"))
     shutil.copytree(there, folder)
     manifest: Manifest = replace(Bundle.open(there).manifest, name=name, encoder=digest, space=space)
     registry.register_encoder(Bundle.seal(folder, manifest))

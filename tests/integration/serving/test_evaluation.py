@@ -30,7 +30,7 @@ from registry.store import CHAMPION, Registry
 from serving.catalogue import Catalogue, Entry, State
 from serving.evaluation import Examiner, Plan, Work
 from serving.evaluations import Evaluations as Runner
-from serving.evaluations import Launch, launched
+from serving.evaluations import Launch, launched_evaluation
 from tests.support.heads import head, weights
 from tests.support.postgres import KEY
 from tests.support.rows import new_key, new_text, submission, unit_vectors, writer
@@ -247,7 +247,9 @@ def settle(registry: Registry, url: str, tmp_path: Path, monkeypatch: pytest.Mon
     return settled
 
 
-def runner_of(database: Database, registry: Registry, model: str, launch: Launch = launched) -> Runner:
+def runner_of(
+    database: Database, registry: Registry, model: str, launch: Launch = launched_evaluation
+) -> Runner:
     """Evaluations of a model whose versions are all ready."""
     versions = {
         record.version: Entry(record=record, state=State.READY) for record in registry.versions(model)
@@ -271,7 +273,7 @@ async def test_a_process_of_its_own_measures_at_the_lowest_priority(
     nice: set[int] = set()
 
     async def watched(number: int) -> str | None:
-        task = asyncio.create_task(launched(number))
+        task = asyncio.create_task(launched_evaluation(number))
         while not task.done():
             for child in psutil.Process().children():
                 try:

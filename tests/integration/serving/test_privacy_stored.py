@@ -64,7 +64,9 @@ async def test_the_model_reads_what_is_stored(masking: Platform) -> None:
     async with masking.client() as client:
         raw = (await client.post("/v1/predict", json={"text": TEXT, "return_embedding": True})).json()
         plain = (await client.post("/v1/predict", json={"text": MASKED, "return_embedding": True})).json()
-        embedded = await client.post("/v1/embeddings", json={"model": masking.services.space, "input": TEXT})
+        embedded = await client.post(
+            "/v1/embeddings", json={"model": masking.services.catalogue().space, "input": TEXT}
+        )
     assert raw["text_id"] == plain["text_id"]
     assert raw["embedding"] == plain["embedding"]
     assert embedded.json()["data"][0]["embedding"] == pytest.approx(plain["embedding"], abs=1e-3)
@@ -91,7 +93,7 @@ async def test_refused_texts_are_422_with_kind_and_place_and_leave_nothing(
             assert [part for part in DATA if part in answer.text] == []
         for route, body in (
             ("/v2/models/sentiment/infer", infer(TEXT)),
-            ("/v1/embeddings", {"model": refusing.services.space, "input": [TEXT]}),
+            ("/v1/embeddings", {"model": refusing.services.catalogue().space, "input": [TEXT]}),
         ):
             answer = await client.post(route, json=body)
             assert answer.status_code == 422

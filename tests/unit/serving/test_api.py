@@ -5,6 +5,7 @@ import base64
 import json
 import struct
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -16,6 +17,7 @@ from serving.api.access import GuardedRoute
 from serving.caller import Role
 from serving.errors import Overloaded
 from tests.support.app import Platform, add_key, fake_platform
+from tests.support.postgres import SPACE
 from tests.support.reports import report
 
 pytestmark = pytest.mark.anyio
@@ -544,6 +546,43 @@ async def test_a_version_is_evaluated_promoted_and_rolled_back(platform: Platfor
     assert (first["to"], second["to"]) == (None, first["from"])
     assert (second["by"], second["reason"]) == (str(platform.keys[Role.ENGINEER].id), "better")
     assert [(item["version"], item["act"]) for item in rest.json()["items"]] == [("2", "bootstrap")]
+
+
+async def test_a_space_is_built_switched_to_and_removed(platform: Platform) -> None:
+    platform.registry.spaces |= {"next": 384, "wide": 768}
+    platform.spaces.rows[SPACE] = replace(platform.spaces.rows[SPACE], vectors=100)
+    async with platform.client(Role.ENGINEER) as client:
+        unknown = await client.post("/v1/spaces", json={"name": "unknown"})
+        wide = await client.post("/v1/spaces", json={"name": "wide"})
+        begun = await client.post("/v1/spaces", json={"name": "next"})
+        early = await client.post("/v1/spaces/next/switch")
+        platform.spaces.rows["next"] = replace(platform.spaces.rows["next"], vectors=40, pace=0.5)
+        listed = (await client.get("/v1/spaces")).json()["items"]
+        platform.spaces.rows["next"] = replace(platform.spaces.rows["next"], vectors=100)
+        live = await client.delete(f"/v1/spaces/{SPACE}")
+        switched = await client.post("/v1/spaces/next/switch")
+        removed = await client.delete(f"/v1/spaces/{SPACE}")
+        gone = await client.delete("/v1/spaces/unknown")
+    async with platform.client(Role.CLIENT) as client:
+        assert (await client.get("/v1/spaces")).status_code == 403
+    assert (unknown.status_code, "valence spaces register" in unknown.json()["detail"]) == (404, True)
+    assert wide.status_code == 409
+    assert "768 dimensions, and the index holds vectors of 384" in wide.json()["detail"]
+    assert (begun.status_code, begun.json()["state"], begun.json()["share"]) == (202, "building", 0)
+    assert (early.status_code, early.json()["detail"][:9]) == (409, "100 texts")
+    assert [(each["name"], each["share"], each["seconds_left"], each["answers"]) for each in listed] == [
+        (SPACE, 1, None, True),
+        ("next", 0.4, 120, False),
+    ]
+    assert live.status_code == 409
+    # The platform goes over to it once its encoder runs.
+    assert (switched.status_code, switched.json()["state"], switched.json()["answers"]) == (
+        200,
+        "live",
+        False,
+    )
+    assert (removed.status_code, removed.json()["state"]) == (202, "leaving")
+    assert gone.status_code == 404
 
 
 async def test_a_failed_gate_answers_409_with_the_report(platform: Platform) -> None:

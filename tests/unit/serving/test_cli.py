@@ -119,6 +119,26 @@ ANSWERS: dict[tuple[str, str], tuple[int, Any]] = {
 }
 
 
+SPACE = {
+    "name": "next",
+    "state": "building",
+    "answers": False,
+    "vectors": 250,
+    "share": 0.25,
+    "pace": 12.345,
+    "seconds_left": 5400.0,
+    "begun_at": "now",
+    "live_at": None,
+    "reason": None,
+}
+ANSWERS |= {
+    ("GET", "/v1/spaces"): (200, {"items": [SPACE]}),
+    ("POST", "/v1/spaces"): (202, SPACE),
+    ("POST", "/v1/spaces/next/switch"): (409, {"title": "Conflict", "detail": "750 texts lack a vector"}),
+    ("DELETE", "/v1/spaces/next"): (202, SPACE | {"state": "leaving", "seconds_left": None}),
+}
+
+
 class Platform:
     """A server on loopback that answers from a table and remembers what it was asked."""
 
@@ -329,6 +349,23 @@ def test_champions_are_made_unmade_and_remembered(platform: Platform, run: Any) 
     assert (code, err) == (1, "valence: 409 Promotion refused: a gate failed: the error is too large\n")
     assert "previous  2" in run("models", "rollback", "--reason", "worse")[1]
     assert "better" in run("models", "history")[1]
+
+
+def test_spaces_are_built_listed_switched_to_and_removed(
+    platform: Platform, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "90 min" in run("spaces", "build", "next")[1]
+    assert platform.asked[-1][:3] == ("POST", "/v1/spaces", {"name": "next"})
+    code, out, _ = run("spaces", "list")
+    assert code == 0
+    assert "25.0 %" in out
+    assert "12.3" in out
+    code, _, err = run("spaces", "switch", "next")
+    assert (code, err) == (1, "valence: 409 Conflict: 750 texts lack a vector\n")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    assert run("spaces", "remove", "next")[0] == 1
+    assert platform.asked[-1][0] == "POST"
+    assert "leaving" in run("spaces", "remove", "next", "--yes")[1]
 
 
 def test_admin_key_of_the_home_goes_to_no_named_url(platform: Platform, run: Any, tmp_path: Path) -> None:

@@ -66,7 +66,9 @@ class Shelf:
         return encoder(digest, space=None if digest in self.outside else "space")
 
     def space_encoder(self, space: str) -> EncoderRecord:
-        return encoder("e")
+        if space == "unknown":
+            raise NotRegistered("no encoder defines it")
+        return encoder("e" if space == "space" else f"of-{space}", space=space)
 
 
 class FakePool:
@@ -186,6 +188,88 @@ async def test_a_champion_outside_the_space_runs_beside_the_spaces_encoder() -> 
     await looked(fleet)
     place = fleet.catalogue.place(fleet.catalogue.champion("sentiment"))
     assert (place.scorer, place.embedder) == ("foreign", "e")
+
+
+class Live:
+    """The space that should be live, as a test says."""
+
+    def __init__(self) -> None:
+        self.space: str | None = None
+
+    async def __call__(self) -> str | None:
+        return self.space
+
+
+async def test_another_space_answers_once_its_encoder_runs_and_it_is_whole_and_the_one_before_is_still_reached() -> (
+    None
+):
+    pool, live, behind = FakePool(), Live(), {"next"}
+
+    async def caught_up(space: str) -> bool:
+        return space not in behind
+
+    fleet = fleet_of(Shelf(version("1", "champion")), pool, live=live, caught_up=caught_up)
+    await looked(fleet)
+    assert (fleet.catalogue.space, fleet.catalogue.embedder) == ("space", "e")
+    live.space, pool.slow = "next", True
+    await looked(fleet)
+    assert (fleet.catalogue.space, fleet.catalogue.embedder) == ("space", "e")
+    pool.encoders["of-next"] = EncoderState(running=Running.RUNNING)
+    await fleet.look()
+    assert (fleet.catalogue.space, fleet.catalogue.embedders) == ("space", {"next": "of-next"})
+    behind.clear()
+    await fleet.look()
+    catalogue = fleet.catalogue
+    assert (catalogue.space, catalogue.embedder, catalogue.spaced) == ("next", "of-next", {"of-next"})
+    place = catalogue.place(catalogue.champion("sentiment"))
+    assert (place.scorer, place.embedder, place.space) == ("e", "of-next", "next")
+    assert catalogue.place_in("next").embedder == "of-next"
+    before = catalogue.place_in("space")
+    assert (before.scorer, before.embedder, before.space) == ("e", "e", "space")
+    with pytest.raises(ModelNotReady):
+        catalogue.place_in("elsewhere")
+    # And back, at once.
+    live.space = "space"
+    await fleet.look()
+    assert (fleet.catalogue.space, fleet.catalogue.embedder) == ("space", "e")
+
+
+async def test_what_reads_texts_itself_is_loaded_in_the_other_space_before_it_answers() -> None:
+    pool, live = FakePool(), Live()
+    fleet = fleet_of(Shelf(version("1", "champion", encoder=None)), pool, live=live)
+    await looked(fleet)
+    live.space = "next"
+    await fleet.look()
+    pool.unreachable = True
+    await fleet.look()
+    assert fleet.catalogue.space == "space"
+    assert answering(fleet) == "1"
+    pool.unreachable = False
+    await fleet.look()
+    assert fleet.catalogue.space == "next"
+    assert answering(fleet) == "1"
+    assert pool.loaded == [("e", "1"), ("of-next", "1")]
+
+
+async def test_a_space_without_an_encoder_leaves_the_present_one() -> None:
+    live = Live()
+    live.space = "unknown"
+    fleet = fleet_of(Shelf(version("1", "champion")), FakePool(), live=live)
+    await looked(fleet)
+    assert fleet.catalogue.space == "space"
+    assert answering(fleet) == "1"
+
+
+async def test_a_fleet_that_is_born_while_the_spaces_encoder_starts_unseats_nobody() -> None:
+    pool = FakePool("own")
+    pool.slow = True
+    shelf = Shelf(version("1", "champion", encoder="own"), outside=["own"])
+    fleet = fleet_of(shelf, pool)
+    await looked(fleet)
+    assert fleet.catalogue.revision == 0
+    pool.encoders["e"] = EncoderState(running=Running.RUNNING)
+    await fleet.look()
+    assert answering(fleet) == "1"
 
 
 async def test_a_lexicon_is_scored_where_texts_are_embedded() -> None:

@@ -1,0 +1,280 @@
+"""The embedding spaces that texts have vectors of: which one is live, how far another is, and the switch between them.
+
+Owns what may follow what: built, whole, live, leaving. Makes no vector and drops no segment.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Final, LiteralString
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from db import audit
+from db.engine import Database
+from db.errors import Conflict, NotFound
+from db.ids import uuid7_floor
+from db.tables import NOBODY
+
+_LOCK: Final = 0x56414C_5350_4345
+# A text that came so lately may lack a vector that is on its way.
+FRESH_SECONDS: Final = 10.0
+# So long after a switch a process may still write into the space before.
+FOLLOWED_SECONDS: Final = 60.0
+
+_FIELDS: Final = "name, state, begun_at, live_at, pace, seen_at, reason"
+_VECTORS: Final[LiteralString] = """
+    (SELECT coalesce(sum(CASE WHEN g.state = 'open' THEN (
+        SELECT count(*) FROM embeddings e WHERE e.segment = g.id) ELSE g.rows END), 0)::bigint
+     FROM segments g WHERE g.space = s.name AND g.state IN ('open', 'closed', 'indexed'))"""
+_LACKING: Final[LiteralString] = """
+    SELECT count(*) FROM text_inputs WHERE NOT spaces @> ARRAY[CAST(:name AS text)] AND id <> :nobody
+        AND created_at < now() - make_interval(secs => :fresh)"""
+
+_LACKING_SINCE: Final[LiteralString] = """
+    SELECT EXISTS (SELECT FROM predictions p JOIN text_inputs t ON t.id = p.text_id
+        WHERE p.id >= :since AND p.id < :until AND t.id <> :nobody
+            AND NOT t.spaces @> ARRAY[CAST(:name AS text)])"""
+
+
+class State(StrEnum):
+    """`building`: not all texts have a vector of it. `whole`: all have, and new ones get one. `live`: searched."""
+
+    BUILDING = "building"
+    WHOLE = "whole"
+    LIVE = "live"
+    LEAVING = "leaving"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Space:
+    """A space; `vectors` are there of it, `pace` in texts a second, `reason` says why it doesn't get on."""
+
+    name: str
+    state: State
+    vectors: int
+    begun_at: datetime
+    live_at: datetime | None
+    pace: float | None
+    seen_at: datetime | None
+    reason: str | None
+
+
+class Spaces:
+    """One space is live at every moment; each act is one transaction and is in the audit log."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def ensure(self, name: str) -> str:
+        """The live space; `name` in a database that has none yet."""
+        if (found := await self.live()) is not None:
+            return found
+        async with self._alone() as connection:
+            await connection.execute(
+                text(
+                    "INSERT INTO spaces (name, state, live_at) SELECT :name, 'live', now() "
+                    "WHERE NOT EXISTS (SELECT FROM spaces WHERE state = 'live') ON CONFLICT DO NOTHING"
+                ),
+                {"name": name},
+            )
+        return await self.live() or name
+
+    async def live(self) -> str | None:
+        """The live space's name."""
+        async with self._database.begin() as connection:
+            found = await connection.exec_driver_sql("SELECT name FROM spaces WHERE state = 'live'")
+            name: str | None = found.scalar_one_or_none()
+            return name
+
+    async def states(self) -> Mapping[str, State]:
+        """The state of every space, the live one first; a cheap read."""
+        async with self._database.begin() as connection:
+            rows = await connection.exec_driver_sql(
+                "SELECT name, state FROM spaces ORDER BY state <> 'live', name"
+            )
+            return {row.name: State(row.state) for row in rows}
+
+    async def list(self) -> tuple[Space, ...]:
+        """All spaces, the live one first."""
+        async with self._database.begin() as connection:
+            rows = await connection.execute(
+                text(
+                    f"SELECT {_FIELDS}, {_VECTORS} AS vectors FROM spaces s "  # noqa: S608 - literals only
+                    "ORDER BY state <> 'live', name"
+                )
+            )
+            return tuple(_space(dict(row._mapping)) for row in rows)
+
+    async def begin(self, name: str, *, actor: UUID | None) -> None:
+        """Has a space built beside the live one; nothing, if it is being built already.
+
+        Raises:
+            Conflict: it is live or leaving, or another one is beside the live one.
+        """
+        async with self._alone() as connection:
+            states = await _states(connection)
+            match states.get(name):
+                case State.BUILDING | State.WHOLE:
+                    return
+                case State.LIVE:
+                    raise Conflict(f"the space {name!r} is live")
+                case State.LEAVING:
+                    raise Conflict(f"the space {name!r} is being removed: begin again once it is gone")
+            if other := next((each for each, state in states.items() if state is not State.LIVE), None):
+                raise Conflict(f"the space {other!r} is there beside the live one: remove it first")
+            await connection.execute(
+                text("INSERT INTO spaces (name, state) VALUES (:name, 'building')"), {"name": name}
+            )
+            await audit.append(connection, actor=actor, action="space.begin", subject=name)
+
+    async def switch(self, name: str, *, actor: UUID | None) -> None:
+        """Makes a whole space the live one, and keeps the one before whole; nothing, if it is live.
+
+        Raises:
+            NotFound: no such space.
+            Conflict: texts have no vector of it yet, or it is leaving.
+        """
+        async with self._alone() as connection:
+            state = await _state(connection, name)
+            if state is State.LIVE:
+                return
+            if state is State.LEAVING:
+                raise Conflict(f"the space {name!r} is being removed")
+            # All texts are looked at, which no index could do.
+            await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+            counted = await connection.execute(
+                text(_LACKING), {"name": name, "nobody": NOBODY, "fresh": FRESH_SECONDS}
+            )
+            if lacking := int(counted.scalar_one()):
+                raise Conflict(
+                    f"{lacking} texts have no vector of the space {name!r} yet: switch once it is whole"
+                )
+            before = (
+                await connection.exec_driver_sql(
+                    "UPDATE spaces SET state = 'whole' WHERE state = 'live' RETURNING name"
+                )
+            ).scalar_one_or_none()
+            await connection.execute(
+                text("UPDATE spaces SET state = 'live', live_at = clock_timestamp() WHERE name = :name"),
+                {"name": name},
+            )
+            await audit.append(
+                connection, actor=actor, action="space.switch", subject=name, detail={"before": before}
+            )
+
+    async def caught_up(self, name: str, *, within: float = 2.0) -> bool:
+        """Whether the live space holds what was stored since its switch, but for the last `within` seconds."""
+        async with self._database.begin() as connection:
+            found = await connection.execute(
+                text("SELECT live_at, clock_timestamp() AS now FROM spaces WHERE name = :name"),
+                {"name": name},
+            )
+            row = found.one_or_none()
+            if row is None or row.live_at is None:
+                return False
+            lacking = await connection.execute(
+                text(_LACKING_SINCE),
+                {
+                    "name": name,
+                    "nobody": NOBODY,
+                    "since": uuid7_floor(row.live_at - 2 * timedelta(seconds=FRESH_SECONDS)),
+                    "until": uuid7_floor(row.now - timedelta(seconds=within)),
+                },
+            )
+            return not lacking.scalar_one()
+
+    async def leave(self, name: str, *, actor: UUID | None, followed: float = FOLLOWED_SECONDS) -> None:
+        """Has a space removed, vectors and all; nothing, if it is leaving.
+
+        `followed`: seconds after a switch in which the space before can't leave.
+
+        Raises:
+            NotFound: no such space.
+            Conflict: it is live, or was a moment ago.
+        """
+        async with self._alone() as connection:
+            state = await _state(connection, name)
+            if state is State.LEAVING:
+                return
+            if state is State.LIVE:
+                raise Conflict(f"the space {name!r} is live: switch to another one first")
+            late = await connection.execute(
+                text(
+                    "SELECT EXISTS (SELECT FROM spaces WHERE state = 'live' "
+                    "AND live_at > clock_timestamp() - make_interval(secs => :followed)) "
+                    "AND live_at IS NOT NULL FROM spaces WHERE name = :name"
+                ),
+                {"name": name, "followed": followed},
+            )
+            if late.scalar_one():
+                raise Conflict(f"the space {name!r} was live until just now: remove it in a minute")
+            await connection.execute(
+                text("UPDATE spaces SET state = 'leaving' WHERE name = :name"), {"name": name}
+            )
+            await audit.append(connection, actor=actor, action="space.leave", subject=name)
+
+    async def became_whole(self, name: str) -> bool:
+        """Notes that every text has a vector of a space that was being built; False if it wasn't."""
+        return await self._note(
+            "UPDATE spaces SET state = 'whole' WHERE name = :name AND state = 'building'", name=name
+        )
+
+    async def worked(self, name: str, *, pace: float | None) -> bool:
+        """A sign that texts get their vectors."""
+        return await self._note(
+            "UPDATE spaces SET pace = :pace, seen_at = clock_timestamp(), reason = NULL WHERE name = :name",
+            name=name,
+            pace=pace,
+        )
+
+    async def stuck(self, name: str, reason: str) -> bool:
+        """Why it doesn't get on."""
+        return await self._note(
+            "UPDATE spaces SET reason = :reason, seen_at = clock_timestamp() WHERE name = :name",
+            name=name,
+            reason=reason,
+        )
+
+    async def forget(self, name: str) -> bool:
+        """Forgets a space that is leaving once nothing of it is left; whether it is forgotten."""
+        async with self._alone() as connection:
+            await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+            gone = await connection.execute(
+                text(
+                    "DELETE FROM spaces WHERE name = :name AND state = 'leaving' "
+                    "AND NOT EXISTS (SELECT FROM segments WHERE space = :name) AND NOT EXISTS "
+                    "(SELECT FROM text_inputs WHERE spaces @> ARRAY[CAST(:name AS text)])"
+                ),
+                {"name": name},
+            )
+            return bool(gone.rowcount)
+
+    async def _note(self, change: LiteralString, **values: Any) -> bool:
+        async with self._database.begin() as connection:
+            return bool((await connection.execute(text(change), values)).rowcount)
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[AsyncConnection]:
+        async with self._database.begin() as connection:
+            await connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+            yield connection
+
+
+async def _states(connection: AsyncConnection) -> dict[str, State]:
+    rows = await connection.exec_driver_sql("SELECT name, state FROM spaces")
+    return {row.name: State(row.state) for row in rows}
+
+
+async def _state(connection: AsyncConnection, name: str) -> State:
+    if (state := (await _states(connection)).get(name)) is None:
+        raise NotFound(f"there is no space {name!r}")
+    return state
+
+
+def _space(row: Mapping[str, Any]) -> Space:
+    return Space(**{**row, "state": State(row["state"])})

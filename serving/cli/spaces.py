@@ -1,0 +1,91 @@
+"""`valence spaces`: which embedding space is searched, another built beside it, the switch between them."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import typer
+
+from serving.cli.common import AsJson, Key, Url, connect, show_record, show_table
+
+app = typer.Typer(no_args_is_help=True, help="Embedding spaces of the similarity index.")
+
+Name: TypeAlias = Annotated[str, typer.Argument(metavar="NAME", help="The space.")]
+
+
+@app.command("list")
+def list_(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """List the spaces, and how far each is."""
+    with connect(url, key) as client:
+        answer = client.get("/v1/spaces")
+    columns = ("name", "state", "answers", "vectors", "done", "texts/s", "left", "reason")
+    show_table([_row(each) for each in answer["items"]], columns, answer=answer, as_json=as_json)
+
+
+@app.command()
+def register(
+    folder: Annotated[Path, typer.Argument(help="A folder of sentence-transformers' layout.")],
+    name: Name,
+    as_json: AsJson = False,
+) -> None:
+    """Register the encoder that defines a space; it must pool by the mean."""
+    from registry.enrol import enrol_space
+    from serving.settings import Settings
+    from serving.stores import running_registry
+
+    settings = Settings()
+    record = enrol_space(
+        running_registry(settings),
+        folder,
+        name,
+        work=settings.home / "build",
+        progress=lambda step: print(step, file=sys.stderr),
+    )
+    shown = {"space": record.space, "dimensions": record.dimensions, "encoder": record.digest}
+    show_record(shown, as_json=as_json)
+
+
+@app.command()
+def build(name: Name, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """Give every text a vector of another space, in the background; searches stay as they are."""
+    with connect(url, key) as client:
+        answer = client.post("/v1/spaces", name=name)
+    show_record(answer if as_json else _row(answer), as_json=as_json)
+
+
+@app.command()
+def switch(name: Name, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """Search a whole space from now on; the one before is kept whole, so that one may switch back."""
+    with connect(url, key) as client:
+        answer = client.post(f"/v1/spaces/{name}/switch")
+    show_record(answer if as_json else _row(answer), as_json=as_json)
+
+
+@app.command()
+def remove(
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove the vectors of a space that isn't live, whole or half built, in the background."""
+    if not yes:
+        typer.confirm(f"Remove all vectors of the space {name}?", abort=True, err=True)
+    with connect(url, key) as client:
+        answer = client.delete(f"/v1/spaces/{name}")
+    show_record(answer if as_json else _row(answer), as_json=as_json)
+
+
+def _row(space: dict[str, Any]) -> dict[str, Any]:
+    left = space["seconds_left"]
+    return {
+        "name": space["name"],
+        "state": space["state"],
+        "answers": space["answers"],
+        "vectors": space["vectors"],
+        "done": f"{100 * space['share']:.1f} %",
+        "texts/s": space["pace"] and round(space["pace"], 1),
+        "left": left if left is None else f"{left / 60:.0f} min",
+        "reason": space["reason"],
+    }

@@ -1,0 +1,60 @@
+"""Keeps `serving.reembedding` running for as long as there is another embedding space than the live one.
+
+One per cluster is enough. Never reads a text.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Final, Protocol
+
+import structlog
+
+from db.errors import DatabaseError
+from db.spaces import State
+from serving.background import launched
+
+log = structlog.get_logger(__name__)
+
+_LOOK_SECONDS: Final = 2.0
+_LONGEST_PAUSE: Final = 60.0
+
+Launch = Callable[[], Awaitable[str | None]]
+
+
+class SpaceStates(Protocol):
+    """The spaces, as whoever starts the work sees them."""
+
+    async def states(self) -> Mapping[str, State]:
+        """The state of each."""
+
+    async def stuck(self, name: str, reason: str) -> bool:
+        """Note why one doesn't get on."""
+
+
+class Reembeddings:
+    """What died is begun again; `launch` works until nothing is left to do: why, if it ended badly."""
+
+    def __init__(self, spaces: SpaceStates, launch: Launch | None = None) -> None:
+        self._spaces = spaces
+        self._launch = launch or partial(launched, "serving.reembedding")
+
+    async def run(self, every: float = _LOOK_SECONDS) -> None:
+        """Look every so many seconds, for ever, and after pauses that double while the work keeps dying."""
+        pause = every
+        while True:
+            try:
+                pause = every if await self.look() else min(_LONGEST_PAUSE, 2 * pause)
+            except DatabaseError as error:
+                log.warning("reembedding.postponed", error=str(error))
+            await asyncio.sleep(pause)
+
+    async def look(self) -> bool:
+        """Have done what there is to do: False if that died."""
+        waiting = [name for name, state in (await self._spaces.states()).items() if state is not State.LIVE]
+        if not waiting or (why := await self._launch()) is None:
+            return True
+        log.warning("reembedding.died", reason=why)
+        for name in waiting:
+            await self._spaces.stuck(name, why)
+        return False

@@ -1,0 +1,147 @@
+"""The re-embedding as the control runs it: real processes, a real registry, a real encoder, killed and begun again."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from db.engine import Database
+from db.spaces import Spaces, State
+from db.submissions import Stored
+from db.vectors import Vectors
+from registry.bundle import Bundle
+from registry.enrol import enrol_space
+from registry.errors import ExportFailed
+from registry.store import Registry
+from serving.background import launched
+from serving.encoder import open_encoder
+from serving.reembedding import Encoders, Work
+from serving.reembeddings import Reembeddings
+from tests.support.postgres import KEY, SPACE
+from tests.support.respacing import filled, vectors_by_text
+from tests.support.rows import new_key, new_text, submission, writer
+from tests.support.tiny import TINY_SPACE, sentences, tiny_source
+
+pytestmark = pytest.mark.anyio
+
+WIDE = "tiny-384"
+
+
+@pytest.fixture
+def platform(registry: Registry, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """What a process of this test's platform reads, and an encoder that defines a space of the index's width."""
+    folder = tmp_path / "wide"
+    tiny_source(folder, dimensions=384)
+    record = enrol_space(registry, folder, WIDE, work=tmp_path / "work")
+    assert (record.space, record.dimensions) == (WIDE, 384)
+    for name in list(os.environ):
+        if name.startswith("VALENCE_"):
+            monkeypatch.delenv(name)
+    for name, value in {
+        "DATABASE_URL": url,
+        "MLFLOW_TRACKING_URI": registry._mlflow.tracking_uri,
+        "VALENCE_HOME": str(tmp_path / "home"),
+        "VALENCE_INSTALLATION_KEY": KEY.hex(),
+        "VALENCE_REEMBEDDING_SHARE": "1",
+        "VALENCE_ENGINE": "fp32",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return registry
+
+
+def workers() -> list[psutil.Process]:
+    """The processes that re-embed."""
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if "serving.reembedding" in child.cmdline():
+                found.append(child)
+    return found
+
+
+@asynccontextmanager
+async def kept_running(spaces: Spaces) -> AsyncIterator[None]:
+    """As the control does it."""
+
+    async def launch() -> str | None:
+        return await launched("serving.reembedding")
+
+    task = asyncio.create_task(Reembeddings(spaces, launch).run(every=0.05))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def until(happened: Callable[[], Awaitable[bool]]) -> None:
+    """Waits for what another process does."""
+    async with asyncio.timeout(120):
+        while True:
+            if await happened():
+                return
+            await asyncio.sleep(0.05)
+
+
+async def test_a_killed_process_is_begun_again_and_every_text_has_its_vector(
+    database: Database, platform: Registry, tmp_path: Path
+) -> None:
+    key = await new_key(database)
+    texts = [new_text(sentence) for sentence in dict.fromkeys(sentences(400))]
+    assert await writer(database).commit([submission(key, texts)]) == [Stored()]
+    spaces = Spaces(database)
+    await spaces.ensure(SPACE)
+    await spaces.begin(WIDE, actor=None)
+    late = [new_text(f"late {number}") for number in range(3)]
+    everything = dict.fromkeys([text.id for text in [*texts, *late]], 1)
+
+    async def begun() -> bool:
+        return any((await vectors_by_text(database, WIDE)).values())
+
+    async def whole() -> bool:
+        is_whole = (await spaces.states())[WIDE] is State.WHOLE
+        return is_whole and await vectors_by_text(database, WIDE) == everything
+
+    async with kept_running(spaces):
+        await until(begun)
+        (worker,) = workers()
+        nice = worker.nice()
+        worker.kill()
+        assert await writer(database).commit([submission(key, late)]) == [Stored()]
+        await until(whole)
+    assert nice == 19
+    assert workers() == []
+    assert await vectors_by_text(database, SPACE) == everything
+    encoder = open_encoder(Bundle.open(platform.fetch(platform.space_encoder(WIDE), tmp_path / "cache")))
+    found = await Vectors(database, space=WIDE).of_texts([texts[5].id])
+    (micro,) = encoder.run([texts[5].content])
+    assert float(found[texts[5].id] @ micro.embedding[0]) > 0.99
+
+
+async def test_a_space_that_no_encoder_defines_says_so(
+    database: Database, platform: Registry, tmp_path: Path
+) -> None:
+    key = await new_key(database)
+    assert await writer(database).commit([submission(key)]) == [Stored()]
+    spaces = Spaces(database)
+    await spaces.ensure(SPACE)
+    await spaces.begin("nobodys", actor=None)
+    await filled(Work(database, Encoders(platform, cache=tmp_path / "cache"), mend=0.0))
+    _, beside = await spaces.list()
+    assert (beside.name, beside.state, beside.vectors) == ("nobodys", State.BUILDING, 0)
+    assert beside.reason is not None
+
+
+async def test_an_encoder_defines_one_space_and_a_space_has_one_encoder(
+    platform: Registry, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportFailed, match=f"for the space '{WIDE}'"):
+        enrol_space(platform, tmp_path / "wide", "by-another-name", work=tmp_path / "work")
+    tiny_source(tmp_path / "other", seed=4)
+    with pytest.raises(ExportFailed, match="another encoder already"):
+        enrol_space(platform, tmp_path / "other", TINY_SPACE, work=tmp_path / "work")

@@ -1,0 +1,85 @@
+"""What changes of the embedding space are tested with: vectors by text and space, and the work without a model."""
+
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+
+from db.engine import Database
+from db.similarity import Similarity
+from db.spaces import Spaces
+from db.submissions import NewText
+from db.tables import NOBODY
+from serving.reembedding import Filling, Work
+from tests.support.postgres import SPACE
+from tests.support.rows import new_text, sql
+
+NEXT = "next-space"
+
+
+def vector_in(space: str, content: str) -> Any:
+    """float32 [384] of unit length, always the same for a text in a space."""
+    seed = int.from_bytes(hashlib.sha256(f"{space}/{content}".encode()).digest()[:8])
+    vector = np.random.default_rng(seed).standard_normal(384)
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def text_in(space: str, content: str) -> NewText:
+    """A text with its vector in a space."""
+    return new_text(content, vector_in(space, content))
+
+
+class FakeEncoders:
+    """`vector_in`; `before` runs ahead of each batch, as whatever happens meanwhile."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[str, list[str]]] = []
+        self.before: Callable[[Sequence[str]], Awaitable[None]] | None = None
+
+    async def embed(self, space: str, texts: Sequence[str]) -> Any:
+        """float32 [n, 384]."""
+        self.batches.append((space, list(texts)))
+        if self.before is not None:
+            await self.before(texts)
+        return np.stack([vector_in(space, text) for text in texts])
+
+
+def work_of(database: Database, encoders: FakeEncoders | None = None) -> Work:
+    """The work as its process does it, over fake encoders."""
+    return Work(database, encoders or FakeEncoders(), mend=0.0)
+
+
+async def filled(work: Work | Filling) -> None:
+    """Works until nothing is left to do at once."""
+    while await work.step():
+        pass
+
+
+async def built(database: Database, name: str = NEXT) -> Spaces:
+    """Another space, whole."""
+    spaces = Spaces(database)
+    await spaces.ensure(SPACE)
+    await spaces.begin(name, actor=None)
+    await filled(work_of(database))
+    return spaces
+
+
+async def vectors_by_text(database: Database, space: str) -> dict[UUID, int]:
+    """How many vectors of a space that is searched each text has; all texts are in it."""
+    rows = await sql(
+        database,
+        "SELECT t.id, (SELECT count(*) FROM embeddings e JOIN segments s ON s.id = e.segment "
+        "WHERE e.text_id = t.id AND s.space = %s AND s.state <> 'retired') "
+        "FROM text_inputs t WHERE id <> %s",
+        space,
+        NOBODY,
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+async def seen(database: Database, space: str, content: str, *, k: int = 100) -> list[tuple[UUID, float]]:
+    """What a search in a space by a text's vector finds, nearest first."""
+    found = await Similarity(database, space=space).search(vector_in(space, content), k=k)
+    return [(each.text_id, each.similarity) for each in found.results]

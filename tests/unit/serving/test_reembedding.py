@@ -1,0 +1,158 @@
+"""Filling a space over texts in memory, and who keeps it going."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import pytest
+
+from db.reembedding import Page
+from db.tables import NOBODY
+from serving.fakes.spaces import FakeSpaces
+from serving.reembedding import Filling
+from serving.reembeddings import Reembeddings
+
+pytestmark = pytest.mark.anyio
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Shelf:
+    """Texts by number, when they were predicted, and which have a vector."""
+
+    def __init__(self, count: int) -> None:
+        self.texts: dict[UUID, datetime] = {
+            UUID(int=number): START - timedelta(days=1) for number in range(1, count + 1)
+        }
+        self.vectors: dict[UUID, list[bytes]] = {}
+        self.pages = 0
+
+    def put(self, number: int, at: datetime) -> UUID:
+        self.texts[UUID(int=number)] = at
+        return UUID(int=number)
+
+    async def page(self, after: UUID = NOBODY, *, limit: int) -> Page:
+        self.pages += 1
+        ids = sorted(each for each in self.texts if each > after)[:limit]
+        lacking = [each for each in ids if each not in self.vectors]
+        return Page(lacking=lacking, last=ids[-1] if len(ids) == limit else None)
+
+    async def recent(self, since: datetime, *, limit: int) -> Sequence[UUID]:
+        return [each for each, at in self.texts.items() if at >= since and each not in self.vectors][:limit]
+
+    async def contents(self, ids: Sequence[UUID]) -> Sequence[tuple[UUID, str]]:
+        return [(each, str(each.int)) for each in ids if each in self.texts and each not in self.vectors]
+
+    async def add(self, ids: Sequence[UUID], vectors: Sequence[bytes]) -> int:
+        for each, vector in zip(ids, vectors, strict=True):
+            self.vectors.setdefault(each, []).append(vector)
+        return len(ids)
+
+
+class Hands:
+    """A clock that moves when a test moves it."""
+
+    def __init__(self) -> None:
+        self.time = START
+
+    def __call__(self) -> datetime:
+        return self.time
+
+
+async def embed(texts: Sequence[str]) -> Any:
+    return np.array([[float(text), 1.0] for text in texts], np.float32)
+
+
+async def test_every_text_gets_the_vector_of_its_own() -> None:
+    shelf, hands = Shelf(10), Hands()
+    filling = Filling(shelf, embed, page=4, batch=3, now=hands)
+    assert not filling.whole
+    while await filling.step():
+        pass
+    assert filling.whole
+    assert filling.filled == 10
+    assert {each.int: vectors for each, vectors in shelf.vectors.items()} == {
+        number: [np.array([number, 1.0], "<f2").tobytes()] for number in range(1, 11)
+    }
+
+
+async def test_what_comes_while_a_page_is_filled_waits_for_no_round() -> None:
+    shelf, hands = Shelf(100), Hands()
+    filling = Filling(shelf, embed, page=50, batch=5, look=1.0, now=hands)
+    await filling.step()
+    await filling.step()
+    fresh = shelf.put(1000, hands.time)
+    await filling.step()
+    assert fresh not in shelf.vectors
+    hands.time += timedelta(seconds=1)
+    await filling.step()
+    assert fresh in shelf.vectors
+
+
+async def test_a_text_that_was_missed_is_found_by_the_next_round_a_page_a_look() -> None:
+    shelf, hands = Shelf(10), Hands()
+    filling = Filling(shelf, embed, page=40, later_page=4, batch=8, look=1.0, now=hands)
+    while await filling.step():
+        pass
+    # Committed long after it was predicted.
+    late = shelf.put(7_000, START - timedelta(hours=1))
+    pages = shelf.pages
+    assert not await filling.step()
+    assert shelf.pages == pages
+    looks = 0
+    while late not in shelf.vectors:
+        hands.time += timedelta(seconds=1)
+        while await filling.step():
+            pass
+        looks += 1
+        assert looks <= 3
+    assert shelf.pages - pages == 3
+
+
+async def test_a_batch_that_fails_is_tried_again() -> None:
+    shelf, hands = Shelf(6), Hands()
+    fails = 2
+
+    async def failing(texts: Sequence[str]) -> Any:
+        nonlocal fails
+        fails -= 1
+        if fails >= 0:
+            raise OSError("no encoder")
+        return await embed(texts)
+
+    filling = Filling(shelf, failing, page=6, batch=3, now=hands)
+    await filling.step()
+    for _ in range(2):
+        with pytest.raises(OSError, match="no encoder"):
+            await filling.step()
+        assert not filling.whole
+    while await filling.step():
+        pass
+    assert len(shelf.vectors) == 6
+
+
+class Launches:
+    """Processes that end as a test says."""
+
+    def __init__(self, why: str | None) -> None:
+        self.why = why
+        self.count = 0
+
+    async def __call__(self) -> str | None:
+        self.count += 1
+        return self.why
+
+
+@pytest.mark.parametrize("why", [None, "its process was ended by SIGKILL"])
+async def test_the_work_runs_only_beside_the_live_space_and_its_death_is_told(why: str | None) -> None:
+    spaces, launches = FakeSpaces("space"), Launches(why)
+    reembeddings = Reembeddings(spaces, launches)
+    assert await reembeddings.look()
+    assert launches.count == 0
+    await spaces.begin("next", actor=None)
+    assert await reembeddings.look() == (why is None)
+    assert launches.count == 1
+    reasons: Mapping[str, str | None] = {name: row.reason for name, row in spaces.rows.items()}
+    assert reasons == {"space": None, "next": why}
