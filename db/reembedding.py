@@ -10,6 +10,7 @@ from typing import Final, LiteralString
 from uuid import UUID
 
 from db import wire
+from db.cipher import of_text
 from db.engine import Database
 from db.errors import Conflict, translated
 from db.ids import uuid7_floor
@@ -23,7 +24,7 @@ _RECENT: Final[LiteralString] = """
     WHERE p.id >= %(since)s AND p.text_id <> %(nobody)s AND NOT t.spaces @> ARRAY[%(space)s::text]
     LIMIT %(limit)s"""
 _CONTENTS: Final[LiteralString] = """
-    SELECT id, content FROM text_inputs
+    SELECT id, content, sealed FROM text_inputs
     WHERE id = ANY(%(ids)b::uuid[]) AND NOT spaces @> ARRAY[%(space)s::text]"""
 # Holds off the removal of the space for this transaction.
 _STAYS: Final[LiteralString] = "SELECT FROM spaces WHERE name = %(space)s AND state <> 'leaving' FOR SHARE"
@@ -82,7 +83,9 @@ class Reembedding:
         """Those of the texts that are still there, and still lack a vector, by id."""
         values = {"space": self._space, "ids": wire.uuids(ids)}
         async with self._database.hot_read() as connection:
-            return sorted(await (await connection.execute(_CONTENTS, values)).fetchall())
+            rows = await (await connection.execute(_CONTENTS, values)).fetchall()
+        read = self._database.cipher.read
+        return sorted((row[0], read(of_text(row[0]), row[1], row[2])) for row in rows)
 
     async def add(self, ids: Sequence[UUID], vectors: Sequence[bytes]) -> int:
         """Stores the vectors of texts, float16 bytes as the writer's: how many texts had none and are still there.

@@ -23,6 +23,7 @@ from db.idempotency import Idempotency
 from db.keys import Key
 from db.keywords import Keywords
 from db.predictions import Predictions
+from db.reembedding import Reembedding
 from db.replay import Replays
 from db.roles import Role
 from db.rotation import Kind, Rotated, Rotation
@@ -167,6 +168,8 @@ async def test_every_reader_of_texts_reads_plain_and_encrypted_rows_alike(url: s
         assert {each.text_id: each.text for each in replayed} == both
         contrast = await Contrasts(database, space=SPACE).between("sentiment", "1", "2", window, size=9)
         assert {each.text_id: each.text for each in contrast.differences} == both
+        embedded = await Reembedding(database, space="another").contents(list(both))
+        assert dict(embedded) == both
 
 
 def _vector(text: NewText):
