@@ -11,16 +11,17 @@ import psycopg
 from psycopg import sql
 
 from db.conninfo import conninfo
-from db.errors import Unavailable, translated
+from db.errors import SchemaMismatch, Unavailable, translated
 
 Say: TypeAlias = Callable[[str], None]
 _Connection: TypeAlias = psycopg.Connection[Any]
 
 _LEAVES: Final[LiteralString] = """
     SELECT leaf.relid::regclass::text
-    FROM unnest(ARRAY['text_inputs', 'embeddings', 'predictions', 'feedback', 'idempotency']::regclass[]) AS t (name),
+    FROM (SELECT to_regclass(known) AS name FROM
+            unnest(ARRAY['text_inputs', 'embeddings', 'predictions', 'feedback', 'idempotency']) AS t (known)) found,
         LATERAL (SELECT relid FROM pg_partition_tree(name) WHERE isleaf
-            UNION SELECT name WHERE NOT EXISTS (SELECT FROM pg_partition_tree(name))) AS leaf
+            UNION SELECT name WHERE name IS NOT NULL AND NOT EXISTS (SELECT FROM pg_partition_tree(name))) AS leaf
     ORDER BY 1"""
 _OWNS_THE_SERVER: Final[LiteralString] = "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
 _AHEAD: Final[LiteralString] = (
@@ -41,12 +42,15 @@ def scrub(url: str, say: Say) -> bool:
     The log is the business of whoever runs the server, and stays as it is unless the role is a superuser's.
 
     Raises:
+        SchemaMismatch: it holds none of them.
         Unavailable: a table couldn't be had within ten seconds, or the log isn't let go: its archive takes nothing.
     """
-    with translated(), psycopg.connect(conninfo(url), autocommit=True) as connection:
+    with translated(says_why=True), psycopg.connect(conninfo(url), autocommit=True) as connection:
         connection.execute("SET statement_timeout = 0")
         connection.execute("SET lock_timeout = '10s'")
         tables = [row[0] for row in connection.execute(_LEAVES).fetchall()]
+        if not tables:
+            raise SchemaMismatch("the database holds none of Valence's tables: is it the right one?")
         owned = _one(connection, _OWNS_THE_SERVER)
         # Samples of columns, as an earlier release had them taken.
         for table in [*tables, *(["pg_catalog.pg_statistic"] if owned else [])]:

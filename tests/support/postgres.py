@@ -83,9 +83,10 @@ async def opened(
     pooler: bool | None = None,
     read_url: str | None = None,
     direct_url: str | None = None,
+    kind: type[Database] = Database,
 ) -> AsyncIterator[Database]:
     """An open database with this month's partitions and an open segment."""
-    database = Database(
+    database = kind(
         url, read_url=read_url, direct_url=direct_url, installation_key=KEY, limits=limits, pooler=pooler
     )
     try:
