@@ -19,7 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db import audit
+from db import audit, segments
 from db.engine import Database
 from db.erasure_query import (
     BLANKS,
@@ -222,6 +222,7 @@ class Erasures:
         repeatable = await connection.execute(text(REPEATABLE), named)
         await connection.execute(text(FEEDBACK), named)
         await connection.execute(text(PREDICTIONS), named)
+        await segments.stay(connection)
         vectors = (await connection.execute(text(VECTORS), named)).all()
         gone = frozenset((await connection.execute(text(TEXTS), named)).scalars())
         return _Step(
