@@ -1,7 +1,8 @@
 """A database on which a task is held or killed after any statement that it chooses beforehand."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from typing import Any, Literal, TypeAlias
 
@@ -24,7 +25,8 @@ class Script:
     def __init__(self, work: Coroutine[Any, Any, Any], *, at: int = 0) -> None:
         self._at = at
         self._run = 0
-        self._pid: int | None = None
+        self._pid = 0
+        self._busy = False
         self._held = asyncio.Event()
         self._told = asyncio.Event()
         self._end: End = "goes on"
@@ -46,10 +48,14 @@ class Script:
     async def end(self, watcher: psycopg.AsyncConnection[Any], end: End = "goes on") -> None:
         """Lets it go on, or ends it where it stands; returns when it has ended."""
         self._end = end
+        if self.task.done():
+            return
         if self._held.is_set() or end == "goes on":
             self._told.set()
         elif end == "killed":
-            await _terminate(watcher, self._pid)
+            # Between statements the process may serve another task.
+            if self._busy:
+                await _terminate(watcher, self._pid)
         else:
             self.task.cancel()
         await asyncio.wait([self.task])
@@ -65,11 +71,18 @@ class Script:
             raise asyncio.CancelledError
         if self._end == "killed":
             async with await psycopg.AsyncConnection.connect(connection.info.dsn, autocommit=True) as other:
-                await _terminate(other, self._pid)
+                await _terminate(other, connection.info.backend_pid)
+            # As who waits for the reply notices.
+            connection.pgconn.finish()
             raise psycopg.OperationalError("the server process was killed")
 
-    def before(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        self._pid = connection.info.backend_pid
+    @contextmanager
+    def statement(self, connection: psycopg.AsyncConnection[Any]) -> Iterator[None]:
+        self._pid, self._busy = connection.info.backend_pid, True
+        try:
+            yield
+        finally:
+            self._busy = False
 
 
 class ScriptedDatabase(Database):
@@ -84,11 +97,11 @@ class _Cursor(psycopg.AsyncCursor[Any]):
         script = _SCRIPT.get()
         if script is None:
             return await super().execute(*args, **kwargs)
-        script.before(self.connection)
-        result = await super().execute(*args, **kwargs)
+        with script.statement(self.connection):
+            result = await super().execute(*args, **kwargs)
         await script.after(self.connection)
         return result
 
 
-async def _terminate(connection: psycopg.AsyncConnection[Any], pid: int | None) -> None:
+async def _terminate(connection: psycopg.AsyncConnection[Any], pid: int) -> None:
     await connection.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 from uuid import UUID
 
 import numpy as np
@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from db.engine import Limits
 from db.erasure import Erasures
-from db.errors import DatabaseError, NotFound, Unavailable
+from db.errors import NotFound, Unavailable
 from db.keys import Key
 from db.retention import Retention
 from db.segments import Segments
@@ -35,7 +35,7 @@ from tests.support.rows import new_key, new_prediction, new_text, now, unit_vect
 from tests.support.scripted import End, Script, ScriptedDatabase
 
 # Two texts have one vector, as near-duplicates may.
-VECTORS = unit_vectors(12, seed=3)[[0, *range(11)]]
+VECTORS = unit_vectors(30, seed=3)[[0, *range(29)]]
 TEXTS = tuple(new_text(f"text {number}", vector) for number, vector in enumerate(VECTORS))
 NUMBERS = {text.id: number for number, text in enumerate(TEXTS)}
 KEPT = np.array([np.frombuffer(text.embedding, "<f2") for text in TEXTS]).astype(np.float32)
@@ -53,11 +53,17 @@ class Made:
 
 @dataclass(frozen=True)
 class Step:
-    """Something that is done with the database, and what it makes of the predictions it is about."""
+    """Something that is done with the database."""
 
-    # What it may fail with although nobody was killed; then everything is as it promised all the same.
-    quiet: ClassVar[tuple[type[DatabaseError], ...]] = ()
-    leaves: ClassVar[State | None] = None
+    # What it may fail with although nobody was killed; what it makes of the predictions that it is about; how many
+    # statements it may take.
+    quiet = ()
+    leaves = None
+    length = 2
+
+    def aimed(self, live: list[int]) -> "Step":
+        """The same about texts that are live: its numbers are places in their list."""
+        return self
 
     async def run(self, ground: "Interleavings", into: "Run") -> None:
         raise NotImplementedError
@@ -88,7 +94,11 @@ class Write(Step):
 class EraseText(Step):
     quiet = (NotFound,)
     leaves = "erased"
+    length = 16
     text: int
+
+    def aimed(self, live: list[int]) -> Step:
+        return EraseText(live[self.text % len(live)]) if live else self
 
     async def run(self, ground: "Interleavings", into: "Run") -> None:
         await ground.erasures.erase_text(TEXTS[self.text].id, actor=None)
@@ -100,6 +110,7 @@ class EraseText(Step):
 @dataclass(frozen=True)
 class EraseUser(Step):
     leaves = "erased"
+    length = 30
     user: int
 
     async def run(self, ground: "Interleavings", into: "Run") -> None:
@@ -116,6 +127,9 @@ class Expire(Step):
     leaves = "absent"
     texts: frozenset[int]
 
+    def aimed(self, live: list[int]) -> Step:
+        return Expire(frozenset(live[text % len(live)] for text in self.texts)) if live else self
+
     async def run(self, ground: "Interleavings", into: "Run") -> None:
         async with ground.database.begin() as connection:
             ids = [TEXTS[number].id for number in self.texts]
@@ -127,24 +141,34 @@ class Expire(Step):
 
 @dataclass(frozen=True)
 class Sweep(Step):
+    length = 6
+
     async def run(self, ground: "Interleavings", into: "Run") -> None:
         await Retention(ground.database).sweep_texts(now())
 
 
 @dataclass(frozen=True)
 class Roll(Step):
+    length = 7
+
     async def run(self, ground: "Interleavings", into: "Run") -> None:
-        await ground.segments.roll(2)
+        await ground.segments.roll(1)
 
 
 @dataclass(frozen=True)
 class Index(Step):
+    # It gives up after a moment if a writer doesn't end.
+    quiet = (Unavailable,)
+    length = 9
+
     async def run(self, ground: "Interleavings", into: "Run") -> None:
-        await ground.segments.index_next(grace=0)
+        await ground.segments.index_next(patience=0.05)
 
 
 @dataclass(frozen=True)
 class Merge(Step):
+    length = 24
+
     async def run(self, ground: "Interleavings", into: "Run") -> None:
         await ground.segments.merge_next(fan_in=2)
 
@@ -153,6 +177,7 @@ class Merge(Step):
 class Drop(Step):
     # It gives up after a moment if somebody reads the table.
     quiet = (Unavailable,)
+    length = 4
 
     async def run(self, ground: "Interleavings", into: "Run") -> None:
         await ground.segments.drop_next(grace=0, patience=0.05)
@@ -160,6 +185,7 @@ class Drop(Step):
 
 @dataclass(frozen=True)
 class Search(Step):
+    length = 8
     text: int
     k: int
     exact: bool
@@ -172,12 +198,12 @@ class Run:
     """A step under way: what it writes and finds, and how it ended."""
 
     def __init__(self, ground: "Interleavings", step: Step, *, at: int = 0) -> None:
-        self.step = step
+        self.step = step.aimed(sorted(_live(ground.predictions)))
         self.made: dict[UUID, Made] = {}
         self.found: Neighbours | None = None
         self.ended = False
         self._watcher = ground.watcher
-        self._script = Script(step.run(ground, self), at=at)
+        self._script = Script(self.step.run(ground, self), at=at)
 
     @property
     def done(self) -> bool:
@@ -202,17 +228,17 @@ NUMBER = st.integers(0, len(TEXTS) - 1)
 USER = st.integers(0, len(USERS) - 1)
 REQUEST = st.tuples(USER, st.lists(NUMBER, min_size=1, max_size=4).map(tuple))
 WRITE = st.builds(Write, st.lists(REQUEST, min_size=1, max_size=3).map(tuple))
-MOVE = st.sampled_from([Roll(), Index(), Merge(), Drop()])
-STEP = st.one_of(
-    WRITE,
-    MOVE,
+MOVE = st.sampled_from([Merge(), Index(), Roll(), Drop()])
+REMOVAL = st.one_of(
     st.builds(EraseText, NUMBER),
     st.builds(EraseUser, USER),
     st.builds(Expire, st.frozensets(NUMBER, min_size=1, max_size=3)),
     st.just(Sweep()),
-    st.builds(Search, NUMBER, st.integers(1, len(TEXTS) + 1), st.booleans()),
 )
-AT = st.integers(1, 14)
+SEARCH = st.builds(Search, NUMBER, st.integers(1, len(TEXTS) + 1), st.booleans())
+STEP = st.one_of(MOVE, WRITE, REMOVAL, SEARCH)
+# A step, and after which of its statements it stands still.
+HELD = STEP.flatmap(lambda step: st.tuples(st.just(step), st.integers(1, step.length)))
 END: st.SearchStrategy[End] = st.sampled_from(["goes on", "killed", "cancelled"])
 
 
@@ -249,61 +275,91 @@ class Interleavings(RuleBasedStateMachine):
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         self._runner.run(work)
 
-    @initialize(writes=st.lists(WRITE, min_size=2, max_size=4))
-    def fill(self, writes: list[Write]) -> None:
-        """Some indexed segments, so that there is something to move."""
-        for write in writes:
-            for step in (write, Roll(), Index()):
-                self._run(self._alone(step))
+    @initialize()
+    def fill(self) -> None:
+        """Four indexed segments of one size, so that there is something to merge."""
+        for text in range(0, 8, 2):
+            self.seal(Write(((text % 4 // 2, (text, text + 1)),)))
 
     @rule(step=STEP)
     def alone(self, step: Step) -> None:
         self._run(self._alone(step))
 
-    @rule(step=STEP, at=AT, end=END)
-    def cut(self, step: Step, at: int, end: End) -> None:
+    @rule(write=WRITE)
+    def seal(self, write: Write) -> None:
+        """A further indexed segment."""
+        for step in (write, Roll(), Index()):
+            self._run(self._alone(step))
+
+    @rule(held=HELD, end=END)
+    def cut(self, held: tuple[Step, int], end: End) -> None:
         """A step is ended after one of its statements; one that has fewer comes to its own end."""
-        self._run(self._beside(step, at, None, end))
+        self._run(self._beside(*held, [], end))
 
-    @rule(first=STEP, at=AT, second=STEP, end=END)
-    def beside(self, first: Step, at: int, second: Step, end: End) -> None:
+    @rule(held=HELD, other=STEP, end=END)
+    def beside(self, held: tuple[Step, int], other: Step, end: End) -> None:
         """One step stands still after a statement while another gets as far as it can."""
-        self._run(self._beside(first, at, second, end))
+        self._run(self._beside(*held, [other], end))
 
-    @rule(text=NUMBER, write=WRITE, steps=st.lists(MOVE, min_size=1, max_size=4), end=END)
-    def behind(self, text: int, write: Write, steps: list[Step], end: End) -> None:
-        """A writer waits for a text that somebody holds, while the segments move on."""
-        self._run(self._behind(text, write, steps, end))
+    @rule(
+        at=st.integers(1, Merge.length) | st.integers(15, Merge.length),
+        others=st.lists(REMOVAL | WRITE | SEARCH, min_size=1, max_size=2),
+        end=st.just("goes on") | END,
+    )
+    def beside_a_merge(self, at: int, others: list[Step], end: End) -> None:
+        self._run(self._beside(Merge(), at, others, end))
+
+    @rule(
+        text=NUMBER,
+        write=WRITE,
+        again=st.booleans(),
+        steps=st.lists(MOVE | STEP, min_size=1, max_size=3),
+        end=st.just("goes on") | END,
+    )
+    def behind(self, text: int, write: Write, again: bool, steps: list[Step], end: End) -> None:
+        """A writer waits for a text that somebody holds, while the segments move on and others come, or come to wait.
+
+        `again`: the first of them writes what the one that waits does.
+        """
+        live = sorted(_live(self.predictions))
+        if live:
+            held = live[text % len(live)]
+            late = Write((*write.batch, (0, (held,))))
+            self._run(self._behind(held, late, [write, *steps] if again else steps, end))
 
     async def _alone(self, step: Step) -> None:
         run = Run(self, step)
         await run.end()
         await self._settle([run])
 
-    async def _beside(self, first: Step, at: int, second: Step | None, end: End) -> None:
-        one = Run(self, first, at=at)
+    async def _beside(self, first: Step, at: int, more: list[Step], end: End) -> None:
+        one, others = Run(self, first, at=at), []
         await one.stands()
-        others = [] if second is None else [Run(self, second)]
+        for step in more:
+            others.append(Run(self, step))
+            await others[-1].stands()
+        await one.end(end)
         for run in others:
-            await run.stands()
-        for run, how in [(one, end), *((other, "goes on") for other in others)]:
-            await run.end(how)
+            await run.end()
         await self._settle([one, *others])
 
     async def _behind(self, text: int, write: Write, steps: list[Step], end: End) -> None:
         await self._holder.execute("SELECT FROM text_inputs WHERE id = %s FOR UPDATE", (TEXTS[text].id,))
         late = Run(self, write)
         await late.stands()
-        moves = []
+        others = []
         for step in steps:
-            moves.append(Run(self, step))
-            await moves[-1].stands()
+            others.append(Run(self, step))
+            await others[-1].stands()
         if end != "goes on":
             await late.end(end)
-        await self._holder.rollback()
-        for run in [late, *moves]:
+            await self._holder.rollback()
+        else:
+            await self._holder.rollback()
+            await late.end()
+        for run in others:
             await run.end()
-        await self._settle([late, *moves])
+        await self._settle([late, *others])
 
     async def _settle(self, runs: list[Run]) -> None:
         """What is stored must follow from what was, and from what the runs said; from here on it is what should be."""
@@ -325,15 +381,13 @@ class Interleavings(RuleBasedStateMachine):
             if run.ended:
                 assert states <= {"live"}
         self.predictions = after
+        # There all the time, or at some time.
+        steady = _live({each: what for each, what in before.items() if after.get(each) is not None})
+        seen = _live(before) | _live(dict(made))
         for run in runs:
             if run.found is not None:
                 assert isinstance(run.step, Search)
-                self._judge(
-                    run.step,
-                    run.found,
-                    steady=_live(before) & _live(after),
-                    seen=_live(before) | _live(after),
-                )
+                self._judge(run.step, run.found, steady=steady, seen=seen)
 
     async def _stored(self, runs: list[Run]) -> dict[UUID, Made | None]:
         known = {each: what for run in runs for each, what in run.made.items()} | self.predictions
@@ -433,12 +487,12 @@ def test_any_interleaving_shows_each_live_text_once(
     monkeypatch.setattr("db.similarity._REACH", 1)
     monkeypatch.setattr("db.similarity._LEAST_REACH", 3)
     monkeypatch.setattr("db.erasure._STEP_ROWS", 3)
+    size = (
+        {}
+        if settings.get_current_profile_name() == "long"
+        else {"max_examples": 25, "stateful_step_count": 15}
+    )
     run_state_machine_as_test(
         lambda: Interleavings(server),
-        settings=settings(
-            max_examples=25,
-            stateful_step_count=15,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
+        settings=settings(deadline=None, suppress_health_check=list(HealthCheck), **size),
     )
