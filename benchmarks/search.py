@@ -45,7 +45,7 @@ async def fill(mine: Platform, texts: int, known: np.ndarray) -> None:
             await store.put(around(known, CHUNK, seed=start_at))
             if (start_at + CHUNK) % ROWS == 0:
                 await segments.roll()
-        while await segments.index_next(grace=0) is not None:
+        while await segments.index_next() is not None:
             pass
     finally:
         await database.close()

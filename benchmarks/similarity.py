@@ -127,7 +127,7 @@ async def store(database: Database, rows: Vectors, versions: Sequence[str], size
             await segments.roll()
     size.write_ms = (time.perf_counter() - began) * 1000 / len(rows)
     began = time.perf_counter()
-    while await segments.index_next(grace=0) or await segments.merge_next(memory=MEMORY):
+    while await segments.index_next() or await segments.merge_next(memory=MEMORY):
         pass
     size.build_s = time.perf_counter() - began
     while await segments.drop_next(grace=0):

@@ -55,12 +55,14 @@ class Manifest:
 class BackupWriter:
     """A file that has its name only once it is whole and on disk; only its owner can read it.
 
-    Raises BackupUnwritable if a file with this name exists.
+    Raises BackupUnwritable if a file with this name exists, or its folder doesn't.
     """
 
     def __init__(self, target: Path) -> None:
         if target.exists():
             raise BackupUnwritable(f"{target} exists already: name another file")
+        if not target.parent.is_dir():
+            raise BackupUnwritable(f"{target} can't be written: there is no folder {target.parent}")
         self.target = target
         self._draft = target.with_name(f".{target.name}.{os.getpid()}.part")
         self._file = os.fdopen(os.open(self._draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600), "w+b")
@@ -108,7 +110,7 @@ class BackupWriter:
             schema=schema,
             server=server,
             artifacts=artifacts,
-            files=self._files,
+            files=dict(self._files),
         )
         written = json.dumps(asdict(manifest), indent=1)
         self.add_text(MANIFEST, written)

@@ -3,6 +3,8 @@
 Never holds a connection.
 """
 
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Connection
 
 from db.errors import ExtensionTooOld, ServerTooOld
@@ -12,11 +14,23 @@ OLDEST_PGVECTOR = (0, 8, 3)
 
 
 def conninfo(url: str) -> str:
-    """The URL in libpq's spelling, from any of the spellings in use."""
+    """The URL in libpq's spelling, from any of the spellings in use.
+
+    Raises:
+        ValueError: it names no PostgreSQL; the message holds nothing of the URL, which may hold a password.
+    """
     scheme, separator, rest = url.partition("://")
-    if separator and scheme.split("+")[0] in ("postgres", "postgresql"):
-        return f"postgresql://{rest}"
-    raise ValueError("the database's URL must start with postgresql://")
+    if not separator or scheme.split("+")[0] not in ("postgres", "postgresql"):
+        raise ValueError("a database's URL starts with postgresql://")
+    spelled = f"postgresql://{rest}"
+    try:
+        conninfo_to_dict(spelled)
+    except psycopg.ProgrammingError:
+        raise ValueError(
+            "libpq can't read this URL: write what is special in its password as %40 and the like, and look at "
+            "the names of its parameters"
+        ) from None
+    return spelled
 
 
 def check_server(connection: Connection) -> None:

@@ -1,13 +1,14 @@
 """Databases of one server: a neighbour for what must not share the schema, and whether it answers. Never drops one."""
 
 from contextlib import suppress
+from typing import Any
 
 import psycopg
 from psycopg import sql
 from sqlalchemy import make_url
 
 from db.conninfo import conninfo
-from db.errors import translated
+from db.errors import NotPermitted, Unsuitable, translated
 
 _PATIENCE_SECONDS = 5
 
@@ -24,7 +25,7 @@ def ensure_beside(url: str, suffix: str) -> str:
 
     Raises:
         Unavailable: the server can't be reached.
-        Rejected: the role may not make a database.
+        NotPermitted: the role may not make a database.
     """
     there = beside(url, suffix)
     name = make_url(there).database or ""
@@ -35,8 +36,18 @@ def ensure_beside(url: str, suffix: str) -> str:
         if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
             # Somebody else may just have made it.
             with suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
-                connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+                _make(connection, name)
     return there
+
+
+def _make(connection: psycopg.Connection[Any], name: str) -> None:
+    try:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise NotPermitted(
+            f"the database's role may not make the database {name}: have it made for that role, or name MLflow's "
+            "database or server by MLFLOW_TRACKING_URI"
+        ) from error
 
 
 def require(url: str) -> None:
@@ -47,3 +58,24 @@ def require(url: str) -> None:
     """
     with translated(says_why=True), psycopg.connect(conninfo(url), connect_timeout=_PATIENCE_SECONDS):
         pass
+
+
+def require_own_session(url: str) -> None:
+    """Connects once.
+
+    Raises:
+        Unsuitable: a pooler stands in between: what a tool sets for its session would stay set for others.
+        Unavailable: as above.
+    """
+    with (
+        translated(says_why=True),
+        psycopg.connect(
+            conninfo(url), prepare_threshold=None, connect_timeout=_PATIENCE_SECONDS
+        ) as connection,
+    ):
+        row = connection.execute("SELECT pg_backend_pid()").fetchone()
+        if row is None or row[0] != connection.info.backend_pid:
+            raise Unsuitable(
+                "a pooler stands before the database, and what this sets for its session would stay set for "
+                "others: name the way past the pooler by DATABASE_DIRECT_URL"
+            )

@@ -13,6 +13,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from db.conninfo import conninfo
+from db.databases import require_own_session
 from db.embedded_account import Account, binaries
 from db.errors import BackupFailed, translated
 
@@ -23,8 +24,10 @@ def dump(url: str, file: Path) -> None:
     """Writes a database to `file`, in PostgreSQL's custom format, as it is at one moment; nobody has to wait for it.
 
     Raises:
+        Unsuitable: a pooler stands in between.
         BackupFailed: the tool failed; the message is its last line.
     """
+    require_own_session(url)
     arguments = ["--format", "custom", "--no-owner", "--no-privileges", "--file", str(file)]
     run_tool("pg_dump", [*arguments, "--lock-wait-timeout", "30s"], url)
 
@@ -33,8 +36,10 @@ def load(url: str, file: Path) -> None:
     """Fills an empty database from such a file, wholly or not at all.
 
     Raises:
+        Unsuitable: a pooler stands in between.
         BackupFailed: the tool failed; the message is its last line.
     """
+    require_own_session(url)
     arguments = ["--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges", str(file)]
     run_tool("pg_restore", arguments, url, tail=True)
     with translated(), psycopg.connect(conninfo(url), autocommit=True) as connection:

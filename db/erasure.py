@@ -16,7 +16,7 @@ import numpy as np
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db import audit
+from db import audit, segments
 from db.attempts import attempt
 from db.engine import Database
 from db.erasure_query import (
@@ -203,6 +203,7 @@ class Erasures:
         repeatable = await connection.execute(text(REPEATABLE), named)
         await connection.execute(text(FEEDBACK), named)
         await connection.execute(text(PREDICTIONS), named)
+        await segments.stay(connection)
         vectors = (await connection.execute(text(VECTORS), named)).all()
         gone = frozenset((await connection.execute(text(TEXTS), named)).scalars())
         return _Step(

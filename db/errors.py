@@ -20,7 +20,7 @@ DatabaseError
 │   └── AlreadyOwned
 └── BackupError            a backup can't be made or brought back
     ├── BackupFailed       a tool of PostgreSQL failed
-    ├── BackupUnwritable   where it should lie something lies already
+    ├── BackupUnwritable   where it should lie something lies already, or no folder is
     ├── BackupDamaged
     ├── BackupTooNew
     └── NotEmpty           where it should be brought back there are data
@@ -119,7 +119,7 @@ class BackupFailed(BackupError):
 
 
 class BackupUnwritable(BackupError):
-    """Where the backup should lie something lies already."""
+    """Where the backup should lie something lies already, or no folder is."""
 
 
 class BackupDamaged(BackupError):
@@ -157,6 +157,10 @@ def translate(error: Exception, *, says_why: bool = False) -> DatabaseError:
     original = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(original, Exception) and isinstance(original, _PASSING):
         code = getattr(original, "sqlstate", None)
+        if isinstance(original, pg.ReadOnlySqlTransaction):
+            return Unavailable(
+                f"the database takes no writes ({code}): it is a replica, or the role is a reader's"
+            )
         if says_why and code is None:
             return Unavailable(f"the database can't be reached: {' '.join(str(original).split())}")
         return Unavailable(

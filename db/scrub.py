@@ -11,16 +11,19 @@ import psycopg
 from psycopg import sql
 
 from db.conninfo import conninfo
-from db.errors import Unavailable, translated
+from db.databases import require_own_session
+from db.errors import NotPermitted, SchemaMismatch, Unavailable, translated
 
 Say: TypeAlias = Callable[[str], None]
 _Connection: TypeAlias = psycopg.Connection[Any]
 
 _LEAVES: Final[LiteralString] = """
-    SELECT leaf.relid::regclass::text
-    FROM unnest(ARRAY['text_inputs', 'embeddings', 'predictions', 'feedback', 'idempotency']::regclass[]) AS t (name),
+    SELECT leaf.relid::regclass::text, pg_has_role(relowner, 'USAGE')
+    FROM (SELECT to_regclass(known) AS name FROM
+            unnest(ARRAY['text_inputs', 'embeddings', 'predictions', 'feedback', 'idempotency']) AS t (known)) found,
         LATERAL (SELECT relid FROM pg_partition_tree(name) WHERE isleaf
-            UNION SELECT name WHERE NOT EXISTS (SELECT FROM pg_partition_tree(name))) AS leaf
+            UNION SELECT name WHERE name IS NOT NULL AND NOT EXISTS (SELECT FROM pg_partition_tree(name))) AS leaf
+        JOIN pg_class ON pg_class.oid = leaf.relid
     ORDER BY 1"""
 _OWNS_THE_SERVER: Final[LiteralString] = "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
 _AHEAD: Final[LiteralString] = (
@@ -41,12 +44,24 @@ def scrub(url: str, say: Say) -> bool:
     The log is the business of whoever runs the server, and stays as it is unless the role is a superuser's.
 
     Raises:
+        Unsuitable: a pooler stands in between.
+        SchemaMismatch: it holds none of them.
+        NotPermitted: they belong to another role.
         Unavailable: a table couldn't be had within ten seconds, or the log isn't let go: its archive takes nothing.
     """
-    with translated(), psycopg.connect(conninfo(url), autocommit=True) as connection:
+    require_own_session(url)
+    with translated(says_why=True), psycopg.connect(conninfo(url), autocommit=True) as connection:
         connection.execute("SET statement_timeout = 0")
         connection.execute("SET lock_timeout = '10s'")
-        tables = [row[0] for row in connection.execute(_LEAVES).fetchall()]
+        found = connection.execute(_LEAVES).fetchall()
+        if not found:
+            raise SchemaMismatch("the database holds none of Valence's tables: is it the right one?")
+        if not all(mine for _, mine in found):
+            # The server would only warn, and skip them.
+            raise NotPermitted(
+                "the database's role doesn't own the tables: only their owner may write them anew"
+            )
+        tables = [name for name, _ in found]
         owned = _one(connection, _OWNS_THE_SERVER)
         # Samples of columns, as an earlier release had them taken.
         for table in [*tables, *(["pg_catalog.pg_statistic"] if owned else [])]:

@@ -23,6 +23,7 @@ _LEAST_MEMORY: Final = 128 << 20
 _LOCK: Final = 0x56414C_5345_474D
 _INDEX_LOCK: Final = 0x56414C_494E_4458
 _MERGE_LOCK: Final = 0x56414C_4D45_5247
+_MOVE_LOCK: Final = 0x56414C_4D4F_5645
 
 # Sizes are compared by their rounded logarithm, so that segments which lost some vectors keep their class.
 _MERGEABLE: Final[LiteralString] = """
@@ -73,26 +74,37 @@ class Segments:
             )
             return await self._add(connection)
 
-    async def index_next(self, *, grace: float = 10.0) -> int | None:
+    async def index_next(self, *, patience: float = 0.2) -> int | None:
         """Indexes the oldest closed segment; its id, or None if there is nothing to do or another does it.
 
-        `grace`: seconds since its closing, so that writers which still saw it open have ended. A later one
-        would wait for the build, never lose a row.
+        Writers that still saw it open have ended before: one that came when it is merged already would add to what
+        nobody searches. `patience`: seconds that it may wait for them, while others wait behind it.
+
+        Raises:
+            Unavailable: it waited in vain; try later.
         """
+        async with self._database.begin() as connection:
+            found = await connection.execute(
+                text("SELECT id FROM segments WHERE space = :space AND state = 'closed' ORDER BY id LIMIT 1"),
+                {"space": self._space},
+            )
+            segment: int | None = found.scalar_one_or_none()
+            if segment is None:
+                return None
+            await _wait_at_most(connection, patience)
+            # Whoever adds vectors has this lock before it looks for the open segment.
+            await connection.exec_driver_sql("LOCK TABLE ONLY embeddings IN SHARE MODE")
         async with self._database.begin() as connection:
             if not await _try_lock(connection, _INDEX_LOCK):
                 return None
             found = await connection.execute(
-                text(
-                    "SELECT id, rows FROM segments WHERE space = :space AND state = 'closed' "
-                    "AND closed_at <= now() - make_interval(secs => :grace) ORDER BY id LIMIT 1"
-                ),
-                {"space": self._space, "grace": grace},
+                text("SELECT rows FROM segments WHERE id = :segment AND state = 'closed'"),
+                {"segment": segment},
             )
-            if (closed := found.one_or_none()) is None:
+            rows: int | None = found.scalar_one_or_none()
+            if rows is None:
                 return None
-            segment: int = closed.id
-            await _index(connection, segment, closed.rows)
+            await _index(connection, segment, rows)
             await self._indexed(connection, segment)
             return segment
 
@@ -151,10 +163,7 @@ class Segments:
             )
             segment: int | None = found.scalar_one_or_none()
             if segment is not None:
-                await connection.execute(
-                    text("SELECT set_config('lock_timeout', :wait, true)"),
-                    {"wait": f"{round(patience * 1000)}"},
-                )
+                await _wait_at_most(connection, patience)
                 await connection.execute(text("SELECT drop_segment(:segment)"), {"segment": segment})
             return segment
 
@@ -219,6 +228,15 @@ class Segments:
         )
 
 
+async def stay(connection: AsyncConnection) -> None:
+    """Until the transaction ends no vector moves on: who removes vectors calls it before.
+
+    A removal that waits for a segment while it is merged doesn't know of the segment that takes its place, and would
+    leave its vector there.
+    """
+    await connection.exec_driver_sql("SELECT pg_advisory_xact_lock_shared(%s)", (_MOVE_LOCK,))
+
+
 async def _next_id(connection: AsyncConnection) -> int:
     found = await connection.exec_driver_sql("SELECT coalesce(max(id), 0) + 1 FROM segments")
     return int(found.scalar_one())
@@ -241,6 +259,7 @@ async def _copy(connection: AsyncConnection, old: list[int], merged: int) -> int
 
 async def _catch_up(connection: AsyncConnection, old: list[int], merged: int) -> None:
     """What was erased from the old segments, or came late, since they were copied; from now on nothing can be."""
+    await connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_MOVE_LOCK,))
     for segment in old:
         await _run(connection, "LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE", segment)
     await _run(
@@ -286,6 +305,12 @@ async def _run(
         old=sql.Literal(old or []),
     )
     return (await connection.exec_driver_sql(composed.as_string())).rowcount
+
+
+async def _wait_at_most(connection: AsyncConnection, seconds: float) -> None:
+    await connection.execute(
+        text("SELECT set_config('lock_timeout', :wait, true)"), {"wait": f"{round(seconds * 1000)}"}
+    )
 
 
 async def _try_lock(connection: AsyncConnection, number: int) -> bool:

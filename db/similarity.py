@@ -11,6 +11,7 @@ from uuid import UUID
 import psycopg
 
 from db.engine import Database, PsycopgConnection
+from db.errors import Rejected
 from db.feedback import Judgement
 from db.predictions import Prediction, Predictions
 from db.similarity_query import Found, SimilarityFilters, SimilarityQuery, Vector
@@ -99,11 +100,23 @@ class Similarity:
         query = SimilarityQuery(
             vector, k=k, filters=filters or SimilarityFilters(), holder=holder, min_similarity=min_similarity
         )
-        async with self._database.searching() as connection:
-            found, exactly, complete = await self._run(connection, query, exact=exact)
-        return Neighbours(
-            results=await self.described(found, holder=holder), exact=exactly, complete=complete
-        )
+        found, exactly, complete = await self._found(query, exact=exact)
+        results = await self.described(found, holder=holder)
+        # One that was erased in between leaves a place that another might have had.
+        return Neighbours(results=results, exact=exactly, complete=complete and len(results) == len(found))
+
+    async def _found(
+        self, query: SimilarityQuery, *, exact: bool, again: bool = True
+    ) -> tuple[Found, bool, bool]:
+        """What was found, whether exactly, whether completely."""
+        try:
+            async with self._database.searching() as connection:
+                return await self._run(connection, query, exact=exact)
+        except Rejected as error:
+            # It stood still for so long that a segment which it had looked up was merged and dropped.
+            if not again or not isinstance(error.__cause__, psycopg.errors.UndefinedTable):
+                raise
+        return await self._found(query, exact=exact, again=False)
 
     async def _run(
         self, connection: PsycopgConnection, query: SimilarityQuery, *, exact: bool

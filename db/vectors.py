@@ -11,10 +11,11 @@ from db.engine import Database
 from db.similarity_query import Vector
 from db.tables import DIMENSIONS
 
+# From whichever segment: one that is merged at this moment has been retired, and the one in its place isn't known yet.
 _OF_TEXTS: Final[LiteralString] = """
     SELECT e.text_id, halfvec_send(e.embedding) AS vector
     FROM embeddings e JOIN segments s ON s.id = e.segment
-    WHERE e.text_id = ANY(CAST(:ids AS uuid[])) AND s.space = :space AND s.state <> 'retired'
+    WHERE e.text_id = ANY(CAST(:ids AS uuid[])) AND s.space = :space
         AND (CAST(:holder AS uuid) IS NULL OR EXISTS (
             SELECT FROM predictions p
             WHERE p.text_id = e.text_id AND p.holder_id = CAST(:holder AS uuid) AND p.arm <> 'shadow'))"""

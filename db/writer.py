@@ -222,7 +222,8 @@ class Writer:
                         raise
                     raise translate(error) from error
                 if attempt == _ATTEMPTS:
-                    raise Unavailable("the transaction was pushed aside too often: try again") from error
+                    aside = Unavailable("the transaction was pushed aside too often: try again")
+                    raise (translate(error) if _unroutable(error) else aside) from error
                 await asyncio.sleep(0.002 * 2**attempt)
         raise AssertionError
 
@@ -345,9 +346,15 @@ def _sought(claims: dict[int, NewIdempotency]) -> dict[str, Any]:
 
 
 def _passing(error: psycopg.Error) -> bool:
-    """Whether the same transaction may succeed at once: a deadlock, or a text that was erased meanwhile."""
+    """Whether the same transaction may succeed at once.
+
+    A deadlock, a text that was erased meanwhile, or a segment that was opened just now: a statement may see its row
+    before its server process has heard of its table.
+    """
     if isinstance(error, (pg.DeadlockDetected, pg.SerializationFailure)):
         return True
+    if _unroutable(error):
+        return error.diag.table_name == "embeddings"
     return isinstance(error, pg.ForeignKeyViolation) and (error.diag.constraint_name or "").endswith(
         "_text_id"
     )

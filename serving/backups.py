@@ -29,11 +29,19 @@ _DATABASE, _REGISTRY, _ARTIFACTS = "database.dump", "registry.dump", "artifacts"
 
 
 @contextmanager
-def database(settings: Settings) -> Iterator[str]:
-    """The URL of the database; an embedded one that isn't running runs for as long as this needs it."""
+def database(settings: Settings, *, make: bool = False) -> Iterator[str]:
+    """The URL of the database; an embedded one that isn't running runs for as long as this needs it.
+
+    `make`: one that isn't there is made.
+
+    Raises:
+        Invalid: there is no database.
+    """
     if (named := settings.schema_url) is not None:
         yield named
         return
+    if not make:
+        _require_database(settings)
     server = EmbeddedPostgres(settings.home, archive=settings.wal_archive)
     try:
         server.start()
@@ -57,7 +65,6 @@ def backup(settings: Settings, target: Path | None, say: Say) -> dict[str, Any]:
         Invalid: there is no database.
         BackupError: it can't be written.
     """
-    _require_database(settings)
     target = _named(target or Path.cwd())
     with database(settings) as url, BackupWriter(target) as writer, _scratch(target.parent) as scratch:
         revision = _revision(url)
@@ -158,7 +165,7 @@ def restore(
 
 
 def _load(settings: Settings, found: Backup, scratch: Path, say: Say) -> None:
-    with database(settings) as url:
+    with database(settings, make=True) as url:
         registry = ensure_beside(url, REGISTRY_SUFFIX) if _REGISTRY in found else None
         for each in filter(None, (url, registry)):
             if dump.holds_tables(each):

@@ -7,12 +7,22 @@ Read from the environment (`VALENCE_*`, and five names that the wider world uses
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Count = Annotated[int, Field(ge=1)]
 Gate = Annotated[float | None, BeforeValidator(lambda given: None if given in ("off", "") else given)]
 Seconds = Annotated[float, Field(gt=0)]
+
+
+def _of_postgresql(url: SecretStr) -> SecretStr:
+    from db.conninfo import conninfo
+
+    conninfo(url.get_secret_value())
+    return url
+
+
+DatabaseUrl = Annotated[SecretStr, AfterValidator(_of_postgresql)]
 
 
 class Settings(BaseSettings):
@@ -26,17 +36,17 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="address the HTTP port binds to")
     port: int = Field(default=8000, ge=1, le=65535, description="HTTP port")
 
-    database_url: SecretStr | None = Field(
+    database_url: DatabaseUrl | None = Field(
         default=None,
         validation_alias=AliasChoices("DATABASE_URL", "database_url"),
         description="PostgreSQL ≥ 16 with pgvector ≥ 0.8.3; unset: embedded PostgreSQL under the home",
     )
-    database_read_url: SecretStr | None = Field(
+    database_read_url: DatabaseUrl | None = Field(
         default=None,
         validation_alias=AliasChoices("DATABASE_READ_URL", "database_read_url"),
         description="a read replica for searches and lists; unset: the same database",
     )
-    database_direct_url: SecretStr | None = Field(
+    database_direct_url: DatabaseUrl | None = Field(
         default=None,
         validation_alias=AliasChoices("DATABASE_DIRECT_URL", "database_direct_url"),
         description="past a transaction pooler: for migrations, notices and MLflow's database; unset: DATABASE_URL",

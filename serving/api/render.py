@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
 import orjson
 from starlette.responses import Response
 
@@ -81,8 +82,8 @@ def stored(found: StoredPrediction) -> Json:
         "id": found.id,
         "text_id": found.text_id,
         "sentiment": found.label,
-        "confidence": round(found.confidence, 6),
-        "scores": {label: round(found.scores[label], 6) for label in LABELS},
+        "confidence": _cut(found.confidence),
+        "scores": {label: _cut(found.scores[label]) for label in LABELS},
         "model": found.model,
         "model_version": found.version,
         "arm": found.arm,
@@ -93,6 +94,11 @@ def stored(found: StoredPrediction) -> Json:
     if found.truncated:
         content["truncated"] = True
     return content
+
+
+def _cut(stored: float) -> float:
+    """A stored float32 as its first answer had it: PostgreSQL tells the shortest decimal, which rounds otherwise."""
+    return round(float(np.float32(stored)), 6)
 
 
 def remembered(found: StoredPrediction) -> Json:

@@ -93,7 +93,10 @@ def _explained(error: Exception) -> str | None:
         return " ".join(str(error).split())
     if type(error).__name__ == "ValidationError" and getattr(error, "title", None) == "Settings":
         faults: list[dict[str, Any]] = error.errors()  # type: ignore[attr-defined]
-        return "; ".join(f"{variable(str(fault['loc'][0]))}: {fault['msg']}" for fault in faults)
+        return "; ".join(
+            f"{variable(str(fault['loc'][0]))}: {fault['msg'].removeprefix('Value error, ')}"
+            for fault in faults
+        )
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
     return None

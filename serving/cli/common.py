@@ -34,12 +34,12 @@ def connect(url: str | None, key: str | None) -> "Client":
 
 
 def variable(name: str) -> str:
-    """The environment variable of a setting."""
+    """The environment variable of a setting, which may be named by it already."""
     from pydantic import AliasChoices
 
     from serving.settings import Settings
 
-    field = Settings.model_fields.get(name)
+    field = Settings.model_fields.get(name.lower())
     if field is not None and isinstance(field.validation_alias, AliasChoices):
         return str(field.validation_alias.choices[0])
     return f"VALENCE_{name.upper()}"

@@ -20,7 +20,7 @@ def upgrade(revision: Annotated[str, typer.Argument()] = "head", as_json: AsJson
     """Bring the schema up to a revision; data stays."""
     from db import schema
 
-    with _database() as url:
+    with _database(make=True) as url:
         found = schema.upgrade(url, revision)
     show_record({"revision": found, "head": schema.head()}, as_json=as_json)
 
@@ -211,8 +211,8 @@ def _say() -> partial[None]:
     return partial(print, file=sys.stderr, flush=True)
 
 
-def _database() -> AbstractContextManager[str]:
+def _database(*, make: bool = False) -> AbstractContextManager[str]:
     from serving.backups import database
     from serving.settings import Settings
 
-    return database(Settings())
+    return database(Settings(), make=make)

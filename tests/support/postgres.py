@@ -85,9 +85,10 @@ async def opened(
     read_url: str | None = None,
     direct_url: str | None = None,
     cipher: Cipher | None = None,
+    kind: type[Database] = Database,
 ) -> AsyncIterator[Database]:
     """An open database with this month's partitions and an open segment."""
-    database = Database(
+    database = kind(
         url,
         read_url=read_url,
         direct_url=direct_url,

@@ -1,5 +1,6 @@
 """Makers of rows for database tests: keys, texts with vectors, submissions."""
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -105,6 +106,15 @@ async def sql(database: Database, statement: str, *parameters: Any) -> list[Any]
     async with database.begin() as connection:
         result = await connection.exec_driver_sql(statement, tuple(parameters))
         return [tuple(row) for row in result] if result.returns_rows else []
+
+
+async def waiting(database: Database) -> None:
+    """Until somebody waits for a lock."""
+    for _ in range(1000):
+        if (await sql(database, "SELECT count(*) FROM pg_locks WHERE NOT granted"))[0][0]:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("nobody waits")
 
 
 def now() -> datetime:

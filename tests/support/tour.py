@@ -61,7 +61,7 @@ async def tour(database: Database, *, many: int = 12) -> list[NewText]:
     assert await segments.roll(1) is not None
     assert await writing.commit([submission(key, [new_text() for _ in range(many)])]) == [Stored()]
     assert await segments.roll(1) is not None
-    while await segments.index_next(grace=0) is not None:
+    while await segments.index_next() is not None:
         pass
     assert await segments.merge_next(fan_in=2) is not None
     while await segments.merge_next(fan_in=2) is not None:

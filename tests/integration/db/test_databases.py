@@ -1,9 +1,13 @@
 """A neighbour of the platform's database, for MLflow."""
 
 import psycopg
+import pytest
 from sqlalchemy import make_url
 
 from db.databases import ensure_beside
+from db.errors import NotPermitted
+from db.roles import Role
+from tests.support.ways import Ways
 
 
 def test_the_neighbour_is_made_once_and_is_another_database(url: str) -> None:
@@ -14,3 +18,8 @@ def test_the_neighbour_is_made_once_and_is_another_database(url: str) -> None:
         assert connection.info.dbname == f"{make_url(url).database}_mlflow"
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f'DROP DATABASE "{made.database}"')
+
+
+def test_who_may_not_make_the_neighbour_is_told_what_to_do(ways: Ways) -> None:
+    with pytest.raises(NotPermitted, match=r"_mlflow.*MLFLOW_TRACKING_URI"):
+        ensure_beside(ways[Role.APPLICATION], "_mlflow")

@@ -36,6 +36,7 @@ from tests.support.rows import (
     sql,
     submission,
     unit_vectors,
+    waiting,
     writer,
 )
 
@@ -261,7 +262,7 @@ async def test_feedback_that_comes_during_an_erasure_is_erased_or_refused(
         # A judgement that is under way holds its prediction; the erasure waits for it and takes it along.
         await beside.execute("SELECT id FROM predictions WHERE id = %s FOR KEY SHARE", (identity,))
         erasing = asyncio.create_task(erasures(database).erase_text(sent.texts[0].id, actor=None))
-        await _waiting(database)
+        await waiting(database)
         await beside.execute(
             "INSERT INTO feedback (prediction_id, holder_id, key_id, is_correct, comment) "
             "VALUES (%s, %s, %s, true, 'in between')",
@@ -271,15 +272,6 @@ async def test_feedback_that_comes_during_an_erasure_is_erased_or_refused(
         receipt = await erasing
     assert receipt.erased.comments == 1
     assert await sql(database, "SELECT comment FROM feedback") == [(None,)]
-
-
-async def _waiting(database: Database) -> None:
-    """Until somebody waits for a lock."""
-    for _ in range(1000):
-        if (await sql(database, "SELECT count(*) FROM pg_locks WHERE NOT granted"))[0][0]:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("nobody waits")
 
 
 async def test_writers_and_searches_beside_erasures_lose_nothing_and_see_each_text_once(

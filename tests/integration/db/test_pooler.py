@@ -12,10 +12,12 @@ import pytest
 
 from db import schema
 from db.databases import require
+from db.dump import dump, load
 from db.engine import Database, Limits
-from db.errors import Unavailable
+from db.errors import Unavailable, Unsuitable
 from db.experiments import Experiments, NewExperiment
 from db.roles import Login, Role, ensure
+from db.scrub import scrub
 from db.submissions import Stored
 from db.traffic import TrafficFeed
 from tests.support.certificates import Authority
@@ -97,6 +99,22 @@ async def test_each_connection_finds_out_whether_its_session_is_its_own(
                 assert connection.prepare_threshold == prepares
             async with database.searching() as connection:
                 assert connection.prepare_threshold == prepares
+
+
+def test_what_sets_its_session_is_refused_behind_a_pooler_before_it_sets_anything(
+    pooler: Pooler, name: str, tmp_path: Path
+) -> None:
+    """pg_dump empties the search path, and whoever is handed the same session next would find no table."""
+    owner = pooler.url("valence_owner", name)
+    for use in (
+        lambda: dump(owner, tmp_path / "dump"),
+        lambda: load(owner, tmp_path / "dump"),
+        lambda: scrub(owner, lambda _line: None),
+    ):
+        with pytest.raises(Unsuitable, match="DATABASE_DIRECT_URL"):
+            use()
+    with psycopg.connect(owner, prepare_threshold=None) as connection:
+        assert connection.execute("SHOW search_path").fetchone() == ('"$user", public',)
 
 
 async def test_timeouts_come_from_the_role_behind_a_pooler(pooled: str) -> None:

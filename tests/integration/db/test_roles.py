@@ -11,6 +11,7 @@ from psycopg import errors as pg
 from db import schema
 from db.errors import Conflict, NotPermitted, SchemaMismatch
 from db.roles import Login, Role, ensure
+from db.scrub import scrub
 from serving.cli import main
 from tests.support.postgres import TestServer, opened
 from tests.support.tour import tour
@@ -22,6 +23,13 @@ pytestmark = pytest.mark.anyio
 async def test_the_application_does_everything_that_a_platform_asks(ways: Ways) -> None:
     async with opened(ways[Role.APPLICATION]) as database:
         await tour(database)
+
+
+def test_only_who_owns_the_tables_can_write_them_anew(ways: Ways) -> None:
+    for role in (Role.APPLICATION, Role.READER):
+        with pytest.raises(NotPermitted, match="owner"):
+            scrub(ways[role], lambda _line: None)
+    assert scrub(ways[Role.OWNER], lambda _line: None) is False
 
 
 async def test_the_reader_serves_searches_and_lists(ways: Ways) -> None:

@@ -11,12 +11,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 import db.segments
 from db.engine import Database
+from db.erasure import Erasures
 from db.errors import Unavailable
 from db.segments import Segments
 from db.similarity import Similarity
 from db.submissions import Stored
 from tests.support.postgres import SPACE, opened
-from tests.support.rows import counted, new_key, new_text, sql, submission, unit_vectors, writer
+from tests.support.rows import counted, new_key, new_text, sql, submission, unit_vectors, waiting, writer
 
 pytestmark = pytest.mark.anyio
 
@@ -32,9 +33,8 @@ async def test_a_full_segment_is_closed_and_then_indexed(database: Database) -> 
     assert await segments.roll(30) is None
     await writer(database).commit([submission(key)])
     assert await sql(database, _STATES) == [(1, "closed", 30), (2, "open", None)]
-    assert await segments.index_next() is None, "writers that saw it open may still run"
-    assert await segments.index_next(grace=0) == 1
-    assert await segments.index_next(grace=0) is None
+    assert await segments.index_next() == 1
+    assert await segments.index_next() is None
     assert await sql(database, _STATES) == [(1, "indexed", 30), (2, "open", None)]
     assert await sql(database, "SELECT count(*) FROM pg_indexes WHERE indexdef LIKE '%%hnsw%%'") == [(1,)]
 
@@ -53,7 +53,7 @@ async def test_many_at_once_roll_once_and_index_once(database: Database) -> None
     segments = Segments(database, SPACE)
     await writer(database).commit([submission(key, [new_text() for _ in range(10)])])
     assert len([done for done in await asyncio.gather(*(segments.roll(5) for _ in range(4))) if done]) == 1
-    done = await asyncio.gather(*(segments.index_next(grace=0) for _ in range(4)))
+    done = await asyncio.gather(*(segments.index_next() for _ in range(4)))
     assert [segment for segment in done if segment] == [1]
 
 
@@ -62,7 +62,7 @@ async def indexed(database: Database, rows: int) -> list[UUID]:
     segments, texts = Segments(database, SPACE), [new_text() for _ in range(rows)]
     await writer(database).commit([submission(await new_key(database), texts)])
     await segments.roll(1)
-    await segments.index_next(grace=0)
+    await segments.index_next()
     return [text.id for text in texts]
 
 
@@ -107,6 +107,48 @@ async def test_what_is_erased_or_late_while_segments_are_merged_is_as_it_was_tol
     merged = await segments.merge_next()
     found = await sql(database, "SELECT text_id FROM embeddings WHERE segment = %s", merged)
     assert {row[0] for row in found} == {*ids[1:], late.id}
+
+
+async def test_what_is_erased_while_a_merge_comes_to_its_end_is_in_no_segment(
+    url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An erasure that waits for the old segments knows nothing of the one that takes their place."""
+    segments = Segments(database, SPACE)
+    ids = [text_id for _ in range(4) for text_id in await indexed(database, 5)]
+    attach, ending, going = db.segments._attach, asyncio.Event(), asyncio.Event()
+
+    async def later(connection: AsyncConnection, segment: int) -> None:
+        ending.set()
+        await going.wait()
+        await attach(connection, segment)
+
+    monkeypatch.setattr(db.segments, "_attach", later)
+    merging = asyncio.create_task(segments.merge_next())
+    await ending.wait()
+    erasures = Erasures(database, Similarity(database, space=SPACE), space=SPACE)
+    erasing = asyncio.create_task(erasures.erase_text(ids[0], actor=None))
+    await waiting(database)
+    going.set()
+    assert await merging == 6
+    assert (await erasing).erased.embeddings > 0
+    found = {row[0] for row in await sql(database, "SELECT text_id FROM embeddings")}
+    assert found == set(ids[1:])
+
+
+async def test_a_segment_is_indexed_once_who_saw_it_open_has_ended(url: str, database: Database) -> None:
+    segments, key = Segments(database, SPACE), await new_key(database)
+    held = new_text()
+    await writer(database).commit([submission(key, [held])])
+    async with await psycopg.AsyncConnection.connect(url) as other:
+        await other.execute("SELECT FROM text_inputs WHERE id = %s FOR UPDATE", (held.id,))
+        late = asyncio.create_task(writer(database).commit([submission(key, [held, new_text()])]))
+        await waiting(database)
+        assert await segments.roll(1) == 2
+        with pytest.raises(Unavailable):
+            await segments.index_next(patience=0.05)
+    assert await late == [Stored()]
+    assert await segments.index_next() == 1
+    assert await sql(database, _STATES) == [(1, "indexed", 2), (2, "open", None)]
 
 
 async def test_nobody_waits_for_long_behind_a_segment_that_is_read(url: str, database: Database) -> None:
@@ -161,7 +203,7 @@ async def test_writing_rolling_indexing_and_kills_leave_each_text_in_one_segment
             while not stop.is_set():
                 with contextlib.suppress(Unavailable):
                     await segments.roll(100)
-                    await segments.index_next(grace=0)
+                    await segments.index_next()
                     await segments.merge_next(fan_in=2)
                     await segments.drop_next(grace=1)
 
@@ -211,7 +253,7 @@ async def test_a_late_writer_into_an_indexed_segment_is_found_by_its_index(datab
     segments = Segments(database, SPACE)
     await writer(database).commit([submission(key, [new_text(vector=vector) for vector in vectors[:2999]])])
     await segments.roll(2999)
-    await segments.index_next(grace=0)
+    await segments.index_next()
     late = new_text(vector=vectors[2999])
     await sql(database, "UPDATE segments SET state = 'closed' WHERE state = 'open'")
     await sql(database, "UPDATE segments SET state = 'open' WHERE id = 1")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from db.engine import Database
+from db.erasure import Erasures, NearCopies
 from db.feedback import FeedbackStore, NewFeedback
 from db.ids import uuid7_time
 from db.keys import Key
@@ -97,7 +98,7 @@ async def filled(database: Database) -> World:
         await writer(database).commit(batch)
         if start < 1600:
             await segments.roll(800)
-            await segments.index_next(grace=0)
+            await segments.index_next()
     verdicts: dict[UUID, bool] = {}
     store = FeedbackStore(database)
     for prediction in predictions[::17]:
@@ -277,6 +278,30 @@ async def test_vectors_of_stored_texts_can_be_searched_by(world: World, database
     assert np.array_equal(found[text_id], world.vectors[0])
     assert await vectors.texts_of([prediction.id, uuid4()], holder=other) == {}
     assert await vectors.of_texts([text_id], holder=other) == {}
+
+
+async def test_a_search_claims_nothing_if_what_it_found_is_erased_before_it_is_told(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, texts = await new_key(database), [new_text() for _ in range(3)]
+    await writer(database).commit([submission(key, texts)])
+    similarity = Similarity(database, space=SPACE)
+    described, query = similarity.described, np.frombuffer(texts[0].embedding, "<f2").astype(np.float32)
+
+    async def later(found: Any, **arguments: Any) -> Any:
+        await Erasures(database, similarity, space=SPACE).erase_text(texts[0].id, actor=None)
+        return await described(found, **arguments)
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(Erasures, "_near", no_near_copies)
+        meanwhile.setattr(similarity, "described", later)
+        found = await similarity.search(query, k=2)
+    assert (len(found.results), found.complete) == (1, False)
+    assert (await similarity.search(query, k=2)).complete
+
+
+async def no_near_copies(*_: object) -> NearCopies:
+    return NearCopies(cosine=1.0, text_ids=(), complete=True)
 
 
 async def test_an_empty_memory_answers_nothing(url: str) -> None:

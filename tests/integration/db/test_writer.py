@@ -1,6 +1,7 @@
 """The writer: everything or nothing, once, whatever comes between."""
 
 import asyncio
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -15,7 +16,7 @@ from db.predictions import Predictions
 from db.segments import Segments
 from db.submissions import Failed, Mismatch, Replayed, Stored
 from db.writer import Writer
-from tests.support.postgres import opened
+from tests.support.postgres import SPACE, opened
 from tests.support.rows import (
     claim,
     counted,
@@ -62,6 +63,28 @@ async def test_a_batch_is_stored_with_texts_vectors_and_every_column(database: D
     )
     assert np.array_equal(np.array(vector, np.float16), vectors[0].astype(np.float16))
     assert await counted(database, "embeddings") == 3
+
+
+async def test_a_segment_whose_table_isnt_known_yet_is_tried_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = await new_key(database)
+    await sql(database, "UPDATE segments SET state = 'closed', rows = 0")
+    await sql(database, "INSERT INTO segments (id, space, state) VALUES (2, %s, 'open')", SPACE)
+    execute, refused = Writer._execute, []
+
+    async def heard_of_late(*arguments: Any) -> Any:
+        try:
+            return await execute(*arguments)
+        except psycopg.errors.CheckViolation as error:
+            refused.append(error)
+            await sql(database, "SELECT make_segment(2), attach_segment(2)")
+            raise
+
+    monkeypatch.setattr(Writer, "_execute", heard_of_late)
+    assert await writer(database).commit([submission(key)]) == [Stored()]
+    assert len(refused) == 1
+    assert await sql(database, "SELECT segment FROM embeddings") == [(2,)]
 
 
 async def test_a_text_sent_again_is_stored_and_embedded_once(database: Database) -> None:

@@ -56,6 +56,8 @@ def test_a_backup_that_fails_leaves_nothing_and_none_is_overwritten(tmp_path: Pa
     with pytest.raises(BackupUnwritable, match=r"b\.backup"):
         BackupWriter(target)
     assert target.read_text() == "mine"
+    with pytest.raises(BackupUnwritable, match="no folder"):
+        BackupWriter(tmp_path / "nowhere" / "b.backup")
 
 
 def test_a_file_that_grows_meanwhile_is_as_long_as_it_was(tmp_path: Path) -> None:

@@ -392,6 +392,32 @@ def test_malformed_setting_is_named(run: Any, monkeypatch: pytest.MonkeyPatch) -
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "url", ["mysql://db/hush", "postgresql://me:hush%zz@db/x", "postgresql://me:hush@db?no=1"]
+)
+def test_a_url_that_names_no_postgresql_is_named_by_its_variable_and_not_shown(
+    run: Any, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("DATABASE_READ_URL", url)
+    code, _, err = run("db", "current")
+    assert code == 1
+    assert err.startswith("valence: DATABASE_READ_URL: ")
+    assert err.count("\n") == 1
+    assert "hush" not in err
+
+
+@pytest.mark.parametrize(
+    "command", [("current",), ("downgrade", "base", "--yes"), ("scrub", "--yes"), ("backup",)]
+)
+def test_a_home_without_a_database_gets_none_by_being_asked(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("VALENCE_HOME", str(tmp_path))
+    code, _, err = run("db", *command)
+    assert (code, err) == (1, f"valence: {tmp_path} holds no database: set VALENCE_HOME, or DATABASE_URL\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_every_setting_is_listed_and_no_secret_shown(
     platform: Platform, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,498 @@
+"""Any interleaving of writes, moves, deletes, kills and searches shows each live text once.
+
+Every rule runs one to a few steps: alone, killed after one of their statements, beside each other, or behind somebody
+who holds a text. What the table of predictions then says must follow from what was there before and from what the
+steps told; and every search must show what it says.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+from uuid import UUID
+
+import numpy as np
+import psycopg
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from db.engine import Limits
+from db.erasure import Erasures
+from db.errors import NotFound, Unavailable
+from db.keys import Key
+from db.retention import Retention
+from db.segments import Segments
+from db.similarity import Neighbours, Similarity, SimilarityFilters
+from db.submissions import Stored, Submission
+from db.tables import NOBODY
+from db.users import Users
+from db.vectors import Vectors
+from tests.support.postgres import SPACE, TestServer, opened
+from tests.support.rows import new_key, new_prediction, new_text, now, unit_vectors, writer
+from tests.support.scripted import End, Script, ScriptedDatabase
+
+# Two texts have one vector, as near-duplicates may.
+VECTORS = unit_vectors(30, seed=3)[[0, *range(29)]]
+TEXTS = tuple(new_text(f"text {number}", vector) for number, vector in enumerate(VECTORS))
+NUMBERS = {text.id: number for number, text in enumerate(TEXTS)}
+KEPT = np.array([np.frombuffer(text.embedding, "<f2") for text in TEXTS]).astype(np.float32)
+USERS = ("ada", "bob")
+State: TypeAlias = Literal["live", "erased", "absent"]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A prediction: whose it is, and of which text."""
+
+    user: int
+    text: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that is done with the database."""
+
+    # What it may fail with although nobody was killed; what it makes of the predictions that it is about; how many
+    # statements it may take.
+    quiet = ()
+    leaves = None
+    length = 2
+
+    def aimed(self, live: list[int]) -> "Step":
+        """The same about texts that are live: its numbers are places in their list."""
+        return self
+
+    async def run(self, ground: "Interleavings", into: "Run") -> None:
+        raise NotImplementedError
+
+    def about(self, made: Made) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class Write(Step):
+    batch: tuple[tuple[int, tuple[int, ...]], ...]
+
+    async def run(self, ground: "Interleavings", into: "Run") -> None:
+        submissions = []
+        for user, numbers in self.batch:
+            key, whose = ground.keys[user], ground.users[user]
+            predictions = [new_prediction(key, TEXTS[number], user_id=whose) for number in numbers]
+            submissions.append(
+                Submission(texts=[TEXTS[number] for number in numbers], predictions=predictions)
+            )
+            into.made |= {
+                each.id: Made(user, number) for each, number in zip(predictions, numbers, strict=True)
+            }
+        assert await writer(ground.database).commit(submissions) == [Stored()] * len(submissions)
+
+
+@dataclass(frozen=True)
+class EraseText(Step):
+    quiet = (NotFound,)
+    leaves = "erased"
+    length = 16
+    text: int
+
+    def aimed(self, live: list[int]) -> Step:
+        return EraseText(live[self.text % len(live)]) if live else self
+
+    async def run(self, ground: "Interleavings", into: "Run") -> None:
+        await ground.erasures.erase_text(TEXTS[self.text].id, actor=None)
+
+    def about(self, made: Made) -> bool:
+        return made.text == self.text
+
+
+@dataclass(frozen=True)
+class EraseUser(Step):
+    leaves = "erased"
+    length = 30
+    user: int
+
+    async def run(self, ground: "Interleavings", into: "Run") -> None:
+        await ground.erasures.erase_user(ground.users[self.user], actor=None)
+
+    def about(self, made: Made) -> bool:
+        return made.user == self.user
+
+
+@dataclass(frozen=True)
+class Expire(Step):
+    """As with a month that is dropped: predictions go, their texts stay."""
+
+    leaves = "absent"
+    texts: frozenset[int]
+
+    def aimed(self, live: list[int]) -> Step:
+        return Expire(frozenset(live[text % len(live)] for text in self.texts)) if live else self
+
+    async def run(self, ground: "Interleavings", into: "Run") -> None:
+        async with ground.database.begin() as connection:
+            ids = [TEXTS[number].id for number in self.texts]
+            await connection.exec_driver_sql("DELETE FROM predictions WHERE text_id = ANY(%s)", (ids,))
+
+    def about(self, made: Made) -> bool:
+        return made.text in self.texts
+
+
+@dataclass(frozen=True)
+class Sweep(Step):
+    length = 6
+
+    async def run(self, ground: "Interleavings", into: "Run") -> None:
+        await Retention(ground.database).sweep_texts(now())
+
+
+@dataclass(frozen=True)
+class Roll(Step):
+    length = 7
+
+    async def run(self, ground: "Interleavings", into: "Run") -> None:
+        await ground.segments.roll(1)
+
+
+@dataclass(frozen=True)
+class Index(Step):
+    # It gives up after a moment if a writer doesn't end.
+    quiet = (Unavailable,)
+    length = 9
+
+    async def run(self, ground: "Interleavings", into: "Run") -> None:
+        await ground.segments.index_next(patience=0.05)
+
+
+@dataclass(frozen=True)
+class Merge(Step):
+    length = 24
+
+    async def run(self, ground: "Interleavings", into: "Run") -> None:
+        await ground.segments.merge_next(fan_in=2)
+
+
+@dataclass(frozen=True)
+class Drop(Step):
+    # It gives up after a moment if somebody reads the table.
+    quiet = (Unavailable,)
+    length = 4
+
+    async def run(self, ground: "Interleavings", into: "Run") -> None:
+        await ground.segments.drop_next(grace=0, patience=0.05)
+
+
+@dataclass(frozen=True)
+class Search(Step):
+    length = 8
+    text: int
+    k: int
+    exact: bool
+
+    async def run(self, ground: "Interleavings", into: "Run") -> None:
+        into.found = await ground.similarity.search(VECTORS[self.text], k=self.k, exact=self.exact)
+
+
+class Run:
+    """A step under way: what it writes and finds, and how it ended."""
+
+    def __init__(self, ground: "Interleavings", step: Step, *, at: int = 0) -> None:
+        self.step = step.aimed(sorted(_live(ground.predictions)))
+        self.made: dict[UUID, Made] = {}
+        self.found: Neighbours | None = None
+        self.ended = False
+        self._watcher = ground.watcher
+        self._script = Script(self.step.run(ground, self), at=at)
+
+    @property
+    def done(self) -> bool:
+        return self._script.task.done()
+
+    async def stands(self) -> None:
+        await self._script.stands(self._watcher)
+
+    async def end(self, end: End = "goes on") -> None:
+        """Lets it go on, or ends it where it stands; then whether it says that it did what it should."""
+        cut = end != "goes on" and not self.done
+        await self._script.end(self._watcher, end)
+        task = self._script.task
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        excused = (*self.step.quiet, *((Unavailable, asyncio.CancelledError) if cut else ()))
+        if error is not None and not isinstance(error, excused):
+            raise error
+        self.ended = error is None or isinstance(error, self.step.quiet)
+
+
+NUMBER = st.integers(0, len(TEXTS) - 1)
+USER = st.integers(0, len(USERS) - 1)
+REQUEST = st.tuples(USER, st.lists(NUMBER, min_size=1, max_size=4).map(tuple))
+WRITE = st.builds(Write, st.lists(REQUEST, min_size=1, max_size=3).map(tuple))
+MOVE = st.sampled_from([Merge(), Index(), Roll(), Drop()])
+REMOVAL = st.one_of(
+    st.builds(EraseText, NUMBER),
+    st.builds(EraseUser, USER),
+    st.builds(Expire, st.frozensets(NUMBER, min_size=1, max_size=3)),
+    st.just(Sweep()),
+)
+SEARCH = st.builds(Search, NUMBER, st.integers(1, len(TEXTS) + 1), st.booleans())
+STEP = st.one_of(MOVE, WRITE, REMOVAL, SEARCH)
+# A step, and after which of its statements it stands still.
+HELD = STEP.flatmap(lambda step: st.tuples(st.just(step), st.integers(1, step.length)))
+END: st.SearchStrategy[End] = st.sampled_from(["goes on", "killed", "cancelled"])
+
+
+class Interleavings(RuleBasedStateMachine):
+    """`predictions`: those that there should be; None: erased."""
+
+    def __init__(self, server: TestServer) -> None:
+        super().__init__()
+        self.predictions: dict[UUID, Made | None] = {}
+        self.users: list[UUID] = []
+        self.keys: list[Key] = []
+        self._runner = asyncio.Runner()
+        self._stack = AsyncExitStack()
+        self._run(self._open(self._stack.enter_context(server.database())))
+
+    async def _open(self, url: str) -> None:
+        enter = self._stack.enter_async_context
+        self.watcher = await enter(await psycopg.AsyncConnection.connect(url, autocommit=True))
+        self._holder = await enter(await psycopg.AsyncConnection.connect(url))
+        limits = Limits(repositories=6, writers=4)
+        self.database = await enter(opened(url, kind=ScriptedDatabase, limits=limits))
+        self.segments = Segments(self.database, SPACE)
+        self.similarity = Similarity(self.database, space=SPACE)
+        self.erasures = Erasures(self.database, self.similarity, space=SPACE)
+        for name in USERS:
+            user = await Users(self.database).create(username=name, email=f"{name}@a.org", actor=None)
+            self.users.append(user.id)
+            self.keys.append(await new_key(self.database, owner_id=user.id))
+
+    def teardown(self) -> None:
+        self._run(self._stack.aclose())
+        self._runner.close()
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        self._runner.run(work)
+
+    @initialize()
+    def fill(self) -> None:
+        """Four indexed segments of one size, so that there is something to merge."""
+        for text in range(0, 8, 2):
+            self.seal(Write(((text % 4 // 2, (text, text + 1)),)))
+
+    @rule(step=STEP)
+    def alone(self, step: Step) -> None:
+        self._run(self._alone(step))
+
+    @rule(write=WRITE)
+    def seal(self, write: Write) -> None:
+        """A further indexed segment."""
+        for step in (write, Roll(), Index()):
+            self._run(self._alone(step))
+
+    @rule(held=HELD, end=END)
+    def cut(self, held: tuple[Step, int], end: End) -> None:
+        """A step is ended after one of its statements; one that has fewer comes to its own end."""
+        self._run(self._beside(*held, [], end))
+
+    @rule(held=HELD, other=STEP, end=END)
+    def beside(self, held: tuple[Step, int], other: Step, end: End) -> None:
+        """One step stands still after a statement while another gets as far as it can."""
+        self._run(self._beside(*held, [other], end))
+
+    @rule(
+        at=st.integers(1, Merge.length) | st.integers(15, Merge.length),
+        others=st.lists(REMOVAL | WRITE | SEARCH, min_size=1, max_size=2),
+        end=st.just("goes on") | END,
+    )
+    def beside_a_merge(self, at: int, others: list[Step], end: End) -> None:
+        self._run(self._beside(Merge(), at, others, end))
+
+    @rule(
+        text=NUMBER,
+        write=WRITE,
+        again=st.booleans(),
+        steps=st.lists(MOVE | STEP, min_size=1, max_size=3),
+        end=st.just("goes on") | END,
+    )
+    def behind(self, text: int, write: Write, again: bool, steps: list[Step], end: End) -> None:
+        """A writer waits for a text that somebody holds, while the segments move on and others come, or come to wait.
+
+        `again`: the first of them writes what the one that waits does.
+        """
+        live = sorted(_live(self.predictions))
+        if live:
+            held = live[text % len(live)]
+            late = Write((*write.batch, (0, (held,))))
+            self._run(self._behind(held, late, [write, *steps] if again else steps, end))
+
+    async def _alone(self, step: Step) -> None:
+        run = Run(self, step)
+        await run.end()
+        await self._settle([run])
+
+    async def _beside(self, first: Step, at: int, more: list[Step], end: End) -> None:
+        one, others = Run(self, first, at=at), []
+        await one.stands()
+        for step in more:
+            others.append(Run(self, step))
+            await others[-1].stands()
+        await one.end(end)
+        for run in others:
+            await run.end()
+        await self._settle([one, *others])
+
+    async def _behind(self, text: int, write: Write, steps: list[Step], end: End) -> None:
+        await self._holder.execute("SELECT FROM text_inputs WHERE id = %s FOR UPDATE", (TEXTS[text].id,))
+        late = Run(self, write)
+        await late.stands()
+        others = []
+        for step in steps:
+            others.append(Run(self, step))
+            await others[-1].stands()
+        if end != "goes on":
+            await late.end(end)
+            await self._holder.rollback()
+        else:
+            await self._holder.rollback()
+            await late.end()
+        for run in others:
+            await run.end()
+        await self._settle([late, *others])
+
+    async def _settle(self, runs: list[Run]) -> None:
+        """What is stored must follow from what was, and from what the runs said; from here on it is what should be."""
+        before, after = self.predictions, await self._stored(runs)
+        made = {each: what for run in runs for each, what in run.made.items()}
+        assert after.keys() <= before.keys() | made.keys()
+        for each, what in before.items():
+            state = _state(after, each)
+            about = [run for run in runs if what is not None and run.step.about(what)]
+            allowed: set[State | None] = {run.step.leaves for run in about}
+            if what is None:
+                allowed = {"erased"}
+            elif not any(run.ended for run in about):
+                allowed.add("live")
+            assert state in allowed, (each, what, state, allowed)
+        for run in runs:
+            states = {_state(after, each) for each, what in run.made.items() if not _disputed(what, runs)}
+            assert len(states) <= 1, "a batch is stored as a whole or not at all"
+            if run.ended:
+                assert states <= {"live"}
+        self.predictions = after
+        # There all the time, or at some time.
+        steady = _live({each: what for each, what in before.items() if after.get(each) is not None})
+        seen = _live(before) | _live(dict(made))
+        for run in runs:
+            if run.found is not None:
+                assert isinstance(run.step, Search)
+                self._judge(run.step, run.found, steady=steady, seen=seen)
+
+    async def _stored(self, runs: list[Run]) -> dict[UUID, Made | None]:
+        known = {each: what for run in runs for each, what in run.made.items()} | self.predictions
+        rows = await (await self.watcher.execute("SELECT id, text_id FROM predictions")).fetchall()
+        found: dict[UUID, Made | None] = {}
+        for each, text in rows:
+            what = known[each]
+            found[each] = None if text == NOBODY else what
+            assert text == NOBODY or (what is not None and TEXTS[what.text].id == text)
+        return found
+
+    @invariant()
+    def shows_each_live_text_once(self) -> None:
+        self._run(self._shows())
+
+    async def _shows(self) -> None:
+        live = _live(self.predictions)
+        for exact in (True, False):
+            step = Search(0, max(1, len(live)), exact)
+            run = Run(self, step)
+            await run.end()
+            assert run.found is not None
+            assert run.found.complete
+            self._judge(step, run.found, steady=live, seen=live)
+        for user, whose in enumerate(self.users):
+            his = {what.text for what in self.predictions.values() if what is not None and what.user == user}
+            filters = SimilarityFilters(user_id=whose)
+            found = await self.similarity.search(VECTORS[0], k=len(TEXTS), filters=filters)
+            assert sorted(NUMBERS[each.text_id] for each in found.results) == sorted(his)
+        vectors = await Vectors(self.database, space=SPACE).of_texts([text.id for text in TEXTS])
+        for text_id, vector in vectors.items():
+            np.testing.assert_array_equal(vector, KEPT[NUMBERS[text_id]])
+        await self._lie(set(vectors))
+
+    async def _lie(self, with_vector: set[UUID]) -> None:
+        """Where the vectors lie: one a text, in what is searched; none of a text that is gone, anywhere."""
+        rows = await (
+            await self.watcher.execute("SELECT id FROM text_inputs WHERE id <> %s ORDER BY id", (NOBODY,))
+        ).fetchall()
+        texts = [row[0] for row in rows]
+        assert {TEXTS[number].id for number in _live(self.predictions)} <= set(texts)
+        assert with_vector == set(texts)
+        rows = await (
+            await self.watcher.execute(
+                "SELECT text_id, state = 'retired' FROM embeddings e LEFT JOIN segments s ON s.id = e.segment"
+            )
+        ).fetchall()
+        assert {row[0] for row in rows} == set(texts)
+        assert sorted(text for text, retired in rows if not retired) == texts
+        rows = await (
+            await self.watcher.execute(
+                "SELECT count(*) FILTER (WHERE state = 'open'), "
+                "array_agg(format('embeddings_%s', id) ORDER BY id) FILTER (WHERE state <> 'merging'), "
+                "(SELECT array_agg(relname::text ORDER BY relname::text) FROM pg_class "
+                "WHERE relname ~ '^embeddings_[0-9]+$' AND relkind = 'r') FROM segments"
+            )
+        ).fetchall()
+        opened_ones, segments, tables = rows[0]
+        assert opened_ones == 1
+        assert sorted(segments) == tables
+
+    def _judge(self, step: Search, found: Neighbours, *, steady: set[int], seen: set[int]) -> None:
+        """`steady`: texts that were there all the time; `seen`: those that were there at some time."""
+        numbers = [NUMBERS[each.text_id] for each in found.results]
+        assert len(set(numbers)) == len(numbers) <= step.k
+        assert set(numbers) <= seen
+        cosines = KEPT @ KEPT[step.text]
+        assert [each.similarity for each in found.results] == pytest.approx(cosines[numbers], abs=2e-3)
+        if found.complete:
+            assert len(numbers) >= min(step.k, len(steady)), "short of k while more fit"
+        if found.exact and numbers:
+            missed = steady - set(numbers)
+            assert all(cosines[number] <= cosines[numbers].min() + 2e-3 for number in missed)
+
+
+def _live(predictions: dict[UUID, Made | None]) -> set[int]:
+    return {what.text for what in predictions.values() if what is not None}
+
+
+def _state(predictions: dict[UUID, Made | None], each: UUID) -> State:
+    if each not in predictions:
+        return "absent"
+    return "erased" if predictions[each] is None else "live"
+
+
+def _disputed(made: Made, runs: list[Run]) -> bool:
+    """Whether another step beside its writing was about it."""
+    return any(run.step.about(made) for run in runs)
+
+
+def test_any_interleaving_shows_each_live_text_once(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Indexes are used however small, erasures take several steps, and the nearest scanned rows may not be enough.
+    monkeypatch.setattr("db.similarity._ENTER_INDEX", 0.0)
+    monkeypatch.setattr("db.similarity._WALK_ROW", 0.0)
+    monkeypatch.setattr("db.similarity._REACH", 1)
+    monkeypatch.setattr("db.similarity._LEAST_REACH", 3)
+    monkeypatch.setattr("db.erasure._STEP_ROWS", 3)
+    size = (
+        {}
+        if settings.get_current_profile_name() == "long"
+        else {"max_examples": 25, "stateful_step_count": 15}
+    )
+    run_state_machine_as_test(
+        lambda: Interleavings(server),
+        settings=settings(deadline=None, suppress_health_check=list(HealthCheck), **size),
+    )

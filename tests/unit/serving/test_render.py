@@ -1,0 +1,45 @@
+"""A stored prediction is told as its request was answered."""
+
+from dataclasses import fields
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import numpy as np
+
+from db.ids import Uuid7Clock
+from db.predictions import Prediction as StoredPrediction
+from registry.bundle import LABELS
+from serving.api import render
+from serving.prediction import Prediction
+
+# The exact value rounds to 0.95459, the shortest decimal that PostgreSQL tells, 0.9545905, to 0.954591.
+CONFIDENCE = np.float32(0.9545905)
+
+
+def test_the_figures_of_a_prediction_dont_depend_on_when_it_is_asked_for() -> None:
+    other = (1 - CONFIDENCE) / 2
+    values = {
+        "id": Uuid7Clock().next(),
+        "text_id": uuid4(),
+        "text": "so good",
+        "user_id": None,
+        "model": "sentiment",
+        "version": "3",
+        "arm": "champion",
+        "experiment_id": None,
+        "label": "positive",
+        "truncated": False,
+    }
+    made = Prediction(
+        **values,
+        confidence=float(CONFIDENCE),
+        scores=(float(other), float(other), float(CONFIDENCE)),
+        predicted_at=datetime.now(UTC),
+        vector=b"",
+    )
+    rest = {field.name: None for field in fields(StoredPrediction) if field.name not in values}
+    told = {label: float(str(score)) for label, score in zip(LABELS, (other, other, CONFIDENCE), strict=True)}
+    found = StoredPrediction(**values, **rest | {"confidence": float(str(CONFIDENCE)), "scores": told})
+    first = render.prediction(made, with_embedding=False)
+    later = render.stored(found)
+    assert (later["confidence"], later["scores"]) == (first["confidence"], first["scores"])
