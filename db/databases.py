@@ -60,11 +60,11 @@ def require(url: str) -> None:
         pass
 
 
-def require_own_session(url: str) -> None:
-    """Connects once.
+def require_own_session(url: str, what: str) -> None:
+    """Connects once, for `what`, that sets or prepares things for its session.
 
     Raises:
-        Unsuitable: a pooler stands in between: what a tool sets for its session would stay set for others.
+        Unsuitable: a pooler stands in between: what is left in a session is met by others.
         Unavailable: as above.
     """
     with (
@@ -76,6 +76,6 @@ def require_own_session(url: str) -> None:
         row = connection.execute("SELECT pg_backend_pid()").fetchone()
         if row is None or row[0] != connection.info.backend_pid:
             raise Unsuitable(
-                "a pooler stands before the database, and what this sets for its session would stay set for "
-                "others: name the way past the pooler by DATABASE_DIRECT_URL"
+                f"a pooler stands before the database, and {what} needs sessions of its own: name the way past the "
+                "pooler by DATABASE_DIRECT_URL"
             )

@@ -27,7 +27,7 @@ def dump(url: str, file: Path) -> None:
         Unsuitable: a pooler stands in between.
         BackupFailed: the tool failed; the message is its last line.
     """
-    require_own_session(url)
+    require_own_session(url, "pg_dump")
     arguments = ["--format", "custom", "--no-owner", "--no-privileges", "--file", str(file)]
     run_tool("pg_dump", [*arguments, "--lock-wait-timeout", "30s"], url)
 
@@ -39,7 +39,7 @@ def load(url: str, file: Path) -> None:
         Unsuitable: a pooler stands in between.
         BackupFailed: the tool failed; the message is its last line.
     """
-    require_own_session(url)
+    require_own_session(url, "pg_restore")
     arguments = ["--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges", str(file)]
     run_tool("pg_restore", arguments, url, tail=True)
     with translated(), psycopg.connect(conninfo(url), autocommit=True) as connection:

@@ -49,7 +49,7 @@ def scrub(url: str, say: Say) -> bool:
         NotPermitted: they belong to another role.
         Unavailable: a table couldn't be had within ten seconds, or the log isn't let go: its archive takes nothing.
     """
-    require_own_session(url)
+    require_own_session(url, "scrubbing")
     with translated(says_why=True), psycopg.connect(conninfo(url), autocommit=True) as connection:
         connection.execute("SET statement_timeout = 0")
         connection.execute("SET lock_timeout = '10s'")

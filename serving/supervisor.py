@@ -19,7 +19,7 @@ import structlog
 from pydantic import SecretStr
 
 from db import schema
-from db.databases import beside, ensure_beside
+from db.databases import beside, ensure_beside, require_own_session
 from db.embedded import EmbeddedPostgres
 from db.errors import DatabaseError
 from serving.cluster import environment
@@ -171,6 +171,7 @@ class Supervisor:
             self._server.create_database(DATABASE)
         direct = self._settings.schema_url or names["DATABASE_URL"]
         if self._settings.mlflow_tracking_uri is None:
+            require_own_session(direct, "MLflow")
             ensure_beside(direct, REGISTRY_SUFFIX)
         schema.upgrade(direct)
         database = {"database_url": SecretStr(names["DATABASE_URL"])}

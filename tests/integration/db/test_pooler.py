@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
+from pydantic import SecretStr
 
 from db import schema
 from db.databases import require
@@ -20,6 +21,8 @@ from db.roles import Login, Role, ensure
 from db.scrub import scrub
 from db.submissions import Stored
 from db.traffic import TrafficFeed
+from serving.settings import Settings
+from serving.supervisor import Supervisor
 from tests.support.certificates import Authority
 from tests.support.pgbouncer import Pooler, pgbouncer
 from tests.support.postgres import TestServer, opened
@@ -115,6 +118,14 @@ def test_what_sets_its_session_is_refused_behind_a_pooler_before_it_sets_anythin
             use()
     with psycopg.connect(owner, prepare_threshold=None) as connection:
         assert connection.execute("SHOW search_path").fetchone() == ('"$user", public',)
+
+
+def test_a_platform_whose_mlflow_would_live_behind_a_pooler_is_refused_at_start(
+    pooled: str, tmp_path: Path
+) -> None:
+    supervisor = Supervisor(Settings(home=tmp_path, database_url=SecretStr(pooled), mlflow_tracking_uri=None))
+    with pytest.raises(Unsuitable, match=r"MLflow needs .*DATABASE_DIRECT_URL"):
+        supervisor._prepare({})
 
 
 async def test_timeouts_come_from_the_role_behind_a_pooler(pooled: str) -> None:
