@@ -482,8 +482,7 @@ def test_any_interleaving_shows_each_live_text_once(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Indexes are used however small, erasures take several steps, and the nearest scanned rows may not be enough.
-    monkeypatch.setattr("db.similarity._ENTER_INDEX", 0.0)
-    monkeypatch.setattr("db.similarity._WALK_ROW", 0.0)
+    monkeypatch.setattr("db.similarity._STEP", 0.0)
     monkeypatch.setattr("db.similarity._REACH", 1)
     monkeypatch.setattr("db.similarity._LEAST_REACH", 3)
     monkeypatch.setattr("db.erasure._STEP_ROWS", 3)

@@ -228,7 +228,7 @@ async def test_searches_see_each_text_once_before_and_after_the_switch(database:
     # One segment with an index and an open one, in both.
     for segments in (old, new):
         assert await segments.roll(1) is not None
-        assert await segments.index_next(grace=0) is not None
+        assert await segments.index_next() is not None
     await stored(database, "one more")
     await filled(work_of(database))
     everything = {*ids, text_id("one more")}
