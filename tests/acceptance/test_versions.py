@@ -3,10 +3,8 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 import pytest
 
@@ -173,48 +171,6 @@ def test_a_joint_version_is_registered_with_its_encoder_and_answers(
     assert done.returncode == 0, done.stderr
     version = str(json.loads(done.stdout)["version"])
     eventually(lambda: answers(platform, version) == "ready", within=30, what="it shares the encoder")
-
-
-def test_the_embedding_space_changes_under_load_and_back(platform: LivePlatform, tmp_path: Path) -> None:
-    registry, old, new = registry_of(platform), "all-MiniLM-L6-v2", "another-space"
-    twin_encoder(
-        registry, tmp_path / "encoder", "another space's", "c" * 64, space=new, of=registry.space_encoder(old)
-    )
-
-    def spaces() -> dict[str, dict[str, Any]]:
-        with platform.client() as client:
-            return {each["name"]: each for each in client.get("/v1/spaces").json()["items"]}
-
-    def found(prediction: dict[str, Any]) -> bool:
-        """Whether a search by a prediction's text finds it, once and as near as can be."""
-        with platform.client() as client:
-            answer = client.post("/v1/similar", json={"prediction_id": prediction["id"], "k": 100})
-        results = answer.json().get("results", [])
-        near = [each["similarity"] for each in results if each["text_id"] == prediction["text_id"]]
-        return len(near) == 1 and near[0] > 0.999
-
-    def switched(space: str) -> bool:
-        """Refused for as long as the job is behind."""
-        return platform.valence("spaces", "switch", space).returncode == 0
-
-    with Clients(platform, 1) as clients:
-        clients.until(20)
-        begun = platform.valence("spaces", "build", new)
-        assert begun.returncode == 0, begun.stderr
-        eventually(lambda: spaces()[new]["state"] == "whole", within=90, what="the other space is whole")
-        eventually(partial(switched, new), within=60, what="the other space is switched to")
-        eventually(lambda: spaces()[new]["answers"], within=90, what="the other space answers")
-        clients.until(20)
-        # The encoder before still runs: back is a matter of a look.
-        eventually(partial(switched, old), within=60, what="the first space is switched to")
-        eventually(lambda: spaces()[old]["answers"], within=10, what="the first space answers again")
-        clients.until(20)
-        eventually(partial(switched, new), within=60, what="the other space is switched to again")
-        eventually(lambda: spaces()[new]["answers"], within=10, what="the other space answers again")
-        clients.until(20)
-    assert not clients.failures
-    for answer in clients.answers[:: len(clients.answers) // 20]:
-        eventually(partial(found, answer), within=20, what="a text is found in the other space")
 
 
 def test_the_control_process_comes_back_and_follows_on(platform: LivePlatform) -> None:
