@@ -17,7 +17,6 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import LoggingConfig
 
 from db.errors import DatabaseError
 from db.experiments import Experiment
@@ -302,7 +301,7 @@ def build(settings: Settings) -> Application:
         num_replicas=1,
         max_ongoing_requests=1000,
         ray_actor_options={"num_cpus": 0.1},
-        **_replica(settings),
+        **_drain(settings),
     )
     ingress = serve.deployment(serve.ingress()(Ingress)).options(
         name="ingress",
@@ -310,7 +309,7 @@ def build(settings: Settings) -> Application:
         # Twice: HAProxy bounds the predictions, and whoever asks for something else still gets in.
         max_ongoing_requests=2 * settings.ingress_max_ongoing,
         ray_actor_options={"num_cpus": settings.ingress_cpus},
-        **_replica(settings),
+        **_drain(settings),
     )
     return ingress.bind(control.bind())
 
@@ -331,7 +330,7 @@ def encoder_application(record: EncoderRecord, settings: Settings) -> Applicatio
         max_ongoing_requests=2 * settings.slots * settings.ingress_replicas + 4,
         max_constructor_retry_count=_CONSTRUCTOR_TRIES,
         ray_actor_options={"num_cpus": settings.encoder_cpus, "num_gpus": settings.encoder_gpus},
-        **_replica(settings),
+        **_drain(settings),
     )
     return encoder.bind(record)
 
@@ -343,10 +342,8 @@ def _logging(settings: Settings, process: str) -> str:
     return replica
 
 
-def _replica(settings: Settings) -> dict[str, Any]:
+def _drain(settings: Settings) -> dict[str, Any]:
     return {
-        # Requests are in our own log; Ray's line for each, in files of its own, took a twelfth of the ingress's time.
-        "logging_config": LoggingConfig(log_level="WARNING"),
         "graceful_shutdown_timeout_s": settings.drain_seconds,
         "graceful_shutdown_wait_loop_s": 0.1,
         # A replica that died is missed at the next look, and only then is another one started.
