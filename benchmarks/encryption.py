@@ -7,22 +7,18 @@ one database. Run by `python -m benchmarks.encryption`.
 import argparse
 import asyncio
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
 
-from benchmarks.filling import Store
+from benchmarks.filling import Store, empty_store
 from benchmarks.load import sentences
 from benchmarks.report import middle, ratios, report
 from benchmarks.words import BATCH, SPACE, round_of
-from db import schema
 from db.cipher import Cipher, fresh_key, of_text
-from db.embedded import EmbeddedPostgres
 from db.engine import Database
 from db.keys import Keys, NewKey
 from db.partitions import Partitions
@@ -121,17 +117,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=200)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="valence-encryption-") as folder:
-        Path(folder).chmod(0o755)
-        server = EmbeddedPostgres(Path(folder))
-        server.initialise()
-        server.start()
-        try:
-            url = server.create_database("encryption")
-            schema.upgrade(url)
-            asyncio.run(measured(url, arguments))
-        finally:
-            server.stop()
+    with empty_store() as url:
+        asyncio.run(measured(url, arguments))
 
 
 if __name__ == "__main__":

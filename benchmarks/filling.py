@@ -1,11 +1,16 @@
-"""Texts and vectors to fill a store with: made around real vectors, written by the platform's own writer."""
+"""A store to measure, and what to fill it with: vectors made around real ones, written by the platform's own writer."""
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
+from db import schema
+from db.embedded import EmbeddedPostgres
 from db.engine import Database
 from db.ids import Uuid7Clock
 from db.submissions import NewPrediction, NewText, Submission
@@ -16,6 +21,21 @@ CHUNK = 1_000
 JITTER = 0.6
 
 Vectors = NDArray[np.float32]
+
+
+@contextmanager
+def empty_store() -> Iterator[str]:
+    """The URL of an empty database on a server of its own, which goes with the folder that it lies in."""
+    with tempfile.TemporaryDirectory(prefix="valence-bench-") as folder:
+        Path(folder).chmod(0o755)
+        server = EmbeddedPostgres(Path(folder))
+        server.start()
+        try:
+            url = server.create_database("bench")
+            schema.upgrade(url)
+            yield url
+        finally:
+            server.stop()
 
 
 def around(known: Vectors, count: int, *, seed: int) -> Vectors:

@@ -6,22 +6,18 @@ switch, which looks at every text. Run by `python -m benchmarks.respacing`.
 
 import argparse
 import asyncio
-import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.filling import Store
+from benchmarks.filling import Store, empty_store
 from benchmarks.limit import space_folder
 from benchmarks.load import sentences
 from benchmarks.report import report
-from db import schema
-from db.embedded import EmbeddedPostgres
 from db.engine import Database
 from db.keys import Keys, NewKey
 from db.partitions import Partitions
@@ -102,17 +98,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--texts", type=int, default=10_000)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        home.chmod(0o755)
-        server = EmbeddedPostgres(home)
-        server.start()
-        try:
-            url = server.create_database("respacing")
-            schema.upgrade(url)
-            asyncio.run(measured(url, arguments.texts))
-        finally:
-            server.stop()
+    with empty_store() as url:
+        asyncio.run(measured(url, arguments.texts))
 
 
 if __name__ == "__main__":

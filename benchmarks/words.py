@@ -6,19 +6,15 @@ list is merged as housekeeping does. Run by `python -m benchmarks.words`.
 
 import argparse
 import asyncio
-import tempfile
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
 
-from benchmarks.filling import Store
+from benchmarks.filling import Store, empty_store
 from benchmarks.load import sentences
 from benchmarks.report import middle, ratios, report
-from db import schema
-from db.embedded import EmbeddedPostgres
 from db.engine import Database
 from db.keys import Keys, NewKey
 from db.keywords import Keywords
@@ -138,17 +134,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=1_000)
     parser.add_argument("--fill", type=int, default=100_000)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="valence-words-") as folder:
-        Path(folder).chmod(0o755)
-        server = EmbeddedPostgres(Path(folder))
-        server.initialise()
-        server.start()
-        try:
-            url = server.create_database("words")
-            schema.upgrade(url)
-            asyncio.run(measured(url, arguments))
-        finally:
-            server.stop()
+    with empty_store() as url:
+        asyncio.run(measured(url, arguments))
 
 
 if __name__ == "__main__":

@@ -18,36 +18,13 @@ from serving.catalogue import CHAMPION, Catalogue, Entry, State, short
 from serving.errors import ServingError
 from serving.failures import Failures
 from serving.pool import EncoderState, Running
+from serving.roster import Registered, Roster
 
 log = structlog.get_logger(__name__)
 
 _LOOK_SOON_SECONDS = 0.2
 
 Named: TypeAlias = tuple[str, str]
-
-
-class Versions(Protocol):
-    """The registry, as the fleet sees it; the calls block."""
-
-    def models(self) -> list[str]:
-        """The names of all models."""
-        ...
-
-    def revision(self, model: str) -> str:
-        """A value that changes whenever a version or an alias of the model does."""
-        ...
-
-    def versions(self, model: str) -> list[VersionRecord]:
-        """All versions of a model."""
-        ...
-
-    def encoder(self, digest: str) -> EncoderRecord:
-        """A registered encoder."""
-        ...
-
-    def space_encoder(self, space: str) -> EncoderRecord:
-        """The encoder that defines a space."""
-        ...
 
 
 class Pool(Protocol):
@@ -119,7 +96,7 @@ class Fleet:
 
     def __init__(
         self,
-        registry: Versions,
+        registry: Registered,
         pool: Pool,
         *,
         space: str,
@@ -132,7 +109,7 @@ class Fleet:
         first: int = 1,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        self._registry = registry
+        self._roster = Roster(registry)
         self._pool = pool
         self._space = space
         self._live = live
@@ -142,9 +119,6 @@ class Fleet:
         self._tried = tried
         self._history = history
         self._clock = clock
-        self._records: dict[str, list[VersionRecord]] = {}
-        self._revisions: dict[str, str] = {}
-        self._encoders: dict[str, EncoderRecord] = {}
         self._running: set[str] = set()
         self._starting: set[str] = set()
         self._needed: dict[str, float] = {}
@@ -202,22 +176,22 @@ class Fleet:
 
     async def look(self) -> None:
         """Compare once, start and load what is needed, publish what changed, stop what nobody needs."""
-        await asyncio.to_thread(self._read)
+        await asyncio.to_thread(self._roster.read)
         states = await self._pool.states()
         live = await self._live() or self._space
         needed = await asyncio.to_thread(self._wanted, await self._tried(), states, live)
         self._running = {
-            digest for digest in self._encoders if _is(states.get(short(digest)), Running.RUNNING)
+            digest for digest in self._roster.encoders if _is(states.get(short(digest)), Running.RUNNING)
         }
         self._ready = {(place, digest) for place, digest in self._ready if place in self._running}
         await self._start(needed, states)
         self._postponed = False
         await self._move(live)
-        for versions in self._records.values():
+        for versions in self._roster.versions.values():
             # The champion first: it is what clients wait for.
             for record in sorted(versions, key=lambda record: CHAMPION not in record.aliases):
                 await self._settle(record)
-        for model, versions in self._records.items():
+        for model, versions in self._roster.versions.items():
             await self._crown(model, versions)
         over = self._over(needed, states)
         self._running -= {digest for digest in self._running if short(digest) in over}
@@ -226,20 +200,9 @@ class Fleet:
             log.info("encoder.stopping", encoder=name)
             await self._pool.stop(name)
         if self._history is not None:
-            for model, versions in self._records.items():
+            for model, versions in self._roster.versions.items():
                 named = (record.version for record in versions if CHAMPION in record.aliases)
                 await self._history.reconcile(model, next(named, None))
-
-    def _read(self) -> None:
-        """What the registry holds, read anew where it has changed."""
-        models = self._registry.models()
-        for model in models:
-            revision = self._registry.revision(model)
-            if self._revisions.get(model) != revision:
-                self._records[model] = self._registry.versions(model)
-                self._revisions[model] = revision
-        for gone in self._records.keys() - set(models):
-            del self._records[gone], self._revisions[gone]
 
     def _wanted(self, tried: Collection[Named], states: Collection[str], live: str) -> set[str]:
         """Digests of the encoders that must run: of champions, of experiments, of what was asked for, of the spaces.
@@ -250,7 +213,7 @@ class Fleet:
         self._asked = {named: at for named, at in self._asked.items() if now - at < self._grace}
         named = {*tried, *self._asked, *self._champions.items()}
         needed: set[str] = set()
-        for model, versions in self._records.items():
+        for model, versions in self._roster.versions.items():
             for record in versions:
                 if record.encoder is None:
                     continue
@@ -260,9 +223,9 @@ class Fleet:
                 elif short(record.encoder) in states:
                     self._known(record.encoder)
         for space in {self._space, live}:
-            if not any(self._encoders[digest].space == space for digest in needed):
+            if not any(self._roster.encoders[digest].space == space for digest in needed):
                 try:
-                    needed.add(self._of_space(space).digest)
+                    needed.add(self._roster.of_space(space, self._running).digest)
                 except NotRegistered as error:
                     if space == self._space:
                         raise
@@ -270,20 +233,12 @@ class Fleet:
         return needed
 
     def _known(self, digest: str) -> bool:
-        if digest not in self._encoders:
-            try:
-                self._encoders[digest] = self._registry.encoder(digest)
-            except NotRegistered:
-                self._failures.note(digest, "its encoder is not registered")
-                return False
+        try:
+            self._roster.encoder(digest)
+        except NotRegistered:
+            self._failures.note(digest, "its encoder is not registered")
+            return False
         return True
-
-    def _of_space(self, space: str) -> EncoderRecord:
-        known = [each for each in self._encoders.values() if each.space == space]
-        if not known:
-            known = [self._registry.space_encoder(space)]
-            self._encoders[known[0].digest] = known[0]
-        return next((each for each in known if each.digest in self._running), known[0])
 
     async def _start(self, needed: set[str], states: Mapping[str, EncoderState]) -> None:
         self._starting = set()
@@ -298,7 +253,7 @@ class Fleet:
                 self._starting.add(digest)
             elif not self._failures.lately(digest):
                 try:
-                    await self._pool.start(self._encoders[digest])
+                    await self._pool.start(self._roster.encoders[digest])
                 except RegistryError as error:
                     self._failures.note(digest, str(error))
                 else:
@@ -322,12 +277,14 @@ class Fleet:
 
     async def _move(self, live: str) -> None:
         """Go over to the live space once an encoder of it runs, with what reads texts itself loaded there."""
-        if live == self._space or live not in {self._encoders[digest].space for digest in self._running}:
+        if live == self._space or live not in {
+            self._roster.encoders[digest].space for digest in self._running
+        }:
             return
         if not await self._caught_up(live):
             return
         before, self._space = self._space, live
-        for versions in self._records.values():
+        for versions in self._roster.versions.values():
             for record in versions:
                 if record.encoder is None:
                     await self._settle(record)
@@ -344,9 +301,11 @@ class Fleet:
 
     def _embedder(self) -> str | None:
         """The running encoder that embeds: the champion's, if it can."""
-        spaced = sorted(digest for digest in self._running if self._encoders[digest].space == self._space)
+        spaced = sorted(
+            digest for digest in self._running if self._roster.encoders[digest].space == self._space
+        )
         champion = self._champions.get(self._model)
-        for record in self._records.get(self._model, ()):
+        for record in self._roster.versions.get(self._model, ()):
             if record.encoder in spaced and (record.version == champion or CHAMPION in record.aliases):
                 return record.encoder
         return spaced[0] if spaced else None
@@ -396,18 +355,18 @@ class Fleet:
             revision=self._next,
             models={
                 model: {record.version: self._entry(record) for record in versions}
-                for model, versions in self._records.items()
+                for model, versions in self._roster.versions.items()
             },
             champions=dict(self._champions),
             space=self._space,
             spaced=frozenset(
-                digest for digest in self._running if self._encoders[digest].space == self._space
+                digest for digest in self._running if self._roster.encoders[digest].space == self._space
             ),
             embedder=embedder,
             embedders={
                 space: digest
                 for digest in sorted(self._running)
-                if (space := self._encoders[digest].space) not in (None, self._space)
+                if (space := self._roster.encoders[digest].space) not in (None, self._space)
             },
             replicas=replicas,
         )

@@ -16,6 +16,7 @@ Url: TypeAlias = Annotated[
 Key: TypeAlias = Annotated[
     str | None, typer.Option("--key", help="The API key [VALENCE_API_KEY; default: the home's admin.key].")
 ]
+Yes: TypeAlias = Annotated[bool, typer.Option("--yes", help="Don't ask.")]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from serving.cli.common import AsJson, show_record, show_table
+from serving.cli.common import AsJson, Yes, show_record, show_table
 
 app = typer.Typer(no_args_is_help=True, help="The database: its schema, its backups, its encryption.")
 
@@ -28,7 +28,7 @@ def upgrade(revision: Annotated[str, typer.Argument()] = "head", as_json: AsJson
 @app.command()
 def downgrade(
     revision: Annotated[str, typer.Argument(help="A revision, or `base`: to empty.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Take the schema down to a revision. What the later revisions hold is deleted."""
@@ -154,9 +154,7 @@ def restore(
 
 
 @app.command()
-def scrub(
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False, as_json: AsJson = False
-) -> None:
+def scrub(yes: Yes = False, as_json: AsJson = False) -> None:
     """Overwrite what was deleted in the database's files. Each table is locked while it is written anew."""
     from db import scrub as scrubbing
 

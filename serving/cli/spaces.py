@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from serving.cli.common import AsJson, Key, Url, connect, show_record, show_table
+from serving.cli.common import AsJson, Key, Url, Yes, connect, show_record, show_table
 
 app = typer.Typer(no_args_is_help=True, help="Embedding spaces of the similarity index.")
 
@@ -64,7 +64,7 @@ def switch(name: Name, url: Url = None, key: Key = None, as_json: AsJson = False
 @app.command()
 def remove(
     name: Name,
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    yes: Yes = False,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,

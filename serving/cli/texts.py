@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from serving.cli.common import AsJson, Key, Url, connect, show_record
+from serving.cli.common import AsJson, Key, Url, Yes, connect, show_record
 
 app = typer.Typer(no_args_is_help=True, help="Stored texts (an admin's business).")
 
@@ -12,7 +12,7 @@ app = typer.Typer(no_args_is_help=True, help="Stored texts (an admin's business)
 @app.command()
 def erase(
     text_id: Annotated[str, typer.Argument(metavar="TEXT_ID")],
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    yes: Yes = False,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,

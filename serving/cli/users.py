@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from serving.cli.common import AsJson, Key, Url, connect, show_record
+from serving.cli.common import AsJson, Key, Url, Yes, connect, show_record
 
 app = typer.Typer(no_args_is_help=True, help="Users (an admin's business).")
 
@@ -39,7 +39,7 @@ def show(
 @app.command()
 def erase(
     user_id: Annotated[str, typer.Argument(metavar="USER_ID")],
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    yes: Yes = False,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,

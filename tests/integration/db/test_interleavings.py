@@ -6,6 +6,7 @@ steps told; and every search must show what it says.
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(ABC):
     """Something that is done with the database."""
 
     # What it may fail with although nobody was killed; what it makes of the predictions that it is about; how many
@@ -65,8 +66,8 @@ class Step:
         """The same about texts that are live: its numbers are places in their list."""
         return self
 
-    async def run(self, ground: "Interleavings", into: "Run") -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def run(self, ground: "Interleavings", into: "Run") -> None: ...
 
     def about(self, made: Made) -> bool:
         return False
