@@ -16,7 +16,7 @@ from db.attempts import attempt
 from db.cipher import PLAIN, Cipher, of_answer, of_comment, of_text
 from db.engine import Database
 from db.errors import Unreadable
-from db.rotation_query import COUNTED, LET_GO, LOOKED_AT, PUT, STALE
+from db.rotation_query import COUNTED, LET_GO, LOOKED_AT, PUT, STALE, WANTED
 from db.tables import NOBODY
 
 Say: TypeAlias = Callable[[str], None]
@@ -138,6 +138,10 @@ class Rotation:
                 name = PLAIN if row.name is None else bytes(row.name).decode("ascii", "replace")
                 held.setdefault(name, dict.fromkeys(Kind, 0))[kind] = row.held
         kept = [*held, *([sealing] if sealing is not None else [])]
+        # Whoever still had a key that was let go may have sealed under it since.
+        given = self._database.cipher.fingerprints
+        for key_id in given.keys() & held.keys():
+            await connection.execute(text(WANTED), {"id": key_id, "fingerprint": given[key_id]})
         let_go = list((await connection.execute(text(LET_GO), {"held": kept})).scalars())
         await audit.append(
             connection,
