@@ -270,8 +270,13 @@ class Database:
     def _make_engine(self, url: str) -> AsyncEngine:
         async def connect() -> psycopg.AsyncConnection[Any]:
             connection = await psycopg.AsyncConnection.connect(url, **self._parameters())
-            await self._set_up(connection, writing=False)
-            await connection.commit()
+            try:
+                await self._set_up(connection, writing=False)
+                await connection.commit()
+            except BaseException:
+                # Whoever waited may have been cancelled: nobody else knows of it yet.
+                await connection.close()
+                raise
             return connection
 
         return create_async_engine(

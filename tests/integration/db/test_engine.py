@@ -13,6 +13,7 @@ from db.segments import Segments
 from db.submissions import Stored
 from tests.support.postgres import SPACE, opened
 from tests.support.rows import new_key, sql, submission, writer
+from tests.support.scripted import Script, ScriptedDatabase
 
 pytestmark = pytest.mark.anyio
 
@@ -63,6 +64,34 @@ async def test_every_kind_of_connection_works_again_after_all_were_cut(url: str,
             except Unavailable:
                 await asyncio.sleep(0.05)
     assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("statement", [1, 2])
+async def test_a_connection_that_is_given_up_while_it_is_set_up_is_closed(url: str, statement: int) -> None:
+    async def work(database: Database) -> None:
+        async with database.begin():
+            raise AssertionError("it came through")
+
+    async with opened(url, kind=ScriptedDatabase) as database, database.hot_read() as watcher:
+
+        async def sessions() -> int:
+            asked = "SELECT FROM pg_stat_activity WHERE datname = current_database()"
+            return (await watcher.execute(asked)).rowcount
+
+        # Has the one connection that there is already, so that another is made.
+        async with database.begin():
+            before = await sessions()
+            script = Script(work(database), at=statement)
+            await script.stands(watcher)
+            assert await sessions() == before + 1
+            await script.end(watcher, "cancelled")
+            assert script.task.cancelled()
+            for _ in range(1000):
+                if await sessions() == before:
+                    break
+                await asyncio.sleep(0.01)
+            else:
+                raise AssertionError("its session goes on")
 
 
 async def test_behind_a_transaction_pooler_nothing_is_prepared_or_set(url: str) -> None:
