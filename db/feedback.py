@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, func, literal, select
+from sqlalchemy import func, literal, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import InstrumentedAttribute
@@ -79,10 +79,10 @@ class FeedbackStore:
                 )
                 if standing is not None:
                     return standing
-            judgement = await _upsert(connection, self._database.cipher, feedback, scope)
+            stored = await _upsert(connection, self._database.cipher, feedback, scope)
             if idempotency is not None and render is not None:
-                await answer_with(connection, self._database.cipher, idempotency, render(judgement))
-        return judgement
+                await answer_with(connection, self._database.cipher, idempotency, render(stored))
+        return stored
 
 
 async def _upsert(
@@ -114,7 +114,7 @@ async def _upsert(
     row = (await connection.execute(statement)).one_or_none()
     if row is None:
         raise NotFound(f"there is no prediction {feedback.prediction_id}")
-    return _judgement(cipher, row)
+    return judgement(cipher, row._asdict())
 
 
 async def judgements(
@@ -126,8 +126,8 @@ async def judgements(
     query = select(*_columns()).where(_F.prediction_id.in_(prediction_ids)).order_by(_F.created_at)
     grouped: dict[UUID, tuple[Judgement, ...]] = {}
     for row in await connection.execute(query):
-        judgement = _judgement(cipher, row)
-        grouped[judgement.prediction_id] = (*grouped.get(judgement.prediction_id, ()), judgement)
+        one = judgement(cipher, row._asdict())
+        grouped[one.prediction_id] = (*grouped.get(one.prediction_id, ()), one)
     return grouped
 
 
@@ -136,9 +136,10 @@ def _columns() -> tuple[InstrumentedAttribute[Any], ...]:
     return (*columns, _F.created_at, _F.updated_at)
 
 
-def _judgement(cipher: Cipher, row: Row[Any]) -> Judgement:
-    values = dict(row._mapping)
+def judgement(cipher: Cipher, row: dict[str, Any]) -> Judgement:
+    """The judgement of a row that has its columns and `sealed`."""
+    values = dict(row)
     sealed = values.pop("sealed")
     if sealed is not None:
-        values["comment"] = cipher.read(of_comment(row.prediction_id, row.holder_id), "", sealed)
+        values["comment"] = cipher.read(of_comment(row["prediction_id"], row["holder_id"]), "", sealed)
     return Judgement(**values)

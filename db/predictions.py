@@ -1,4 +1,4 @@
-"""Stored predictions: one by its id, lists by filters, and the latest of each version for given texts.
+"""Stored predictions: one by its id, and lists by filters.
 
 Never writes one: that is the writer's.
 """
@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 from sqlalchemy import Row, Select, exists, select
-from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db import tables
@@ -77,14 +76,6 @@ class Page:
     next_cursor: str | None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TextHistory:
-    """The latest prediction of each version for a text, and all feedback on any of them."""
-
-    predictions: tuple[Prediction, ...]
-    feedback: tuple[Judgement, ...]
-
-
 class Predictions:
     """Predictions as they were committed; `holder` narrows to one owner's, None to nobody's."""
 
@@ -130,39 +121,6 @@ class Predictions:
             )
         items = found[:limit]
         return Page(items=items, next_cursor=_encoded(items[-1].id) if len(found) > limit else None)
-
-    async def about(self, text_ids: Sequence[UUID], *, holder: UUID | None = None) -> dict[UUID, TextHistory]:
-        """What is known of each text, shadows left out; a text without a visible prediction isn't in it."""
-        latest = (
-            _selected()
-            .where(_P.text_id.in_(text_ids), _P.arm != "shadow")
-            .ext(distinct_on(_P.text_id, _P.model, _P.version))
-            .order_by(_P.text_id, _P.model, _P.version, _P.id.desc())
-        )
-        judged = (
-            select(_P.id, _P.text_id)
-            .where(_P.text_id.in_(text_ids), _P.arm != "shadow")
-            .where(exists().where(tables.Feedback.prediction_id == _P.id))
-            .order_by(_P.id)
-        )
-        if holder is not None:
-            latest = latest.where(_P.holder_id == holder)
-            judged = judged.where(_P.holder_id == holder)
-        async with self._database.reading() as connection:
-            texts = {row.id: row.text_id for row in await connection.execute(judged)}
-            given = await judgements(connection, self._database.cipher, list(texts))
-            rows = (await connection.execute(latest)).all()
-        predictions: dict[UUID, list[Prediction]] = {}
-        for row in rows:
-            stored = _prediction(self._database.cipher, row, given)
-            predictions.setdefault(row.text_id, []).append(stored)
-        feedback: dict[UUID, list[Judgement]] = {}
-        for prediction_id, text_id in texts.items():
-            feedback.setdefault(text_id, []).extend(given.get(prediction_id, ()))
-        return {
-            text_id: TextHistory(predictions=tuple(found), feedback=tuple(feedback.get(text_id, ())))
-            for text_id, found in predictions.items()
-        }
 
 
 def _selected() -> _Query:
@@ -215,13 +173,14 @@ def _narrowed(query: _Query, filters: PredictionFilters) -> _Query:
 async def _load(connection: AsyncConnection, cipher: Cipher, query: _Query) -> tuple[Prediction, ...]:
     rows: Sequence[Row[Any]] = (await connection.execute(query)).all()
     given = await judgements(connection, cipher, [row.id for row in rows])
-    return tuple(_prediction(cipher, row, given) for row in rows)
+    return tuple(prediction(cipher, row._asdict(), given.get(row.id, ())) for row in rows)
 
 
-def _prediction(cipher: Cipher, row: Row[Any], given: Mapping[UUID, tuple[Judgement, ...]]) -> Prediction:
-    values = dict(row._mapping)
-    values["text"] = cipher.read(of_text(row.text_id), row.text, values.pop("sealed"))
-    return Prediction(**values, feedback=given.get(row.id, ()))
+def prediction(cipher: Cipher, row: dict[str, Any], feedback: tuple[Judgement, ...]) -> Prediction:
+    """The prediction of a row that has its columns, and of the text `text` and `sealed`."""
+    values = dict(row)
+    values["text"] = cipher.read(of_text(row["text_id"]), row["text"], values.pop("sealed"))
+    return Prediction(**values, feedback=feedback)
 
 
 def _encoded(prediction_id: UUID) -> str:

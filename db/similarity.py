@@ -13,7 +13,8 @@ import psycopg
 from db.engine import Database, PsycopgConnection
 from db.errors import Rejected
 from db.feedback import Judgement
-from db.predictions import Prediction, Predictions
+from db.histories import histories
+from db.predictions import Prediction
 from db.similarity_query import Found, SimilarityFilters, SimilarityQuery, Vector
 
 __all__ = ["Neighbour", "Neighbours", "Similarity", "SimilarityFilters", "Vector"]
@@ -78,7 +79,6 @@ class Similarity:
         exact_seconds: float = 5.0,
     ) -> None:
         self._database = database
-        self._predictions = Predictions(database)
         self._space = space
         self._dimensions = dimensions
         self._exact_seconds = exact_seconds
@@ -100,23 +100,27 @@ class Similarity:
         query = SimilarityQuery(
             vector, k=k, filters=filters or SimilarityFilters(), holder=holder, min_similarity=min_similarity
         )
-        found, exactly, complete = await self._found(query, exact=exact)
-        results = await self.described(found, holder=holder)
-        # One that was erased in between leaves a place that another might have had.
-        return Neighbours(results=results, exact=exactly, complete=complete and len(results) == len(found))
-
-    async def _found(
-        self, query: SimilarityQuery, *, exact: bool, again: bool = True
-    ) -> tuple[Found, bool, bool]:
-        """What was found, whether exactly, whether completely."""
         try:
-            async with self._database.searching() as connection:
-                return await self._run(connection, query, exact=exact)
+            return await self._search(query, holder, exact=exact)
         except Rejected as error:
             # It stood still for so long that a segment which it had looked up was merged and dropped.
-            if not again or not isinstance(error.__cause__, psycopg.errors.UndefinedTable):
+            if not isinstance(error.__cause__, psycopg.errors.UndefinedTable):
                 raise
-        return await self._found(query, exact=exact, again=False)
+        return await self._search(query, holder, exact=exact)
+
+    async def described(self, found: Found, *, holder: UUID | None = None) -> tuple[Neighbour, ...]:
+        """The texts, each with its similarity, and what is known of them; one that was erased meanwhile is left out."""
+        if not found:
+            return ()
+        async with self._database.searching() as connection:
+            return await self._described(connection, found, holder)
+
+    async def _search(self, query: SimilarityQuery, holder: UUID | None, *, exact: bool) -> Neighbours:
+        async with self._database.searching() as connection:
+            found, exactly, complete = await self._run(connection, query, exact=exact)
+            results = await self._described(connection, found, holder)
+        # One that was erased in between leaves a place that another might have had.
+        return Neighbours(results=results, exact=exactly, complete=complete and len(results) == len(found))
 
     async def _run(
         self, connection: PsycopgConnection, query: SimilarityQuery, *, exact: bool
@@ -166,11 +170,12 @@ class Similarity:
         rows = await cursor.fetchall()
         return [_Segment(id=row[0], indexed=row[1], rows=row[2] / _ROW_BYTES) for row in rows]
 
-    async def described(self, found: Found, *, holder: UUID | None = None) -> tuple[Neighbour, ...]:
-        """The texts, each with its similarity, and what is known of them; one that was erased meanwhile is left out."""
-        if not found:
-            return ()
-        known = await self._predictions.about([text_id for text_id, _ in found], holder=holder)
+    async def _described(
+        self, connection: PsycopgConnection, found: Found, holder: UUID | None
+    ) -> tuple[Neighbour, ...]:
+        known = await histories(
+            connection, self._database.cipher, [text_id for text_id, _ in found], holder=holder
+        )
         return tuple(
             Neighbour(
                 text_id=text_id,

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 import numpy as np
 import pytest
 
+import db.similarity
 from db.engine import Database
 from db.erasure import Erasures, NearCopies
 from db.feedback import FeedbackStore, NewFeedback
@@ -286,15 +287,15 @@ async def test_a_search_claims_nothing_if_what_it_found_is_erased_before_it_is_t
     key, texts = await new_key(database), [new_text() for _ in range(3)]
     await writer(database).commit([submission(key, texts)])
     similarity = Similarity(database, space=SPACE)
-    described, query = similarity.described, np.frombuffer(texts[0].embedding, "<f2").astype(np.float32)
+    told, query = db.similarity.histories, np.frombuffer(texts[0].embedding, "<f2").astype(np.float32)
 
-    async def later(found: Any, **arguments: Any) -> Any:
+    async def later(*arguments: Any, **named: Any) -> Any:
         await Erasures(database, similarity, space=SPACE).erase_text(texts[0].id, actor=None)
-        return await described(found, **arguments)
+        return await told(*arguments, **named)
 
     with monkeypatch.context() as meanwhile:
         meanwhile.setattr(Erasures, "_near", no_near_copies)
-        meanwhile.setattr(similarity, "described", later)
+        meanwhile.setattr(db.similarity, "histories", later)
         found = await similarity.search(query, k=2)
     assert (len(found.results), found.complete) == (1, False)
     assert (await similarity.search(query, k=2)).complete

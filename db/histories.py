@@ -1,0 +1,67 @@
+"""What is known of texts: the latest prediction of each version, and every judgement of any of them.
+
+Reads within the transaction of a search and waits for the server once. Never shows a shadow.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, LiteralString
+from uuid import UUID
+
+from psycopg.rows import dict_row
+
+from db import wire
+from db.cipher import Cipher
+from db.engine import PsycopgConnection
+from db.feedback import Judgement, judgement
+from db.predictions import Prediction, prediction
+
+_VISIBLE: Final[LiteralString] = """
+    p.text_id = ANY(%(texts)b::uuid[]) AND p.arm <> 'shadow'
+    AND (%(holder)s::uuid IS NULL OR p.holder_id = %(holder)s)"""
+_LATEST: Final[LiteralString] = """
+    SELECT DISTINCT ON (p.text_id, p.model, p.version)
+        p.id, p.text_id, t.content AS text, t.sealed, p.user_id, p.key_id, p.holder_id, p.model, p.version, p.arm,
+        p.experiment_id, p.unit, p.label, p.confidence, p.scores, p.request_id, p.truncated, p.queue_ms, p.infer_ms
+    FROM predictions p JOIN text_inputs t ON t.id = p.text_id WHERE {visible}
+    ORDER BY p.text_id, p.model, p.version, p.id DESC""".replace("{visible}", _VISIBLE)
+_JUDGED: Final[LiteralString] = """
+    SELECT p.text_id, f.prediction_id, f.holder_id, f.is_correct, f.label, f.comment, f.sealed, f.created_at,
+        f.updated_at
+    FROM predictions p JOIN feedback f ON f.prediction_id = p.id WHERE {visible}
+    ORDER BY p.id, f.created_at""".replace("{visible}", _VISIBLE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class History:
+    """The latest prediction of each version for a text, and all feedback on any of its predictions."""
+
+    predictions: tuple[Prediction, ...]
+    feedback: tuple[Judgement, ...]
+
+
+async def histories(
+    connection: PsycopgConnection, cipher: Cipher, text_ids: Sequence[UUID], *, holder: UUID | None = None
+) -> dict[UUID, History]:
+    """Of each text; one without a prediction that `holder` (None: anybody) may see isn't in it."""
+    asked = {"texts": wire.uuids(text_ids), "holder": holder}
+    latest, judged = connection.cursor(row_factory=dict_row), connection.cursor(row_factory=dict_row)
+    await latest.execute(_LATEST, asked)
+    await judged.execute(_JUDGED, asked)
+    rows = await latest.fetchall()
+    feedback: dict[UUID, list[Judgement]] = {}
+    given: dict[UUID, list[Judgement]] = {}
+    for row in await judged.fetchall():
+        text_id = row.pop("text_id")
+        one = judgement(cipher, row)
+        feedback.setdefault(text_id, []).append(one)
+        given.setdefault(one.prediction_id, []).append(one)
+    predictions: dict[UUID, list[Prediction]] = {}
+    for row in rows:
+        predictions.setdefault(row["text_id"], []).append(
+            prediction(cipher, row, tuple(given.get(row["id"], ())))
+        )
+    return {
+        text_id: History(predictions=tuple(found), feedback=tuple(feedback.get(text_id, ())))
+        for text_id, found in predictions.items()
+    }
