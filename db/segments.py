@@ -25,14 +25,15 @@ _INDEX_LOCK: Final = 0x56414C_494E_4458
 _MERGE_LOCK: Final = 0x56414C_4D45_5247
 _MOVE_LOCK: Final = 0x56414C_4D4F_5645
 
-# Sizes are compared by their rounded logarithm, so that segments which lost some vectors keep their class.
+# The smallest segments, as many as make the largest of them grow by enough to be worth another graph.
 _MERGEABLE: Final[LiteralString] = """
-    SELECT ids[1 : CAST(:fan_in AS integer)] FROM (
-        SELECT array_agg(id ORDER BY id) AS ids, max(rows) AS most
-        FROM (SELECT id, rows, round(log(greatest(rows, 1)) / log(CAST(:fan_in AS numeric))) AS class
-              FROM segments WHERE space = :space AND state = 'indexed') sized
-        GROUP BY class ORDER BY class) classes
-    WHERE cardinality(ids) >= :fan_in AND most * :fan_in <= :most LIMIT 1"""
+    SELECT ids FROM (
+        SELECT array_agg(id) OVER smaller AS ids, min(rows) OVER smaller AS smallest, rows AS largest,
+            sum(rows) OVER smaller AS together
+        FROM segments WHERE space = :space AND state = 'indexed' WINDOW smaller AS (ORDER BY rows, id)) sized
+    WHERE cardinality(ids) > 1 AND together <= :most
+    AND together >= :fan_in * smallest AND (together - largest) * :fan_in >= largest
+    ORDER BY together DESC LIMIT 1"""
 
 
 class Segments:
@@ -109,10 +110,11 @@ class Segments:
             return segment
 
     async def merge_next(self, *, fan_in: int = FAN_IN, memory: int = 1 << 30) -> int | None:
-        """Merges `fan_in` indexed segments of about one size: the new one's id, or None if there is nothing to do.
+        """Merges the smallest indexed segments: the new one's id, or None if there is nothing to do.
 
-        A search enters every index, so that few large ones cost it less than many small ones; each vector is indexed
-        anew a logarithm of times. `memory`: bytes a build may take, which bounds a segment. The old ones are
+        As many as together hold `fan_in` times the smallest, and of which those beside the largest hold a `fan_in`th
+        of it: a search enters few graphs, and each vector is indexed anew a logarithm of times (fewer where merges
+        lag behind and take more at once). `memory`: bytes a build may take, which bounds a segment. The old ones are
         retired: searches that began before still read them. Writers never wait; who erases waits for the last
         statements, not for the build.
         """

@@ -66,11 +66,11 @@ async def indexed(database: Database, rows: int) -> list[UUID]:
     return [text.id for text in texts]
 
 
-async def test_segments_of_one_size_are_merged_and_the_old_ones_dropped(database: Database) -> None:
+async def test_small_segments_are_merged_and_the_old_ones_dropped(database: Database) -> None:
     segments, ids = Segments(database, SPACE), []
-    for rows in (20, 24, 300, 18):
+    for rows in (20, 24, 400, 18):
         ids += await indexed(database, rows)
-    assert await segments.merge_next() is None, "three are of one size"
+    assert await segments.merge_next() is None, "the three are not yet four times as large as one"
     ids += await indexed(database, 22)
     assert await segments.merge_next(memory=1_000) is None, "a graph of that size has no room"
     assert await segments.merge_next() == 7
@@ -85,6 +85,9 @@ async def test_segments_of_one_size_are_merged_and_the_old_ones_dropped(database
     assert [await segments.drop_next(grace=0) for _ in range(5)] == [1, 2, 4, 5, None]
     assert {row[0] for row in await sql(database, "SELECT text_id FROM embeddings")} == set(ids)
     assert await counted(database, "embeddings") == len(ids)
+    await indexed(database, 20)
+    assert await segments.merge_next() == 9, "with this one there is a quarter as much as in the largest"
+    assert await sql(database, "SELECT id, rows FROM segments WHERE state = 'indexed'") == [(9, 504)]
 
 
 async def test_what_is_erased_or_late_while_segments_are_merged_is_as_it_was_told(
