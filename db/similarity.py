@@ -26,9 +26,10 @@ _STEP: Final = 20.0
 _MAX_SCAN_TUPLES: Final = 20_000
 _ROW_BYTES: Final = 850
 # How many rows a walk of a graph knows at least (ef_search). What it misses grows with the graph: a recall of 0.98 took
-# 200 among 100,000 texts and 600 among a million.
+# 200 among 100,000 texts and 1,000 among a million in one graph.
 _BREADTH: Final = 200
 _BREADTH_ROWS: Final = 100_000
+_BREADTH_GROWTH: Final = 0.7
 _BROADEST: Final = 1_000
 # How many times its part of k a walk of a graph passes by that fit, so that it has met the nearest of them.
 _MARGIN: Final = 8
@@ -138,7 +139,8 @@ class Similarity:
         largest = max((segment.rows for segment in segments if segment.indexed), default=0.0) / max(rows, 1.0)
         walked = max(query.k, math.ceil(_MARGIN * query.k * largest))
         passed = walked * rows / max(fitting, 1.0)
-        breadth = max(_BREADTH * math.sqrt(max(1.0, rows / _BREADTH_ROWS)), 2 * query.k, passed)
+        broad = _BREADTH * max(1.0, rows / _BREADTH_ROWS) ** _BREADTH_GROWTH
+        breadth = max(broad, 2 * query.k, passed)
         by_index = _STEP * min(breadth, _MAX_SCAN_TUPLES) * len(indexed)
 
         async def compare() -> Found:
