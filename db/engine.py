@@ -13,7 +13,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
-from sqlalchemy import QueuePool
+from sqlalchemy import QueuePool, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from db import schema
@@ -21,6 +21,7 @@ from db.cipher import Cipher
 from db.conninfo import check_server, conninfo
 from db.errors import ForeignInstallation, ForeignTextKeys, SchemaMismatch, translated
 from db.ids import fingerprint
+from db.rotation_query import WANTED
 
 PsycopgConnection: TypeAlias = psycopg.AsyncConnection[TupleRow]
 Watch: TypeAlias = Callable[[str], AbstractContextManager[object]]
@@ -340,10 +341,7 @@ class Database:
     async def _check_text_keys(self, connection: AsyncConnection) -> None:
         given, sealing = self.cipher.fingerprints, self.cipher.sealing
         if sealing is not None:
-            await connection.exec_driver_sql(
-                "INSERT INTO text_keys (id, fingerprint) VALUES (%s, %s) ON CONFLICT DO NOTHING",
-                (sealing, given[sealing]),
-            )
+            await connection.execute(text(WANTED), {"id": sealing, "fingerprint": given[sealing]})
         for row in await connection.exec_driver_sql("SELECT id, fingerprint FROM text_keys ORDER BY id"):
             if row.id not in given:
                 raise ForeignTextKeys(

@@ -3,7 +3,7 @@
 Owns how a judgement is stored together with its idempotency row.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -114,7 +114,7 @@ async def _upsert(
     row = (await connection.execute(statement)).one_or_none()
     if row is None:
         raise NotFound(f"there is no prediction {feedback.prediction_id}")
-    return judgement(cipher, row._asdict())
+    return judgement(cipher, row._mapping)
 
 
 async def judgements(
@@ -126,7 +126,7 @@ async def judgements(
     query = select(*_columns()).where(_F.prediction_id.in_(prediction_ids)).order_by(_F.created_at)
     grouped: dict[UUID, tuple[Judgement, ...]] = {}
     for row in await connection.execute(query):
-        one = judgement(cipher, row._asdict())
+        one = judgement(cipher, row._mapping)
         grouped[one.prediction_id] = (*grouped.get(one.prediction_id, ()), one)
     return grouped
 
@@ -136,7 +136,7 @@ def _columns() -> tuple[InstrumentedAttribute[Any], ...]:
     return (*columns, _F.created_at, _F.updated_at)
 
 
-def judgement(cipher: Cipher, row: dict[str, Any]) -> Judgement:
+def judgement(cipher: Cipher, row: Mapping[Any, Any]) -> Judgement:
     """The judgement of a row that has its columns and `sealed`."""
     values = dict(row)
     sealed = values.pop("sealed")

@@ -173,10 +173,10 @@ def _narrowed(query: _Query, filters: PredictionFilters) -> _Query:
 async def _load(connection: AsyncConnection, cipher: Cipher, query: _Query) -> tuple[Prediction, ...]:
     rows: Sequence[Row[Any]] = (await connection.execute(query)).all()
     given = await judgements(connection, cipher, [row.id for row in rows])
-    return tuple(prediction(cipher, row._asdict(), given.get(row.id, ())) for row in rows)
+    return tuple(prediction(cipher, row._mapping, given.get(row.id, ())) for row in rows)
 
 
-def prediction(cipher: Cipher, row: dict[str, Any], feedback: tuple[Judgement, ...]) -> Prediction:
+def prediction(cipher: Cipher, row: Mapping[Any, Any], feedback: tuple[Judgement, ...]) -> Prediction:
     """The prediction of a row that has its columns, and of the text `text` and `sealed`."""
     values = dict(row)
     values["text"] = cipher.read(of_text(row["text_id"]), row["text"], values.pop("sealed"))
