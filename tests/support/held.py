@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 import psycopg
 from psycopg import sql
@@ -38,10 +39,20 @@ def in_files(server: TestServer, needles: Sequence[bytes]) -> list[bytes]:
     with psycopg.connect(server.server.url("postgres"), autocommit=True) as connection:
         connection.execute("CHECKPOINT")
     folder = (server.server.home / "postgres").resolve()
+    while (found := _read(folder, needles)) is None:
+        pass
+    return [needle for needle in needles if needle in found]
+
+
+def _read(folder: Path, needles: Sequence[bytes]) -> set[bytes] | None:
+    """What the files of a running server hold; None if one went, perhaps to another name, while they were read."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert any("pg_wal" in path.parts for path in files)
     found: set[bytes] = set()
     for path in files:
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
         found.update(needle for needle in needles if needle in content)
-    return [needle for needle in needles if needle in found]
+    return found
