@@ -15,10 +15,13 @@ from db.engine import Database
 
 ROWS: Final = 50_000
 M: Final = 16
+# Neighbours a vector in a graph of more rows than that: with 16 a million's need twice the walk for what they find.
+M_LARGE: Final = 24
+LARGE_ROWS: Final = 100_000
 EF_CONSTRUCTION: Final = 64
 FAN_IN: Final = 4
 # What the graph of an index takes while it is built, for a vector of 384 dimensions in half precision.
-_BYTES_A_ROW: Final = 1_600
+_BYTES_A_ROW: Final = 1_900
 _LEAST_MEMORY: Final = 128 << 20
 _LOCK: Final = 0x56414C_5345_474D
 _INDEX_LOCK: Final = 0x56414C_494E_4458
@@ -288,8 +291,10 @@ async def _index(connection: AsyncConnection, segment: int, rows: int) -> None:
     await connection.execute(
         text("SELECT set_config('maintenance_work_mem', :memory, true)"), {"memory": f"{memory}kB"}
     )
+    neighbours = M_LARGE if rows > LARGE_ROWS else M
     await connection.execute(
-        text("SELECT index_segment(:segment, :m, :ef)"), {"segment": segment, "m": M, "ef": EF_CONSTRUCTION}
+        text("SELECT index_segment(:segment, :m, :ef)"),
+        {"segment": segment, "m": neighbours, "ef": EF_CONSTRUCTION},
     )
 
 

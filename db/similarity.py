@@ -26,10 +26,11 @@ _STEP: Final = 20.0
 _MAX_SCAN_TUPLES: Final = 20_000
 _ROW_BYTES: Final = 850
 # How many rows a walk of a graph knows at least (ef_search). What it misses grows with the graph: a recall of 0.98 took
-# 200 among 100,000 texts and 1,000 among a million in one graph.
+# 200 among 100,000 texts and 550 among a million in one graph. Rows that don't fit a filter are known too: with one a
+# walk is broader by the root of one over its selectivity.
 _BREADTH: Final = 200
 _BREADTH_ROWS: Final = 100_000
-_BREADTH_GROWTH: Final = 0.7
+_BREADTH_GROWTH: Final = 0.45
 _BROADEST: Final = 1_000
 # How many times its part of k a walk of a graph passes by that fit, so that it has met the nearest of them.
 _MARGIN: Final = 8
@@ -140,6 +141,7 @@ class Similarity:
         walked = max(query.k, math.ceil(_MARGIN * query.k * largest))
         passed = walked * rows / max(fitting, 1.0)
         broad = _BREADTH * max(1.0, rows / _BREADTH_ROWS) ** _BREADTH_GROWTH
+        broad *= math.sqrt(rows / max(fitting, 1.0))
         breadth = max(broad, 2 * query.k, passed)
         by_index = _STEP * min(breadth, _MAX_SCAN_TUPLES) * len(indexed)
 

@@ -90,6 +90,18 @@ async def test_small_segments_are_merged_and_the_old_ones_dropped(database: Data
     assert await sql(database, "SELECT id, rows FROM segments WHERE state = 'indexed'") == [(9, 504)]
 
 
+async def test_a_large_graph_has_more_neighbours(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(db.segments, "LARGE_ROWS", 30)
+    for rows in (16, 15):
+        await indexed(database, rows)
+    assert await Segments(database, SPACE).merge_next(fan_in=2) == 4
+    found = await sql(
+        database, "SELECT tablename, indexdef FROM pg_indexes WHERE indexdef LIKE '%%hnsw%%' ORDER BY 1"
+    )
+    neighbours = {table: definition.partition("m='")[2].partition("'")[0] for table, definition in found}
+    assert neighbours == {"embeddings_1": "16", "embeddings_2": "16", "embeddings_4": "24"}
+
+
 async def test_what_is_erased_or_late_while_segments_are_merged_is_as_it_was_told(
     url: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
