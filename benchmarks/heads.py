@@ -20,7 +20,8 @@ from registry.bootstrap import builtin
 from registry.bundle import Bundle
 from registry.corpora import Part
 from registry.layout import ENGINES, Engine
-from serving.encoder import Encoder, open_encoder
+from serving.encoder import Encoder
+from serving.engines.factory import open_encoder
 from serving.heads import Head, load_head
 
 THREADS = 2

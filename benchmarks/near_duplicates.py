@@ -13,7 +13,8 @@ import numpy as np
 from benchmarks.load import sentences
 from benchmarks.report import report
 from registry.bundle import Bundle
-from serving.encoder import Encoder, open_encoder
+from serving.encoder import Encoder
+from serving.engines.factory import open_encoder
 
 TEXTS = 500
 BOUND = 0.95

@@ -24,7 +24,7 @@ from db.partitions import Partitions
 from db.segments import Segments
 from db.spaces import Spaces
 from registry.bundle import Bundle
-from serving.encoder import open_encoder
+from serving.engines.factory import open_encoder
 from serving.reembedding import Work
 
 OLD = "old"

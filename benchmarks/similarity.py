@@ -36,7 +36,7 @@ from db.segments import ROWS, Segments
 from db.similarity import Similarity, SimilarityFilters
 from registry.bundle import Bundle
 from registry.layout import Engine
-from serving.encoder import open_encoder
+from serving.engines.factory import open_encoder
 
 T = TypeVar("T")
 SPACE = "all-MiniLM-L6-v2"

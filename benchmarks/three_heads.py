@@ -18,8 +18,9 @@ from benchmarks.report import middle, ratios, report
 from registry.bundle import Bundle
 from registry.records import VersionRecord
 from serving.compute import Ask, Bounds
-from serving.encoder import open_encoder
-from serving.replica import RemoteEncoders, Replica
+from serving.engines.factory import open_encoder
+from serving.replica import Replica
+from serving.replica_client import RemoteEncoders
 
 
 def version(number: int) -> VersionRecord:

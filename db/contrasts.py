@@ -12,9 +12,9 @@ from db import wire
 from db.cipher import of_text
 from db.engine import Database
 from db.ids import uuid7_floor
-from db.similarity_query import Vector
 from db.tables import DIMENSIONS, NOBODY
 from db.windows import Window
+from db.wire import Vector
 
 # The latest predictions of the window that are looked at, and the texts in them that are compared.
 SCANNED: Final = 50_000

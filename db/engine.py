@@ -21,7 +21,7 @@ from db.cipher import Cipher
 from db.conninfo import check_server, conninfo
 from db.errors import ForeignInstallation, ForeignTextKeys, SchemaMismatch, translated
 from db.ids import fingerprint
-from db.rotation_query import WANTED
+from db.text_keys import WANTED
 
 PsycopgConnection: TypeAlias = psycopg.AsyncConnection[TupleRow]
 Watch: TypeAlias = Callable[[str], AbstractContextManager[object]]

@@ -12,7 +12,7 @@ import numpy as np
 
 from db.cipher import of_text
 from db.engine import Database
-from db.similarity_query import Vector
+from db.wire import Vector
 
 # Ids of texts are keyed hashes, so what follows a random id in their order is a random sample, read from the index.
 _SAMPLE: Final = """

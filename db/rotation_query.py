@@ -74,8 +74,4 @@ COUNTED: Final[dict[str, LiteralString]] = {
     kind: _COUNTED.replace("{table}", table).replace("{plain}", _PLAIN[kind])
     for kind, table in _TABLE.items()
 }
-# A key that something is, or will be, under.
-WANTED: Final[LiteralString] = (
-    "INSERT INTO text_keys (id, fingerprint) VALUES (:id, :fingerprint) ON CONFLICT DO NOTHING"
-)
 LET_GO: Final[LiteralString] = "DELETE FROM text_keys WHERE id <> ALL(CAST(:held AS text[])) RETURNING id"

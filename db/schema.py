@@ -3,8 +3,6 @@
 Owns how Alembic is called. A change is one transaction under one advisory lock: two at once are safe.
 """
 
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -159,28 +157,3 @@ def _locked(url: str) -> Iterator[Connection]:
         connection.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
         yield connection
-
-
-def _check() -> int:
-    from db.embedded import EmbeddedPostgres
-
-    with tempfile.TemporaryDirectory(prefix="valence-schema-") as folder:
-        # Open to the server's user, so that nothing is left outside the folder.
-        Path(folder).chmod(0o755)
-        server = EmbeddedPostgres(Path(folder))
-        server.initialise()
-        server.start()
-        try:
-            url = server.create_database("schema_check")
-            upgrade(url)
-            found = differences(url)
-        finally:
-            server.stop()
-    sys.stderr.writelines(f"migrations and tables differ: {difference}\n" for difference in found)
-    return 1 if found else 0
-
-
-if __name__ == "__main__":
-    if sys.argv[1:] != ["check"]:
-        sys.exit("usage: python -m db.schema check")
-    sys.exit(_check())

@@ -15,9 +15,10 @@ from db.errors import Rejected
 from db.feedback import Judgement
 from db.histories import histories
 from db.predictions import Prediction
-from db.similarity_query import Found, SimilarityFilters, SimilarityQuery, Vector
+from db.similarity_query import Found, SimilarityFilters, SimilarityQuery
+from db.wire import Vector
 
-__all__ = ["Neighbour", "Neighbours", "Similarity", "SimilarityFilters", "Vector"]
+__all__ = ["Neighbour", "Neighbours", "Similarity", "SimilarityFilters"]
 
 # Microseconds on 384 dimensions: what a row costs in each plan decides between them.
 _SCAN_ROW: Final = 0.7

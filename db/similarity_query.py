@@ -9,14 +9,13 @@ from datetime import datetime
 from typing import Any, Final, TypeAlias
 from uuid import UUID
 
-import numpy as np
 from psycopg import sql
 
 from db import wire
 from db.engine import PsycopgConnection
 from db.ids import uuid7_floor
+from db.wire import Vector
 
-Vector: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
 Found: TypeAlias = list[tuple[UUID, float]]
 
 _FITS: Final = sql.SQL("(SELECT true FROM predictions p WHERE p.text_id = e.text_id AND {fitting} LIMIT 1)")

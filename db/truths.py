@@ -12,8 +12,8 @@ from sqlalchemy import text
 
 from db import wire
 from db.engine import Database
-from db.similarity_query import Vector
 from db.tables import DIMENSIONS
+from db.wire import Vector
 
 _LABEL: Final = "coalesce(f.label, CASE WHEN f.is_correct THEN p.label END)"
 

@@ -8,8 +8,8 @@ from sqlalchemy import text
 
 from db import wire
 from db.engine import Database
-from db.similarity_query import Vector
 from db.tables import DIMENSIONS
+from db.wire import Vector
 
 # From whichever segment: one that is merged at this moment has been retired, and the one in its place isn't known yet.
 _OF_TEXTS: Final[LiteralString] = """

@@ -15,8 +15,8 @@ from db import wire
 from db.cipher import of_text
 from db.engine import Database
 from db.ids import uuid7_floor
-from db.similarity_query import Vector
 from db.tables import DIMENSIONS
+from db.wire import Vector
 
 # A window is read at so many places at even distances, so many predictions at each: all of it, if it holds no more.
 SLICES: Final = 100

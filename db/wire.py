@@ -5,7 +5,7 @@ Owns bytes and layouts only; never knows tables or statements.
 
 import struct
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from uuid import UUID
 
 import numpy as np
@@ -13,6 +13,8 @@ import psycopg
 from psycopg.abc import Buffer
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
+
+Vector: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
 
 _UUID: Final = 2950
 _TEXT: Final = 25

@@ -13,8 +13,8 @@ from db.keys import Key, NewKey
 from db.users import User
 from serving.auth import Authenticator, fresh_key
 from serving.caller import Caller, Role
+from serving.database_errors import reaching_the_database
 from serving.errors import Invalid, Problem
-from serving.gateway import reaching_the_database
 
 
 class UserRecords(Protocol):

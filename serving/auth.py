@@ -20,8 +20,8 @@ import jwt
 
 from db.keys import Key
 from serving.caller import Caller, Role
+from serving.database_errors import reaching_the_database
 from serving.errors import Unauthenticated
-from serving.gateway import reaching_the_database
 
 PREFIX: Final = "vk_"
 _ISSUER: Final = "valence"

@@ -4,6 +4,7 @@ Knows nothing of what they do.
 """
 
 import asyncio
+import ctypes
 import os
 import signal
 import sys
@@ -12,6 +13,12 @@ from typing import Final
 _NICE: Final = 19
 _ONE_THREAD: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _STDERR_BYTES: Final = 4096
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def end_with_parent(number: int = signal.SIGTERM) -> None:
+    """Have the kernel send this process a signal when its parent dies, however it dies."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 async def launched(module: str, *arguments: str) -> str | None:
@@ -47,8 +54,6 @@ async def launched(module: str, *arguments: str) -> str | None:
 
 def yield_to_others() -> None:
     """Has this process take what nobody else wants, and end with the one that started it."""
-    from serving.stage import end_with_parent
-
     end_with_parent(signal.SIGKILL)
     os.nice(_NICE)
     # Whoever serves takes the core at once, where a nice process would still have its slice.

@@ -3,23 +3,20 @@
 The alias in MLflow is the truth; the history follows. Never moves the alias.
 """
 
-import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 from uuid import UUID
 
 import structlog
 
 from db.promotions import Act, NewPromotion, Promotion, ReignPage, Standing, State, described
-from registry.errors import NotRegistered, RegistryError
-from serving.errors import Conflict, NotReady
-from serving.gateway import reaching_the_database
+from serving.database_errors import reaching_the_database
+from serving.errors import Conflict
+from serving.registry_errors import asked
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
 
 # Between the intention and the lock nothing is done that takes time.
 GRACE_SECONDS = 10.0
@@ -159,18 +156,3 @@ class Chronicle:
             while below is not None and below.version_to in (None, standing.version):
                 below = await self._records.get(below.below_id) if below.below_id is not None else None
         return below
-
-
-async def asked(call: Callable[..., T], *arguments: object) -> T:
-    """What the registry says to a call that blocks.
-
-    Raises:
-        NotRegistered: as the registry does; that is for the caller.
-        NotReady: it can't be used.
-    """
-    try:
-        return await asyncio.to_thread(call, *arguments)
-    except NotRegistered:
-        raise
-    except RegistryError as error:
-        raise NotReady(str(error), retry_after=2) from error

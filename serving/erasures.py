@@ -10,7 +10,7 @@ from uuid import UUID
 
 from db.erasure import Receipt
 from serving.caller import Caller
-from serving.gateway import reaching_the_database
+from serving.database_errors import reaching_the_database
 
 
 class ErasureRecords(Protocol):

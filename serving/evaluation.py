@@ -30,7 +30,8 @@ from registry.records import EncoderRecord, VersionRecord
 from registry.replay import compare, stratify
 from registry.report import Agreement, HeldOutResult, Replay, Report, Size
 from serving.background import yield_to_others
-from serving.encoder import Encoder, open_encoder
+from serving.encoder import Encoder
+from serving.engines.factory import open_encoder
 from serving.errors import Invalid, ServingError
 from serving.heads import load_head
 from serving.scorer import Scorer, cosines, resting

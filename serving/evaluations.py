@@ -15,8 +15,8 @@ from db.evaluations import Evaluation, NewEvaluation
 from registry.errors import NotRegistered, RegistryError
 from serving.background import launched
 from serving.catalogue import CHAMPION, Catalogue
+from serving.database_errors import reaching_the_database
 from serving.errors import Conflict, NotReady
-from serving.gateway import reaching_the_database
 
 log = structlog.get_logger(__name__)
 

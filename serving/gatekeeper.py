@@ -9,8 +9,8 @@ from registry.gates import GateReport, Gates, judge, unevaluated
 from registry.records import VersionRecord
 from registry.report import Report
 from serving.catalogue import Catalogue
-from serving.chronicle import asked
-from serving.gateway import reaching_the_database
+from serving.database_errors import reaching_the_database
+from serving.registry_errors import asked
 
 
 class Reports(Protocol):

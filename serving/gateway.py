@@ -5,8 +5,7 @@ only the writer commits, and nothing is answered before it has.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 from uuid import UUID
@@ -14,7 +13,6 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from db import errors as db_errors
 from db.idempotency import Kept
 from db.ids import TextIds, Uuid7Clock
 from db.submissions import Failed, Mismatch, NewPrediction, Outcome, Replayed, Stored, Submission
@@ -22,15 +20,14 @@ from serving.batching import Door, Meter, Passage
 from serving.caller import Caller, Idempotency
 from serving.catalogue import Catalogue
 from serving.compute import Bounds, Compute, Encoders
+from serving.database_errors import reaching_the_database
 from serving.errors import (
     Conflict,
     Invalid,
     ModelNotReady,
     NotFound,
     Problem,
-    ServingError,
     StoreUnavailable,
-    Unreadable,
 )
 from serving.prediction import Inferred, Mint, Predict, Prediction
 from serving.privacy import TEXT, Place, Privacy
@@ -297,28 +294,3 @@ def _replayed(outcome: Replayed | Mismatch) -> Answer:
     if isinstance(outcome, Mismatch):
         raise Conflict("this Idempotency-Key was used with another body: use a new key for a new request")
     return Answer(status=outcome.status, body=outcome.answer, timing=None, replayed=True)
-
-
-@contextmanager
-def reaching_the_database() -> Iterator[None]:
-    """Turns the db layer's errors into this layer's."""
-    try:
-        yield
-    except db_errors.DatabaseError as error:
-        raise _translate(error) from error
-
-
-def _translate(error: db_errors.DatabaseError) -> ServingError:
-    match error:
-        case db_errors.NotFound():
-            return NotFound(str(error))
-        case db_errors.Duplicate() | db_errors.Conflict():
-            return Conflict(str(error))
-        case db_errors.Unreadable():
-            return Unreadable(str(error))
-        case db_errors.NotPermitted():
-            return StoreUnavailable(str(error), retry_after=2)
-        case db_errors.Rejected():
-            return Invalid(str(error))
-        case _:
-            return StoreUnavailable(f"the database can't be used now: {error}", retry_after=2)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from registry.bundle import LABELS, Bundle, Kind, file_digest
 from registry.errors import BundleInvalid
 from registry.layout import ATTENTIVE_TENSORS, HEAD_WEIGHTS, MAPPING, lexicon_features
-from serving.encoder import MicroBatch
+from serving.microbatches import MicroBatch
 
 Scores = NDArray[np.float32]
 

@@ -23,8 +23,8 @@ from registry.drift import stability
 from registry.opinions import chosen, worth
 from serving.aside import Aside
 from serving.catalogue import Catalogue
+from serving.database_errors import reaching_the_database
 from serving.findings import Accuracy, Candidate, Cluster, Diff, Drift, Mix, Review, Span, Topic, Topics
-from serving.gateway import reaching_the_database
 from serving.opinions import HEARD
 from serving.searching import DUPLICATE
 

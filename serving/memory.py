@@ -12,8 +12,9 @@ from db.feedback import Judgement, NewFeedback
 from db.predictions import Page, Prediction, PredictionFilters
 from db.submissions import Mismatch, NewIdempotency, Replayed
 from serving.caller import Caller, Idempotency
+from serving.database_errors import reaching_the_database
 from serving.errors import Conflict
-from serving.gateway import Answer, reaching_the_database
+from serving.gateway import Answer
 from serving.privacy import Place, Privacy
 
 _COMMENT = Place(("body", "comment"), many=False)

@@ -13,8 +13,8 @@ from db.similarity import Neighbour, SimilarityFilters
 from registry.opinions import NEIGHBOURS, Vote, vote
 from serving.caller import Caller
 from serving.catalogue import Catalogue
+from serving.database_errors import reaching_the_database
 from serving.errors import Conflict
-from serving.gateway import reaching_the_database
 from serving.memory import PredictionRecords
 from serving.searching import DUPLICATE, Example, Search, Searching
 

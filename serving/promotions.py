@@ -21,10 +21,11 @@ from registry.records import VersionRecord
 from serving import catalogue as catalogues
 from serving.caller import Caller
 from serving.catalogue import Catalogue
-from serving.chronicle import GRACE_SECONDS, Aliases, Chronicle, PromotionRecords, asked
+from serving.chronicle import GRACE_SECONDS, Aliases, Chronicle, PromotionRecords
+from serving.database_errors import reaching_the_database
 from serving.errors import Conflict, Invalid, Problem, Refused
 from serving.gatekeeper import Gatekeeper, Reports, Sets
-from serving.gateway import reaching_the_database
+from serving.registry_errors import asked
 
 log = structlog.get_logger(__name__)
 

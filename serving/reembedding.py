@@ -29,7 +29,8 @@ from registry.errors import RegistryError
 from registry.layout import Engine
 from registry.records import EncoderRecord
 from serving.background import yield_to_others
-from serving.encoder import Encoder, open_encoder
+from serving.encoder import Encoder
+from serving.engines.factory import open_encoder
 from serving.errors import ServingError
 
 log = structlog.get_logger(__name__)

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from db.keywords import Hits
-from db.similarity import Neighbour, Neighbours, SimilarityFilters, Vector
+from db.similarity import Neighbour, Neighbours, SimilarityFilters
+from db.wire import Vector
 from serving.caller import Caller
+from serving.database_errors import reaching_the_database
 from serving.errors import Invalid, NotFound, Problem
-from serving.gateway import reaching_the_database
 from serving.retrieval import fuse, rocchio
 
 Embed: TypeAlias = Callable[[Sequence[str]], Awaitable[tuple[NDArray[np.float32], int]]]

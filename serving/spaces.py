@@ -13,8 +13,8 @@ from db.tables import DIMENSIONS
 from registry.records import EncoderRecord
 from serving.caller import Caller
 from serving.catalogue import Catalogue
+from serving.database_errors import reaching_the_database
 from serving.errors import Conflict, NotFound
-from serving.gateway import reaching_the_database
 
 EncoderOf: TypeAlias = Callable[[str], Awaitable[EncoderRecord]]
 

@@ -3,7 +3,6 @@
 Both end with their supervisor. The second ends by itself when a process of Ray dies, to be started afresh.
 """
 
-import ctypes
 import json
 import os
 import signal
@@ -21,6 +20,7 @@ import structlog
 from registry.errors import NotRegistered, RegistryError
 from registry.records import EncoderRecord
 from registry.store import Registry
+from serving.background import end_with_parent
 from serving.logs import configure_logging
 from serving.settings import Settings
 
@@ -28,13 +28,7 @@ log = structlog.get_logger(__name__)
 
 _APPLICATION = "valence"
 _RAY_CORE = ("gcs_server", "raylet")
-_PR_SET_PDEATHSIG = 1
 _LATER_NICENESS = 19
-
-
-def end_with_parent(number: int = signal.SIGTERM) -> None:
-    """Have the kernel send this process a signal when its parent dies, however it dies."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 def models(settings: Settings) -> None:
@@ -103,7 +97,8 @@ def _deploy(record: EncoderRecord, settings: Settings) -> None:
     from ray import serve
     from ray.serve.api import RunTarget
 
-    from serving.app import build, encoder_application
+    from serving.app import build
+    from serving.app_encoder import encoder_application
     from serving.pool import target
 
     log.info("stage.deploying")

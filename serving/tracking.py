@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 import httpx
 
 from db.databases import require
+from serving.background import end_with_parent
 from serving.errors import Invalid
 from serving.launch import LaunchFailed, require_free_port
 from serving.settings import Settings
-from serving.stage import end_with_parent
 from serving.stores import tracking_uri
 
 Say = Callable[[str], None]

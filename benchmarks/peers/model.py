@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from registry.bundle import LABELS, Bundle
 from registry.layout import ENGINES, EncoderSettings, Engine
-from serving.encoder import Tokenised, open_encoder, tokenizer_of
+from serving.engines.factory import open_encoder
 from serving.heads import load_head
+from serving.microbatches import Tokenised, tokenizer_of
 
 MAX_BATCH = 64
 _OUTPUTS = ("embedding", "tokens")

@@ -30,7 +30,7 @@ def head(
     from registry.layout import Engine
     from registry.sources import default_source
     from registry.train import HeadPlan, train_head
-    from serving.encoder import open_encoder
+    from serving.engines.factory import open_encoder
 
     plan, source = HeadPlan(), default_source()
     with _progress() as progress:
@@ -71,7 +71,8 @@ def joint(
     from registry.joint import JointPlan, train_joint
     from registry.layout import ENGINES, Engine
     from registry.sources import default_source
-    from serving.encoder import Encoder, open_encoder
+    from serving.encoder import Encoder
+    from serving.engines.factory import open_encoder
 
     plan, source = JointPlan(texts=texts, budget_minutes=budget_minutes), default_source()
     if epochs is not None:

@@ -8,7 +8,8 @@ import onnxruntime as ort
 
 from registry.bundle import Bundle
 from registry.layout import ENGINES, EncoderSettings, Engine
-from serving.encoder import (
+from serving.engines.lanes import Lanes
+from serving.microbatches import (
     BULK_TOKEN_BUDGET,
     TOKEN_BUDGET,
     Cut,
@@ -18,7 +19,6 @@ from serving.encoder import (
     cut,
     tokenizer_of,
 )
-from serving.engines.lanes import Lanes
 
 _OUTPUTS = ("embedding", "tokens")
 _ERRORS_ONLY = 3

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from registry.bundle import Bundle
 from registry.layout import ENGINES, EncoderSettings, Engine
-from serving.encoder import (
+from serving.engines.lanes import Lanes
+from serving.microbatches import (
     BULK_TOKEN_BUDGET,
     MAX_ROWS,
     TOKEN_BUDGET,
@@ -24,7 +25,6 @@ from serving.encoder import (
     cut,
     tokenizer_of,
 )
-from serving.engines.lanes import Lanes
 
 FINE_STEP, FINE_LENGTH, COARSE_STEP = 8, 72, 16
 

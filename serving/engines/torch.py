@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from registry.bundle import Bundle
 from registry.errors import BundleInvalid
 from registry.layout import WEIGHTS, EncoderSettings
-from serving.encoder import Cut, MicroBatch, Tokenised, WarmUp, cut, tokenizer_of
+from serving.microbatches import Cut, MicroBatch, Tokenised, WarmUp, cut, tokenizer_of
 
 _TOKEN_BUDGET = 16_384
 

@@ -19,7 +19,7 @@ from db.idempotency import Kept
 from db.ids import uuid7_time
 from db.keys import Key, NewKey
 from db.predictions import Page, Prediction, PredictionFilters
-from db.similarity import SimilarityFilters, Vector
+from db.similarity import SimilarityFilters
 from db.submissions import (
     Mismatch,
     NewIdempotency,
@@ -32,6 +32,7 @@ from db.submissions import (
 )
 from db.tables import DIMENSIONS
 from db.users import User
+from db.wire import Vector
 from registry.bundle import LABELS
 from serving.compute import Ask, Inference
 from serving.errors import ModelNotReady

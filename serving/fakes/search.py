@@ -5,7 +5,8 @@ from uuid import UUID
 
 from db.keywords import Hits
 from db.predictions import Prediction
-from db.similarity import Neighbour, Neighbours, SimilarityFilters, Vector
+from db.similarity import Neighbour, Neighbours, SimilarityFilters
+from db.wire import Vector
 from serving.fakes.data import FakeStore, fits
 
 

@@ -14,8 +14,10 @@ from registry.errors import BundleCorrupt, ExportFailed
 from registry.export import build_encoder
 from registry.layout import EncoderSettings, Engine
 from registry.sources import EncoderSource, default_source
-from serving.encoder import MAX_ROWS, TOKEN_BUDGET, Encoder, cut, open_encoder
+from serving.encoder import Encoder
+from serving.engines.factory import open_encoder
 from serving.engines.openvino import padded_length
+from serving.microbatches import MAX_ROWS, TOKEN_BUDGET, cut
 from tests.support.live import built_encoders
 from tests.support.tiny import DIMENSIONS, TINY_SPACE, WORDS, sentences, tiny_source
 

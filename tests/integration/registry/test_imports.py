@@ -30,10 +30,12 @@ from registry.layout import ENGINES, EncoderSettings, Engine
 from registry.store import Registry
 from serving.cli import main
 from serving.cli.common import variable
-from serving.encoder import Encoder, open_encoder
+from serving.encoder import Encoder
 from serving.engines import torch as torch_engine
+from serving.engines.factory import open_encoder
 from serving.heads import answered, load_head
-from serving.replica import Question, Replica
+from serving.messages import Question
+from serving.replica import Replica
 from serving.settings import Settings
 from tests.support.classifiers import WIDTH, Made, tiny_classifier
 from tests.support.tiny import sentences

@@ -21,7 +21,8 @@ from registry.layout import DOWN, HEAD_WEIGHTS, UP, UPDATE, EncoderSettings, Eng
 from registry.lowrank import JointNetwork
 from registry.network import AttentiveNetwork
 from registry.sources import EncoderSource, joint_source
-from serving.encoder import Encoder, open_encoder
+from serving.encoder import Encoder
+from serving.engines.factory import open_encoder
 from serving.heads import answered, load_head
 from tests.support.tiny import TINY_SPACE, examples, sentences
 

@@ -13,7 +13,8 @@ from registry.features import collect
 from registry.layout import Engine
 from registry.network import AttentiveNetwork
 from registry.train import HeadPlan, fit_lexicon, train_head
-from serving.encoder import Encoder, open_encoder
+from serving.encoder import Encoder
+from serving.engines.factory import open_encoder
 from serving.heads import AttentiveHead, answered, load_head
 from tests.support.tiny import BAD, GOOD, PLAIN, TINY_SPACE, examples
 

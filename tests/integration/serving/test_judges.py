@@ -9,7 +9,7 @@ from db.engine import Database
 from db.evidence import ArmRow, Counts, StageRow
 from db.experiments import Experiment, Experiments, NewExperiment
 from registry import decisions
-from serving.experiments import Judge
+from serving.policy_runner import Judge
 
 pytestmark = pytest.mark.anyio
 

@@ -18,7 +18,7 @@ from registry.enrol import enrol_space
 from registry.errors import ExportFailed
 from registry.store import Registry
 from serving.background import launched
-from serving.encoder import open_encoder
+from serving.engines.factory import open_encoder
 from serving.reembedding import Encoders, Work
 from serving.reembeddings import Reembeddings
 from tests.support.postgres import KEY, SPACE

@@ -13,8 +13,9 @@ from db.experiments import Experiment, NewExperiment
 from registry import decisions
 from serving.caller import Role
 from serving.errors import Conflict, ModelNotReady, NotReady
-from serving.experiments import Judge, traffic_of
+from serving.experiments import traffic_of
 from serving.fakes.experiments import FakeExperiments
+from serving.policy_runner import Judge
 from serving.routing import Split
 from tests.support.app import MODEL, Platform, fake_platform
 

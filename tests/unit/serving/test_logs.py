@@ -16,7 +16,9 @@ import structlog
 from serving.compute import Ask
 from serving.errors import NotReady
 from serving.logs import REQUEST, configure_logging
-from serving.replica import Question, RemoteEncoders, Replica, Reply
+from serving.messages import Question, Reply
+from serving.replica import Replica
+from serving.replica_client import RemoteEncoders
 from tests.support.app import fake_platform
 
 

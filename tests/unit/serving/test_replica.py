@@ -14,9 +14,10 @@ from registry.errors import BundleInvalid
 from registry.records import VersionRecord
 from serving import replica as module
 from serving.compute import Ask, Inference
-from serving.encoder import MicroBatch, WarmUp
 from serving.errors import ModelNotReady, NotReady
-from serving.replica import RemoteEncoders, Replica
+from serving.microbatches import MicroBatch, WarmUp
+from serving.replica import Replica
+from serving.replica_client import RemoteEncoders
 
 pytestmark = pytest.mark.anyio
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.encoder import MicroBatch
 from serving.errors import Invalid
+from serving.microbatches import MicroBatch
 from serving.scorer import Scorer, cosines, resting
 
 WORDS = {"bad": 0, "plain": 1, "good": 2}

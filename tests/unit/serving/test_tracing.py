@@ -12,7 +12,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from db.submissions import Outcome, Stored, Submission
 from serving.compute import Ask
 from serving.errors import NotReady
-from serving.replica import Question, RemoteEncoders, Reply
+from serving.messages import Question, Reply
+from serving.replica_client import RemoteEncoders
 from serving.tracing import Spans, spans_of
 from tests.support.app import fake_platform
 from tests.support.collector import collector

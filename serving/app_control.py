@@ -1,0 +1,164 @@
+"""The deployment of the control: the fleet, the judge of experiments and the housekeeping, one per cluster."""
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from db.errors import DatabaseError
+from db.experiments import Experiment
+from registry.decisions import Decision
+from registry.records import EncoderRecord
+from serving.app_encoder import encoder_application
+from serving.catalogue import Catalogue
+from serving.errors import ServingError
+from serving.options import start_logging
+from serving.pool import ServePool
+from serving.settings import Settings
+from serving.stores import database_of, registry_of
+
+if TYPE_CHECKING:
+    from db.evaluations import Evaluation
+    from db.promotions import ReignPage
+    from serving.caller import Caller
+    from serving.promotions import Outcome, VersionDetail
+
+log = structlog.get_logger(__name__)
+
+
+class Control:
+    """The fleet, the judge of experiments and the housekeeping; whoever asks gets the catalogue once it changes."""
+
+    async def __init__(self) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        from db.evidence import Evidence
+        from db.experiments import Experiments
+        from db.spaces import Spaces
+        from serving.control import lifecycle
+        from serving.fleet import Fleet
+        from serving.housekeeping import Housekeeping
+        from serving.policy_runner import Judge
+        from serving.reembeddings import Reembeddings
+
+        settings = Settings()
+        start_logging(settings, "control")
+        registry = registry_of(settings)
+        self._database = database_of(settings)
+        await self._database.open()
+        self._needed: list[tuple[str, str]] = []
+        self._spaces = Spaces(self._database)
+        self._space = await self._spaces.ensure(settings.space)
+        self._lifecycle = lifecycle(
+            settings, database=self._database, registry=registry, catalogue=lambda: self._fleet.catalogue
+        )
+        self._experiments = Experiments(self._database)
+        self._fleet = Fleet(
+            registry,
+            ServePool(
+                lambda record: encoder_application(record, settings),
+                lambda record: registry.fetch(record, settings.home / "cache"),
+            ),
+            space=self._space,
+            live=self._live,
+            caught_up=self._caught_up,
+            model=settings.model,
+            grace=settings.encoder_grace_seconds,
+            tried=self._tried,
+            history=self._lifecycle,
+            # Later than that of any control before this one, so that no ingress replica takes it for known.
+            first=time.time_ns() // 1_000_000,
+        )
+        self._judge = Judge(self._experiments, Evidence(self._database), self._champion, self._promote)
+        housekeeping = Housekeeping(
+            self._database,
+            space=settings.space,
+            index_memory=settings.index_memory_mib << 20,
+            retention_days=settings.retention_days,
+        )
+        self._tasks = [
+            asyncio.create_task(self._fleet.follow(settings.registry_poll_seconds)),
+            asyncio.create_task(self._follow_experiments(settings.judge_seconds)),
+            asyncio.create_task(self._lifecycle.evaluations.run()),
+            asyncio.create_task(Reembeddings(self._spaces).run()),
+            asyncio.create_task(housekeeping.run()),
+        ]
+
+    async def watch(self, revision: int) -> Catalogue:
+        """The catalogue once it differs from `revision`, or after a while as it stands."""
+        return await self._fleet.watch(revision)
+
+    async def want(self, versions: list[tuple[str, str]]) -> None:
+        """Versions that were asked for by name: they are kept running for a while."""
+        self._fleet.want(versions)
+
+    async def promote(
+        self, model: str, version: str, caller: "Caller", *, force: bool, reason: str | None
+    ) -> "Outcome":
+        """`Lifecycle.promote`."""
+        return await self._lifecycle.promote(model, version, caller, force=force, reason=reason)
+
+    async def rollback(self, model: str, caller: "Caller", *, reason: str | None) -> "Outcome":
+        """`Lifecycle.rollback`."""
+        return await self._lifecycle.rollback(model, caller, reason=reason)
+
+    async def history(self, model: str, *, limit: int, cursor: str | None) -> "ReignPage":
+        """`Lifecycle.history`."""
+        return await self._lifecycle.history(model, limit=limit, cursor=cursor)
+
+    async def version(self, model: str, version: str) -> "VersionDetail":
+        """`Lifecycle.version`."""
+        return await self._lifecycle.version(model, version)
+
+    async def evaluate(self, model: str, version: str, caller: "Caller") -> "Evaluation":
+        """`Lifecycle.evaluate`."""
+        return await self._lifecycle.evaluate(model, version, caller)
+
+    async def space_encoder(self, space: str) -> EncoderRecord:
+        """`Lifecycle.space_encoder`."""
+        return await self._lifecycle.space_encoder(space)
+
+    async def check_health(self) -> None:
+        """Restart this process if one of its loops ended, which none should."""
+        if ended := [task for task in self._tasks if task.done()]:
+            log.error("control.ended", task=repr(ended[0]))
+            raise RuntimeError(f"a control loop ended: {ended[0]!r}")
+
+    async def _follow_experiments(self, every: float) -> None:
+        """Judge what runs, for ever; a database that is away postpones it."""
+        while True:
+            try:
+                await self._judge.look()
+            except ServingError as error:
+                log.warning("experiments.postponed", error=str(error))
+            await asyncio.sleep(every)
+
+    async def _tried(self) -> list[tuple[str, str]]:
+        """What the running experiments need; while the database is away, what they needed last."""
+        try:
+            running = await self._experiments.list(running=True)
+            self._needed = [(each.model, each.challenger) for each in running]
+        except DatabaseError as error:
+            log.warning("experiments.unreadable", error=str(error))
+        return self._needed
+
+    async def _live(self) -> str:
+        """The live space; while the database is away, the one that was live last."""
+        try:
+            self._space = await self._spaces.live() or self._space
+        except DatabaseError as error:
+            log.warning("spaces.unreadable", error=str(error))
+        return self._space
+
+    async def _caught_up(self, space: str) -> bool:
+        """Whether a space holds what was stored until a moment ago."""
+        try:
+            return await self._spaces.caught_up(space)
+        except DatabaseError as error:
+            log.warning("spaces.unreadable", error=str(error))
+            return False
+
+    def _champion(self, model: str) -> str | None:
+        return self._fleet.catalogue.champions.get(model)
+
+    async def _promote(self, experiment: Experiment, decision: Decision) -> None:
+        await self._lifecycle.decided(experiment.model, experiment.challenger, decision)

@@ -1,0 +1,90 @@
+"""The deployment of an encoder, and the application that runs it."""
+
+import os
+from pathlib import Path
+
+import structlog
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
+
+from registry.bundle import Bundle
+from registry.layout import Engine
+from registry.records import EncoderRecord, VersionRecord
+from serving.encoder import Encoder
+from serving.engines.factory import open_encoder
+from serving.options import drain_options, start_logging
+from serving.pool import DEPLOYMENT
+from serving.replica import Replica
+from serving.settings import Settings
+from serving.stores import registry_of
+from serving.tracing import spans_of
+
+_LOOK_BACK_SECONDS = 30.0
+_CONSTRUCTOR_TRIES = 3
+
+log = structlog.get_logger(__name__)
+
+
+class EncoderReplica(Replica):
+    """One encoder, warm before it counts as running, with the heads of every version on it."""
+
+    def __init__(self, record: EncoderRecord) -> None:
+        settings = Settings()
+        replica = start_logging(settings, "encoder")
+        # The threads that compute inherit it: whoever speaks to clients or to the database goes first.
+        os.nice(settings.encoder_niceness)
+        registry = registry_of(settings)
+        cache = settings.home / "cache"
+        encoder = _encoder(Bundle.open(registry.fetch(record, cache)), settings)
+        warm = encoder.warm_up(settings.encoder_warm_up_seconds)
+        log.info(
+            "encoder.warm",
+            encoder=record.digest,
+            engine=encoder.engine,
+            shapes=warm.shapes,
+            of=warm.of,
+            seconds=warm.seconds,
+        )
+
+        def fetch(version: VersionRecord) -> Path:
+            return registry.fetch(version, cache)
+
+        super().__init__(
+            encoder,
+            fetch,
+            threads=2 * settings.batches_in_flight,
+            spans=spans_of(settings.otlp_endpoint, process="encoder", replica=replica),
+        )
+        if not warm.complete:
+            self.warm_up_when_idle()
+
+
+def encoder_application(record: EncoderRecord, settings: Settings) -> Application:
+    """The application of an encoder, sized by the settings."""
+    encoder = serve.deployment(EncoderReplica).options(
+        name=DEPLOYMENT,
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=settings.encoder_min_replicas,
+            max_replicas=settings.encoder_max_replicas,
+            target_ongoing_requests=settings.encoder_target_ongoing,
+            upscale_delay_s=settings.encoder_upscale_seconds,
+            downscale_delay_s=settings.encoder_downscale_seconds,
+            look_back_period_s=min(settings.encoder_upscale_seconds, _LOOK_BACK_SECONDS),
+        ),
+        # The door bounds what is in flight; a replica never refuses what the door has let in.
+        max_ongoing_requests=2 * settings.slots * settings.ingress_replicas + 4,
+        max_constructor_retry_count=_CONSTRUCTOR_TRIES,
+        ray_actor_options={"num_cpus": settings.encoder_cpus, "num_gpus": settings.encoder_gpus},
+        **drain_options(settings),
+    )
+    return encoder.bind(record)
+
+
+def _encoder(bundle: Bundle, settings: Settings) -> Encoder:
+    if settings.engine == "torch":
+        return open_encoder(bundle, device=settings.device)
+    engine = None if settings.engine == "auto" else Engine(settings.engine)
+    return open_encoder(
+        bundle, engine=engine, threads=settings.encoder_threads or len(os.sched_getaffinity(0))
+    )

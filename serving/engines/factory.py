@@ -1,0 +1,28 @@
+"""The engine that runs a bundle. Imports an engine only when it is asked for."""
+
+from registry.bundle import Bundle
+from registry.layout import ENGINES, EncoderSettings, Engine
+from serving.encoder import Encoder
+
+
+def open_encoder(
+    bundle: Bundle, *, engine: Engine | None = None, threads: int = 1, device: str | None = None
+) -> Encoder:
+    """The encoder of a bundle on a torch `device`, or on CPU with `engine`.
+
+    `engine` None, or one that the bundle has no file for, takes the one that was measured to be fastest where the
+    bundle was built.
+    """
+    if device is not None:
+        from serving.engines.torch import TorchEncoder
+
+        return TorchEncoder(bundle, device=device)
+    if engine is None or ENGINES[engine] not in bundle.manifest.files:
+        engine = EncoderSettings.of(bundle.manifest).engine
+    if engine is Engine.INT8:
+        from serving.engines.openvino import OpenVinoEncoder
+
+        return OpenVinoEncoder(bundle, threads=threads)
+    from serving.engines.onnx import OnnxEncoder
+
+    return OnnxEncoder(bundle, engine=engine, threads=threads)
