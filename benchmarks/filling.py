@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from db import schema
+from db.core.ids import Uuid7Clock
 from db.embedded import EmbeddedPostgres
 from db.engine import Database
-from db.ids import Uuid7Clock
 from db.submissions import NewPrediction, NewText, Submission
 from db.writer import Writer
 from registry.bundle import LABELS

@@ -10,9 +10,9 @@ from typing import Any, Final, LiteralString, TypeAlias
 
 from sqlalchemy import Row, text
 
+from db.core.ids import uuid7_floor
 from db.engine import Database
 from db.evaluations import STALE_SECONDS
-from db.ids import uuid7_floor
 
 # What is counted of an open segment that outgrows its size by far, so that the count itself stays cheap.
 OPEN_ROWS_COUNTED: Final = 500_000

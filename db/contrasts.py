@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Final, LiteralString
 from uuid import UUID
 
-from db import wire
-from db.cipher import of_text
+from db.core import binary
+from db.core.binary import Vector
+from db.core.cipher import of_text
+from db.core.ids import uuid7_floor
 from db.engine import Database
-from db.ids import uuid7_floor
 from db.tables import DIMENSIONS, NOBODY
 from db.windows import Window
-from db.wire import Vector
 
 # The latest predictions of the window that are looked at, and the texts in them that are compared.
 SCANNED: Final = 50_000
@@ -136,7 +136,7 @@ class Contrasts:
             rows = await cursor.fetchall()
         cells, scanned, touched = rows[0][:3]
         found = [row[3:] for row in rows if row[3] is not None]
-        vectors = wire.vectors([row[2] for row in found], dimensions=DIMENSIONS)
+        vectors = binary.vectors([row[2] for row in found], dimensions=DIMENSIONS)
         return Contrast(
             matrix={(said, now): texts for said, now, texts in cells or ()},
             differences=[

@@ -7,7 +7,7 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import make_url
 
-from db.conninfo import conninfo
+from db.core.urls import conninfo
 from db.errors import NotPermitted, Unsuitable, translated
 
 _PATIENCE_SECONDS = 5

@@ -12,7 +12,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from db.conninfo import conninfo
+from db.core.urls import conninfo
 from db.databases import require_own_session
 from db.embedded_account import Account, binaries
 from db.errors import BackupFailed, translated

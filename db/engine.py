@@ -17,10 +17,10 @@ from sqlalchemy import QueuePool, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from db import schema
-from db.cipher import Cipher
-from db.conninfo import check_server, conninfo
+from db.core.cipher import Cipher
+from db.core.ids import fingerprint
+from db.core.urls import check_server, conninfo
 from db.errors import ForeignInstallation, ForeignTextKeys, SchemaMismatch, translated
-from db.ids import fingerprint
 from db.text_keys import WANTED
 
 PsycopgConnection: TypeAlias = psycopg.AsyncConnection[TupleRow]

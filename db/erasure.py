@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db import audit, segments
 from db.attempts import attempt
+from db.core.binary import Vector
 from db.engine import Database
 from db.erasure_query import (
     BLANKS,
@@ -38,7 +39,6 @@ from db.erasure_query import (
 from db.errors import NotFound
 from db.similarity import Similarity
 from db.tables import NOBODY
-from db.wire import Vector
 
 # Texts this near to an erased one are named in the receipt: at 0.95 a few words differ.
 NEAR_COSINE: Final = 0.95

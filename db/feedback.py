@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import InstrumentedAttribute
 
 from db import tables
-from db.cipher import Cipher, of_comment
+from db.core.cipher import Cipher, of_comment
 from db.engine import Database
 from db.errors import NotFound
 from db.idempotency import answer_with, claim

@@ -10,8 +10,8 @@ from uuid import UUID
 
 from psycopg.rows import dict_row
 
-from db import wire
-from db.cipher import Cipher
+from db.core import binary
+from db.core.cipher import Cipher
 from db.engine import PsycopgConnection
 from db.feedback import Judgement, judgement
 from db.predictions import Prediction, prediction
@@ -44,7 +44,7 @@ async def histories(
     connection: PsycopgConnection, cipher: Cipher, text_ids: Sequence[UUID], *, holder: UUID | None = None
 ) -> dict[UUID, History]:
     """Of each text; one without a prediction that `holder` (None: anybody) may see isn't in it."""
-    asked = {"texts": wire.uuids(text_ids), "holder": holder}
+    asked = {"texts": binary.uuids(text_ids), "holder": holder}
     latest, judged = connection.cursor(row_factory=dict_row), connection.cursor(row_factory=dict_row)
     await latest.execute(_LATEST, asked)
     await judged.execute(_JUDGED, asked)

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db.cipher import Cipher, of_answer
+from db.core.cipher import Cipher, of_answer
 from db.engine import Database
 from db.submissions import Mismatch, NewIdempotency, Replayed
 
@@ -144,7 +144,7 @@ async def answer_with(
 
 
 def place_of(new: NewIdempotency) -> str:
-    """Where its row is, as `db.cipher` names places."""
+    """Where its row is, as `db.core.cipher` names places."""
     return of_answer(new.holder_id, new.route, new.key)
 
 

@@ -15,11 +15,11 @@ from sqlalchemy import Row, Select, exists, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db import tables
-from db.cipher import Cipher, of_text
+from db.core.cipher import Cipher, of_text
+from db.core.ids import uuid7_floor, uuid7_time
 from db.engine import Database
 from db.errors import NotFound, Rejected
 from db.feedback import Judgement, judgements
-from db.ids import uuid7_floor, uuid7_time
 
 _P = tables.Prediction
 _Query: TypeAlias = Select[*tuple[Any, ...]]

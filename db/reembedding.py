@@ -9,11 +9,11 @@ from datetime import datetime
 from typing import Final, LiteralString
 from uuid import UUID
 
-from db import wire
-from db.cipher import of_text
+from db.core import binary
+from db.core.cipher import of_text
+from db.core.ids import uuid7_floor
 from db.engine import Database
 from db.errors import Conflict, translated
-from db.ids import uuid7_floor
 from db.tables import DIMENSIONS, NOBODY
 
 _PAGE: Final[LiteralString] = """
@@ -81,7 +81,7 @@ class Reembedding:
 
     async def contents(self, ids: Sequence[UUID]) -> Sequence[tuple[UUID, str]]:
         """Those of the texts that are still there, and still lack a vector, by id."""
-        values = {"space": self._space, "ids": wire.uuids(ids)}
+        values = {"space": self._space, "ids": binary.uuids(ids)}
         async with self._database.hot_read() as connection:
             rows = await (await connection.execute(_CONTENTS, values)).fetchall()
         read = self._database.cipher.read
@@ -95,8 +95,8 @@ class Reembedding:
         """
         values = {
             "space": self._space,
-            "ids": wire.uuids(ids),
-            "vectors": wire.halfvecs(vectors, dimensions=DIMENSIONS, oid=self._database.halfvec_oid),
+            "ids": binary.uuids(ids),
+            "vectors": binary.halfvecs(vectors, dimensions=DIMENSIONS, oid=self._database.halfvec_oid),
         }
         with translated():
             async with self._database.hot_write() as connection, connection.transaction():

@@ -13,7 +13,7 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 
 from db import schema
-from db.conninfo import conninfo
+from db.core.urls import conninfo
 from db.errors import Conflict, SchemaMismatch, translated
 
 _Connection = psycopg.Connection[TupleRow]

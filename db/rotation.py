@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db import audit
 from db.attempts import attempt
-from db.cipher import PLAIN, Cipher, of_answer, of_comment, of_text
+from db.core.cipher import PLAIN, Cipher, of_answer, of_comment, of_text
 from db.engine import Database
 from db.errors import Unreadable
 from db.rotation_query import COUNTED, LET_GO, LOOKED_AT, PUT, STALE

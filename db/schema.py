@@ -18,7 +18,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, NullPool, create_engine
 
-from db.conninfo import check_server, conninfo
+from db.core.urls import check_server, conninfo
 from db.errors import DatabaseError, SchemaMismatch, Unavailable, translated
 from db.tables import Base
 

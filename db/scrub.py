@@ -10,7 +10,7 @@ from typing import Any, Final, LiteralString, TypeAlias
 import psycopg
 from psycopg import sql
 
-from db.conninfo import conninfo
+from db.core.urls import conninfo
 from db.databases import require_own_session
 from db.errors import NotPermitted, SchemaMismatch, Unavailable, translated
 

@@ -10,13 +10,13 @@ from uuid import UUID
 
 import psycopg
 
+from db.core.binary import Vector
 from db.engine import Database, PsycopgConnection
 from db.errors import Rejected
 from db.feedback import Judgement
 from db.histories import histories
 from db.predictions import Prediction
 from db.similarity_query import Found, SimilarityFilters, SimilarityQuery
-from db.wire import Vector
 
 __all__ = ["Neighbour", "Neighbours", "Similarity", "SimilarityFilters"]
 

@@ -11,10 +11,10 @@ from uuid import UUID
 
 from psycopg import sql
 
-from db import wire
+from db.core import binary
+from db.core.binary import Vector
+from db.core.ids import uuid7_floor
 from db.engine import PsycopgConnection
-from db.ids import uuid7_floor
-from db.wire import Vector
 
 Found: TypeAlias = list[tuple[UUID, float]]
 
@@ -83,7 +83,7 @@ class SimilarityQuery:
         self._parameters = {
             **values,
             "k": k,
-            "vector": wire.halfvec(vector),
+            "vector": binary.halfvec(vector),
             "farthest": float("inf") if min_similarity is None else -min_similarity,
         }
 

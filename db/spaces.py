@@ -15,9 +15,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db import audit
+from db.core.ids import uuid7_floor
 from db.engine import Database
 from db.errors import Conflict, NotFound
-from db.ids import uuid7_floor
 from db.tables import NOBODY
 
 _LOCK: Final = 0x56414C_5350_4345

@@ -10,10 +10,10 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from db import wire
+from db.core import binary
+from db.core.binary import Vector
 from db.engine import Database
 from db.tables import DIMENSIONS
-from db.wire import Vector
 
 _LABEL: Final = "coalesce(f.label, CASE WHEN f.is_correct THEN p.label END)"
 
@@ -72,7 +72,7 @@ class Truths:
                 _LATEST, {"model": model, "most": most, "space": self._space}, binary=True
             )
             rows = await cursor.fetchall()
-        vectors = wire.vectors([row[2] for row in rows], dimensions=DIMENSIONS)
+        vectors = binary.vectors([row[2] for row in rows], dimensions=DIMENSIONS)
         return [
             Truth(text_id=row[0], vector=vector, label=row[1])
             for row, vector in zip(rows, vectors, strict=True)

@@ -6,10 +6,10 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from db import wire
+from db.core import binary
+from db.core.binary import Vector
 from db.engine import Database
 from db.tables import DIMENSIONS
-from db.wire import Vector
 
 # From whichever segment: one that is merged at this moment has been retired, and the one in its place isn't known yet.
 _OF_TEXTS: Final[LiteralString] = """
@@ -39,7 +39,7 @@ class Vectors:
         parameters = {"ids": list(text_ids), "space": self._space, "holder": holder}
         async with self._database.begin() as connection:
             rows = (await connection.execute(text(_OF_TEXTS), parameters)).all()
-        found = wire.vectors([bytes(row.vector) for row in rows], dimensions=DIMENSIONS)
+        found = binary.vectors([bytes(row.vector) for row in rows], dimensions=DIMENSIONS)
         return {row.text_id: vector for row, vector in zip(rows, found, strict=True)}
 
     async def texts_of(

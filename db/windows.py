@@ -11,12 +11,12 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from db import wire
-from db.cipher import of_text
+from db.core import binary
+from db.core.binary import Vector
+from db.core.cipher import of_text
+from db.core.ids import uuid7_floor
 from db.engine import Database
-from db.ids import uuid7_floor
 from db.tables import DIMENSIONS
-from db.wire import Vector
 
 # A window is read at so many places at even distances, so many predictions at each: all of it, if it holds no more.
 SLICES: Final = 100
@@ -123,7 +123,7 @@ class Windows:
         async with self._database.searching() as connection:
             cursor = await connection.execute(_SAMPLE, parameters, binary=True)
             rows = await cursor.fetchall()
-        vectors = wire.vectors([row[8] for row in rows], dimensions=DIMENSIONS)
+        vectors = binary.vectors([row[8] for row in rows], dimensions=DIMENSIONS)
         return [
             Sampled(
                 prediction_id=row[0],

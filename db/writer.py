@@ -11,8 +11,8 @@ from uuid import UUID
 import psycopg
 from psycopg import errors as pg
 
-from db import wire
-from db.cipher import of_text
+from db.core import binary
+from db.core.cipher import of_text
 from db.engine import Database
 from db.errors import Rejected, Unavailable, Unreadable, translate
 from db.idempotency import Columns, Kept, place_of
@@ -207,7 +207,7 @@ class Writer:
         }
         if claims:
             parameters |= _sought(claims) | self._claims(submissions, claims)
-            parameters["submission"] = wire.integers(
+            parameters["submission"] = binary.integers(
                 [index for index, submission in enumerate(submissions) for _ in submission.predictions]
             )
         statement = _IDEMPOTENT if claims else _PLAIN
@@ -249,35 +249,35 @@ class Writer:
         scores = [prediction.scores for prediction in predictions]
         return {
             "space": submissions[0].space or self._space,
-            "text_id": wire.uuids([text.id for text in texts]),
-            "content": wire.texts(
+            "text_id": binary.uuids([text.id for text in texts]),
+            "content": binary.texts(
                 [text.content if hidden is None else "" for text, hidden in zip(texts, sealed, strict=True)]
             ),
-            "sealed": wire.blobs(sealed),
-            "vector": wire.halfvecs(
+            "sealed": binary.blobs(sealed),
+            "vector": binary.halfvecs(
                 [text.embedding for text in texts],
                 dimensions=self._dimensions,
                 oid=self._database.halfvec_oid,
             ),
-            "id": wire.uuids([prediction.id for prediction in predictions]),
-            "of_text": wire.uuids([prediction.text_id for prediction in predictions]),
-            "holder_id": wire.uuids([prediction.holder_id for prediction in predictions]),
-            "key_id": wire.uuids([prediction.key_id for prediction in predictions]),
-            "user_id": wire.uuids([prediction.user_id for prediction in predictions]),
-            "experiment_id": wire.uuids([prediction.experiment_id for prediction in predictions]),
-            "confidence": wire.reals([prediction.confidence for prediction in predictions]),
-            "queue_ms": wire.reals([prediction.queue_ms for prediction in predictions]),
-            "infer_ms": wire.reals([prediction.infer_ms for prediction in predictions]),
-            "truncated": wire.booleans([prediction.truncated for prediction in predictions]),
-            "model": wire.texts([prediction.model for prediction in predictions]),
-            "version": wire.texts([prediction.version for prediction in predictions]),
-            "arm": wire.texts([prediction.arm for prediction in predictions]),
-            "label": wire.texts([prediction.label for prediction in predictions]),
-            "unit": wire.texts([prediction.unit for prediction in predictions]),
-            "request_id": wire.texts([prediction.request_id for prediction in predictions]),
-            "negative": wire.reals([score[0] for score in scores]),
-            "neutral": wire.reals([score[1] for score in scores]),
-            "positive": wire.reals([score[2] for score in scores]),
+            "id": binary.uuids([prediction.id for prediction in predictions]),
+            "of_text": binary.uuids([prediction.text_id for prediction in predictions]),
+            "holder_id": binary.uuids([prediction.holder_id for prediction in predictions]),
+            "key_id": binary.uuids([prediction.key_id for prediction in predictions]),
+            "user_id": binary.uuids([prediction.user_id for prediction in predictions]),
+            "experiment_id": binary.uuids([prediction.experiment_id for prediction in predictions]),
+            "confidence": binary.reals([prediction.confidence for prediction in predictions]),
+            "queue_ms": binary.reals([prediction.queue_ms for prediction in predictions]),
+            "infer_ms": binary.reals([prediction.infer_ms for prediction in predictions]),
+            "truncated": binary.booleans([prediction.truncated for prediction in predictions]),
+            "model": binary.texts([prediction.model for prediction in predictions]),
+            "version": binary.texts([prediction.version for prediction in predictions]),
+            "arm": binary.texts([prediction.arm for prediction in predictions]),
+            "label": binary.texts([prediction.label for prediction in predictions]),
+            "unit": binary.texts([prediction.unit for prediction in predictions]),
+            "request_id": binary.texts([prediction.request_id for prediction in predictions]),
+            "negative": binary.reals([score[0] for score in scores]),
+            "neutral": binary.reals([score[1] for score in scores]),
+            "positive": binary.reals([score[2] for score in scores]),
         }
 
     def _claims(self, submissions: Sequence[Submission], claims: dict[int, NewIdempotency]) -> dict[str, Any]:
@@ -285,12 +285,12 @@ class Writer:
         values = list(claims.values())
         columns = [Columns.of(self._cipher, claim, claim.answer) for claim in values]
         return {
-            "claim_digest": wire.blobs([each.body_digest for each in columns]),
-            "claim_status": wire.smallints([claim.status for claim in values]),
-            "claim_answer": wire.blobs([each.answer for each in columns]),
-            "claim_sealed": wire.blobs([each.sealed for each in columns]),
+            "claim_digest": binary.blobs([each.body_digest for each in columns]),
+            "claim_status": binary.smallints([claim.status for claim in values]),
+            "claim_answer": binary.blobs([each.answer for each in columns]),
+            "claim_sealed": binary.blobs([each.sealed for each in columns]),
             # As arrays are written: an array of arrays of several lengths there is none.
-            "claim_names": wire.texts(
+            "claim_names": binary.texts(
                 [
                     f"{{{','.join(str(prediction.id) for prediction in submissions[index].predictions)}}}"
                     for index in claims
@@ -338,10 +338,10 @@ def _sought(claims: dict[int, NewIdempotency]) -> dict[str, Any]:
     """The keys of idempotency rows."""
     values = list(claims.values())
     return {
-        "claim": wire.integers(list(claims)),
-        "claim_holder": wire.uuids([claim.holder_id for claim in values]),
-        "claim_route": wire.texts([claim.route for claim in values]),
-        "claim_key": wire.texts([claim.key for claim in values]),
+        "claim": binary.integers(list(claims)),
+        "claim_holder": binary.uuids([claim.holder_id for claim in values]),
+        "claim_route": binary.texts([claim.route for claim in values]),
+        "claim_key": binary.texts([claim.key for claim in values]),
     }
 
 

@@ -14,10 +14,10 @@ from typing import Any, Final
 
 from db import dump, recovery, schema
 from db.backup import Backup, BackupWriter, Say
+from db.core.ids import fingerprint
 from db.databases import beside, ensure_beside
 from db.embedded import EmbeddedPostgres
 from db.errors import AlreadyOwned, BackupError, BackupTooNew, NotEmpty
-from db.ids import fingerprint
 from serving.errors import Conflict, Invalid
 from serving.installation import INSTALLATION_KEY, RESTORE_MARK, installation_key, write_secret
 from serving.record import Record

@@ -13,8 +13,8 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
+from db.core.ids import TextIds, Uuid7Clock
 from db.idempotency import Kept
-from db.ids import TextIds, Uuid7Clock
 from db.submissions import Failed, Mismatch, NewPrediction, Outcome, Replayed, Stored, Submission
 from serving.batching import Door, Meter, Passage
 from serving.caller import Caller, Idempotency

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from db.cipher import Cipher
+from db.core.cipher import Cipher
 from db.engine import Database
 from db.errors import Unreadable
 from db.rotation import Rotated, Rotation

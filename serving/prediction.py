@@ -9,7 +9,7 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from db.ids import TextIds, Uuid7Clock, uuid7_time
+from db.core.ids import TextIds, Uuid7Clock, uuid7_time
 from db.submissions import NewIdempotency, NewPrediction, NewText, Submission
 from registry.bundle import LABELS
 from registry.records import VersionRecord

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import numpy as np
 
-from db.wire import Vector
+from db.core.binary import Vector
 
 # Rocchio's weights of the query, of what it should be like, and of what not (Manning et al., Introduction to
 # Information Retrieval, 2008, section 9.1.1).

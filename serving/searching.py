@@ -12,9 +12,9 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
+from db.core.binary import Vector
 from db.keywords import Hits
 from db.similarity import Neighbour, Neighbours, SimilarityFilters
-from db.wire import Vector
 from serving.caller import Caller
 from serving.database_errors import reaching_the_database
 from serving.errors import Invalid, NotFound, Problem

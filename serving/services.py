@@ -11,6 +11,7 @@ import structlog
 
 from db.census import Censuses
 from db.contrasts import Contrasts
+from db.core.ids import TextIds, Uuid7Clock
 from db.engine import Database
 from db.erasure import Erasures as ErasureStore
 from db.errors import DatabaseError
@@ -18,7 +19,6 @@ from db.evidence import Evidence
 from db.experiments import Experiments as ExperimentStore
 from db.feedback import FeedbackStore
 from db.idempotency import Idempotency
-from db.ids import TextIds, Uuid7Clock
 from db.keys import Keys
 from db.keywords import Keywords
 from db.partitions import Partitions

@@ -16,7 +16,7 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 def _of_postgresql(url: SecretStr) -> SecretStr:
-    from db.conninfo import conninfo
+    from db.core.urls import conninfo
 
     conninfo(url.get_secret_value())
     return url

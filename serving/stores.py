@@ -1,6 +1,6 @@
 """Settings → the two stores they name: the database and the registry. Light to import; nothing is kept open here."""
 
-from db.cipher import Cipher
+from db.core.cipher import Cipher
 from db.databases import beside, require
 from db.embedded import EmbeddedPostgres
 from db.engine import Database, Limits, Watch

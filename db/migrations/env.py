@@ -6,7 +6,7 @@ import psycopg
 from alembic import context
 from sqlalchemy import Connection, NullPool, create_engine
 
-from db.conninfo import conninfo
+from db.core.urls import conninfo
 from db.schema import comparison
 from db.tables import Base
 

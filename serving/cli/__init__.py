@@ -31,7 +31,7 @@ _EXPECTED = (
     ("serving.installation", "BadInstallationKey"),
     ("registry.errors", "RegistryError"),
     ("db.errors", "DatabaseError"),
-    ("db.cipher", "BadTextKeys"),
+    ("db.core.cipher", "BadTextKeys"),
 )
 
 app = typer.Typer(

@@ -172,7 +172,7 @@ def key(
     ] = None,
 ) -> None:
     """Make a key for VALENCE_TEXT_KEYS and print it. It is kept nowhere: whoever loses it loses the texts."""
-    from db.cipher import fresh_key
+    from db.core.cipher import fresh_key
 
     print(fresh_key(name or f"{datetime.now(UTC):%Y-%m-%d}"))
 

@@ -13,10 +13,11 @@ from uuid import UUID, uuid4
 import numpy as np
 from numpy.typing import NDArray
 
+from db.core.binary import Vector
+from db.core.ids import uuid7_time
 from db.errors import Duplicate, NotFound, Rejected, Unavailable
 from db.feedback import Judgement, NewFeedback
 from db.idempotency import Kept
-from db.ids import uuid7_time
 from db.keys import Key, NewKey
 from db.predictions import Page, Prediction, PredictionFilters
 from db.similarity import SimilarityFilters
@@ -32,7 +33,6 @@ from db.submissions import (
 )
 from db.tables import DIMENSIONS
 from db.users import User
-from db.wire import Vector
 from registry.bundle import LABELS
 from serving.compute import Ask, Inference
 from serving.errors import ModelNotReady

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from db.contrasts import Contrast, Difference, Said
-from db.ids import uuid7_time
+from db.core.ids import uuid7_time
 from db.predictions import Prediction
 from db.truths import Truth
 from db.windows import Judged, Sampled, Window

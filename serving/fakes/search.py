@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from uuid import UUID
 
+from db.core.binary import Vector
 from db.keywords import Hits
 from db.predictions import Prediction
 from db.similarity import Neighbour, Neighbours, SimilarityFilters
-from db.wire import Vector
 from serving.fakes.data import FakeStore, fits
 
 

@@ -11,8 +11,9 @@ from uuid import UUID
 import httpx
 from fastapi import FastAPI
 
-from db.cipher import Cipher
 from db.contrasts import Contrasts
+from db.core.cipher import Cipher
+from db.core.ids import TextIds, Uuid7Clock
 from db.engine import Database
 from db.erasure import Erasures as ErasureStore
 from db.evaluations import Evaluations as StoredEvaluations
@@ -20,7 +21,6 @@ from db.evidence import Evidence
 from db.experiments import Experiments as ExperimentStore
 from db.feedback import FeedbackStore
 from db.idempotency import Idempotency
-from db.ids import TextIds, Uuid7Clock
 from db.keys import Keys, NewKey
 from db.keywords import Keywords
 from db.predictions import Predictions

@@ -5,10 +5,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from db.census import Censuses, Judged
+from db.core.ids import Uuid7Clock
 from db.engine import Database
 from db.evaluations import Evaluations, NewEvaluation
 from db.feedback import FeedbackStore, NewFeedback
-from db.ids import Uuid7Clock
 from db.segments import Segments
 from tests.support.postgres import SPACE
 from tests.support.rows import new_key, new_text, submission, writer

@@ -13,8 +13,8 @@ import pytest
 
 from db import schema
 from db.audit import Audit
-from db.cipher import Cipher
 from db.contrasts import Contrasts
+from db.core.cipher import Cipher
 from db.engine import Database
 from db.erasure import Erasures
 from db.errors import Conflict, ForeignTextKeys, Unreadable

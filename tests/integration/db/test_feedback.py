@@ -6,11 +6,11 @@ from uuid import uuid4
 
 import pytest
 
+from db.core.ids import Uuid7Clock
 from db.engine import Database
 from db.errors import NotFound
 from db.feedback import FeedbackStore, Judgement, NewFeedback
 from db.idempotency import Idempotency
-from db.ids import Uuid7Clock
 from db.predictions import Predictions
 from db.submissions import Mismatch, NewIdempotency, Replayed
 from tests.support.rows import claim, counted, new_key, sql, submission, writer

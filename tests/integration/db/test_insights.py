@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from db.contrasts import Contrasts
+from db.core.ids import uuid7_time
 from db.engine import Database
 from db.feedback import FeedbackStore, NewFeedback
-from db.ids import uuid7_time
 from db.keys import Key
 from db.segments import Segments
 from db.submissions import NewPrediction, NewText, Submission

@@ -5,10 +5,10 @@ from uuid import uuid4
 
 import pytest
 
+from db.core.ids import uuid7_floor, uuid7_time
 from db.engine import Database
 from db.errors import NotFound, Rejected
 from db.feedback import FeedbackStore, NewFeedback
-from db.ids import uuid7_floor, uuid7_time
 from db.partitions import Partitions
 from db.predictions import PredictionFilters, Predictions
 from db.users import Users

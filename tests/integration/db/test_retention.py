@@ -7,12 +7,12 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from db.core.ids import uuid7_floor
 from db.engine import Database
 from db.errors import Unavailable
 from db.evidence import Evidence
 from db.experiments import Experiments, NewExperiment
 from db.feedback import FeedbackStore, NewFeedback
-from db.ids import uuid7_floor
 from db.keys import Key
 from db.partitions import Partitions
 from db.retention import Retention

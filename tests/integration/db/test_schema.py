@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from db import conninfo, schema
+from db import schema
+from db.core import urls
 from db.engine import Database
 from db.errors import (
     ExtensionTooOld,
@@ -111,7 +112,7 @@ async def test_another_installation_key_is_refused(url: str) -> None:
 
 
 async def test_an_old_server_is_refused_by_name(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conninfo, "OLDEST_SERVER", 99)
+    monkeypatch.setattr(urls, "OLDEST_SERVER", 99)
     database = Database(url)
     with pytest.raises(ServerTooOld, match=r"PostgreSQL 18, Valence needs 99"):
         await database.open()
@@ -121,7 +122,7 @@ async def test_an_old_server_is_refused_by_name(url: str, monkeypatch: pytest.Mo
 
 
 async def test_an_old_pgvector_is_refused_by_name(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conninfo, "OLDEST_PGVECTOR", (9, 0, 0))
+    monkeypatch.setattr(urls, "OLDEST_PGVECTOR", (9, 0, 0))
     database = Database(url)
     with pytest.raises(ExtensionTooOld, match=r"pgvector 0\.8\.5, Valence needs 9\.0\.0"):
         await database.open()

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import db.similarity
+from db.core.ids import uuid7_time
 from db.engine import Database
 from db.erasure import Erasures, NearCopies
 from db.feedback import FeedbackStore, NewFeedback
-from db.ids import uuid7_time
 from db.keys import Key
 from db.segments import Segments
 from db.similarity import Neighbours, Similarity, SimilarityFilters

@@ -8,9 +8,9 @@ import numpy as np
 import psycopg
 import pytest
 
+from db.core.ids import uuid7_time
 from db.engine import Database
 from db.errors import Rejected, Unavailable
-from db.ids import uuid7_time
 from db.partitions import Partitions
 from db.predictions import Predictions
 from db.segments import Segments

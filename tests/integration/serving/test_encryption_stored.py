@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from db.cipher import Cipher
+from db.core.cipher import Cipher
 from serving.caller import Role
 from serving.cli import main
 from tests.support.app import Platform, stored_platform

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from db.cipher import BadTextKeys, Cipher, fresh_key, of_answer, of_comment, of_text
+from db.core.cipher import BadTextKeys, Cipher, fresh_key, of_answer, of_comment, of_text
 from db.errors import Unreadable
 
 ONE, TWO = b"1" * 32, b"2" * 32

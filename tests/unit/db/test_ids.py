@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from db.core.ids import TextIds, Uuid7Clock, fingerprint, uuid7_floor, uuid7_time
 from db.errors import ClockBeyondPartitions
-from db.ids import TextIds, Uuid7Clock, fingerprint, uuid7_floor, uuid7_time
 
 KEY = b"0123456789abcdef0123456789abcdef"
 NOW = datetime(2026, 5, 17, 12, 30, 15, 123456, tzinfo=UTC)

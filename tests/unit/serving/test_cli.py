@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from db.cipher import Cipher
+from db.core.cipher import Cipher
 from serving.cli import main
 from serving.cli.common import cell, variable
 from serving.settings import Settings

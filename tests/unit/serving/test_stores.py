@@ -3,7 +3,7 @@
 import pytest
 from pydantic import SecretStr
 
-from db.cipher import BadTextKeys
+from db.core.cipher import BadTextKeys
 from serving.settings import Settings
 from serving.stores import database_of
 
