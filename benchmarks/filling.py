@@ -9,10 +9,10 @@ from uuid import UUID, uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from db import schema
 from db.core.ids import Uuid7Clock
 from db.embedded import EmbeddedPostgres
 from db.engine import Database
+from db.schema import versions
 from db.submissions import NewPrediction, NewText, Submission
 from db.writer import Writer
 from registry.bundle import LABELS
@@ -32,7 +32,7 @@ def empty_store() -> Iterator[str]:
         server.start()
         try:
             url = server.create_database("bench")
-            schema.upgrade(url)
+            versions.upgrade(url)
             yield url
         finally:
             server.stop()

@@ -27,7 +27,6 @@ from benchmarks.limit import space_folder
 from benchmarks.load import sentences
 from benchmarks.peers import vector_stores
 from benchmarks.report import report
-from db import schema
 from db.embedded import EmbeddedPostgres
 from db.engine import Database
 from db.keys import Keys, NewKey
@@ -170,7 +169,7 @@ def at_size(known: Vectors, queries: Vectors, texts: int, *, peers: Sequence[str
     server.start()
     try:
         url = server.create_database("bench")
-        schema.upgrade(url)
+        versions.upgrade(url)
         if not kept.exists():
             ids = asyncio.run(_with(url, lambda database: store(database, rows, versions, size)))
             kept.write_text(json.dumps([size.write_ms, size.build_s, [str(each) for each in ids]]))

@@ -12,8 +12,8 @@ from uuid import UUID
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db import tables
 from db.engine import Database
+from db.schema import tables
 
 _A = tables.AuditEntry
 

@@ -13,7 +13,7 @@ from db.core.binary import Vector
 from db.core.cipher import of_text
 from db.core.ids import uuid7_floor
 from db.engine import Database
-from db.tables import DIMENSIONS, NOBODY
+from db.schema.tables import DIMENSIONS, NOBODY
 from db.windows import Window
 
 # The latest predictions of the window that are looked at, and the texts in them that are compared.

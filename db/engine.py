@@ -16,12 +16,12 @@ from psycopg_pool import AsyncConnectionPool
 from sqlalchemy import QueuePool, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from db import schema
 from db.core.cipher import Cipher
 from db.core.ids import fingerprint
 from db.core.urls import check_server, conninfo
 from db.errors import ForeignInstallation, ForeignTextKeys, SchemaMismatch, translated
-from db.text_keys import WANTED
+from db.schema import versions
+from db.schema.text_keys import WANTED
 
 PsycopgConnection: TypeAlias = psycopg.AsyncConnection[TupleRow]
 Watch: TypeAlias = Callable[[str], AbstractContextManager[object]]
@@ -317,10 +317,10 @@ class Database:
             self._halfvec = int(found.scalar_one())
 
     async def _check_schema(self, connection: AsyncConnection) -> None:
-        found = await connection.run_sync(schema.current)
-        if not schema.serves(found):
+        found = await connection.run_sync(versions.current)
+        if not versions.serves(found):
             raise SchemaMismatch(
-                f"the database's schema is at {found or 'nothing'}, this release needs {schema.head()}: "
+                f"the database's schema is at {found or 'nothing'}, this release needs {versions.head()}: "
                 "run `valence db upgrade`"
             )
 

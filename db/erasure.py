@@ -37,8 +37,8 @@ from db.erasure_query import (
     VECTORS,
 )
 from db.errors import NotFound
+from db.schema.tables import NOBODY
 from db.similarity import Similarity
-from db.tables import NOBODY
 
 # Texts this near to an erased one are named in the receipt: at 0.95 a few words differ.
 NEAR_COSINE: Final = 0.95

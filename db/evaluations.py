@@ -12,9 +12,10 @@ from uuid import UUID
 from sqlalchemy import Interval, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from db import audit, tables
+from db import audit
 from db.engine import Database
 from db.errors import NotFound
+from db.schema import tables
 
 _E = tables.Evaluation
 _LOCK: Final = 0x4556_414C

@@ -14,9 +14,10 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db import audit, tables
+from db import audit
 from db.engine import Database
 from db.errors import Conflict, Duplicate, NotFound
+from db.schema import tables
 
 _E, _S, _D = tables.Experiment, tables.ExperimentStage, tables.Decision
 

@@ -10,9 +10,10 @@ from psycopg.rows import class_row
 from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
-from db import audit, tables
+from db import audit
 from db.engine import Database
 from db.errors import Duplicate, NotFound
+from db.schema import tables
 
 _K = tables.ApiKey
 

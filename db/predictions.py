@@ -14,12 +14,12 @@ from uuid import UUID
 from sqlalchemy import Row, Select, exists, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db import tables
 from db.core.cipher import Cipher, of_text
 from db.core.ids import uuid7_floor, uuid7_time
 from db.engine import Database
 from db.errors import NotFound, Rejected
 from db.feedback import Judgement, judgements
+from db.schema import tables
 
 _P = tables.Prediction
 _Query: TypeAlias = Select[*tuple[Any, ...]]

@@ -16,9 +16,10 @@ from sqlalchemy import Select, and_, func, insert, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
-from db import audit, tables
+from db import audit
 from db.engine import Database
 from db.errors import Contested, NotFound, Rejected
+from db.schema import tables
 
 _P = tables.Promotion
 _LOCK: Final = 0x50524F4D

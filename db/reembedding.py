@@ -14,7 +14,7 @@ from db.core.cipher import of_text
 from db.core.ids import uuid7_floor
 from db.engine import Database
 from db.errors import Conflict, translated
-from db.tables import DIMENSIONS, NOBODY
+from db.schema.tables import DIMENSIONS, NOBODY
 
 _PAGE: Final[LiteralString] = """
     SELECT id, NOT spaces @> ARRAY[%(space)s::text] FROM text_inputs

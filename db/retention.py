@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from db import segments
 from db.engine import Database
-from db.tables import NOBODY
+from db.schema.tables import NOBODY
 
 _STEP_TEXTS: Final = 2_000
 

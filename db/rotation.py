@@ -17,8 +17,8 @@ from db.core.cipher import PLAIN, Cipher, of_answer, of_comment, of_text
 from db.engine import Database
 from db.errors import Unreadable
 from db.rotation_query import COUNTED, LET_GO, LOOKED_AT, PUT, STALE
-from db.tables import NOBODY
-from db.text_keys import WANTED
+from db.schema.tables import NOBODY
+from db.schema.text_keys import WANTED
 
 Say: TypeAlias = Callable[[str], None]
 

@@ -4,8 +4,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from db import schema
 from db.embedded import EmbeddedPostgres
+from db.schema import versions
 
 
 def check() -> int:
@@ -18,8 +18,8 @@ def check() -> int:
         server.start()
         try:
             url = server.create_database("schema_check")
-            schema.upgrade(url)
-            found = schema.differences(url)
+            versions.upgrade(url)
+            found = versions.differences(url)
         finally:
             server.stop()
     sys.stderr.writelines(f"migrations and tables differ: {difference}\n" for difference in found)

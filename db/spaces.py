@@ -18,7 +18,7 @@ from db import audit
 from db.core.ids import uuid7_floor
 from db.engine import Database
 from db.errors import Conflict, NotFound
-from db.tables import NOBODY
+from db.schema.tables import NOBODY
 
 _LOCK: Final = 0x56414C_5350_4345
 # A text that came so lately may lack a vector that is on its way.

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from db.core import binary
 from db.core.binary import Vector
 from db.engine import Database
-from db.tables import DIMENSIONS
+from db.schema.tables import DIMENSIONS
 
 _LABEL: Final = "coalesce(f.label, CASE WHEN f.is_correct THEN p.label END)"
 

@@ -8,9 +8,10 @@ import psycopg
 from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 
-from db import audit, tables
+from db import audit
 from db.engine import Database
 from db.errors import Duplicate, NotFound
+from db.schema import tables
 
 _U = tables.User
 

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from db.core import binary
 from db.core.binary import Vector
 from db.engine import Database
-from db.tables import DIMENSIONS
+from db.schema.tables import DIMENSIONS
 
 # From whichever segment: one that is merged at this moment has been retired, and the one in its place isn't known yet.
 _OF_TEXTS: Final[LiteralString] = """

@@ -16,7 +16,7 @@ from db.core.binary import Vector
 from db.core.cipher import of_text
 from db.core.ids import uuid7_floor
 from db.engine import Database
-from db.tables import DIMENSIONS
+from db.schema.tables import DIMENSIONS
 
 # A window is read at so many places at even distances, so many predictions at each: all of it, if it holds no more.
 SLICES: Final = 100

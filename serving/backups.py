@@ -12,12 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from db import dump, recovery, schema
+from db import dump, recovery
 from db.backup import Backup, BackupWriter, Say
 from db.core.ids import fingerprint
 from db.databases import beside, ensure_beside
 from db.embedded import EmbeddedPostgres
 from db.errors import AlreadyOwned, BackupError, BackupTooNew, NotEmpty
+from db.schema import versions
 from serving.errors import Conflict, Invalid
 from serving.installation import INSTALLATION_KEY, RESTORE_MARK, installation_key, write_secret
 from serving.record import Record
@@ -178,7 +179,7 @@ def _load(settings: Settings, found: Backup, scratch: Path, say: Say) -> None:
         say("the platform's database")
         found.extract(_DATABASE, scratch / _DATABASE)
         dump.load(url, scratch / _DATABASE)
-        schema.upgrade(url)
+        versions.upgrade(url)
 
 
 def _recover(
@@ -195,7 +196,7 @@ def _recover(
     )
     with database(settings) as url:
         _relocate(settings, found, ensure_beside(url, REGISTRY_SUFFIX))
-        schema.upgrade(url)
+        versions.upgrade(url)
 
 
 def _relocate(settings: Settings, found: Backup, registry: str) -> None:
@@ -221,7 +222,7 @@ def _require_empty(home: Path) -> None:
 
 def _require_usable(settings: Settings, found: Backup, until: datetime | None) -> None:
     manifest = found.manifest
-    if manifest.schema is not None and not schema.knows(manifest.schema):
+    if manifest.schema is not None and not versions.knows(manifest.schema):
         raise BackupTooNew(
             f"{found.path} has schema revision {manifest.schema}, which this release doesn't know: "
             f"use Valence {manifest.release} or later"
@@ -243,7 +244,7 @@ def _same_key(settings: Settings, found: Backup) -> str:
 
 
 def _revision(url: str) -> str:
-    revision = schema.current_at(url)
+    revision = versions.current_at(url)
     if revision is None:
         raise Invalid("the database holds no schema yet: there is nothing to back up")
     return revision

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from db.engine import Database
 from db.errors import Conflict, DatabaseError
 from db.reembedding import Page, Reembedding
+from db.schema.tables import NOBODY
 from db.segments import Segments
 from db.spaces import Spaces, State
-from db.tables import NOBODY
 from registry.bundle import Bundle
 from registry.errors import RegistryError
 from registry.layout import Engine

@@ -18,10 +18,10 @@ from types import FrameType
 import structlog
 from pydantic import SecretStr
 
-from db import schema
 from db.databases import beside, ensure_beside, require_own_session
 from db.embedded import EmbeddedPostgres
 from db.errors import DatabaseError
+from db.schema import versions
 from serving.cluster import environment
 from serving.furnish import furnish
 from serving.logs import configure_logging
@@ -173,7 +173,7 @@ class Supervisor:
         if self._settings.mlflow_tracking_uri is None:
             require_own_session(direct, "MLflow")
             ensure_beside(direct, REGISTRY_SUFFIX)
-        schema.upgrade(direct)
+        versions.upgrade(direct)
         database = {"database_url": SecretStr(names["DATABASE_URL"])}
         asyncio.run(furnish(self._settings.model_copy(update=database)))
 

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the steps on the connection that `db.schema` hands over, or on the environment's."""
+"""Alembic's entry: runs the steps on the connection that `db.schema.versions` hands over, or on the environment's."""
 
 import os
 
@@ -7,8 +7,8 @@ from alembic import context
 from sqlalchemy import Connection, NullPool, create_engine
 
 from db.core.urls import conninfo
-from db.schema import comparison
-from db.tables import Base
+from db.schema.tables import Base
+from db.schema.versions import comparison
 
 
 def run(connection: Connection) -> None:

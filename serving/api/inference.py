@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from db.tables import DIMENSIONS
+from db.schema.tables import DIMENSIONS
 from registry.bundle import LABELS
 from serving.api import render
 from serving.api.access import GuardedRoute, public, requires

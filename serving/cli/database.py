@@ -18,11 +18,11 @@ app = typer.Typer(no_args_is_help=True, help="The database: its schema, its back
 @app.command()
 def upgrade(revision: Annotated[str, typer.Argument()] = "head", as_json: AsJson = False) -> None:
     """Bring the schema up to a revision; data stays."""
-    from db import schema
+    from db.schema import versions
 
     with _database(make=True) as url:
-        found = schema.upgrade(url, revision)
-    show_record({"revision": found, "head": schema.head()}, as_json=as_json)
+        found = versions.upgrade(url, revision)
+    show_record({"revision": found, "head": versions.head()}, as_json=as_json)
 
 
 @app.command()
@@ -32,13 +32,13 @@ def downgrade(
     as_json: AsJson = False,
 ) -> None:
     """Take the schema down to a revision. What the later revisions hold is deleted."""
-    from db import schema
+    from db.schema import versions
 
     if not yes:
         typer.confirm(f"Go down to {revision} and delete what later revisions hold?", abort=True, err=True)
     with _database() as url:
-        found = schema.downgrade(url, revision)
-    show_record({"revision": found, "head": schema.head()}, as_json=as_json)
+        found = versions.downgrade(url, revision)
+    show_record({"revision": found, "head": versions.head()}, as_json=as_json)
 
 
 @app.command()
@@ -49,11 +49,11 @@ def current(
     as_json: AsJson = False,
 ) -> None:
     """Say which revision the database is at, and which one this release needs."""
-    from db import schema
+    from db.schema import versions
 
     with _database() as url:
-        found = schema.current_at(url) if wait is None else schema.wait_for(url, wait)
-    show_record({"revision": found, "head": schema.head()}, as_json=as_json)
+        found = versions.current_at(url) if wait is None else versions.wait_for(url, wait)
+    show_record({"revision": found, "head": versions.head()}, as_json=as_json)
 
 
 @app.command()
@@ -71,7 +71,7 @@ def roles(
     Passwords come from VALENCE_OWNER_PASSWORD, VALENCE_APPLICATION_PASSWORD and VALENCE_READER_PASSWORD, or from
     the files that these names with _FILE say; a role without one keeps what it has.
     """
-    from db.roles import Login, Role, ensure
+    from db.schema.roles import Login, Role, ensure
 
     names = dict(zip(Role, (owner, application, reader), strict=True))
     logins = {

@@ -20,6 +20,7 @@ from db.feedback import Judgement, NewFeedback
 from db.idempotency import Kept
 from db.keys import Key, NewKey
 from db.predictions import Page, Prediction, PredictionFilters
+from db.schema.tables import DIMENSIONS
 from db.similarity import SimilarityFilters
 from db.submissions import (
     Mismatch,
@@ -31,7 +32,6 @@ from db.submissions import (
     Stored,
     Submission,
 )
-from db.tables import DIMENSIONS
 from db.users import User
 from registry.bundle import LABELS
 from serving.compute import Ask, Inference

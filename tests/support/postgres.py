@@ -14,11 +14,11 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from db import schema
 from db.core.cipher import Cipher
 from db.embedded import EmbeddedPostgres
 from db.engine import Database, Limits
 from db.partitions import Partitions
+from db.schema import versions
 from db.segments import Segments
 
 SPACE = "test-space"
@@ -38,7 +38,7 @@ class TestServer:
         with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
             connection.execute("ALTER SYSTEM SET fsync = off")
             connection.execute("SELECT pg_reload_conf()")
-        schema.upgrade(server.create_database(TEMPLATE))
+        versions.upgrade(server.create_database(TEMPLATE))
 
     def empty(self) -> str:
         """The URL of a new database without a schema."""

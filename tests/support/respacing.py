@@ -8,10 +8,10 @@ from uuid import UUID
 import numpy as np
 
 from db.engine import Database
+from db.schema.tables import NOBODY
 from db.similarity import Similarity
 from db.spaces import Spaces
 from db.submissions import NewText
-from db.tables import NOBODY
 from serving.reembedding import Filling, Work
 from tests.support.postgres import SPACE
 from tests.support.rows import new_text, sql

@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import psycopg
 
-from db.roles import Login, Role
+from db.schema.roles import Login, Role
 from tests.support.postgres import TestServer
 
 LOGINS: Mapping[Role, Login] = {

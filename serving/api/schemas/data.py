@@ -5,7 +5,7 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from db.tables import DIMENSIONS
+from db.schema.tables import DIMENSIONS
 from serving.api.schemas.fields import (
     TEXT_SCHEMA,
     WHOLE,

@@ -6,7 +6,7 @@ from uuid import UUID
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
-from db.tables import DIMENSIONS
+from db.schema.tables import DIMENSIONS
 from serving.api.schemas.data import FeedbackAnswer, PredictionAnswer
 from serving.api.schemas.fields import WHOLE, Body, Moment, Name, Sentiment, Shape, Text
 from serving.searching import DUPLICATE

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from db.engine import Database
-from db.roles import ensure
+from db.schema.roles import ensure
 from tests.support.postgres import TestServer, opened
 from tests.support.tour import tour
 from tests.support.ways import LOGINS, Ways

@@ -6,7 +6,7 @@ from sqlalchemy import make_url
 
 from db.databases import ensure_beside
 from db.errors import NotPermitted
-from db.roles import Role
+from db.schema.roles import Role
 from tests.support.ways import Ways
 
 

@@ -11,7 +11,6 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from db import schema
 from db.audit import Audit
 from db.contrasts import Contrasts
 from db.core.cipher import Cipher
@@ -25,8 +24,9 @@ from db.keywords import Keywords
 from db.predictions import Predictions
 from db.reembedding import Reembedding
 from db.replay import Replays
-from db.roles import Role
 from db.rotation import Kind, Rotated, Rotation
+from db.schema import versions
+from db.schema.roles import Role
 from db.scrub import scrub
 from db.similarity import Similarity
 from db.submissions import Failed, Mismatch, NewText, Replayed, Stored, Submission
@@ -338,7 +338,7 @@ async def test_keys_are_withdrawn_and_words_are_found_again(url: str) -> None:
             await words.search("battery", limit=1)
         assert await words.merge() >= 0
         with pytest.raises(Conflict, match="valence db encrypt"):
-            schema.downgrade(url, "0008")
+            versions.downgrade(url, "0008")
     async with opened(url, cipher=WITHDRAWN) as database:
         new = submission(key, [new_text("another battery")])
         await writer(database).commit([new])
@@ -352,8 +352,8 @@ async def test_keys_are_withdrawn_and_words_are_found_again(url: str) -> None:
         assert (text, comment, answer) == ("a battery of tests", "the comment", b"the answer")
         hits = await Keywords(database, space=SPACE).search("battery", limit=9)
         assert set(hits.text_ids) == {sent.texts[0].id, new.texts[0].id}
-    assert schema.downgrade(url, "0008") == "0008"
-    assert schema.upgrade(url) == schema.head()
+    assert versions.downgrade(url, "0008") == "0008"
+    assert versions.upgrade(url) == versions.head()
 
 
 async def test_an_erasure_finds_comments_and_answers_that_it_cannot_read(url: str) -> None:

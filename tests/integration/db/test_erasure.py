@@ -10,7 +10,6 @@ import numpy as np
 import psycopg
 import pytest
 
-from db import schema
 from db.audit import Audit
 from db.engine import Database
 from db.erasure import Erasures
@@ -20,10 +19,11 @@ from db.experiments import Experiments, NewExperiment
 from db.feedback import FeedbackStore, NewFeedback
 from db.keys import Key, Keys
 from db.predictions import Predictions
+from db.schema import versions
+from db.schema.tables import NOBODY
 from db.scrub import scrub
 from db.similarity import Similarity
 from db.submissions import NewText, Stored, Submission
-from db.tables import NOBODY
 from db.users import Users
 from tests.support.held import dumped, in_files
 from tests.support.postgres import SPACE, TestServer, opened
@@ -374,5 +374,5 @@ def test_statistics_are_collected_of_no_column_that_holds_what_can_be_erased(url
             "SELECT attstorage FROM pg_attribute WHERE attrelid = 'embeddings'::regclass AND attname = 'embedding'"
         ).fetchone()
         assert storage in ("p", b"p")
-    assert schema.downgrade(url, "0003") == "0003"
-    assert schema.upgrade(url) == schema.head()
+    assert versions.downgrade(url, "0003") == "0003"
+    assert versions.upgrade(url) == versions.head()

@@ -25,10 +25,10 @@ from db.erasure import Erasures
 from db.errors import NotFound, Unavailable
 from db.keys import Key
 from db.retention import Retention
+from db.schema.tables import NOBODY
 from db.segments import Segments
 from db.similarity import Neighbours, Similarity, SimilarityFilters
 from db.submissions import Stored, Submission
-from db.tables import NOBODY
 from db.users import Users
 from db.vectors import Vectors
 from tests.support.postgres import SPACE, TestServer, opened

@@ -11,13 +11,13 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from db import schema
 from db.databases import require
 from db.dump import dump, load
 from db.engine import Database, Limits
 from db.errors import Unavailable, Unsuitable
 from db.experiments import Experiments, NewExperiment
-from db.roles import Login, Role, ensure
+from db.schema import versions
+from db.schema.roles import Login, Role, ensure
 from db.scrub import scrub
 from db.submissions import Stored
 from db.traffic import TrafficFeed
@@ -170,8 +170,8 @@ def test_the_schema_migrates_through_a_pooler_and_past_it(
     server: TestServer, pooler: Pooler, name: str
 ) -> None:
     for way in (pooler.url("valence_owner", name), direct(server, name, "valence_owner")):
-        schema.downgrade(way, "0004")
-        assert schema.upgrade(way) == schema.head()
+        versions.downgrade(way, "0004")
+        assert versions.upgrade(way) == versions.head()
 
 
 @pytest.fixture(scope="module")
@@ -205,11 +205,11 @@ async def test_every_connection_checks_the_servers_certificate(
         assert await Followed(database, poll=0.05).next() == 0
         await tour(database)
     require(url)
-    assert schema.current_at(url) == schema.head()
+    assert versions.current_at(url) == versions.head()
     owner = encrypted.url(
         "valence_owner", name, sslmode="verify-full", sslrootcert=str(authority.certificate)
     )
-    assert schema.upgrade(owner) == schema.head()
+    assert versions.upgrade(owner) == versions.head()
 
 
 @pytest.mark.parametrize("flaw", ["another authority", "another name", "no encryption"])
@@ -235,7 +235,7 @@ async def test_a_server_that_cannot_prove_itself_is_refused_with_the_reason(
     with pytest.raises(Unavailable, match=reason):
         await database.open()
     await database.close()
-    for ask in (schema.current_at, require):
+    for ask in (versions.current_at, require):
         with pytest.raises(Unavailable, match=reason):
             ask(url)
 

@@ -6,7 +6,7 @@ import pytest
 from db.engine import Database
 from db.errors import Unavailable
 from db.predictions import PredictionFilters, Predictions
-from db.roles import Role
+from db.schema.roles import Role
 from db.similarity import Similarity
 from db.submissions import Stored
 from db.vectors import Vectors

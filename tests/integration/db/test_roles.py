@@ -8,9 +8,9 @@ import psycopg
 import pytest
 from psycopg import errors as pg
 
-from db import schema
 from db.errors import Conflict, NotPermitted, SchemaMismatch
-from db.roles import Login, Role, ensure
+from db.schema import versions
+from db.schema.roles import Login, Role, ensure
 from db.scrub import scrub
 from serving.cli import main
 from tests.support.postgres import TestServer, opened
@@ -119,15 +119,15 @@ def test_the_reader_may_not_write_even_where_its_session_says_it_may(ways: Ways)
 
 
 def test_the_owner_migrates_and_has_no_power_over_the_server(ways: Ways) -> None:
-    schema.downgrade(ways[Role.OWNER], "0004")
-    assert schema.upgrade(ways[Role.OWNER]) == schema.head()
+    versions.downgrade(ways[Role.OWNER], "0004")
+    assert versions.upgrade(ways[Role.OWNER]) == versions.head()
     for statement in ("CREATE ROLE mine", "CREATE DATABASE mine", "ALTER SYSTEM SET fsync = off"):
         refused(ways[Role.OWNER], statement)
 
 
 async def test_what_an_upgrade_makes_anew_is_the_applications_at_once(ways: Ways) -> None:
-    schema.downgrade(ways[Role.OWNER], "0004")
-    schema.upgrade(ways[Role.OWNER])
+    versions.downgrade(ways[Role.OWNER], "0004")
+    versions.upgrade(ways[Role.OWNER])
     async with opened(ways[Role.APPLICATION]) as database:
         await tour(database)
     refused(ways[Role.READER], "SELECT make_segment(99)", writable=True)
@@ -200,10 +200,10 @@ async def test_a_missing_grant_is_told_with_what_to_do(ways: Ways) -> None:
 
 
 def test_the_application_is_told_that_migrating_is_the_owners(ways: Ways) -> None:
-    assert schema.upgrade(ways[Role.APPLICATION]) == schema.head(), "nothing to do"
-    schema.downgrade(ways[Role.OWNER], "0004")
+    assert versions.upgrade(ways[Role.APPLICATION]) == versions.head(), "nothing to do"
+    versions.downgrade(ways[Role.OWNER], "0004")
     with pytest.raises(NotPermitted, match="owner"):
-        schema.upgrade(ways[Role.APPLICATION])
+        versions.upgrade(ways[Role.APPLICATION])
 
 
 def test_a_powerful_role_is_not_taken_for_one_of_these(server: TestServer, url: str) -> None:
@@ -236,7 +236,7 @@ def test_an_administrator_who_is_no_superuser_makes_them_too(server: TestServer)
         )
     ways = Ways(server, superuser)
     mine = ways.of("administrator", "a")
-    schema.upgrade(mine)
+    versions.upgrade(mine)
     names = {
         role: Login(name=f"managed_{role}", password="m", connections=login.connections)
         for role, login in LOGINS.items()
@@ -244,7 +244,7 @@ def test_an_administrator_who_is_no_superuser_makes_them_too(server: TestServer)
     assert [each.created for each in ensure(mine, names)] == [True] * 3
     assert [each.created for each in ensure(mine, names)] == [False] * 3
     refused(ways.of("managed_application", "m"), "DROP TABLE users")
-    assert schema.upgrade(ways.of("managed_owner", "m")) == schema.head()
+    assert versions.upgrade(ways.of("managed_owner", "m")) == versions.head()
 
 
 def test_the_command_makes_them_with_passwords_from_environment_and_files(

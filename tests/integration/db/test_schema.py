@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from db import schema
 from db.core import urls
 from db.engine import Database
 from db.errors import (
@@ -16,6 +15,7 @@ from db.errors import (
     ServerTooOld,
     Unavailable,
 )
+from db.schema import versions
 from tests.support.postgres import KEY, TestServer
 from tests.support.rows import sql
 
@@ -34,29 +34,29 @@ def counted(url: str, statement: str) -> int:
 
 def test_up_from_empty_and_down_to_empty_again(server: TestServer) -> None:
     url = server.empty()
-    assert schema.current_at(url) is None
-    assert schema.upgrade(url) == schema.head()
+    assert versions.current_at(url) is None
+    assert versions.upgrade(url) == versions.head()
     assert counted(url, _TABLES) > 20
-    assert schema.downgrade(url, "base") is None
+    assert versions.downgrade(url, "base") is None
     assert counted(url, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 1
     assert counted(url, _FUNCTIONS) == 0
-    assert schema.upgrade(url) == schema.head()
+    assert versions.upgrade(url) == versions.head()
 
 
 def test_migrations_and_tables_agree(url: str) -> None:
-    assert schema.differences(url) == []
+    assert versions.differences(url) == []
 
 
 def test_a_missing_column_is_a_difference(url: str) -> None:
     with psycopg.connect(url) as connection:
         connection.execute("ALTER TABLE users DROP COLUMN email")
-    assert any("email" in difference for difference in schema.differences(url))
+    assert any("email" in difference for difference in versions.differences(url))
 
 
 def test_several_upgrades_at_once_are_one(server: TestServer) -> None:
     url = server.empty()
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(schema.upgrade, [url] * 4)) == [schema.head()] * 4
+        assert list(pool.map(versions.upgrade, [url] * 4)) == [versions.head()] * 4
 
 
 async def test_a_database_without_schema_is_refused_with_what_to_do(server: TestServer) -> None:
@@ -72,9 +72,9 @@ async def test_a_release_works_on_under_the_schema_of_a_later_one_but_does_not_t
     database = Database(url, installation_key=KEY)
     await database.open()
     await database.close()
-    assert schema.wait_for(url, 0) == "9999"
+    assert versions.wait_for(url, 0) == "9999"
     with pytest.raises(SchemaMismatch, match="doesn't know"):
-        schema.upgrade(url)
+        versions.upgrade(url)
 
 
 async def test_a_schema_of_an_earlier_release_is_refused(url: str) -> None:
@@ -89,16 +89,16 @@ async def test_a_schema_of_an_earlier_release_is_refused(url: str) -> None:
 def test_whoever_waits_for_the_schema_goes_on_once_it_is_there(server: TestServer) -> None:
     url = server.empty()
     with pytest.raises(SchemaMismatch, match="valence db upgrade"):
-        schema.wait_for(url, 0)
+        versions.wait_for(url, 0)
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(schema.wait_for, url, 30)
-        schema.upgrade(url)
-        assert waiting.result() == schema.head()
+        waiting = pool.submit(versions.wait_for, url, 30)
+        versions.upgrade(url)
+        assert waiting.result() == versions.head()
 
 
 def test_whoever_waits_for_a_server_that_does_not_come_is_told_so() -> None:
     with pytest.raises(Unavailable):
-        schema.wait_for("postgresql://nobody@127.0.0.1:1/nothing", 0)
+        versions.wait_for("postgresql://nobody@127.0.0.1:1/nothing", 0)
 
 
 async def test_another_installation_key_is_refused(url: str) -> None:
@@ -118,7 +118,7 @@ async def test_an_old_server_is_refused_by_name(url: str, monkeypatch: pytest.Mo
         await database.open()
     await database.close()
     with pytest.raises(ServerTooOld):
-        schema.upgrade(url)
+        versions.upgrade(url)
 
 
 async def test_an_old_pgvector_is_refused_by_name(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

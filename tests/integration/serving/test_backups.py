@@ -17,13 +17,13 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from db import schema
 from db.backup import Backup, BackupWriter
 from db.databases import beside, ensure_beside
 from db.embedded import EmbeddedPostgres
 from db.engine import Database
 from db.errors import BackupDamaged, BackupFailed, BackupTooNew, EmbeddedServerError, NotEmpty
 from db.feedback import FeedbackStore, NewFeedback
+from db.schema import versions
 from db.submissions import Stored
 from registry.bootstrap import builtin
 from registry.store import Registry
@@ -76,7 +76,7 @@ async def running(home: Path, archive: Path | None = None) -> AsyncIterator[tupl
     try:
         url = server.create_database("valence")
         ensure_beside(url, "_mlflow")
-        schema.upgrade(url)
+        versions.upgrade(url)
         async with opened(url) as database:
             yield url, database
     finally:
@@ -164,7 +164,7 @@ async def test_what_was_acknowledged_before_a_backup_under_writes_comes_back(
     file = Path(said["backup"])
     assert found_in(tmp_path) == {file.name: 0o600}
     restored = restore(of(second, key=None), file, quiet)
-    assert restored["revision"] == schema.head()
+    assert restored["revision"] == versions.head()
     assert (second / "installation.key").read_text() == KEY.hex()
     assert found_in(second).keys() == {"artifacts", "installation.key", "postgres"}
     assert found_in(second)["installation.key"] == 0o600
@@ -324,7 +324,7 @@ def test_the_commands_start_the_database_for_themselves(
     EmbeddedPostgres(first).initialise()
     server = EmbeddedPostgres(first)
     server.start()
-    schema.upgrade(server.create_database("valence"))
+    versions.upgrade(server.create_database("valence"))
     ensure_beside(server.url("valence"), "_mlflow")
     server.stop()
 
@@ -349,7 +349,7 @@ def test_the_commands_start_the_database_for_themselves(
     assert "database.dump differs" in err
     file.write_bytes(content)
     code, out, _ = run(second, "restore", str(file), "--json")
-    assert (code, json.loads(out)["revision"]) == (0, schema.head())
+    assert (code, json.loads(out)["revision"]) == (0, versions.head())
     assert run(second, "current")[0] == 0
     code, out, _ = run(second, "scrub", "--yes", "--json")
     assert (code, json.loads(out)) == (0, {"tables": True, "log": True})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from db.reembedding import Page
-from db.tables import NOBODY
+from db.schema.tables import NOBODY
 from serving.fakes.spaces import FakeSpaces
 from serving.reembedding import Filling
 from serving.reembeddings import Reembeddings

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, NullPool, create_engine
 
 from db.core.urls import check_server, conninfo
 from db.errors import DatabaseError, SchemaMismatch, Unavailable, translated
-from db.tables import Base
+from db.schema.tables import Base
 
 _LOCK = 0x56414C_454E_4345
 _LOOK_SECONDS = 1.0
@@ -101,7 +101,7 @@ def downgrade(url: str, revision: str) -> str | None:
 
 
 def differences(url: str) -> list[str]:
-    """How the tables in the database differ from those in `db.tables`; empty if they agree."""
+    """How the tables in the database differ from those in `db.schema.tables`; empty if they agree."""
     with _connected(url) as connection:
         context = MigrationContext.configure(connection, opts=comparison())
         return [str(difference) for difference in compare_metadata(context, Base.metadata)]
@@ -118,7 +118,7 @@ def comparison() -> dict[str, Any]:
 
 def _config(connection: Connection | None = None) -> Config:
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(Path(__file__).parents[1] / "migrations"))
     config.attributes["connection"] = connection
     return config
 

@@ -12,9 +12,9 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import TupleRow
 
-from db import schema
 from db.core.urls import conninfo
 from db.errors import Conflict, SchemaMismatch, translated
+from db.schema import versions
 
 _Connection = psycopg.Connection[TupleRow]
 
@@ -122,7 +122,7 @@ def _require_schema(connection: _Connection) -> None:
     found = connection.execute("SELECT to_regclass('alembic_version')").fetchone()
     if found is not None and found[0] is not None:
         found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-        if found is not None and schema.serves(found[0]):
+        if found is not None and versions.serves(found[0]):
             return
     raise SchemaMismatch("the schema isn't this release's: run `valence db upgrade` first")
 
