@@ -27,7 +27,7 @@ check: .venv/.developed ## format, lint, types, import contract, migrations agai
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/python -m db.schema_check
+	@$(BIN)/python -m db.embedded.schema_check
 
 eyes: .venv/.developed ## alerts by promtool; dashboards, logs and traces on a platform of its own under Debian's Prometheus
 	@CI=true $(BIN)/python -m pytest -v -s tests/unit/test_alerts.py tests/acceptance/test_eyes.py

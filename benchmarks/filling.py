@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from db.core.ids import Uuid7Clock
-from db.embedded import EmbeddedPostgres
+from db.embedded.server import EmbeddedPostgres
 from db.engine import Database
 from db.schema import versions
 from db.submissions import NewPrediction, NewText, Submission

@@ -27,7 +27,7 @@ from benchmarks.limit import space_folder
 from benchmarks.load import sentences
 from benchmarks.peers import vector_stores
 from benchmarks.report import report
-from db.embedded import EmbeddedPostgres
+from db.embedded.server import EmbeddedPostgres
 from db.engine import Database
 from db.keys import Keys, NewKey
 from db.partitions import Partitions

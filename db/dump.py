@@ -14,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from db.core.urls import conninfo
 from db.databases import require_own_session
-from db.embedded_account import Account, binaries
+from db.embedded.account import Account, binaries
 from db.errors import BackupFailed, translated
 
 _FOREIGN: Final = ("PG", "LC_", "LD_")

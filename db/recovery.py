@@ -17,9 +17,9 @@ from typing import Final
 import psycopg
 
 from db.dump import run_tool
-from db.embedded import EmbeddedPostgres
-from db.embedded_account import Account, place
-from db.embedded_config import recovering
+from db.embedded.account import Account, place
+from db.embedded.config import recovering
+from db.embedded.server import EmbeddedPostgres
 from db.errors import BackupFailed, EmbeddedServerError
 
 BASE: Final = "base.tar.gz"

@@ -16,7 +16,7 @@ from db import dump, recovery
 from db.backup import Backup, BackupWriter, Say
 from db.core.ids import fingerprint
 from db.databases import beside, ensure_beside
-from db.embedded import EmbeddedPostgres
+from db.embedded.server import EmbeddedPostgres
 from db.errors import AlreadyOwned, BackupError, BackupTooNew, NotEmpty
 from db.schema import versions
 from serving.errors import Conflict, Invalid

@@ -2,7 +2,7 @@
 
 from db.core.cipher import Cipher
 from db.databases import beside, require
-from db.embedded import EmbeddedPostgres
+from db.embedded.server import EmbeddedPostgres
 from db.engine import Database, Limits, Watch
 from db.errors import DatabaseError
 from registry.store import Registry

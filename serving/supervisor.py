@@ -19,7 +19,7 @@ import structlog
 from pydantic import SecretStr
 
 from db.databases import beside, ensure_beside, require_own_session
-from db.embedded import EmbeddedPostgres
+from db.embedded.server import EmbeddedPostgres
 from db.errors import DatabaseError
 from db.schema import versions
 from serving.cluster import environment

@@ -15,7 +15,7 @@ import psycopg
 from benchmarks.faults.clients import answer_in
 from benchmarks.faults.ledger import Answer
 from benchmarks.faults.texts import texts
-from db.embedded import EmbeddedPostgres
+from db.embedded.server import EmbeddedPostgres
 from serving.stores import DATABASE
 from tests.support.live import LivePlatform
 

@@ -11,7 +11,7 @@ import httpx
 import psycopg
 import pytest
 
-from db.embedded import EmbeddedPostgres
+from db.embedded.server import EmbeddedPostgres
 from registry import decisions
 from registry.bundle import LABELS
 from registry.held_out import HeldOut

@@ -9,7 +9,7 @@ import httpx
 import psycopg
 import pytest
 
-from db.embedded import EmbeddedPostgres
+from db.embedded.server import EmbeddedPostgres
 from tests.support.clock import eventually
 from tests.support.live import LivePlatform, live_platform
 

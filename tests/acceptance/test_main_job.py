@@ -12,7 +12,7 @@ import psutil
 import psycopg
 import pytest
 
-from db.embedded import EmbeddedPostgres
+from db.embedded.server import EmbeddedPostgres
 from tests.support.clock import eventually
 from tests.support.live import LivePlatform
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from db.databases import ensure_beside
-from db.embedded import EmbeddedPostgres
+from db.embedded.server import EmbeddedPostgres
 from registry.store import CHAMPION, Registry
 from tests.support.clock import eventually
 from tests.support.live import LivePlatform, live_platform

@@ -7,7 +7,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from db.embedded_account import Account, binaries
+from db.embedded.account import Account, binaries
 from tests.support.postgres import TestServer
 
 

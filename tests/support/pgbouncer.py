@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 import psycopg
 
-from db.embedded import EmbeddedPostgres
-from db.embedded_account import Account
+from db.embedded.account import Account
+from db.embedded.server import EmbeddedPostgres
 from serving.cluster import free_port
 from tests.support.clock import eventually
 from tests.support.tools import required_tool

@@ -15,7 +15,7 @@ import psycopg
 from psycopg import sql
 
 from db.core.cipher import Cipher
-from db.embedded import EmbeddedPostgres
+from db.embedded.server import EmbeddedPostgres
 from db.engine import Database, Limits
 from db.partitions import Partitions
 from db.schema import versions

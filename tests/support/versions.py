@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from db.databases import beside
-from db.embedded import EmbeddedPostgres
+from db.embedded.server import EmbeddedPostgres
 from registry.bootstrap import builtin
 from registry.bundle import Bundle, Manifest
 from registry.layout import HEAD_WEIGHTS, UP, UPDATE

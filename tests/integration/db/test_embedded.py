@@ -16,7 +16,7 @@ import psutil
 import psycopg
 import pytest
 
-from db.embedded import EmbeddedPostgres
+from db.embedded.server import EmbeddedPostgres
 from db.errors import AlreadyOwned, EmbeddedServerError
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as other users")
@@ -161,7 +161,7 @@ def test_another_user_can_not_connect_and_the_platform_s_user_can(home: Path) ->
 
 
 def _psql() -> Path:
-    from db.embedded_account import Account, binaries
+    from db.embedded.account import Account, binaries
 
     return binaries(Account.current()) / "psql"
 
@@ -209,7 +209,7 @@ def test_a_stale_lock_whatever_it_names_is_recovered_from(home: Path, content: s
 
 def test_an_orphan_is_ended_cleanly_and_replaced(home: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from db.embedded import EmbeddedPostgres\n"
+        "import os, sys; from pathlib import Path; from db.embedded.server import EmbeddedPostgres\n"
         "server = EmbeddedPostgres(Path(sys.argv[1])); server.start()\n"
         "print(server.process.pid, flush=True)\n"
         "os.kill(os.getpid(), 9)"

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 from db.backup import Backup, BackupWriter
 from db.databases import beside, ensure_beside
-from db.embedded import EmbeddedPostgres
+from db.embedded.server import EmbeddedPostgres
 from db.engine import Database
 from db.errors import BackupDamaged, BackupFailed, BackupTooNew, EmbeddedServerError, NotEmpty
 from db.feedback import FeedbackStore, NewFeedback

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from db.embedded_config import archive_script, archiving, recovering
+from db.embedded.config import archive_script, archiving, recovering
 
 
 @pytest.fixture

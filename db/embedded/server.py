@@ -20,8 +20,8 @@ import psutil
 import psycopg
 from psycopg import sql
 
-from db.embedded_account import Account, binaries, place
-from db.embedded_config import archive_script, archiving, configuration
+from db.embedded.account import Account, binaries, place
+from db.embedded.config import archive_script, archiving, configuration
 from db.errors import AlreadyOwned, EmbeddedServerError
 
 SUPERUSER = "valence"

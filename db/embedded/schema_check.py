@@ -1,10 +1,10 @@
-"""Whether migrations and tables agree, tried on a server of its own: `python -m db.schema_check`."""
+"""Whether migrations and tables agree, tried on a server of its own: `python -m db.embedded.schema_check`."""
 
 import sys
 import tempfile
 from pathlib import Path
 
-from db.embedded import EmbeddedPostgres
+from db.embedded.server import EmbeddedPostgres
 from db.schema import versions
 
 

@@ -1,0 +1,1 @@
+"""The PostgreSQL that comes with Valence: its server, its account, its configuration."""
