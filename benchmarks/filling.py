@@ -9,9 +9,9 @@ from uuid import UUID, uuid4
 import numpy as np
 from numpy.typing import NDArray
 
+from db.connection.engine import Database
 from db.core.ids import Uuid7Clock
 from db.embedded.server import EmbeddedPostgres
-from db.engine import Database
 from db.schema import versions
 from db.submissions import NewPrediction, NewText, Submission
 from db.writer import Writer

@@ -19,8 +19,8 @@ from benchmarks.filling import CHUNK, Store, around
 from benchmarks.load import Load, Result, measured, sentences, start
 from benchmarks.report import middle, ratios, report
 from benchmarks.servers import Platform, platform
+from db.connection.engine import Database
 from db.embedded.server import EmbeddedPostgres
-from db.engine import Database
 from db.segments import ROWS, Segments
 from serving.auth import key_id_in
 from serving.installation import installation_key

@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db.engine import Database
+from db.connection.engine import Database
 from db.schema import tables
 
 _A = tables.AuditEntry

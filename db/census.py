@@ -10,8 +10,8 @@ from typing import Any, Final, LiteralString, TypeAlias
 
 from sqlalchemy import Row, text
 
+from db.connection.engine import Database
 from db.core.ids import uuid7_floor
-from db.engine import Database
 from db.evaluations import STALE_SECONDS
 
 # What is counted of an open segment that outgrows its size by far, so that the count itself stays cheap.

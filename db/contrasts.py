@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Final, LiteralString
 from uuid import UUID
 
+from db.connection.engine import Database
 from db.core import binary
 from db.core.binary import Vector
 from db.core.cipher import of_text
 from db.core.ids import uuid7_floor
-from db.engine import Database
 from db.schema.tables import DIMENSIONS, NOBODY
 from db.windows import Window
 

@@ -12,8 +12,8 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from db.connection.databases import require_own_session
 from db.core.urls import conninfo
-from db.databases import require_own_session
 from db.embedded.account import Account, binaries
 from db.errors import BackupFailed, translated
 

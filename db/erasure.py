@@ -17,9 +17,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db import audit, segments
-from db.attempts import attempt
+from db.connection.engine import Database
+from db.connection.retries import attempt
 from db.core.binary import Vector
-from db.engine import Database
 from db.erasure_query import (
     BLANKS,
     CANDIDATES,

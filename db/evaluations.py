@@ -13,7 +13,7 @@ from sqlalchemy import Interval, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from db import audit
-from db.engine import Database
+from db.connection.engine import Database
 from db.errors import NotFound
 from db.schema import tables
 

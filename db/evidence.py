@@ -10,8 +10,8 @@ from uuid import UUID
 
 from sqlalchemy import text
 
+from db.connection.engine import Database
 from db.core.ids import uuid7_floor
-from db.engine import Database
 
 # Ingress replicas learn of a new share within a second; until then nothing counts for the stage it begins.
 SETTLING_SECONDS: Final = 2.0

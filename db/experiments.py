@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db import audit
-from db.engine import Database
+from db.connection.engine import Database
 from db.errors import Conflict, Duplicate, NotFound
 from db.schema import tables
 

@@ -14,8 +14,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import InstrumentedAttribute
 
+from db.connection.engine import Database
 from db.core.cipher import Cipher, of_comment
-from db.engine import Database
 from db.errors import NotFound
 from db.idempotency import answer_with, claim
 from db.schema import tables

@@ -10,9 +10,9 @@ from uuid import UUID
 
 from psycopg.rows import dict_row
 
+from db.connection.engine import PsycopgConnection
 from db.core import binary
 from db.core.cipher import Cipher
-from db.engine import PsycopgConnection
 from db.feedback import Judgement, judgement
 from db.predictions import Prediction, prediction
 

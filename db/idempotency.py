@@ -10,8 +10,8 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from db.connection.engine import Database
 from db.core.cipher import Cipher, of_answer
-from db.engine import Database
 from db.submissions import Mismatch, NewIdempotency, Replayed
 
 _DIGEST_BYTES: Final = 32

@@ -11,7 +11,7 @@ from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from db import audit
-from db.engine import Database
+from db.connection.engine import Database
 from db.errors import Duplicate, NotFound
 from db.schema import tables
 

@@ -10,7 +10,7 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
-from db.engine import Database
+from db.connection.engine import Database
 from db.errors import Conflict
 from db.similarity_query import SimilarityFilters, fitting
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db.engine import Database
+from db.connection.engine import Database
 
 _LOCK = 0x56414C_5041_5254
 _TABLES = ("predictions", "feedback")

@@ -14,9 +14,9 @@ from uuid import UUID
 from sqlalchemy import Row, Select, exists, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from db.connection.engine import Database
 from db.core.cipher import Cipher, of_text
 from db.core.ids import uuid7_floor, uuid7_time
-from db.engine import Database
 from db.errors import NotFound, Rejected
 from db.feedback import Judgement, judgements
 from db.schema import tables

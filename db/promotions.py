@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
 from db import audit
-from db.engine import Database
+from db.connection.engine import Database
 from db.errors import Contested, NotFound, Rejected
 from db.schema import tables
 

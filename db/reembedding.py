@@ -9,10 +9,10 @@ from datetime import datetime
 from typing import Final, LiteralString
 from uuid import UUID
 
+from db.connection.engine import Database
 from db.core import binary
 from db.core.cipher import of_text
 from db.core.ids import uuid7_floor
-from db.engine import Database
 from db.errors import Conflict, translated
 from db.schema.tables import DIMENSIONS, NOBODY
 

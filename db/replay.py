@@ -10,9 +10,9 @@ from uuid import UUID, uuid4
 
 import numpy as np
 
+from db.connection.engine import Database
 from db.core.binary import Vector
 from db.core.cipher import of_text
-from db.engine import Database
 
 # Ids of texts are keyed hashes, so what follows a random id in their order is a random sample, read from the index.
 _SAMPLE: Final = """

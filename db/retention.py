@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from db import segments
-from db.engine import Database
+from db.connection.engine import Database
 from db.schema.tables import NOBODY
 
 _STEP_TEXTS: Final = 2_000

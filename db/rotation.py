@@ -12,9 +12,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db import audit
-from db.attempts import attempt
+from db.connection.engine import Database
+from db.connection.retries import attempt
 from db.core.cipher import PLAIN, Cipher, of_answer, of_comment, of_text
-from db.engine import Database
 from db.errors import Unreadable
 from db.rotation_query import COUNTED, LET_GO, LOOKED_AT, PUT, STALE
 from db.schema.tables import NOBODY

@@ -10,8 +10,8 @@ from typing import Any, Final, LiteralString, TypeAlias
 import psycopg
 from psycopg import sql
 
+from db.connection.databases import require_own_session
 from db.core.urls import conninfo
-from db.databases import require_own_session
 from db.errors import NotPermitted, SchemaMismatch, Unavailable, translated
 
 Say: TypeAlias = Callable[[str], None]

@@ -11,7 +11,7 @@ from psycopg import sql
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db.engine import Database
+from db.connection.engine import Database
 
 ROWS: Final = 50_000
 M: Final = 16

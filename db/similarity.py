@@ -10,8 +10,8 @@ from uuid import UUID
 
 import psycopg
 
+from db.connection.engine import Database, PsycopgConnection
 from db.core.binary import Vector
-from db.engine import Database, PsycopgConnection
 from db.errors import Rejected
 from db.feedback import Judgement
 from db.histories import histories

@@ -11,10 +11,10 @@ from uuid import UUID
 
 from psycopg import sql
 
+from db.connection.engine import PsycopgConnection
 from db.core import binary
 from db.core.binary import Vector
 from db.core.ids import uuid7_floor
-from db.engine import PsycopgConnection
 
 Found: TypeAlias = list[tuple[UUID, float]]
 

@@ -15,8 +15,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db import audit
+from db.connection.engine import Database
 from db.core.ids import uuid7_floor
-from db.engine import Database
 from db.errors import Conflict, NotFound
 from db.schema.tables import NOBODY
 

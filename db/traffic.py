@@ -10,7 +10,7 @@ from typing import Final
 
 import psycopg
 
-from db.engine import Database
+from db.connection.engine import Database
 from db.errors import DatabaseError
 from db.experiments import Experiment, Experiments
 

@@ -10,9 +10,9 @@ from uuid import UUID
 
 from sqlalchemy import text
 
+from db.connection.engine import Database
 from db.core import binary
 from db.core.binary import Vector
-from db.engine import Database
 from db.schema.tables import DIMENSIONS
 
 _LABEL: Final = "coalesce(f.label, CASE WHEN f.is_correct THEN p.label END)"

@@ -9,7 +9,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 
 from db import audit
-from db.engine import Database
+from db.connection.engine import Database
 from db.errors import Duplicate, NotFound
 from db.schema import tables
 

@@ -6,9 +6,9 @@ from uuid import UUID
 
 from sqlalchemy import text
 
+from db.connection.engine import Database
 from db.core import binary
 from db.core.binary import Vector
-from db.engine import Database
 from db.schema.tables import DIMENSIONS
 
 # From whichever segment: one that is merged at this moment has been retired, and the one in its place isn't known yet.

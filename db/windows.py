@@ -11,11 +11,11 @@ from uuid import UUID
 
 from sqlalchemy import text
 
+from db.connection.engine import Database
 from db.core import binary
 from db.core.binary import Vector
 from db.core.cipher import of_text
 from db.core.ids import uuid7_floor
-from db.engine import Database
 from db.schema.tables import DIMENSIONS
 
 # A window is read at so many places at even distances, so many predictions at each: all of it, if it holds no more.

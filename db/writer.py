@@ -11,9 +11,9 @@ from uuid import UUID
 import psycopg
 from psycopg import errors as pg
 
+from db.connection.engine import Database
 from db.core import binary
 from db.core.cipher import of_text
-from db.engine import Database
 from db.errors import Rejected, Unavailable, Unreadable, translate
 from db.idempotency import Columns, Kept, place_of
 from db.submissions import (

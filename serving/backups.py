@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from db import dump, recovery
 from db.backup import Backup, BackupWriter, Say
+from db.connection.databases import beside, ensure_beside
 from db.core.ids import fingerprint
-from db.databases import beside, ensure_beside
 from db.embedded.server import EmbeddedPostgres
 from db.errors import AlreadyOwned, BackupError, BackupTooNew, NotEmpty
 from db.schema import versions

@@ -7,7 +7,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from db.audit import Audit
-from db.engine import Database
+from db.connection.engine import Database
 from db.evaluations import Evaluation
 from db.evaluations import Evaluations as StoredEvaluations
 from db.promotions import Promotions as StoredPromotions

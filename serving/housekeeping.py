@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
-from db.engine import Database
+from db.connection.engine import Database
 from db.errors import DatabaseError
 from db.idempotency import Idempotency
 from db.keywords import Keywords

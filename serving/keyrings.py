@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from db.connection.engine import Database
 from db.core.cipher import Cipher
-from db.engine import Database
 from db.errors import Unreadable
 from db.rotation import Rotated, Rotation
 from serving.errors import Invalid

@@ -18,7 +18,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from db.engine import Database
+from db.connection.engine import Database
 from db.errors import Conflict, DatabaseError
 from db.reembedding import Page, Reembedding
 from db.schema.tables import NOBODY

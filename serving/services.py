@@ -10,9 +10,9 @@ from importlib.metadata import version
 import structlog
 
 from db.census import Censuses
+from db.connection.engine import Database
 from db.contrasts import Contrasts
 from db.core.ids import TextIds, Uuid7Clock
-from db.engine import Database
 from db.erasure import Erasures as ErasureStore
 from db.errors import DatabaseError
 from db.evidence import Evidence

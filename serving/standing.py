@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from db.census import Answers, Census, Distributions
-from db.engine import PoolState
+from db.connection.engine import PoolState
 from registry.drift import stability
 from serving.catalogue import Catalogue
 from serving.routing import Traffic

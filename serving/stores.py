@@ -1,9 +1,9 @@
 """Settings → the two stores they name: the database and the registry. Light to import; nothing is kept open here."""
 
+from db.connection.databases import beside, require
+from db.connection.engine import Database, Limits, Watch
 from db.core.cipher import Cipher
-from db.databases import beside, require
 from db.embedded.server import EmbeddedPostgres
-from db.engine import Database, Limits, Watch
 from db.errors import DatabaseError
 from registry.store import Registry
 from serving.errors import NotReady

@@ -18,7 +18,7 @@ from types import FrameType
 import structlog
 from pydantic import SecretStr
 
-from db.databases import beside, ensure_beside, require_own_session
+from db.connection.databases import beside, ensure_beside, require_own_session
 from db.embedded.server import EmbeddedPostgres
 from db.errors import DatabaseError
 from db.schema import versions

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from db.databases import require
+from db.connection.databases import require
 from serving.background import end_with_parent
 from serving.errors import Invalid
 from serving.launch import LaunchFailed, require_free_port

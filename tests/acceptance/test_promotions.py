@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from db.databases import ensure_beside
+from db.connection.databases import ensure_beside
 from db.embedded.server import EmbeddedPostgres
 from registry.store import CHAMPION, Registry
 from tests.support.clock import eventually

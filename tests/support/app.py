@@ -11,10 +11,10 @@ from uuid import UUID
 import httpx
 from fastapi import FastAPI
 
+from db.connection.engine import Database
 from db.contrasts import Contrasts
 from db.core.cipher import Cipher
 from db.core.ids import TextIds, Uuid7Clock
-from db.engine import Database
 from db.erasure import Erasures as ErasureStore
 from db.evaluations import Evaluations as StoredEvaluations
 from db.evidence import Evidence

@@ -14,9 +14,9 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from db.connection.engine import Database, Limits
 from db.core.cipher import Cipher
 from db.embedded.server import EmbeddedPostgres
-from db.engine import Database, Limits
 from db.partitions import Partitions
 from db.schema import versions
 from db.segments import Segments

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import numpy as np
 
-from db.engine import Database
+from db.connection.engine import Database
 from db.schema.tables import NOBODY
 from db.similarity import Similarity
 from db.spaces import Spaces

@@ -10,8 +10,8 @@ from uuid import UUID, uuid4
 
 import numpy as np
 
+from db.connection.engine import Database
 from db.core.ids import TextIds, Uuid7Clock
-from db.engine import Database
 from db.keys import Key, Keys, NewKey
 from db.submissions import NewIdempotency, NewPrediction, NewText, Submission
 from db.writer import Writer

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import psycopg
 
-from db.engine import Database
+from db.connection.engine import Database
 
 End: TypeAlias = Literal["goes on", "killed", "cancelled"]
 

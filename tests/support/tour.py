@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from db.audit import Audit
 from db.census import Censuses
-from db.engine import Database
+from db.connection.engine import Database
 from db.erasure import Erasures
 from db.evaluations import Evaluations, NewEvaluation
 from db.evidence import Evidence

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from db.databases import beside
+from db.connection.databases import beside
 from db.embedded.server import EmbeddedPostgres
 from registry.bootstrap import builtin
 from registry.bundle import Bundle, Manifest

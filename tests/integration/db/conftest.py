@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from db.engine import Database
+from db.connection.engine import Database
 from db.schema.roles import ensure
 from tests.support.postgres import TestServer, opened
 from tests.support.tour import tour

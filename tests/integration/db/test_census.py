@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from db.census import Censuses, Judged
+from db.connection.engine import Database
 from db.core.ids import Uuid7Clock
-from db.engine import Database
 from db.evaluations import Evaluations, NewEvaluation
 from db.feedback import FeedbackStore, NewFeedback
 from db.segments import Segments

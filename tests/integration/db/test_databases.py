@@ -4,7 +4,7 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from db.databases import ensure_beside
+from db.connection.databases import ensure_beside
 from db.errors import NotPermitted
 from db.schema.roles import Role
 from tests.support.ways import Ways

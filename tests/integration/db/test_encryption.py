@@ -12,9 +12,9 @@ import psycopg
 import pytest
 
 from db.audit import Audit
+from db.connection.engine import Database
 from db.contrasts import Contrasts
 from db.core.cipher import Cipher
-from db.engine import Database
 from db.erasure import Erasures
 from db.errors import Conflict, ForeignTextKeys, Unreadable
 from db.feedback import FeedbackStore, Judgement, NewFeedback

@@ -6,7 +6,7 @@ import time
 import psycopg
 import pytest
 
-from db.engine import Database, Limits
+from db.connection.engine import Database, Limits
 from db.errors import Unavailable
 from db.keys import Keys
 from db.segments import Segments

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from db.audit import Audit
-from db.engine import Database
+from db.connection.engine import Database
 from db.erasure import Erasures
 from db.errors import NotFound
 from db.evidence import Evidence

@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 
 from db.audit import Audit
-from db.engine import Database
+from db.connection.engine import Database
 from db.errors import NotFound
 from db.evaluations import ATTEMPTS, Evaluation, Evaluations, NewEvaluation
 from tests.support.rows import sql

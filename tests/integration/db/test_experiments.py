@@ -9,8 +9,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from db.audit import Audit
+from db.connection.engine import Database
 from db.core.ids import Uuid7Clock
-from db.engine import Database
 from db.errors import Conflict, DatabaseError, NotFound
 from db.evidence import SETTLING_SECONDS, ArmRow, Evidence
 from db.experiments import Experiment, Experiments, NewDecision, NewExperiment

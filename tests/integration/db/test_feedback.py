@@ -6,8 +6,8 @@ from uuid import uuid4
 
 import pytest
 
+from db.connection.engine import Database
 from db.core.ids import Uuid7Clock
-from db.engine import Database
 from db.errors import NotFound
 from db.feedback import FeedbackStore, Judgement, NewFeedback
 from db.idempotency import Idempotency

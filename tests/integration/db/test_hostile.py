@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from db.audit import Audit
-from db.engine import Database
+from db.connection.engine import Database
 from db.errors import DatabaseError, NotFound
 from db.evaluations import Evaluations
 from db.experiments import Experiments, NewExperiment

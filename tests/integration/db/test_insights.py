@@ -7,9 +7,9 @@ from uuid import UUID, uuid4
 import numpy as np
 import pytest
 
+from db.connection.engine import Database
 from db.contrasts import Contrasts
 from db.core.ids import uuid7_time
-from db.engine import Database
 from db.feedback import FeedbackStore, NewFeedback
 from db.keys import Key
 from db.segments import Segments

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from db.engine import Limits
+from db.connection.engine import Limits
 from db.erasure import Erasures
 from db.errors import NotFound, Unavailable
 from db.keys import Key

@@ -4,7 +4,7 @@ from uuid import UUID
 
 import pytest
 
-from db.engine import Database
+from db.connection.engine import Database
 from db.feedback import FeedbackStore, NewFeedback
 from db.keys import Key
 from db.keywords import RANKED, Keywords

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from db.connection.engine import Database
 from db.core.ids import Uuid7Clock, uuid7_floor
-from db.engine import Database
 from db.partitions import Partitions
 from tests.support.rows import counted, new_key, sql, submission, writer
 

@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 
 from db.audit import Audit
-from db.engine import Database
+from db.connection.engine import Database
 from db.errors import Duplicate, NotFound, Rejected
 from db.keys import Keys, NewKey
 from db.users import Users

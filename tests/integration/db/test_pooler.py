@@ -11,9 +11,9 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from db.databases import require
+from db.connection.databases import require
+from db.connection.engine import Database, Limits
 from db.dump import dump, load
-from db.engine import Database, Limits
 from db.errors import Unavailable, Unsuitable
 from db.experiments import Experiments, NewExperiment
 from db.schema import versions

@@ -5,8 +5,8 @@ from uuid import uuid4
 
 import pytest
 
+from db.connection.engine import Database
 from db.core.ids import uuid7_floor, uuid7_time
-from db.engine import Database
 from db.errors import NotFound, Rejected
 from db.feedback import FeedbackStore, NewFeedback
 from db.partitions import Partitions

@@ -4,7 +4,7 @@ from uuid import UUID
 
 import pytest
 
-from db.engine import Database
+from db.connection.engine import Database
 from db.feedback import FeedbackStore, NewFeedback
 from db.replay import Replays
 from tests.support.postgres import SPACE

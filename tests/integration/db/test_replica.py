@@ -3,7 +3,7 @@
 import psycopg
 import pytest
 
-from db.engine import Database
+from db.connection.engine import Database
 from db.errors import Unavailable
 from db.predictions import PredictionFilters, Predictions
 from db.schema.roles import Role

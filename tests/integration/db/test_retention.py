@@ -7,8 +7,8 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from db.connection.engine import Database
 from db.core.ids import uuid7_floor
-from db.engine import Database
 from db.errors import Unavailable
 from db.evidence import Evidence
 from db.experiments import Experiments, NewExperiment

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
+from db.connection.engine import Database
 from db.core import urls
-from db.engine import Database
 from db.errors import (
     ExtensionTooOld,
     ForeignInstallation,

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 import db.segments
-from db.engine import Database
+from db.connection.engine import Database
 from db.erasure import Erasures
 from db.errors import Unavailable
 from db.segments import Segments

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import db.similarity
+from db.connection.engine import Database
 from db.core.ids import uuid7_time
-from db.engine import Database
 from db.erasure import Erasures, NearCopies
 from db.feedback import FeedbackStore, NewFeedback
 from db.keys import Key

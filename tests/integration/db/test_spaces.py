@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from db.engine import Database
+from db.connection.engine import Database
 from db.erasure import Erasures
 from db.errors import Conflict, NotFound, Unavailable
 from db.reembedding import Reembedding

@@ -8,8 +8,8 @@ import numpy as np
 import psycopg
 import pytest
 
+from db.connection.engine import Database
 from db.core.ids import uuid7_time
-from db.engine import Database
 from db.errors import Rejected, Unavailable
 from db.partitions import Partitions
 from db.predictions import Predictions

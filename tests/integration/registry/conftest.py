@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from db.databases import ensure_beside
+from db.connection.databases import ensure_beside
 from registry.bundle import Bundle
 from registry.export import build_encoder
 from registry.sources import EncoderSource

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from db.databases import ensure_beside
-from db.engine import Database
+from db.connection.databases import ensure_beside
+from db.connection.engine import Database
 from registry.export import build_encoder
 from registry.store import Registry
 from tests.support.postgres import TestServer, opened

@@ -18,9 +18,9 @@ import pytest
 from pydantic import SecretStr
 
 from db.backup import Backup, BackupWriter
-from db.databases import beside, ensure_beside
+from db.connection.databases import beside, ensure_beside
+from db.connection.engine import Database
 from db.embedded.server import EmbeddedPostgres
-from db.engine import Database
 from db.errors import BackupDamaged, BackupFailed, BackupTooNew, EmbeddedServerError, NotEmpty
 from db.feedback import FeedbackStore, NewFeedback
 from db.schema import versions

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
-from db.engine import Database
+from db.connection.engine import Database
 from db.evaluations import Evaluation, Evaluations, NewEvaluation
 from db.feedback import FeedbackStore, NewFeedback
 from db.replay import Replays

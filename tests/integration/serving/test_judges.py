@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from db.engine import Database
+from db.connection.engine import Database
 from db.evidence import ArmRow, Counts, StageRow
 from db.experiments import Experiment, Experiments, NewExperiment
 from registry import decisions

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from db.audit import Audit
-from db.engine import Database
+from db.connection.engine import Database
 from db.evaluations import Evaluations, NewEvaluation
 from db.promotions import Act, NewPromotion
 from db.promotions import Promotions as History
@@ -194,7 +194,7 @@ _PROCESS = """
 import asyncio, os, sys
 from pathlib import Path
 from uuid import uuid4
-from db.engine import Database
+from db.connection.engine import Database
 from db.evaluations import Evaluations
 from db.promotions import Promotions as History
 from registry.store import Registry

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from db.engine import Database
+from db.connection.engine import Database
 from db.spaces import Spaces, State
 from db.submissions import Stored
 from db.vectors import Vectors

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from db.databases import ensure_beside
+from db.connection.databases import ensure_beside
 from registry.bootstrap import builtin
 from registry.store import CHAMPION, MODEL, Registry
 from serving.cluster import free_port

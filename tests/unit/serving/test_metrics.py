@@ -6,7 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from db.census import Answers, Census, Distributions, Judged, SegmentRow
-from db.engine import PoolState
+from db.connection.engine import PoolState
 from serving.caller import Role
 from serving.catalogue import Catalogue
 from serving.compute import Ask, Inference

@@ -8,7 +8,7 @@ from psycopg import errors as pg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db.engine import Database
+from db.connection.engine import Database
 from db.errors import Unavailable
 
 Result = TypeVar("Result")
