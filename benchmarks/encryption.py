@@ -18,9 +18,9 @@ from benchmarks.filling import Store, empty_store
 from benchmarks.load import sentences
 from benchmarks.report import middle, ratios, report
 from benchmarks.words import BATCH, SPACE, round_of
+from db.accounts.keys import Keys, NewKey
 from db.connection.engine import Database
 from db.core.cipher import Cipher, fresh_key, of_text
-from db.keys import Keys, NewKey
 from db.partitions import Partitions
 from db.rotation import Rotation
 from db.segments import Segments

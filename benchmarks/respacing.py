@@ -18,8 +18,8 @@ from benchmarks.filling import Store, empty_store
 from benchmarks.limit import space_folder
 from benchmarks.load import sentences
 from benchmarks.report import report
+from db.accounts.keys import Keys, NewKey
 from db.connection.engine import Database
-from db.keys import Keys, NewKey
 from db.partitions import Partitions
 from db.segments import Segments
 from db.spaces import Spaces

@@ -27,9 +27,9 @@ from benchmarks.limit import space_folder
 from benchmarks.load import sentences
 from benchmarks.peers import vector_stores
 from benchmarks.report import report
+from db.accounts.keys import Keys, NewKey
 from db.connection.engine import Database
 from db.embedded.server import EmbeddedPostgres
-from db.keys import Keys, NewKey
 from db.partitions import Partitions
 from db.segments import ROWS, Segments
 from db.similarity import Similarity, SimilarityFilters

@@ -15,8 +15,8 @@ import numpy as np
 from benchmarks.filling import Store, empty_store
 from benchmarks.load import sentences
 from benchmarks.report import middle, ratios, report
+from db.accounts.keys import Keys, NewKey
 from db.connection.engine import Database
-from db.keys import Keys, NewKey
 from db.keywords import Keywords
 from db.partitions import Partitions
 from db.segments import Segments

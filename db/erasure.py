@@ -16,7 +16,8 @@ import numpy as np
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db import audit, segments
+from db import segments
+from db.accounts import audit
 from db.connection.engine import Database
 from db.connection.retries import attempt
 from db.core.binary import Vector

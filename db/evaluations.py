@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import Interval, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from db import audit
+from db.accounts import audit
 from db.connection.engine import Database
 from db.errors import NotFound
 from db.schema import tables

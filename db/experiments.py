@@ -14,7 +14,7 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db import audit
+from db.accounts import audit
 from db.connection.engine import Database
 from db.errors import Conflict, Duplicate, NotFound
 from db.schema import tables

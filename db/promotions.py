@@ -16,7 +16,7 @@ from sqlalchemy import Select, and_, func, insert, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
-from db import audit
+from db.accounts import audit
 from db.connection.engine import Database
 from db.errors import Contested, NotFound, Rejected
 from db.schema import tables

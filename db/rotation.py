@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db import audit
+from db.accounts import audit
 from db.connection.engine import Database
 from db.connection.retries import attempt
 from db.core.cipher import PLAIN, Cipher, of_answer, of_comment, of_text

@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db import audit
+from db.accounts import audit
 from db.connection.engine import Database
 from db.core.ids import uuid7_floor
 from db.errors import Conflict, NotFound

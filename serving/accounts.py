@@ -9,8 +9,8 @@ from typing import Protocol
 from uuid import UUID
 
 from db import errors as db_errors
-from db.keys import Key, NewKey
-from db.users import User
+from db.accounts.keys import Key, NewKey
+from db.accounts.users import User
 from serving.auth import Authenticator, fresh_key
 from serving.caller import Caller, Role
 from serving.database_errors import reaching_the_database

@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 
 import jwt
 
-from db.keys import Key
+from db.accounts.keys import Key
 from serving.caller import Caller, Role
 from serving.database_errors import reaching_the_database
 from serving.errors import Unauthenticated

@@ -6,7 +6,7 @@ from typing import Any
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
-from db.audit import Audit
+from db.accounts.audit import Audit
 from db.connection.engine import Database
 from db.evaluations import Evaluation
 from db.evaluations import Evaluations as StoredEvaluations

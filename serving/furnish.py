@@ -7,7 +7,7 @@ import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 
-from db.keys import Keys, NewKey
+from db.accounts.keys import Keys, NewKey
 from db.partitions import Partitions
 from db.segments import Segments
 from db.spaces import Spaces

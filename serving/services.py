@@ -9,6 +9,8 @@ from importlib.metadata import version
 
 import structlog
 
+from db.accounts.keys import Keys
+from db.accounts.users import Users
 from db.census import Censuses
 from db.connection.engine import Database
 from db.contrasts import Contrasts
@@ -19,7 +21,6 @@ from db.evidence import Evidence
 from db.experiments import Experiments as ExperimentStore
 from db.feedback import FeedbackStore
 from db.idempotency import Idempotency
-from db.keys import Keys
 from db.keywords import Keywords
 from db.partitions import Partitions
 from db.predictions import Predictions
@@ -27,7 +28,6 @@ from db.similarity import Similarity
 from db.spaces import Spaces as SpaceStore
 from db.traffic import TrafficFeed
 from db.truths import Truths
-from db.users import Users
 from db.vectors import Vectors
 from db.windows import Windows
 from db.writer import Writer

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from db.keys import Key
+from db.accounts.keys import Key
 from serving.accounts import WantedKey
 from serving.api import render
 from serving.api.access import GuardedRoute, requires

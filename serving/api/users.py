@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from db.users import User
+from db.accounts.users import User
 from serving.api import render
 from serving.api.access import GuardedRoute, requires
 from serving.api.deps import Json, body_of, caller_of, services_of

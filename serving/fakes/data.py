@@ -13,12 +13,13 @@ from uuid import UUID, uuid4
 import numpy as np
 from numpy.typing import NDArray
 
+from db.accounts.keys import Key, NewKey
+from db.accounts.users import User
 from db.core.binary import Vector
 from db.core.ids import uuid7_time
 from db.errors import Duplicate, NotFound, Rejected, Unavailable
 from db.feedback import Judgement, NewFeedback
 from db.idempotency import Kept
-from db.keys import Key, NewKey
 from db.predictions import Page, Prediction, PredictionFilters
 from db.schema.tables import DIMENSIONS
 from db.similarity import SimilarityFilters
@@ -32,7 +33,6 @@ from db.submissions import (
     Stored,
     Submission,
 )
-from db.users import User
 from registry.bundle import LABELS
 from serving.compute import Ask, Inference
 from serving.errors import ModelNotReady

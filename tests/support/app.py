@@ -11,6 +11,8 @@ from uuid import UUID
 import httpx
 from fastapi import FastAPI
 
+from db.accounts.keys import Keys, NewKey
+from db.accounts.users import Users
 from db.connection.engine import Database
 from db.contrasts import Contrasts
 from db.core.cipher import Cipher
@@ -21,14 +23,12 @@ from db.evidence import Evidence
 from db.experiments import Experiments as ExperimentStore
 from db.feedback import FeedbackStore
 from db.idempotency import Idempotency
-from db.keys import Keys, NewKey
 from db.keywords import Keywords
 from db.predictions import Predictions
 from db.promotions import Promotions as StoredPromotions
 from db.similarity import Similarity
 from db.spaces import Spaces as StoredSpaces
 from db.truths import Truths
-from db.users import Users
 from db.vectors import Vectors
 from db.windows import Windows
 from db.writer import Writer

@@ -10,9 +10,9 @@ from uuid import UUID, uuid4
 
 import numpy as np
 
+from db.accounts.keys import Key, Keys, NewKey
 from db.connection.engine import Database
 from db.core.ids import TextIds, Uuid7Clock
-from db.keys import Key, Keys, NewKey
 from db.submissions import NewIdempotency, NewPrediction, NewText, Submission
 from db.writer import Writer
 from tests.support.postgres import KEY, SPACE

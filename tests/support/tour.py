@@ -4,7 +4,9 @@ import asyncio
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from db.audit import Audit
+from db.accounts.audit import Audit
+from db.accounts.keys import Key, Keys
+from db.accounts.users import Users
 from db.census import Censuses
 from db.connection.engine import Database
 from db.erasure import Erasures
@@ -13,7 +15,6 @@ from db.evidence import Evidence
 from db.experiments import Experiments, NewExperiment
 from db.feedback import FeedbackStore, Judgement, NewFeedback
 from db.idempotency import Idempotency
-from db.keys import Key, Keys
 from db.keywords import Keywords
 from db.partitions import Partitions
 from db.predictions import PredictionFilters, Predictions
@@ -22,7 +23,6 @@ from db.replay import Replays
 from db.segments import Segments
 from db.similarity import Similarity, SimilarityFilters
 from db.submissions import NewText, Replayed, Stored
-from db.users import Users
 from db.vectors import Vectors
 from db.writer import Writer
 from serving.housekeeping import Housekeeping

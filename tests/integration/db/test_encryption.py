@@ -11,7 +11,8 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from db.audit import Audit
+from db.accounts.audit import Audit
+from db.accounts.keys import Key
 from db.connection.engine import Database
 from db.contrasts import Contrasts
 from db.core.cipher import Cipher
@@ -19,7 +20,6 @@ from db.erasure import Erasures
 from db.errors import Conflict, ForeignTextKeys, Unreadable
 from db.feedback import FeedbackStore, Judgement, NewFeedback
 from db.idempotency import Idempotency
-from db.keys import Key
 from db.keywords import Keywords
 from db.predictions import Predictions
 from db.reembedding import Reembedding

@@ -6,9 +6,9 @@ import time
 import psycopg
 import pytest
 
+from db.accounts.keys import Keys
 from db.connection.engine import Database, Limits
 from db.errors import Unavailable
-from db.keys import Keys
 from db.segments import Segments
 from db.submissions import Stored
 from tests.support.postgres import SPACE, opened

@@ -10,21 +10,21 @@ import numpy as np
 import psycopg
 import pytest
 
-from db.audit import Audit
+from db.accounts.audit import Audit
+from db.accounts.keys import Key, Keys
+from db.accounts.users import Users
 from db.connection.engine import Database
 from db.erasure import Erasures
 from db.errors import NotFound
 from db.evidence import Evidence
 from db.experiments import Experiments, NewExperiment
 from db.feedback import FeedbackStore, NewFeedback
-from db.keys import Key, Keys
 from db.predictions import Predictions
 from db.schema import versions
 from db.schema.tables import NOBODY
 from db.scrub import scrub
 from db.similarity import Similarity
 from db.submissions import NewText, Stored, Submission
-from db.users import Users
 from tests.support.held import dumped, in_files
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import (

@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 
-from db.audit import Audit
+from db.accounts.audit import Audit
 from db.connection.engine import Database
 from db.errors import NotFound
 from db.evaluations import ATTEMPTS, Evaluation, Evaluations, NewEvaluation

@@ -8,14 +8,14 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from db.audit import Audit
+from db.accounts.audit import Audit
+from db.accounts.keys import Key
 from db.connection.engine import Database
 from db.core.ids import Uuid7Clock
 from db.errors import Conflict, DatabaseError, NotFound
 from db.evidence import SETTLING_SECONDS, ArmRow, Evidence
 from db.experiments import Experiment, Experiments, NewDecision, NewExperiment
 from db.feedback import FeedbackStore, NewFeedback
-from db.keys import Key
 from db.traffic import TrafficFeed
 from tests.support.rows import new_key, new_text, sql, submission, writer
 

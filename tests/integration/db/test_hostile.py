@@ -8,20 +8,20 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from db.audit import Audit
+from db.accounts.audit import Audit
+from db.accounts.keys import Key
+from db.accounts.users import Users
 from db.connection.engine import Database
 from db.errors import DatabaseError, NotFound
 from db.evaluations import Evaluations
 from db.experiments import Experiments, NewExperiment
 from db.feedback import FeedbackStore, Judgement, NewFeedback
 from db.idempotency import Idempotency
-from db.keys import Key
 from db.predictions import PredictionFilters, Predictions
 from db.promotions import Promotions
 from db.replay import Replays
 from db.similarity import Similarity, SimilarityFilters
 from db.submissions import Failed, Stored
-from db.users import Users
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import claim, counted, new_key, new_text, sql, submission, writer
 from tests.support.tour import VECTOR

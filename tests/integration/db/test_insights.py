@@ -7,11 +7,11 @@ from uuid import UUID, uuid4
 import numpy as np
 import pytest
 
+from db.accounts.keys import Key
 from db.connection.engine import Database
 from db.contrasts import Contrasts
 from db.core.ids import uuid7_time
 from db.feedback import FeedbackStore, NewFeedback
-from db.keys import Key
 from db.segments import Segments
 from db.submissions import NewPrediction, NewText, Submission
 from db.truths import Truths

@@ -20,16 +20,16 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from db.accounts.keys import Key
+from db.accounts.users import Users
 from db.connection.engine import Limits
 from db.erasure import Erasures
 from db.errors import NotFound, Unavailable
-from db.keys import Key
 from db.retention import Retention
 from db.schema.tables import NOBODY
 from db.segments import Segments
 from db.similarity import Neighbours, Similarity, SimilarityFilters
 from db.submissions import Stored, Submission
-from db.users import Users
 from db.vectors import Vectors
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import new_key, new_prediction, new_text, now, unit_vectors, writer

@@ -4,9 +4,9 @@ from uuid import UUID
 
 import pytest
 
+from db.accounts.keys import Key
 from db.connection.engine import Database
 from db.feedback import FeedbackStore, NewFeedback
-from db.keys import Key
 from db.keywords import RANKED, Keywords
 from db.similarity import SimilarityFilters
 from tests.support.postgres import SPACE

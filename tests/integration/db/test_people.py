@@ -6,11 +6,11 @@ from uuid import uuid4
 
 import pytest
 
-from db.audit import Audit
+from db.accounts.audit import Audit
+from db.accounts.keys import Keys, NewKey
+from db.accounts.users import Users
 from db.connection.engine import Database
 from db.errors import Duplicate, NotFound, Rejected
-from db.keys import Keys, NewKey
-from db.users import Users
 from tests.support.rows import counted, new_key, now
 
 pytestmark = pytest.mark.anyio

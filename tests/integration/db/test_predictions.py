@@ -5,13 +5,13 @@ from uuid import uuid4
 
 import pytest
 
+from db.accounts.users import Users
 from db.connection.engine import Database
 from db.core.ids import uuid7_floor, uuid7_time
 from db.errors import NotFound, Rejected
 from db.feedback import FeedbackStore, NewFeedback
 from db.partitions import Partitions
 from db.predictions import PredictionFilters, Predictions
-from db.users import Users
 from tests.support.rows import new_key, new_text, now, sql, submission, writer
 
 pytestmark = pytest.mark.anyio

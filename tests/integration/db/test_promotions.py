@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from db.audit import Audit
+from db.accounts.audit import Audit
 from db.connection.engine import Database
 from db.errors import Contested, NotFound, Rejected
 from db.promotions import Act, NewPromotion, Promotion, Promotions, State

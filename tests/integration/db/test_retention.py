@@ -7,13 +7,13 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from db.accounts.keys import Key
 from db.connection.engine import Database
 from db.core.ids import uuid7_floor
 from db.errors import Unavailable
 from db.evidence import Evidence
 from db.experiments import Experiments, NewExperiment
 from db.feedback import FeedbackStore, NewFeedback
-from db.keys import Key
 from db.partitions import Partitions
 from db.retention import Retention
 from db.submissions import Stored

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from db.audit import Audit
+from db.accounts.audit import Audit
 from db.connection.engine import Database
 from db.evaluations import Evaluations, NewEvaluation
 from db.promotions import Act, NewPromotion

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import jwt
 import pytest
 
-from db.keys import NewKey
+from db.accounts.keys import NewKey
 from serving.auth import Authenticator, digest, fresh_key, key_id_in
 from serving.caller import Caller, Role
 from serving.errors import RateLimited, StoreUnavailable, Unauthenticated

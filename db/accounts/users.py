@@ -8,7 +8,7 @@ import psycopg
 from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 
-from db import audit
+from db.accounts import audit
 from db.connection.engine import Database
 from db.errors import Duplicate, NotFound
 from db.schema import tables

@@ -10,7 +10,7 @@ from psycopg.rows import class_row
 from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
-from db import audit
+from db.accounts import audit
 from db.connection.engine import Database
 from db.errors import Duplicate, NotFound
 from db.schema import tables
