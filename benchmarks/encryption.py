@@ -21,9 +21,9 @@ from benchmarks.words import BATCH, SPACE, round_of
 from db.accounts.keys import Keys, NewKey
 from db.connection.engine import Database
 from db.core.cipher import Cipher, fresh_key, of_text
+from db.embeddings.segments import Segments
 from db.partitions import Partitions
 from db.rotation import Rotation
-from db.segments import Segments
 from registry.held_out import HeldOut
 
 ONE, TWO = fresh_key("one"), fresh_key("two")

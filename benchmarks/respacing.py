@@ -20,9 +20,9 @@ from benchmarks.load import sentences
 from benchmarks.report import report
 from db.accounts.keys import Keys, NewKey
 from db.connection.engine import Database
+from db.embeddings.segments import Segments
+from db.embeddings.spaces import Spaces
 from db.partitions import Partitions
-from db.segments import Segments
-from db.spaces import Spaces
 from registry.bundle import Bundle
 from serving.engines.factory import open_encoder
 from serving.reembedding import Work

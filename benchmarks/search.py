@@ -21,7 +21,7 @@ from benchmarks.report import middle, ratios, report
 from benchmarks.servers import Platform, platform
 from db.connection.engine import Database
 from db.embedded.server import EmbeddedPostgres
-from db.segments import ROWS, Segments
+from db.embeddings.segments import ROWS, Segments
 from serving.auth import key_id_in
 from serving.installation import installation_key
 from serving.settings import Settings

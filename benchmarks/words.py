@@ -17,9 +17,9 @@ from benchmarks.load import sentences
 from benchmarks.report import middle, ratios, report
 from db.accounts.keys import Keys, NewKey
 from db.connection.engine import Database
+from db.embeddings.segments import Segments
 from db.keywords import Keywords
 from db.partitions import Partitions
-from db.segments import Segments
 
 BATCH = 16
 MERGED_EVERY = 15

@@ -16,11 +16,11 @@ import numpy as np
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db import segments
 from db.accounts import audit
 from db.connection.engine import Database
 from db.connection.retries import attempt
 from db.core.binary import Vector
+from db.embeddings import segments
 from db.erasure_query import (
     BLANKS,
     CANDIDATES,

@@ -9,8 +9,8 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from db import segments
 from db.connection.engine import Database
+from db.embeddings import segments
 from db.schema.tables import NOBODY
 
 _STEP_TEXTS: Final = 2_000

@@ -31,9 +31,9 @@ class Control:
     """The fleet, the judge of experiments and the housekeeping; whoever asks gets the catalogue once it changes."""
 
     async def __init__(self) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        from db.embeddings.spaces import Spaces
         from db.evidence import Evidence
         from db.experiments import Experiments
-        from db.spaces import Spaces
         from serving.control import lifecycle
         from serving.fleet import Fleet
         from serving.housekeeping import Housekeeping

@@ -10,13 +10,13 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from db.connection.engine import Database
+from db.embeddings.segments import Segments
+from db.embeddings.spaces import Spaces, State
 from db.errors import DatabaseError
 from db.idempotency import Idempotency
 from db.keywords import Keywords
 from db.partitions import Partitions
 from db.retention import Retention
-from db.segments import Segments
-from db.spaces import Spaces, State
 
 log = structlog.get_logger(__name__)
 

@@ -19,11 +19,11 @@ import structlog
 from numpy.typing import NDArray
 
 from db.connection.engine import Database
+from db.embeddings.reembedding import Page, Reembedding
+from db.embeddings.segments import Segments
+from db.embeddings.spaces import Spaces, State
 from db.errors import Conflict, DatabaseError
-from db.reembedding import Page, Reembedding
 from db.schema.tables import NOBODY
-from db.segments import Segments
-from db.spaces import Spaces, State
 from registry.bundle import Bundle
 from registry.errors import RegistryError
 from registry.layout import Engine

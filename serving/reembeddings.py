@@ -10,8 +10,8 @@ from typing import Final, Protocol
 
 import structlog
 
+from db.embeddings.spaces import State
 from db.errors import DatabaseError
-from db.spaces import State
 from serving.background import launched
 
 log = structlog.get_logger(__name__)

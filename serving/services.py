@@ -15,6 +15,8 @@ from db.census import Censuses
 from db.connection.engine import Database
 from db.contrasts import Contrasts
 from db.core.ids import TextIds, Uuid7Clock
+from db.embeddings.spaces import Spaces as SpaceStore
+from db.embeddings.vectors import Vectors
 from db.erasure import Erasures as ErasureStore
 from db.errors import DatabaseError
 from db.evidence import Evidence
@@ -25,10 +27,8 @@ from db.keywords import Keywords
 from db.partitions import Partitions
 from db.predictions import Predictions
 from db.similarity import Similarity
-from db.spaces import Spaces as SpaceStore
 from db.traffic import TrafficFeed
 from db.truths import Truths
-from db.vectors import Vectors
 from db.windows import Windows
 from db.writer import Writer
 from serving.accounts import Accounts

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 from uuid import UUID
 
+from db.embeddings.spaces import Space, State
 from db.schema.tables import DIMENSIONS
-from db.spaces import Space, State
 from registry.records import EncoderRecord
 from serving.caller import Caller
 from serving.catalogue import Catalogue

@@ -5,8 +5,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID
 
+from db.embeddings.spaces import Space, State
 from db.errors import Conflict, NotFound
-from db.spaces import Space, State
 
 
 class FakeSpaces:

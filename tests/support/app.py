@@ -17,6 +17,8 @@ from db.connection.engine import Database
 from db.contrasts import Contrasts
 from db.core.cipher import Cipher
 from db.core.ids import TextIds, Uuid7Clock
+from db.embeddings.spaces import Spaces as StoredSpaces
+from db.embeddings.vectors import Vectors
 from db.erasure import Erasures as ErasureStore
 from db.evaluations import Evaluations as StoredEvaluations
 from db.evidence import Evidence
@@ -27,9 +29,7 @@ from db.keywords import Keywords
 from db.predictions import Predictions
 from db.promotions import Promotions as StoredPromotions
 from db.similarity import Similarity
-from db.spaces import Spaces as StoredSpaces
 from db.truths import Truths
-from db.vectors import Vectors
 from db.windows import Windows
 from db.writer import Writer
 from registry.records import VersionRecord

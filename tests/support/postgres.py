@@ -17,9 +17,9 @@ from psycopg import sql
 from db.connection.engine import Database, Limits
 from db.core.cipher import Cipher
 from db.embedded.server import EmbeddedPostgres
+from db.embeddings.segments import Segments
 from db.partitions import Partitions
 from db.schema import versions
-from db.segments import Segments
 
 SPACE = "test-space"
 KEY = b"an installation key for the tests only"

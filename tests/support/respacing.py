@@ -8,9 +8,9 @@ from uuid import UUID
 import numpy as np
 
 from db.connection.engine import Database
+from db.embeddings.spaces import Spaces
 from db.schema.tables import NOBODY
 from db.similarity import Similarity
-from db.spaces import Spaces
 from db.submissions import NewText
 from serving.reembedding import Filling, Work
 from tests.support.postgres import SPACE

@@ -9,6 +9,8 @@ from db.accounts.keys import Key, Keys
 from db.accounts.users import Users
 from db.census import Censuses
 from db.connection.engine import Database
+from db.embeddings.segments import Segments
+from db.embeddings.vectors import Vectors
 from db.erasure import Erasures
 from db.evaluations import Evaluations, NewEvaluation
 from db.evidence import Evidence
@@ -20,10 +22,8 @@ from db.partitions import Partitions
 from db.predictions import PredictionFilters, Predictions
 from db.promotions import Act, NewPromotion, Promotions, State
 from db.replay import Replays
-from db.segments import Segments
 from db.similarity import Similarity, SimilarityFilters
 from db.submissions import NewText, Replayed, Stored
-from db.vectors import Vectors
 from db.writer import Writer
 from serving.housekeeping import Housekeeping
 from tests.support.postgres import SPACE

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, ConfigDict, Field
 
-from db.spaces import State
+from db.embeddings.spaces import State
 from serving.api.schemas.fields import Body, Shape
 
 # An alias in MLflow, which allows no more.

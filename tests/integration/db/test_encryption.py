@@ -16,13 +16,13 @@ from db.accounts.keys import Key
 from db.connection.engine import Database
 from db.contrasts import Contrasts
 from db.core.cipher import Cipher
+from db.embeddings.reembedding import Reembedding
 from db.erasure import Erasures
 from db.errors import Conflict, ForeignTextKeys, Unreadable
 from db.feedback import FeedbackStore, Judgement, NewFeedback
 from db.idempotency import Idempotency
 from db.keywords import Keywords
 from db.predictions import Predictions
-from db.reembedding import Reembedding
 from db.replay import Replays
 from db.rotation import Kind, Rotated, Rotation
 from db.schema import versions

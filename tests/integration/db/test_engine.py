@@ -8,8 +8,8 @@ import pytest
 
 from db.accounts.keys import Keys
 from db.connection.engine import Database, Limits
+from db.embeddings.segments import Segments
 from db.errors import Unavailable
-from db.segments import Segments
 from db.submissions import Stored
 from tests.support.postgres import SPACE, opened
 from tests.support.rows import new_key, sql, submission, writer

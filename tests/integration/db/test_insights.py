@@ -11,11 +11,11 @@ from db.accounts.keys import Key
 from db.connection.engine import Database
 from db.contrasts import Contrasts
 from db.core.ids import uuid7_time
+from db.embeddings.segments import Segments
+from db.embeddings.vectors import Vectors
 from db.feedback import FeedbackStore, NewFeedback
-from db.segments import Segments
 from db.submissions import NewPrediction, NewText, Submission
 from db.truths import Truths
-from db.vectors import Vectors
 from db.windows import Window, Windows
 from tests.support.postgres import SPACE
 from tests.support.rows import new_key, new_prediction, new_text, now, writer

@@ -23,14 +23,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from db.accounts.keys import Key
 from db.accounts.users import Users
 from db.connection.engine import Limits
+from db.embeddings.segments import Segments
+from db.embeddings.vectors import Vectors
 from db.erasure import Erasures
 from db.errors import NotFound, Unavailable
 from db.retention import Retention
 from db.schema.tables import NOBODY
-from db.segments import Segments
 from db.similarity import Neighbours, Similarity, SimilarityFilters
 from db.submissions import Stored, Submission
-from db.vectors import Vectors
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import new_key, new_prediction, new_text, now, unit_vectors, writer
 from tests.support.scripted import End, Script, ScriptedDatabase

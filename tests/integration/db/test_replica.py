@@ -4,12 +4,12 @@ import psycopg
 import pytest
 
 from db.connection.engine import Database
+from db.embeddings.vectors import Vectors
 from db.errors import Unavailable
 from db.predictions import PredictionFilters, Predictions
 from db.schema.roles import Role
 from db.similarity import Similarity
 from db.submissions import Stored
-from db.vectors import Vectors
 from tests.support.postgres import KEY, SPACE, TestServer, opened
 from tests.support.rows import new_key, submission, writer
 from tests.support.tour import VECTOR

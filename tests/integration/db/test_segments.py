@@ -9,11 +9,11 @@ import psycopg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-import db.segments
+import db.embeddings.segments
 from db.connection.engine import Database
+from db.embeddings.segments import Segments
 from db.erasure import Erasures
 from db.errors import Unavailable
-from db.segments import Segments
 from db.similarity import Similarity
 from db.submissions import Stored
 from tests.support.postgres import SPACE, opened
@@ -110,7 +110,7 @@ async def test_what_is_erased_or_late_while_segments_are_merged_is_as_it_was_tol
     ids = [text_id for _ in range(4) for text_id in await indexed(database, 20)]
     late = new_text()
     vector = [float(value) for value in np.frombuffer(late.embedding, "<f2")]
-    built = db.segments._index
+    built = db.embeddings.segments._index
 
     async def meanwhile(connection: AsyncConnection, segment: int, rows: int) -> None:
         await built(connection, segment, rows)
@@ -130,7 +130,7 @@ async def test_what_is_erased_while_a_merge_comes_to_its_end_is_in_no_segment(
     """An erasure that waits for the old segments knows nothing of the one that takes their place."""
     segments = Segments(database, SPACE)
     ids = [text_id for _ in range(4) for text_id in await indexed(database, 5)]
-    attach, ending, going = db.segments._attach, asyncio.Event(), asyncio.Event()
+    attach, ending, going = db.embeddings.segments._attach, asyncio.Event(), asyncio.Event()
 
     async def later(connection: AsyncConnection, segment: int) -> None:
         ending.set()

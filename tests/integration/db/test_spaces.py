@@ -9,14 +9,14 @@ from uuid import UUID
 import pytest
 
 from db.connection.engine import Database
+from db.embeddings.reembedding import Reembedding
+from db.embeddings.segments import Segments
+from db.embeddings.spaces import Spaces, State
+from db.embeddings.vectors import Vectors
 from db.erasure import Erasures
 from db.errors import Conflict, NotFound, Unavailable
-from db.reembedding import Reembedding
-from db.segments import Segments
 from db.similarity import Similarity
-from db.spaces import Spaces, State
 from db.submissions import Failed, Stored, Submission
-from db.vectors import Vectors
 from serving.housekeeping import Housekeeping
 from serving.reembedding import Filling
 from tests.support.postgres import SPACE

@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 from db.connection.engine import Database
+from db.embeddings.segments import Segments
 from db.evaluations import Evaluation, Evaluations, NewEvaluation
 from db.feedback import FeedbackStore, NewFeedback
 from db.replay import Replays
-from db.segments import Segments
 from registry.bootstrap import builtin
 from registry.bundle import Bundle
 from registry.errors import NotRegistered

@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 from db.connection.engine import Database
-from db.spaces import Spaces, State
+from db.embeddings.spaces import Spaces, State
+from db.embeddings.vectors import Vectors
 from db.submissions import Stored
-from db.vectors import Vectors
 from registry.bundle import Bundle
 from registry.enrol import enrol_space
 from registry.errors import ExportFailed

@@ -8,7 +8,7 @@ from uuid import UUID
 import numpy as np
 import pytest
 
-from db.reembedding import Page
+from db.embeddings.reembedding import Page
 from db.schema.tables import NOBODY
 from serving.fakes.spaces import FakeSpaces
 from serving.reembedding import Filling
