@@ -22,7 +22,7 @@ from db.accounts.keys import Keys, NewKey
 from db.connection.engine import Database
 from db.core.cipher import Cipher, fresh_key, of_text
 from db.embeddings.segments import Segments
-from db.partitions import Partitions
+from db.predictions.partitions import Partitions
 from db.rotation import Rotation
 from registry.held_out import HeldOut
 

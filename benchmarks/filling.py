@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from db.connection.engine import Database
 from db.core.ids import Uuid7Clock
 from db.embedded.server import EmbeddedPostgres
+from db.predictions.submissions import NewPrediction, NewText, Submission
+from db.predictions.writer import Writer
 from db.schema import versions
-from db.submissions import NewPrediction, NewText, Submission
-from db.writer import Writer
 from registry.bundle import LABELS
 
 CHUNK = 1_000

@@ -22,7 +22,7 @@ from db.accounts.keys import Keys, NewKey
 from db.connection.engine import Database
 from db.embeddings.segments import Segments
 from db.embeddings.spaces import Spaces
-from db.partitions import Partitions
+from db.predictions.partitions import Partitions
 from registry.bundle import Bundle
 from serving.engines.factory import open_encoder
 from serving.reembedding import Work

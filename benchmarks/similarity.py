@@ -31,7 +31,7 @@ from db.accounts.keys import Keys, NewKey
 from db.connection.engine import Database
 from db.embedded.server import EmbeddedPostgres
 from db.embeddings.segments import ROWS, Segments
-from db.partitions import Partitions
+from db.predictions.partitions import Partitions
 from db.similarity import Similarity, SimilarityFilters
 from registry.bundle import Bundle
 from registry.layout import Engine

@@ -19,7 +19,7 @@ from db.accounts.keys import Keys, NewKey
 from db.connection.engine import Database
 from db.embeddings.segments import Segments
 from db.keywords import Keywords
-from db.partitions import Partitions
+from db.predictions.partitions import Partitions
 
 BATCH = 16
 MERGED_EVERY = 15

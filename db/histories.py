@@ -13,8 +13,8 @@ from psycopg.rows import dict_row
 from db.connection.engine import PsycopgConnection
 from db.core import binary
 from db.core.cipher import Cipher
-from db.feedback import Judgement, judgement
-from db.predictions import Prediction, prediction
+from db.predictions.feedback import Judgement, judgement
+from db.predictions.predictions import Prediction, prediction
 
 _VISIBLE: Final[LiteralString] = """
     p.text_id = ANY(%(texts)b::uuid[]) AND p.arm <> 'shadow'

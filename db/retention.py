@@ -1,6 +1,6 @@
 """Texts and vectors that no prediction names any more, and jobs long done: removed in bounded steps.
 
-Owns the look around and where it stands. Whole months of predictions are `db.partitions`' to drop.
+Owns the look around and where it stands. Whole months of predictions are `db.predictions.partitions`' to drop.
 """
 
 from datetime import datetime

@@ -13,9 +13,9 @@ import psycopg
 from db.connection.engine import Database, PsycopgConnection
 from db.core.binary import Vector
 from db.errors import Rejected
-from db.feedback import Judgement
 from db.histories import histories
-from db.predictions import Prediction
+from db.predictions.feedback import Judgement
+from db.predictions.predictions import Prediction
 from db.similarity_query import Found, SimilarityFilters, SimilarityQuery
 
 __all__ = ["Neighbour", "Neighbours", "Similarity", "SimilarityFilters"]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
 
-from db.submissions import NewIdempotency
+from db.predictions.submissions import NewIdempotency
 
 
 class Role(StrEnum):

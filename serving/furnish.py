@@ -10,7 +10,7 @@ from pathlib import Path
 from db.accounts.keys import Keys, NewKey
 from db.embeddings.segments import Segments
 from db.embeddings.spaces import Spaces
-from db.partitions import Partitions
+from db.predictions.partitions import Partitions
 from serving.auth import digest, fresh_key, key_id_in
 from serving.caller import Role
 from serving.installation import admin_key_path, write_secret

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from db.core.ids import TextIds, Uuid7Clock
-from db.idempotency import Kept
-from db.submissions import Failed, Mismatch, NewPrediction, Outcome, Replayed, Stored, Submission
+from db.predictions.idempotency import Kept
+from db.predictions.submissions import Failed, Mismatch, NewPrediction, Outcome, Replayed, Stored, Submission
 from serving.batching import Door, Meter, Passage
 from serving.caller import Caller, Idempotency
 from serving.catalogue import Catalogue

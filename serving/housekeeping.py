@@ -13,9 +13,9 @@ from db.connection.engine import Database
 from db.embeddings.segments import Segments
 from db.embeddings.spaces import Spaces, State
 from db.errors import DatabaseError
-from db.idempotency import Idempotency
 from db.keywords import Keywords
-from db.partitions import Partitions
+from db.predictions.idempotency import Idempotency
+from db.predictions.partitions import Partitions
 from db.retention import Retention
 
 log = structlog.get_logger(__name__)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
-from db.feedback import Judgement, NewFeedback
-from db.predictions import Page, Prediction, PredictionFilters
-from db.submissions import Mismatch, NewIdempotency, Replayed
+from db.predictions.feedback import Judgement, NewFeedback
+from db.predictions.predictions import Page, Prediction, PredictionFilters
+from db.predictions.submissions import Mismatch, NewIdempotency, Replayed
 from serving.caller import Caller, Idempotency
 from serving.database_errors import reaching_the_database
 from serving.errors import Conflict

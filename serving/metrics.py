@@ -12,7 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from db.submissions import NewPrediction
+from db.predictions.submissions import NewPrediction
 from serving.compute import Ask, Encoders, Inference
 from serving.gateway import Timing
 

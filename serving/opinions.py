@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 from uuid import UUID
 
-from db.predictions import Prediction
+from db.predictions.predictions import Prediction
 from db.similarity import Neighbour, SimilarityFilters
 from registry.opinions import NEIGHBOURS, Vote, vote
 from serving.caller import Caller

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from db.core.ids import TextIds, Uuid7Clock, uuid7_time
-from db.submissions import NewIdempotency, NewPrediction, NewText, Submission
+from db.predictions.submissions import NewIdempotency, NewPrediction, NewText, Submission
 from registry.bundle import LABELS
 from registry.records import VersionRecord
 from serving.batching import Passage

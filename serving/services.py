@@ -21,16 +21,16 @@ from db.erasure import Erasures as ErasureStore
 from db.errors import DatabaseError
 from db.evidence import Evidence
 from db.experiments import Experiments as ExperimentStore
-from db.feedback import FeedbackStore
-from db.idempotency import Idempotency
 from db.keywords import Keywords
-from db.partitions import Partitions
-from db.predictions import Predictions
+from db.predictions.feedback import FeedbackStore
+from db.predictions.idempotency import Idempotency
+from db.predictions.partitions import Partitions
+from db.predictions.predictions import Predictions
+from db.predictions.writer import Writer
 from db.similarity import Similarity
 from db.traffic import TrafficFeed
 from db.truths import Truths
 from db.windows import Windows
-from db.writer import Writer
 from serving.accounts import Accounts
 from serving.api.deps import Recall, Services
 from serving.aside import Aside

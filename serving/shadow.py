@@ -11,7 +11,7 @@ from uuid import UUID
 
 import structlog
 
-from db.submissions import Submission
+from db.predictions.submissions import Submission
 from registry.records import VersionRecord
 from serving.caller import Caller
 from serving.catalogue import Place

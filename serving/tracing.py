@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
-from db.submissions import Outcome, Submission
+from db.predictions.submissions import Outcome, Submission
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter

@@ -12,13 +12,13 @@ from typing import Any
 
 
 class WriterFinder(MetaPathFinder):
-    """Finds `db.writer` where it is, and replaces what its `Writer` commits by nothing."""
+    """Finds `db.predictions.writer` where it is, and replaces what its `Writer` commits by nothing."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Only the writer's, with a loader that changes it once it is loaded."""
-        if fullname != "db.writer":
+        if fullname != "db.predictions.writer":
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         loader: Any = None if spec is None else spec.loader
@@ -34,7 +34,7 @@ class WriterFinder(MetaPathFinder):
 
 
 async def _commit(self: object, submissions: Sequence[object]) -> list[object]:  # noqa: ARG001
-    from db.submissions import Stored
+    from db.predictions.submissions import Stored
 
     return [Stored()] * len(submissions)
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from db.predictions import PredictionFilters
+from db.predictions.predictions import PredictionFilters
 from serving.api import render
 from serving.api.access import GuardedRoute, requires
 from serving.api.deps import body_of, caller_of, services_of

@@ -7,8 +7,8 @@ import numpy as np
 import orjson
 from starlette.responses import Response
 
-from db.feedback import Judgement
-from db.predictions import Prediction as StoredPrediction
+from db.predictions.feedback import Judgement
+from db.predictions.predictions import Prediction as StoredPrediction
 from db.similarity import Neighbour
 from registry.bundle import LABELS
 from serving.api.deps import Json

@@ -18,12 +18,10 @@ from db.accounts.users import User
 from db.core.binary import Vector
 from db.core.ids import uuid7_time
 from db.errors import Duplicate, NotFound, Rejected, Unavailable
-from db.feedback import Judgement, NewFeedback
-from db.idempotency import Kept
-from db.predictions import Page, Prediction, PredictionFilters
-from db.schema.tables import DIMENSIONS
-from db.similarity import SimilarityFilters
-from db.submissions import (
+from db.predictions.feedback import Judgement, NewFeedback
+from db.predictions.idempotency import Kept
+from db.predictions.predictions import Page, Prediction, PredictionFilters
+from db.predictions.submissions import (
     Mismatch,
     NewIdempotency,
     NewPrediction,
@@ -33,6 +31,8 @@ from db.submissions import (
     Stored,
     Submission,
 )
+from db.schema.tables import DIMENSIONS
+from db.similarity import SimilarityFilters
 from registry.bundle import LABELS
 from serving.compute import Ask, Inference
 from serving.errors import ModelNotReady

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from db.contrasts import Contrast, Difference, Said
 from db.core.ids import uuid7_time
-from db.predictions import Prediction
+from db.predictions.predictions import Prediction
 from db.truths import Truth
 from db.windows import Judged, Sampled, Window
 from serving.fakes.data import FakeStore

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from db.core.binary import Vector
 from db.keywords import Hits
-from db.predictions import Prediction
+from db.predictions.predictions import Prediction
 from db.similarity import Neighbour, Neighbours, SimilarityFilters
 from serving.fakes.data import FakeStore, fits
 

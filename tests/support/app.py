@@ -23,15 +23,15 @@ from db.erasure import Erasures as ErasureStore
 from db.evaluations import Evaluations as StoredEvaluations
 from db.evidence import Evidence
 from db.experiments import Experiments as ExperimentStore
-from db.feedback import FeedbackStore
-from db.idempotency import Idempotency
 from db.keywords import Keywords
-from db.predictions import Predictions
+from db.predictions.feedback import FeedbackStore
+from db.predictions.idempotency import Idempotency
+from db.predictions.predictions import Predictions
+from db.predictions.writer import Writer
 from db.promotions import Promotions as StoredPromotions
 from db.similarity import Similarity
 from db.truths import Truths
 from db.windows import Windows
-from db.writer import Writer
 from registry.records import VersionRecord
 from serving.accounts import Accounts
 from serving.api import Services, create_api

@@ -18,7 +18,7 @@ from db.connection.engine import Database, Limits
 from db.core.cipher import Cipher
 from db.embedded.server import EmbeddedPostgres
 from db.embeddings.segments import Segments
-from db.partitions import Partitions
+from db.predictions.partitions import Partitions
 from db.schema import versions
 
 SPACE = "test-space"

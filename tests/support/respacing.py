@@ -9,9 +9,9 @@ import numpy as np
 
 from db.connection.engine import Database
 from db.embeddings.spaces import Spaces
+from db.predictions.submissions import NewText
 from db.schema.tables import NOBODY
 from db.similarity import Similarity
-from db.submissions import NewText
 from serving.reembedding import Filling, Work
 from tests.support.postgres import SPACE
 from tests.support.rows import new_text, sql

@@ -13,8 +13,8 @@ import numpy as np
 from db.accounts.keys import Key, Keys, NewKey
 from db.connection.engine import Database
 from db.core.ids import TextIds, Uuid7Clock
-from db.submissions import NewIdempotency, NewPrediction, NewText, Submission
-from db.writer import Writer
+from db.predictions.submissions import NewIdempotency, NewPrediction, NewText, Submission
+from db.predictions.writer import Writer
 from tests.support.postgres import KEY, SPACE
 
 text_id = TextIds(KEY)

@@ -15,16 +15,16 @@ from db.erasure import Erasures
 from db.evaluations import Evaluations, NewEvaluation
 from db.evidence import Evidence
 from db.experiments import Experiments, NewExperiment
-from db.feedback import FeedbackStore, Judgement, NewFeedback
-from db.idempotency import Idempotency
 from db.keywords import Keywords
-from db.partitions import Partitions
-from db.predictions import PredictionFilters, Predictions
+from db.predictions.feedback import FeedbackStore, Judgement, NewFeedback
+from db.predictions.idempotency import Idempotency
+from db.predictions.partitions import Partitions
+from db.predictions.predictions import PredictionFilters, Predictions
+from db.predictions.submissions import NewText, Replayed, Stored
+from db.predictions.writer import Writer
 from db.promotions import Act, NewPromotion, Promotions, State
 from db.replay import Replays
 from db.similarity import Similarity, SimilarityFilters
-from db.submissions import NewText, Replayed, Stored
-from db.writer import Writer
 from serving.housekeeping import Housekeeping
 from tests.support.postgres import SPACE
 from tests.support.respacing import NEXT, built, work_of

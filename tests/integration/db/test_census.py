@@ -9,7 +9,7 @@ from db.connection.engine import Database
 from db.core.ids import Uuid7Clock
 from db.embeddings.segments import Segments
 from db.evaluations import Evaluations, NewEvaluation
-from db.feedback import FeedbackStore, NewFeedback
+from db.predictions.feedback import FeedbackStore, NewFeedback
 from tests.support.postgres import SPACE
 from tests.support.rows import new_key, new_text, submission, writer
 

@@ -19,17 +19,17 @@ from db.core.cipher import Cipher
 from db.embeddings.reembedding import Reembedding
 from db.erasure import Erasures
 from db.errors import Conflict, ForeignTextKeys, Unreadable
-from db.feedback import FeedbackStore, Judgement, NewFeedback
-from db.idempotency import Idempotency
 from db.keywords import Keywords
-from db.predictions import Predictions
+from db.predictions.feedback import FeedbackStore, Judgement, NewFeedback
+from db.predictions.idempotency import Idempotency
+from db.predictions.predictions import Predictions
+from db.predictions.submissions import Failed, Mismatch, NewText, Replayed, Stored, Submission
 from db.replay import Replays
 from db.rotation import Kind, Rotated, Rotation
 from db.schema import versions
 from db.schema.roles import Role
 from db.scrub import scrub
 from db.similarity import Similarity
-from db.submissions import Failed, Mismatch, NewText, Replayed, Stored, Submission
 from db.windows import Window, Windows
 from tests.support.held import dumped, everything, in_files
 from tests.support.postgres import SPACE, TestServer, opened

@@ -10,7 +10,7 @@ from db.accounts.keys import Keys
 from db.connection.engine import Database, Limits
 from db.embeddings.segments import Segments
 from db.errors import Unavailable
-from db.submissions import Stored
+from db.predictions.submissions import Stored
 from tests.support.postgres import SPACE, opened
 from tests.support.rows import new_key, sql, submission, writer
 from tests.support.scripted import Script, ScriptedDatabase

@@ -18,13 +18,13 @@ from db.erasure import Erasures
 from db.errors import NotFound
 from db.evidence import Evidence
 from db.experiments import Experiments, NewExperiment
-from db.feedback import FeedbackStore, NewFeedback
-from db.predictions import Predictions
+from db.predictions.feedback import FeedbackStore, NewFeedback
+from db.predictions.predictions import Predictions
+from db.predictions.submissions import NewText, Stored, Submission
 from db.schema import versions
 from db.schema.tables import NOBODY
 from db.scrub import scrub
 from db.similarity import Similarity
-from db.submissions import NewText, Stored, Submission
 from tests.support.held import dumped, in_files
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import (

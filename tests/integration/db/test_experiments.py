@@ -15,7 +15,7 @@ from db.core.ids import Uuid7Clock
 from db.errors import Conflict, DatabaseError, NotFound
 from db.evidence import SETTLING_SECONDS, ArmRow, Evidence
 from db.experiments import Experiment, Experiments, NewDecision, NewExperiment
-from db.feedback import FeedbackStore, NewFeedback
+from db.predictions.feedback import FeedbackStore, NewFeedback
 from db.traffic import TrafficFeed
 from tests.support.rows import new_key, new_text, sql, submission, writer
 

@@ -9,10 +9,10 @@ import pytest
 from db.connection.engine import Database
 from db.core.ids import Uuid7Clock
 from db.errors import NotFound
-from db.feedback import FeedbackStore, Judgement, NewFeedback
-from db.idempotency import Idempotency
-from db.predictions import Predictions
-from db.submissions import Mismatch, NewIdempotency, Replayed
+from db.predictions.feedback import FeedbackStore, Judgement, NewFeedback
+from db.predictions.idempotency import Idempotency
+from db.predictions.predictions import Predictions
+from db.predictions.submissions import Mismatch, NewIdempotency, Replayed
 from tests.support.rows import claim, counted, new_key, sql, submission, writer
 
 pytestmark = pytest.mark.anyio

@@ -15,13 +15,13 @@ from db.connection.engine import Database
 from db.errors import DatabaseError, NotFound
 from db.evaluations import Evaluations
 from db.experiments import Experiments, NewExperiment
-from db.feedback import FeedbackStore, Judgement, NewFeedback
-from db.idempotency import Idempotency
-from db.predictions import PredictionFilters, Predictions
+from db.predictions.feedback import FeedbackStore, Judgement, NewFeedback
+from db.predictions.idempotency import Idempotency
+from db.predictions.predictions import PredictionFilters, Predictions
+from db.predictions.submissions import Failed, Stored
 from db.promotions import Promotions
 from db.replay import Replays
 from db.similarity import Similarity, SimilarityFilters
-from db.submissions import Failed, Stored
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import claim, counted, new_key, new_text, sql, submission, writer
 from tests.support.tour import VECTOR

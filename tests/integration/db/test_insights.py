@@ -13,8 +13,8 @@ from db.contrasts import Contrasts
 from db.core.ids import uuid7_time
 from db.embeddings.segments import Segments
 from db.embeddings.vectors import Vectors
-from db.feedback import FeedbackStore, NewFeedback
-from db.submissions import NewPrediction, NewText, Submission
+from db.predictions.feedback import FeedbackStore, NewFeedback
+from db.predictions.submissions import NewPrediction, NewText, Submission
 from db.truths import Truths
 from db.windows import Window, Windows
 from tests.support.postgres import SPACE

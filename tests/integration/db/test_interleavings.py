@@ -27,10 +27,10 @@ from db.embeddings.segments import Segments
 from db.embeddings.vectors import Vectors
 from db.erasure import Erasures
 from db.errors import NotFound, Unavailable
+from db.predictions.submissions import Stored, Submission
 from db.retention import Retention
 from db.schema.tables import NOBODY
 from db.similarity import Neighbours, Similarity, SimilarityFilters
-from db.submissions import Stored, Submission
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import new_key, new_prediction, new_text, now, unit_vectors, writer
 from tests.support.scripted import End, Script, ScriptedDatabase

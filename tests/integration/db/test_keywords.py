@@ -6,8 +6,8 @@ import pytest
 
 from db.accounts.keys import Key
 from db.connection.engine import Database
-from db.feedback import FeedbackStore, NewFeedback
 from db.keywords import RANKED, Keywords
+from db.predictions.feedback import FeedbackStore, NewFeedback
 from db.similarity import SimilarityFilters
 from tests.support.postgres import SPACE
 from tests.support.rows import new_key, new_text, sql, submission, writer

@@ -16,10 +16,10 @@ from db.connection.engine import Database, Limits
 from db.dump import dump, load
 from db.errors import Unavailable, Unsuitable
 from db.experiments import Experiments, NewExperiment
+from db.predictions.submissions import Stored
 from db.schema import versions
 from db.schema.roles import Login, Role, ensure
 from db.scrub import scrub
-from db.submissions import Stored
 from db.traffic import TrafficFeed
 from serving.settings import Settings
 from serving.supervisor import Supervisor

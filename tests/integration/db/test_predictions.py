@@ -9,9 +9,9 @@ from db.accounts.users import Users
 from db.connection.engine import Database
 from db.core.ids import uuid7_floor, uuid7_time
 from db.errors import NotFound, Rejected
-from db.feedback import FeedbackStore, NewFeedback
-from db.partitions import Partitions
-from db.predictions import PredictionFilters, Predictions
+from db.predictions.feedback import FeedbackStore, NewFeedback
+from db.predictions.partitions import Partitions
+from db.predictions.predictions import PredictionFilters, Predictions
 from tests.support.rows import new_key, new_text, now, sql, submission, writer
 
 pytestmark = pytest.mark.anyio

@@ -6,10 +6,10 @@ import pytest
 from db.connection.engine import Database
 from db.embeddings.vectors import Vectors
 from db.errors import Unavailable
-from db.predictions import PredictionFilters, Predictions
+from db.predictions.predictions import PredictionFilters, Predictions
+from db.predictions.submissions import Stored
 from db.schema.roles import Role
 from db.similarity import Similarity
-from db.submissions import Stored
 from tests.support.postgres import KEY, SPACE, TestServer, opened
 from tests.support.rows import new_key, submission, writer
 from tests.support.tour import VECTOR

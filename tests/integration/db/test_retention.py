@@ -13,10 +13,10 @@ from db.core.ids import uuid7_floor
 from db.errors import Unavailable
 from db.evidence import Evidence
 from db.experiments import Experiments, NewExperiment
-from db.feedback import FeedbackStore, NewFeedback
-from db.partitions import Partitions
+from db.predictions.feedback import FeedbackStore, NewFeedback
+from db.predictions.partitions import Partitions
+from db.predictions.submissions import Stored
 from db.retention import Retention
-from db.submissions import Stored
 from serving.housekeeping import Housekeeping
 from tests.support.postgres import SPACE
 from tests.support.rows import counted, new_key, new_text, sql, submission, writer

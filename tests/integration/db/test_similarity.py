@@ -17,9 +17,9 @@ from db.core.ids import uuid7_time
 from db.embeddings.segments import Segments
 from db.embeddings.vectors import Vectors
 from db.erasure import Erasures, NearCopies
-from db.feedback import FeedbackStore, NewFeedback
+from db.predictions.feedback import FeedbackStore, NewFeedback
+from db.predictions.submissions import NewPrediction, NewText, Submission
 from db.similarity import Neighbours, Similarity, SimilarityFilters
-from db.submissions import NewPrediction, NewText, Submission
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import new_key, new_prediction, new_text, sql, submission, unit_vectors, writer
 

@@ -12,10 +12,10 @@ from db.connection.engine import Database
 from db.core.ids import uuid7_time
 from db.embeddings.segments import Segments
 from db.errors import Rejected, Unavailable
-from db.partitions import Partitions
-from db.predictions import Predictions
-from db.submissions import Failed, Mismatch, Replayed, Stored
-from db.writer import Writer
+from db.predictions.partitions import Partitions
+from db.predictions.predictions import Predictions
+from db.predictions.submissions import Failed, Mismatch, Replayed, Stored
+from db.predictions.writer import Writer
 from tests.support.postgres import SPACE, opened
 from tests.support.rows import (
     claim,

@@ -22,9 +22,9 @@ from db.connection.databases import beside, ensure_beside
 from db.connection.engine import Database
 from db.embedded.server import EmbeddedPostgres
 from db.errors import BackupDamaged, BackupFailed, BackupTooNew, EmbeddedServerError, NotEmpty
-from db.feedback import FeedbackStore, NewFeedback
+from db.predictions.feedback import FeedbackStore, NewFeedback
+from db.predictions.submissions import Stored
 from db.schema import versions
-from db.submissions import Stored
 from registry.bootstrap import builtin
 from registry.store import Registry
 from serving.backups import backup, base_backup, restore

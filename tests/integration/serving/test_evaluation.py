@@ -15,7 +15,7 @@ import pytest
 from db.connection.engine import Database
 from db.embeddings.segments import Segments
 from db.evaluations import Evaluation, Evaluations, NewEvaluation
-from db.feedback import FeedbackStore, NewFeedback
+from db.predictions.feedback import FeedbackStore, NewFeedback
 from db.replay import Replays
 from registry.bootstrap import builtin
 from registry.bundle import Bundle

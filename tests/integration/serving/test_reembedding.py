@@ -12,7 +12,7 @@ import pytest
 from db.connection.engine import Database
 from db.embeddings.spaces import Spaces, State
 from db.embeddings.vectors import Vectors
-from db.submissions import Stored
+from db.predictions.submissions import Stored
 from registry.bundle import Bundle
 from registry.enrol import enrol_space
 from registry.errors import ExportFailed

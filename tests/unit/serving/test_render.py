@@ -7,7 +7,7 @@ from uuid import uuid4
 import numpy as np
 
 from db.core.ids import Uuid7Clock
-from db.predictions import Prediction as StoredPrediction
+from db.predictions.predictions import Prediction as StoredPrediction
 from registry.bundle import LABELS
 from serving.api import render
 from serving.prediction import Prediction

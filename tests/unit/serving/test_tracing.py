@@ -9,7 +9,7 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from db.submissions import Outcome, Stored, Submission
+from db.predictions.submissions import Outcome, Stored, Submission
 from serving.compute import Ask
 from serving.errors import NotReady
 from serving.messages import Question, Reply

@@ -15,8 +15,8 @@ from db.connection.engine import Database
 from db.core import binary
 from db.core.cipher import of_text
 from db.errors import Rejected, Unavailable, Unreadable, translate
-from db.idempotency import Columns, Kept, place_of
-from db.submissions import (
+from db.predictions.idempotency import Columns, Kept, place_of
+from db.predictions.submissions import (
     Failed,
     Mismatch,
     NewIdempotency,

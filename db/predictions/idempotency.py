@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.connection.engine import Database
 from db.core.cipher import Cipher, of_answer
-from db.submissions import Mismatch, NewIdempotency, Replayed
+from db.predictions.submissions import Mismatch, NewIdempotency, Replayed
 
 _DIGEST_BYTES: Final = 32
 

@@ -17,9 +17,9 @@ from sqlalchemy.orm import InstrumentedAttribute
 from db.connection.engine import Database
 from db.core.cipher import Cipher, of_comment
 from db.errors import NotFound
-from db.idempotency import answer_with, claim
+from db.predictions.idempotency import answer_with, claim
+from db.predictions.submissions import Mismatch, NewIdempotency, Replayed
 from db.schema import tables
-from db.submissions import Mismatch, NewIdempotency, Replayed
 
 _F = tables.Feedback
 _P = tables.Prediction

@@ -18,7 +18,7 @@ from db.connection.engine import Database
 from db.core.cipher import Cipher, of_text
 from db.core.ids import uuid7_floor, uuid7_time
 from db.errors import NotFound, Rejected
-from db.feedback import Judgement, judgements
+from db.predictions.feedback import Judgement, judgements
 from db.schema import tables
 
 _P = tables.Prediction

@@ -1,0 +1,1 @@
+"""Predictions, feedback and idempotency: the writer and the readers."""
