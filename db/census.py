@@ -12,7 +12,7 @@ from sqlalchemy import Row, text
 
 from db.connection.engine import Database
 from db.core.ids import uuid7_floor
-from db.evaluations import STALE_SECONDS
+from db.models.evaluations import STALE_SECONDS
 
 # What is counted of an open segment that outgrows its size by far, so that the count itself stays cheap.
 OPEN_ROWS_COUNTED: Final = 500_000

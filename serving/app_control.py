@@ -19,8 +19,8 @@ from serving.settings import Settings
 from serving.stores import database_of, registry_of
 
 if TYPE_CHECKING:
-    from db.evaluations import Evaluation
-    from db.promotions import ReignPage
+    from db.models.evaluations import Evaluation
+    from db.models.promotions import ReignPage
     from serving.caller import Caller
     from serving.promotions import Outcome, VersionDetail
 

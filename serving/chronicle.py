@@ -11,7 +11,7 @@ from uuid import UUID
 
 import structlog
 
-from db.promotions import Act, NewPromotion, Promotion, ReignPage, Standing, State, described
+from db.models.promotions import Act, NewPromotion, Promotion, ReignPage, Standing, State, described
 from serving.database_errors import reaching_the_database
 from serving.errors import Conflict
 from serving.registry_errors import asked

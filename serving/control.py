@@ -8,10 +8,10 @@ from ray.serve.exceptions import RayServeException
 
 from db.accounts.audit import Audit
 from db.connection.engine import Database
-from db.evaluations import Evaluation
-from db.evaluations import Evaluations as StoredEvaluations
-from db.promotions import Promotions as StoredPromotions
-from db.promotions import ReignPage
+from db.models.evaluations import Evaluation
+from db.models.evaluations import Evaluations as StoredEvaluations
+from db.models.promotions import Promotions as StoredPromotions
+from db.models.promotions import ReignPage
 from registry.gates import Gates
 from registry.records import EncoderRecord
 from registry.store import Registry

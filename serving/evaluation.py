@@ -20,7 +20,7 @@ import structlog
 
 from db.embeddings.spaces import Spaces
 from db.errors import DatabaseError
-from db.evaluations import Evaluation, Evaluations
+from db.models.evaluations import Evaluation, Evaluations
 from db.replay import Replays, StoredText
 from registry.bundle import Bundle
 from registry.errors import NotRegistered, RegistryError

@@ -11,7 +11,7 @@ from uuid import UUID
 import structlog
 
 from db.errors import DatabaseError
-from db.evaluations import Evaluation, NewEvaluation
+from db.models.evaluations import Evaluation, NewEvaluation
 from registry.errors import NotRegistered, RegistryError
 from serving.background import launched
 from serving.catalogue import CHAMPION, Catalogue

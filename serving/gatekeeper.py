@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from db.evaluations import Evaluation
+from db.models.evaluations import Evaluation
 from registry.errors import NotRegistered, ReportInvalid
 from registry.gates import GateReport, Gates, judge, unevaluated
 from registry.records import VersionRecord

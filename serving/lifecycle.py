@@ -9,8 +9,8 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from db.errors import DatabaseError
-from db.evaluations import Evaluation
-from db.promotions import Act, ReignPage
+from db.models.evaluations import Evaluation
+from db.models.promotions import Act, ReignPage
 from registry.decisions import Decision as PolicyDecision
 from registry.errors import NotRegistered, RegistryError
 from registry.records import EncoderRecord, VersionRecord

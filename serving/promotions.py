@@ -13,8 +13,8 @@ from uuid import UUID
 import structlog
 
 from db.errors import Contested
-from db.evaluations import Evaluation
-from db.promotions import Act, NewPromotion, Promotion, ReignPage, Standing, State
+from db.models.evaluations import Evaluation
+from db.models.promotions import Act, NewPromotion, Promotion, ReignPage, Standing, State
 from registry.errors import NotRegistered
 from registry.gates import GateReport, Gates
 from registry.records import VersionRecord

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from db.evaluations import Evaluation
-from db.promotions import Reign
+from db.models.evaluations import Evaluation
+from db.models.promotions import Reign
 from serving.api import render
 from serving.api.access import GuardedRoute, requires
 from serving.api.deps import Json, body_of, caller_of, services_of

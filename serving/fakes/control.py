@@ -13,8 +13,8 @@ from typing import Any
 from uuid import UUID
 
 from db.errors import Contested, NotFound, Rejected
-from db.evaluations import Evaluation, NewEvaluation
-from db.promotions import NewPromotion, Promotion, Reign, ReignPage, Standing, State, described
+from db.models.evaluations import Evaluation, NewEvaluation
+from db.models.promotions import NewPromotion, Promotion, Reign, ReignPage, Standing, State, described
 from registry.errors import NotRegistered
 from registry.records import EncoderRecord, VersionRecord
 

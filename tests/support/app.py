@@ -20,15 +20,15 @@ from db.core.ids import TextIds, Uuid7Clock
 from db.embeddings.spaces import Spaces as StoredSpaces
 from db.embeddings.vectors import Vectors
 from db.erasure import Erasures as ErasureStore
-from db.evaluations import Evaluations as StoredEvaluations
 from db.evidence import Evidence
 from db.experiments import Experiments as ExperimentStore
 from db.keywords import Keywords
+from db.models.evaluations import Evaluations as StoredEvaluations
+from db.models.promotions import Promotions as StoredPromotions
 from db.predictions.feedback import FeedbackStore
 from db.predictions.idempotency import Idempotency
 from db.predictions.predictions import Predictions
 from db.predictions.writer import Writer
-from db.promotions import Promotions as StoredPromotions
 from db.similarity import Similarity
 from db.truths import Truths
 from db.windows import Windows

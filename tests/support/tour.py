@@ -12,17 +12,17 @@ from db.connection.engine import Database
 from db.embeddings.segments import Segments
 from db.embeddings.vectors import Vectors
 from db.erasure import Erasures
-from db.evaluations import Evaluations, NewEvaluation
 from db.evidence import Evidence
 from db.experiments import Experiments, NewExperiment
 from db.keywords import Keywords
+from db.models.evaluations import Evaluations, NewEvaluation
+from db.models.promotions import Act, NewPromotion, Promotions, State
 from db.predictions.feedback import FeedbackStore, Judgement, NewFeedback
 from db.predictions.idempotency import Idempotency
 from db.predictions.partitions import Partitions
 from db.predictions.predictions import PredictionFilters, Predictions
 from db.predictions.submissions import NewText, Replayed, Stored
 from db.predictions.writer import Writer
-from db.promotions import Act, NewPromotion, Promotions, State
 from db.replay import Replays
 from db.similarity import Similarity, SimilarityFilters
 from serving.housekeeping import Housekeeping

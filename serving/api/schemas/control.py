@@ -5,7 +5,7 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, ConfigDict, EmailStr, Field
 
-from db.promotions import Act
+from db.models.promotions import Act
 from serving.api.schemas.fields import Body, Comment, Moment, Name, Shape
 from serving.caller import Role
 from serving.catalogue import State

@@ -8,7 +8,7 @@ from db.census import Censuses, Judged
 from db.connection.engine import Database
 from db.core.ids import Uuid7Clock
 from db.embeddings.segments import Segments
-from db.evaluations import Evaluations, NewEvaluation
+from db.models.evaluations import Evaluations, NewEvaluation
 from db.predictions.feedback import FeedbackStore, NewFeedback
 from tests.support.postgres import SPACE
 from tests.support.rows import new_key, new_text, submission, writer

@@ -8,7 +8,7 @@ import pytest
 from db.accounts.audit import Audit
 from db.connection.engine import Database
 from db.errors import NotFound
-from db.evaluations import ATTEMPTS, Evaluation, Evaluations, NewEvaluation
+from db.models.evaluations import ATTEMPTS, Evaluation, Evaluations, NewEvaluation
 from tests.support.rows import sql
 
 pytestmark = pytest.mark.anyio

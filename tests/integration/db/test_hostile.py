@@ -13,13 +13,13 @@ from db.accounts.keys import Key
 from db.accounts.users import Users
 from db.connection.engine import Database
 from db.errors import DatabaseError, NotFound
-from db.evaluations import Evaluations
 from db.experiments import Experiments, NewExperiment
+from db.models.evaluations import Evaluations
+from db.models.promotions import Promotions
 from db.predictions.feedback import FeedbackStore, Judgement, NewFeedback
 from db.predictions.idempotency import Idempotency
 from db.predictions.predictions import PredictionFilters, Predictions
 from db.predictions.submissions import Failed, Stored
-from db.promotions import Promotions
 from db.replay import Replays
 from db.similarity import Similarity, SimilarityFilters
 from tests.support.postgres import SPACE, TestServer, opened

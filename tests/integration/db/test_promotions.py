@@ -9,7 +9,7 @@ import pytest
 from db.accounts.audit import Audit
 from db.connection.engine import Database
 from db.errors import Contested, NotFound, Rejected
-from db.promotions import Act, NewPromotion, Promotion, Promotions, State
+from db.models.promotions import Act, NewPromotion, Promotion, Promotions, State
 from tests.support.rows import now, sql
 
 pytestmark = pytest.mark.anyio

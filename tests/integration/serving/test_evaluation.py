@@ -14,7 +14,7 @@ import pytest
 
 from db.connection.engine import Database
 from db.embeddings.segments import Segments
-from db.evaluations import Evaluation, Evaluations, NewEvaluation
+from db.models.evaluations import Evaluation, Evaluations, NewEvaluation
 from db.predictions.feedback import FeedbackStore, NewFeedback
 from db.replay import Replays
 from registry.bootstrap import builtin

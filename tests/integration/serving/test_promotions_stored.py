@@ -10,9 +10,9 @@ import pytest
 
 from db.accounts.audit import Audit
 from db.connection.engine import Database
-from db.evaluations import Evaluations, NewEvaluation
-from db.promotions import Act, NewPromotion
-from db.promotions import Promotions as History
+from db.models.evaluations import Evaluations, NewEvaluation
+from db.models.promotions import Act, NewPromotion
+from db.models.promotions import Promotions as History
 from registry.held_out import HeldOut
 from registry.records import VersionRecord
 from registry.store import CHAMPION, Registry
@@ -195,8 +195,8 @@ import asyncio, os, sys
 from pathlib import Path
 from uuid import uuid4
 from db.connection.engine import Database
-from db.evaluations import Evaluations
-from db.promotions import Promotions as History
+from db.models.evaluations import Evaluations
+from db.models.promotions import Promotions as History
 from registry.store import Registry
 from serving.catalogue import Catalogue, Entry, State
 from serving.caller import Caller, Role

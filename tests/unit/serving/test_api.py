@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 from fastapi import APIRouter
 
-from db.evaluations import NewEvaluation
+from db.models.evaluations import NewEvaluation
 from serving.api.access import GuardedRoute
 from serving.caller import Role
 from serving.errors import Overloaded

@@ -6,8 +6,8 @@ from uuid import uuid4
 
 import pytest
 
-from db.evaluations import NewEvaluation
-from db.promotions import Act
+from db.models.evaluations import NewEvaluation
+from db.models.promotions import Act
 from registry.errors import RegistryUnavailable
 from registry.gates import Gates
 from registry.report import Report
