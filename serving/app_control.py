@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from db.errors import DatabaseError
-from db.experiments import Experiment
+from db.experiments.experiments import Experiment
 from registry.decisions import Decision
 from registry.records import EncoderRecord
 from serving.app_encoder import encoder_application
@@ -32,8 +32,8 @@ class Control:
 
     async def __init__(self) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         from db.embeddings.spaces import Spaces
-        from db.evidence import Evidence
-        from db.experiments import Experiments
+        from db.experiments.counts import Evidence
+        from db.experiments.experiments import Experiments
         from serving.control import lifecycle
         from serving.fleet import Fleet
         from serving.housekeeping import Housekeeping

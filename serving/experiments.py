@@ -11,8 +11,8 @@ from uuid import UUID
 
 import structlog
 
-from db.evidence import ArmRow, Counts
-from db.experiments import Decision, Experiment, NewDecision, NewExperiment
+from db.experiments.counts import ArmRow, Counts
+from db.experiments.experiments import Decision, Experiment, NewDecision, NewExperiment
 from registry import decisions
 from registry.decisions import ArmCounts, Evidence, Stage
 from registry.policies import Policy

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from db.experiments import Decision, Experiment, NewDecision
+from db.experiments.experiments import Decision, Experiment, NewDecision
 from registry import decisions
 from registry.decisions import Evidence
 from registry.policies import Policy

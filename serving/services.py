@@ -19,8 +19,9 @@ from db.embeddings.spaces import Spaces as SpaceStore
 from db.embeddings.vectors import Vectors
 from db.erasure import Erasures as ErasureStore
 from db.errors import DatabaseError
-from db.evidence import Evidence
-from db.experiments import Experiments as ExperimentStore
+from db.experiments.counts import Evidence
+from db.experiments.experiments import Experiments as ExperimentStore
+from db.experiments.traffic import TrafficFeed
 from db.keywords import Keywords
 from db.predictions.feedback import FeedbackStore
 from db.predictions.idempotency import Idempotency
@@ -28,7 +29,6 @@ from db.predictions.partitions import Partitions
 from db.predictions.predictions import Predictions
 from db.predictions.writer import Writer
 from db.similarity import Similarity
-from db.traffic import TrafficFeed
 from db.truths import Truths
 from db.windows import Windows
 from serving.accounts import Accounts

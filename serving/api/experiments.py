@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from db.experiments import Decision, Experiment
+from db.experiments.experiments import Decision, Experiment
 from registry.policies import Policy
 from serving.api import render
 from serving.api.access import GuardedRoute, requires

@@ -7,8 +7,8 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from db.errors import Conflict, Duplicate, NotFound
-from db.evidence import Counts, StageRow
-from db.experiments import Decision, Experiment, NewDecision, NewExperiment
+from db.experiments.counts import Counts, StageRow
+from db.experiments.experiments import Decision, Experiment, NewDecision, NewExperiment
 
 
 class FakeExperiments:

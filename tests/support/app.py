@@ -20,8 +20,8 @@ from db.core.ids import TextIds, Uuid7Clock
 from db.embeddings.spaces import Spaces as StoredSpaces
 from db.embeddings.vectors import Vectors
 from db.erasure import Erasures as ErasureStore
-from db.evidence import Evidence
-from db.experiments import Experiments as ExperimentStore
+from db.experiments.counts import Evidence
+from db.experiments.experiments import Experiments as ExperimentStore
 from db.keywords import Keywords
 from db.models.evaluations import Evaluations as StoredEvaluations
 from db.models.promotions import Promotions as StoredPromotions

@@ -12,8 +12,8 @@ from db.connection.engine import Database
 from db.embeddings.segments import Segments
 from db.embeddings.vectors import Vectors
 from db.erasure import Erasures
-from db.evidence import Evidence
-from db.experiments import Experiments, NewExperiment
+from db.experiments.counts import Evidence
+from db.experiments.experiments import Experiments, NewExperiment
 from db.keywords import Keywords
 from db.models.evaluations import Evaluations, NewEvaluation
 from db.models.promotions import Act, NewPromotion, Promotions, State

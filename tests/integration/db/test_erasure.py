@@ -16,8 +16,8 @@ from db.accounts.users import Users
 from db.connection.engine import Database
 from db.erasure import Erasures
 from db.errors import NotFound
-from db.evidence import Evidence
-from db.experiments import Experiments, NewExperiment
+from db.experiments.counts import Evidence
+from db.experiments.experiments import Experiments, NewExperiment
 from db.predictions.feedback import FeedbackStore, NewFeedback
 from db.predictions.predictions import Predictions
 from db.predictions.submissions import NewText, Stored, Submission

@@ -13,10 +13,10 @@ from db.accounts.keys import Key
 from db.connection.engine import Database
 from db.core.ids import Uuid7Clock
 from db.errors import Conflict, DatabaseError, NotFound
-from db.evidence import SETTLING_SECONDS, ArmRow, Evidence
-from db.experiments import Experiment, Experiments, NewDecision, NewExperiment
+from db.experiments.counts import SETTLING_SECONDS, ArmRow, Evidence
+from db.experiments.experiments import Experiment, Experiments, NewDecision, NewExperiment
+from db.experiments.traffic import TrafficFeed
 from db.predictions.feedback import FeedbackStore, NewFeedback
-from db.traffic import TrafficFeed
 from tests.support.rows import new_key, new_text, sql, submission, writer
 
 pytestmark = pytest.mark.anyio

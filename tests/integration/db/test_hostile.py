@@ -13,7 +13,7 @@ from db.accounts.keys import Key
 from db.accounts.users import Users
 from db.connection.engine import Database
 from db.errors import DatabaseError, NotFound
-from db.experiments import Experiments, NewExperiment
+from db.experiments.experiments import Experiments, NewExperiment
 from db.models.evaluations import Evaluations
 from db.models.promotions import Promotions
 from db.predictions.feedback import FeedbackStore, Judgement, NewFeedback

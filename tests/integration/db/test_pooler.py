@@ -15,12 +15,12 @@ from db.connection.databases import require
 from db.connection.engine import Database, Limits
 from db.dump import dump, load
 from db.errors import Unavailable, Unsuitable
-from db.experiments import Experiments, NewExperiment
+from db.experiments.experiments import Experiments, NewExperiment
+from db.experiments.traffic import TrafficFeed
 from db.predictions.submissions import Stored
 from db.schema import versions
 from db.schema.roles import Login, Role, ensure
 from db.scrub import scrub
-from db.traffic import TrafficFeed
 from serving.settings import Settings
 from serving.supervisor import Supervisor
 from tests.support.certificates import Authority

@@ -11,8 +11,8 @@ from db.accounts.keys import Key
 from db.connection.engine import Database
 from db.core.ids import uuid7_floor
 from db.errors import Unavailable
-from db.evidence import Evidence
-from db.experiments import Experiments, NewExperiment
+from db.experiments.counts import Evidence
+from db.experiments.experiments import Experiments, NewExperiment
 from db.predictions.feedback import FeedbackStore, NewFeedback
 from db.predictions.partitions import Partitions
 from db.predictions.submissions import Stored

@@ -6,8 +6,8 @@ from uuid import UUID
 import pytest
 
 from db.connection.engine import Database
-from db.evidence import ArmRow, Counts, StageRow
-from db.experiments import Experiment, Experiments, NewExperiment
+from db.experiments.counts import ArmRow, Counts, StageRow
+from db.experiments.experiments import Experiment, Experiments, NewExperiment
 from registry import decisions
 from serving.policy_runner import Judge
 

@@ -8,8 +8,8 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from db.evidence import ArmRow, Counts, StageRow
-from db.experiments import Experiment, NewExperiment
+from db.experiments.counts import ArmRow, Counts, StageRow
+from db.experiments.experiments import Experiment, NewExperiment
 from registry import decisions
 from serving.caller import Role
 from serving.errors import Conflict, ModelNotReady, NotReady

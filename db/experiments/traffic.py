@@ -12,7 +12,7 @@ import psycopg
 
 from db.connection.engine import Database
 from db.errors import DatabaseError
-from db.experiments import Experiment, Experiments
+from db.experiments.experiments import Experiment, Experiments
 
 CHANNEL: Final = "valence_traffic"
 _MEND_SECONDS: Final = 0.5
