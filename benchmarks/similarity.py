@@ -32,7 +32,7 @@ from db.connection.engine import Database
 from db.embedded.server import EmbeddedPostgres
 from db.embeddings.segments import ROWS, Segments
 from db.predictions.partitions import Partitions
-from db.similarity import Similarity, SimilarityFilters
+from db.search.similarity import Similarity, SimilarityFilters
 from registry.bundle import Bundle
 from registry.layout import Engine
 from serving.engines.factory import open_encoder

@@ -18,8 +18,8 @@ from benchmarks.report import middle, ratios, report
 from db.accounts.keys import Keys, NewKey
 from db.connection.engine import Database
 from db.embeddings.segments import Segments
-from db.keywords import Keywords
 from db.predictions.partitions import Partitions
+from db.search.keywords import Keywords
 
 BATCH = 16
 MERGED_EVERY = 15

@@ -39,7 +39,7 @@ from db.erasure_query import (
 )
 from db.errors import NotFound
 from db.schema.tables import NOBODY
-from db.similarity import Similarity
+from db.search.similarity import Similarity
 
 # Texts this near to an erased one are named in the receipt: at 0.95 a few words differ.
 NEAR_COSINE: Final = 0.95

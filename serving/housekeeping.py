@@ -13,10 +13,10 @@ from db.connection.engine import Database
 from db.embeddings.segments import Segments
 from db.embeddings.spaces import Spaces, State
 from db.errors import DatabaseError
-from db.keywords import Keywords
 from db.predictions.idempotency import Idempotency
 from db.predictions.partitions import Partitions
 from db.retention import Retention
+from db.search.keywords import Keywords
 
 log = structlog.get_logger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from uuid import UUID
 
 from db.predictions.predictions import Prediction
-from db.similarity import Neighbour, SimilarityFilters
+from db.search.similarity import Neighbour, SimilarityFilters
 from registry.opinions import NEIGHBOURS, Vote, vote
 from serving.caller import Caller
 from serving.catalogue import Catalogue

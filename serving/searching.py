@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from db.core.binary import Vector
-from db.keywords import Hits
-from db.similarity import Neighbour, Neighbours, SimilarityFilters
+from db.search.keywords import Hits
+from db.search.similarity import Neighbour, Neighbours, SimilarityFilters
 from serving.caller import Caller
 from serving.database_errors import reaching_the_database
 from serving.errors import Invalid, NotFound, Problem

@@ -22,13 +22,13 @@ from db.errors import DatabaseError
 from db.experiments.counts import Evidence
 from db.experiments.experiments import Experiments as ExperimentStore
 from db.experiments.traffic import TrafficFeed
-from db.keywords import Keywords
 from db.predictions.feedback import FeedbackStore
 from db.predictions.idempotency import Idempotency
 from db.predictions.partitions import Partitions
 from db.predictions.predictions import Predictions
 from db.predictions.writer import Writer
-from db.similarity import Similarity
+from db.search.keywords import Keywords
+from db.search.similarity import Similarity
 from db.truths import Truths
 from db.windows import Windows
 from serving.accounts import Accounts

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from db.similarity import SimilarityFilters
+from db.search.similarity import SimilarityFilters
 from serving.api import render
 from serving.api.access import GuardedRoute, requires
 from serving.api.deps import body_of, caller_of, services_of

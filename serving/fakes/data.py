@@ -32,7 +32,7 @@ from db.predictions.submissions import (
     Submission,
 )
 from db.schema.tables import DIMENSIONS
-from db.similarity import SimilarityFilters
+from db.search.similarity import SimilarityFilters
 from registry.bundle import LABELS
 from serving.compute import Ask, Inference
 from serving.errors import ModelNotReady

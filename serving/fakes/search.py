@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from db.core.binary import Vector
-from db.keywords import Hits
 from db.predictions.predictions import Prediction
-from db.similarity import Neighbour, Neighbours, SimilarityFilters
+from db.search.keywords import Hits
+from db.search.similarity import Neighbour, Neighbours, SimilarityFilters
 from serving.fakes.data import FakeStore, fits
 
 

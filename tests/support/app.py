@@ -22,14 +22,14 @@ from db.embeddings.vectors import Vectors
 from db.erasure import Erasures as ErasureStore
 from db.experiments.counts import Evidence
 from db.experiments.experiments import Experiments as ExperimentStore
-from db.keywords import Keywords
 from db.models.evaluations import Evaluations as StoredEvaluations
 from db.models.promotions import Promotions as StoredPromotions
 from db.predictions.feedback import FeedbackStore
 from db.predictions.idempotency import Idempotency
 from db.predictions.predictions import Predictions
 from db.predictions.writer import Writer
-from db.similarity import Similarity
+from db.search.keywords import Keywords
+from db.search.similarity import Similarity
 from db.truths import Truths
 from db.windows import Windows
 from registry.records import VersionRecord

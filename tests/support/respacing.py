@@ -11,7 +11,7 @@ from db.connection.engine import Database
 from db.embeddings.spaces import Spaces
 from db.predictions.submissions import NewText
 from db.schema.tables import NOBODY
-from db.similarity import Similarity
+from db.search.similarity import Similarity
 from serving.reembedding import Filling, Work
 from tests.support.postgres import SPACE
 from tests.support.rows import new_text, sql

@@ -14,7 +14,6 @@ from db.embeddings.vectors import Vectors
 from db.erasure import Erasures
 from db.experiments.counts import Evidence
 from db.experiments.experiments import Experiments, NewExperiment
-from db.keywords import Keywords
 from db.models.evaluations import Evaluations, NewEvaluation
 from db.models.promotions import Act, NewPromotion, Promotions, State
 from db.predictions.feedback import FeedbackStore, Judgement, NewFeedback
@@ -24,7 +23,8 @@ from db.predictions.predictions import PredictionFilters, Predictions
 from db.predictions.submissions import NewText, Replayed, Stored
 from db.predictions.writer import Writer
 from db.replay import Replays
-from db.similarity import Similarity, SimilarityFilters
+from db.search.keywords import Keywords
+from db.search.similarity import Similarity, SimilarityFilters
 from serving.housekeeping import Housekeeping
 from tests.support.postgres import SPACE
 from tests.support.respacing import NEXT, built, work_of

@@ -19,7 +19,6 @@ from db.core.cipher import Cipher
 from db.embeddings.reembedding import Reembedding
 from db.erasure import Erasures
 from db.errors import Conflict, ForeignTextKeys, Unreadable
-from db.keywords import Keywords
 from db.predictions.feedback import FeedbackStore, Judgement, NewFeedback
 from db.predictions.idempotency import Idempotency
 from db.predictions.predictions import Predictions
@@ -29,7 +28,8 @@ from db.rotation import Kind, Rotated, Rotation
 from db.schema import versions
 from db.schema.roles import Role
 from db.scrub import scrub
-from db.similarity import Similarity
+from db.search.keywords import Keywords
+from db.search.similarity import Similarity
 from db.windows import Window, Windows
 from tests.support.held import dumped, everything, in_files
 from tests.support.postgres import SPACE, TestServer, opened

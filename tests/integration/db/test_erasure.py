@@ -24,7 +24,7 @@ from db.predictions.submissions import NewText, Stored, Submission
 from db.schema import versions
 from db.schema.tables import NOBODY
 from db.scrub import scrub
-from db.similarity import Similarity
+from db.search.similarity import Similarity
 from tests.support.held import dumped, in_files
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import (

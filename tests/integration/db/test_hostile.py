@@ -21,7 +21,7 @@ from db.predictions.idempotency import Idempotency
 from db.predictions.predictions import PredictionFilters, Predictions
 from db.predictions.submissions import Failed, Stored
 from db.replay import Replays
-from db.similarity import Similarity, SimilarityFilters
+from db.search.similarity import Similarity, SimilarityFilters
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import claim, counted, new_key, new_text, sql, submission, writer
 from tests.support.tour import VECTOR

@@ -30,7 +30,7 @@ from db.errors import NotFound, Unavailable
 from db.predictions.submissions import Stored, Submission
 from db.retention import Retention
 from db.schema.tables import NOBODY
-from db.similarity import Neighbours, Similarity, SimilarityFilters
+from db.search.similarity import Neighbours, Similarity, SimilarityFilters
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import new_key, new_prediction, new_text, now, unit_vectors, writer
 from tests.support.scripted import End, Script, ScriptedDatabase
@@ -483,9 +483,9 @@ def test_any_interleaving_shows_each_live_text_once(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Indexes are used however small, erasures take several steps, and the nearest scanned rows may not be enough.
-    monkeypatch.setattr("db.similarity._STEP", 0.0)
-    monkeypatch.setattr("db.similarity._REACH", 1)
-    monkeypatch.setattr("db.similarity._LEAST_REACH", 3)
+    monkeypatch.setattr("db.search.similarity._STEP", 0.0)
+    monkeypatch.setattr("db.search.similarity._REACH", 1)
+    monkeypatch.setattr("db.search.similarity._LEAST_REACH", 3)
     monkeypatch.setattr("db.erasure._STEP_ROWS", 3)
     size = (
         {}

@@ -6,9 +6,9 @@ import pytest
 
 from db.accounts.keys import Key
 from db.connection.engine import Database
-from db.keywords import RANKED, Keywords
 from db.predictions.feedback import FeedbackStore, NewFeedback
-from db.similarity import SimilarityFilters
+from db.search.keywords import RANKED, Keywords
+from db.search.similarity import SimilarityFilters
 from tests.support.postgres import SPACE
 from tests.support.rows import new_key, new_text, sql, submission, writer
 

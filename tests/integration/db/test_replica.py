@@ -9,7 +9,7 @@ from db.errors import Unavailable
 from db.predictions.predictions import PredictionFilters, Predictions
 from db.predictions.submissions import Stored
 from db.schema.roles import Role
-from db.similarity import Similarity
+from db.search.similarity import Similarity
 from tests.support.postgres import KEY, SPACE, TestServer, opened
 from tests.support.rows import new_key, submission, writer
 from tests.support.tour import VECTOR

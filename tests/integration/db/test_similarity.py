@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import numpy as np
 import pytest
 
-import db.similarity
+import db.search.similarity
 from db.accounts.keys import Key
 from db.accounts.users import Users
 from db.connection.engine import Database
@@ -19,7 +19,7 @@ from db.embeddings.vectors import Vectors
 from db.erasure import Erasures, NearCopies
 from db.predictions.feedback import FeedbackStore, NewFeedback
 from db.predictions.submissions import NewPrediction, NewText, Submission
-from db.similarity import Neighbours, Similarity, SimilarityFilters
+from db.search.similarity import Neighbours, Similarity, SimilarityFilters
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import new_key, new_prediction, new_text, sql, submission, unit_vectors, writer
 
@@ -134,8 +134,8 @@ async def test_exact_answers_equal_brute_force_under_every_filter(
     world: World, monkeypatch: pytest.MonkeyPatch, least: int
 ) -> None:
     # With the least reach of 3, the nearest that are looked at first are too few.
-    monkeypatch.setattr("db.similarity._LEAST_REACH", least)
-    monkeypatch.setattr("db.similarity._REACH", least / 100)
+    monkeypatch.setattr("db.search.similarity._LEAST_REACH", least)
+    monkeypatch.setattr("db.search.similarity._REACH", least / 100)
     query = unit_vectors(1, seed=9)[0]
     cut = uuid7_time(world.predictions[3000].id)
     cases: list[tuple[SimilarityFilters, Callable[[NewPrediction], bool]]] = [
@@ -172,7 +172,7 @@ async def test_exact_answers_equal_brute_force_under_every_filter(
 async def test_the_index_finds_nearly_what_brute_force_finds(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("db.similarity._STEP", 0.0)
+    monkeypatch.setattr("db.search.similarity._STEP", 0.0)
     hits = total = 0
     for seed in range(20, 30):
         query = unit_vectors(1, seed=seed)[0]
@@ -194,9 +194,9 @@ async def test_the_index_finds_nearly_what_brute_force_finds(
 async def test_an_index_that_ends_short_falls_back_to_an_exact_scan(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("db.similarity._STEP", 0.0)
-    monkeypatch.setattr("db.similarity._MAX_SCAN_TUPLES", 10)
-    monkeypatch.setattr("db.similarity._BROADEST", 10)
+    monkeypatch.setattr("db.search.similarity._STEP", 0.0)
+    monkeypatch.setattr("db.search.similarity._MAX_SCAN_TUPLES", 10)
+    monkeypatch.setattr("db.search.similarity._BROADEST", 10)
     query = unit_vectors(1, seed=9)[0]
     filters = SimilarityFilters(user_id=world.user)
     found = await world.similarity.search(query, k=100, filters=filters)
@@ -208,9 +208,9 @@ async def test_an_index_that_ends_short_falls_back_to_an_exact_scan(
 async def test_a_fallback_that_takes_too_long_says_that_it_is_incomplete(
     world: World, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("db.similarity._STEP", 0.0)
-    monkeypatch.setattr("db.similarity._MAX_SCAN_TUPLES", 10)
-    monkeypatch.setattr("db.similarity._BROADEST", 10)
+    monkeypatch.setattr("db.search.similarity._STEP", 0.0)
+    monkeypatch.setattr("db.search.similarity._MAX_SCAN_TUPLES", 10)
+    monkeypatch.setattr("db.search.similarity._BROADEST", 10)
     hasty = Similarity(database, space=SPACE, exact_seconds=0.001)
     found = await hasty.search(
         unit_vectors(1, seed=9)[0], k=100, filters=SimilarityFilters(user_id=world.user)
@@ -287,7 +287,7 @@ async def test_a_search_claims_nothing_if_what_it_found_is_erased_before_it_is_t
     key, texts = await new_key(database), [new_text() for _ in range(3)]
     await writer(database).commit([submission(key, texts)])
     similarity = Similarity(database, space=SPACE)
-    told, query = db.similarity.histories, np.frombuffer(texts[0].embedding, "<f2").astype(np.float32)
+    told, query = db.search.similarity.histories, np.frombuffer(texts[0].embedding, "<f2").astype(np.float32)
 
     async def later(*arguments: Any, **named: Any) -> Any:
         await Erasures(database, similarity, space=SPACE).erase_text(texts[0].id, actor=None)

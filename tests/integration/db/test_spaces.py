@@ -16,7 +16,7 @@ from db.embeddings.vectors import Vectors
 from db.erasure import Erasures
 from db.errors import Conflict, NotFound, Unavailable
 from db.predictions.submissions import Failed, Stored, Submission
-from db.similarity import Similarity
+from db.search.similarity import Similarity
 from serving.housekeeping import Housekeeping
 from serving.reembedding import Filling
 from tests.support.postgres import SPACE

@@ -12,7 +12,7 @@ from psycopg import sql
 
 from db.connection.engine import Database
 from db.errors import Conflict
-from db.similarity_query import SimilarityFilters, fitting
+from db.search.similarity_sql import SimilarityFilters, fitting
 
 # What is ranked of the texts that hold frequent words, whose ranks cost more than finding them.
 RANKED: Final = 2_000

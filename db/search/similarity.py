@@ -13,10 +13,10 @@ import psycopg
 from db.connection.engine import Database, PsycopgConnection
 from db.core.binary import Vector
 from db.errors import Rejected
-from db.histories import histories
 from db.predictions.feedback import Judgement
 from db.predictions.predictions import Prediction
-from db.similarity_query import Found, SimilarityFilters, SimilarityQuery
+from db.search.similarity_sql import Found, SimilarityFilters, SimilarityQuery
+from db.search.text_history import histories
 
 __all__ = ["Neighbour", "Neighbours", "Similarity", "SimilarityFilters"]
 
