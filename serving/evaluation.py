@@ -18,10 +18,10 @@ from typing import Any, Final, Protocol
 import numpy as np
 import structlog
 
+from db.analytics.replay import Replays, StoredText
 from db.embeddings.spaces import Spaces
 from db.errors import DatabaseError
 from db.models.evaluations import Evaluation, Evaluations
-from db.replay import Replays, StoredText
 from registry.bundle import Bundle
 from registry.errors import NotRegistered, RegistryError
 from registry.held_out import HeldOut

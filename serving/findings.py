@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from db.contrasts import Difference
-from db.windows import Sampled, Window
+from db.analytics.disagreements import Difference
+from db.analytics.windows import Sampled, Window
 from registry.discrepancy import Discrepancy
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

@@ -13,9 +13,9 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from db.contrasts import Contrast, Difference
-from db.truths import Truth
-from db.windows import Judged, Sampled, Window
+from db.analytics.disagreements import Contrast, Difference
+from db.analytics.labels import Truth
+from db.analytics.windows import Judged, Sampled, Window
 from registry.bundle import LABELS
 from registry.clusters import Group, grouped, telling
 from registry.discrepancy import discrepancy, novel

@@ -11,9 +11,11 @@ import structlog
 
 from db.accounts.keys import Keys
 from db.accounts.users import Users
-from db.census import Censuses
+from db.analytics.disagreements import Contrasts
+from db.analytics.labels import Truths
+from db.analytics.statistics import Censuses
+from db.analytics.windows import Windows
 from db.connection.engine import Database
-from db.contrasts import Contrasts
 from db.core.ids import TextIds, Uuid7Clock
 from db.embeddings.spaces import Spaces as SpaceStore
 from db.embeddings.vectors import Vectors
@@ -29,8 +31,6 @@ from db.predictions.predictions import Predictions
 from db.predictions.writer import Writer
 from db.search.keywords import Keywords
 from db.search.similarity import Similarity
-from db.truths import Truths
-from db.windows import Windows
 from serving.accounts import Accounts
 from serving.api.deps import Recall, Services
 from serving.aside import Aside

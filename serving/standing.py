@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from db.census import Answers, Census, Distributions
+from db.analytics.statistics import Answers, Census, Distributions
 from db.connection.engine import PoolState
 from registry.drift import stability
 from serving.catalogue import Catalogue

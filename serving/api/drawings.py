@@ -1,7 +1,7 @@
 """What the memory found becomes JSON: opinions, corrections, topics, drift, diffs, the review queue."""
 
-from db.contrasts import Said
-from db.windows import Sampled, Window
+from db.analytics.disagreements import Said
+from db.analytics.windows import Sampled, Window
 from registry.bundle import LABELS
 from serving.api import render
 from serving.api.deps import Json

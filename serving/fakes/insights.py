@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from uuid import UUID
 
-from db.contrasts import Contrast, Difference, Said
+from db.analytics.disagreements import Contrast, Difference, Said
+from db.analytics.labels import Truth
+from db.analytics.windows import Judged, Sampled, Window
 from db.core.ids import uuid7_time
 from db.predictions.predictions import Prediction
-from db.truths import Truth
-from db.windows import Judged, Sampled, Window
 from serving.fakes.data import FakeStore
 from serving.fakes.search import answers
 

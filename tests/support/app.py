@@ -13,8 +13,10 @@ from fastapi import FastAPI
 
 from db.accounts.keys import Keys, NewKey
 from db.accounts.users import Users
+from db.analytics.disagreements import Contrasts
+from db.analytics.labels import Truths
+from db.analytics.windows import Windows
 from db.connection.engine import Database
-from db.contrasts import Contrasts
 from db.core.cipher import Cipher
 from db.core.ids import TextIds, Uuid7Clock
 from db.embeddings.spaces import Spaces as StoredSpaces
@@ -30,8 +32,6 @@ from db.predictions.predictions import Predictions
 from db.predictions.writer import Writer
 from db.search.keywords import Keywords
 from db.search.similarity import Similarity
-from db.truths import Truths
-from db.windows import Windows
 from registry.records import VersionRecord
 from serving.accounts import Accounts
 from serving.api import Services, create_api

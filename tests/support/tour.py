@@ -7,7 +7,8 @@ from uuid import uuid4
 from db.accounts.audit import Audit
 from db.accounts.keys import Key, Keys
 from db.accounts.users import Users
-from db.census import Censuses
+from db.analytics.replay import Replays
+from db.analytics.statistics import Censuses
 from db.connection.engine import Database
 from db.embeddings.segments import Segments
 from db.embeddings.vectors import Vectors
@@ -22,7 +23,6 @@ from db.predictions.partitions import Partitions
 from db.predictions.predictions import PredictionFilters, Predictions
 from db.predictions.submissions import NewText, Replayed, Stored
 from db.predictions.writer import Writer
-from db.replay import Replays
 from db.search.keywords import Keywords
 from db.search.similarity import Similarity, SimilarityFilters
 from serving.housekeeping import Housekeeping

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from db.census import Censuses, Judged
+from db.analytics.statistics import Censuses, Judged
 from db.connection.engine import Database
 from db.core.ids import Uuid7Clock
 from db.embeddings.segments import Segments

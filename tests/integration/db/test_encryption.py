@@ -13,8 +13,10 @@ import pytest
 
 from db.accounts.audit import Audit
 from db.accounts.keys import Key
+from db.analytics.disagreements import Contrasts
+from db.analytics.replay import Replays
+from db.analytics.windows import Window, Windows
 from db.connection.engine import Database
-from db.contrasts import Contrasts
 from db.core.cipher import Cipher
 from db.embeddings.reembedding import Reembedding
 from db.erasure import Erasures
@@ -23,14 +25,12 @@ from db.predictions.feedback import FeedbackStore, Judgement, NewFeedback
 from db.predictions.idempotency import Idempotency
 from db.predictions.predictions import Predictions
 from db.predictions.submissions import Failed, Mismatch, NewText, Replayed, Stored, Submission
-from db.replay import Replays
 from db.rotation import Kind, Rotated, Rotation
 from db.schema import versions
 from db.schema.roles import Role
 from db.scrub import scrub
 from db.search.keywords import Keywords
 from db.search.similarity import Similarity
-from db.windows import Window, Windows
 from tests.support.held import dumped, everything, in_files
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import claim, counted, new_key, new_text, now, sql, submission, writer

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from db.accounts.audit import Audit
 from db.accounts.keys import Key
 from db.accounts.users import Users
+from db.analytics.replay import Replays
 from db.connection.engine import Database
 from db.errors import DatabaseError, NotFound
 from db.experiments.experiments import Experiments, NewExperiment
@@ -20,7 +21,6 @@ from db.predictions.feedback import FeedbackStore, Judgement, NewFeedback
 from db.predictions.idempotency import Idempotency
 from db.predictions.predictions import PredictionFilters, Predictions
 from db.predictions.submissions import Failed, Stored
-from db.replay import Replays
 from db.search.similarity import Similarity, SimilarityFilters
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import claim, counted, new_key, new_text, sql, submission, writer

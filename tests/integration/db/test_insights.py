@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from db.accounts.keys import Key
+from db.analytics.disagreements import Contrasts
+from db.analytics.labels import Truths
+from db.analytics.windows import Window, Windows
 from db.connection.engine import Database
-from db.contrasts import Contrasts
 from db.core.ids import uuid7_time
 from db.embeddings.segments import Segments
 from db.embeddings.vectors import Vectors
 from db.predictions.feedback import FeedbackStore, NewFeedback
 from db.predictions.submissions import NewPrediction, NewText, Submission
-from db.truths import Truths
-from db.windows import Window, Windows
 from tests.support.postgres import SPACE
 from tests.support.rows import new_key, new_prediction, new_text, now, writer
 

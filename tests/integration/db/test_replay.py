@@ -4,9 +4,9 @@ from uuid import UUID
 
 import pytest
 
+from db.analytics.replay import Replays
 from db.connection.engine import Database
 from db.predictions.feedback import FeedbackStore, NewFeedback
-from db.replay import Replays
 from tests.support.postgres import SPACE
 from tests.support.rows import new_key, new_text, submission, writer
 

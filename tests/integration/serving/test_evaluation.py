@@ -12,11 +12,11 @@ import numpy as np
 import psutil
 import pytest
 
+from db.analytics.replay import Replays
 from db.connection.engine import Database
 from db.embeddings.segments import Segments
 from db.models.evaluations import Evaluation, Evaluations, NewEvaluation
 from db.predictions.feedback import FeedbackStore, NewFeedback
-from db.replay import Replays
 from registry.bootstrap import builtin
 from registry.bundle import Bundle
 from registry.errors import NotRegistered

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from db.census import Answers, Census, Distributions, Judged, SegmentRow
+from db.analytics.statistics import Answers, Census, Distributions, Judged, SegmentRow
 from db.connection.engine import PoolState
 from serving.caller import Role
 from serving.catalogue import Catalogue

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Final, LiteralString
 from uuid import UUID
 
+from db.analytics.windows import Window
 from db.connection.engine import Database
 from db.core import binary
 from db.core.binary import Vector
 from db.core.cipher import of_text
 from db.core.ids import uuid7_floor
 from db.schema.tables import DIMENSIONS, NOBODY
-from db.windows import Window
 
 # The latest predictions of the window that are looked at, and the texts in them that are compared.
 SCANNED: Final = 50_000

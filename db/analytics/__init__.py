@@ -1,0 +1,1 @@
+"""Reads over many predictions: statistics, labels, windows, disagreements."""
