@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
-from db.erasure import Receipt
+from db.privacy.erasure import Receipt
 from serving.caller import Caller
 from serving.database_errors import reaching_the_database
 

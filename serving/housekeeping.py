@@ -15,7 +15,7 @@ from db.embeddings.spaces import Spaces, State
 from db.errors import DatabaseError
 from db.predictions.idempotency import Idempotency
 from db.predictions.partitions import Partitions
-from db.retention import Retention
+from db.privacy.retention import Retention
 from db.search.keywords import Keywords
 
 log = structlog.get_logger(__name__)

@@ -7,7 +7,7 @@ from typing import Any
 from db.connection.engine import Database
 from db.core.cipher import Cipher
 from db.errors import Unreadable
-from db.rotation import Rotated, Rotation
+from db.privacy.rotation import Rotated, Rotation
 from serving.errors import Invalid
 from serving.settings import Settings
 from serving.stores import cipher_of

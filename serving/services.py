@@ -19,7 +19,6 @@ from db.connection.engine import Database
 from db.core.ids import TextIds, Uuid7Clock
 from db.embeddings.spaces import Spaces as SpaceStore
 from db.embeddings.vectors import Vectors
-from db.erasure import Erasures as ErasureStore
 from db.errors import DatabaseError
 from db.experiments.counts import Evidence
 from db.experiments.experiments import Experiments as ExperimentStore
@@ -29,6 +28,7 @@ from db.predictions.idempotency import Idempotency
 from db.predictions.partitions import Partitions
 from db.predictions.predictions import Predictions
 from db.predictions.writer import Writer
+from db.privacy.erasure import Erasures as ErasureStore
 from db.search.keywords import Keywords
 from db.search.similarity import Similarity
 from serving.accounts import Accounts

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from uuid import UUID
 
-from db.erasure import NEAR_COSINE, Counts, Kind, NearCopies, Receipt
 from db.errors import NotFound
+from db.privacy.erasure import NEAR_COSINE, Counts, Kind, NearCopies, Receipt
 from serving.fakes.data import FakeStore
 
 

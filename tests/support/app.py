@@ -21,7 +21,6 @@ from db.core.cipher import Cipher
 from db.core.ids import TextIds, Uuid7Clock
 from db.embeddings.spaces import Spaces as StoredSpaces
 from db.embeddings.vectors import Vectors
-from db.erasure import Erasures as ErasureStore
 from db.experiments.counts import Evidence
 from db.experiments.experiments import Experiments as ExperimentStore
 from db.models.evaluations import Evaluations as StoredEvaluations
@@ -30,6 +29,7 @@ from db.predictions.feedback import FeedbackStore
 from db.predictions.idempotency import Idempotency
 from db.predictions.predictions import Predictions
 from db.predictions.writer import Writer
+from db.privacy.erasure import Erasures as ErasureStore
 from db.search.keywords import Keywords
 from db.search.similarity import Similarity
 from registry.records import VersionRecord

@@ -12,7 +12,6 @@ from db.analytics.statistics import Censuses
 from db.connection.engine import Database
 from db.embeddings.segments import Segments
 from db.embeddings.vectors import Vectors
-from db.erasure import Erasures
 from db.experiments.counts import Evidence
 from db.experiments.experiments import Experiments, NewExperiment
 from db.models.evaluations import Evaluations, NewEvaluation
@@ -23,6 +22,7 @@ from db.predictions.partitions import Partitions
 from db.predictions.predictions import PredictionFilters, Predictions
 from db.predictions.submissions import NewText, Replayed, Stored
 from db.predictions.writer import Writer
+from db.privacy.erasure import Erasures
 from db.search.keywords import Keywords
 from db.search.similarity import Similarity, SimilarityFilters
 from serving.housekeeping import Housekeeping

@@ -19,13 +19,13 @@ from db.analytics.windows import Window, Windows
 from db.connection.engine import Database
 from db.core.cipher import Cipher
 from db.embeddings.reembedding import Reembedding
-from db.erasure import Erasures
 from db.errors import Conflict, ForeignTextKeys, Unreadable
 from db.predictions.feedback import FeedbackStore, Judgement, NewFeedback
 from db.predictions.idempotency import Idempotency
 from db.predictions.predictions import Predictions
 from db.predictions.submissions import Failed, Mismatch, NewText, Replayed, Stored, Submission
-from db.rotation import Kind, Rotated, Rotation
+from db.privacy.erasure import Erasures
+from db.privacy.rotation import Kind, Rotated, Rotation
 from db.schema import versions
 from db.schema.roles import Role
 from db.scrub import scrub

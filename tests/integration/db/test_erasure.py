@@ -14,13 +14,13 @@ from db.accounts.audit import Audit
 from db.accounts.keys import Key, Keys
 from db.accounts.users import Users
 from db.connection.engine import Database
-from db.erasure import Erasures
 from db.errors import NotFound
 from db.experiments.counts import Evidence
 from db.experiments.experiments import Experiments, NewExperiment
 from db.predictions.feedback import FeedbackStore, NewFeedback
 from db.predictions.predictions import Predictions
 from db.predictions.submissions import NewText, Stored, Submission
+from db.privacy.erasure import Erasures
 from db.schema import versions
 from db.schema.tables import NOBODY
 from db.scrub import scrub
@@ -181,7 +181,7 @@ async def test_only_the_unknown_is_not_found(database: Database) -> None:
 async def test_more_than_a_step_holds_is_erased_by_one_call(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("db.erasure._STEP_ROWS", 3)
+    monkeypatch.setattr("db.privacy.erasure._STEP_ROWS", 3)
     key, ada = await new_key(database), await new_user(database)
     text = new_text()
     for _ in range(8):
@@ -193,7 +193,7 @@ async def test_more_than_a_step_holds_is_erased_by_one_call(
 async def test_two_calls_at_once_erase_everything_once(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("db.erasure._STEP_ROWS", 4)
+    monkeypatch.setattr("db.privacy.erasure._STEP_ROWS", 4)
     key, ada, bob = await new_key(database), await new_user(database), await new_user(database, "bob")
     texts = [new_text() for _ in range(5)]
     for number in range(20):

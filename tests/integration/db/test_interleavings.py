@@ -25,10 +25,10 @@ from db.accounts.users import Users
 from db.connection.engine import Limits
 from db.embeddings.segments import Segments
 from db.embeddings.vectors import Vectors
-from db.erasure import Erasures
 from db.errors import NotFound, Unavailable
 from db.predictions.submissions import Stored, Submission
-from db.retention import Retention
+from db.privacy.erasure import Erasures
+from db.privacy.retention import Retention
 from db.schema.tables import NOBODY
 from db.search.similarity import Neighbours, Similarity, SimilarityFilters
 from tests.support.postgres import SPACE, TestServer, opened
@@ -486,7 +486,7 @@ def test_any_interleaving_shows_each_live_text_once(
     monkeypatch.setattr("db.search.similarity._STEP", 0.0)
     monkeypatch.setattr("db.search.similarity._REACH", 1)
     monkeypatch.setattr("db.search.similarity._LEAST_REACH", 3)
-    monkeypatch.setattr("db.erasure._STEP_ROWS", 3)
+    monkeypatch.setattr("db.privacy.erasure._STEP_ROWS", 3)
     size = (
         {}
         if settings.get_current_profile_name() == "long"

@@ -12,9 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 import db.embeddings.segments
 from db.connection.engine import Database
 from db.embeddings.segments import Segments
-from db.erasure import Erasures
 from db.errors import Unavailable
 from db.predictions.submissions import Stored
+from db.privacy.erasure import Erasures
 from db.search.similarity import Similarity
 from tests.support.postgres import SPACE, opened
 from tests.support.rows import counted, new_key, new_text, sql, submission, unit_vectors, waiting, writer

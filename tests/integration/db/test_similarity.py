@@ -16,9 +16,9 @@ from db.connection.engine import Database
 from db.core.ids import uuid7_time
 from db.embeddings.segments import Segments
 from db.embeddings.vectors import Vectors
-from db.erasure import Erasures, NearCopies
 from db.predictions.feedback import FeedbackStore, NewFeedback
 from db.predictions.submissions import NewPrediction, NewText, Submission
+from db.privacy.erasure import Erasures, NearCopies
 from db.search.similarity import Neighbours, Similarity, SimilarityFilters
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import new_key, new_prediction, new_text, sql, submission, unit_vectors, writer

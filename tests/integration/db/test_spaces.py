@@ -13,9 +13,9 @@ from db.embeddings.reembedding import Reembedding
 from db.embeddings.segments import Segments
 from db.embeddings.spaces import Spaces, State
 from db.embeddings.vectors import Vectors
-from db.erasure import Erasures
 from db.errors import Conflict, NotFound, Unavailable
 from db.predictions.submissions import Failed, Stored, Submission
+from db.privacy.erasure import Erasures
 from db.search.similarity import Similarity
 from serving.housekeeping import Housekeeping
 from serving.reembedding import Filling

@@ -142,7 +142,7 @@ def test_every_statement_stands_in_the_source(path: Path) -> None:
         "def f(name): return sql.SQL(name).format()",
         "def f(name: str): return literal_column(name)",
         "def f(names): return text(names[0])",
-        "from db.erasure_query import dataclass\ndef f(): return text(dataclass)",
+        "from db.privacy.erasure_sql import dataclass\ndef f(): return text(dataclass)",
     ],
 )
 def test_a_statement_built_from_input_is_seen(source: str) -> None:

@@ -16,7 +16,7 @@ from db.connection.engine import Database
 from db.connection.retries import attempt
 from db.core.cipher import PLAIN, Cipher, of_answer, of_comment, of_text
 from db.errors import Unreadable
-from db.rotation_query import COUNTED, LET_GO, LOOKED_AT, PUT, STALE
+from db.privacy.rotation_sql import COUNTED, LET_GO, LOOKED_AT, PUT, STALE
 from db.schema.tables import NOBODY
 from db.schema.text_keys import WANTED
 

@@ -21,7 +21,8 @@ from db.connection.engine import Database
 from db.connection.retries import attempt
 from db.core.binary import Vector
 from db.embeddings import segments
-from db.erasure_query import (
+from db.errors import NotFound
+from db.privacy.erasure_sql import (
     BLANKS,
     CANDIDATES,
     COMMENTS,
@@ -37,7 +38,6 @@ from db.erasure_query import (
     TEXTS,
     VECTORS,
 )
-from db.errors import NotFound
 from db.schema.tables import NOBODY
 from db.search.similarity import Similarity
 

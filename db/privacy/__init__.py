@@ -1,0 +1,1 @@
+"""Erasure, retention, and the change of encryption keys."""
