@@ -12,8 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from db import dump, recovery
-from db.backup import Backup, BackupWriter, Say
+from db.backup import dump, point_in_time
+from db.backup.archive import Backup, BackupWriter, Say
 from db.connection.databases import beside, ensure_beside
 from db.core.ids import fingerprint
 from db.embedded.server import EmbeddedPostgres
@@ -105,8 +105,8 @@ def base_backup(settings: Settings, say: Say) -> dict[str, Any]:
         revision = _revision(url)
         key = _key(settings, url)
         say("the server's files")
-        recovery.copy_files(url, scratch / "copy")
-        writer.add(recovery.BASE, scratch / "copy" / recovery.BASE)
+        point_in_time.copy_files(url, scratch / "copy")
+        writer.add(point_in_time.BASE, scratch / "copy" / point_in_time.BASE)
         _add_rest(writer, settings, key, say)
         manifest = writer.finish(
             contents="base",
@@ -115,7 +115,7 @@ def base_backup(settings: Settings, say: Say) -> dict[str, Any]:
             server=dump.server_version(url),
             artifacts=_artifacts(settings).as_uri(),
         )
-    expired = recovery.expire(archive, _base_backups(archive), days=settings.backup_days)
+    expired = point_in_time.expire(archive, _base_backups(archive), days=settings.backup_days)
     return {**_said(target, manifest.files), "expired": len(expired)}
 
 
@@ -186,10 +186,10 @@ def _recover(
     settings: Settings, found: Backup, scratch: Path, say: Say, until: datetime | None, log: Path
 ) -> None:
     say(f"the server's files, and the log up to {until or 'its end'}")
-    found.extract(recovery.BASE, scratch / recovery.BASE)
-    recovery.recover(
+    found.extract(point_in_time.BASE, scratch / point_in_time.BASE)
+    point_in_time.recover(
         settings.home.absolute(),
-        scratch / recovery.BASE,
+        scratch / point_in_time.BASE,
         log=log,
         until=until,
         archive=settings.wal_archive,

@@ -156,7 +156,7 @@ def restore(
 @app.command()
 def scrub(yes: Yes = False, as_json: AsJson = False) -> None:
     """Overwrite what was deleted in the database's files. Each table is locked while it is written anew."""
-    from db import scrub as scrubbing
+    from db.backup import scrub as scrubbing
 
     if not yes:
         typer.confirm("Write the tables anew, while requests to them wait or fail?", abort=True, err=True)

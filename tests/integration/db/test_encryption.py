@@ -16,6 +16,7 @@ from db.accounts.keys import Key
 from db.analytics.disagreements import Contrasts
 from db.analytics.replay import Replays
 from db.analytics.windows import Window, Windows
+from db.backup.scrub import scrub
 from db.connection.engine import Database
 from db.core.cipher import Cipher
 from db.embeddings.reembedding import Reembedding
@@ -28,7 +29,6 @@ from db.privacy.erasure import Erasures
 from db.privacy.rotation import Kind, Rotated, Rotation
 from db.schema import versions
 from db.schema.roles import Role
-from db.scrub import scrub
 from db.search.keywords import Keywords
 from db.search.similarity import Similarity
 from tests.support.held import dumped, everything, in_files

@@ -13,6 +13,7 @@ import pytest
 from db.accounts.audit import Audit
 from db.accounts.keys import Key, Keys
 from db.accounts.users import Users
+from db.backup.scrub import scrub
 from db.connection.engine import Database
 from db.errors import NotFound
 from db.experiments.counts import Evidence
@@ -23,7 +24,6 @@ from db.predictions.submissions import NewText, Stored, Submission
 from db.privacy.erasure import Erasures
 from db.schema import versions
 from db.schema.tables import NOBODY
-from db.scrub import scrub
 from db.search.similarity import Similarity
 from tests.support.held import dumped, in_files
 from tests.support.postgres import SPACE, TestServer, opened

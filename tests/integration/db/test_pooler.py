@@ -11,16 +11,16 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
+from db.backup.dump import dump, load
+from db.backup.scrub import scrub
 from db.connection.databases import require
 from db.connection.engine import Database, Limits
-from db.dump import dump, load
 from db.errors import Unavailable, Unsuitable
 from db.experiments.experiments import Experiments, NewExperiment
 from db.experiments.traffic import TrafficFeed
 from db.predictions.submissions import Stored
 from db.schema import versions
 from db.schema.roles import Login, Role, ensure
-from db.scrub import scrub
 from serving.settings import Settings
 from serving.supervisor import Supervisor
 from tests.support.certificates import Authority

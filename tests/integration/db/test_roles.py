@@ -8,10 +8,10 @@ import psycopg
 import pytest
 from psycopg import errors as pg
 
+from db.backup.scrub import scrub
 from db.errors import Conflict, NotPermitted, SchemaMismatch
 from db.schema import versions
 from db.schema.roles import Login, Role, ensure
-from db.scrub import scrub
 from serving.cli import main
 from tests.support.postgres import TestServer, opened
 from tests.support.tour import tour

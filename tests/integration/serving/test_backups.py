@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from db.backup import Backup, BackupWriter
+from db.backup.archive import Backup, BackupWriter
 from db.connection.databases import beside, ensure_beside
 from db.connection.engine import Database
 from db.embedded.server import EmbeddedPostgres
@@ -240,7 +240,7 @@ async def test_copies_and_log_expire_but_not_the_last_copy(
         kept = {path.name for path in (archive / "wal").iterdir()}
         assert kept
         later = datetime.now(UTC) + timedelta(days=settings.backup_days + 1)
-        monkeypatch.setattr("db.recovery.datetime", _At(later))
+        monkeypatch.setattr("db.backup.point_in_time.datetime", _At(later))
         monkeypatch.setattr("serving.backups._named", lambda folder: folder / "valence-later.backup")
         new = await asyncio.to_thread(base_backup, settings, quiet)
     assert new["expired"] > 1

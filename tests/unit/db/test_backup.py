@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from db.backup import FORMAT, MANIFEST, Backup, BackupWriter, File
+from db.backup.archive import FORMAT, MANIFEST, Backup, BackupWriter, File
 from db.errors import BackupDamaged, BackupTooNew, BackupUnwritable
 
 
@@ -109,7 +109,7 @@ def test_a_later_format_is_refused_with_the_release_that_made_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as later:
-        later.setattr("db.backup.FORMAT", FORMAT + 1)
+        later.setattr("db.backup.archive.FORMAT", FORMAT + 1)
         written(tmp_path / "b", {"one": b"1"}, tmp_path)
     with pytest.raises(BackupTooNew, match=f"format {FORMAT + 1}.*Valence 1 or later"):
         Backup(tmp_path / "b")

@@ -16,7 +16,7 @@ from typing import Final
 
 import psycopg
 
-from db.dump import run_tool
+from db.backup.dump import run_tool
 from db.embedded.account import Account, place
 from db.embedded.config import recovering
 from db.embedded.server import EmbeddedPostgres

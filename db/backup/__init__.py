@@ -1,0 +1,1 @@
+"""Backups: what they hold, how they are made and brought back."""
