@@ -15,7 +15,7 @@ from db.embedded.server import EmbeddedPostgres
 from db.predictions.submissions import NewPrediction, NewText, Submission
 from db.predictions.writer import Writer
 from db.schema import versions
-from registry.bundle import LABELS
+from registry.bundles.bundle import LABELS
 
 CHUNK = 1_000
 JITTER = 0.6

@@ -17,9 +17,9 @@ from benchmarks.load import CACHE
 from benchmarks.report import report
 from registry import corpora, evaluate
 from registry.bootstrap import builtin
-from registry.bundle import Bundle
+from registry.bundles.bundle import Bundle
+from registry.bundles.manifest_schema import ENGINES, Engine
 from registry.corpora import Part
-from registry.layout import ENGINES, Engine
 from serving.encoder import Encoder
 from serving.engines.factory import open_encoder
 from serving.heads import Head, load_head

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.load import sentences
 from benchmarks.report import report
-from registry.bundle import Bundle
+from registry.bundles.bundle import Bundle
 from serving.encoder import Encoder
 from serving.engines.factory import open_encoder
 

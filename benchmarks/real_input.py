@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from benchmarks.load import CACHE
 from benchmarks.report import table
 from registry import corpora
-from registry.bundle import LABELS
+from registry.bundles.bundle import LABELS
 from registry.corpora import Example, Part
 from serving.cli.common import connect
 from serving.client import Client

@@ -23,7 +23,7 @@ from db.connection.engine import Database
 from db.embeddings.segments import Segments
 from db.embeddings.spaces import Spaces
 from db.predictions.partitions import Partitions
-from registry.bundle import Bundle
+from registry.bundles.bundle import Bundle
 from serving.engines.factory import open_encoder
 from serving.reembedding import Work
 

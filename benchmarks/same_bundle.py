@@ -7,7 +7,7 @@ must have the same data, plan and encoder to begin with, and be equally good. Ru
 import sys
 from pathlib import Path
 
-from registry.bundle import Bundle
+from registry.bundles.bundle import Bundle
 
 NEAR = 0.015
 

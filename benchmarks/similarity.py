@@ -33,8 +33,8 @@ from db.embedded.server import EmbeddedPostgres
 from db.embeddings.segments import ROWS, Segments
 from db.predictions.partitions import Partitions
 from db.search.similarity import Similarity, SimilarityFilters
-from registry.bundle import Bundle
-from registry.layout import Engine
+from registry.bundles.bundle import Bundle
+from registry.bundles.manifest_schema import Engine
 from serving.engines.factory import open_encoder
 
 T = TypeVar("T")

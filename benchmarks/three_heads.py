@@ -15,7 +15,7 @@ from benchmarks.limit import encoder_folder, head_folder
 from benchmarks.load import sentences
 from benchmarks.peers.model import MAX_BATCH
 from benchmarks.report import middle, ratios, report
-from registry.bundle import Bundle
+from registry.bundles.bundle import Bundle
 from registry.records import VersionRecord
 from serving.compute import Ask, Bounds
 from serving.engines.factory import open_encoder

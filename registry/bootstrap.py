@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from registry.bundle import Bundle
+from registry.bundles.bundle import Bundle
 from registry.enrol import Say, enrol_encoder
 from registry.errors import ExportFailed, NotRegistered
 from registry.held_out import HeldOut

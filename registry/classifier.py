@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from scipy.special import expit, softmax
 from tokenizers import Tokenizer
 
-from registry.bundle import Bundle
+from registry.bundles.bundle import Bundle
+from registry.bundles.manifest_schema import TOKENIZER, Engine
 from registry.engines import run_of
 from registry.errors import ExportFailed, ImportRefused, RegistryError
 from registry.export import calibration_batches, calibration_texts
-from registry.layout import TOKENIZER, Engine
 from registry.sources import RECIPE, quiet
 
 # Longer texts are cut, as they are for every encoder, and the answer says so.

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from registry.bundle import LABELS, file_digest
+from registry.bundles.bundle import LABELS, file_digest
 from registry.errors import CorpusUnavailable
 
 RATED_ARCHIVE = "vaderSentiment-3.3.2.tar.gz"

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from registry.bundles.manifest_schema import ENGINES, Engine
 from registry.errors import OutOfSpace
-from registry.layout import ENGINES, Engine
 from registry.quantise import Inputs, quantise
 
 # An encoder is in a space if its vectors have these cosines to the space's own.

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from registry.bundle import Bundle, Kind
+from registry.bundles.bundle import Bundle, Kind
 from registry.errors import ExportFailed, NotRegistered
 from registry.export import build_encoder
 from registry.records import EncoderRecord, VersionRecord

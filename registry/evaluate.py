@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.bundle import LABELS
+from registry.bundles.bundle import LABELS
 
 Probabilities = NDArray[np.float32] | NDArray[np.float64]
 Labels = NDArray[np.int64]

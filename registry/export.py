@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from registry.bundle import Bundle, Kind, Manifest
+from registry.bundles.bundle import Bundle, Kind, Manifest
+from registry.bundles.manifest_schema import ENGINES, TOKENIZER, WEIGHTS, EncoderSettings, Engine
 from registry.engines import Vectors, faster, keep_to_space, quantise_agreeing, quantise_to, runs_of
 from registry.errors import ExportFailed, RegistryError
-from registry.layout import ENGINES, TOKENIZER, WEIGHTS, EncoderSettings, Engine
 from registry.quantise import Inputs
 from registry.sources import Source, quiet
 

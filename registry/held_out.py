@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from registry import corpora
-from registry.bundle import LABELS
+from registry.bundles.bundle import LABELS
 from registry.corpora import Example, Part
 from registry.errors import CorpusUnavailable
 

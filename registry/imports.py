@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from registry.bundle import LABELS, Bundle, Kind, Manifest
+from registry.bundles.bundle import LABELS, Bundle, Kind, Manifest
+from registry.bundles.manifest_schema import HEAD_WEIGHTS, MAPPING
 from registry.classifier import ClassifierSource
 from registry.errors import ImportRefused, NotRegistered
 from registry.export import build_encoder
-from registry.layout import HEAD_WEIGHTS, MAPPING
 from registry.records import EncoderRecord, VersionRecord
 from registry.store import MODEL, Registry
 

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
-from registry.bundle import LABELS, Bundle, Kind, Manifest
+from registry.bundles.bundle import LABELS, Bundle, Kind, Manifest
+from registry.bundles.manifest_schema import HEAD_WEIGHTS, TOKENIZER, UPDATE, Engine
 from registry.corpora import Example, Part, data_digest
 from registry.errors import TrainingFailed
 from registry.evaluate import agreement, fit_temperature
 from registry.features import PassEncoder, Progress, collect_vectors
-from registry.layout import HEAD_WEIGHTS, TOKENIZER, UPDATE, Engine
 from registry.lowrank import JointNetwork, Step
 from registry.network import AttentiveNetwork, deterministic
 from registry.samples import Rows, Samples, batches, softmax

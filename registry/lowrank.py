@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from registry.layout import DOWN, UP
+from registry.bundles.manifest_schema import DOWN, UP
 from registry.network import AttentiveNetwork, Said, misjudged
 from registry.samples import Targets
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from registry.bundle import LABELS
+from registry.bundles.bundle import LABELS
 from registry.features import TokenStates
 from registry.samples import Targets
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 
-from registry.bundle import LABELS
+from registry.bundles.bundle import LABELS
 from registry.evaluate import Probabilities
 from registry.report import Corrected, Disagreement, Latency, Replay, Stratum
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from registry import evaluate
-from registry.bundle import LABELS
+from registry.bundles.bundle import LABELS
 from registry.errors import ReportInvalid
 from registry.evaluate import Interval, Labels, Probabilities
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.bundle import LABELS
+from registry.bundles.bundle import LABELS
 from registry.corpora import Example, Part
 from registry.errors import TrainingFailed
 from registry.evaluate import accuracy, bootstrap, report, report_by_source

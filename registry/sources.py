@@ -20,10 +20,10 @@ import numpy as np
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from registry.bundle import Bundle, file_digest
+from registry.bundles.bundle import Bundle, file_digest
+from registry.bundles.manifest_schema import DOWN, UP, UPDATE
 from registry.engines import Vectors
 from registry.errors import ExportFailed
-from registry.layout import DOWN, UP, UPDATE
 
 SPACE = "all-MiniLM-L6-v2"
 TOKEN_LAYERS = (2, 4, 6)

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from registry.bundle import Bundle, Kind, Manifest
+from registry.bundles.bundle import Bundle, Kind, Manifest
+from registry.bundles.manifest_schema import EncoderSettings
 from registry.connection import EXPERIMENT, Connection, local_path, translated
 from registry.errors import (
     BundleCorrupt,
@@ -20,7 +21,6 @@ from registry.errors import (
 )
 from registry.held_out import FILE as HELD_OUT_FILE
 from registry.held_out import HeldOut
-from registry.layout import EncoderSettings
 from registry.records import EncoderRecord, VersionRecord
 from registry.revision import code_revision
 

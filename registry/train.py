@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from registry.bundle import LABELS, Bundle, Kind, Manifest
+from registry.bundles.bundle import LABELS, Bundle, Kind, Manifest
+from registry.bundles.manifest_schema import HEAD_WEIGHTS, lexicon_features
 from registry.corpora import Example, Part, data_digest
 from registry.errors import TrainingFailed
 from registry.evaluate import fit_temperature
 from registry.features import Progress, StateEncoder, TokenStates, collect
-from registry.layout import HEAD_WEIGHTS, lexicon_features
 from registry.network import AttentiveNetwork, deterministic
 from registry.samples import Samples, batches, softmax
 

@@ -8,8 +8,8 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
-from registry.bundle import Bundle
-from registry.layout import Engine
+from registry.bundles.bundle import Bundle
+from registry.bundles.manifest_schema import Engine
 from registry.records import EncoderRecord, VersionRecord
 from serving.encoder import Encoder
 from serving.engines.factory import open_encoder

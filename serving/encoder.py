@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from registry.layout import EncoderSettings
+from registry.bundles.manifest_schema import EncoderSettings
 from serving.microbatches import MicroBatch, WarmUp
 
 

@@ -22,10 +22,10 @@ from db.analytics.replay import Replays, StoredText
 from db.embeddings.spaces import Spaces
 from db.errors import DatabaseError
 from db.models.evaluations import Evaluation, Evaluations
-from registry.bundle import Bundle
+from registry.bundles.bundle import Bundle
+from registry.bundles.manifest_schema import Engine
 from registry.errors import NotRegistered, RegistryError
 from registry.held_out import HeldOut
-from registry.layout import Engine
 from registry.records import EncoderRecord, VersionRecord
 from registry.replay import compare, stratify
 from registry.report import Agreement, HeldOutResult, Replay, Report, Size

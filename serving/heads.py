@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from registry.bundle import LABELS, Bundle, Kind, file_digest
+from registry.bundles.bundle import LABELS, Bundle, Kind, file_digest
+from registry.bundles.manifest_schema import ATTENTIVE_TENSORS, HEAD_WEIGHTS, MAPPING, lexicon_features
 from registry.errors import BundleInvalid
-from registry.layout import ATTENTIVE_TENSORS, HEAD_WEIGHTS, MAPPING, lexicon_features
 from serving.microbatches import MicroBatch
 
 Scores = NDArray[np.float32]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from db.analytics.disagreements import Contrast, Difference
 from db.analytics.labels import Truth
 from db.analytics.windows import Judged, Sampled, Window
-from registry.bundle import LABELS
+from registry.bundles.bundle import LABELS
 from registry.clusters import Group, grouped, telling
 from registry.discrepancy import discrepancy, novel
 from registry.drift import stability

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from registry.bundle import Bundle
-from registry.layout import TOKENIZER, EncoderSettings
+from registry.bundles.bundle import Bundle
+from registry.bundles.manifest_schema import TOKENIZER, EncoderSettings
 
 MAX_ROWS = 16
 TOKEN_BUDGET = 512

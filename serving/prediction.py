@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from db.core.ids import TextIds, Uuid7Clock, uuid7_time
 from db.predictions.submissions import NewIdempotency, NewPrediction, NewText, Submission
-from registry.bundle import LABELS
+from registry.bundles.bundle import LABELS
 from registry.records import VersionRecord
 from serving.batching import Passage
 from serving.caller import Caller, Idempotency

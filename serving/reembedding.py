@@ -24,9 +24,9 @@ from db.embeddings.segments import Segments
 from db.embeddings.spaces import Spaces, State
 from db.errors import Conflict, DatabaseError
 from db.schema.tables import NOBODY
-from registry.bundle import Bundle
+from registry.bundles.bundle import Bundle
+from registry.bundles.manifest_schema import Engine
 from registry.errors import RegistryError
-from registry.layout import Engine
 from registry.records import EncoderRecord
 from serving.background import yield_to_others
 from serving.encoder import Encoder

@@ -17,7 +17,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from registry.bundle import LABELS, Bundle
+from registry.bundles.bundle import LABELS, Bundle
 from registry.errors import BundleInvalid, RegistryError
 from registry.records import VersionRecord
 from serving.encoder import Encoder

@@ -10,7 +10,7 @@ import structlog
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from registry.bundle import LABELS
+from registry.bundles.bundle import LABELS
 from registry.records import VersionRecord
 from serving.compute import Ask, Inference
 from serving.errors import ModelNotReady, NotReady

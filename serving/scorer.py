@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.bundle import LABELS
+from registry.bundles.bundle import LABELS
 from registry.report import Latency
 from serving.encoder import Encoder
 from serving.errors import Invalid

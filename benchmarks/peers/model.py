@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.bundle import LABELS, Bundle
-from registry.layout import ENGINES, EncoderSettings, Engine
+from registry.bundles.bundle import LABELS, Bundle
+from registry.bundles.manifest_schema import ENGINES, EncoderSettings, Engine
 from serving.engines.factory import open_encoder
 from serving.heads import load_head
 from serving.microbatches import Tokenised, tokenizer_of

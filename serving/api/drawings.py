@@ -2,7 +2,7 @@
 
 from db.analytics.disagreements import Said
 from db.analytics.windows import Sampled, Window
-from registry.bundle import LABELS
+from registry.bundles.bundle import LABELS
 from serving.api import render
 from serving.api.deps import Json
 from serving.findings import Accuracy, Diff, Drift, Mix, Review, Topics

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from db.schema.tables import DIMENSIONS
-from registry.bundle import LABELS
+from registry.bundles.bundle import LABELS
 from serving.api import render
 from serving.api.access import GuardedRoute, public, requires
 from serving.api.deps import Json, body_of, services_of

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from db.predictions.feedback import Judgement
 from db.predictions.predictions import Prediction as StoredPrediction
 from db.search.similarity import Neighbour
-from registry.bundle import LABELS
+from registry.bundles.bundle import LABELS
 from serving.api.deps import Json
 from serving.gateway import Answer, Timing
 from serving.prediction import Prediction

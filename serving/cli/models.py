@@ -192,7 +192,7 @@ def register(
 
     The encoder of a joint version is built first, and refused if its vectors leave the space.
     """
-    from registry.bundle import Bundle
+    from registry.bundles.bundle import Bundle
     from registry.enrol import enrol
     from serving.settings import Settings
     from serving.stores import running_registry

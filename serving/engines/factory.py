@@ -1,7 +1,7 @@
 """The engine that runs a bundle. Imports an engine only when it is asked for."""
 
-from registry.bundle import Bundle
-from registry.layout import ENGINES, EncoderSettings, Engine
+from registry.bundles.bundle import Bundle
+from registry.bundles.manifest_schema import ENGINES, EncoderSettings, Engine
 from serving.encoder import Encoder
 
 

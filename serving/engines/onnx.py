@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import onnxruntime as ort
 
-from registry.bundle import Bundle
-from registry.layout import ENGINES, EncoderSettings, Engine
+from registry.bundles.bundle import Bundle
+from registry.bundles.manifest_schema import ENGINES, EncoderSettings, Engine
 from serving.engines.lanes import Lanes
 from serving.microbatches import (
     BULK_TOKEN_BUDGET,

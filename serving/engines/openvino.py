@@ -11,8 +11,8 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from registry.bundle import Bundle
-from registry.layout import ENGINES, EncoderSettings, Engine
+from registry.bundles.bundle import Bundle
+from registry.bundles.manifest_schema import ENGINES, EncoderSettings, Engine
 from serving.engines.lanes import Lanes
 from serving.microbatches import (
     BULK_TOKEN_BUDGET,

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from registry.bundle import Bundle
+from registry.bundles.bundle import Bundle
+from registry.bundles.manifest_schema import WEIGHTS, EncoderSettings
 from registry.errors import BundleInvalid
-from registry.layout import WEIGHTS, EncoderSettings
 from serving.microbatches import Cut, MicroBatch, Tokenised, WarmUp, cut, tokenizer_of
 
 _TOKEN_BUDGET = 16_384

@@ -33,7 +33,7 @@ from db.predictions.submissions import (
 )
 from db.schema.tables import DIMENSIONS
 from db.search.similarity import SimilarityFilters
-from registry.bundle import LABELS
+from registry.bundles.bundle import LABELS
 from serving.compute import Ask, Inference
 from serving.errors import ModelNotReady
 

@@ -13,7 +13,7 @@ import pytest
 
 from db.embedded.server import EmbeddedPostgres
 from registry import decisions
-from registry.bundle import LABELS
+from registry.bundles.bundle import LABELS
 from registry.held_out import HeldOut
 from registry.policies import Policy
 from registry.store import CHAMPION, MODEL

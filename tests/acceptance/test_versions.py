@@ -8,7 +8,7 @@ from time import monotonic
 
 import pytest
 
-from registry.bundle import Bundle
+from registry.bundles.bundle import Bundle
 from registry.store import CHAMPION, MODEL
 from tests.support.clients import Clients
 from tests.support.clock import eventually

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from registry.bundle import LABELS, Bundle, Kind, Manifest
-from registry.layout import HEAD_WEIGHTS
+from registry.bundles.bundle import LABELS, Bundle, Kind, Manifest
+from registry.bundles.manifest_schema import HEAD_WEIGHTS
 from tests.support.tiny import DIMENSIONS, TINY_SPACE
 
 # Two layers of states side by side.

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 from db.connection.databases import beside
 from db.embedded.server import EmbeddedPostgres
 from registry.bootstrap import builtin
-from registry.bundle import Bundle, Manifest
-from registry.layout import HEAD_WEIGHTS, UP, UPDATE
+from registry.bundles.bundle import Bundle, Manifest
+from registry.bundles.manifest_schema import HEAD_WEIGHTS, UP, UPDATE
 from registry.records import EncoderRecord, VersionRecord
 from registry.sources import default_source
 from registry.store import Registry

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from db.connection.databases import ensure_beside
-from registry.bundle import Bundle
+from registry.bundles.bundle import Bundle
 from registry.export import build_encoder
 from registry.sources import EncoderSource
 from registry.store import Registry

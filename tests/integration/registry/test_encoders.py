@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModel, PreTrainedTokenizerFast
 
-from registry.bundle import Bundle
+from registry.bundles.bundle import Bundle
+from registry.bundles.manifest_schema import EncoderSettings, Engine
 from registry.errors import BundleCorrupt, ExportFailed
 from registry.export import build_encoder
-from registry.layout import EncoderSettings, Engine
 from registry.sources import EncoderSource, default_source
 from serving.encoder import Encoder
 from serving.engines.factory import open_encoder

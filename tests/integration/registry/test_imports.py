@@ -21,12 +21,12 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from registry import engines
-from registry.bundle import Bundle, Kind
+from registry.bundles.bundle import Bundle, Kind
+from registry.bundles.manifest_schema import ENGINES, EncoderSettings, Engine
 from registry.classifier import ClassifierSource
 from registry.errors import BundleInvalid, ImportRefused
 from registry.export import build_encoder
 from registry.imports import Imported, LabelMap, classifier_bundle, import_model
-from registry.layout import ENGINES, EncoderSettings, Engine
 from registry.store import Registry
 from serving.cli import main
 from serving.cli.common import variable

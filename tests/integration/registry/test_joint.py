@@ -11,13 +11,13 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from registry import engines
-from registry.bundle import LABELS, Bundle, Kind
+from registry.bundles.bundle import LABELS, Bundle, Kind
+from registry.bundles.manifest_schema import DOWN, HEAD_WEIGHTS, UP, UPDATE, EncoderSettings, Engine
 from registry.corpora import Part, data_digest
 from registry.errors import ExportFailed, OutOfSpace, TrainingFailed
 from registry.export import build_encoder
 from registry.features import vectors
 from registry.joint import JointPlan, train_joint
-from registry.layout import DOWN, HEAD_WEIGHTS, UP, UPDATE, EncoderSettings, Engine
 from registry.lowrank import JointNetwork
 from registry.network import AttentiveNetwork
 from registry.sources import EncoderSource, joint_source

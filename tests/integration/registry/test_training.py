@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from registry import corpora
-from registry.bundle import LABELS, Bundle
+from registry.bundles.bundle import LABELS, Bundle
+from registry.bundles.manifest_schema import Engine
 from registry.corpora import Example, Part
 from registry.errors import BundleInvalid, TrainingFailed
 from registry.features import collect
-from registry.layout import Engine
 from registry.network import AttentiveNetwork
 from registry.train import HeadPlan, fit_lexicon, train_head
 from serving.encoder import Encoder

@@ -18,7 +18,7 @@ from db.embeddings.segments import Segments
 from db.models.evaluations import Evaluation, Evaluations, NewEvaluation
 from db.predictions.feedback import FeedbackStore, NewFeedback
 from registry.bootstrap import builtin
-from registry.bundle import Bundle
+from registry.bundles.bundle import Bundle
 from registry.errors import NotRegistered
 from registry.export import build_encoder
 from registry.gates import Gates, judge

@@ -13,7 +13,7 @@ from db.connection.engine import Database
 from db.embeddings.spaces import Spaces, State
 from db.embeddings.vectors import Vectors
 from db.predictions.submissions import Stored
-from registry.bundle import Bundle
+from registry.bundles.bundle import Bundle
 from registry.enrol import enrol_space
 from registry.errors import ExportFailed
 from registry.store import Registry

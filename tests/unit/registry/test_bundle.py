@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.bundle import LABELS, MANIFEST, Bundle, Kind, Manifest
+from registry.bundles.bundle import LABELS, MANIFEST, Bundle, Kind, Manifest
 from registry.errors import BundleCorrupt, BundleInvalid
 
 

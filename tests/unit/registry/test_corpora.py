@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from registry import corpora
-from registry.bundle import LABELS
+from registry.bundles.bundle import LABELS
 from registry.corpora import Example, Part, data_digest, folded, label_of, part_of, read_rated, read_tweets
 from registry.errors import CorpusUnavailable
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from registry.bundles.manifest_schema import Engine
 from registry.engines import SPACE_COSINE_MEAN, SPACE_COSINE_WORST, Run, check_space, faster
 from registry.errors import OutOfSpace, RegistryError
-from registry.layout import Engine
 from registry.quantise import Inputs
 
 

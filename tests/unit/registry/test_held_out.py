@@ -2,7 +2,7 @@
 
 import pytest
 
-from registry.bundle import LABELS
+from registry.bundles.bundle import LABELS
 from registry.corpora import Example, Part
 from registry.errors import CorpusUnavailable
 from registry.held_out import HeldOut

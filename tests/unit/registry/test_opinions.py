@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.bundle import LABELS
+from registry.bundles.bundle import LABELS
 from registry.opinions import QUORUM, chosen, vote, worth
 
 voices = st.lists(st.tuples(st.sampled_from(LABELS), st.floats(-1, 1)), max_size=12)

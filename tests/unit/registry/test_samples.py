@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from registry.bundle import LABELS
+from registry.bundles.bundle import LABELS
 from registry.corpora import Example, Part, part_of
 from registry.errors import TrainingFailed
 from registry.samples import Samples, batches

@@ -8,7 +8,7 @@ import numpy as np
 
 from db.core.ids import Uuid7Clock
 from db.predictions.predictions import Prediction as StoredPrediction
-from registry.bundle import LABELS
+from registry.bundles.bundle import LABELS
 from serving.api import render
 from serving.prediction import Prediction
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.bundle import Kind, Manifest
+from registry.bundles.bundle import Kind, Manifest
 from registry.errors import BundleInvalid
 
 TOKENIZER = "tokenizer.json"

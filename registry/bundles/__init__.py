@@ -1,0 +1,1 @@
+"""A model bundle on disk: its manifest, its files, its digests."""
