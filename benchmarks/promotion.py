@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.load import Load, measured, start
 from benchmarks.report import report
 from benchmarks.servers import Platform, platform
-from registry.sources import SPACE
+from registry.encoders.sources import SPACE
 from registry.store import CHAMPION, MODEL, Registry
 from tests.support.versions import registry_at, twin_encoder, twin_head
 

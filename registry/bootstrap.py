@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from registry.bundles.bundle import Bundle
+from registry.encoders.sources import default_source, joint_source
 from registry.enrol import Say, enrol_encoder
 from registry.errors import ExportFailed, NotRegistered
 from registry.held_out import HeldOut
 from registry.records import VersionRecord
-from registry.sources import default_source, joint_source
 from registry.store import CHAMPION, MODEL, Registry
 
 # The order gives the version numbers.

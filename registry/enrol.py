@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from registry.bundles.bundle import Bundle, Kind
+from registry.encoders.export import build_encoder
+from registry.encoders.sources import EncoderSource, joint_source
 from registry.errors import ExportFailed, NotRegistered
-from registry.export import build_encoder
 from registry.records import EncoderRecord, VersionRecord
-from registry.sources import EncoderSource, joint_source
 from registry.store import MODEL, Registry
 
 Say = Callable[[str], None]

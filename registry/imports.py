@@ -16,9 +16,9 @@ from safetensors.numpy import save_file
 
 from registry.bundles.bundle import LABELS, Bundle, Kind, Manifest
 from registry.bundles.manifest_schema import HEAD_WEIGHTS, MAPPING
-from registry.classifier import ClassifierSource
+from registry.encoders.classifier import ClassifierSource
+from registry.encoders.export import build_encoder
 from registry.errors import ImportRefused, NotRegistered
-from registry.export import build_encoder
 from registry.records import EncoderRecord, VersionRecord
 from registry.store import MODEL, Registry
 

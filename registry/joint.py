@@ -24,13 +24,13 @@ from tokenizers import Tokenizer
 from registry.bundles.bundle import LABELS, Bundle, Kind, Manifest
 from registry.bundles.manifest_schema import HEAD_WEIGHTS, TOKENIZER, UPDATE, Engine
 from registry.corpora import Example, Part, data_digest
+from registry.encoders.sources import EncoderSource, quiet
 from registry.errors import TrainingFailed
 from registry.evaluate import agreement, fit_temperature
 from registry.features import PassEncoder, Progress, collect_vectors
 from registry.lowrank import JointNetwork, Step
 from registry.network import AttentiveNetwork, deterministic
 from registry.samples import Rows, Samples, batches, softmax
-from registry.sources import EncoderSource, quiet
 
 _JUDGED_ROWS = 64
 _REPORTS = 100

@@ -21,7 +21,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from db.embedded.server import EmbeddedPostgres
 from registry.bundles.bundle import LABELS
-from registry.sources import default_source
+from registry.encoders.sources import default_source
 
 PROTOTYPES = ("I hate it, it is awful", "it is a thing", "I love it, it is great")
 

@@ -12,7 +12,7 @@ from serving.cli.common import AsJson, show_record
 
 if TYPE_CHECKING:
     from registry.bundles.bundle import Bundle
-    from registry.sources import EncoderSource
+    from registry.encoders.sources import EncoderSource
 
 Say: TypeAlias = Callable[[str, float], None]
 
@@ -28,7 +28,7 @@ def head(
     """Train the three-class head on the frozen default encoder; the same every time."""
     from registry import corpora
     from registry.bundles.manifest_schema import Engine
-    from registry.sources import default_source
+    from registry.encoders.sources import default_source
     from registry.train import HeadPlan, train_head
     from serving.engines.factory import open_encoder
 
@@ -69,8 +69,8 @@ def joint(
     """Train the joint model: a low-rank update of the default encoder, and a head. A killed run goes on."""
     from registry import corpora
     from registry.bundles.manifest_schema import ENGINES, Engine
+    from registry.encoders.sources import default_source
     from registry.joint import JointPlan, train_joint
-    from registry.sources import default_source
     from serving.encoder import Encoder
     from serving.engines.factory import open_encoder
 
@@ -104,7 +104,7 @@ def joint(
 def _encoder(source: "EncoderSource", cache: Path, progress: Say) -> "Bundle":
     """The bundle of an encoder, built unless the cache has it."""
     from registry.bundles.bundle import Bundle
-    from registry.export import build_encoder
+    from registry.encoders.export import build_encoder
 
     folder = cache / "encoders" / source.digest[:16]
     if folder.exists():

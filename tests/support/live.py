@@ -14,8 +14,8 @@ import httpx
 import psutil
 
 from registry.bootstrap import builtin
-from registry.export import build_encoder
-from registry.sources import default_source, joint_source
+from registry.encoders.export import build_encoder
+from registry.encoders.sources import default_source, joint_source
 from serving.cluster import free_port
 from tests.support.clock import eventually
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel
 
 from registry.corpora import Example
-from registry.sources import EncoderSource
+from registry.encoders.sources import EncoderSource
 
 WORDS = (
     "a and awful bad best boring broke fine good great is it joy late loved not of ok sad so the thing worst"

@@ -14,8 +14,8 @@ from db.embedded.server import EmbeddedPostgres
 from registry.bootstrap import builtin
 from registry.bundles.bundle import Bundle, Manifest
 from registry.bundles.manifest_schema import HEAD_WEIGHTS, UP, UPDATE
+from registry.encoders.sources import default_source
 from registry.records import EncoderRecord, VersionRecord
-from registry.sources import default_source
 from registry.store import Registry
 from tests.support.live import LivePlatform
 

@@ -11,9 +11,9 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import EncoderSettings, Engine
+from registry.encoders.export import build_encoder
+from registry.encoders.sources import EncoderSource, default_source
 from registry.errors import BundleCorrupt, ExportFailed
-from registry.export import build_encoder
-from registry.sources import EncoderSource, default_source
 from serving.encoder import Encoder
 from serving.engines.factory import open_encoder
 from serving.engines.openvino import padded_length

@@ -20,12 +20,12 @@ from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from registry import engines
 from registry.bundles.bundle import Bundle, Kind
 from registry.bundles.manifest_schema import ENGINES, EncoderSettings, Engine
-from registry.classifier import ClassifierSource
+from registry.encoders import engine_selection
+from registry.encoders.classifier import ClassifierSource
+from registry.encoders.export import build_encoder
 from registry.errors import BundleInvalid, ImportRefused
-from registry.export import build_encoder
 from registry.imports import Imported, LabelMap, classifier_bundle, import_model
 from registry.store import Registry
 from serving.cli import main
@@ -241,7 +241,7 @@ def test_other_mapping_is_another_version_of_the_same_encoder(
 def test_int8_that_decides_otherwise_gives_way_to_float32(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "_LEAST_AGREEMENT", 1.01)
+    monkeypatch.setattr(engine_selection, "_LEAST_AGREEMENT", 1.01)
     bundle = build_encoder(
         ClassifierSource.load(str(made.folder)), tmp_path / "encoder", calibration=sentences(16)
     )

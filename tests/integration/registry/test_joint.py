@@ -10,17 +10,17 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from registry import engines
 from registry.bundles.bundle import LABELS, Bundle, Kind
 from registry.bundles.manifest_schema import DOWN, HEAD_WEIGHTS, UP, UPDATE, EncoderSettings, Engine
 from registry.corpora import Part, data_digest
+from registry.encoders import engine_selection
+from registry.encoders.export import build_encoder
+from registry.encoders.sources import EncoderSource, joint_source
 from registry.errors import ExportFailed, OutOfSpace, TrainingFailed
-from registry.export import build_encoder
 from registry.features import vectors
 from registry.joint import JointPlan, train_joint
 from registry.lowrank import JointNetwork
 from registry.network import AttentiveNetwork
-from registry.sources import EncoderSource, joint_source
 from serving.encoder import Encoder
 from serving.engines.factory import open_encoder
 from serving.heads import answered, load_head
@@ -53,8 +53,8 @@ class Killed(Exception):
 def _lenient() -> None:
     """Random weights quantise worse than trained ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engines, "SPACE_COSINE_MEAN", 0.9)
-        patch.setattr(engines, "SPACE_COSINE_WORST", 0.6)
+        patch.setattr(engine_selection, "SPACE_COSINE_MEAN", 0.9)
+        patch.setattr(engine_selection, "SPACE_COSINE_WORST", 0.6)
         yield
 
 

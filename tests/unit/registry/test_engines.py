@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from registry.bundles.manifest_schema import Engine
-from registry.engines import SPACE_COSINE_MEAN, SPACE_COSINE_WORST, Run, check_space, faster
+from registry.encoders.engine_selection import SPACE_COSINE_MEAN, SPACE_COSINE_WORST, Run, check_space, faster
+from registry.encoders.int8 import Inputs
 from registry.errors import OutOfSpace, RegistryError
-from registry.quantise import Inputs
 
 
 def unit(angles: list[float]) -> np.ndarray:

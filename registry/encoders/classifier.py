@@ -19,10 +19,10 @@ from tokenizers import Tokenizer
 
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import TOKENIZER, Engine
-from registry.engines import run_of
+from registry.encoders.engine_selection import run_of
+from registry.encoders.export import calibration_batches, calibration_texts
+from registry.encoders.sources import RECIPE, quiet
 from registry.errors import ExportFailed, ImportRefused, RegistryError
-from registry.export import calibration_batches, calibration_texts
-from registry.sources import RECIPE, quiet
 
 # Longer texts are cut, as they are for every encoder, and the answer says so.
 _MOST_TOKENS = 512

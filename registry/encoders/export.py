@@ -15,10 +15,17 @@ from tokenizers import Tokenizer
 
 from registry.bundles.bundle import Bundle, Kind, Manifest
 from registry.bundles.manifest_schema import ENGINES, TOKENIZER, WEIGHTS, EncoderSettings, Engine
-from registry.engines import Vectors, faster, keep_to_space, quantise_agreeing, quantise_to, runs_of
+from registry.encoders.engine_selection import (
+    Vectors,
+    faster,
+    keep_to_space,
+    quantise_agreeing,
+    quantise_to,
+    runs_of,
+)
+from registry.encoders.int8 import Inputs
+from registry.encoders.sources import Source, quiet
 from registry.errors import ExportFailed, RegistryError
-from registry.quantise import Inputs
-from registry.sources import Source, quiet
 
 _CALIBRATION_ROWS = 8
 _OPSET = 17

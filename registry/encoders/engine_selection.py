@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from registry.bundles.manifest_schema import ENGINES, Engine
+from registry.encoders.int8 import Inputs, quantise
 from registry.errors import OutOfSpace
-from registry.quantise import Inputs, quantise
 
 # An encoder is in a space if its vectors have these cosines to the space's own.
 SPACE_COSINE_MEAN, SPACE_COSINE_WORST = 0.98, 0.9

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 
 from registry.bundles.bundle import Bundle, file_digest
 from registry.bundles.manifest_schema import DOWN, UP, UPDATE
-from registry.engines import Vectors
+from registry.encoders.engine_selection import Vectors
 from registry.errors import ExportFailed
 
 SPACE = "all-MiniLM-L6-v2"

@@ -1,0 +1,1 @@
+"""Encoders: where their weights come from, and the engines they are built for."""
