@@ -24,7 +24,7 @@ from db.core.cipher import Cipher, fresh_key, of_text
 from db.embeddings.segments import Segments
 from db.predictions.partitions import Partitions
 from db.privacy.rotation import Rotation
-from registry.held_out import HeldOut
+from registry.data.held_out import HeldOut
 
 ONE, TWO = fresh_key("one"), fresh_key("two")
 

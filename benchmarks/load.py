@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from registry import corpora
+from registry.data import corpora
 
 MOST_CLIENTS = 2_000
 MOST_SECONDS = 900

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 
 from benchmarks.report import report
-from registry.held_out import HeldOut
+from registry.data.held_out import HeldOut
 from serving.privacy import merged
 from serving.recognisers import Recognisers, Undecided
 

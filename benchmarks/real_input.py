@@ -14,9 +14,9 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from benchmarks.load import CACHE
 from benchmarks.report import table
-from registry import corpora
 from registry.bundles.bundle import LABELS
-from registry.corpora import Example, Part
+from registry.data import corpora
+from registry.data.corpora import Example, Part
 from serving.cli.common import connect
 from serving.client import Client
 

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from registry.bundles.bundle import Bundle
+from registry.data.held_out import HeldOut
 from registry.encoders.sources import default_source, joint_source
 from registry.enrol import Say, enrol_encoder
 from registry.errors import ExportFailed, NotRegistered
-from registry.held_out import HeldOut
 from registry.records import VersionRecord
 from registry.store import CHAMPION, MODEL, Registry
 

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 
 from registry.bundles.bundle import LABELS, Bundle, Kind, Manifest
 from registry.bundles.manifest_schema import HEAD_WEIGHTS, TOKENIZER, UPDATE, Engine
-from registry.corpora import Example, Part, data_digest
+from registry.data.corpora import Example, Part, data_digest
 from registry.encoders.sources import EncoderSource, quiet
 from registry.errors import TrainingFailed
 from registry.evaluate import agreement, fit_temperature

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from registry.bundles.bundle import LABELS
-from registry.corpora import Example, Part
+from registry.data.corpora import Example, Part
 from registry.errors import TrainingFailed
 from registry.evaluate import accuracy, bootstrap, report, report_by_source
 

@@ -13,14 +13,14 @@ from typing import Any
 from registry.bundles.bundle import Bundle, Kind, Manifest
 from registry.bundles.manifest_schema import EncoderSettings
 from registry.connection import EXPERIMENT, Connection, local_path, translated
+from registry.data.held_out import FILE as HELD_OUT_FILE
+from registry.data.held_out import HeldOut
 from registry.errors import (
     BundleCorrupt,
     BundleInvalid,
     CorpusUnavailable,
     NotRegistered,
 )
-from registry.held_out import FILE as HELD_OUT_FILE
-from registry.held_out import HeldOut
 from registry.records import EncoderRecord, VersionRecord
 from registry.revision import code_revision
 

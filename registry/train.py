@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from registry.bundles.bundle import LABELS, Bundle, Kind, Manifest
 from registry.bundles.manifest_schema import HEAD_WEIGHTS, lexicon_features
-from registry.corpora import Example, Part, data_digest
+from registry.data.corpora import Example, Part, data_digest
 from registry.errors import TrainingFailed
 from registry.evaluate import fit_temperature
 from registry.features import Progress, StateEncoder, TokenStates, collect

@@ -24,8 +24,8 @@ from db.errors import DatabaseError
 from db.models.evaluations import Evaluation, Evaluations
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import Engine
+from registry.data.held_out import HeldOut
 from registry.errors import NotRegistered, RegistryError
-from registry.held_out import HeldOut
 from registry.records import EncoderRecord, VersionRecord
 from registry.replay import compare, stratify
 from registry.report import Agreement, HeldOutResult, Replay, Report, Size

@@ -26,8 +26,8 @@ def head(
     as_json: AsJson = False,
 ) -> None:
     """Train the three-class head on the frozen default encoder; the same every time."""
-    from registry import corpora
     from registry.bundles.manifest_schema import Engine
+    from registry.data import corpora
     from registry.encoders.sources import default_source
     from registry.train import HeadPlan, train_head
     from serving.engines.factory import open_encoder
@@ -67,8 +67,8 @@ def joint(
     as_json: AsJson = False,
 ) -> None:
     """Train the joint model: a low-rank update of the default encoder, and a head. A killed run goes on."""
-    from registry import corpora
     from registry.bundles.manifest_schema import ENGINES, Engine
+    from registry.data import corpora
     from registry.encoders.sources import default_source
     from registry.joint import JointPlan, train_joint
     from serving.encoder import Encoder

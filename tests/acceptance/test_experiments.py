@@ -14,7 +14,7 @@ import pytest
 from db.embedded.server import EmbeddedPostgres
 from registry import decisions
 from registry.bundles.bundle import LABELS
-from registry.held_out import HeldOut
+from registry.data.held_out import HeldOut
 from registry.policies import Policy
 from registry.store import CHAMPION, MODEL
 from tests.support.clock import eventually

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel
 
-from registry.corpora import Example
+from registry.data.corpora import Example
 from registry.encoders.sources import EncoderSource
 
 WORDS = (

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from registry.bundles.bundle import LABELS, Bundle, Kind
 from registry.bundles.manifest_schema import DOWN, HEAD_WEIGHTS, UP, UPDATE, EncoderSettings, Engine
-from registry.corpora import Part, data_digest
+from registry.data.corpora import Part, data_digest
 from registry.encoders import engine_selection
 from registry.encoders.export import build_encoder
 from registry.encoders.sources import EncoderSource, joint_source

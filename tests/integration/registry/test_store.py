@@ -8,6 +8,7 @@ import pytest
 
 from registry.bundles.bundle import LABELS, Bundle, Kind, Manifest
 from registry.bundles.manifest_schema import EncoderSettings, Engine
+from registry.data.held_out import HeldOut
 from registry.errors import (
     BundleCorrupt,
     BundleInvalid,
@@ -15,7 +16,6 @@ from registry.errors import (
     NotRegistered,
     RegistryUnavailable,
 )
-from registry.held_out import HeldOut
 from registry.revision import code_revision
 from registry.store import CHAMPION, ENCODERS, Registry
 from tests.support.tiny import TINY_SPACE

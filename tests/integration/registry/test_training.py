@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from registry import corpora
 from registry.bundles.bundle import LABELS, Bundle
 from registry.bundles.manifest_schema import Engine
-from registry.corpora import Example, Part
+from registry.data import corpora
+from registry.data.corpora import Example, Part
 from registry.errors import BundleInvalid, TrainingFailed
 from registry.features import collect
 from registry.network import AttentiveNetwork

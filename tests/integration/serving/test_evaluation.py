@@ -19,11 +19,11 @@ from db.models.evaluations import Evaluation, Evaluations, NewEvaluation
 from db.predictions.feedback import FeedbackStore, NewFeedback
 from registry.bootstrap import builtin
 from registry.bundles.bundle import Bundle
+from registry.data.held_out import HeldOut
 from registry.encoders.export import build_encoder
 from registry.encoders.sources import default_source
 from registry.errors import NotRegistered
 from registry.gates import Gates, judge
-from registry.held_out import HeldOut
 from registry.records import EncoderRecord, VersionRecord
 from registry.report import Report
 from registry.store import CHAMPION, Registry

@@ -13,7 +13,7 @@ from db.connection.engine import Database
 from db.models.evaluations import Evaluations, NewEvaluation
 from db.models.promotions import Act, NewPromotion
 from db.models.promotions import Promotions as History
-from registry.held_out import HeldOut
+from registry.data.held_out import HeldOut
 from registry.records import VersionRecord
 from registry.store import CHAMPION, Registry
 from serving.caller import Caller, Role

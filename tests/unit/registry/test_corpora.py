@@ -8,9 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from registry import corpora
 from registry.bundles.bundle import LABELS
-from registry.corpora import Example, Part, data_digest, folded, label_of, part_of, read_rated, read_tweets
+from registry.data import corpora
+from registry.data.corpora import (
+    Example,
+    Part,
+    data_digest,
+    folded,
+    label_of,
+    part_of,
+    read_rated,
+    read_tweets,
+)
 from registry.errors import CorpusUnavailable
 
 

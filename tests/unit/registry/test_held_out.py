@@ -3,9 +3,9 @@
 import pytest
 
 from registry.bundles.bundle import LABELS
-from registry.corpora import Example, Part
+from registry.data.corpora import Example, Part
+from registry.data.held_out import HeldOut
 from registry.errors import CorpusUnavailable
-from registry.held_out import HeldOut
 
 
 def test_the_one_in_the_package_is_the_rated_held_out_tenth() -> None:

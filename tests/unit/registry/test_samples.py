@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from registry.bundles.bundle import LABELS
-from registry.corpora import Example, Part, part_of
+from registry.data.corpora import Example, Part, part_of
 from registry.errors import TrainingFailed
 from registry.samples import Samples, batches
 

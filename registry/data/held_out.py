@@ -1,7 +1,7 @@
 """The held-out set: the labelled texts that versions are judged on, as one file that travels.
 
 Comes with the package, so that no container has to fetch corpora. Nothing trains on these texts.
-`python -m registry.held_out CACHE OUT` makes the file anew from the corpora.
+`python -m registry.data.held_out CACHE OUT` makes the file anew from the corpora.
 """
 
 import gzip
@@ -16,9 +16,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from registry import corpora
 from registry.bundles.bundle import LABELS
-from registry.corpora import Example, Part
+from registry.data import corpora
+from registry.data.corpora import Example, Part
 from registry.errors import CorpusUnavailable
 
 FILE = "held-out.jsonl.gz"
@@ -99,7 +99,7 @@ class HeldOut:
 def main(arguments: list[str]) -> int:
     """Writes the file; an equal one that is there stays as it is."""
     if len(arguments) != 2:
-        raise SystemExit("usage: python -m registry.held_out CACHE OUT")
+        raise SystemExit("usage: python -m registry.data.held_out CACHE OUT")
     made, out = HeldOut.of_corpora(Path(arguments[0])), Path(arguments[1])
     if not out.exists() or HeldOut.parse(out.read_bytes(), where=str(out)).digest != made.digest:
         out.parent.mkdir(parents=True, exist_ok=True)
