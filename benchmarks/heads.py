@@ -15,12 +15,12 @@ from sklearn.linear_model import LogisticRegression
 from benchmarks.limit import encoder_folder, space_folder
 from benchmarks.load import CACHE
 from benchmarks.report import report
-from registry import evaluate
 from registry.bootstrap import builtin
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import ENGINES, Engine
 from registry.data import corpora
 from registry.data.corpora import Part
+from registry.evaluation import metrics
 from serving.encoder import Encoder
 from serving.engines.factory import open_encoder
 from serving.heads import Head, load_head
@@ -66,7 +66,7 @@ def nearest(found: NDArray[np.float32]) -> NDArray[np.int64]:
 
 def measures(name: str, probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> Sequence[object]:
     """One row of the table of quality."""
-    report = evaluate.report(probabilities, labels)
+    report = metrics.report(probabilities, labels)
     recalls = (f"{report[f'recall_{label}']:.3f}" for label in ("negative", "neutral", "positive"))
     return name, *(f"{report[measure]:.3f}" for measure in ("accuracy", "macro_f1", "ece")), *recalls
 

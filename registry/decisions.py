@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from registry import trials
 from registry.errors import EvidenceInvalid
-from registry.evaluate import Interval
+from registry.evaluation.metrics import Interval
 from registry.policies import Guardrails, Policy
 from registry.trials import ArmFeedback, Split
 

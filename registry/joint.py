@@ -26,7 +26,7 @@ from registry.bundles.manifest_schema import HEAD_WEIGHTS, TOKENIZER, UPDATE, En
 from registry.data.corpora import Example, Part, data_digest
 from registry.encoders.sources import EncoderSource, quiet
 from registry.errors import TrainingFailed
-from registry.evaluate import agreement, fit_temperature
+from registry.evaluation.metrics import agreement, fit_temperature
 from registry.features import PassEncoder, Progress, collect_vectors
 from registry.lowrank import JointNetwork, Step
 from registry.network import AttentiveNetwork, deterministic

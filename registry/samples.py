@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from registry.bundles.bundle import LABELS
 from registry.data.corpora import Example, Part
 from registry.errors import TrainingFailed
-from registry.evaluate import accuracy, bootstrap, report, report_by_source
+from registry.evaluation.metrics import accuracy, bootstrap, report, report_by_source
 
 Rows = NDArray[np.int64]
 _POOL = 50

@@ -18,7 +18,7 @@ from registry.bundles.bundle import LABELS, Bundle, Kind, Manifest
 from registry.bundles.manifest_schema import HEAD_WEIGHTS, lexicon_features
 from registry.data.corpora import Example, Part, data_digest
 from registry.errors import TrainingFailed
-from registry.evaluate import fit_temperature
+from registry.evaluation.metrics import fit_temperature
 from registry.features import Progress, StateEncoder, TokenStates, collect
 from registry.network import AttentiveNetwork, deterministic
 from registry.samples import Samples, batches, softmax

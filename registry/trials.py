@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import betaln, xlog1py, xlogy
 
-from registry.evaluate import Interval
+from registry.evaluation.metrics import Interval
 
 Numbers = NDArray[np.float64] | NDArray[np.int64] | float
 Sums = tuple[Numbers, Numbers, Numbers]

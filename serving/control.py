@@ -12,7 +12,7 @@ from db.models.evaluations import Evaluation
 from db.models.evaluations import Evaluations as StoredEvaluations
 from db.models.promotions import Promotions as StoredPromotions
 from db.models.promotions import ReignPage
-from registry.gates import Gates
+from registry.evaluation.gates import Gates
 from registry.records import EncoderRecord
 from registry.store import Registry
 from serving.caller import Caller

@@ -5,9 +5,9 @@ from typing import Protocol
 
 from db.models.evaluations import Evaluation
 from registry.errors import NotRegistered, ReportInvalid
-from registry.gates import GateReport, Gates, judge, unevaluated
+from registry.evaluation.gates import GateReport, Gates, judge, unevaluated
+from registry.evaluation.report import Report
 from registry.records import VersionRecord
-from registry.report import Report
 from serving.catalogue import Catalogue
 from serving.database_errors import reaching_the_database
 from serving.registry_errors import asked

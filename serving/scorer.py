@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from registry.bundles.bundle import LABELS
-from registry.report import Latency
+from registry.evaluation.report import Latency
 from serving.encoder import Encoder
 from serving.errors import Invalid
 from serving.heads import Head, Scores, answered

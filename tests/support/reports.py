@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from registry.evaluate import Interval
-from registry.report import Agreement, HeldOutResult, Latency, Replay, Report, Size
+from registry.evaluation.metrics import Interval
+from registry.evaluation.report import Agreement, HeldOutResult, Latency, Replay, Report, Size
 
 TEXTS = 1000
 DATA = "d" * 64

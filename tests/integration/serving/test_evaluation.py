@@ -23,9 +23,9 @@ from registry.data.held_out import HeldOut
 from registry.encoders.export import build_encoder
 from registry.encoders.sources import default_source
 from registry.errors import NotRegistered
-from registry.gates import Gates, judge
+from registry.evaluation.gates import Gates, judge
+from registry.evaluation.report import Report
 from registry.records import EncoderRecord, VersionRecord
-from registry.report import Report
 from registry.store import CHAMPION, Registry
 from serving.catalogue import Catalogue, Entry, State
 from serving.evaluation import Examiner, Plan, Work

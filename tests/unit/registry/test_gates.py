@@ -5,8 +5,8 @@ import json
 import pytest
 
 from registry.errors import ReportInvalid
-from registry.gates import GateReport, Gates, judge, paired_difference, unevaluated
-from registry.report import Agreement, Report
+from registry.evaluation.gates import GateReport, Gates, judge, paired_difference, unevaluated
+from registry.evaluation.report import Agreement, Report
 from tests.support.reports import held_out, latency, replay, report
 
 OFF = Gates(

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from registry.replay import compare, stratify
-from registry.report import HeldOutResult
+from registry.evaluation.replay import compare, stratify
+from registry.evaluation.report import HeldOutResult
 from tests.support.reports import latency
 from tests.support.rows import unit_vectors
 

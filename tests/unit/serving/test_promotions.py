@@ -9,8 +9,8 @@ import pytest
 from db.models.evaluations import NewEvaluation
 from db.models.promotions import Act
 from registry.errors import RegistryUnavailable
-from registry.gates import Gates
-from registry.report import Report
+from registry.evaluation.gates import Gates
+from registry.evaluation.report import Report
 from serving.caller import Caller, Role
 from serving.errors import Conflict, Invalid, NotFound, NotReady, Refused
 from serving.fakes.control import FakeEvaluations, FakePromotions, FakeRegistry

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from registry.report import Report
+from registry.evaluation.report import Report
 
 # Of a normal distribution: 95 % lie within.
 _Z = 1.959964

@@ -12,10 +12,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from registry import evaluate
 from registry.bundles.bundle import LABELS
 from registry.errors import ReportInvalid
-from registry.evaluate import Interval, Labels, Probabilities
+from registry.evaluation import metrics
+from registry.evaluation.metrics import Interval, Labels, Probabilities
 
 FORMAT = 1
 ROUNDS = 1000
@@ -49,19 +49,19 @@ class HeldOutResult:
         """Probabilities [n, 3], labels int [n], sources str [n]."""
         right = probabilities.argmax(axis=1) == labels
 
-        def interval(measure: evaluate.Measure, rows: NDArray[np.bool_] | None = None) -> Interval:
+        def interval(measure: metrics.Measure, rows: NDArray[np.bool_] | None = None) -> Interval:
             chosen = slice(None) if rows is None else rows
-            found = evaluate.bootstrap(measure, probabilities[chosen], labels[chosen], rounds=rounds)
+            found = metrics.bootstrap(measure, probabilities[chosen], labels[chosen], rounds=rounds)
             return Interval(value=round(found.value, 6), low=round(found.low, 6), high=round(found.high, 6))
 
         return cls(
             texts=len(labels),
-            accuracy=interval(evaluate.accuracy),
-            macro_f1=interval(evaluate.macro_f1),
-            ece=interval(evaluate.ece),
+            accuracy=interval(metrics.accuracy),
+            macro_f1=interval(metrics.macro_f1),
+            ece=interval(metrics.ece),
             # Of the texts of a class, the share judged right: its recall.
             recall={
-                name: interval(evaluate.accuracy, labels == index)
+                name: interval(metrics.accuracy, labels == index)
                 for index, name in enumerate(LABELS)
                 if (labels == index).any()
             },

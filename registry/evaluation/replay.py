@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 
 from registry.bundles.bundle import LABELS
-from registry.evaluate import Probabilities
-from registry.report import Corrected, Disagreement, Latency, Replay, Stratum
+from registry.evaluation.metrics import Probabilities
+from registry.evaluation.report import Corrected, Disagreement, Latency, Replay, Stratum
 
 CLUSTERS = 20
 FURTHEST = 20

@@ -1,0 +1,1 @@
+"""How a version is measured, and the gates that it must pass."""
