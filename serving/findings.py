@@ -7,7 +7,7 @@ from typing import Final
 
 from db.analytics.disagreements import Difference
 from db.analytics.windows import Sampled, Window
-from registry.discrepancy import Discrepancy
+from registry.analysis.mmd import Discrepancy
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 

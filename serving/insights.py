@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from db.analytics.disagreements import Contrast, Difference
 from db.analytics.labels import Truth
 from db.analytics.windows import Judged, Sampled, Window
+from registry.analysis.clusters import Group, grouped, telling
+from registry.analysis.mmd import discrepancy, novel
+from registry.analysis.neighbour_vote import chosen, worth
+from registry.analysis.psi import stability
 from registry.bundles.bundle import LABELS
-from registry.clusters import Group, grouped, telling
-from registry.discrepancy import discrepancy, novel
-from registry.drift import stability
-from registry.opinions import chosen, worth
 from serving.aside import Aside
 from serving.catalogue import Catalogue
 from serving.database_errors import reaching_the_database

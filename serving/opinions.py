@@ -10,7 +10,7 @@ from uuid import UUID
 
 from db.predictions.predictions import Prediction
 from db.search.similarity import Neighbour, SimilarityFilters
-from registry.opinions import NEIGHBOURS, Vote, vote
+from registry.analysis.neighbour_vote import NEIGHBOURS, Vote, vote
 from serving.caller import Caller
 from serving.catalogue import Catalogue
 from serving.database_errors import reaching_the_database

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from db.analytics.statistics import Answers, Census, Distributions
 from db.connection.engine import PoolState
-from registry.drift import stability
+from registry.analysis.psi import stability
 from serving.catalogue import Catalogue
 from serving.routing import Traffic
 

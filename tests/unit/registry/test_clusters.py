@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registry.clusters import LEAST, grouped, telling
+from registry.analysis.clusters import LEAST, grouped, telling
 
 
 def unit(rows):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from registry.discrepancy import ENOUGH, discrepancy, novel
+from registry.analysis.mmd import ENOUGH, discrepancy, novel
 
 
 def cloud(rows: int, *, seed: int, shift: float = 0.0, width: int = 8):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from registry.drift import ENOUGH, stability
+from registry.analysis.psi import ENOUGH, stability
 
 
 def test_the_same_shares_are_no_drift() -> None:

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from registry.analysis.neighbour_vote import QUORUM, chosen, vote, worth
 from registry.bundles.bundle import LABELS
-from registry.opinions import QUORUM, chosen, vote, worth
 
 voices = st.lists(st.tuples(st.sampled_from(LABELS), st.floats(-1, 1)), max_size=12)
 

@@ -1,0 +1,1 @@
+"""Statistics on embeddings and labels: clusters, drift, votes of neighbours."""
