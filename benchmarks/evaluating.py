@@ -10,7 +10,7 @@ from dataclasses import asdict
 from benchmarks.load import Load, measured, start
 from benchmarks.report import report
 from benchmarks.servers import platform
-from registry.store import MODEL
+from registry.store.model_registry import MODEL
 
 CLIENTS = (1, 8)
 VERSION = "3"

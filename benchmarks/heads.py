@@ -15,12 +15,12 @@ from sklearn.linear_model import LogisticRegression
 from benchmarks.limit import encoder_folder, space_folder
 from benchmarks.load import CACHE
 from benchmarks.report import report
-from registry.bootstrap import builtin
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import ENGINES, Engine
 from registry.data import corpora
 from registry.data.corpora import Part
 from registry.evaluation import metrics
+from registry.store.builtin_versions import builtin
 from serving.encoder import Encoder
 from serving.engines.factory import open_encoder
 from serving.heads import Head, load_head

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.load import sentences
 from benchmarks.peers.model import MAX_BATCH, Model
-from registry.bootstrap import builtin
+from registry.store.builtin_versions import builtin
 from tests.support.live import built_encoders
 
 

@@ -14,7 +14,7 @@ from benchmarks.load import Load, measured, start
 from benchmarks.report import report
 from benchmarks.servers import Platform, platform
 from registry.encoders.sources import SPACE
-from registry.store import CHAMPION, MODEL, Registry
+from registry.store.model_registry import CHAMPION, MODEL, Registry
 from tests.support.versions import registry_at, twin_encoder, twin_head
 
 CLIENTS = 32

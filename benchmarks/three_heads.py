@@ -16,7 +16,7 @@ from benchmarks.load import sentences
 from benchmarks.peers.model import MAX_BATCH
 from benchmarks.report import middle, ratios, report
 from registry.bundles.bundle import Bundle
-from registry.records import VersionRecord
+from registry.store.records import VersionRecord
 from serving.compute import Ask, Bounds
 from serving.engines.factory import open_encoder
 from serving.replica import Replica

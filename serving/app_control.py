@@ -9,7 +9,7 @@ import structlog
 from db.errors import DatabaseError
 from db.experiments.experiments import Experiment
 from registry.decisions import Decision
-from registry.records import EncoderRecord
+from registry.store.records import EncoderRecord
 from serving.app_encoder import encoder_application
 from serving.catalogue import Catalogue
 from serving.errors import ServingError

@@ -10,7 +10,7 @@ from ray.serve.config import AutoscalingConfig
 
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import Engine
-from registry.records import EncoderRecord, VersionRecord
+from registry.store.records import EncoderRecord, VersionRecord
 from serving.encoder import Encoder
 from serving.engines.factory import open_encoder
 from serving.options import drain_options, start_logging

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from registry.records import VersionRecord
+from registry.store.records import VersionRecord
 from serving.errors import ModelNotReady, NotFound
 
 CHAMPION = "champion"

@@ -11,7 +11,7 @@ from math import inf
 from operator import itemgetter
 from typing import Protocol
 
-from registry.records import VersionRecord
+from registry.store.records import VersionRecord
 from serving.batching import Door, Meter, Passage
 from serving.catalogue import Place
 from serving.logs import REQUEST

@@ -13,8 +13,8 @@ from db.models.evaluations import Evaluations as StoredEvaluations
 from db.models.promotions import Promotions as StoredPromotions
 from db.models.promotions import ReignPage
 from registry.evaluation.gates import Gates
-from registry.records import EncoderRecord
-from registry.store import Registry
+from registry.store.model_registry import Registry
+from registry.store.records import EncoderRecord
 from serving.caller import Caller
 from serving.catalogue import Catalogue
 from serving.errors import NotReady, ServingError

@@ -28,7 +28,7 @@ from registry.data.held_out import HeldOut
 from registry.errors import NotRegistered, RegistryError
 from registry.evaluation.replay import compare, stratify
 from registry.evaluation.report import Agreement, HeldOutResult, Replay, Report, Size
-from registry.records import EncoderRecord, VersionRecord
+from registry.store.records import EncoderRecord, VersionRecord
 from serving.background import yield_to_others
 from serving.encoder import Encoder
 from serving.engines.factory import open_encoder

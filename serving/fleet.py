@@ -13,7 +13,7 @@ from typing import Protocol, TypeAlias
 import structlog
 
 from registry.errors import NotRegistered, RegistryError
-from registry.records import EncoderRecord, VersionRecord
+from registry.store.records import EncoderRecord, VersionRecord
 from serving.catalogue import CHAMPION, Catalogue, Entry, State, short
 from serving.errors import ServingError
 from serving.failures import Failures

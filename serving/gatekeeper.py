@@ -7,7 +7,7 @@ from db.models.evaluations import Evaluation
 from registry.errors import NotRegistered, ReportInvalid
 from registry.evaluation.gates import GateReport, Gates, judge, unevaluated
 from registry.evaluation.report import Report
-from registry.records import VersionRecord
+from registry.store.records import VersionRecord
 from serving.catalogue import Catalogue
 from serving.database_errors import reaching_the_database
 from serving.registry_errors import asked

@@ -13,7 +13,7 @@ from db.models.evaluations import Evaluation
 from db.models.promotions import Act, ReignPage
 from registry.decisions import Decision as PolicyDecision
 from registry.errors import NotRegistered, RegistryError
-from registry.records import EncoderRecord, VersionRecord
+from registry.store.records import EncoderRecord, VersionRecord
 from serving.caller import Caller
 from serving.errors import NotFound, NotReady
 from serving.evaluations import Evaluations

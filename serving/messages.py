@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from registry.records import VersionRecord
+from registry.store.records import VersionRecord
 
 _REASONS = 5
 

@@ -16,7 +16,7 @@ from ray.serve.api import RunTarget
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from registry.records import EncoderRecord, VersionRecord
+from registry.store.records import EncoderRecord, VersionRecord
 from serving.catalogue import short
 from serving.errors import NotReady
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from db.core.ids import TextIds, Uuid7Clock, uuid7_time
 from db.predictions.submissions import NewIdempotency, NewPrediction, NewText, Submission
 from registry.bundles.bundle import LABELS
-from registry.records import VersionRecord
+from registry.store.records import VersionRecord
 from serving.batching import Passage
 from serving.caller import Caller, Idempotency
 from serving.compute import Inference

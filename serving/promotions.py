@@ -17,7 +17,7 @@ from db.models.evaluations import Evaluation
 from db.models.promotions import Act, NewPromotion, Promotion, ReignPage, Standing, State
 from registry.errors import NotRegistered
 from registry.evaluation.gates import GateReport, Gates
-from registry.records import VersionRecord
+from registry.store.records import VersionRecord
 from serving import catalogue as catalogues
 from serving.caller import Caller
 from serving.catalogue import Catalogue

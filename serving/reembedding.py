@@ -27,7 +27,7 @@ from db.schema.tables import NOBODY
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import Engine
 from registry.errors import RegistryError
-from registry.records import EncoderRecord
+from registry.store.records import EncoderRecord
 from serving.background import yield_to_others
 from serving.encoder import Encoder
 from serving.engines.factory import open_encoder

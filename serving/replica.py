@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from registry.bundles.bundle import LABELS, Bundle
 from registry.errors import BundleInvalid, RegistryError
-from registry.records import VersionRecord
+from registry.store.records import VersionRecord
 from serving.encoder import Encoder
 from serving.heads import Head, answered, load_head
 from serving.messages import Question, Reply, said

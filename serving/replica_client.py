@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from registry.bundles.bundle import LABELS
-from registry.records import VersionRecord
+from registry.store.records import VersionRecord
 from serving.compute import Ask, Inference
 from serving.errors import ModelNotReady, NotReady
 from serving.messages import Question, Reply, said

@@ -6,7 +6,7 @@ Owns what is read anew and what is kept. Never writes; the calls block as the re
 from collections.abc import Collection
 from typing import Protocol
 
-from registry.records import EncoderRecord, VersionRecord
+from registry.store.records import EncoderRecord, VersionRecord
 
 
 class Registered(Protocol):

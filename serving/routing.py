@@ -6,7 +6,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from registry.assignment import in_challenger
-from registry.records import VersionRecord
+from registry.store.records import VersionRecord
 from serving.catalogue import Catalogue
 
 

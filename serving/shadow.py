@@ -12,7 +12,7 @@ from uuid import UUID
 import structlog
 
 from db.predictions.submissions import Submission
-from registry.records import VersionRecord
+from registry.store.records import VersionRecord
 from serving.caller import Caller
 from serving.catalogue import Place
 from serving.compute import Compute

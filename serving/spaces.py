@@ -10,7 +10,7 @@ from uuid import UUID
 
 from db.embeddings.spaces import Space, State
 from db.schema.tables import DIMENSIONS
-from registry.records import EncoderRecord
+from registry.store.records import EncoderRecord
 from serving.caller import Caller
 from serving.catalogue import Catalogue
 from serving.database_errors import reaching_the_database

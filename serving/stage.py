@@ -18,8 +18,8 @@ import psutil
 import structlog
 
 from registry.errors import NotRegistered, RegistryError
-from registry.records import EncoderRecord
-from registry.store import Registry
+from registry.store.model_registry import Registry
+from registry.store.records import EncoderRecord
 from serving.background import end_with_parent
 from serving.logs import configure_logging
 from serving.settings import Settings
@@ -33,7 +33,7 @@ _LATER_NICENESS = 19
 
 def models(settings: Settings) -> None:
     """Register the first versions, unless they are, and note the champion's encoder as soon as there is one."""
-    from registry.bootstrap import bootstrap
+    from registry.store.builtin_versions import bootstrap
     from serving.stores import registry_of
 
     registry = registry_of(settings)

@@ -5,7 +5,7 @@ from db.connection.engine import Database, Limits, Watch
 from db.core.cipher import Cipher
 from db.embedded.server import EmbeddedPostgres
 from db.errors import DatabaseError
-from registry.store import Registry
+from registry.store.model_registry import Registry
 from serving.errors import NotReady
 from serving.installation import installation_key
 from serving.settings import Settings

@@ -11,7 +11,7 @@ import typer
 from serving.cli.common import AsJson, Key, Url, connect, show_json, show_record, show_table
 
 if TYPE_CHECKING:
-    from registry.records import VersionRecord
+    from registry.store.records import VersionRecord
     from serving.client import Client
 
 Into: TypeAlias = Annotated[str, typer.Option("--model", help="The model that gets the version.")]
@@ -193,7 +193,7 @@ def register(
     The encoder of a joint version is built first, and refused if its vectors leave the space.
     """
     from registry.bundles.bundle import Bundle
-    from registry.enrol import enrol
+    from registry.store.registration import enrol
     from serving.settings import Settings
     from serving.stores import running_registry
 
@@ -226,7 +226,7 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Import a text-classification model of transformers as a version with an encoder of its own."""
-    from registry.imports import LabelMap, import_model
+    from registry.store.huggingface_import import LabelMap, import_model
     from serving.settings import Settings
     from serving.stores import running_registry
 

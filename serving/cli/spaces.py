@@ -29,7 +29,7 @@ def register(
     as_json: AsJson = False,
 ) -> None:
     """Register the encoder that defines a space; it must pool by the mean."""
-    from registry.enrol import enrol_space
+    from registry.store.registration import enrol_space
     from serving.settings import Settings
     from serving.stores import running_registry
 

@@ -16,7 +16,7 @@ from db.errors import Contested, NotFound, Rejected
 from db.models.evaluations import Evaluation, NewEvaluation
 from db.models.promotions import NewPromotion, Promotion, Reign, ReignPage, Standing, State, described
 from registry.errors import NotRegistered
-from registry.records import EncoderRecord, VersionRecord
+from registry.store.records import EncoderRecord, VersionRecord
 
 
 class FakeRegistry:

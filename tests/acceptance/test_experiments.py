@@ -16,7 +16,7 @@ from registry import decisions
 from registry.bundles.bundle import LABELS
 from registry.data.held_out import HeldOut
 from registry.policies import Policy
-from registry.store import CHAMPION, MODEL
+from registry.store.model_registry import CHAMPION, MODEL
 from tests.support.clock import eventually
 from tests.support.live import LivePlatform, live_platform
 from tests.support.versions import registry_of

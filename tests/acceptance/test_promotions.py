@@ -8,7 +8,7 @@ import pytest
 
 from db.connection.databases import ensure_beside
 from db.embedded.server import EmbeddedPostgres
-from registry.store import CHAMPION, Registry
+from registry.store.model_registry import CHAMPION, Registry
 from tests.support.clock import eventually
 from tests.support.live import LivePlatform, live_platform
 

@@ -9,7 +9,7 @@ from time import monotonic
 import pytest
 
 from registry.bundles.bundle import Bundle
-from registry.store import CHAMPION, MODEL
+from registry.store.model_registry import CHAMPION, MODEL
 from tests.support.clients import Clients
 from tests.support.clock import eventually
 from tests.support.live import LivePlatform, live_platform

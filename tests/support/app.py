@@ -32,7 +32,7 @@ from db.predictions.writer import Writer
 from db.privacy.erasure import Erasures as ErasureStore
 from db.search.keywords import Keywords
 from db.search.similarity import Similarity
-from registry.records import VersionRecord
+from registry.store.records import VersionRecord
 from serving.accounts import Accounts
 from serving.api import Services, create_api
 from serving.api.deps import Recall

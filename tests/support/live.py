@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import psutil
 
-from registry.bootstrap import builtin
 from registry.encoders.export import build_encoder
 from registry.encoders.sources import default_source, joint_source
+from registry.store.builtin_versions import builtin
 from serving.cluster import free_port
 from tests.support.clock import eventually
 

@@ -11,12 +11,12 @@ from safetensors.numpy import load_file, save_file
 
 from db.connection.databases import beside
 from db.embedded.server import EmbeddedPostgres
-from registry.bootstrap import builtin
 from registry.bundles.bundle import Bundle, Manifest
 from registry.bundles.manifest_schema import HEAD_WEIGHTS, UP, UPDATE
 from registry.encoders.sources import default_source
-from registry.records import EncoderRecord, VersionRecord
-from registry.store import Registry
+from registry.store.builtin_versions import builtin
+from registry.store.model_registry import Registry
+from registry.store.records import EncoderRecord, VersionRecord
 from tests.support.live import LivePlatform
 
 Weights = dict[str, NDArray[np.float16]]

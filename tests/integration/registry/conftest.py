@@ -9,7 +9,7 @@ from db.connection.databases import ensure_beside
 from registry.bundles.bundle import Bundle
 from registry.encoders.export import build_encoder
 from registry.encoders.sources import EncoderSource
-from registry.store import Registry
+from registry.store.model_registry import Registry
 from tests.support.postgres import TestServer
 from tests.support.tiny import sentences, tiny_source
 

@@ -26,8 +26,8 @@ from registry.encoders import engine_selection
 from registry.encoders.classifier import ClassifierSource
 from registry.encoders.export import build_encoder
 from registry.errors import BundleInvalid, ImportRefused
-from registry.imports import Imported, LabelMap, classifier_bundle, import_model
-from registry.store import Registry
+from registry.store.huggingface_import import Imported, LabelMap, classifier_bundle, import_model
+from registry.store.model_registry import Registry
 from serving.cli import main
 from serving.cli.common import variable
 from serving.encoder import Encoder

@@ -16,8 +16,8 @@ from registry.errors import (
     NotRegistered,
     RegistryUnavailable,
 )
-from registry.revision import code_revision
-from registry.store import CHAMPION, ENCODERS, Registry
+from registry.store.model_registry import CHAMPION, ENCODERS, Registry
+from registry.store.revision import code_revision
 from tests.support.tiny import TINY_SPACE
 
 
@@ -227,7 +227,7 @@ def test_held_out_set_is_logged_once_and_found_by_a_model_without_its_own(
 def test_where_no_held_out_set_was_logged_it_is_said_how_to_log_one(
     store: Registry, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("registry.store._HELD_OUT", "valence.nobody-logged-this")
+    monkeypatch.setattr("registry.store.model_registry._HELD_OUT", "valence.nobody-logged-this")
     with pytest.raises(NotRegistered, match=r"no held-out set for .* `valence up`"):
         store.held_out_digest(model)
 

@@ -8,7 +8,7 @@ import pytest
 from db.connection.databases import ensure_beside
 from db.connection.engine import Database
 from registry.encoders.export import build_encoder
-from registry.store import Registry
+from registry.store.model_registry import Registry
 from tests.support.postgres import TestServer, opened
 from tests.support.tiny import sentences, tiny_source
 

@@ -25,8 +25,8 @@ from db.errors import BackupDamaged, BackupFailed, BackupTooNew, EmbeddedServerE
 from db.predictions.feedback import FeedbackStore, NewFeedback
 from db.predictions.submissions import Stored
 from db.schema import versions
-from registry.bootstrap import builtin
-from registry.store import Registry
+from registry.store.builtin_versions import builtin
+from registry.store.model_registry import Registry
 from serving.backups import backup, base_backup, restore
 from serving.cli import main
 from serving.errors import Conflict, Invalid

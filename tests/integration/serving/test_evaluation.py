@@ -17,7 +17,6 @@ from db.connection.engine import Database
 from db.embeddings.segments import Segments
 from db.models.evaluations import Evaluation, Evaluations, NewEvaluation
 from db.predictions.feedback import FeedbackStore, NewFeedback
-from registry.bootstrap import builtin
 from registry.bundles.bundle import Bundle
 from registry.data.held_out import HeldOut
 from registry.encoders.export import build_encoder
@@ -25,8 +24,9 @@ from registry.encoders.sources import default_source
 from registry.errors import NotRegistered
 from registry.evaluation.gates import Gates, judge
 from registry.evaluation.report import Report
-from registry.records import EncoderRecord, VersionRecord
-from registry.store import CHAMPION, Registry
+from registry.store.builtin_versions import builtin
+from registry.store.model_registry import CHAMPION, Registry
+from registry.store.records import EncoderRecord, VersionRecord
 from serving.catalogue import Catalogue, Entry, State
 from serving.evaluation import Examiner, Plan, Work
 from serving.evaluations import Evaluations as Runner

@@ -14,8 +14,8 @@ from db.models.evaluations import Evaluations, NewEvaluation
 from db.models.promotions import Act, NewPromotion
 from db.models.promotions import Promotions as History
 from registry.data.held_out import HeldOut
-from registry.records import VersionRecord
-from registry.store import CHAMPION, Registry
+from registry.store.model_registry import CHAMPION, Registry
+from registry.store.records import VersionRecord
 from serving.caller import Caller, Role
 from serving.catalogue import Catalogue, Entry, State
 from serving.errors import Conflict, Refused
@@ -197,7 +197,7 @@ from uuid import uuid4
 from db.connection.engine import Database
 from db.models.evaluations import Evaluations
 from db.models.promotions import Promotions as History
-from registry.store import Registry
+from registry.store.model_registry import Registry
 from serving.catalogue import Catalogue, Entry, State
 from serving.caller import Caller, Role
 from serving.promotions import Promotions

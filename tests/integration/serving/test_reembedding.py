@@ -14,9 +14,9 @@ from db.embeddings.spaces import Spaces, State
 from db.embeddings.vectors import Vectors
 from db.predictions.submissions import Stored
 from registry.bundles.bundle import Bundle
-from registry.enrol import enrol_space
 from registry.errors import ExportFailed
-from registry.store import Registry
+from registry.store.model_registry import Registry
+from registry.store.registration import enrol_space
 from serving.background import launched
 from serving.engines.factory import open_encoder
 from serving.reembedding import Encoders, Work

@@ -15,8 +15,8 @@ import pytest
 from mlflow import MlflowClient
 
 from db.connection.databases import ensure_beside
-from registry.bootstrap import builtin
-from registry.store import CHAMPION, MODEL, Registry
+from registry.store.builtin_versions import builtin
+from registry.store.model_registry import CHAMPION, MODEL, Registry
 from serving.cluster import free_port
 from serving.errors import Invalid
 from serving.stores import DATABASE, REGISTRY_SUFFIX

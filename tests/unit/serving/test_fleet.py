@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from registry.errors import BundleInvalid, NotRegistered, RegistryUnavailable
-from registry.records import EncoderRecord, VersionRecord
+from registry.store.records import EncoderRecord, VersionRecord
 from serving.catalogue import State
 from serving.errors import ModelNotReady, NotFound, NotReady
 from serving.failures import RETRY_SECONDS

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from ray.serve.schema import ReplicaState
 
-from registry.records import EncoderRecord
+from registry.store.records import EncoderRecord
 from serving.catalogue import short
 from serving.pool import DEPLOYMENT, Running, _replicas, _state, target
 

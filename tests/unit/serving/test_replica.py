@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from registry.errors import BundleInvalid
-from registry.records import VersionRecord
+from registry.store.records import VersionRecord
 from serving import replica as module
 from serving.compute import Ask, Inference
 from serving.errors import ModelNotReady, NotReady

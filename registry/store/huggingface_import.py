@@ -19,8 +19,8 @@ from registry.bundles.manifest_schema import HEAD_WEIGHTS, MAPPING
 from registry.encoders.classifier import ClassifierSource
 from registry.encoders.export import build_encoder
 from registry.errors import ImportRefused, NotRegistered
-from registry.records import EncoderRecord, VersionRecord
-from registry.store import MODEL, Registry
+from registry.store.model_registry import MODEL, Registry
+from registry.store.records import EncoderRecord, VersionRecord
 
 Say = Callable[[str], None]
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from registry.bundles.bundle import Bundle
 from registry.data.held_out import HeldOut
 from registry.encoders.sources import default_source, joint_source
-from registry.enrol import Say, enrol_encoder
 from registry.errors import ExportFailed, NotRegistered
-from registry.records import VersionRecord
-from registry.store import CHAMPION, MODEL, Registry
+from registry.store.model_registry import CHAMPION, MODEL, Registry
+from registry.store.records import VersionRecord
+from registry.store.registration import Say, enrol_encoder
 
 # The order gives the version numbers.
 BUILTIN = ("lexicon", "head", "joint")

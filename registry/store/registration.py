@@ -9,8 +9,8 @@ from registry.bundles.bundle import Bundle, Kind
 from registry.encoders.export import build_encoder
 from registry.encoders.sources import EncoderSource, joint_source
 from registry.errors import ExportFailed, NotRegistered
-from registry.records import EncoderRecord, VersionRecord
-from registry.store import MODEL, Registry
+from registry.store.model_registry import MODEL, Registry
+from registry.store.records import EncoderRecord, VersionRecord
 
 Say = Callable[[str], None]
 

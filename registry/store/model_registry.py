@@ -12,7 +12,6 @@ from typing import Any
 
 from registry.bundles.bundle import Bundle, Kind, Manifest
 from registry.bundles.manifest_schema import EncoderSettings
-from registry.connection import EXPERIMENT, Connection, local_path, translated
 from registry.data.held_out import FILE as HELD_OUT_FILE
 from registry.data.held_out import HeldOut
 from registry.errors import (
@@ -21,8 +20,9 @@ from registry.errors import (
     CorpusUnavailable,
     NotRegistered,
 )
-from registry.records import EncoderRecord, VersionRecord
-from registry.revision import code_revision
+from registry.store.mlflow_client import EXPERIMENT, Connection, local_path, translated
+from registry.store.records import EncoderRecord, VersionRecord
+from registry.store.revision import code_revision
 
 MODEL = "sentiment"
 CHAMPION = "champion"

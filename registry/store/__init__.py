@@ -1,0 +1,1 @@
+"""MLflow: versions, aliases, artifacts, and what is registered there."""
