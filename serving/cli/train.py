@@ -29,7 +29,7 @@ def head(
     from registry.bundles.manifest_schema import Engine
     from registry.data import corpora
     from registry.encoders.sources import default_source
-    from registry.train import HeadPlan, train_head
+    from registry.training.train_head import HeadPlan, train_head
     from serving.engines.factory import open_encoder
 
     plan, source = HeadPlan(), default_source()
@@ -70,7 +70,7 @@ def joint(
     from registry.bundles.manifest_schema import ENGINES, Engine
     from registry.data import corpora
     from registry.encoders.sources import default_source
-    from registry.joint import JointPlan, train_joint
+    from registry.training.train_joint import JointPlan, train_joint
     from serving.encoder import Encoder
     from serving.engines.factory import open_encoder
 

@@ -17,10 +17,10 @@ from registry.encoders import engine_selection
 from registry.encoders.export import build_encoder
 from registry.encoders.sources import EncoderSource, joint_source
 from registry.errors import ExportFailed, OutOfSpace, TrainingFailed
-from registry.features import vectors
-from registry.joint import JointPlan, train_joint
-from registry.lowrank import JointNetwork
-from registry.network import AttentiveNetwork
+from registry.training.features import vectors
+from registry.training.head import AttentiveNetwork
+from registry.training.lora import JointNetwork
+from registry.training.train_joint import JointPlan, train_joint
 from serving.encoder import Encoder
 from serving.engines.factory import open_encoder
 from serving.heads import answered, load_head

@@ -10,9 +10,9 @@ from registry.bundles.manifest_schema import Engine
 from registry.data import corpora
 from registry.data.corpora import Example, Part
 from registry.errors import BundleInvalid, TrainingFailed
-from registry.features import collect
-from registry.network import AttentiveNetwork
-from registry.train import HeadPlan, fit_lexicon, train_head
+from registry.training.features import collect
+from registry.training.head import AttentiveNetwork
+from registry.training.train_head import HeadPlan, fit_lexicon, train_head
 from serving.encoder import Encoder
 from serving.engines.factory import open_encoder
 from serving.heads import AttentiveHead, answered, load_head

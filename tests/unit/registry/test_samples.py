@@ -6,7 +6,7 @@ import pytest
 from registry.bundles.bundle import LABELS
 from registry.data.corpora import Example, Part, part_of
 from registry.errors import TrainingFailed
-from registry.samples import Samples, batches
+from registry.training.samples import Samples, batches
 
 RATINGS = (-3.0, -0.5, 0.0, 0.5, 3.0, None)
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from registry.bundles.bundle import LABELS
-from registry.features import TokenStates
-from registry.samples import Targets
+from registry.training.features import TokenStates
+from registry.training.samples import Targets
 
 # Rated logits [b, 3], ratings [b] and unrated logits [b, 3].
 Said: TypeAlias = tuple[Tensor, Tensor, Tensor]

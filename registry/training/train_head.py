@@ -19,9 +19,9 @@ from registry.bundles.manifest_schema import HEAD_WEIGHTS, lexicon_features
 from registry.data.corpora import Example, Part, data_digest
 from registry.errors import TrainingFailed
 from registry.evaluation.metrics import fit_temperature
-from registry.features import Progress, StateEncoder, TokenStates, collect
-from registry.network import AttentiveNetwork, deterministic
-from registry.samples import Samples, batches, softmax
+from registry.training.features import Progress, StateEncoder, TokenStates, collect
+from registry.training.head import AttentiveNetwork, deterministic
+from registry.training.samples import Samples, batches, softmax
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

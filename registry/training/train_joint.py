@@ -27,10 +27,10 @@ from registry.data.corpora import Example, Part, data_digest
 from registry.encoders.sources import EncoderSource, quiet
 from registry.errors import TrainingFailed
 from registry.evaluation.metrics import agreement, fit_temperature
-from registry.features import PassEncoder, Progress, collect_vectors
-from registry.lowrank import JointNetwork, Step
-from registry.network import AttentiveNetwork, deterministic
-from registry.samples import Rows, Samples, batches, softmax
+from registry.training.features import PassEncoder, Progress, collect_vectors
+from registry.training.head import AttentiveNetwork, deterministic
+from registry.training.lora import JointNetwork, Step
+from registry.training.samples import Rows, Samples, batches, softmax
 
 _JUDGED_ROWS = 64
 _REPORTS = 100

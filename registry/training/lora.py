@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from registry.bundles.manifest_schema import DOWN, UP
-from registry.network import AttentiveNetwork, Said, misjudged
-from registry.samples import Targets
+from registry.training.head import AttentiveNetwork, Said, misjudged
+from registry.training.samples import Targets
 
 _CLIP = 1.0
 _PEFT = {".lora_A.default.weight": DOWN, ".lora_B.default.weight": UP}
