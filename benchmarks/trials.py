@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy.stats import beta, chi2, chi2_contingency
 
 from benchmarks.report import report
-from registry.assignment import bucket
-from registry.trials import (
+from registry.experiments.assignment import bucket
+from registry.experiments.statistics import (
     DIFFERENCE_SCALE,
     log_bayes_factor,
     log_rate_evidence,

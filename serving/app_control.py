@@ -8,7 +8,7 @@ import structlog
 
 from db.errors import DatabaseError
 from db.experiments.experiments import Experiment
-from registry.decisions import Decision
+from registry.experiments.decisions import Decision
 from registry.store.records import EncoderRecord
 from serving.app_encoder import encoder_application
 from serving.catalogue import Catalogue

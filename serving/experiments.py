@@ -13,10 +13,10 @@ import structlog
 
 from db.experiments.counts import ArmRow, Counts
 from db.experiments.experiments import Decision, Experiment, NewDecision, NewExperiment
-from registry import decisions
-from registry.decisions import ArmCounts, Evidence, Stage
-from registry.policies import Policy
-from registry.trials import ArmFeedback
+from registry.experiments import decisions
+from registry.experiments.decisions import ArmCounts, Evidence, Stage
+from registry.experiments.policies import Policy
+from registry.experiments.statistics import ArmFeedback
 from serving.caller import Caller
 from serving.catalogue import Catalogue
 from serving.database_errors import reaching_the_database

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from db.errors import DatabaseError
 from db.models.evaluations import Evaluation
 from db.models.promotions import Act, ReignPage
-from registry.decisions import Decision as PolicyDecision
 from registry.errors import NotRegistered, RegistryError
+from registry.experiments.decisions import Decision as PolicyDecision
 from registry.store.records import EncoderRecord, VersionRecord
 from serving.caller import Caller
 from serving.errors import NotFound, NotReady

@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from db.experiments.experiments import Decision, Experiment, NewDecision
-from registry import decisions
-from registry.decisions import Evidence
-from registry.policies import Policy
+from registry.experiments import decisions
+from registry.experiments.decisions import Evidence
+from registry.experiments.policies import Policy
 from serving.database_errors import reaching_the_database
 from serving.errors import Conflict, ServingError
 from serving.experiments import EvidenceRecords, ExperimentRecords, evidence_of

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from uuid import UUID
 
-from registry.assignment import in_challenger
+from registry.experiments.assignment import in_challenger
 from registry.store.records import VersionRecord
 from serving.catalogue import Catalogue
 

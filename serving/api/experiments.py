@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from db.experiments.experiments import Decision, Experiment
-from registry.policies import Policy
+from registry.experiments.policies import Policy
 from serving.api import render
 from serving.api.access import GuardedRoute, requires
 from serving.api.deps import Json, body_of, caller_of, services_of

@@ -12,10 +12,10 @@ import psycopg
 import pytest
 
 from db.embedded.server import EmbeddedPostgres
-from registry import decisions
 from registry.bundles.bundle import LABELS
 from registry.data.held_out import HeldOut
-from registry.policies import Policy
+from registry.experiments import decisions
+from registry.experiments.policies import Policy
 from registry.store.model_registry import CHAMPION, MODEL
 from tests.support.clock import eventually
 from tests.support.live import LivePlatform, live_platform

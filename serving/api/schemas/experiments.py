@@ -5,7 +5,7 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, ConfigDict, Field
 
-from registry.policies import Policy
+from registry.experiments.policies import Policy
 from serving.api.schemas.fields import Body, Comment, Name, Shape
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

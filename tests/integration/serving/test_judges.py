@@ -8,7 +8,7 @@ import pytest
 from db.connection.engine import Database
 from db.experiments.counts import ArmRow, Counts, StageRow
 from db.experiments.experiments import Experiment, Experiments, NewExperiment
-from registry import decisions
+from registry.experiments import decisions
 from serving.policy_runner import Judge
 
 pytestmark = pytest.mark.anyio

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import trials as simulated
-from registry.assignment import bucket, in_challenger
+from registry.experiments.assignment import bucket, in_challenger
 
 SHARES = st.floats(0, 1)
 

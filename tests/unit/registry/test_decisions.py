@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registry import trials
-from registry.decisions import ArmCounts, Evidence, Stage, decide
 from registry.errors import EvidenceInvalid
-from registry.policies import Guardrails, Policy
-from registry.trials import ArmFeedback
+from registry.experiments import statistics
+from registry.experiments.decisions import ArmCounts, Evidence, Stage, decide
+from registry.experiments.policies import Guardrails, Policy
+from registry.experiments.statistics import ArmFeedback
 
 DECIDES = Policy(action="decide")
 RAMPS = Policy(action="decide", ramp=(0.01, 0.05, 0.5))
@@ -177,7 +177,7 @@ def test_accuracy_is_compared_within_the_present_stage() -> None:
     made = decide(Evidence(stages=(hard, easy)), RAMPS)
     assert made.verdict == "undecided"
     assert made.numbers["difference"]["value"] == 0
-    assert made.numbers["alpha"] == trials.spend(0.05, stage=2, planned=3)
+    assert made.numbers["alpha"] == statistics.spend(0.05, stage=2, planned=3)
 
 
 def test_nothing_counted_yet_is_a_decision_too() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from registry.policies import Guardrails, Policy
+from registry.experiments.policies import Guardrails, Policy
 
 
 def test_policy_without_fields_observes() -> None:

@@ -14,8 +14,8 @@ from scipy.special import comb
 from scipy.stats import norm
 
 from benchmarks import trials as simulated
-from registry import trials
-from registry.trials import ArmFeedback, Split
+from registry.experiments import statistics
+from registry.experiments.statistics import ArmFeedback, Split
 
 MEANS = st.lists(st.sampled_from([0.0, 0.2, 1 / 3, 0.5, 2 / 3, 0.8, 1.0]), min_size=1, max_size=50)
 
@@ -32,24 +32,24 @@ def test_units_are_summed_by_their_shares() -> None:
 
 def test_error_of_four_units_with_the_two_that_are_added() -> None:
     # Shares 1, 1, 1, 0 and the added 1, 0: mean 4/6, variance 4/6 - 16/36 = 2/9, over four units of each arm.
-    assert trials.squared_error((4, 3, 3), (4, 3, 3)) == pytest.approx(2 * 2 / 9 / 4)
+    assert statistics.squared_error((4, 3, 3), (4, 3, 3)) == pytest.approx(2 * 2 / 9 / 4)
 
 
 def test_small_arm_is_no_less_varied_than_both_together() -> None:
     before = 9701 / 10_002 * 301 / 10_002
     lucky = 101 / 102 * 1 / 102
     together = (10_000 * before + 100 * lucky) / 10_100
-    assert trials.squared_error((10_000, 9700, 9700), (100, 100, 100)) == pytest.approx(
+    assert statistics.squared_error((10_000, 9700, 9700), (100, 100, 100)) == pytest.approx(
         before / 10_000 + together / 100
     )
-    assert trials.difference(votes(10_000, 9700), votes(100, 100), alpha=0.05).low < -0.01
+    assert statistics.difference(votes(10_000, 9700), votes(100, 100), alpha=0.05).low < -0.01
 
 
 def test_difference_is_the_mixture_formula() -> None:
-    found = trials.difference(votes(1000, 800), votes(500, 420), alpha=0.05)
+    found = statistics.difference(votes(1000, 800), votes(500, 420), alpha=0.05)
     before, after = 801 / 1002 * 201 / 1002, 421 / 502 * 81 / 502
     together = (1000 * before + 500 * after) / 1500
-    variance, mixture = before / 1000 + together / 500, trials.DIFFERENCE_SCALE**2
+    variance, mixture = before / 1000 + together / 500, statistics.DIFFERENCE_SCALE**2
     half = math.sqrt(
         variance * (variance + mixture) / mixture * math.log((variance + mixture) / (variance * 0.05**2))
     )
@@ -63,7 +63,7 @@ def test_at_its_radius_an_estimate_has_a_mixed_likelihood_ratio_of_one_over_alph
     variance: float, alpha: float
 ) -> None:
     scale = 0.03
-    estimate = float(trials.radius(variance, alpha=alpha, scale=scale))
+    estimate = float(statistics.radius(variance, alpha=alpha, scale=scale))
 
     def weighed(effect: float) -> float:
         ratio = norm.pdf(estimate, effect, variance**0.5) / norm.pdf(estimate, 0, variance**0.5)
@@ -75,22 +75,22 @@ def test_at_its_radius_an_estimate_has_a_mixed_likelihood_ratio_of_one_over_alph
 
 @pytest.mark.parametrize("right", [0, 30])
 def test_units_that_all_agree_are_not_sure(right: int) -> None:
-    found = trials.difference(votes(30, right), votes(30, right), alpha=0.05)
+    found = statistics.difference(votes(30, right), votes(30, right), alpha=0.05)
     assert found is not None
     assert found.low < -0.05
     assert found.high > 0.05
-    assert trials.difference(votes(2, 0), votes(2, 2), alpha=0.05).low < 0
+    assert statistics.difference(votes(2, 0), votes(2, 2), alpha=0.05).low < 0
 
 
 def test_arm_without_feedback_has_no_accuracy_and_no_difference() -> None:
-    assert trials.accuracy(ArmFeedback(), level=0.95) is None
-    assert trials.difference(ArmFeedback(), votes(10, 5), alpha=0.05) is None
-    assert trials.difference(votes(10, 5), ArmFeedback(), alpha=0.05) is None
+    assert statistics.accuracy(ArmFeedback(), level=0.95) is None
+    assert statistics.difference(ArmFeedback(), votes(10, 5), alpha=0.05) is None
+    assert statistics.difference(votes(10, 5), ArmFeedback(), alpha=0.05) is None
 
 
 def test_interval_narrows_with_units_and_with_alpha() -> None:
     def width(units: int, alpha: float) -> float:
-        found = trials.difference(votes(units, units * 4 // 5), votes(units, units * 4 // 5), alpha=alpha)
+        found = statistics.difference(votes(units, units * 4 // 5), votes(units, units * 4 // 5), alpha=alpha)
         return found.high - found.low
 
     assert width(10_000, 0.05) < width(1000, 0.05) < width(1000, 0.01)
@@ -98,22 +98,22 @@ def test_interval_narrows_with_units_and_with_alpha() -> None:
 
 
 def test_small_arm_decides_how_wide_the_interval_is() -> None:
-    small = trials.difference(votes(99_000, 79_200), votes(1000, 800), alpha=0.05)
-    even = trials.difference(votes(50_000, 40_000), votes(50_000, 40_000), alpha=0.05)
+    small = statistics.difference(votes(99_000, 79_200), votes(1000, 800), alpha=0.05)
+    even = statistics.difference(votes(50_000, 40_000), votes(50_000, 40_000), alpha=0.05)
     assert small.high - small.low > 4 * (even.high - even.low)
 
 
 @given(shares=MEANS)
 def test_accuracy_lies_in_its_interval_and_the_interval_in_the_possible(shares: list[float]) -> None:
-    found = trials.accuracy(ArmFeedback.of(shares), level=0.95)
+    found = statistics.accuracy(ArmFeedback.of(shares), level=0.95)
     assert 0 <= found.low <= found.value <= found.high <= 1
     assert found.low < found.high
 
 
 @given(one=MEANS, other=MEANS)
 def test_swapped_arms_swap_the_difference(one: list[float], other: list[float]) -> None:
-    forth = trials.difference(ArmFeedback.of(one), ArmFeedback.of(other), alpha=0.05)
-    back = trials.difference(ArmFeedback.of(other), ArmFeedback.of(one), alpha=0.05)
+    forth = statistics.difference(ArmFeedback.of(one), ArmFeedback.of(other), alpha=0.05)
+    back = statistics.difference(ArmFeedback.of(other), ArmFeedback.of(one), alpha=0.05)
     assert (forth.value, forth.low, forth.high) == pytest.approx((-back.value, -back.high, -back.low))
 
 
@@ -121,11 +121,11 @@ def test_swapped_arms_swap_the_difference(one: list[float], other: list[float]) 
 def test_evidence_of_a_split_is_a_martingale(share: float) -> None:
     for units in range(12):
         mine = np.arange(units + 1)
-        now = np.exp(trials.log_bayes_factor(units - mine, mine, share))
+        now = np.exp(statistics.log_bayes_factor(units - mine, mine, share))
         chances = comb(units, mine) * share**mine * (1 - share) ** (units - mine)
         assert chances @ now == pytest.approx(1.0)
-        with_another = np.exp(trials.log_bayes_factor(units - mine, mine + 1, share))
-        without = np.exp(trials.log_bayes_factor(units - mine + 1, mine, share))
+        with_another = np.exp(statistics.log_bayes_factor(units - mine, mine + 1, share))
+        without = np.exp(statistics.log_bayes_factor(units - mine + 1, mine, share))
         assert share * with_another + (1 - share) * without == pytest.approx(now)
 
 
@@ -136,7 +136,7 @@ def test_true_split_is_called_broken_in_at_most_one_of_a_thousand(share: float) 
     for units in range(1, 2001):
         chances = np.append(chances * (1 - share), 0) + np.append(0, chances * share)
         mine = np.arange(units + 1)
-        broken = trials.log_bayes_factor(units - mine, mine, share) >= -math.log(0.001)
+        broken = statistics.log_bayes_factor(units - mine, mine, share) >= -math.log(0.001)
         called += chances[broken].sum()
         chances = np.where(broken, 0, chances)
     assert 0 < called <= 0.001
@@ -144,43 +144,43 @@ def test_true_split_is_called_broken_in_at_most_one_of_a_thousand(share: float) 
 
 def test_evidence_of_stages_multiplies() -> None:
     splits = [Split(share=0.1, champion=900, challenger=140), Split(share=0.5, champion=480, challenger=560)]
-    one, other = (trials.sample_ratio([split]) for split in splits)
-    assert trials.sample_ratio(splits) == pytest.approx(one * other)
-    assert trials.sample_ratio(splits) < min(one, other) < 1
+    one, other = (statistics.sample_ratio([split]) for split in splits)
+    assert statistics.sample_ratio(splits) == pytest.approx(one * other)
+    assert statistics.sample_ratio(splits) < min(one, other) < 1
 
 
 def test_share_that_splits_nothing_says_nothing_of_the_split() -> None:
-    assert trials.sample_ratio([]) == 1.0
-    assert trials.sample_ratio([Split(share=0.0, champion=100, challenger=1)]) == 1.0
-    assert trials.sample_ratio([Split(share=1.0, champion=1, challenger=100)]) == 1.0
+    assert statistics.sample_ratio([]) == 1.0
+    assert statistics.sample_ratio([Split(share=0.0, champion=100, challenger=1)]) == 1.0
+    assert statistics.sample_ratio([Split(share=1.0, champion=1, challenger=100)]) == 1.0
 
 
 def test_split_as_planned_has_no_evidence_against_it() -> None:
-    assert trials.sample_ratio([Split(share=0.01, champion=99_000, challenger=1000)]) == 1.0
+    assert statistics.sample_ratio([Split(share=0.01, champion=99_000, challenger=1000)]) == 1.0
 
 
 def test_lost_arm_is_found_within_150_units() -> None:
-    assert trials.sample_ratio([Split(share=0.5, champion=150, challenger=0)]) < 0.001
+    assert statistics.sample_ratio([Split(share=0.5, champion=150, challenger=0)]) < 0.001
 
 
 def test_rate_without_trials_is_unknown() -> None:
-    assert trials.rate(0, 0, alpha=0.05) is None
-    assert trials.increase((0, 0), (1, 10), alpha=0.05) is None
+    assert statistics.rate(0, 0, alpha=0.05) is None
+    assert statistics.increase((0, 0), (1, 10), alpha=0.05) is None
 
 
 @given(events=st.integers(0, 1000), others=st.integers(0, 1000))
 def test_rate_lies_in_its_interval_and_mirrors(events: int, others: int) -> None:
     if not events + others:
         return
-    found = trials.rate(events, events + others, alpha=0.05)
-    mirrored = trials.rate(others, events + others, alpha=0.05)
+    found = statistics.rate(events, events + others, alpha=0.05)
+    mirrored = statistics.rate(others, events + others, alpha=0.05)
     assert 0 <= found.low <= found.value <= found.high <= 1
     assert (found.low, found.high) == pytest.approx((1 - mirrored.high, 1 - mirrored.low), abs=1e-9)
 
 
 @given(events=st.floats(0, 1), trials_=st.integers(1, 3))
 def test_rate_of_shares_has_an_interval_however_small_they_are(events: float, trials_: int) -> None:
-    found = trials.rate(events, trials_, alpha=0.05)
+    found = statistics.rate(events, trials_, alpha=0.05)
     assert 0 <= found.low <= found.value <= found.high <= 1
 
 
@@ -190,7 +190,7 @@ def test_rate_is_ever_out_of_its_interval_in_at_most_alpha(chance: float) -> Non
     chances, missed = np.ones(1), 0.0
     for seen in range(1, 61):
         chances = np.append(chances * (1 - chance), 0) + np.append(0, chances * chance)
-        found = [trials.rate(events, seen, alpha=0.05) for events in range(seen + 1)]
+        found = [statistics.rate(events, seen, alpha=0.05) for events in range(seen + 1)]
         out = np.array([not one.low <= chance <= one.high for one in found])
         missed += chances[out].sum()
         chances = np.where(out, 0, chances)
@@ -203,13 +203,13 @@ def test_shares_are_weaker_evidence_than_the_answers_they_are_of() -> None:
         for before in range(6):
             hits = np.array([0.0, 0.5, 1.0])
             weights = np.array([(1 - chance) ** 2, 2 * chance * (1 - chance), chance**2])
-            after = np.exp(trials.log_rate_evidence(before + hits, 5 - before + 1 - hits, chance))
-            now = np.exp(trials.log_rate_evidence(before, 5 - before, chance))
+            after = np.exp(statistics.log_rate_evidence(before + hits, 5 - before + 1 - hits, chance))
+            now = np.exp(statistics.log_rate_evidence(before, 5 - before, chance))
             assert weights @ after <= now
 
 
 def test_no_fault_in_a_thousand_is_compatible_with_few() -> None:
-    found = trials.rate(0, 1000, alpha=0.05)
+    found = statistics.rate(0, 1000, alpha=0.05)
     assert found.low == 0
     # The rate at which a thousand without a fault are 0.05 times as likely as under the mixture.
     mixture = math.gamma(0.5) * math.exp(math.lgamma(1000.5) - math.lgamma(1001)) / math.pi
@@ -217,18 +217,18 @@ def test_no_fault_in_a_thousand_is_compatible_with_few() -> None:
 
 
 def test_increase_is_the_gap_between_both_bounds() -> None:
-    before, after = trials.rate(10, 10_000, alpha=0.005), trials.rate(50, 1000, alpha=0.005)
-    found = trials.increase((10, 10_000), (50, 1000), alpha=0.01)
+    before, after = statistics.rate(10, 10_000, alpha=0.005), statistics.rate(50, 1000, alpha=0.005)
+    found = statistics.increase((10, 10_000), (50, 1000), alpha=0.01)
     assert found.value == pytest.approx(0.049)
     assert (found.low, found.high) == pytest.approx((after.low - before.high, after.high - before.low))
     assert found.low > 0.02
 
 
 def test_stages_never_spend_more_than_alpha() -> None:
-    assert trials.spend(0.05, stage=1, planned=1) == pytest.approx(0.04)
-    assert trials.spend(0.05, stage=2, planned=1) == pytest.approx(0.005)
+    assert statistics.spend(0.05, stage=1, planned=1) == pytest.approx(0.04)
+    assert statistics.spend(0.05, stage=2, planned=1) == pytest.approx(0.005)
     for planned in (1, 5):
-        spent = sum(trials.spend(0.05, stage=stage, planned=planned) for stage in range(1, 10_000))
+        spent = sum(statistics.spend(0.05, stage=stage, planned=planned) for stage in range(1, 10_000))
         assert 0.0499 < spent <= 0.05
 
 
@@ -245,7 +245,7 @@ def test_simulation_calls_what_difference_calls() -> None:
                 )
                 for arm in (champion, challenger)
             ]
-            found = trials.difference(*arms, alpha=0.05)
+            found = statistics.difference(*arms, alpha=0.05)
             assert better[run, look] == (found is not None and found.value > 0 and found.low > 0)
             assert worse[run, look] == (found is not None and found.value < 0 and found.high < 0)
 

@@ -10,7 +10,7 @@ import pytest
 
 from db.experiments.counts import ArmRow, Counts, StageRow
 from db.experiments.experiments import Experiment, NewExperiment
-from registry import decisions
+from registry.experiments import decisions
 from serving.caller import Role
 from serving.errors import Conflict, ModelNotReady, NotReady
 from serving.experiments import traffic_of

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
-from registry import trials
 from registry.errors import EvidenceInvalid
 from registry.evaluation.metrics import Interval
-from registry.policies import Guardrails, Policy
-from registry.trials import ArmFeedback, Split
+from registry.experiments import statistics
+from registry.experiments.policies import Guardrails, Policy
+from registry.experiments.statistics import ArmFeedback, Split
 
 Verdict = Literal["mismatch", "guardrail", "better", "worse", "inconclusive", "undecided"]
 Action = Literal["none", "ramp", "promote", "stop"]
@@ -135,17 +135,17 @@ def decide(evidence: Evidence, policy: Policy) -> Decision:
 def _found(evidence: Evidence, policy: Policy) -> _Found:
     present = evidence.present
     stage, planned = len(evidence.stages), policy.planned_stages(evidence.stages[0].share)
-    alpha = trials.spend(policy.alpha, stage=stage, planned=planned)
-    rail_alpha = trials.spend(policy.guardrails.alpha, stage=stage, planned=planned)
+    alpha = statistics.spend(policy.alpha, stage=stage, planned=planned)
+    rail_alpha = statistics.spend(policy.guardrails.alpha, stage=stage, planned=planned)
     before, after = (
         (arm.faults, arm.answered + arm.faults) for arm in (present.champion, present.challenger)
     )
     return _Found(
         alpha=alpha,
-        champion=trials.accuracy(present.champion.feedback, level=1 - alpha),
-        challenger=trials.accuracy(present.challenger.feedback, level=1 - alpha),
-        difference=trials.difference(present.champion.feedback, present.challenger.feedback, alpha=alpha),
-        sample_ratio_p=trials.sample_ratio(
+        champion=statistics.accuracy(present.champion.feedback, level=1 - alpha),
+        challenger=statistics.accuracy(present.challenger.feedback, level=1 - alpha),
+        difference=statistics.difference(present.champion.feedback, present.challenger.feedback, alpha=alpha),
+        sample_ratio_p=statistics.sample_ratio(
             [
                 Split(
                     share=stage.share,
@@ -155,9 +155,9 @@ def _found(evidence: Evidence, policy: Policy) -> _Found:
                 for stage in evidence.stages
             ]
         ),
-        champion_faults=trials.rate(*before, alpha=rail_alpha / 2),
-        challenger_faults=trials.rate(*after, alpha=rail_alpha / 2),
-        fault_increase=trials.increase(before, after, alpha=rail_alpha),
+        champion_faults=statistics.rate(*before, alpha=rail_alpha / 2),
+        challenger_faults=statistics.rate(*after, alpha=rail_alpha / 2),
+        fault_increase=statistics.increase(before, after, alpha=rail_alpha),
         latency_ratio=_latency_ratio(present, policy.guardrails),
     )
 

@@ -1,0 +1,1 @@
+"""The statistics and policies of experiments."""
