@@ -23,7 +23,7 @@ from db.connection.engine import Database
 from db.embedded.server import EmbeddedPostgres
 from db.embeddings.segments import ROWS, Segments
 from serving.auth import key_id_in
-from serving.installation import installation_key
+from serving.core.home import installation_key
 from serving.settings import Settings
 
 Shares: TypeAlias = dict[str, list[float]]

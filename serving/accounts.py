@@ -12,8 +12,8 @@ from db import errors as db_errors
 from db.accounts.keys import Key, NewKey
 from db.accounts.users import User
 from serving.auth import Authenticator, fresh_key
-from serving.caller import Caller, Role
-from serving.database_errors import reaching_the_database
+from serving.core.caller import Caller, Role
+from serving.core.database_errors import reaching_the_database
 from serving.errors import Invalid, Problem
 
 

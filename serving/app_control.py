@@ -11,17 +11,17 @@ from db.experiments.experiments import Experiment
 from registry.experiments.decisions import Decision
 from registry.store.records import EncoderRecord
 from serving.app_encoder import encoder_application
-from serving.catalogue import Catalogue
+from serving.core.catalog import Catalogue
+from serving.core.connections import database_of, registry_of
 from serving.errors import ServingError
 from serving.options import start_logging
 from serving.pool import ServePool
 from serving.settings import Settings
-from serving.stores import database_of, registry_of
 
 if TYPE_CHECKING:
     from db.models.evaluations import Evaluation
     from db.models.promotions import ReignPage
-    from serving.caller import Caller
+    from serving.core.caller import Caller
     from serving.promotions import Outcome, VersionDetail
 
 log = structlog.get_logger(__name__)

@@ -11,14 +11,14 @@ from ray.serve.config import AutoscalingConfig
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import Engine
 from registry.store.records import EncoderRecord, VersionRecord
+from serving.core.connections import registry_of
+from serving.core.tracing import spans_of
 from serving.encoder import Encoder
 from serving.engines.factory import open_encoder
 from serving.options import drain_options, start_logging
 from serving.pool import DEPLOYMENT
 from serving.replica import Replica
 from serving.settings import Settings
-from serving.stores import registry_of
-from serving.tracing import spans_of
 
 _LOOK_BACK_SECONDS = 30.0
 _CONSTRUCTOR_TRIES = 3

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import structlog
 from ray.serve.handle import DeploymentHandle
 
-from serving.catalogue import Catalogue
+from serving.core.catalog import Catalogue
 from serving.options import start_logging
 from serving.pool import handle_of
 from serving.replica_client import HandleCalls, RemoteEncoders

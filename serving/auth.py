@@ -19,8 +19,8 @@ from uuid import UUID, uuid4
 import jwt
 
 from db.accounts.keys import Key
-from serving.caller import Caller, Role
-from serving.database_errors import reaching_the_database
+from serving.core.caller import Caller, Role
+from serving.core.database_errors import reaching_the_database
 from serving.errors import Unauthenticated
 
 PREFIX: Final = "vk_"

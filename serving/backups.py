@@ -19,11 +19,11 @@ from db.core.ids import fingerprint
 from db.embedded.server import EmbeddedPostgres
 from db.errors import AlreadyOwned, BackupError, BackupTooNew, NotEmpty
 from db.schema import versions
+from serving.core.connections import DATABASE, REGISTRY_SUFFIX
+from serving.core.home import INSTALLATION_KEY, RESTORE_MARK, installation_key, write_secret
 from serving.errors import Conflict, Invalid
-from serving.installation import INSTALLATION_KEY, RESTORE_MARK, installation_key, write_secret
 from serving.record import Record
 from serving.settings import Settings
-from serving.stores import DATABASE, REGISTRY_SUFFIX
 
 SUFFIX: Final = ".backup"
 _DATABASE, _REGISTRY, _ARTIFACTS = "database.dump", "registry.dump", "artifacts"

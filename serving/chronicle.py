@@ -12,9 +12,9 @@ from uuid import UUID
 import structlog
 
 from db.models.promotions import Act, NewPromotion, Promotion, ReignPage, Standing, State, described
-from serving.database_errors import reaching_the_database
+from serving.core.database_errors import reaching_the_database
+from serving.core.registry_errors import asked
 from serving.errors import Conflict
-from serving.registry_errors import asked
 
 log = structlog.get_logger(__name__)
 

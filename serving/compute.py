@@ -13,8 +13,8 @@ from typing import Protocol
 
 from registry.store.records import VersionRecord
 from serving.batching import Door, Meter, Passage
-from serving.catalogue import Place
-from serving.logs import REQUEST
+from serving.core.catalog import Place
+from serving.core.logs import REQUEST
 
 # A request of more texts is bulk: it yields to smaller ones, which wait for none of it.
 FEW = 4

@@ -15,8 +15,8 @@ from db.models.promotions import ReignPage
 from registry.evaluation.gates import Gates
 from registry.store.model_registry import Registry
 from registry.store.records import EncoderRecord
-from serving.caller import Caller
-from serving.catalogue import Catalogue
+from serving.core.caller import Caller
+from serving.core.catalog import Catalogue
 from serving.errors import NotReady, ServingError
 from serving.evaluations import Evaluations
 from serving.lifecycle import LocalLifecycle

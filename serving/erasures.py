@@ -9,8 +9,8 @@ from typing import Protocol
 from uuid import UUID
 
 from db.privacy.erasure import Receipt
-from serving.caller import Caller
-from serving.database_errors import reaching_the_database
+from serving.core.caller import Caller
+from serving.core.database_errors import reaching_the_database
 
 
 class ErasureRecords(Protocol):

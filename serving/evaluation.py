@@ -29,7 +29,7 @@ from registry.errors import NotRegistered, RegistryError
 from registry.evaluation.replay import compare, stratify
 from registry.evaluation.report import Agreement, HeldOutResult, Replay, Report, Size
 from registry.store.records import EncoderRecord, VersionRecord
-from serving.background import yield_to_others
+from serving.core.subprocesses import yield_to_others
 from serving.encoder import Encoder
 from serving.engines.factory import open_encoder
 from serving.errors import Invalid, ServingError
@@ -290,9 +290,9 @@ class Work:
 
 async def run(evaluation_id: int) -> int:
     """Works on a claimed evaluation: 0 with a report, else not."""
-    from serving.logs import configure_logging
+    from serving.core.connections import database_of, registry_of
+    from serving.core.logs import configure_logging
     from serving.settings import Settings
-    from serving.stores import database_of, registry_of
 
     settings = Settings()
     configure_logging(settings.log_level, process="evaluation", file=settings.log_file)

@@ -13,9 +13,9 @@ import structlog
 from db.errors import DatabaseError
 from db.models.evaluations import Evaluation, NewEvaluation
 from registry.errors import NotRegistered, RegistryError
-from serving.background import launched
-from serving.catalogue import CHAMPION, Catalogue
-from serving.database_errors import reaching_the_database
+from serving.core.catalog import CHAMPION, Catalogue
+from serving.core.database_errors import reaching_the_database
+from serving.core.subprocesses import launched
 from serving.errors import Conflict, NotReady
 
 log = structlog.get_logger(__name__)

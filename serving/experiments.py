@@ -17,9 +17,9 @@ from registry.experiments import decisions
 from registry.experiments.decisions import ArmCounts, Evidence, Stage
 from registry.experiments.policies import Policy
 from registry.experiments.statistics import ArmFeedback
-from serving.caller import Caller
-from serving.catalogue import Catalogue
-from serving.database_errors import reaching_the_database
+from serving.core.caller import Caller
+from serving.core.catalog import Catalogue
+from serving.core.database_errors import reaching_the_database
 from serving.errors import Conflict, ServingError
 from serving.routing import Arm, Split, Traffic
 

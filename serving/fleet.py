@@ -14,7 +14,7 @@ import structlog
 
 from registry.errors import NotRegistered, RegistryError
 from registry.store.records import EncoderRecord, VersionRecord
-from serving.catalogue import CHAMPION, Catalogue, Entry, State, short
+from serving.core.catalog import CHAMPION, Catalogue, Entry, State, short
 from serving.errors import ServingError
 from serving.failures import Failures
 from serving.pool import EncoderState, Running

@@ -12,11 +12,11 @@ from db.embeddings.segments import Segments
 from db.embeddings.spaces import Spaces
 from db.predictions.partitions import Partitions
 from serving.auth import digest, fresh_key, key_id_in
-from serving.caller import Role
-from serving.installation import admin_key_path, write_secret
-from serving.logs import configure_logging
+from serving.core.caller import Role
+from serving.core.connections import database_of
+from serving.core.home import admin_key_path, write_secret
+from serving.core.logs import configure_logging
 from serving.settings import Settings
-from serving.stores import database_of
 
 
 async def furnish(settings: Settings) -> None:

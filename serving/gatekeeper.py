@@ -8,9 +8,9 @@ from registry.errors import NotRegistered, ReportInvalid
 from registry.evaluation.gates import GateReport, Gates, judge, unevaluated
 from registry.evaluation.report import Report
 from registry.store.records import VersionRecord
-from serving.catalogue import Catalogue
-from serving.database_errors import reaching_the_database
-from serving.registry_errors import asked
+from serving.core.catalog import Catalogue
+from serving.core.database_errors import reaching_the_database
+from serving.core.registry_errors import asked
 
 
 class Reports(Protocol):

@@ -17,10 +17,10 @@ from db.core.ids import TextIds, Uuid7Clock
 from db.predictions.idempotency import Kept
 from db.predictions.submissions import Failed, Mismatch, NewPrediction, Outcome, Replayed, Stored, Submission
 from serving.batching import Door, Meter, Passage
-from serving.caller import Caller, Idempotency
-from serving.catalogue import Catalogue
 from serving.compute import Bounds, Compute, Encoders
-from serving.database_errors import reaching_the_database
+from serving.core.caller import Caller, Idempotency
+from serving.core.catalog import Catalogue
+from serving.core.database_errors import reaching_the_database
 from serving.errors import (
     Conflict,
     Invalid,

@@ -21,9 +21,9 @@ from registry.analysis.mmd import discrepancy, novel
 from registry.analysis.neighbour_vote import chosen, worth
 from registry.analysis.psi import stability
 from registry.bundles.bundle import LABELS
-from serving.aside import Aside
-from serving.catalogue import Catalogue
-from serving.database_errors import reaching_the_database
+from serving.core.catalog import Catalogue
+from serving.core.database_errors import reaching_the_database
+from serving.core.executor import Aside
 from serving.findings import Accuracy, Candidate, Cluster, Diff, Drift, Mix, Review, Span, Topic, Topics
 from serving.opinions import HEARD
 from serving.searching import DUPLICATE

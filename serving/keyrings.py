@@ -8,9 +8,9 @@ from db.connection.engine import Database
 from db.core.cipher import Cipher
 from db.errors import Unreadable
 from db.privacy.rotation import Rotated, Rotation
+from serving.core.connections import cipher_of
 from serving.errors import Invalid
 from serving.settings import Settings
-from serving.stores import cipher_of
 
 
 def encrypt(settings: Settings, url: str, say: Callable[[str], None]) -> dict[str, Any]:

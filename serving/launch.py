@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from serving.installation import RESTORE_MARK, admin_key_path
+from serving.core.home import RESTORE_MARK, admin_key_path
 from serving.record import Record
 from serving.settings import Settings
 

@@ -14,7 +14,7 @@ from db.models.promotions import Act, ReignPage
 from registry.errors import NotRegistered, RegistryError
 from registry.experiments.decisions import Decision as PolicyDecision
 from registry.store.records import EncoderRecord, VersionRecord
-from serving.caller import Caller
+from serving.core.caller import Caller
 from serving.errors import NotFound, NotReady
 from serving.evaluations import Evaluations
 from serving.promotions import Decision, Outcome, Promotions, VersionDetail

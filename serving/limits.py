@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from uuid import UUID
 
-from serving.caller import Caller
+from serving.core.caller import Caller
 from serving.errors import RateLimited
 
 

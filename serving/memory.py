@@ -11,8 +11,8 @@ from uuid import UUID
 from db.predictions.feedback import Judgement, NewFeedback
 from db.predictions.predictions import Page, Prediction, PredictionFilters
 from db.predictions.submissions import Mismatch, NewIdempotency, Replayed
-from serving.caller import Caller, Idempotency
-from serving.database_errors import reaching_the_database
+from serving.core.caller import Caller, Idempotency
+from serving.core.database_errors import reaching_the_database
 from serving.errors import Conflict
 from serving.gateway import Answer
 from serving.privacy import Place, Privacy

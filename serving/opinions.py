@@ -11,9 +11,9 @@ from uuid import UUID
 from db.predictions.predictions import Prediction
 from db.search.similarity import Neighbour, SimilarityFilters
 from registry.analysis.neighbour_vote import NEIGHBOURS, Vote, vote
-from serving.caller import Caller
-from serving.catalogue import Catalogue
-from serving.database_errors import reaching_the_database
+from serving.core.caller import Caller
+from serving.core.catalog import Catalogue
+from serving.core.database_errors import reaching_the_database
 from serving.errors import Conflict
 from serving.memory import PredictionRecords
 from serving.searching import DUPLICATE, Example, Search, Searching

@@ -8,7 +8,7 @@ from db.experiments.experiments import Decision, Experiment, NewDecision
 from registry.experiments import decisions
 from registry.experiments.decisions import Evidence
 from registry.experiments.policies import Policy
-from serving.database_errors import reaching_the_database
+from serving.core.database_errors import reaching_the_database
 from serving.errors import Conflict, ServingError
 from serving.experiments import EvidenceRecords, ExperimentRecords, evidence_of
 

@@ -17,7 +17,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from registry.store.records import EncoderRecord, VersionRecord
-from serving.catalogue import short
+from serving.core.catalog import short
 from serving.errors import NotReady
 
 DEPLOYMENT = "encoder"

@@ -14,8 +14,8 @@ from db.predictions.submissions import NewIdempotency, NewPrediction, NewText, S
 from registry.bundles.bundle import LABELS
 from registry.store.records import VersionRecord
 from serving.batching import Passage
-from serving.caller import Caller, Idempotency
 from serving.compute import Inference
+from serving.core.caller import Caller, Idempotency
 from serving.privacy import TEXTS, Place
 from serving.routing import Arm
 
@@ -24,7 +24,7 @@ Inferred: TypeAlias = Passage[Inference]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Predict:
-    """A request for predictions; the texts are clean (`serving.texts`), and lay at `place`."""
+    """A request for predictions; the texts are clean (`serving.core.texts`), and lay at `place`."""
 
     texts: Sequence[str]
     request_id: str

@@ -28,7 +28,7 @@ from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import Engine
 from registry.errors import RegistryError
 from registry.store.records import EncoderRecord
-from serving.background import yield_to_others
+from serving.core.subprocesses import yield_to_others
 from serving.encoder import Encoder
 from serving.engines.factory import open_encoder
 from serving.errors import ServingError
@@ -287,9 +287,9 @@ def _embedded(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.float32]:
 
 async def run() -> None:
     """Works by the settings."""
-    from serving.logs import configure_logging
+    from serving.core.connections import database_of, registry_of
+    from serving.core.logs import configure_logging
     from serving.settings import Settings
-    from serving.stores import database_of, registry_of
 
     settings = Settings()
     configure_logging(settings.log_level, process="reembedding", file=settings.log_file)

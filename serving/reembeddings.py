@@ -12,7 +12,7 @@ import structlog
 
 from db.embeddings.spaces import State
 from db.errors import DatabaseError
-from serving.background import launched
+from serving.core.subprocesses import launched
 
 log = structlog.get_logger(__name__)
 

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from registry.bundles.bundle import LABELS, Bundle
 from registry.errors import BundleInvalid, RegistryError
 from registry.store.records import VersionRecord
+from serving.core.tracing import Spans
 from serving.encoder import Encoder
 from serving.heads import Head, answered, load_head
 from serving.messages import Question, Reply, said
 from serving.microbatches import MicroBatch
-from serving.tracing import Spans
 
 _IDLE_SECONDS = 2.0
 

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from registry.experiments.assignment import in_challenger
 from registry.store.records import VersionRecord
-from serving.catalogue import Catalogue
+from serving.core.catalog import Catalogue
 
 
 class Arm(StrEnum):

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from db.core.binary import Vector
 from db.search.keywords import Hits
 from db.search.similarity import Neighbour, Neighbours, SimilarityFilters
-from serving.caller import Caller
-from serving.database_errors import reaching_the_database
+from serving.core.caller import Caller
+from serving.core.database_errors import reaching_the_database
 from serving.errors import Invalid, NotFound, Problem
 from serving.retrieval import fuse, rocchio
 

@@ -33,16 +33,18 @@ from db.search.keywords import Keywords
 from db.search.similarity import Similarity
 from serving.accounts import Accounts
 from serving.api.deps import Recall, Services
-from serving.aside import Aside
 from serving.auth import Authenticator
-from serving.catalogue import Catalogue, short
 from serving.compute import Bounds, Encoders
+from serving.core.catalog import Catalogue, short
+from serving.core.connections import database_of
+from serving.core.executor import Aside
+from serving.core.home import installation_key
+from serving.core.tracing import Spans, spans_of
 from serving.erasures import Erasures
 from serving.errors import NotFound, NotReady
 from serving.experiments import Experiments, traffic_of
 from serving.gateway import Gateway
 from serving.insights import Insights
-from serving.installation import installation_key
 from serving.lifecycle import Lifecycle
 from serving.limits import RateLimiter
 from serving.memory import Memory
@@ -55,8 +57,6 @@ from serving.settings import Settings
 from serving.shadow import Faults
 from serving.spaces import Spaces
 from serving.standing import Platform, Process, Stored
-from serving.stores import database_of
-from serving.tracing import Spans, spans_of
 
 log = structlog.get_logger(__name__)
 

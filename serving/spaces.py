@@ -11,9 +11,9 @@ from uuid import UUID
 from db.embeddings.spaces import Space, State
 from db.schema.tables import DIMENSIONS
 from registry.store.records import EncoderRecord
-from serving.caller import Caller
-from serving.catalogue import Catalogue
-from serving.database_errors import reaching_the_database
+from serving.core.caller import Caller
+from serving.core.catalog import Catalogue
+from serving.core.database_errors import reaching_the_database
 from serving.errors import Conflict, NotFound
 
 EncoderOf: TypeAlias = Callable[[str], Awaitable[EncoderRecord]]

@@ -20,8 +20,8 @@ import structlog
 from registry.errors import NotRegistered, RegistryError
 from registry.store.model_registry import Registry
 from registry.store.records import EncoderRecord
-from serving.background import end_with_parent
-from serving.logs import configure_logging
+from serving.core.logs import configure_logging
+from serving.core.subprocesses import end_with_parent
 from serving.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -34,7 +34,7 @@ _LATER_NICENESS = 19
 def models(settings: Settings) -> None:
     """Register the first versions, unless they are, and note the champion's encoder as soon as there is one."""
     from registry.store.builtin_versions import bootstrap
-    from serving.stores import registry_of
+    from serving.core.connections import registry_of
 
     registry = registry_of(settings)
 
@@ -118,7 +118,7 @@ def _encoder(settings: Settings, ended: threading.Event, note: Path | None) -> E
             return EncoderRecord(**json.loads(note.read_text()))
         if ended.wait(0.1):
             return None
-    from serving.stores import registry_of
+    from serving.core.connections import registry_of
 
     registry = registry_of(settings)
     while not ended.is_set():

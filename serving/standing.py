@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from db.analytics.statistics import Answers, Census, Distributions
 from db.connection.engine import PoolState
 from registry.analysis.psi import stability
-from serving.catalogue import Catalogue
+from serving.core.catalog import Catalogue
 from serving.routing import Traffic
 
 

@@ -23,12 +23,12 @@ from db.embedded.server import EmbeddedPostgres
 from db.errors import DatabaseError
 from db.schema import versions
 from serving.cluster import environment
+from serving.core.connections import DATABASE, REGISTRY_SUFFIX
+from serving.core.logs import configure_logging
 from serving.furnish import furnish
-from serving.logs import configure_logging
 from serving.record import Record
 from serving.settings import Settings
 from serving.stage import encoder_note
-from serving.stores import DATABASE, REGISTRY_SUFFIX
 
 log = structlog.get_logger(__name__)
 

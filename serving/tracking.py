@@ -17,11 +17,11 @@ from urllib.parse import urlsplit
 import httpx
 
 from db.connection.databases import require
-from serving.background import end_with_parent
+from serving.core.connections import tracking_uri
+from serving.core.subprocesses import end_with_parent
 from serving.errors import Invalid
 from serving.launch import LaunchFailed, require_free_port
 from serving.settings import Settings
-from serving.stores import tracking_uri
 
 Say = Callable[[str], None]
 

@@ -16,7 +16,7 @@ from benchmarks.faults.clients import answer_in
 from benchmarks.faults.ledger import Answer
 from benchmarks.faults.texts import texts
 from db.embedded.server import EmbeddedPostgres
-from serving.stores import DATABASE
+from serving.core.connections import DATABASE
 from tests.support.live import LivePlatform
 
 TOLERANCE = 1e-5

@@ -13,7 +13,7 @@ from benchmarks.faults.cgroup import limited
 from benchmarks.faults.ledger import Ledger
 from benchmarks.faults.processes import POSTGRES, found
 from benchmarks.faults.proof import database
-from serving.stores import DATABASE, REGISTRY_SUFFIX
+from serving.core.connections import DATABASE, REGISTRY_SUFFIX
 from tests.support.live import LivePlatform
 
 CUTS = 10

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from serving.api.deps import Exchange, Services, header
 from serving.api.errors import ClientLeft, UnsupportedMedia, documented
-from serving.caller import Caller, Role
+from serving.core.caller import Caller, Role
 from serving.errors import Forbidden, TooLarge, Unauthenticated
 
 MAX_BODY: Final = 2 * 1024 * 1024

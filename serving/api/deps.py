@@ -9,8 +9,9 @@ from starlette.types import Scope
 
 from serving.accounts import Accounts
 from serving.auth import Authenticator
-from serving.caller import Caller
-from serving.catalogue import Catalogue
+from serving.core.caller import Caller
+from serving.core.catalog import Catalogue
+from serving.core.tracing import Spans
 from serving.erasures import Erasures
 from serving.experiments import Experiments
 from serving.gateway import Gateway
@@ -22,7 +23,6 @@ from serving.metrics import Metrics
 from serving.opinions import Opinions
 from serving.searching import Searching
 from serving.spaces import Spaces
-from serving.tracing import Spans
 
 Readiness: TypeAlias = Callable[[], Awaitable[Sequence[str]]]
 

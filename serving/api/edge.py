@@ -15,9 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api.deps import Exchange, header
 from serving.api.errors import ClientLeft, unexpected
-from serving.logs import REQUEST
+from serving.core.logs import REQUEST
+from serving.core.tracing import Spans, route_of
 from serving.metrics import Metrics
-from serving.tracing import Spans, route_of
 
 log = structlog.get_logger(__name__)
 

@@ -13,7 +13,7 @@ from serving.api.deps import body_of, caller_of, services_of
 from serving.api.edge import while_connected
 from serving.api.schemas.data import EmbeddingsAnswer, EmbeddingsRequest
 from serving.api.schemas.fields import parse
-from serving.caller import Role
+from serving.core.caller import Role
 from serving.errors import NotFound
 from serving.privacy import Place
 

@@ -20,7 +20,7 @@ from serving.api.schemas.experiments import (
     ExperimentStop,
 )
 from serving.api.schemas.fields import parse
-from serving.caller import Role
+from serving.core.caller import Role
 from serving.experiments import NewTrial, Trial
 
 router = APIRouter(prefix="/v1/experiments", route_class=GuardedRoute, tags=["experiments"])

@@ -10,7 +10,7 @@ from serving.api.deps import body_of, caller_of, services_of
 from serving.api.requests import IDEMPOTENCY_KEY, idempotency_of
 from serving.api.schemas.data import FeedbackAnswer, FeedbackRequest
 from serving.api.schemas.fields import parse
-from serving.caller import Role
+from serving.core.caller import Role
 from serving.memory import Feedback
 
 router = APIRouter(route_class=GuardedRoute, tags=["feedback"])

@@ -26,7 +26,7 @@ from serving.api.schemas.inference import (
     Ready,
     ServerMetadata,
 )
-from serving.caller import Role
+from serving.core.caller import Role
 from serving.errors import Invalid, NotFound, Problem
 from serving.prediction import Prediction
 from serving.privacy import Place

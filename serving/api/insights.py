@@ -20,7 +20,7 @@ from serving.api.schemas.insights import (
     TopicsAnswer,
     TopicsQuery,
 )
-from serving.caller import Role
+from serving.core.caller import Role
 from serving.findings import Span
 
 router = APIRouter(prefix="/v1", route_class=GuardedRoute, tags=["insights"])

@@ -13,7 +13,7 @@ from serving.api.access import GuardedRoute, requires
 from serving.api.deps import Json, body_of, caller_of, services_of
 from serving.api.schemas.control import KeyAnswer, KeyList, KeyRequest
 from serving.api.schemas.fields import parse
-from serving.caller import Role
+from serving.core.caller import Role
 
 router = APIRouter(route_class=GuardedRoute, tags=["keys"])
 

@@ -23,8 +23,8 @@ from serving.api.schemas.control import (
     VersionAnswer,
 )
 from serving.api.schemas.fields import parse
-from serving.caller import Role
-from serving.catalogue import Entry
+from serving.core.caller import Role
+from serving.core.catalog import Entry
 from serving.promotions import Outcome
 
 router = APIRouter(route_class=GuardedRoute, tags=["models"])

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from serving.api.access import GuardedRoute, public, requires
 from serving.api.deps import services_of
-from serving.caller import Role
+from serving.core.caller import Role
 from serving.metrics import CONTENT_TYPE
 
 

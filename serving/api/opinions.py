@@ -12,7 +12,7 @@ from serving.api.access import GuardedRoute, requires
 from serving.api.deps import caller_of, services_of
 from serving.api.edge import while_connected
 from serving.api.schemas.insights import CorrectionsAnswer, CorrectionsQuery, OpinionAnswer
-from serving.caller import Role
+from serving.core.caller import Role
 
 router = APIRouter(prefix="/v1/predictions/{prediction_id}", route_class=GuardedRoute, tags=["predictions"])
 

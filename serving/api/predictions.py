@@ -25,7 +25,7 @@ from serving.api.schemas.data import (
 )
 from serving.api.schemas.fields import parse
 from serving.api.schemas.insights import ExplainedPrediction
-from serving.caller import Role
+from serving.core.caller import Role
 from serving.gateway import Answer
 from serving.prediction import Predict, Prediction
 from serving.privacy import TEXT

@@ -9,7 +9,7 @@ from uuid import UUID
 from starlette.requests import Request
 
 from serving.api.deps import Exchange, header
-from serving.caller import Idempotency
+from serving.core.caller import Idempotency
 from serving.errors import Invalid, Problem
 from serving.prediction import Predict
 from serving.privacy import TEXTS, Place

@@ -9,7 +9,7 @@ from serving.api.access import GuardedRoute, requires
 from serving.api.deps import Json, body_of, caller_of, services_of
 from serving.api.schemas.fields import parse
 from serving.api.schemas.spaces import SpaceAnswer, SpaceList, SpaceRequest
-from serving.caller import Role
+from serving.core.caller import Role
 from serving.spaces import Standing
 
 router = APIRouter(route_class=GuardedRoute, tags=["spaces"])

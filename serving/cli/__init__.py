@@ -28,7 +28,7 @@ from serving.cli.common import variable
 _EXPECTED = (
     ("serving.errors", "ServingError"),
     ("serving.launch", "LaunchFailed"),
-    ("serving.installation", "BadInstallationKey"),
+    ("serving.core.home", "BadInstallationKey"),
     ("registry.errors", "RegistryError"),
     ("db.errors", "DatabaseError"),
     ("db.core.cipher", "BadTextKeys"),

@@ -194,8 +194,8 @@ def register(
     """
     from registry.bundles.bundle import Bundle
     from registry.store.registration import enrol
+    from serving.core.connections import running_registry
     from serving.settings import Settings
-    from serving.stores import running_registry
 
     settings = Settings()
     record = enrol(
@@ -227,8 +227,8 @@ def import_(
 ) -> None:
     """Import a text-classification model of transformers as a version with an encoder of its own."""
     from registry.store.huggingface_import import LabelMap, import_model
+    from serving.core.connections import running_registry
     from serving.settings import Settings
-    from serving.stores import running_registry
 
     settings = Settings()
     try:

@@ -30,8 +30,8 @@ def register(
 ) -> None:
     """Register the encoder that defines a space; it must pool by the mean."""
     from registry.store.registration import enrol_space
+    from serving.core.connections import running_registry
     from serving.settings import Settings
-    from serving.stores import running_registry
 
     settings = Settings()
     record = enrol_space(

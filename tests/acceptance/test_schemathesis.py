@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from starlette.types import Message, Receive, Scope, Send
 
-from serving.caller import Role
+from serving.core.caller import Role
 from tests.support.app import Platform, fake_platform, stored_platform
 from tests.support.postgres import TestServer
 

@@ -36,11 +36,11 @@ from registry.store.records import VersionRecord
 from serving.accounts import Accounts
 from serving.api import Services, create_api
 from serving.api.deps import Recall
-from serving.aside import Aside
 from serving.auth import Authenticator, FreshKey, fresh_key
-from serving.caller import Role
-from serving.catalogue import Catalogue, Entry, State
 from serving.compute import Bounds
+from serving.core.caller import Role
+from serving.core.catalog import Catalogue, Entry, State
+from serving.core.executor import Aside
 from serving.erasures import Erasures
 from serving.evaluations import Evaluations
 from serving.experiments import Experiments

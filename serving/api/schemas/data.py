@@ -18,7 +18,7 @@ from serving.api.schemas.fields import (
     Text,
     Texts,
 )
-from serving.texts import MAX_BATCH
+from serving.core.texts import MAX_BATCH
 
 Arm = Literal["champion", "challenger", "shadow", "named"]
 

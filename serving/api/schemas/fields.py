@@ -19,8 +19,8 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
+from serving.core.texts import MAX_BATCH, MAX_CHARACTERS, clean
 from serving.errors import Invalid, Problem, TooLarge
-from serving.texts import MAX_BATCH, MAX_CHARACTERS, clean
 
 Request = TypeVar("Request", bound=BaseModel)
 

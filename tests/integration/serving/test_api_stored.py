@@ -8,7 +8,7 @@ from uuid import uuid4
 import openai
 import pytest
 
-from serving.caller import Role
+from serving.core.caller import Role
 from tests.support.app import Platform, add_key, stored_platform
 
 pytestmark = pytest.mark.anyio

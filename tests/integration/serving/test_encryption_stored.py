@@ -10,8 +10,8 @@ import psycopg
 import pytest
 
 from db.core.cipher import Cipher
-from serving.caller import Role
 from serving.cli import main
+from serving.core.caller import Role
 from tests.support.app import Platform, stored_platform
 from tests.support.held import everything
 

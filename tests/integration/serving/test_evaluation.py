@@ -27,7 +27,7 @@ from registry.evaluation.report import Report
 from registry.store.builtin_versions import builtin
 from registry.store.model_registry import CHAMPION, Registry
 from registry.store.records import EncoderRecord, VersionRecord
-from serving.catalogue import Catalogue, Entry, State
+from serving.core.catalog import Catalogue, Entry, State
 from serving.evaluation import Examiner, Plan, Work
 from serving.evaluations import Evaluations as Runner
 from serving.evaluations import Launch, launched_evaluation

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.caller import Role
+from serving.core.caller import Role
 from tests.support.app import Platform, stored_platform
 
 pytestmark = pytest.mark.anyio

@@ -16,8 +16,8 @@ from db.models.promotions import Promotions as History
 from registry.data.held_out import HeldOut
 from registry.store.model_registry import CHAMPION, Registry
 from registry.store.records import VersionRecord
-from serving.caller import Caller, Role
-from serving.catalogue import Catalogue, Entry, State
+from serving.core.caller import Caller, Role
+from serving.core.catalog import Catalogue, Entry, State
 from serving.errors import Conflict, Refused
 from serving.promotions import Outcome, Promotions
 from tests.support.heads import head
@@ -198,8 +198,8 @@ from db.connection.engine import Database
 from db.models.evaluations import Evaluations
 from db.models.promotions import Promotions as History
 from registry.store.model_registry import Registry
-from serving.catalogue import Catalogue, Entry, State
-from serving.caller import Caller, Role
+from serving.core.catalog import Catalogue, Entry, State
+from serving.core.caller import Caller, Role
 from serving.promotions import Promotions
 
 url, mlflow, root, model, after, key = sys.argv[1:]

@@ -17,7 +17,7 @@ from registry.bundles.bundle import Bundle
 from registry.errors import ExportFailed
 from registry.store.model_registry import Registry
 from registry.store.registration import enrol_space
-from serving.background import launched
+from serving.core.subprocesses import launched
 from serving.engines.factory import open_encoder
 from serving.reembedding import Encoders, Work
 from serving.reembeddings import Reembeddings

@@ -6,7 +6,7 @@ import pytest
 
 from serving.accounts import Accounts, WantedKey
 from serving.auth import Authenticator, digest
-from serving.caller import Caller, Role
+from serving.core.caller import Caller, Role
 from serving.errors import Conflict, Invalid, NotFound, StoreUnavailable, Unauthenticated
 from serving.fakes.data import FakeKeys, FakeStore, FakeUsers
 

@@ -14,7 +14,7 @@ from fastapi import APIRouter
 
 from db.models.evaluations import NewEvaluation
 from serving.api.access import GuardedRoute
-from serving.caller import Role
+from serving.core.caller import Role
 from serving.errors import Overloaded
 from tests.support.app import Platform, add_key, fake_platform
 from tests.support.postgres import SPACE

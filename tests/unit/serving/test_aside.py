@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from serving.aside import Aside
+from serving.core.executor import Aside
 from serving.errors import Overloaded
 
 pytestmark = pytest.mark.anyio

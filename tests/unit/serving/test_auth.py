@@ -9,7 +9,7 @@ import pytest
 
 from db.accounts.keys import NewKey
 from serving.auth import Authenticator, digest, fresh_key, key_id_in
-from serving.caller import Caller, Role
+from serving.core.caller import Caller, Role
 from serving.errors import RateLimited, StoreUnavailable, Unauthenticated
 from serving.fakes.data import FakeKeys, FakeStore
 from serving.limits import RateLimiter

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from serving.catalogue import Place
 from serving.compute import Ask, Bounds, Compute, Inference
+from serving.core.catalog import Place
 from serving.errors import ModelNotReady
 from serving.fakes.data import FakeEncoders, vector_of
 from tests.support.app import record

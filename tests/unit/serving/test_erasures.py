@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 
 from serving.api.schemas.erasures import ReceiptAnswer
-from serving.caller import Role
+from serving.core.caller import Role
 from tests.support.app import Platform, fake_platform
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,7 @@ import pytest
 from db.experiments.counts import ArmRow, Counts, StageRow
 from db.experiments.experiments import Experiment, NewExperiment
 from registry.experiments import decisions
-from serving.caller import Role
+from serving.core.caller import Role
 from serving.errors import Conflict, ModelNotReady, NotReady
 from serving.experiments import traffic_of
 from serving.fakes.experiments import FakeExperiments

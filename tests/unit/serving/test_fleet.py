@@ -10,7 +10,7 @@ import pytest
 
 from registry.errors import BundleInvalid, NotRegistered, RegistryUnavailable
 from registry.store.records import EncoderRecord, VersionRecord
-from serving.catalogue import State
+from serving.core.catalog import State
 from serving.errors import ModelNotReady, NotFound, NotReady
 from serving.failures import RETRY_SECONDS
 from serving.fleet import Fleet

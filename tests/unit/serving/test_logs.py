@@ -14,8 +14,8 @@ import pytest
 import structlog
 
 from serving.compute import Ask
+from serving.core.logs import REQUEST, configure_logging
 from serving.errors import NotReady
-from serving.logs import REQUEST, configure_logging
 from serving.messages import Question, Reply
 from serving.replica import Replica
 from serving.replica_client import RemoteEncoders

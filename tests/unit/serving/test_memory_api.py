@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from serving.caller import Role
+from serving.core.caller import Role
 from serving.fakes.data import vector_of
 from tests.support.app import Platform, fake_platform
 

@@ -7,9 +7,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from db.analytics.statistics import Answers, Census, Distributions, Judged, SegmentRow
 from db.connection.engine import PoolState
-from serving.caller import Role
-from serving.catalogue import Catalogue
 from serving.compute import Ask, Inference
+from serving.core.caller import Role
+from serving.core.catalog import Catalogue
 from serving.errors import ModelNotReady, NotReady
 from serving.metrics import Metrics
 from serving.routing import Split, Traffic

@@ -6,7 +6,7 @@ import pytest
 from ray.serve.schema import ReplicaState
 
 from registry.store.records import EncoderRecord
-from serving.catalogue import short
+from serving.core.catalog import short
 from serving.pool import DEPLOYMENT, Running, _replicas, _state, target
 
 

@@ -11,7 +11,7 @@ from db.models.promotions import Act
 from registry.errors import RegistryUnavailable
 from registry.evaluation.gates import Gates
 from registry.evaluation.report import Report
-from serving.caller import Caller, Role
+from serving.core.caller import Caller, Role
 from serving.errors import Conflict, Invalid, NotFound, NotReady, Refused
 from serving.fakes.control import FakeEvaluations, FakePromotions, FakeRegistry
 from serving.promotions import Decision, Promotions

@@ -4,7 +4,7 @@ from uuid import uuid4
 
 import pytest
 
-from serving.catalogue import Catalogue, Entry, State
+from serving.core.catalog import Catalogue, Entry, State
 from serving.errors import ModelNotReady
 from serving.routing import Arm, Choice, Split, Traffic, choose
 from tests.support.app import MODEL, record

@@ -4,8 +4,8 @@ import pytest
 from pydantic import SecretStr
 
 from db.core.cipher import BadTextKeys
+from serving.core.connections import database_of
 from serving.settings import Settings
-from serving.stores import database_of
 
 pytestmark = pytest.mark.anyio
 

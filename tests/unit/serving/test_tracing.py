@@ -11,10 +11,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from db.predictions.submissions import Outcome, Stored, Submission
 from serving.compute import Ask
+from serving.core.tracing import Spans, spans_of
 from serving.errors import NotReady
 from serving.messages import Question, Reply
 from serving.replica_client import RemoteEncoders
-from serving.tracing import Spans, spans_of
 from tests.support.app import fake_platform
 from tests.support.collector import collector
 
@@ -52,7 +52,7 @@ class Calls:
 
 def test_without_an_endpoint_nothing_is_made_and_nothing_imported() -> None:
     assert spans_of(None, process="test") is None
-    code = "import sys, serving.tracing as t; t.spans_of(None, process='x'); print('opentelemetry' in sys.modules)"
+    code = "import sys, serving.core.tracing as t; t.spans_of(None, process='x'); print('opentelemetry' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -6,8 +6,8 @@ from db.core.cipher import Cipher
 from db.embedded.server import EmbeddedPostgres
 from db.errors import DatabaseError
 from registry.store.model_registry import Registry
+from serving.core.home import installation_key
 from serving.errors import NotReady
-from serving.installation import installation_key
 from serving.settings import Settings
 
 DATABASE = "valence"

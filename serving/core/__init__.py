@@ -1,0 +1,1 @@
+"""What every other package of serving stands on. Knows no use case."""
