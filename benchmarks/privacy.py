@@ -13,8 +13,8 @@ import psutil
 
 from benchmarks.report import report
 from registry.data.held_out import HeldOut
-from serving.privacy import merged
-from serving.recognisers import Recognisers, Undecided
+from serving.privacy.masking import merged
+from serving.privacy.pii import Recognisers, Undecided
 
 ROUNDS = 3
 # What patterns stumble over, as long as a text may be.

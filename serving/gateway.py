@@ -30,7 +30,7 @@ from serving.errors import (
     StoreUnavailable,
 )
 from serving.prediction import Inferred, Mint, Predict, Prediction
-from serving.privacy import TEXT, Place, Privacy
+from serving.privacy.masking import TEXT, Place, Privacy
 from serving.routing import Arm, Choice, Traffic, choose
 from serving.shadow import Faults, Shadows
 

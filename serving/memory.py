@@ -15,7 +15,7 @@ from serving.core.caller import Caller, Idempotency
 from serving.core.database_errors import reaching_the_database
 from serving.errors import Conflict
 from serving.gateway import Answer
-from serving.privacy import Place, Privacy
+from serving.privacy.masking import Place, Privacy
 
 _COMMENT = Place(("body", "comment"), many=False)
 

@@ -16,7 +16,7 @@ from registry.store.records import VersionRecord
 from serving.batching import Passage
 from serving.compute import Inference
 from serving.core.caller import Caller, Idempotency
-from serving.privacy import TEXTS, Place
+from serving.privacy.masking import TEXTS, Place
 from serving.routing import Arm
 
 Inferred: TypeAlias = Passage[Inference]

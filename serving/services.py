@@ -40,7 +40,6 @@ from serving.core.connections import database_of
 from serving.core.executor import Aside
 from serving.core.home import installation_key
 from serving.core.tracing import Spans, spans_of
-from serving.erasures import Erasures
 from serving.errors import NotFound, NotReady
 from serving.experiments import Experiments, traffic_of
 from serving.gateway import Gateway
@@ -50,7 +49,8 @@ from serving.limits import RateLimiter
 from serving.memory import Memory
 from serving.metrics import Metrics
 from serving.opinions import Opinions
-from serving.privacy import Privacy
+from serving.privacy.erasure import Erasures
+from serving.privacy.masking import Privacy
 from serving.routing import Traffic
 from serving.searching import Searching
 from serving.settings import Settings
@@ -225,7 +225,7 @@ def privacy_of(settings: Settings) -> Privacy | None:
     """
     if settings.privacy == "off":
         return None
-    from serving.recognisers import Recognisers
+    from serving.privacy.pii import Recognisers
 
     return Privacy(Recognisers(), settings.privacy)
 

@@ -12,7 +12,6 @@ from serving.auth import Authenticator
 from serving.core.caller import Caller
 from serving.core.catalog import Catalogue
 from serving.core.tracing import Spans
-from serving.erasures import Erasures
 from serving.experiments import Experiments
 from serving.gateway import Gateway
 from serving.insights import Insights
@@ -21,6 +20,7 @@ from serving.limits import RateLimiter
 from serving.memory import Memory
 from serving.metrics import Metrics
 from serving.opinions import Opinions
+from serving.privacy.erasure import Erasures
 from serving.searching import Searching
 from serving.spaces import Spaces
 

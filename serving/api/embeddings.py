@@ -15,7 +15,7 @@ from serving.api.schemas.data import EmbeddingsAnswer, EmbeddingsRequest
 from serving.api.schemas.fields import parse
 from serving.core.caller import Role
 from serving.errors import NotFound
-from serving.privacy import Place
+from serving.privacy.masking import Place
 
 router = APIRouter(route_class=GuardedRoute, tags=["embeddings"])
 

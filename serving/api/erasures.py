@@ -11,7 +11,7 @@ from serving.api.access import GuardedRoute, requires
 from serving.api.deps import Json, caller_of, services_of
 from serving.api.schemas.erasures import ReceiptAnswer
 from serving.core.caller import Role
-from serving.erasures import DatedReceipt
+from serving.privacy.erasure import DatedReceipt
 
 router = APIRouter(route_class=GuardedRoute, tags=["erasure"])
 

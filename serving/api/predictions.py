@@ -28,7 +28,7 @@ from serving.api.schemas.insights import ExplainedPrediction
 from serving.core.caller import Role
 from serving.gateway import Answer
 from serving.prediction import Predict, Prediction
-from serving.privacy import TEXT
+from serving.privacy.masking import TEXT
 
 router = APIRouter(route_class=GuardedRoute, tags=["predictions"])
 

@@ -12,7 +12,7 @@ from serving.api.deps import Exchange, header
 from serving.core.caller import Idempotency
 from serving.errors import Invalid, Problem
 from serving.prediction import Predict
-from serving.privacy import TEXTS, Place
+from serving.privacy.masking import TEXTS, Place
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 

@@ -41,7 +41,6 @@ from serving.compute import Bounds
 from serving.core.caller import Role
 from serving.core.catalog import Catalogue, Entry, State
 from serving.core.executor import Aside
-from serving.erasures import Erasures
 from serving.evaluations import Evaluations
 from serving.experiments import Experiments
 from serving.fakes.control import FakeEvaluations, FakeLog, FakePromotions, FakeRegistry
@@ -65,7 +64,8 @@ from serving.limits import RateLimiter
 from serving.memory import Memory
 from serving.metrics import Metrics
 from serving.opinions import Opinions
-from serving.privacy import Privacy
+from serving.privacy.erasure import Erasures
+from serving.privacy.masking import Privacy
 from serving.promotions import Promotions
 from serving.routing import Split, Traffic
 from serving.searching import Searching

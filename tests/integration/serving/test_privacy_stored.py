@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from serving.privacy import Privacy
-from serving.recognisers import Recognisers
+from serving.privacy.masking import Privacy
+from serving.privacy.pii import Recognisers
 from tests.support.app import Platform, stored_platform
 from tests.support.held import everything
 

@@ -14,8 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from serving.errors import Invalid
-from serving.privacy import TEXT, TEXTS, Found, Kind, Place, Privacy, masked, merged
-from serving.recognisers import Recognisers, Undecided
+from serving.privacy.masking import TEXT, TEXTS, Found, Kind, Place, Privacy, masked, merged
+from serving.privacy.pii import Recognisers, Undecided
 
 pytestmark = pytest.mark.anyio
 
@@ -201,7 +201,7 @@ def test_what_cannot_be_decided_in_time_is_refused(
 
 def test_no_engine_is_loaded_with_the_recognisers() -> None:
     program = (
-        "import sys; from serving.recognisers import Recognisers; found = Recognisers()('10.1.2.3')\n"
+        "import sys; from serving.privacy.pii import Recognisers; found = Recognisers()('10.1.2.3')\n"
         "assert found and not {'torch', 'transformers', 'tensorflow', 'stanza'} & set(sys.modules)\n"
         "import torch"
     )

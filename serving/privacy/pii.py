@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from serving.errors import Invalid, NotReady
-from serving.privacy import Found, Kind
+from serving.privacy.masking import Found, Kind
 
 _SECONDS: Final = 2
 # Read by presidio when it is imported; by itself it would try for a minute.
