@@ -9,13 +9,21 @@ import pytest
 from serving.cluster import environment, run_folder
 from serving.settings import Settings
 
-SERVING = "serving.app, serving.services, serving.api, serving.fleet, serving.encoder, serving.replica, serving.heads"
+SERVING = (
+    "serving.app",
+    "serving.services",
+    "serving.api",
+    "serving.fleet",
+    "serving.encoder",
+    "serving.replica",
+    "serving.heads",
+)
 
 
 @pytest.mark.parametrize(
     ("modules", "heavy"),
     [
-        (SERVING, "torch transformers onnxruntime mlflow sentence_transformers"),
+        (", ".join(SERVING), "torch transformers onnxruntime mlflow sentence_transformers"),
         ("serving.supervisor", "torch ray mlflow fastapi openvino"),
         ("serving.launch, serving.cli", "torch ray mlflow fastapi sqlalchemy numpy"),
     ],
