@@ -21,9 +21,9 @@ from registry.data import corpora
 from registry.data.corpora import Part
 from registry.evaluation import metrics
 from registry.store.builtin_versions import builtin
-from serving.encoder import Encoder
-from serving.engines.factory import open_encoder
-from serving.heads import Head, load_head
+from serving.inference.encoder import Encoder
+from serving.inference.engines.factory import open_encoder
+from serving.inference.heads import Head, load_head
 
 THREADS = 2
 BATCH = 64

@@ -13,8 +13,8 @@ import numpy as np
 from benchmarks.load import sentences
 from benchmarks.report import report
 from registry.bundles.bundle import Bundle
-from serving.encoder import Encoder
-from serving.engines.factory import open_encoder
+from serving.inference.encoder import Encoder
+from serving.inference.engines.factory import open_encoder
 
 TEXTS = 500
 BOUND = 0.95

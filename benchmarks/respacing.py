@@ -24,7 +24,7 @@ from db.embeddings.segments import Segments
 from db.embeddings.spaces import Spaces
 from db.predictions.partitions import Partitions
 from registry.bundles.bundle import Bundle
-from serving.engines.factory import open_encoder
+from serving.inference.engines.factory import open_encoder
 from serving.reembedding import Work
 
 OLD = "old"

@@ -35,7 +35,7 @@ from db.predictions.partitions import Partitions
 from db.search.similarity import Similarity, SimilarityFilters
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import Engine
-from serving.engines.factory import open_encoder
+from serving.inference.engines.factory import open_encoder
 
 T = TypeVar("T")
 SPACE = "all-MiniLM-L6-v2"

@@ -17,10 +17,10 @@ from benchmarks.peers.model import MAX_BATCH
 from benchmarks.report import middle, ratios, report
 from registry.bundles.bundle import Bundle
 from registry.store.records import VersionRecord
-from serving.compute import Ask, Bounds
-from serving.engines.factory import open_encoder
-from serving.replica import Replica
-from serving.replica_client import RemoteEncoders
+from serving.inference.dispatcher import Ask, Bounds
+from serving.inference.engines.factory import open_encoder
+from serving.inference.replica import Replica
+from serving.inference.replica_client import RemoteEncoders
 
 
 def version(number: int) -> VersionRecord:

@@ -8,9 +8,9 @@ import structlog
 from ray.serve.handle import DeploymentHandle
 
 from serving.core.catalog import Catalogue
+from serving.inference.replica_client import HandleCalls, RemoteEncoders
 from serving.options import start_logging
 from serving.pool import handle_of
-from serving.replica_client import HandleCalls, RemoteEncoders
 from serving.settings import Settings
 
 if TYPE_CHECKING:

@@ -30,11 +30,11 @@ from registry.evaluation.replay import compare, stratify
 from registry.evaluation.report import Agreement, HeldOutResult, Replay, Report, Size
 from registry.store.records import EncoderRecord, VersionRecord
 from serving.core.subprocesses import yield_to_others
-from serving.encoder import Encoder
-from serving.engines.factory import open_encoder
 from serving.errors import Invalid, ServingError
-from serving.heads import load_head
-from serving.scorer import Scorer, cosines, resting
+from serving.inference.encoder import Encoder
+from serving.inference.engines.factory import open_encoder
+from serving.inference.heads import load_head
+from serving.inference.offline import Scorer, cosines, resting
 
 log = structlog.get_logger(__name__)
 

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from db.core.ids import TextIds, Uuid7Clock
 from db.predictions.idempotency import Kept
 from db.predictions.submissions import Failed, Mismatch, NewPrediction, Outcome, Replayed, Stored, Submission
-from serving.batching import Door, Meter, Passage
-from serving.compute import Bounds, Compute, Encoders
 from serving.core.caller import Caller, Idempotency
 from serving.core.catalog import Catalogue
 from serving.core.database_errors import reaching_the_database
@@ -29,6 +27,8 @@ from serving.errors import (
     Problem,
     StoreUnavailable,
 )
+from serving.inference.batcher import Door, Meter, Passage
+from serving.inference.dispatcher import Bounds, Compute, Encoders
 from serving.prediction import Inferred, Mint, Predict, Prediction
 from serving.privacy.masking import TEXT, Place, Privacy
 from serving.routing import Arm, Choice, Traffic, choose

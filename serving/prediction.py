@@ -13,9 +13,9 @@ from db.core.ids import TextIds, Uuid7Clock, uuid7_time
 from db.predictions.submissions import NewIdempotency, NewPrediction, NewText, Submission
 from registry.bundles.bundle import LABELS
 from registry.store.records import VersionRecord
-from serving.batching import Passage
-from serving.compute import Inference
 from serving.core.caller import Caller, Idempotency
+from serving.inference.batcher import Passage
+from serving.inference.dispatcher import Inference
 from serving.privacy.masking import TEXTS, Place
 from serving.routing import Arm
 

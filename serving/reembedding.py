@@ -29,9 +29,9 @@ from registry.bundles.manifest_schema import Engine
 from registry.errors import RegistryError
 from registry.store.records import EncoderRecord
 from serving.core.subprocesses import yield_to_others
-from serving.encoder import Encoder
-from serving.engines.factory import open_encoder
 from serving.errors import ServingError
+from serving.inference.encoder import Encoder
+from serving.inference.engines.factory import open_encoder
 
 log = structlog.get_logger(__name__)
 

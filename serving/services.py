@@ -34,7 +34,6 @@ from db.search.similarity import Similarity
 from serving.accounts import Accounts
 from serving.api.deps import Recall, Services
 from serving.auth import Authenticator
-from serving.compute import Bounds, Encoders
 from serving.core.catalog import Catalogue, short
 from serving.core.connections import database_of
 from serving.core.executor import Aside
@@ -43,6 +42,7 @@ from serving.core.tracing import Spans, spans_of
 from serving.errors import NotFound, NotReady
 from serving.experiments import Experiments, traffic_of
 from serving.gateway import Gateway
+from serving.inference.dispatcher import Bounds, Encoders
 from serving.insights import Insights
 from serving.lifecycle import Lifecycle
 from serving.limits import RateLimiter

@@ -13,10 +13,10 @@ import structlog
 
 from db.predictions.submissions import Submission
 from registry.store.records import VersionRecord
-from serving.compute import Compute
 from serving.core.caller import Caller
 from serving.core.catalog import Place
 from serving.errors import ModelNotReady, Overloaded, ServingError
+from serving.inference.dispatcher import Compute
 from serving.prediction import Mint, Predict
 from serving.routing import Arm, Split
 

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from registry.bundles.bundle import LABELS, Bundle
 from registry.bundles.manifest_schema import ENGINES, EncoderSettings, Engine
-from serving.engines.factory import open_encoder
-from serving.heads import load_head
-from serving.microbatches import Tokenised, tokenizer_of
+from serving.inference.engines.factory import open_encoder
+from serving.inference.heads import load_head
+from serving.inference.microbatches import Tokenised, tokenizer_of
 
 MAX_BATCH = 64
 _OUTPUTS = ("embedding", "tokens")

@@ -30,7 +30,7 @@ def head(
     from registry.data import corpora
     from registry.encoders.sources import default_source
     from registry.training.train_head import HeadPlan, train_head
-    from serving.engines.factory import open_encoder
+    from serving.inference.engines.factory import open_encoder
 
     plan, source = HeadPlan(), default_source()
     with _progress() as progress:
@@ -71,8 +71,8 @@ def joint(
     from registry.data import corpora
     from registry.encoders.sources import default_source
     from registry.training.train_joint import JointPlan, train_joint
-    from serving.encoder import Encoder
-    from serving.engines.factory import open_encoder
+    from serving.inference.encoder import Encoder
+    from serving.inference.engines.factory import open_encoder
 
     plan, source = JointPlan(texts=texts, budget_minutes=budget_minutes), default_source()
     if epochs is not None:

@@ -34,8 +34,8 @@ from db.predictions.submissions import (
 from db.schema.tables import DIMENSIONS
 from db.search.similarity import SimilarityFilters
 from registry.bundles.bundle import LABELS
-from serving.compute import Ask, Inference
 from serving.errors import ModelNotReady
+from serving.inference.dispatcher import Ask, Inference
 
 _WORDS = {"good": 2, "great": 2, "love": 2, "bad": 0, "broke": 0, "hate": 0}
 _LONGEST = 2_000

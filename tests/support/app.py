@@ -37,7 +37,6 @@ from serving.accounts import Accounts
 from serving.api import Services, create_api
 from serving.api.deps import Recall
 from serving.auth import Authenticator, FreshKey, fresh_key
-from serving.compute import Bounds
 from serving.core.caller import Role
 from serving.core.catalog import Catalogue, Entry, State
 from serving.core.executor import Aside
@@ -58,6 +57,7 @@ from serving.fakes.insights import FakeContrasts, FakeTruths, FakeWindows
 from serving.fakes.search import FakeKeywords, FakeSimilarity, FakeVectors
 from serving.fakes.spaces import FakeSpaces
 from serving.gateway import Gateway
+from serving.inference.dispatcher import Bounds
 from serving.insights import Insights
 from serving.lifecycle import LocalLifecycle
 from serving.limits import RateLimiter

@@ -14,10 +14,10 @@ from registry.bundles.manifest_schema import EncoderSettings, Engine
 from registry.encoders.export import build_encoder
 from registry.encoders.sources import EncoderSource, default_source
 from registry.errors import BundleCorrupt, ExportFailed
-from serving.encoder import Encoder
-from serving.engines.factory import open_encoder
-from serving.engines.openvino import padded_length
-from serving.microbatches import MAX_ROWS, TOKEN_BUDGET, cut
+from serving.inference.encoder import Encoder
+from serving.inference.engines.factory import open_encoder
+from serving.inference.engines.openvino import padded_length
+from serving.inference.microbatches import MAX_ROWS, TOKEN_BUDGET, cut
 from tests.support.live import built_encoders
 from tests.support.tiny import DIMENSIONS, TINY_SPACE, WORDS, sentences, tiny_source
 

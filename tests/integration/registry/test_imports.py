@@ -30,12 +30,12 @@ from registry.store.huggingface_import import Imported, LabelMap, classifier_bun
 from registry.store.model_registry import Registry
 from serving.cli import main
 from serving.cli.common import variable
-from serving.encoder import Encoder
-from serving.engines import torch as torch_engine
-from serving.engines.factory import open_encoder
-from serving.heads import answered, load_head
-from serving.messages import Question
-from serving.replica import Replica
+from serving.inference.encoder import Encoder
+from serving.inference.engines import torch as torch_engine
+from serving.inference.engines.factory import open_encoder
+from serving.inference.heads import answered, load_head
+from serving.inference.messages import Question
+from serving.inference.replica import Replica
 from serving.settings import Settings
 from tests.support.classifiers import WIDTH, Made, tiny_classifier
 from tests.support.tiny import sentences

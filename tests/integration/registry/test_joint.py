@@ -21,9 +21,9 @@ from registry.training.features import vectors
 from registry.training.head import AttentiveNetwork
 from registry.training.lora import JointNetwork
 from registry.training.train_joint import JointPlan, train_joint
-from serving.encoder import Encoder
-from serving.engines.factory import open_encoder
-from serving.heads import answered, load_head
+from serving.inference.encoder import Encoder
+from serving.inference.engines.factory import open_encoder
+from serving.inference.heads import answered, load_head
 from tests.support.tiny import TINY_SPACE, examples, sentences
 
 PLAN = JointPlan(

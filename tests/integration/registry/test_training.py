@@ -13,9 +13,9 @@ from registry.errors import BundleInvalid, TrainingFailed
 from registry.training.features import collect
 from registry.training.head import AttentiveNetwork
 from registry.training.train_head import HeadPlan, fit_lexicon, train_head
-from serving.encoder import Encoder
-from serving.engines.factory import open_encoder
-from serving.heads import AttentiveHead, answered, load_head
+from serving.inference.encoder import Encoder
+from serving.inference.engines.factory import open_encoder
+from serving.inference.heads import AttentiveHead, answered, load_head
 from tests.support.tiny import BAD, GOOD, PLAIN, TINY_SPACE, examples
 
 PLAN = HeadPlan(

@@ -18,7 +18,7 @@ from registry.errors import ExportFailed
 from registry.store.model_registry import Registry
 from registry.store.registration import enrol_space
 from serving.core.subprocesses import launched
-from serving.engines.factory import open_encoder
+from serving.inference.engines.factory import open_encoder
 from serving.reembedding import Encoders, Work
 from serving.reembeddings import Reembeddings
 from tests.support.postgres import KEY, SPACE

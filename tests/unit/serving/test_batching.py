@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from serving import batching
-from serving.batching import Door
 from serving.errors import NotReady, Overloaded
+from serving.inference import batcher
+from serving.inference.batcher import Door
 
 pytestmark = pytest.mark.anyio
 
@@ -142,7 +142,7 @@ async def test_what_there_is_no_room_for_is_refused_with_a_time_to_come_back() -
 
 async def test_who_would_wait_too_long_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(batching, "perf_counter", lambda: now)
+    monkeypatch.setattr(batcher, "perf_counter", lambda: now)
     room = Room()
     entry = Door(room.run, batch_weight=1, slots=1, capacity=100, patience=60, longest_wait=1.5)
     first = asyncio.create_task(entry.submit(["a"]))
@@ -174,7 +174,7 @@ async def test_whose_patience_ends_before_the_turn_is_refused_and_never_computed
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(batching, "perf_counter", lambda: now)
+    monkeypatch.setattr(batcher, "perf_counter", lambda: now)
     room = Room()
     entry = Door(room.run, batch_weight=4, slots=1, capacity=100, patience=30)
     first = asyncio.create_task(entry.submit(["a"]))

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from serving.compute import Ask, Bounds, Compute, Inference
 from serving.core.catalog import Place
 from serving.errors import ModelNotReady
 from serving.fakes.data import FakeEncoders, vector_of
+from serving.inference.dispatcher import Ask, Bounds, Compute, Inference
 from tests.support.app import record
 
 pytestmark = pytest.mark.anyio

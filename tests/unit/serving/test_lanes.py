@@ -5,7 +5,7 @@ from threading import Event
 
 import pytest
 
-from serving.engines.lanes import Lanes
+from serving.inference.engines.scheduler import Lanes
 
 
 class Runway:

@@ -13,12 +13,12 @@ from typing import NoReturn
 import pytest
 import structlog
 
-from serving.compute import Ask
 from serving.core.logs import REQUEST, configure_logging
 from serving.errors import NotReady
-from serving.messages import Question, Reply
-from serving.replica import Replica
-from serving.replica_client import RemoteEncoders
+from serving.inference.dispatcher import Ask
+from serving.inference.messages import Question, Reply
+from serving.inference.replica import Replica
+from serving.inference.replica_client import RemoteEncoders
 from tests.support.app import fake_platform
 
 

@@ -7,10 +7,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from db.analytics.statistics import Answers, Census, Distributions, Judged, SegmentRow
 from db.connection.engine import PoolState
-from serving.compute import Ask, Inference
 from serving.core.caller import Role
 from serving.core.catalog import Catalogue
 from serving.errors import ModelNotReady, NotReady
+from serving.inference.dispatcher import Ask, Inference
 from serving.metrics import Metrics
 from serving.routing import Split, Traffic
 from serving.standing import Platform, Process, Stored, drifted

@@ -14,9 +14,9 @@ SERVING = (
     "serving.services",
     "serving.api",
     "serving.fleet",
-    "serving.encoder",
-    "serving.replica",
-    "serving.heads",
+    "serving.inference.encoder",
+    "serving.inference.replica",
+    "serving.inference.heads",
 )
 
 

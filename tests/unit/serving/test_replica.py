@@ -12,12 +12,12 @@ import pytest
 
 from registry.errors import BundleInvalid
 from registry.store.records import VersionRecord
-from serving import replica as module
-from serving.compute import Ask, Inference
 from serving.errors import ModelNotReady, NotReady
-from serving.microbatches import MicroBatch, WarmUp
-from serving.replica import Replica
-from serving.replica_client import RemoteEncoders
+from serving.inference import replica as module
+from serving.inference.dispatcher import Ask, Inference
+from serving.inference.microbatches import MicroBatch, WarmUp
+from serving.inference.replica import Replica
+from serving.inference.replica_client import RemoteEncoders
 
 pytestmark = pytest.mark.anyio
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from serving.errors import Invalid
-from serving.microbatches import MicroBatch
-from serving.scorer import Scorer, cosines, resting
+from serving.inference.microbatches import MicroBatch
+from serving.inference.offline import Scorer, cosines, resting
 
 WORDS = {"bad": 0, "plain": 1, "good": 2}
 
@@ -64,7 +64,7 @@ def test_a_rest_leaves_the_share_of_the_time(
     share: float, slept: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[float] = []
-    monkeypatch.setattr("serving.scorer.time.sleep", found.append)
+    monkeypatch.setattr("serving.inference.offline.time.sleep", found.append)
     resting(share)(2.0)
     assert found == slept
 

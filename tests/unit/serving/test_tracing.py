@@ -10,11 +10,11 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from db.predictions.submissions import Outcome, Stored, Submission
-from serving.compute import Ask
 from serving.core.tracing import Spans, spans_of
 from serving.errors import NotReady
-from serving.messages import Question, Reply
-from serving.replica_client import RemoteEncoders
+from serving.inference.dispatcher import Ask
+from serving.inference.messages import Question, Reply
+from serving.inference.replica_client import RemoteEncoders
 from tests.support.app import fake_platform
 from tests.support.collector import collector
 

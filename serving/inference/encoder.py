@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from registry.bundles.manifest_schema import EncoderSettings
-from serving.microbatches import MicroBatch, WarmUp
+from serving.inference.microbatches import MicroBatch, WarmUp
 
 
 class Encoder(Protocol):

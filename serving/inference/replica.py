@@ -21,10 +21,10 @@ from registry.bundles.bundle import LABELS, Bundle
 from registry.errors import BundleInvalid, RegistryError
 from registry.store.records import VersionRecord
 from serving.core.tracing import Spans
-from serving.encoder import Encoder
-from serving.heads import Head, answered, load_head
-from serving.messages import Question, Reply, said
-from serving.microbatches import MicroBatch
+from serving.inference.encoder import Encoder
+from serving.inference.heads import Head, answered, load_head
+from serving.inference.messages import Question, Reply, said
+from serving.inference.microbatches import MicroBatch
 
 _IDLE_SECONDS = 2.0
 

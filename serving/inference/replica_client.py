@@ -12,10 +12,10 @@ from ray.serve.exceptions import RayServeException
 
 from registry.bundles.bundle import LABELS
 from registry.store.records import VersionRecord
-from serving.compute import Ask, Inference
 from serving.core.tracing import Spans
 from serving.errors import ModelNotReady, NotReady
-from serving.messages import Question, Reply, said
+from serving.inference.dispatcher import Ask, Inference
+from serving.inference.messages import Question, Reply, said
 
 _UNSCORED = (0.0, 0.0, 0.0)
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from registry.bundles.bundle import LABELS
 from registry.evaluation.report import Latency
-from serving.encoder import Encoder
 from serving.errors import Invalid
-from serving.heads import Head, Scores, answered
+from serving.inference.encoder import Encoder
+from serving.inference.heads import Head, Scores, answered
 
 _ALONE = 40
 _BATCH = 32

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import ENGINES, EncoderSettings, Engine
-from serving.engines.lanes import Lanes
-from serving.microbatches import (
+from serving.inference.engines.scheduler import Lanes
+from serving.inference.microbatches import (
     BULK_TOKEN_BUDGET,
     MAX_ROWS,
     TOKEN_BUDGET,

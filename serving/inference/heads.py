@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from registry.bundles.bundle import LABELS, Bundle, Kind, file_digest
 from registry.bundles.manifest_schema import ATTENTIVE_TENSORS, HEAD_WEIGHTS, MAPPING, lexicon_features
 from registry.errors import BundleInvalid
-from serving.microbatches import MicroBatch
+from serving.inference.microbatches import MicroBatch
 
 Scores = NDArray[np.float32]
 

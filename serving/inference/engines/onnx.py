@@ -8,8 +8,8 @@ import onnxruntime as ort
 
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import ENGINES, EncoderSettings, Engine
-from serving.engines.lanes import Lanes
-from serving.microbatches import (
+from serving.inference.engines.scheduler import Lanes
+from serving.inference.microbatches import (
     BULK_TOKEN_BUDGET,
     TOKEN_BUDGET,
     Cut,

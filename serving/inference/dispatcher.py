@@ -12,9 +12,9 @@ from operator import itemgetter
 from typing import Protocol
 
 from registry.store.records import VersionRecord
-from serving.batching import Door, Meter, Passage
 from serving.core.catalog import Place
 from serving.core.logs import REQUEST
+from serving.inference.batcher import Door, Meter, Passage
 
 # A request of more texts is bulk: it yields to smaller ones, which wait for none of it.
 FEW = 4

@@ -2,7 +2,7 @@
 
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import ENGINES, EncoderSettings, Engine
-from serving.encoder import Encoder
+from serving.inference.encoder import Encoder
 
 
 def open_encoder(
@@ -14,15 +14,15 @@ def open_encoder(
     bundle was built.
     """
     if device is not None:
-        from serving.engines.torch import TorchEncoder
+        from serving.inference.engines.torch import TorchEncoder
 
         return TorchEncoder(bundle, device=device)
     if engine is None or ENGINES[engine] not in bundle.manifest.files:
         engine = EncoderSettings.of(bundle.manifest).engine
     if engine is Engine.INT8:
-        from serving.engines.openvino import OpenVinoEncoder
+        from serving.inference.engines.openvino import OpenVinoEncoder
 
         return OpenVinoEncoder(bundle, threads=threads)
-    from serving.engines.onnx import OnnxEncoder
+    from serving.inference.engines.onnx import OnnxEncoder
 
     return OnnxEncoder(bundle, engine=engine, threads=threads)

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import WEIGHTS, EncoderSettings
 from registry.errors import BundleInvalid
-from serving.microbatches import Cut, MicroBatch, Tokenised, WarmUp, cut, tokenizer_of
+from serving.inference.microbatches import Cut, MicroBatch, Tokenised, WarmUp, cut, tokenizer_of
 
 _TOKEN_BUDGET = 16_384
 

@@ -1,0 +1,1 @@
+"""From texts to scores and vectors: batching, the remote call, replicas, engines."""
