@@ -21,7 +21,7 @@ from serving.core.caller import Caller
 from serving.core.catalog import Catalogue
 from serving.core.database_errors import reaching_the_database
 from serving.errors import Conflict, ServingError
-from serving.routing import Arm, Split, Traffic
+from serving.predictions.routing import Arm, Split, Traffic
 
 log = structlog.get_logger(__name__)
 

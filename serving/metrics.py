@@ -13,8 +13,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from db.predictions.submissions import NewPrediction
-from serving.gateway import Timing
 from serving.inference.dispatcher import Ask, Encoders, Inference
+from serving.predictions.service import Timing
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 

@@ -41,20 +41,20 @@ from serving.core.home import installation_key
 from serving.core.tracing import Spans, spans_of
 from serving.errors import NotFound, NotReady
 from serving.experiments import Experiments, traffic_of
-from serving.gateway import Gateway
 from serving.inference.dispatcher import Bounds, Encoders
 from serving.insights import Insights
 from serving.lifecycle import Lifecycle
 from serving.limits import RateLimiter
-from serving.memory import Memory
 from serving.metrics import Metrics
 from serving.opinions import Opinions
+from serving.predictions.history import Memory
+from serving.predictions.routing import Traffic
+from serving.predictions.service import Gateway
+from serving.predictions.shadow import Faults
 from serving.privacy.erasure import Erasures
 from serving.privacy.masking import Privacy
-from serving.routing import Traffic
 from serving.searching import Searching
 from serving.settings import Settings
-from serving.shadow import Faults
 from serving.spaces import Spaces
 from serving.standing import Platform, Process, Stored
 

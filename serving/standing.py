@@ -13,7 +13,7 @@ from db.analytics.statistics import Answers, Census, Distributions
 from db.connection.engine import PoolState
 from registry.analysis.psi import stability
 from serving.core.catalog import Catalogue
-from serving.routing import Traffic
+from serving.predictions.routing import Traffic
 
 
 class Stored:

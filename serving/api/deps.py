@@ -13,13 +13,13 @@ from serving.core.caller import Caller
 from serving.core.catalog import Catalogue
 from serving.core.tracing import Spans
 from serving.experiments import Experiments
-from serving.gateway import Gateway
 from serving.insights import Insights
 from serving.lifecycle import Lifecycle
 from serving.limits import RateLimiter
-from serving.memory import Memory
 from serving.metrics import Metrics
 from serving.opinions import Opinions
+from serving.predictions.history import Memory
+from serving.predictions.service import Gateway
 from serving.privacy.erasure import Erasures
 from serving.searching import Searching
 from serving.spaces import Spaces

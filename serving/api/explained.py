@@ -10,7 +10,7 @@ from serving.api import drawings, render
 from serving.api.deps import caller_of, services_of
 from serving.api.edge import while_connected
 from serving.errors import ServingError
-from serving.gateway import Answer
+from serving.predictions.service import Answer
 
 
 async def explained(request: Request, answer: Answer) -> Answer:

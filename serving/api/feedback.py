@@ -11,7 +11,7 @@ from serving.api.requests import IDEMPOTENCY_KEY, idempotency_of
 from serving.api.schemas.data import FeedbackAnswer, FeedbackRequest
 from serving.api.schemas.fields import parse
 from serving.core.caller import Role
-from serving.memory import Feedback
+from serving.predictions.history import Feedback
 
 router = APIRouter(route_class=GuardedRoute, tags=["feedback"])
 

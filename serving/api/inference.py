@@ -28,7 +28,7 @@ from serving.api.schemas.inference import (
 )
 from serving.core.caller import Role
 from serving.errors import Invalid, NotFound, Problem
-from serving.prediction import Prediction
+from serving.predictions.prediction import Prediction
 from serving.privacy.masking import Place
 
 router = APIRouter(prefix="/v2", route_class=GuardedRoute, tags=["open inference protocol"])

@@ -26,8 +26,8 @@ from serving.api.schemas.data import (
 from serving.api.schemas.fields import parse
 from serving.api.schemas.insights import ExplainedPrediction
 from serving.core.caller import Role
-from serving.gateway import Answer
-from serving.prediction import Predict, Prediction
+from serving.predictions.prediction import Predict, Prediction
+from serving.predictions.service import Answer
 from serving.privacy.masking import TEXT
 
 router = APIRouter(route_class=GuardedRoute, tags=["predictions"])

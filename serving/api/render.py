@@ -12,8 +12,8 @@ from db.predictions.predictions import Prediction as StoredPrediction
 from db.search.similarity import Neighbour
 from registry.bundles.bundle import LABELS
 from serving.api.deps import Json
-from serving.gateway import Answer, Timing
-from serving.prediction import Prediction
+from serving.predictions.prediction import Prediction
+from serving.predictions.service import Answer, Timing
 from serving.searching import Counts, Found
 
 _OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z

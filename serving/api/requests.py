@@ -11,7 +11,7 @@ from starlette.requests import Request
 from serving.api.deps import Exchange, header
 from serving.core.caller import Idempotency
 from serving.errors import Invalid, Problem
-from serving.prediction import Predict
+from serving.predictions.prediction import Predict
 from serving.privacy.masking import TEXTS, Place
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")

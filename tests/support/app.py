@@ -56,18 +56,18 @@ from serving.fakes.experiments import FakeExperiments
 from serving.fakes.insights import FakeContrasts, FakeTruths, FakeWindows
 from serving.fakes.search import FakeKeywords, FakeSimilarity, FakeVectors
 from serving.fakes.spaces import FakeSpaces
-from serving.gateway import Gateway
 from serving.inference.dispatcher import Bounds
 from serving.insights import Insights
 from serving.lifecycle import LocalLifecycle
 from serving.limits import RateLimiter
-from serving.memory import Memory
 from serving.metrics import Metrics
 from serving.opinions import Opinions
+from serving.predictions.history import Memory
+from serving.predictions.routing import Split, Traffic
+from serving.predictions.service import Gateway
 from serving.privacy.erasure import Erasures
 from serving.privacy.masking import Privacy
 from serving.promotions import Promotions
-from serving.routing import Split, Traffic
 from serving.searching import Searching
 from serving.spaces import Spaces
 from serving.standing import Platform as Standing

@@ -16,7 +16,7 @@ from serving.errors import Conflict, ModelNotReady, NotReady
 from serving.experiments import traffic_of
 from serving.fakes.experiments import FakeExperiments
 from serving.policy_runner import Judge
-from serving.routing import Split
+from serving.predictions.routing import Split
 from tests.support.app import MODEL, Platform, fake_platform
 
 pytestmark = pytest.mark.anyio

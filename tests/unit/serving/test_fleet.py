@@ -15,7 +15,7 @@ from serving.errors import ModelNotReady, NotFound, NotReady
 from serving.failures import RETRY_SECONDS
 from serving.fleet import Fleet
 from serving.pool import EncoderState, Running
-from serving.routing import Arm, Traffic, choose
+from serving.predictions.routing import Arm, Traffic, choose
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,7 @@ from serving.core.catalog import Catalogue
 from serving.errors import ModelNotReady, NotReady
 from serving.inference.dispatcher import Ask, Inference
 from serving.metrics import Metrics
-from serving.routing import Split, Traffic
+from serving.predictions.routing import Split, Traffic
 from serving.standing import Platform, Process, Stored, drifted
 from tests.support.app import catalogue, fake_platform
 

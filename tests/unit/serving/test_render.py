@@ -10,7 +10,7 @@ from db.core.ids import Uuid7Clock
 from db.predictions.predictions import Prediction as StoredPrediction
 from registry.bundles.bundle import LABELS
 from serving.api import render
-from serving.prediction import Prediction
+from serving.predictions.prediction import Prediction
 
 # The exact value rounds to 0.95459, the shortest decimal that PostgreSQL tells, 0.9545905, to 0.954591.
 CONFIDENCE = np.float32(0.9545905)

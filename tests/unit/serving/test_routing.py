@@ -6,7 +6,7 @@ import pytest
 
 from serving.core.catalog import Catalogue, Entry, State
 from serving.errors import ModelNotReady
-from serving.routing import Arm, Choice, Split, Traffic, choose
+from serving.predictions.routing import Arm, Choice, Split, Traffic, choose
 from tests.support.app import MODEL, record
 
 

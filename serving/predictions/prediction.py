@@ -16,8 +16,8 @@ from registry.store.records import VersionRecord
 from serving.core.caller import Caller, Idempotency
 from serving.inference.batcher import Passage
 from serving.inference.dispatcher import Inference
+from serving.predictions.routing import Arm
 from serving.privacy.masking import TEXTS, Place
-from serving.routing import Arm
 
 Inferred: TypeAlias = Passage[Inference]
 

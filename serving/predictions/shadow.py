@@ -17,8 +17,8 @@ from serving.core.caller import Caller
 from serving.core.catalog import Place
 from serving.errors import ModelNotReady, Overloaded, ServingError
 from serving.inference.dispatcher import Compute
-from serving.prediction import Mint, Predict
-from serving.routing import Arm, Split
+from serving.predictions.prediction import Mint, Predict
+from serving.predictions.routing import Arm, Split
 
 log = structlog.get_logger(__name__)
 

@@ -14,7 +14,7 @@ from db.predictions.submissions import Mismatch, NewIdempotency, Replayed
 from serving.core.caller import Caller, Idempotency
 from serving.core.database_errors import reaching_the_database
 from serving.errors import Conflict
-from serving.gateway import Answer
+from serving.predictions.service import Answer
 from serving.privacy.masking import Place, Privacy
 
 _COMMENT = Place(("body", "comment"), many=False)

@@ -29,10 +29,10 @@ from serving.errors import (
 )
 from serving.inference.batcher import Door, Meter, Passage
 from serving.inference.dispatcher import Bounds, Compute, Encoders
-from serving.prediction import Inferred, Mint, Predict, Prediction
+from serving.predictions.prediction import Inferred, Mint, Predict, Prediction
+from serving.predictions.routing import Arm, Choice, Traffic, choose
+from serving.predictions.shadow import Faults, Shadows
 from serving.privacy.masking import TEXT, Place, Privacy
-from serving.routing import Arm, Choice, Traffic, choose
-from serving.shadow import Faults, Shadows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,1 @@
+"""The data plane: predict, embed, look back."""
