@@ -22,7 +22,7 @@ from benchmarks.servers import Platform, platform
 from db.connection.engine import Database
 from db.embedded.server import EmbeddedPostgres
 from db.embeddings.segments import ROWS, Segments
-from serving.auth import key_id_in
+from serving.accounts.authentication import key_id_in
 from serving.core.home import installation_key
 from serving.settings import Settings
 

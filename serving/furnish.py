@@ -11,7 +11,7 @@ from db.accounts.keys import Keys, NewKey
 from db.embeddings.segments import Segments
 from db.embeddings.spaces import Spaces
 from db.predictions.partitions import Partitions
-from serving.auth import digest, fresh_key, key_id_in
+from serving.accounts.authentication import digest, fresh_key, key_id_in
 from serving.core.caller import Role
 from serving.core.connections import database_of
 from serving.core.home import admin_key_path, write_secret

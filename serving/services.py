@@ -31,9 +31,10 @@ from db.predictions.writer import Writer
 from db.privacy.erasure import Erasures as ErasureStore
 from db.search.keywords import Keywords
 from db.search.similarity import Similarity
-from serving.accounts import Accounts
+from serving.accounts.authentication import Authenticator
+from serving.accounts.rate_limits import RateLimiter
+from serving.accounts.service import Accounts
 from serving.api.deps import Recall, Services
-from serving.auth import Authenticator
 from serving.core.catalog import Catalogue, short
 from serving.core.connections import database_of
 from serving.core.executor import Aside
@@ -44,7 +45,6 @@ from serving.experiments import Experiments, traffic_of
 from serving.inference.dispatcher import Bounds, Encoders
 from serving.insights import Insights
 from serving.lifecycle import Lifecycle
-from serving.limits import RateLimiter
 from serving.metrics import Metrics
 from serving.opinions import Opinions
 from serving.predictions.history import Memory

@@ -7,15 +7,15 @@ from typing import Any, Self, TypeAlias
 from starlette.requests import Request
 from starlette.types import Scope
 
-from serving.accounts import Accounts
-from serving.auth import Authenticator
+from serving.accounts.authentication import Authenticator
+from serving.accounts.rate_limits import RateLimiter
+from serving.accounts.service import Accounts
 from serving.core.caller import Caller
 from serving.core.catalog import Catalogue
 from serving.core.tracing import Spans
 from serving.experiments import Experiments
 from serving.insights import Insights
 from serving.lifecycle import Lifecycle
-from serving.limits import RateLimiter
 from serving.metrics import Metrics
 from serving.opinions import Opinions
 from serving.predictions.history import Memory

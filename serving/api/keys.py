@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from db.accounts.keys import Key
-from serving.accounts import WantedKey
+from serving.accounts.service import WantedKey
 from serving.api import render
 from serving.api.access import GuardedRoute, requires
 from serving.api.deps import Json, body_of, caller_of, services_of

@@ -33,10 +33,11 @@ from db.privacy.erasure import Erasures as ErasureStore
 from db.search.keywords import Keywords
 from db.search.similarity import Similarity
 from registry.store.records import VersionRecord
-from serving.accounts import Accounts
+from serving.accounts.authentication import Authenticator, FreshKey, fresh_key
+from serving.accounts.rate_limits import RateLimiter
+from serving.accounts.service import Accounts
 from serving.api import Services, create_api
 from serving.api.deps import Recall
-from serving.auth import Authenticator, FreshKey, fresh_key
 from serving.core.caller import Role
 from serving.core.catalog import Catalogue, Entry, State
 from serving.core.executor import Aside
@@ -59,7 +60,6 @@ from serving.fakes.spaces import FakeSpaces
 from serving.inference.dispatcher import Bounds
 from serving.insights import Insights
 from serving.lifecycle import LocalLifecycle
-from serving.limits import RateLimiter
 from serving.metrics import Metrics
 from serving.opinions import Opinions
 from serving.predictions.history import Memory

@@ -22,7 +22,7 @@ import psutil
 import yaml
 
 from k8s.rendered import Resource, of_kind, settings_of
-from serving.auth import fresh_key
+from serving.accounts.authentication import fresh_key
 from serving.cluster import free_port
 from tests.support.clock import eventually
 from tests.support.live import with_encoders

@@ -4,8 +4,8 @@ from uuid import uuid4
 
 import pytest
 
-from serving.accounts import Accounts, WantedKey
-from serving.auth import Authenticator, digest
+from serving.accounts.authentication import Authenticator, digest
+from serving.accounts.service import Accounts, WantedKey
 from serving.core.caller import Caller, Role
 from serving.errors import Conflict, Invalid, NotFound, StoreUnavailable, Unauthenticated
 from serving.fakes.data import FakeKeys, FakeStore, FakeUsers

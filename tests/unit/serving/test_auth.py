@@ -8,11 +8,11 @@ import jwt
 import pytest
 
 from db.accounts.keys import NewKey
-from serving.auth import Authenticator, digest, fresh_key, key_id_in
+from serving.accounts.authentication import Authenticator, digest, fresh_key, key_id_in
+from serving.accounts.rate_limits import RateLimiter
 from serving.core.caller import Caller, Role
 from serving.errors import RateLimited, StoreUnavailable, Unauthenticated
 from serving.fakes.data import FakeKeys, FakeStore
-from serving.limits import RateLimiter
 
 pytestmark = pytest.mark.anyio
 KEY = b"k" * 32

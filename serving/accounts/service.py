@@ -11,7 +11,7 @@ from uuid import UUID
 from db import errors as db_errors
 from db.accounts.keys import Key, NewKey
 from db.accounts.users import User
-from serving.auth import Authenticator, fresh_key
+from serving.accounts.authentication import Authenticator, fresh_key
 from serving.core.caller import Caller, Role
 from serving.core.database_errors import reaching_the_database
 from serving.errors import Invalid, Problem

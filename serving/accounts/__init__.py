@@ -1,0 +1,1 @@
+"""Users and keys, authentication, rate limits."""
