@@ -35,9 +35,9 @@ class Control:
         from db.experiments.counts import Evidence
         from db.experiments.experiments import Experiments
         from serving.control import lifecycle
+        from serving.experiments.policy_runner import Judge
         from serving.fleet import Fleet
         from serving.housekeeping import Housekeeping
-        from serving.policy_runner import Judge
         from serving.reembeddings import Reembeddings
 
         settings = Settings()

@@ -41,7 +41,7 @@ from serving.core.executor import Aside
 from serving.core.home import installation_key
 from serving.core.tracing import Spans, spans_of
 from serving.errors import NotFound, NotReady
-from serving.experiments import Experiments, traffic_of
+from serving.experiments.service import Experiments, traffic_of
 from serving.inference.dispatcher import Bounds, Encoders
 from serving.insights import Insights
 from serving.lifecycle import Lifecycle

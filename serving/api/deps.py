@@ -13,7 +13,7 @@ from serving.accounts.service import Accounts
 from serving.core.caller import Caller
 from serving.core.catalog import Catalogue
 from serving.core.tracing import Spans
-from serving.experiments import Experiments
+from serving.experiments.service import Experiments
 from serving.insights import Insights
 from serving.lifecycle import Lifecycle
 from serving.metrics import Metrics

@@ -21,7 +21,7 @@ from serving.api.schemas.experiments import (
 )
 from serving.api.schemas.fields import parse
 from serving.core.caller import Role
-from serving.experiments import NewTrial, Trial
+from serving.experiments.service import NewTrial, Trial
 
 router = APIRouter(prefix="/v1/experiments", route_class=GuardedRoute, tags=["experiments"])
 

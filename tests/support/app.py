@@ -42,7 +42,7 @@ from serving.core.caller import Role
 from serving.core.catalog import Catalogue, Entry, State
 from serving.core.executor import Aside
 from serving.evaluations import Evaluations
-from serving.experiments import Experiments
+from serving.experiments.service import Experiments
 from serving.fakes.control import FakeEvaluations, FakeLog, FakePromotions, FakeRegistry
 from serving.fakes.data import (
     FakeEncoders,

@@ -9,7 +9,7 @@ from db.connection.engine import Database
 from db.experiments.counts import ArmRow, Counts, StageRow
 from db.experiments.experiments import Experiment, Experiments, NewExperiment
 from registry.experiments import decisions
-from serving.policy_runner import Judge
+from serving.experiments.policy_runner import Judge
 
 pytestmark = pytest.mark.anyio
 

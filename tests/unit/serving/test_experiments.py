@@ -13,9 +13,9 @@ from db.experiments.experiments import Experiment, NewExperiment
 from registry.experiments import decisions
 from serving.core.caller import Role
 from serving.errors import Conflict, ModelNotReady, NotReady
-from serving.experiments import traffic_of
+from serving.experiments.policy_runner import Judge
+from serving.experiments.service import traffic_of
 from serving.fakes.experiments import FakeExperiments
-from serving.policy_runner import Judge
 from serving.predictions.routing import Split
 from tests.support.app import MODEL, Platform, fake_platform
 

@@ -10,7 +10,7 @@ from registry.experiments.decisions import Evidence
 from registry.experiments.policies import Policy
 from serving.core.database_errors import reaching_the_database
 from serving.errors import Conflict, ServingError
-from serving.experiments import EvidenceRecords, ExperimentRecords, evidence_of
+from serving.experiments.service import EvidenceRecords, ExperimentRecords, evidence_of
 
 log = structlog.get_logger(__name__)
 

@@ -1,0 +1,1 @@
+"""Experiments, and the runner of their policies."""
