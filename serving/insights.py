@@ -25,8 +25,8 @@ from serving.core.catalog import Catalogue
 from serving.core.database_errors import reaching_the_database
 from serving.core.executor import Aside
 from serving.findings import Accuracy, Candidate, Cluster, Diff, Drift, Mix, Review, Span, Topic, Topics
-from serving.opinions import HEARD
-from serving.searching import DUPLICATE
+from serving.search.label_suggestions import HEARD
+from serving.search.service import DUPLICATE
 
 TOPIC_TEXTS: Final = 2_000
 REVIEW_TEXTS: Final = 1_000

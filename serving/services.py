@@ -46,14 +46,14 @@ from serving.inference.dispatcher import Bounds, Encoders
 from serving.insights import Insights
 from serving.lifecycle import Lifecycle
 from serving.metrics import Metrics
-from serving.opinions import Opinions
 from serving.predictions.history import Memory
 from serving.predictions.routing import Traffic
 from serving.predictions.service import Gateway
 from serving.predictions.shadow import Faults
 from serving.privacy.erasure import Erasures
 from serving.privacy.masking import Privacy
-from serving.searching import Searching
+from serving.search.label_suggestions import Opinions
+from serving.search.service import Searching
 from serving.settings import Settings
 from serving.spaces import Spaces
 from serving.standing import Platform, Process, Stored

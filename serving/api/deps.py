@@ -17,11 +17,11 @@ from serving.experiments.service import Experiments
 from serving.insights import Insights
 from serving.lifecycle import Lifecycle
 from serving.metrics import Metrics
-from serving.opinions import Opinions
 from serving.predictions.history import Memory
 from serving.predictions.service import Gateway
 from serving.privacy.erasure import Erasures
-from serving.searching import Searching
+from serving.search.label_suggestions import Opinions
+from serving.search.service import Searching
 from serving.spaces import Spaces
 
 Readiness: TypeAlias = Callable[[], Awaitable[Sequence[str]]]

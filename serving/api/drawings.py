@@ -7,7 +7,7 @@ from serving.api import render
 from serving.api.deps import Json
 from serving.findings import Accuracy, Diff, Drift, Mix, Review, Topics
 from serving.insights import ALPHA
-from serving.opinions import Corrections, Opinion
+from serving.search.label_suggestions import Corrections, Opinion
 
 
 def opinion(found: Opinion) -> Json:

@@ -14,7 +14,7 @@ from registry.bundles.bundle import LABELS
 from serving.api.deps import Json
 from serving.predictions.prediction import Prediction
 from serving.predictions.service import Answer, Timing
-from serving.searching import Counts, Found
+from serving.search.service import Counts, Found
 
 _OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z
 _NO_TIME: Final = Timing(queue_ms=0, infer_ms=0, store_ms=0)

@@ -12,7 +12,7 @@ from serving.api.edge import while_connected
 from serving.api.schemas.fields import parse
 from serving.api.schemas.search import DuplicatesRequest, ExampleRequest, SimilarAnswer, SimilarRequest
 from serving.core.caller import Role
-from serving.searching import Example, Found, Search, counted
+from serving.search.service import Example, Found, Search, counted
 
 router = APIRouter(route_class=GuardedRoute, tags=["similar"])
 

@@ -61,14 +61,14 @@ from serving.inference.dispatcher import Bounds
 from serving.insights import Insights
 from serving.lifecycle import LocalLifecycle
 from serving.metrics import Metrics
-from serving.opinions import Opinions
 from serving.predictions.history import Memory
 from serving.predictions.routing import Split, Traffic
 from serving.predictions.service import Gateway
 from serving.privacy.erasure import Erasures
 from serving.privacy.masking import Privacy
 from serving.promotions import Promotions
-from serving.searching import Searching
+from serving.search.label_suggestions import Opinions
+from serving.search.service import Searching
 from serving.spaces import Spaces
 from serving.standing import Platform as Standing
 from serving.standing import Stored

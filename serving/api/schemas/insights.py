@@ -8,7 +8,7 @@ from pydantic import AwareDatetime, ConfigDict, Field
 from serving.api.schemas.data import PredictionAnswer
 from serving.api.schemas.fields import Body, Moment, Name, Sentiment, Shape
 from serving.api.schemas.search import Cosine
-from serving.searching import DUPLICATE
+from serving.search.service import DUPLICATE
 
 Few = Annotated[int, Field(ge=1, le=50)]
 Some = Annotated[int, Field(ge=1, le=100)]

@@ -9,7 +9,7 @@ from pydantic.config import JsonDict
 from db.schema.tables import DIMENSIONS
 from serving.api.schemas.data import FeedbackAnswer, PredictionAnswer
 from serving.api.schemas.fields import WHOLE, Body, Moment, Name, Sentiment, Shape, Text
-from serving.searching import DUPLICATE
+from serving.search.service import DUPLICATE
 
 MAX_EXAMPLES: Final = 20
 

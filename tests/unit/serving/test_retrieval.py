@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.retrieval import LIKE, UNLIKE, fuse, rocchio
+from serving.search.fusion import LIKE, UNLIKE, fuse, rocchio
 
 A, B, C = (UUID(int=number) for number in (1, 2, 3))
 X, Y, Z = np.eye(3, dtype=np.float32)

@@ -16,7 +16,7 @@ from serving.core.catalog import Catalogue
 from serving.core.database_errors import reaching_the_database
 from serving.errors import Conflict
 from serving.predictions.history import PredictionRecords
-from serving.searching import DUPLICATE, Example, Search, Searching
+from serving.search.service import DUPLICATE, Example, Search, Searching
 
 # Texts farther than this have no say, and so many of the judged ones are looked at for those whose label is told.
 HEARD: Final = 0.5

@@ -18,7 +18,7 @@ from db.search.similarity import Neighbour, Neighbours, SimilarityFilters
 from serving.core.caller import Caller
 from serving.core.database_errors import reaching_the_database
 from serving.errors import Invalid, NotFound, Problem
-from serving.retrieval import fuse, rocchio
+from serving.search.fusion import fuse, rocchio
 
 Embed: TypeAlias = Callable[[Sequence[str]], Awaitable[tuple[NDArray[np.float32], int]]]
 

@@ -1,0 +1,1 @@
+"""Search over the stored texts, and labels suggested by neighbours."""
