@@ -1,7 +1,7 @@
 """What it takes to give stored texts the vectors of another embedding space, and to switch to it.
 
-A database alone with real sentences: the work of `serving.reembedding` on one thread, with and without rests, then the
-switch, which looks at every text. Run by `python -m benchmarks.respacing`.
+A database alone with real sentences: the work of `serving.spaces.reembedding_worker` on one thread, with and
+without rests, then the switch, which looks at every text. Run by `python -m benchmarks.respacing`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from db.embeddings.spaces import Spaces
 from db.predictions.partitions import Partitions
 from registry.bundles.bundle import Bundle
 from serving.inference.engines.factory import open_encoder
-from serving.reembedding import Work
+from serving.spaces.reembedding_worker import Work
 
 OLD = "old"
 BATCH = 500

@@ -38,7 +38,7 @@ class Control:
         from serving.experiments.policy_runner import Judge
         from serving.fleet import Fleet
         from serving.housekeeping import Housekeeping
-        from serving.reembeddings import Reembeddings
+        from serving.spaces.reembedding_runner import Reembeddings
 
         settings = Settings()
         start_logging(settings, "control")

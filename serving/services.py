@@ -55,7 +55,7 @@ from serving.privacy.masking import Privacy
 from serving.search.label_suggestions import Opinions
 from serving.search.service import Searching
 from serving.settings import Settings
-from serving.spaces import Spaces
+from serving.spaces.service import Spaces
 from serving.standing import Platform, Process, Stored
 
 log = structlog.get_logger(__name__)

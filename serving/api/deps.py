@@ -22,7 +22,7 @@ from serving.predictions.service import Gateway
 from serving.privacy.erasure import Erasures
 from serving.search.label_suggestions import Opinions
 from serving.search.service import Searching
-from serving.spaces import Spaces
+from serving.spaces.service import Spaces
 
 Readiness: TypeAlias = Callable[[], Awaitable[Sequence[str]]]
 

@@ -10,7 +10,7 @@ from serving.api.deps import Json, body_of, caller_of, services_of
 from serving.api.schemas.fields import parse
 from serving.api.schemas.spaces import SpaceAnswer, SpaceList, SpaceRequest
 from serving.core.caller import Role
-from serving.spaces import Standing
+from serving.spaces.service import Standing
 
 router = APIRouter(route_class=GuardedRoute, tags=["spaces"])
 

@@ -69,7 +69,7 @@ from serving.privacy.masking import Privacy
 from serving.promotions import Promotions
 from serving.search.label_suggestions import Opinions
 from serving.search.service import Searching
-from serving.spaces import Spaces
+from serving.spaces.service import Spaces
 from serving.standing import Platform as Standing
 from serving.standing import Stored
 from tests.support.postgres import KEY, SPACE, opened

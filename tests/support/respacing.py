@@ -12,7 +12,7 @@ from db.embeddings.spaces import Spaces
 from db.predictions.submissions import NewText
 from db.schema.tables import NOBODY
 from db.search.similarity import Similarity
-from serving.reembedding import Filling, Work
+from serving.spaces.reembedding_worker import Filling, Work
 from tests.support.postgres import SPACE
 from tests.support.rows import new_text, sql
 

@@ -18,7 +18,7 @@ from db.predictions.submissions import Failed, Stored, Submission
 from db.privacy.erasure import Erasures
 from db.search.similarity import Similarity
 from serving.housekeeping import Housekeeping
-from serving.reembedding import Filling
+from serving.spaces.reembedding_worker import Filling
 from tests.support.postgres import SPACE
 from tests.support.respacing import (
     NEXT,

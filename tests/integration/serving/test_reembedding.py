@@ -19,8 +19,8 @@ from registry.store.model_registry import Registry
 from registry.store.registration import enrol_space
 from serving.core.subprocesses import launched
 from serving.inference.engines.factory import open_encoder
-from serving.reembedding import Encoders, Work
-from serving.reembeddings import Reembeddings
+from serving.spaces.reembedding_runner import Reembeddings
+from serving.spaces.reembedding_worker import Encoders, Work
 from tests.support.postgres import KEY, SPACE
 from tests.support.respacing import filled, vectors_by_text
 from tests.support.rows import new_key, new_text, submission, writer
@@ -58,7 +58,7 @@ def workers() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children():
         with suppress(psutil.Error):
-            if "serving.reembedding" in child.cmdline():
+            if "serving.spaces.reembedding_worker" in child.cmdline():
                 found.append(child)
     return found
 
@@ -68,7 +68,7 @@ async def kept_running(spaces: Spaces) -> AsyncIterator[None]:
     """As the control does it."""
 
     async def launch() -> str | None:
-        return await launched("serving.reembedding")
+        return await launched("serving.spaces.reembedding_worker")
 
     task = asyncio.create_task(Reembeddings(spaces, launch).run(every=0.05))
     try:

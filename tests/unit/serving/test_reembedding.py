@@ -11,8 +11,8 @@ import pytest
 from db.embeddings.reembedding import Page
 from db.schema.tables import NOBODY
 from serving.fakes.spaces import FakeSpaces
-from serving.reembedding import Filling
-from serving.reembeddings import Reembeddings
+from serving.spaces.reembedding_runner import Reembeddings
+from serving.spaces.reembedding_worker import Filling
 
 pytestmark = pytest.mark.anyio
 

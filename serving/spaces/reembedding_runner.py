@@ -1,4 +1,4 @@
-"""Keeps `serving.reembedding` running for as long as there is another embedding space than the live one.
+"""Keeps `serving.spaces.reembedding_worker` running for as long as there is another embedding space than the live one.
 
 One per cluster is enough. Never reads a text.
 """
@@ -37,7 +37,7 @@ class Reembeddings:
 
     def __init__(self, spaces: SpaceStates, launch: Launch | None = None) -> None:
         self._spaces = spaces
-        self._launch = launch or partial(launched, "serving.reembedding")
+        self._launch = launch or partial(launched, "serving.spaces.reembedding_worker")
 
     async def run(self, every: float = _LOOK_SECONDS) -> None:
         """Look every so many seconds, for ever, and after pauses that double while the work keeps dying."""

@@ -1,7 +1,7 @@
 """Texts get the vectors of every space that is kept, in a process that takes idle time alone.
 
-`python -m serving.reembedding` ends once only the live space is left. Killed anywhere it loses and doubles nothing,
-because the texts themselves say what is to be done. Two at once do no harm.
+`python -m serving.spaces.reembedding_worker` ends once only the live space is left. Killed anywhere it loses and
+doubles nothing, because the texts themselves say what is to be done. Two at once do no harm.
 """
 
 import asyncio

@@ -1,0 +1,1 @@
+"""Embedding spaces, and the change from one to another."""
