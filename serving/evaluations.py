@@ -156,5 +156,5 @@ class Evaluations:
 
 
 async def launched_evaluation(evaluation_id: int) -> str | None:
-    """Runs `serving.evaluation` in a process of its own until it ends; the end of its complaint if it failed."""
+    """Run one evaluation in a process of its own; return the end of its standard error if it failed."""
     return await launched("serving.evaluation", str(evaluation_id))
