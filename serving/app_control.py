@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from db.models.evaluations import Evaluation
     from db.models.promotions import ReignPage
     from serving.core.caller import Caller
-    from serving.promotions import Outcome, VersionDetail
+    from serving.models.promotion import Outcome, VersionDetail
 
 log = structlog.get_logger(__name__)
 

@@ -18,9 +18,9 @@ from registry.store.records import EncoderRecord
 from serving.core.caller import Caller
 from serving.core.catalog import Catalogue
 from serving.errors import NotReady, ServingError
-from serving.evaluations import Evaluations
 from serving.lifecycle import LocalLifecycle
-from serving.promotions import Outcome, Promotions, VersionDetail
+from serving.models.evaluation_queue import Evaluations
+from serving.models.promotion import Outcome, Promotions, VersionDetail
 from serving.settings import Settings
 
 

@@ -16,8 +16,8 @@ from registry.experiments.decisions import Decision as PolicyDecision
 from registry.store.records import EncoderRecord, VersionRecord
 from serving.core.caller import Caller
 from serving.errors import NotFound, NotReady
-from serving.evaluations import Evaluations
-from serving.promotions import Decision, Outcome, Promotions, VersionDetail
+from serving.models.evaluation_queue import Evaluations
+from serving.models.promotion import Decision, Outcome, Promotions, VersionDetail
 
 
 class Lifecycle(Protocol):

@@ -25,7 +25,7 @@ from serving.api.schemas.control import (
 from serving.api.schemas.fields import parse
 from serving.core.caller import Role
 from serving.core.catalog import Entry
-from serving.promotions import Outcome
+from serving.models.promotion import Outcome
 
 router = APIRouter(route_class=GuardedRoute, tags=["models"])
 

@@ -41,7 +41,6 @@ from serving.api.deps import Recall
 from serving.core.caller import Role
 from serving.core.catalog import Catalogue, Entry, State
 from serving.core.executor import Aside
-from serving.evaluations import Evaluations
 from serving.experiments.service import Experiments
 from serving.fakes.control import FakeEvaluations, FakeLog, FakePromotions, FakeRegistry
 from serving.fakes.data import (
@@ -61,12 +60,13 @@ from serving.inference.dispatcher import Bounds
 from serving.insights import Insights
 from serving.lifecycle import LocalLifecycle
 from serving.metrics import Metrics
+from serving.models.evaluation_queue import Evaluations
+from serving.models.promotion import Promotions
 from serving.predictions.history import Memory
 from serving.predictions.routing import Split, Traffic
 from serving.predictions.service import Gateway
 from serving.privacy.erasure import Erasures
 from serving.privacy.masking import Privacy
-from serving.promotions import Promotions
 from serving.search.label_suggestions import Opinions
 from serving.search.service import Searching
 from serving.spaces.service import Spaces

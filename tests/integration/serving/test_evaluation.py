@@ -28,9 +28,9 @@ from registry.store.builtin_versions import builtin
 from registry.store.model_registry import CHAMPION, Registry
 from registry.store.records import EncoderRecord, VersionRecord
 from serving.core.catalog import Catalogue, Entry, State
-from serving.evaluation import Examiner, Plan, Work
-from serving.evaluations import Evaluations as Runner
-from serving.evaluations import Launch, launched_evaluation
+from serving.models.evaluation_queue import Evaluations as Runner
+from serving.models.evaluation_queue import Launch, launched_evaluation
+from serving.models.evaluation_worker import Examiner, Plan, Work
 from tests.support.heads import head, weights
 from tests.support.postgres import KEY
 from tests.support.rows import new_key, new_text, submission, unit_vectors, writer
@@ -148,7 +148,7 @@ async def test_an_evaluation_waits_for_the_space_s_own_encoder(
         return found(space)
 
     monkeypatch.setattr(registry, "space_encoder", later)
-    monkeypatch.setattr("serving.evaluation._POLL_SECONDS", 0.0)
+    monkeypatch.setattr("serving.models.evaluation_worker._POLL_SECONDS", 0.0)
     assert report_of(await evaluated(database, registry, lexicon, cache)).version == lexicon.version
     asked.clear()
     ended = await evaluated(
@@ -277,7 +277,7 @@ async def test_a_process_of_its_own_measures_at_the_lowest_priority(
         while not task.done():
             for child in psutil.Process().children():
                 try:
-                    if "serving.evaluation" in child.cmdline():
+                    if "serving.models.evaluation_worker" in child.cmdline():
                         nice.add(child.nice())
                 except psutil.Error:
                     continue

@@ -19,7 +19,7 @@ from registry.store.records import VersionRecord
 from serving.core.caller import Caller, Role
 from serving.core.catalog import Catalogue, Entry, State
 from serving.errors import Conflict, Refused
-from serving.promotions import Outcome, Promotions
+from serving.models.promotion import Outcome, Promotions
 from tests.support.heads import head
 from tests.support.postgres import KEY
 from tests.support.reports import report
@@ -200,7 +200,7 @@ from db.models.promotions import Promotions as History
 from registry.store.model_registry import Registry
 from serving.core.catalog import Catalogue, Entry, State
 from serving.core.caller import Caller, Role
-from serving.promotions import Promotions
+from serving.models.promotion import Promotions
 
 url, mlflow, root, model, after, key = sys.argv[1:]
 

@@ -157,4 +157,4 @@ class Evaluations:
 
 async def launched_evaluation(evaluation_id: int) -> str | None:
     """Run one evaluation in a process of its own; return the end of its standard error if it failed."""
-    return await launched("serving.evaluation", str(evaluation_id))
+    return await launched("serving.models.evaluation_worker", str(evaluation_id))

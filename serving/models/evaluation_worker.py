@@ -1,4 +1,4 @@
-"""One evaluation, in a process of its own that takes idle time alone: `python -m serving.evaluation ID`.
+"""One evaluation, in a process of its own that takes idle time alone: `python -m serving.models.evaluation_worker ID`.
 
 Opens the bundles itself, measures on one thread, and writes the report through db. Serves nobody.
 """

@@ -18,14 +18,14 @@ from db.models.promotions import Act, NewPromotion, Promotion, ReignPage, Standi
 from registry.errors import NotRegistered
 from registry.evaluation.gates import GateReport, Gates
 from registry.store.records import VersionRecord
-from serving.chronicle import GRACE_SECONDS, Aliases, Chronicle, PromotionRecords
 from serving.core import catalog as catalogues
 from serving.core.caller import Caller
 from serving.core.catalog import Catalogue
 from serving.core.database_errors import reaching_the_database
 from serving.core.registry_errors import asked
 from serving.errors import Conflict, Invalid, Problem, Refused
-from serving.gatekeeper import Gatekeeper, Reports, Sets
+from serving.models.gating import Gatekeeper, Reports, Sets
+from serving.models.history import GRACE_SECONDS, Aliases, Chronicle, PromotionRecords
 
 log = structlog.get_logger(__name__)
 

@@ -1,0 +1,1 @@
+"""Evaluation, gates, promotion and the history of champions."""
