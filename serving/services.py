@@ -34,6 +34,7 @@ from db.search.similarity import Similarity
 from serving.accounts.authentication import Authenticator
 from serving.accounts.rate_limits import RateLimiter
 from serving.accounts.service import Accounts
+from serving.analytics.service import Insights
 from serving.api.deps import Recall, Services
 from serving.core.catalog import Catalogue, short
 from serving.core.connections import database_of
@@ -43,7 +44,6 @@ from serving.core.tracing import Spans, spans_of
 from serving.errors import NotFound, NotReady
 from serving.experiments.service import Experiments, traffic_of
 from serving.inference.dispatcher import Bounds, Encoders
-from serving.insights import Insights
 from serving.lifecycle import Lifecycle
 from serving.metrics import Metrics
 from serving.predictions.history import Memory

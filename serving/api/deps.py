@@ -10,11 +10,11 @@ from starlette.types import Scope
 from serving.accounts.authentication import Authenticator
 from serving.accounts.rate_limits import RateLimiter
 from serving.accounts.service import Accounts
+from serving.analytics.service import Insights
 from serving.core.caller import Caller
 from serving.core.catalog import Catalogue
 from serving.core.tracing import Spans
 from serving.experiments.service import Experiments
-from serving.insights import Insights
 from serving.lifecycle import Lifecycle
 from serving.metrics import Metrics
 from serving.predictions.history import Memory

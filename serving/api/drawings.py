@@ -3,10 +3,10 @@
 from db.analytics.disagreements import Said
 from db.analytics.windows import Sampled, Window
 from registry.bundles.bundle import LABELS
+from serving.analytics.results import Accuracy, Diff, Drift, Mix, Review, Topics
+from serving.analytics.service import ALPHA
 from serving.api import render
 from serving.api.deps import Json
-from serving.findings import Accuracy, Diff, Drift, Mix, Review, Topics
-from serving.insights import ALPHA
 from serving.search.label_suggestions import Corrections, Opinion
 
 

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serving.analytics.results import Span
 from serving.api import drawings, render
 from serving.api.access import GuardedRoute, requires
 from serving.api.deps import services_of
@@ -21,7 +22,6 @@ from serving.api.schemas.insights import (
     TopicsQuery,
 )
 from serving.core.caller import Role
-from serving.findings import Span
 
 router = APIRouter(prefix="/v1", route_class=GuardedRoute, tags=["insights"])
 

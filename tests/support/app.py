@@ -36,6 +36,7 @@ from registry.store.records import VersionRecord
 from serving.accounts.authentication import Authenticator, FreshKey, fresh_key
 from serving.accounts.rate_limits import RateLimiter
 from serving.accounts.service import Accounts
+from serving.analytics.service import Insights
 from serving.api import Services, create_api
 from serving.api.deps import Recall
 from serving.core.caller import Role
@@ -57,7 +58,6 @@ from serving.fakes.insights import FakeContrasts, FakeTruths, FakeWindows
 from serving.fakes.search import FakeKeywords, FakeSimilarity, FakeVectors
 from serving.fakes.spaces import FakeSpaces
 from serving.inference.dispatcher import Bounds
-from serving.insights import Insights
 from serving.lifecycle import LocalLifecycle
 from serving.metrics import Metrics
 from serving.models.evaluation_queue import Evaluations

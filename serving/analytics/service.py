@@ -21,10 +21,21 @@ from registry.analysis.mmd import discrepancy, novel
 from registry.analysis.neighbour_vote import chosen, worth
 from registry.analysis.psi import stability
 from registry.bundles.bundle import LABELS
+from serving.analytics.results import (
+    Accuracy,
+    Candidate,
+    Cluster,
+    Diff,
+    Drift,
+    Mix,
+    Review,
+    Span,
+    Topic,
+    Topics,
+)
 from serving.core.catalog import Catalogue
 from serving.core.database_errors import reaching_the_database
 from serving.core.executor import Aside
-from serving.findings import Accuracy, Candidate, Cluster, Diff, Drift, Mix, Review, Span, Topic, Topics
 from serving.search.label_suggestions import HEARD
 from serving.search.service import DUPLICATE
 

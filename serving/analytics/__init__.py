@@ -1,0 +1,1 @@
+"""Topics, drift, review: reads over a window of predictions."""
