@@ -45,7 +45,8 @@ from serving.errors import NotFound, NotReady
 from serving.experiments.service import Experiments, traffic_of
 from serving.inference.dispatcher import Bounds, Encoders
 from serving.lifecycle import Lifecycle
-from serving.metrics import Metrics
+from serving.monitoring.collectors import Platform, Process, Stored
+from serving.monitoring.metrics import Metrics
 from serving.predictions.history import Memory
 from serving.predictions.routing import Traffic
 from serving.predictions.service import Gateway
@@ -56,7 +57,6 @@ from serving.search.label_suggestions import Opinions
 from serving.search.service import Searching
 from serving.settings import Settings
 from serving.spaces.service import Spaces
-from serving.standing import Platform, Process, Stored
 
 log = structlog.get_logger(__name__)
 

@@ -16,7 +16,7 @@ from serving.core.catalog import Catalogue
 from serving.core.tracing import Spans
 from serving.experiments.service import Experiments
 from serving.lifecycle import Lifecycle
-from serving.metrics import Metrics
+from serving.monitoring.metrics import Metrics
 from serving.predictions.history import Memory
 from serving.predictions.service import Gateway
 from serving.privacy.erasure import Erasures

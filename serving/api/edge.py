@@ -17,7 +17,7 @@ from serving.api.deps import Exchange, header
 from serving.api.errors import ClientLeft, unexpected
 from serving.core.logs import REQUEST
 from serving.core.tracing import Spans, route_of
-from serving.metrics import Metrics
+from serving.monitoring.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from serving.api.access import GuardedRoute, public, requires
 from serving.api.deps import services_of
 from serving.core.caller import Role
-from serving.metrics import CONTENT_TYPE
+from serving.monitoring.metrics import CONTENT_TYPE
 
 
 def router(*, is_open: bool) -> APIRouter:

@@ -59,9 +59,11 @@ from serving.fakes.search import FakeKeywords, FakeSimilarity, FakeVectors
 from serving.fakes.spaces import FakeSpaces
 from serving.inference.dispatcher import Bounds
 from serving.lifecycle import LocalLifecycle
-from serving.metrics import Metrics
 from serving.models.evaluation_queue import Evaluations
 from serving.models.promotion import Promotions
+from serving.monitoring.collectors import Platform as Standing
+from serving.monitoring.collectors import Stored
+from serving.monitoring.metrics import Metrics
 from serving.predictions.history import Memory
 from serving.predictions.routing import Split, Traffic
 from serving.predictions.service import Gateway
@@ -70,8 +72,6 @@ from serving.privacy.masking import Privacy
 from serving.search.label_suggestions import Opinions
 from serving.search.service import Searching
 from serving.spaces.service import Spaces
-from serving.standing import Platform as Standing
-from serving.standing import Stored
 from tests.support.postgres import KEY, SPACE, opened
 
 MODEL = "sentiment"

@@ -11,9 +11,9 @@ from serving.core.caller import Role
 from serving.core.catalog import Catalogue
 from serving.errors import ModelNotReady, NotReady
 from serving.inference.dispatcher import Ask, Inference
-from serving.metrics import Metrics
+from serving.monitoring.collectors import Platform, Process, Stored, drifted
+from serving.monitoring.metrics import Metrics
 from serving.predictions.routing import Split, Traffic
-from serving.standing import Platform, Process, Stored, drifted
 from tests.support.app import catalogue, fake_platform
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]

@@ -1,7 +1,7 @@
 """What happens in one ingress process: every metric of it, with its labels and buckets.
 
 Labels are bounded: route templates, never paths; no id, no text, no user. What stands rather than happens is in
-`serving.standing`.
+`serving.monitoring.collectors`.
 """
 
 from collections import Counter as Tally
