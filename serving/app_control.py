@@ -11,11 +11,11 @@ from db.experiments.experiments import Experiment
 from registry.experiments.decisions import Decision
 from registry.store.records import EncoderRecord
 from serving.app_encoder import encoder_application
+from serving.control.pool import ServePool
 from serving.core.catalog import Catalogue
 from serving.core.connections import database_of, registry_of
 from serving.errors import ServingError
 from serving.options import start_logging
-from serving.pool import ServePool
 from serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ class Control:
         from db.embeddings.spaces import Spaces
         from db.experiments.counts import Evidence
         from db.experiments.experiments import Experiments
-        from serving.control import lifecycle
+        from serving.control.maintenance import Housekeeping
+        from serving.control.reconciler import Fleet
+        from serving.control.remote import lifecycle
         from serving.experiments.policy_runner import Judge
-        from serving.fleet import Fleet
-        from serving.housekeeping import Housekeeping
         from serving.spaces.reembedding_runner import Reembeddings
 
         settings = Settings()

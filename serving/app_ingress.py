@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import structlog
 from ray.serve.handle import DeploymentHandle
 
+from serving.control.pool import handle_of
 from serving.core.catalog import Catalogue
 from serving.inference.replica_client import HandleCalls, RemoteEncoders
 from serving.options import start_logging
-from serving.pool import handle_of
 from serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Ingress:
     """The HTTP door of the platform; counts as running once the champion answers."""
 
     async def __init__(self, control: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
-        from serving.control import RemoteLifecycle
+        from serving.control.remote import RemoteLifecycle
         from serving.services import services
 
         settings = Settings()

@@ -36,6 +36,7 @@ from serving.accounts.rate_limits import RateLimiter
 from serving.accounts.service import Accounts
 from serving.analytics.service import Insights
 from serving.api.deps import Recall, Services
+from serving.control.lifecycle import Lifecycle
 from serving.core.catalog import Catalogue, short
 from serving.core.connections import database_of
 from serving.core.executor import Aside
@@ -44,7 +45,6 @@ from serving.core.tracing import Spans, spans_of
 from serving.errors import NotFound, NotReady
 from serving.experiments.service import Experiments, traffic_of
 from serving.inference.dispatcher import Bounds, Encoders
-from serving.lifecycle import Lifecycle
 from serving.monitoring.collectors import Platform, Process, Stored
 from serving.monitoring.metrics import Metrics
 from serving.predictions.history import Memory

@@ -99,7 +99,7 @@ def _deploy(record: EncoderRecord, settings: Settings) -> None:
 
     from serving.app import build
     from serving.app_encoder import encoder_application
-    from serving.pool import target
+    from serving.control.pool import target
 
     log.info("stage.deploying")
     serve.run_many(

@@ -11,11 +11,11 @@ from serving.accounts.authentication import Authenticator
 from serving.accounts.rate_limits import RateLimiter
 from serving.accounts.service import Accounts
 from serving.analytics.service import Insights
+from serving.control.lifecycle import Lifecycle
 from serving.core.caller import Caller
 from serving.core.catalog import Catalogue
 from serving.core.tracing import Spans
 from serving.experiments.service import Experiments
-from serving.lifecycle import Lifecycle
 from serving.monitoring.metrics import Metrics
 from serving.predictions.history import Memory
 from serving.predictions.service import Gateway

@@ -39,6 +39,7 @@ from serving.accounts.service import Accounts
 from serving.analytics.service import Insights
 from serving.api import Services, create_api
 from serving.api.deps import Recall
+from serving.control.lifecycle import LocalLifecycle
 from serving.core.caller import Role
 from serving.core.catalog import Catalogue, Entry, State
 from serving.core.executor import Aside
@@ -58,7 +59,6 @@ from serving.fakes.insights import FakeContrasts, FakeTruths, FakeWindows
 from serving.fakes.search import FakeKeywords, FakeSimilarity, FakeVectors
 from serving.fakes.spaces import FakeSpaces
 from serving.inference.dispatcher import Bounds
-from serving.lifecycle import LocalLifecycle
 from serving.models.evaluation_queue import Evaluations
 from serving.models.promotion import Promotions
 from serving.monitoring.collectors import Platform as Standing

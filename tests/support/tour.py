@@ -25,7 +25,7 @@ from db.predictions.writer import Writer
 from db.privacy.erasure import Erasures
 from db.search.keywords import Keywords
 from db.search.similarity import Similarity, SimilarityFilters
-from serving.housekeeping import Housekeeping
+from serving.control.maintenance import Housekeeping
 from tests.support.postgres import SPACE
 from tests.support.respacing import NEXT, built, work_of
 from tests.support.rows import claim, new_key, new_text, now, submission, unit_vectors, writer

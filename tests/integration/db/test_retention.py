@@ -17,7 +17,7 @@ from db.predictions.feedback import FeedbackStore, NewFeedback
 from db.predictions.partitions import Partitions
 from db.predictions.submissions import Stored
 from db.privacy.retention import Retention
-from serving.housekeeping import Housekeeping
+from serving.control.maintenance import Housekeeping
 from tests.support.postgres import SPACE
 from tests.support.rows import counted, new_key, new_text, sql, submission, writer
 

@@ -17,7 +17,7 @@ from db.errors import Conflict, NotFound, Unavailable
 from db.predictions.submissions import Failed, Stored, Submission
 from db.privacy.erasure import Erasures
 from db.search.similarity import Similarity
-from serving.housekeeping import Housekeeping
+from serving.control.maintenance import Housekeeping
 from serving.spaces.reembedding_worker import Filling
 from tests.support.postgres import SPACE
 from tests.support.respacing import (

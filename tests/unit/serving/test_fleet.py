@@ -10,11 +10,11 @@ import pytest
 
 from registry.errors import BundleInvalid, NotRegistered, RegistryUnavailable
 from registry.store.records import EncoderRecord, VersionRecord
+from serving.control.backoff import RETRY_SECONDS
+from serving.control.pool import EncoderState, Running
+from serving.control.reconciler import Fleet
 from serving.core.catalog import State
 from serving.errors import ModelNotReady, NotFound, NotReady
-from serving.failures import RETRY_SECONDS
-from serving.fleet import Fleet
-from serving.pool import EncoderState, Running
 from serving.predictions.routing import Arm, Traffic, choose
 
 pytestmark = pytest.mark.anyio

@@ -6,8 +6,8 @@ import pytest
 from ray.serve.schema import ReplicaState
 
 from registry.store.records import EncoderRecord
+from serving.control.pool import DEPLOYMENT, Running, _replicas, _state, target
 from serving.core.catalog import short
-from serving.pool import DEPLOYMENT, Running, _replicas, _state, target
 
 
 @pytest.mark.parametrize(

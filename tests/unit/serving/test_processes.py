@@ -13,7 +13,7 @@ SERVING = (
     "serving.app",
     "serving.services",
     "serving.api",
-    "serving.fleet",
+    "serving.control.reconciler",
     "serving.inference.encoder",
     "serving.inference.replica",
     "serving.inference.heads",

@@ -15,10 +15,10 @@ from db.models.promotions import ReignPage
 from registry.evaluation.gates import Gates
 from registry.store.model_registry import Registry
 from registry.store.records import EncoderRecord
+from serving.control.lifecycle import LocalLifecycle
 from serving.core.caller import Caller
 from serving.core.catalog import Catalogue
 from serving.errors import NotReady, ServingError
-from serving.lifecycle import LocalLifecycle
 from serving.models.evaluation_queue import Evaluations
 from serving.models.promotion import Outcome, Promotions, VersionDetail
 from serving.settings import Settings

@@ -14,11 +14,11 @@ import structlog
 
 from registry.errors import NotRegistered, RegistryError
 from registry.store.records import EncoderRecord, VersionRecord
+from serving.control.backoff import Failures
+from serving.control.pool import EncoderState, Running
+from serving.control.registry_cache import Registered, Roster
 from serving.core.catalog import CHAMPION, Catalogue, Entry, State, short
 from serving.errors import ServingError
-from serving.failures import Failures
-from serving.pool import EncoderState, Running
-from serving.roster import Registered, Roster
 
 log = structlog.get_logger(__name__)
 
