@@ -35,7 +35,7 @@ from serving.accounts.authentication import Authenticator
 from serving.accounts.rate_limits import RateLimiter
 from serving.accounts.service import Accounts
 from serving.analytics.service import Insights
-from serving.api.deps import Recall, Services
+from serving.api.dependencies import Recall, Services
 from serving.control.lifecycle import Lifecycle
 from serving.core.catalog import Catalogue, short
 from serving.core.connections import database_of

@@ -5,29 +5,28 @@ Knows no Ray, no SQL and no MLflow; one router a resource.
 
 from fastapi import FastAPI
 
-from serving.api import (
+from serving.api import errors, openapi
+from serving.api.dependencies import Services
+from serving.api.middleware import Edge
+from serving.api.routes import (
+    analytics,
     console,
-    document,
-    embeddings,
     erasures,
-    errors,
     experiments,
     feedback,
     health,
-    inference,
-    insights,
     keys,
+    metrics,
     models,
-    monitoring,
-    opinions,
+    open_inference,
+    openai,
     predictions,
-    similar,
+    search,
+    second_opinions,
     spaces,
     token,
     users,
 )
-from serving.api.deps import Services
-from serving.api.edge import Edge
 
 __all__ = ["Services", "create_api"]
 
@@ -49,11 +48,11 @@ def create_api(services: Services) -> FastAPI:
     routers = (
         predictions.router,
         feedback.router,
-        similar.router,
-        opinions.router,
-        insights.router,
-        embeddings.router,
-        inference.router,
+        search.router,
+        second_opinions.router,
+        analytics.router,
+        openai.router,
+        open_inference.router,
         models.router,
         experiments.router,
         spaces.router,
@@ -62,8 +61,8 @@ def create_api(services: Services) -> FastAPI:
         keys.router,
         token.router,
         health.router,
-        monitoring.router(is_open=services.metrics_open),
-        document.router,
+        metrics.router(is_open=services.metrics_open),
+        openapi.router,
         console.router,
     )
     for router in routers:
@@ -75,5 +74,5 @@ def create_api(services: Services) -> FastAPI:
 
 def _document(app: FastAPI) -> dict[str, object]:
     if app.openapi_schema is None:
-        app.openapi_schema = document.document(app)
+        app.openapi_schema = openapi.document(app)
     return app.openapi_schema

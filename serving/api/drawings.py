@@ -5,8 +5,8 @@ from db.analytics.windows import Sampled, Window
 from registry.bundles.bundle import LABELS
 from serving.analytics.results import Accuracy, Diff, Drift, Mix, Review, Topics
 from serving.analytics.service import ALPHA
-from serving.api import render
-from serving.api.deps import Json
+from serving.api import serializers
+from serving.api.dependencies import Json
 from serving.search.label_suggestions import Corrections, Opinion
 
 
@@ -47,7 +47,7 @@ def corrections(found: Corrections) -> Json:
                 "text_id": fix.neighbour.text_id,
                 "text": fix.neighbour.text,
                 "similarity": round(fix.neighbour.similarity, 6),
-                "prediction": render.stored(fix.prediction),
+                "prediction": serializers.stored(fix.prediction),
             }
             for fix in found.fixes
         ],

@@ -22,7 +22,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from serving import errors
-from serving.api.deps import Exchange, Json, Services, header
+from serving.api.dependencies import Exchange, Json, Services, header
 from serving.errors import Problem, ServingError
 
 log = structlog.get_logger(__name__)

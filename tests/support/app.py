@@ -38,7 +38,7 @@ from serving.accounts.rate_limits import RateLimiter
 from serving.accounts.service import Accounts
 from serving.analytics.service import Insights
 from serving.api import Services, create_api
-from serving.api.deps import Recall
+from serving.api.dependencies import Recall
 from serving.control.lifecycle import LocalLifecycle
 from serving.core.caller import Role
 from serving.core.catalog import Catalogue, Entry, State

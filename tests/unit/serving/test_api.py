@@ -13,7 +13,7 @@ import pytest
 from fastapi import APIRouter
 
 from db.models.evaluations import NewEvaluation
-from serving.api.access import GuardedRoute
+from serving.api.security import GuardedRoute
 from serving.core.caller import Role
 from serving.errors import Overloaded
 from tests.support.app import Platform, add_key, fake_platform

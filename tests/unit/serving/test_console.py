@@ -7,7 +7,7 @@ from importlib.resources import files
 import httpx
 import pytest
 
-from serving.api.console import POLICY
+from serving.api.routes.console import POLICY
 from tests.support.app import fake_platform
 
 pytestmark = pytest.mark.anyio

@@ -9,7 +9,7 @@ import numpy as np
 from db.core.ids import Uuid7Clock
 from db.predictions.predictions import Prediction as StoredPrediction
 from registry.bundles.bundle import LABELS
-from serving.api import render
+from serving.api import serializers
 from serving.predictions.prediction import Prediction
 
 # The exact value rounds to 0.95459, the shortest decimal that PostgreSQL tells, 0.9545905, to 0.954591.
@@ -40,6 +40,6 @@ def test_the_figures_of_a_prediction_dont_depend_on_when_it_is_asked_for() -> No
     rest = {field.name: None for field in fields(StoredPrediction) if field.name not in values}
     told = {label: float(str(score)) for label, score in zip(LABELS, (other, other, CONFIDENCE), strict=True)}
     found = StoredPrediction(**values, **rest | {"confidence": float(str(CONFIDENCE)), "scores": told})
-    first = render.prediction(made, with_embedding=False)
-    later = render.stored(found)
+    first = serializers.prediction(made, with_embedding=False)
+    later = serializers.stored(found)
     assert (later["confidence"], later["scores"]) == (first["confidence"], first["scores"])

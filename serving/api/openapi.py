@@ -11,9 +11,9 @@ from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
-from serving.api import render
-from serving.api.access import GuardedRoute, public
+from serving.api import serializers
 from serving.api.errors import SHAPES
+from serving.api.security import GuardedRoute, public
 
 router = APIRouter(route_class=GuardedRoute, include_in_schema=False)
 
@@ -39,7 +39,7 @@ _PAGE_FILES = _page_files()
 @public()
 async def openapi(request: Request) -> Response:
     """This document."""
-    return render.json_response(request.app.openapi())
+    return serializers.json_response(request.app.openapi())
 
 
 @router.get("/docs")

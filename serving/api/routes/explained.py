@@ -6,9 +6,9 @@ from uuid import UUID
 import orjson
 from starlette.requests import Request
 
-from serving.api import drawings, render
-from serving.api.deps import caller_of, services_of
-from serving.api.edge import while_connected
+from serving.api import drawings, serializers
+from serving.api.dependencies import caller_of, services_of
+from serving.api.middleware import while_connected
 from serving.errors import ServingError
 from serving.predictions.service import Answer
 
@@ -22,4 +22,4 @@ async def explained(request: Request, answer: Answer) -> Answer:
         content["second_opinion"] = drawings.opinion(found)
     except ServingError:
         content["second_opinion"] = None
-    return replace(answer, body=render.encode(content))
+    return replace(answer, body=serializers.encode(content))

@@ -10,12 +10,11 @@ from starlette.responses import Response
 
 from db.schema.tables import DIMENSIONS
 from registry.bundles.bundle import LABELS
-from serving.api import render
-from serving.api.access import GuardedRoute, public, requires
-from serving.api.deps import Json, body_of, services_of
-from serving.api.health import when_ready
-from serving.api.predictions import run
-from serving.api.requests import predict_of
+from serving.api import serializers
+from serving.api.dependencies import Json, body_of, services_of
+from serving.api.parameters import predict_of
+from serving.api.routes.health import when_ready
+from serving.api.routes.predictions import run
 from serving.api.schemas.fields import parse
 from serving.api.schemas.inference import (
     InferAnswer,
@@ -26,6 +25,7 @@ from serving.api.schemas.inference import (
     Ready,
     ServerMetadata,
 )
+from serving.api.security import GuardedRoute, public, requires
 from serving.core.caller import Role
 from serving.errors import Invalid, NotFound, Problem
 from serving.predictions.prediction import Prediction
@@ -56,14 +56,14 @@ _BY_DEFAULT: Final = ("label", "score", "probabilities", "prediction_id")
 async def server(request: Request) -> Response:
     """The server."""
     version = services_of(request).version
-    return render.json_response({"name": "valence", "version": version, "extensions": []})
+    return serializers.json_response({"name": "valence", "version": version, "extensions": []})
 
 
 @router.get("/health/live", responses={200: {"model": Live}})
 @public()
 async def live() -> Response:
     """Whether the server runs."""
-    return render.json_response({"live": True})
+    return serializers.json_response({"live": True})
 
 
 @router.get("/health/ready", responses={200: {"model": Ready}})
@@ -71,7 +71,7 @@ async def live() -> Response:
 async def ready(request: Request) -> Response:
     """Whether the server answers."""
     await when_ready(request)
-    return render.json_response({"ready": True})
+    return serializers.json_response({"ready": True})
 
 
 @router.get("/models/{name}", responses={200: {"model": ModelMetadata}})
@@ -83,7 +83,7 @@ async def metadata(request: Request, name: str, version: str | None = None) -> R
     versions = catalogue.versions(name)
     if version is not None and version not in versions:
         raise NotFound(f"model {name!r} has no version {version!r}")
-    return render.json_response(
+    return serializers.json_response(
         {
             "name": name,
             "versions": [version] if version else sorted(versions, key=lambda each: (len(each), each)),
@@ -110,7 +110,7 @@ async def model_ready(request: Request, name: str, version: str | None = None) -
         catalogue.champion(name)
     else:
         catalogue.answering(name, version)
-    return render.json_response({"name": name, "ready": True})
+    return serializers.json_response({"name": name, "ready": True})
 
 
 @router.post("/models/{name}/infer", responses={200: {"model": InferAnswer}})
@@ -137,7 +137,7 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
         idempotent=False,
     )
     outputs = [output.name for output in body.outputs] or _BY_DEFAULT
-    return render.answered(await run(request, ask, _drawn(outputs, body.id)), status=200)
+    return serializers.answered(await run(request, ask, _drawn(outputs, body.id)), status=200)
 
 
 def _drawn(outputs: Sequence[str], request_id: str | None) -> Callable[[Sequence[Prediction]], bytes]:
@@ -151,6 +151,6 @@ def _drawn(outputs: Sequence[str], request_id: str | None) -> Callable[[Sequence
             content["outputs"].append(
                 {"name": output, "datatype": datatype, "shape": shape, "data": column(made)}
             )
-        return render.encode(content)
+        return serializers.encode(content)
 
     return draw

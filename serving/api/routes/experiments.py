@@ -9,9 +9,8 @@ from starlette.responses import Response
 
 from db.experiments.experiments import Decision, Experiment
 from registry.experiments.policies import Policy
-from serving.api import render
-from serving.api.access import GuardedRoute, requires
-from serving.api.deps import Json, body_of, caller_of, services_of
+from serving.api import serializers
+from serving.api.dependencies import Json, body_of, caller_of, services_of
 from serving.api.schemas.experiments import (
     ExperimentAnswer,
     ExperimentChange,
@@ -20,6 +19,7 @@ from serving.api.schemas.experiments import (
     ExperimentStop,
 )
 from serving.api.schemas.fields import parse
+from serving.api.security import GuardedRoute, requires
 from serving.core.caller import Role
 from serving.experiments.service import NewTrial, Trial
 
@@ -46,7 +46,7 @@ async def start(request: Request) -> Response:
 async def experiments(request: Request) -> Response:
     """All experiments, newest first."""
     found = await services_of(request).experiments.list()
-    return render.json_response({"items": [_experiment(each) for each in found]})
+    return serializers.json_response({"items": [_experiment(each) for each in found]})
 
 
 @router.get("/{experiment_id}", responses={200: {"model": ExperimentAnswer}})
@@ -95,7 +95,7 @@ def _answer(trial: Trial, status: int = 200) -> Response:
         "stages": [asdict(stage) for stage in trial.counts.stages],
         "decisions": [_decision(each) for each in trial.decided],
     }
-    return render.json_response(content, status)
+    return serializers.json_response(content, status)
 
 
 def _arm(trial: Trial, arm: str) -> Json:

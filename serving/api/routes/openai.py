@@ -7,12 +7,12 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.api import render
-from serving.api.access import GuardedRoute, requires
-from serving.api.deps import body_of, caller_of, services_of
-from serving.api.edge import while_connected
+from serving.api import serializers
+from serving.api.dependencies import body_of, caller_of, services_of
+from serving.api.middleware import while_connected
 from serving.api.schemas.data import EmbeddingsAnswer, EmbeddingsRequest
 from serving.api.schemas.fields import parse
+from serving.api.security import GuardedRoute, requires
 from serving.core.caller import Role
 from serving.errors import NotFound
 from serving.privacy.masking import Place
@@ -45,7 +45,7 @@ async def embeddings(request: Request) -> Response:
         }
         for index, row in enumerate(rows)
     ]
-    return render.json_response(
+    return serializers.json_response(
         {
             "object": "list",
             "data": data,

@@ -14,8 +14,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from serving.api.access import GuardedRoute, public
-from serving.api.deps import header
+from serving.api.dependencies import header
+from serving.api.security import GuardedRoute, public
 from serving.errors import NotFound
 
 router = APIRouter(route_class=GuardedRoute, include_in_schema=False)

@@ -6,8 +6,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.api.access import GuardedRoute, public, requires
-from serving.api.deps import services_of
+from serving.api.dependencies import services_of
+from serving.api.security import GuardedRoute, public, requires
 from serving.core.caller import Role
 from serving.monitoring.metrics import CONTENT_TYPE
 

@@ -9,12 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from db.predictions.predictions import PredictionFilters
-from serving.api import render
-from serving.api.access import GuardedRoute, requires
-from serving.api.deps import body_of, caller_of, services_of
-from serving.api.edge import while_connected
-from serving.api.explained import explained
-from serving.api.requests import IDEMPOTENCY_KEY, predict_of
+from serving.api import serializers
+from serving.api.dependencies import body_of, caller_of, services_of
+from serving.api.middleware import while_connected
+from serving.api.parameters import IDEMPOTENCY_KEY, predict_of
+from serving.api.routes.explained import explained
 from serving.api.schemas.data import (
     PredictBatchAnswer,
     PredictBatchRequest,
@@ -25,6 +24,7 @@ from serving.api.schemas.data import (
 )
 from serving.api.schemas.fields import parse
 from serving.api.schemas.insights import ExplainedPrediction
+from serving.api.security import GuardedRoute, requires
 from serving.core.caller import Role
 from serving.predictions.prediction import Predict, Prediction
 from serving.predictions.service import Answer
@@ -62,8 +62,8 @@ async def predict(request: Request) -> Response:
         unit=body.unit,
         place=TEXT,
     )
-    answer = await run(request, ask, render.one(with_embedding=body.return_embedding))
-    return render.answered(await explained(request, answer) if body.explain else answer)
+    answer = await run(request, ask, serializers.one(with_embedding=body.return_embedding))
+    return serializers.answered(await explained(request, answer) if body.explain else answer)
 
 
 @router.post(
@@ -84,7 +84,9 @@ async def predict_batch(request: Request) -> Response:
         user_id=body.user_id,
         unit=body.unit,
     )
-    return render.answered(await run(request, ask, render.many(with_embedding=body.return_embedding)))
+    return serializers.answered(
+        await run(request, ask, serializers.many(with_embedding=body.return_embedding))
+    )
 
 
 @router.get(
@@ -107,8 +109,8 @@ async def predictions(request: Request, query: Annotated[PredictionQuery, Query(
     page = await services_of(request).memory.predictions(
         filters, caller_of(request), limit=query.limit, cursor=query.cursor
     )
-    items = [render.remembered(found) for found in page.items]
-    return render.json_response({"items": items, "next_cursor": page.next_cursor})
+    items = [serializers.remembered(found) for found in page.items]
+    return serializers.json_response({"items": items, "next_cursor": page.next_cursor})
 
 
 @router.get(
@@ -119,4 +121,4 @@ async def predictions(request: Request, query: Annotated[PredictionQuery, Query(
 async def prediction(request: Request, prediction_id: UUID) -> Response:
     """A stored prediction with its feedback."""
     found = await services_of(request).memory.prediction(prediction_id, caller_of(request))
-    return render.json_response(render.remembered(found))
+    return serializers.json_response(serializers.remembered(found))

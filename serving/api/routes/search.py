@@ -5,12 +5,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from db.search.similarity import SimilarityFilters
-from serving.api import render
-from serving.api.access import GuardedRoute, requires
-from serving.api.deps import body_of, caller_of, services_of
-from serving.api.edge import while_connected
+from serving.api import serializers
+from serving.api.dependencies import body_of, caller_of, services_of
+from serving.api.middleware import while_connected
 from serving.api.schemas.fields import parse
 from serving.api.schemas.search import DuplicatesRequest, ExampleRequest, SimilarAnswer, SimilarRequest
+from serving.api.security import GuardedRoute, requires
 from serving.core.caller import Role
 from serving.search.service import Example, Found, Search, counted
 
@@ -45,7 +45,7 @@ async def similar(request: Request) -> Response:
     )
     found = await while_connected(request.receive, services.searching.similar(search, caller))
     counts = counted(found.neighbours) if body.counts else None
-    return render.json_response(render.found(found, counts))
+    return serializers.json_response(serializers.found(found, counts))
 
 
 @router.post("/v1/duplicates", responses={200: {"model": SimilarAnswer}})
@@ -59,7 +59,7 @@ async def duplicates(request: Request) -> Response:
         request.receive,
         services.searching.duplicates(_example(body), caller, min_similarity=body.min_similarity, k=body.k),
     )
-    return render.json_response(render.found(Found(neighbours=found), None))
+    return serializers.json_response(serializers.found(Found(neighbours=found), None))
 
 
 def _example(body: ExampleRequest) -> Example:

@@ -6,10 +6,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.api import render
-from serving.api.access import GuardedRoute, requires
-from serving.api.deps import Json, caller_of, services_of
+from serving.api import serializers
+from serving.api.dependencies import Json, caller_of, services_of
 from serving.api.schemas.erasures import ReceiptAnswer
+from serving.api.security import GuardedRoute, requires
 from serving.core.caller import Role
 from serving.privacy.erasure import DatedReceipt
 
@@ -45,4 +45,4 @@ def _answer(dated: DatedReceipt) -> Response:
         },
         "backups_expire_at": dated.backups_expire_at,
     }
-    return render.json_response(content, headers={"Cache-Control": "no-store"})
+    return serializers.json_response(content, headers={"Cache-Control": "no-store"})

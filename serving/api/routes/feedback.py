@@ -4,12 +4,12 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.api import render
-from serving.api.access import GuardedRoute, requires
-from serving.api.deps import body_of, caller_of, services_of
-from serving.api.requests import IDEMPOTENCY_KEY, idempotency_of
+from serving.api import serializers
+from serving.api.dependencies import body_of, caller_of, services_of
+from serving.api.parameters import IDEMPOTENCY_KEY, idempotency_of
 from serving.api.schemas.data import FeedbackAnswer, FeedbackRequest
 from serving.api.schemas.fields import parse
+from serving.api.security import GuardedRoute, requires
 from serving.core.caller import Role
 from serving.predictions.history import Feedback
 
@@ -35,7 +35,7 @@ async def feedback(request: Request) -> Response:
         idempotency=idempotency_of(request),
     )
     answer = await services.memory.judge(
-        given, caller_of(request), lambda judgement: render.encode(render.judgement(judgement))
+        given, caller_of(request), lambda judgement: serializers.encode(serializers.judgement(judgement))
     )
     if not answer.replayed:
         services.metrics.judged(is_correct=body.is_correct)

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from starlette.requests import Request
 
-from serving.api.deps import Exchange, header
+from serving.api.dependencies import Exchange, header
 from serving.core.caller import Idempotency
 from serving.errors import Invalid, Problem
 from serving.predictions.prediction import Predict

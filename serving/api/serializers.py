@@ -11,7 +11,7 @@ from db.predictions.feedback import Judgement
 from db.predictions.predictions import Prediction as StoredPrediction
 from db.search.similarity import Neighbour
 from registry.bundles.bundle import LABELS
-from serving.api.deps import Json
+from serving.api.dependencies import Json
 from serving.predictions.prediction import Prediction
 from serving.predictions.service import Answer, Timing
 from serving.search.service import Counts, Found

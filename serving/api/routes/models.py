@@ -8,9 +8,8 @@ from starlette.responses import Response
 
 from db.models.evaluations import Evaluation
 from db.models.promotions import Reign
-from serving.api import render
-from serving.api.access import GuardedRoute, requires
-from serving.api.deps import Json, body_of, caller_of, services_of
+from serving.api import serializers
+from serving.api.dependencies import Json, body_of, caller_of, services_of
 from serving.api.schemas.control import (
     EvaluationAnswer,
     HistoryPage,
@@ -23,6 +22,7 @@ from serving.api.schemas.control import (
     VersionAnswer,
 )
 from serving.api.schemas.fields import parse
+from serving.api.security import GuardedRoute, requires
 from serving.core.caller import Role
 from serving.core.catalog import Entry
 from serving.models.promotion import Outcome
@@ -35,7 +35,7 @@ router = APIRouter(route_class=GuardedRoute, tags=["models"])
 async def models(request: Request) -> Response:
     """All models."""
     catalogue = services_of(request).catalogue()
-    return render.json_response({"items": [{"name": name} for name in sorted(catalogue.models)]})
+    return serializers.json_response({"items": [{"name": name} for name in sorted(catalogue.models)]})
 
 
 @router.get("/v1/models/{name}", responses={200: {"model": ModelAnswer}})
@@ -44,7 +44,7 @@ async def model(request: Request, name: str) -> Response:
     """A model and its versions."""
     versions = services_of(request).catalogue().versions(name)
     newest_first = sorted(versions, key=lambda version: (len(version), version), reverse=True)
-    return render.json_response(
+    return serializers.json_response(
         {"name": name, "versions": [_version(version, versions[version]) for version in newest_first]}
     )
 
@@ -55,7 +55,7 @@ async def version(request: Request, name: str, version: str) -> Response:
     """A version, its evaluations, and what the gates would say of it now."""
     found = await services_of(request).lifecycle.version(name, version)
     record = found.record
-    return render.json_response(
+    return serializers.json_response(
         {
             "model": record.model,
             **_version(version, Entry(record=record, state=found.state, reason=found.reason)),
@@ -76,7 +76,7 @@ async def version(request: Request, name: str, version: str) -> Response:
 async def evaluate(request: Request, name: str, version: str) -> Response:
     """Measure a version, at background priority; the report is shown with the version."""
     found = await services_of(request).lifecycle.evaluate(name, version, caller_of(request))
-    return render.json_response(_evaluation(found), 202)
+    return serializers.json_response(_evaluation(found), 202)
 
 
 @router.post(
@@ -90,7 +90,7 @@ async def promote(request: Request, name: str, version: str) -> Response:
     outcome = await services_of(request).lifecycle.promote(
         name, version, caller_of(request), force=body.force, reason=body.reason
     )
-    return render.json_response(_outcome(outcome))
+    return serializers.json_response(_outcome(outcome))
 
 
 @router.post("/v1/models/{name}/rollback", responses={200: {"model": PromotionAnswer}})
@@ -99,7 +99,7 @@ async def rollback(request: Request, name: str) -> Response:
     """Make the champion before this one answer again."""
     body = parse(RollbackRequest, body_of(request))
     outcome = await services_of(request).lifecycle.rollback(name, caller_of(request), reason=body.reason)
-    return render.json_response(_outcome(outcome))
+    return serializers.json_response(_outcome(outcome))
 
 
 @router.get("/v1/models/{name}/history", responses={200: {"model": HistoryPage}})
@@ -107,7 +107,7 @@ async def rollback(request: Request, name: str) -> Response:
 async def history(request: Request, name: str, query: Annotated[HistoryQuery, Query()]) -> Response:
     """Who was champion, when, made so by whom and why, newest first."""
     page = await services_of(request).lifecycle.history(name, limit=query.limit, cursor=query.cursor)
-    return render.json_response(
+    return serializers.json_response(
         {"items": [_reign(reign) for reign in page.items], "next_cursor": page.next_cursor}
     )
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.api.deps import Exchange, header
+from serving.api.dependencies import Exchange, header
 from serving.api.errors import ClientLeft, unexpected
 from serving.core.logs import REQUEST
 from serving.core.tracing import Spans, route_of

@@ -8,11 +8,11 @@ from starlette.responses import Response
 
 from db.accounts.keys import Key
 from serving.accounts.service import WantedKey
-from serving.api import render
-from serving.api.access import GuardedRoute, requires
-from serving.api.deps import Json, body_of, caller_of, services_of
+from serving.api import serializers
+from serving.api.dependencies import Json, body_of, caller_of, services_of
 from serving.api.schemas.control import KeyAnswer, KeyList, KeyRequest
 from serving.api.schemas.fields import parse
+from serving.api.security import GuardedRoute, requires
 from serving.core.caller import Role
 
 router = APIRouter(route_class=GuardedRoute, tags=["keys"])
@@ -35,7 +35,7 @@ async def add_key(request: Request) -> Response:
         expires_at=body.expires_at,
     )
     issued = await services_of(request).accounts.add_key(wanted, caller_of(request))
-    return render.json_response(
+    return serializers.json_response(
         {**_key(issued.record), "key": issued.text}, 201, {"Cache-Control": "no-store"}
     )
 
@@ -45,7 +45,7 @@ async def add_key(request: Request) -> Response:
 async def keys(request: Request) -> Response:
     """All keys, ended ones too, oldest first."""
     found = await services_of(request).accounts.keys()
-    return render.json_response({"items": [_key(key) for key in found]})
+    return serializers.json_response({"items": [_key(key) for key in found]})
 
 
 @router.delete("/v1/keys/{key_id}", status_code=204)

@@ -7,11 +7,11 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.api import drawings, render
-from serving.api.access import GuardedRoute, requires
-from serving.api.deps import caller_of, services_of
-from serving.api.edge import while_connected
+from serving.api import drawings, serializers
+from serving.api.dependencies import caller_of, services_of
+from serving.api.middleware import while_connected
 from serving.api.schemas.insights import CorrectionsAnswer, CorrectionsQuery, OpinionAnswer
+from serving.api.security import GuardedRoute, requires
 from serving.core.caller import Role
 
 router = APIRouter(prefix="/v1/predictions/{prediction_id}", route_class=GuardedRoute, tags=["predictions"])
@@ -24,7 +24,7 @@ async def second_opinion(request: Request, prediction_id: UUID) -> Response:
     services, caller = services_of(request), caller_of(request)
     services.limits.take(caller, 1)
     found = await while_connected(request.receive, services.opinions.of(prediction_id, caller))
-    return render.json_response(drawings.opinion(found))
+    return serializers.json_response(drawings.opinion(found))
 
 
 @router.get("/corrections", responses={200: {"model": CorrectionsAnswer}})
@@ -39,4 +39,4 @@ async def corrections(
         request.receive,
         services.opinions.corrections(prediction_id, caller, min_similarity=query.min_similarity, k=query.k),
     )
-    return render.json_response(drawings.corrections(found))
+    return serializers.json_response(drawings.corrections(found))

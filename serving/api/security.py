@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
-from serving.api.deps import Exchange, Services, header
+from serving.api.dependencies import Exchange, Services, header
 from serving.api.errors import ClientLeft, UnsupportedMedia, documented
 from serving.core.caller import Caller, Role
 from serving.errors import Forbidden, TooLarge, Unauthenticated

@@ -10,10 +10,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.api import render
-from serving.api.access import FORM, GuardedRoute, public
-from serving.api.deps import body_of, header, services_of
+from serving.api import serializers
+from serving.api.dependencies import body_of, header, services_of
 from serving.api.schemas.control import TokenAnswer, TokenForm
+from serving.api.security import FORM, GuardedRoute, public
 from serving.errors import Unauthenticated
 
 router = APIRouter(route_class=GuardedRoute, tags=["keys"])
@@ -46,7 +46,7 @@ async def token(request: Request) -> Response:
     except _Refused as refused:
         content = orjson.dumps({"error": refused.error, "error_description": str(refused)})
         return Response(content, 400, _NO_STORE, "application/json")
-    return render.json_response(
+    return serializers.json_response(
         {
             "access_token": issued.text,
             "token_type": "Bearer",

@@ -4,10 +4,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.api import render
-from serving.api.access import GuardedRoute, public
-from serving.api.deps import services_of
+from serving.api import serializers
+from serving.api.dependencies import services_of
 from serving.api.schemas.control import HealthAnswer
+from serving.api.security import GuardedRoute, public
 from serving.errors import NotReady
 
 router = APIRouter(prefix="/health", route_class=GuardedRoute, tags=["health"])
@@ -17,7 +17,7 @@ router = APIRouter(prefix="/health", route_class=GuardedRoute, tags=["health"])
 @public()
 async def live() -> Response:
     """Whether the process runs."""
-    return render.json_response({"status": "live"})
+    return serializers.json_response({"status": "live"})
 
 
 @router.get("/ready", responses={200: {"model": HealthAnswer}})
@@ -25,7 +25,7 @@ async def live() -> Response:
 async def ready(request: Request) -> Response:
     """Whether the platform answers."""
     await when_ready(request)
-    return render.json_response({"status": "ready"})
+    return serializers.json_response({"status": "ready"})
 
 
 async def when_ready(request: Request) -> None:
