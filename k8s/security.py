@@ -59,7 +59,7 @@ def secret_faults(resources: list[Resource]) -> Iterator[str]:
 
 
 def environment_faults(resources: list[Resource]) -> Iterator[str]:
-    """Where the environment of a Ray pod isn't what `serving.cluster.environment` says for the same settings."""
+    """Compare the environment of each Ray pod with `serving.cluster.environment` for the same settings."""
     from serving.cluster import environment
     from serving.settings import Settings
 

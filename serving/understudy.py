@@ -1,4 +1,6 @@
-"""Answers 503 in HAProxy's place while it is away: `python -m serving.understudy HOST PORT PID KEEPER`.
+"""Answers 503 in HAProxy's place while it is away.
+
+Run by `python -m serving.understudy HOST PORT PID KEEPER`.
 
 One stands beside each HAProxy and sleeps until that process (PID) has ended. If nobody listens on the port then, it
 does, until another HAProxy is there or Ray's raylet (KEEPER) has ended too, half a minute at most. Imports nothing
