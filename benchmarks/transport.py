@@ -13,7 +13,7 @@ import ray
 from ray import serve
 
 from benchmarks.report import middle, ratios, report
-from serving.cluster import free_port, listen_on_loopback
+from serving.deployments.cluster import free_port, listen_on_loopback
 
 TEXTS = 64
 DIMENSIONS = 384

@@ -1,7 +1,7 @@
 """Whether every pod keeps to the restricted Pod Security Standard and to the project's own rules.
 
 Own rules: a read-only root file system, requests for resources, secrets by reference, every pod under a policy that
-denies, and Ray's environment as serving/cluster.py makes it.
+denies, and Ray's environment as serving/deployments/cluster.py makes it.
 """
 
 import re
@@ -59,8 +59,8 @@ def secret_faults(resources: list[Resource]) -> Iterator[str]:
 
 
 def environment_faults(resources: list[Resource]) -> Iterator[str]:
-    """Compare the environment of each Ray pod with `serving.cluster.environment` for the same settings."""
-    from serving.cluster import environment
+    """Compare the environment of each Ray pod with `serving.deployments.cluster.environment` for the same settings."""
+    from serving.deployments.cluster import environment
     from serving.settings import Settings
 
     for resource in of_kind(resources, "RayService"):

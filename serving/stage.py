@@ -65,12 +65,12 @@ def serve(settings: Settings, ended: threading.Event, *, note: Path | None) -> i
 
     `note` is where an encoder is noted, or will be; None asks the registry.
     """
-    from serving import cluster
+    from serving.deployments import cluster
 
     # Aside, because what a deployment needs takes as long to import as Ray takes to start.
     aside = ThreadPoolExecutor(2)
     found = aside.submit(_encoder, settings, ended, note)
-    aside.submit(import_module, "serving.app")
+    aside.submit(import_module, "serving.deployments.app")
     cluster.start(settings)
     # Ray has set handlers of its own, under which a signal would end this process before it has drained.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -97,9 +97,9 @@ def _deploy(record: EncoderRecord, settings: Settings) -> None:
     from ray import serve
     from ray.serve.api import RunTarget
 
-    from serving.app import build
-    from serving.app_encoder import encoder_application
     from serving.control.pool import target
+    from serving.deployments.app import build
+    from serving.deployments.encoder import encoder_application
 
     log.info("stage.deploying")
     serve.run_many(

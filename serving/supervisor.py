@@ -22,9 +22,9 @@ from db.connection.databases import beside, ensure_beside, require_own_session
 from db.embedded.server import EmbeddedPostgres
 from db.errors import DatabaseError
 from db.schema import versions
-from serving.cluster import environment
 from serving.core.connections import DATABASE, REGISTRY_SUFFIX
 from serving.core.logs import configure_logging
+from serving.deployments.cluster import environment
 from serving.furnish import furnish
 from serving.record import Record
 from serving.settings import Settings

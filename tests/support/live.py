@@ -16,7 +16,7 @@ import psutil
 from registry.encoders.export import build_encoder
 from registry.encoders.sources import default_source, joint_source
 from registry.store.builtin_versions import builtin
-from serving.cluster import free_port
+from serving.deployments.cluster import free_port
 from tests.support.clock import eventually
 
 _FAST = {

@@ -23,7 +23,7 @@ import yaml
 
 from k8s.rendered import Resource, of_kind, settings_of
 from serving.accounts.authentication import fresh_key
-from serving.cluster import free_port
+from serving.deployments.cluster import free_port
 from tests.support.clock import eventually
 from tests.support.live import with_encoders
 

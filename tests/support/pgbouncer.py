@@ -15,7 +15,7 @@ import psycopg
 
 from db.embedded.account import Account
 from db.embedded.server import EmbeddedPostgres
-from serving.cluster import free_port
+from serving.deployments.cluster import free_port
 from tests.support.clock import eventually
 from tests.support.tools import required_tool
 

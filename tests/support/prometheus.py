@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from serving.cluster import free_port
+from serving.deployments.cluster import free_port
 from tests.support.clock import eventually
 from tests.support.tools import required_tool
 

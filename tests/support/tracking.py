@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from serving.cluster import free_port
+from serving.deployments.cluster import free_port
 from tests.support.clock import eventually
 
 

@@ -17,8 +17,8 @@ from mlflow import MlflowClient
 from db.connection.databases import ensure_beside
 from registry.store.builtin_versions import builtin
 from registry.store.model_registry import CHAMPION, MODEL, Registry
-from serving.cluster import free_port
 from serving.core.connections import DATABASE, REGISTRY_SUFFIX
+from serving.deployments.cluster import free_port
 from serving.errors import Invalid
 from serving.tracking import TrackingServer
 from tests.support.clock import eventually

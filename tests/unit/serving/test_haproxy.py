@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
 
-from serving.haproxy import mended
+from serving.deployments.haproxy.config import mended
 
 CONFIG = """global
     stats socket /run/h/admin.sock mode 666 level admin expose-fd listeners

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from serving.cluster import environment, run_folder
+from serving.deployments.cluster import environment, run_folder
 from serving.settings import Settings
 
 SERVING = (
-    "serving.app",
-    "serving.services",
+    "serving.deployments.app",
+    "serving.deployments.ingress_services",
     "serving.api",
     "serving.control.reconciler",
     "serving.inference.encoder",

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.cluster import free_port
-from serving.haproxy import frontend
-from serving.understudy import listeners
+from serving.deployments.cluster import free_port
+from serving.deployments.haproxy.config import frontend
+from serving.deployments.haproxy.fallback import listeners
 from tests.support.clock import eventually
 
 HOST = "127.0.0.1"
@@ -43,7 +43,15 @@ def understudy(
     start: Start, port: int, watched: subprocess.Popen[bytes], keeper: int
 ) -> subprocess.Popen[bytes]:
     """One that sleeps."""
-    found = start(sys.executable, "-m", "serving.understudy", HOST, str(port), str(watched.pid), str(keeper))
+    found = start(
+        sys.executable,
+        "-m",
+        "serving.deployments.haproxy.fallback",
+        HOST,
+        str(port),
+        str(watched.pid),
+        str(keeper),
+    )
     eventually(lambda: asleep(found.pid), within=10, what="it waits")
     return found
 

@@ -8,9 +8,9 @@ deploy the same `build`. Each process imports what its own deployment needs, bec
 from ray import serve
 from ray.serve import Application
 
-from serving.app_control import Control
-from serving.app_ingress import Ingress
-from serving.options import drain_options
+from serving.deployments.control import Control
+from serving.deployments.ingress import Ingress
+from serving.deployments.options import drain_options
 from serving.settings import Settings
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from serving.haproxy import BIND, ROOM
+from serving.deployments.haproxy.config import BIND, ROOM
 from serving.settings import Settings
 
 # Off Linux Ray keeps to 127.0.0.1 unless told otherwise; this is its switch for doing so anywhere.

@@ -10,12 +10,12 @@ from db.errors import DatabaseError
 from db.experiments.experiments import Experiment
 from registry.experiments.decisions import Decision
 from registry.store.records import EncoderRecord
-from serving.app_encoder import encoder_application
 from serving.control.pool import ServePool
 from serving.core.catalog import Catalogue
 from serving.core.connections import database_of, registry_of
+from serving.deployments.encoder import encoder_application
+from serving.deployments.options import start_logging
 from serving.errors import ServingError
-from serving.options import start_logging
 from serving.settings import Settings
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import signal
 import sys
 from pathlib import Path
 
-from serving import understudy
-from serving.refusal import BODY, REFUSAL
+from serving.deployments.haproxy import fallback
+from serving.deployments.haproxy.response import BODY, REFUSAL
 
 BIND = "VALENCE_HAPROXY_BIND"
 ROOM = "VALENCE_HAPROXY_ROOM"
@@ -103,7 +103,7 @@ def main() -> None:
             bind, room = os.environ.get(BIND, "127.0.0.1"), int(os.environ.get(ROOM, "200"))
             path.write_text(mended(config, bind=bind, refusal=refusal, room=room))
         if address := frontend(config):
-            understudy.beside(*address)
+            fallback.beside(*address)
     # A HAProxy that outlived Ray would keep the port and share its connections with the next one.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     os.execv(program, [program, *arguments])  # noqa: S606  (no shell is the point)

@@ -1,6 +1,6 @@
 """Answers 503 in HAProxy's place while it is away.
 
-Run by `python -m serving.understudy HOST PORT PID KEEPER`.
+Run by `python -m serving.deployments.haproxy.fallback HOST PORT PID KEEPER`.
 
 One stands beside each HAProxy and sleeps until that process (PID) has ended. If nobody listens on the port then, it
 does, until another HAProxy is there or Ray's raylet (KEEPER) has ended too, half a minute at most. Imports nothing
@@ -16,7 +16,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from serving.refusal import REFUSAL
+from serving.deployments.haproxy.response import REFUSAL
 
 _LISTEN = "0A"
 _LOOK_SECONDS = 0.05
@@ -36,7 +36,7 @@ def beside(host: str, port: int) -> None:
     os.setsid()
     arguments = [host, str(port), str(os.getppid()), str(keeper)]
     if os.fork() == 0:
-        os.execv(sys.executable, [sys.executable, "-m", "serving.understudy", *arguments])  # noqa: S606
+        os.execv(sys.executable, [sys.executable, "-m", "serving.deployments.haproxy.fallback", *arguments])  # noqa: S606
     os._exit(0)
 
 

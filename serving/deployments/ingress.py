@@ -9,8 +9,8 @@ from ray.serve.handle import DeploymentHandle
 
 from serving.control.pool import handle_of
 from serving.core.catalog import Catalogue
+from serving.deployments.options import start_logging
 from serving.inference.replica_client import HandleCalls, RemoteEncoders
-from serving.options import start_logging
 from serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Ingress:
 
     async def __init__(self, control: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         from serving.control.remote import RemoteLifecycle
-        from serving.services import services
+        from serving.deployments.ingress_services import services
 
         settings = Settings()
         replica = start_logging(settings, "ingress")

@@ -14,10 +14,10 @@ from registry.store.records import EncoderRecord, VersionRecord
 from serving.control.pool import DEPLOYMENT
 from serving.core.connections import registry_of
 from serving.core.tracing import spans_of
+from serving.deployments.options import drain_options, start_logging
 from serving.inference.encoder import Encoder
 from serving.inference.engines.factory import open_encoder
 from serving.inference.replica import Replica
-from serving.options import drain_options, start_logging
 from serving.settings import Settings
 
 _LOOK_BACK_SECONDS = 30.0

@@ -1,0 +1,1 @@
+"""HAProxy in front of the ingress: its configuration, its stand-in, its refusals."""
