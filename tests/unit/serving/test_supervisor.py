@@ -104,8 +104,8 @@ def test_one_owner_a_home(tmp_path: Path) -> None:
 
 def test_a_killed_owner_owns_nothing(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from serving.record import Record; r = Record(Path(sys.argv[1]));"
-        "assert r.own(); print('own', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from serving.record import Record; "
+        "r = Record(Path(sys.argv[1])); assert r.own(); print('own', flush=True); sys.stdin.read()"
     )
     owner = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
