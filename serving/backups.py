@@ -22,8 +22,8 @@ from db.schema import versions
 from serving.core.connections import DATABASE, REGISTRY_SUFFIX
 from serving.core.home import INSTALLATION_KEY, RESTORE_MARK, installation_key, write_secret
 from serving.errors import Conflict, Invalid
-from serving.record import Record
 from serving.settings import Settings
+from serving.standalone.state import Record
 
 SUFFIX: Final = ".backup"
 _DATABASE, _REGISTRY, _ARTIFACTS = "database.dump", "registry.dump", "artifacts"

@@ -20,8 +20,8 @@ from db.connection.databases import require
 from serving.core.connections import tracking_uri
 from serving.core.subprocesses import end_with_parent
 from serving.errors import Invalid
-from serving.launch import LaunchFailed, require_free_port
 from serving.settings import Settings
+from serving.standalone.launcher import LaunchFailed, require_free_port
 
 Say = Callable[[str], None]
 

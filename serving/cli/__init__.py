@@ -27,7 +27,7 @@ from serving.cli.common import variable
 
 _EXPECTED = (
     ("serving.errors", "ServingError"),
-    ("serving.launch", "LaunchFailed"),
+    ("serving.standalone.launcher", "LaunchFailed"),
     ("serving.core.home", "BadInstallationKey"),
     ("registry.errors", "RegistryError"),
     ("db.errors", "DatabaseError"),

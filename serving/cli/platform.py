@@ -19,10 +19,10 @@ def up(
     as_json: AsJson = False,
 ) -> None:
     """Start the platform, wait until it answers, and make one prediction."""
-    from serving import launch
     from serving.settings import Settings
+    from serving.standalone import launcher
 
-    found = launch.up(Settings(), foreground=foreground, say=partial(print, file=sys.stderr))
+    found = launcher.up(Settings(), foreground=foreground, say=partial(print, file=sys.stderr))
     prediction = found["prediction"]
     shown = f"{prediction['text']!r} is {prediction['sentiment']} ({prediction['confidence']:.2f})"
     show_record(found if as_json else found | {"prediction": shown}, as_json=as_json)
@@ -30,19 +30,19 @@ def up(
 
 def down() -> None:
     """Stop what `up` started, and only that; data stays."""
-    from serving import launch
     from serving.settings import Settings
+    from serving.standalone import launcher
 
-    if not launch.down(Settings()):
+    if not launcher.down(Settings()):
         print("nothing runs here")
 
 
 def status(as_json: AsJson = False) -> None:
     """Say what runs."""
-    from serving import launch
     from serving.settings import Settings
+    from serving.standalone import launcher
 
-    show_record(launch.status(Settings()), as_json=as_json)
+    show_record(launcher.status(Settings()), as_json=as_json)
 
 
 def settings(as_json: AsJson = False) -> None:

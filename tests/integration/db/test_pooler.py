@@ -22,7 +22,7 @@ from db.predictions.submissions import Stored
 from db.schema import versions
 from db.schema.roles import Login, Role, ensure
 from serving.settings import Settings
-from serving.supervisor import Supervisor
+from serving.standalone.supervisor import Supervisor
 from tests.support.certificates import Authority
 from tests.support.pgbouncer import Pooler, pgbouncer
 from tests.support.postgres import TestServer, opened

@@ -30,8 +30,8 @@ from registry.store.model_registry import Registry
 from serving.backups import backup, base_backup, restore
 from serving.cli import main
 from serving.errors import Conflict, Invalid
-from serving.launch import LaunchFailed, up
 from serving.settings import Settings
+from serving.standalone.launcher import LaunchFailed, up
 from tests.support.clock import eventually
 from tests.support.postgres import KEY, opened
 from tests.support.rows import new_key, new_text, submission, writer

@@ -24,8 +24,8 @@ SERVING = (
     ("modules", "heavy"),
     [
         (", ".join(SERVING), "torch transformers onnxruntime mlflow sentence_transformers"),
-        ("serving.supervisor", "torch ray mlflow fastapi openvino"),
-        ("serving.launch, serving.cli", "torch ray mlflow fastapi sqlalchemy numpy"),
+        ("serving.standalone.supervisor", "torch ray mlflow fastapi openvino"),
+        ("serving.standalone.launcher, serving.cli", "torch ray mlflow fastapi sqlalchemy numpy"),
     ],
 )
 def test_a_process_imports_only_what_it_needs(modules: str, heavy: str) -> None:

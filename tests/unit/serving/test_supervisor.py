@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from serving import supervisor
-from serving.record import Record
-from serving.supervisor import Child
+from serving.standalone import supervisor
+from serving.standalone.state import Record
+from serving.standalone.supervisor import Child
 
 
 class FakeProcess:
@@ -104,7 +104,7 @@ def test_one_owner_a_home(tmp_path: Path) -> None:
 
 def test_a_killed_owner_owns_nothing(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from serving.record import Record; "
+        "import sys; from pathlib import Path; from serving.standalone.state import Record; "
         "r = Record(Path(sys.argv[1])); assert r.own(); print('own', flush=True); sys.stdin.read()"
     )
     owner = subprocess.Popen(

@@ -157,7 +157,7 @@ def main() -> int:
         case ["serve", *notes]:
             return serve(settings, threading.Event(), note=Path(notes[0]) if notes else None)
         case _:
-            raise SystemExit("python -m serving.stage models | serve [NOTE]")
+            raise SystemExit("python -m serving.standalone.processes models | serve [NOTE]")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 
 from serving.core.home import RESTORE_MARK, admin_key_path
-from serving.record import Record
 from serving.settings import Settings
+from serving.standalone.state import Record
 
 Say = Callable[[str], None]
 
@@ -113,7 +113,7 @@ def require_free_port(host: str, port: int, *, otherwise: str) -> None:
 
 def _become(settings: Settings) -> None:
     os.environ["VALENCE_HOME"] = str(settings.home)
-    from serving.supervisor import Supervisor
+    from serving.standalone.supervisor import Supervisor
 
     sys.exit(Supervisor(settings).run())
 
@@ -124,7 +124,7 @@ def _spawn(settings: Settings, record: Record) -> None:
     settings.home.chmod(0o755)
     with (logs / "platform.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "serving.supervisor"],
+            [sys.executable, "-m", "serving.standalone.supervisor"],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

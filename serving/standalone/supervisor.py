@@ -25,10 +25,10 @@ from db.schema import versions
 from serving.core.connections import DATABASE, REGISTRY_SUFFIX
 from serving.core.logs import configure_logging
 from serving.deployments.cluster import environment
-from serving.furnish import furnish
-from serving.record import Record
 from serving.settings import Settings
-from serving.stage import encoder_note
+from serving.standalone.database_setup import furnish
+from serving.standalone.processes import encoder_note
+from serving.standalone.state import Record
 
 log = structlog.get_logger(__name__)
 
@@ -106,12 +106,14 @@ class Supervisor:
             # Ray takes longer than the database, and asks for it last.
             note = self._note()
             known = note is not None and note.exists()
-            stage = Child(["serving.stage", "serve", *([str(note)] if note else [])], names)
+            stage = Child(["serving.standalone.processes", "serve", *([str(note)] if note else [])], names)
             stage.look()
             self._prepare(names)
             self._record.write("starting the models")
             # Once they were registered, making sure of it can wait until the platform answers.
-            models = Child(["serving.stage", "models"], names, delay=_LATER_SECONDS if known else 0)
+            models = Child(
+                ["serving.standalone.processes", "models"], names, delay=_LATER_SECONDS if known else 0
+            )
             self._watch(models, stage)
             self._record.write("stopping")
         except (DatabaseError, OSError, ValueError) as error:

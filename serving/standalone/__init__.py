@@ -1,0 +1,1 @@
+"""The platform on one machine: its supervisor, its processes, its state."""
