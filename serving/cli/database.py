@@ -116,7 +116,7 @@ def backup(
 
     Whoever holds it holds the texts and the key: it is as secret as the database.
     """
-    from serving import backups
+    from serving.operations import backups
     from serving.settings import Settings
 
     show_record(backups.backup(Settings(), output, _say()), as_json=as_json)
@@ -125,7 +125,7 @@ def backup(
 @app.command("base-backup")
 def base_backup(as_json: AsJson = False) -> None:
     """Copy the embedded server's files into VALENCE_WAL_ARCHIVE, to go back from there to any later moment."""
-    from serving import backups
+    from serving.operations import backups
     from serving.settings import Settings
 
     show_record(backups.base_backup(Settings(), _say()), as_json=as_json)
@@ -146,7 +146,7 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Bring a backup back into an empty home."""
-    from serving import backups
+    from serving.operations import backups
     from serving.settings import Settings
 
     record = backups.restore(Settings(), file, _say(), until=_moment(until), log=archive)
@@ -184,11 +184,11 @@ def encrypt(as_json: AsJson = False) -> None:
     The platform may run, and every process of it should know the first key by now. What was cut off goes on with the
     next call. Says what is under each key; one that nothing is under may be taken out of the setting.
     """
-    from serving import keyrings
+    from serving.operations import encryption
     from serving.settings import Settings
 
     with _database() as url:
-        done = keyrings.encrypt(Settings(), url, _say())
+        done = encryption.encrypt(Settings(), url, _say())
     rows = [{"key": name, **counts} for name, counts in done["held"].items()]
     show_table(rows, ("key", "texts", "comments", "answers"), answer=done, as_json=as_json)
 
@@ -210,7 +210,7 @@ def _say() -> partial[None]:
 
 
 def _database(*, make: bool = False) -> AbstractContextManager[str]:
-    from serving.backups import database
+    from serving.operations.backups import database
     from serving.settings import Settings
 
     return database(Settings(), make=make)

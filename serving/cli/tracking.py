@@ -15,10 +15,10 @@ def mlflow(
     ] = "",
 ) -> None:
     """Show runs, metrics, versions and aliases in MLflow's own UI, until Ctrl-C."""
-    from serving import tracking
+    from serving.operations import mlflow_ui
     from serving.settings import Settings
 
     hosts = [name.strip() for name in allowed_hosts.split(",") if name.strip()]
     say = partial(print, flush=True)
-    tracking.serve(Settings(), host=host, port=port, allowed_hosts=hosts, say=say)
+    mlflow_ui.serve(Settings(), host=host, port=port, allowed_hosts=hosts, say=say)
     print("MLflow's server ended", file=sys.stderr)

@@ -27,9 +27,9 @@ from db.predictions.submissions import Stored
 from db.schema import versions
 from registry.store.builtin_versions import builtin
 from registry.store.model_registry import Registry
-from serving.backups import backup, base_backup, restore
 from serving.cli import main
 from serving.errors import Conflict, Invalid
+from serving.operations.backups import backup, base_backup, restore
 from serving.settings import Settings
 from serving.standalone.launcher import LaunchFailed, up
 from tests.support.clock import eventually
@@ -241,7 +241,9 @@ async def test_copies_and_log_expire_but_not_the_last_copy(
         assert kept
         later = datetime.now(UTC) + timedelta(days=settings.backup_days + 1)
         monkeypatch.setattr("db.backup.point_in_time.datetime", _At(later))
-        monkeypatch.setattr("serving.backups._named", lambda folder: folder / "valence-later.backup")
+        monkeypatch.setattr(
+            "serving.operations.backups._named", lambda folder: folder / "valence-later.backup"
+        )
         new = await asyncio.to_thread(base_backup, settings, quiet)
     assert new["expired"] > 1
     assert {path.name for path in archive.glob("*.backup")} == {"dump.backup", "valence-later.backup"}

@@ -20,7 +20,7 @@ from registry.store.model_registry import CHAMPION, MODEL, Registry
 from serving.core.connections import DATABASE, REGISTRY_SUFFIX
 from serving.deployments.cluster import free_port
 from serving.errors import Invalid
-from serving.tracking import TrackingServer
+from serving.operations.mlflow_ui import TrackingServer
 from tests.support.clock import eventually
 from tests.support.postgres import TestServer
 
