@@ -17,8 +17,8 @@ from benchmarks.report import table
 from registry.bundles.bundle import LABELS
 from registry.data import corpora
 from registry.data.corpora import Example, Part
-from serving.cli.common import connect
-from serving.client import Client
+from serving.cli.client import Client
+from serving.cli.output import connect
 
 SOURCE = "rated-products"
 BATCH = 500

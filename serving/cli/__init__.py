@@ -10,20 +10,20 @@ from typing import Any
 import typer
 
 from serving.cli import (
-    data,
+    analytics,
     database,
     experiments,
     keys,
-    memory,
+    mlflow,
     models,
     platform,
+    predictions,
     spaces,
     texts,
-    tracking,
     train,
     users,
 )
-from serving.cli.common import variable
+from serving.cli.output import variable
 
 _EXPECTED = (
     ("serving.errors", "ServingError"),
@@ -46,16 +46,16 @@ for command in (
     platform.up,
     platform.down,
     platform.status,
-    data.predict,
-    data.similar,
-    data.feedback,
-    memory.duplicates,
-    memory.second_opinion,
-    memory.corrections,
-    memory.diff,
-    memory.review,
-    memory.topics,
-    memory.drift,
+    predictions.predict,
+    predictions.similar,
+    predictions.feedback,
+    analytics.duplicates,
+    analytics.second_opinion,
+    analytics.corrections,
+    analytics.diff,
+    analytics.review,
+    analytics.topics,
+    analytics.drift,
 ):
     app.command()(command)
 for name, group in (
@@ -70,7 +70,7 @@ for name, group in (
 ):
     app.add_typer(group, name=name)
 app.command()(platform.settings)
-app.command()(tracking.mlflow)
+app.command()(mlflow.mlflow)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from serving.cli.common import AsJson, Yes, show_record, show_table
+from serving.cli.output import AsJson, Yes, show_record, show_table
 
 app = typer.Typer(no_args_is_help=True, help="The database: its schema, its backups, its encryption.")
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from serving.cli.common import AsJson, Key, Url, connect, show_json, show_record, show_table
+from serving.cli.output import AsJson, Key, Url, connect, show_json, show_record, show_table
 
 app = typer.Typer(no_args_is_help=True, help="Try challengers beside champions.")
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from serving.cli.common import AsJson, Key, Url, connect, show_record, show_table
+from serving.cli.output import AsJson, Key, Url, connect, show_record, show_table
 
 app = typer.Typer(no_args_is_help=True, help="API keys (an admin's business).")
 

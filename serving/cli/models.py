@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from serving.cli.common import AsJson, Key, Url, connect, show_json, show_record, show_table
+from serving.cli.output import AsJson, Key, Url, connect, show_json, show_record, show_table
 
 if TYPE_CHECKING:
     from registry.store.records import VersionRecord
-    from serving.client import Client
+    from serving.cli.client import Client
 
 Into: TypeAlias = Annotated[str, typer.Option("--model", help="The model that gets the version.")]
 

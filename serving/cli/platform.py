@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from serving.cli.common import AsJson, cell, show_record, show_table, variable
+from serving.cli.output import AsJson, cell, show_record, show_table, variable
 
 _USERINFO = re.compile(r"(?<=://)[^/@]*@")
 

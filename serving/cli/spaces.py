@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from serving.cli.common import AsJson, Key, Url, Yes, connect, show_record, show_table
+from serving.cli.output import AsJson, Key, Url, Yes, connect, show_record, show_table
 
 app = typer.Typer(no_args_is_help=True, help="Embedding spaces of the similarity index.")
 

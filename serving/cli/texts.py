@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from serving.cli.common import AsJson, Key, Url, Yes, connect, show_record
+from serving.cli.output import AsJson, Key, Url, Yes, connect, show_record
 
 app = typer.Typer(no_args_is_help=True, help="Stored texts (an admin's business).")
 

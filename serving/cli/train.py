@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from serving.cli.common import AsJson, show_record
+from serving.cli.output import AsJson, show_record
 
 if TYPE_CHECKING:
     from registry.bundles.bundle import Bundle

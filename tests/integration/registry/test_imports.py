@@ -29,7 +29,7 @@ from registry.errors import BundleInvalid, ImportRefused
 from registry.store.huggingface_import import Imported, LabelMap, classifier_bundle, import_model
 from registry.store.model_registry import Registry
 from serving.cli import main
-from serving.cli.common import variable
+from serving.cli.output import variable
 from serving.inference.encoder import Encoder
 from serving.inference.engines import torch as torch_engine
 from serving.inference.engines.factory import open_encoder

@@ -14,7 +14,7 @@ import pytest
 
 from db.core.cipher import Cipher
 from serving.cli import main
-from serving.cli.common import cell, variable
+from serving.cli.output import cell, variable
 from serving.settings import Settings
 
 ROOT = Path(__file__).parents[3]

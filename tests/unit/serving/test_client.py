@@ -3,7 +3,7 @@ import json
 import httpx
 import pytest
 
-from serving.client import Client, RequestFailed
+from serving.cli.client import Client, RequestFailed
 
 
 def answering(status: int, content: object = None, **headers: str) -> tuple[Client, list[httpx.Request]]:

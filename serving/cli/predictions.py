@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from serving.cli.common import AsJson, Key, Url, connect, show_near, show_record, show_table
+from serving.cli.output import AsJson, Key, Url, connect, show_near, show_record, show_table
 
 
 class Sentiment(StrEnum):

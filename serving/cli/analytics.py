@@ -4,8 +4,8 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from serving.cli.common import AsJson, Key, Url, connect, show_json, show_near, show_record, show_table
-from serving.cli.data import Sentiment
+from serving.cli.output import AsJson, Key, Url, connect, show_json, show_near, show_record, show_table
+from serving.cli.predictions import Sentiment
 
 PredictionId: TypeAlias = Annotated[str, typer.Argument(metavar="PREDICTION_ID")]
 Model: TypeAlias = Annotated[str | None, typer.Option(help="Name of the model.")]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 if TYPE_CHECKING:
-    from serving.client import Client
+    from serving.cli.client import Client
 
 Url: TypeAlias = Annotated[
     str | None, typer.Option("--url", help="The platform's URL [VALENCE_URL; default: this machine's].")
@@ -22,7 +22,7 @@ AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def connect(url: str | None, key: str | None) -> "Client":
     """A client by options, environment and home, in this order; the home's key goes to no URL but its own."""
-    from serving.client import Client
+    from serving.cli.client import Client
     from serving.settings import Settings
 
     settings = Settings()
