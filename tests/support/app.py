@@ -44,20 +44,6 @@ from serving.core.caller import Role
 from serving.core.catalog import Catalogue, Entry, State
 from serving.core.executor import Aside
 from serving.experiments.service import Experiments
-from serving.fakes.control import FakeEvaluations, FakeLog, FakePromotions, FakeRegistry
-from serving.fakes.data import (
-    FakeEncoders,
-    FakeFeedback,
-    FakeKeys,
-    FakePredictions,
-    FakeStore,
-    FakeUsers,
-)
-from serving.fakes.erasures import FakeErasures
-from serving.fakes.experiments import FakeExperiments
-from serving.fakes.insights import FakeContrasts, FakeTruths, FakeWindows
-from serving.fakes.search import FakeKeywords, FakeSimilarity, FakeVectors
-from serving.fakes.spaces import FakeSpaces
 from serving.inference.dispatcher import Bounds
 from serving.models.evaluation_queue import Evaluations
 from serving.models.promotion import Promotions
@@ -72,6 +58,20 @@ from serving.privacy.masking import Privacy
 from serving.search.label_suggestions import Opinions
 from serving.search.service import Searching
 from serving.spaces.service import Spaces
+from tests.fakes.control import FakeEvaluations, FakeLog, FakePromotions, FakeRegistry
+from tests.fakes.data import (
+    FakeEncoders,
+    FakeFeedback,
+    FakeKeys,
+    FakePredictions,
+    FakeStore,
+    FakeUsers,
+)
+from tests.fakes.erasures import FakeErasures
+from tests.fakes.experiments import FakeExperiments
+from tests.fakes.insights import FakeContrasts, FakeTruths, FakeWindows
+from tests.fakes.search import FakeKeywords, FakeSimilarity, FakeVectors
+from tests.fakes.spaces import FakeSpaces
 from tests.support.postgres import KEY, SPACE, opened
 
 MODEL = "sentiment"

@@ -8,7 +8,7 @@ from serving.accounts.authentication import Authenticator, digest
 from serving.accounts.service import Accounts, WantedKey
 from serving.core.caller import Caller, Role
 from serving.errors import Conflict, Invalid, NotFound, StoreUnavailable, Unauthenticated
-from serving.fakes.data import FakeKeys, FakeStore, FakeUsers
+from tests.fakes.data import FakeKeys, FakeStore, FakeUsers
 
 pytestmark = pytest.mark.anyio
 ADMIN = Caller(key_id=uuid4(), holder_id=uuid4(), role=Role.ADMIN)

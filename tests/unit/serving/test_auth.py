@@ -12,7 +12,7 @@ from serving.accounts.authentication import Authenticator, digest, fresh_key, ke
 from serving.accounts.rate_limits import RateLimiter
 from serving.core.caller import Caller, Role
 from serving.errors import RateLimited, StoreUnavailable, Unauthenticated
-from serving.fakes.data import FakeKeys, FakeStore
+from tests.fakes.data import FakeKeys, FakeStore
 
 pytestmark = pytest.mark.anyio
 KEY = b"k" * 32

@@ -7,8 +7,8 @@ import pytest
 
 from serving.core.catalog import Place
 from serving.errors import ModelNotReady
-from serving.fakes.data import FakeEncoders, vector_of
 from serving.inference.dispatcher import Ask, Bounds, Compute, Inference
+from tests.fakes.data import FakeEncoders, vector_of
 from tests.support.app import record
 
 pytestmark = pytest.mark.anyio

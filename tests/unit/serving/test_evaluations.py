@@ -7,8 +7,8 @@ from uuid import uuid4
 import pytest
 
 from serving.errors import Conflict, NotFound
-from serving.fakes.control import FakeEvaluations, FakeRegistry
 from serving.models.evaluation_queue import Evaluations
+from tests.fakes.control import FakeEvaluations, FakeRegistry
 from tests.support.app import MODEL, catalogue
 from tests.support.reports import report
 

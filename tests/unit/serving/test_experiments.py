@@ -15,8 +15,8 @@ from serving.core.caller import Role
 from serving.errors import Conflict, ModelNotReady, NotReady
 from serving.experiments.policy_runner import Judge
 from serving.experiments.service import traffic_of
-from serving.fakes.experiments import FakeExperiments
 from serving.predictions.routing import Split
+from tests.fakes.experiments import FakeExperiments
 from tests.support.app import MODEL, Platform, fake_platform
 
 pytestmark = pytest.mark.anyio

@@ -13,8 +13,8 @@ from registry.evaluation.gates import Gates
 from registry.evaluation.report import Report
 from serving.core.caller import Caller, Role
 from serving.errors import Conflict, Invalid, NotFound, NotReady, Refused
-from serving.fakes.control import FakeEvaluations, FakePromotions, FakeRegistry
 from serving.models.promotion import Decision, Promotions
+from tests.fakes.control import FakeEvaluations, FakePromotions, FakeRegistry
 from tests.support.app import MODEL, catalogue
 from tests.support.reports import report
 

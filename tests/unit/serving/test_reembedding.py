@@ -10,9 +10,9 @@ import pytest
 
 from db.embeddings.reembedding import Page
 from db.schema.tables import NOBODY
-from serving.fakes.spaces import FakeSpaces
 from serving.spaces.reembedding_runner import Reembeddings
 from serving.spaces.reembedding_worker import Filling
+from tests.fakes.spaces import FakeSpaces
 
 pytestmark = pytest.mark.anyio
 

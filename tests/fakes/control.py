@@ -33,11 +33,11 @@ class FakeRegistry:
         self.before: Callable[[], None] = lambda: None
         self.after: Callable[[], None] = lambda: None
 
-    def champion_version(self, model: str) -> str | None:  # noqa: ARG002 - there is one model
+    def champion_version(self, model: str) -> str | None:
         """The version that the alias names."""
         return self.champion
 
-    def set_alias(self, model: str, alias: str, version: str) -> None:  # noqa: ARG002
+    def set_alias(self, model: str, alias: str, version: str) -> None:
         """Move it."""
         self.before()
         self.version(model, version)
@@ -128,12 +128,12 @@ class FakePromotions:
 
     async def refused(
         self,
-        model: str,  # noqa: ARG002 - there is one
+        model: str,
         version: str,
         *,
         actor: UUID | None,
         why: str,
-        evidence: Mapping[str, Any],  # noqa: ARG002
+        evidence: Mapping[str, Any],
     ) -> None:
         """Note a refusal."""
         self.refusals.append((version, actor, why))

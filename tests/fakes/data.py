@@ -58,7 +58,7 @@ class FakeEncoders:
         self.fault: Exception | None = None
         self.broken_versions: set[str] = set()
 
-    async def infer(self, asks: Sequence[Ask], *, bulk: bool) -> Sequence[Inference | Exception]:  # noqa: ARG002
+    async def infer(self, asks: Sequence[Ask], *, bulk: bool) -> Sequence[Inference | Exception]:
         """One batch."""
         self.batches.append(len(asks))
         return [self.fault or self._fault(ask) or self._one(ask.text) for ask in asks]

@@ -7,7 +7,7 @@ from db.core.binary import Vector
 from db.predictions.predictions import Prediction
 from db.search.keywords import Hits
 from db.search.similarity import Neighbour, Neighbours, SimilarityFilters
-from serving.fakes.data import FakeStore, fits
+from tests.fakes.data import FakeStore, fits
 
 
 class FakeSimilarity:
@@ -24,7 +24,7 @@ class FakeSimilarity:
         filters: SimilarityFilters | None = None,
         holder: UUID | None = None,
         min_similarity: float | None = None,
-        exact: bool = False,  # noqa: ARG002 - it always is
+        exact: bool = False,
     ) -> Neighbours:
         """The nearest texts."""
         self._store.reach()

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from db.errors import NotFound
 from db.privacy.erasure import NEAR_COSINE, Counts, Kind, NearCopies, Receipt
-from serving.fakes.data import FakeStore
+from tests.fakes.data import FakeStore
 
 
 class FakeErasures:

@@ -19,7 +19,7 @@ class FakeExperiments:
         self.decided: dict[UUID, list[Decision]] = {}
         self.counted: dict[UUID, Counts] = {}
 
-    async def create(self, new: NewExperiment, *, actor: UUID | None) -> Experiment:  # noqa: ARG002
+    async def create(self, new: NewExperiment, *, actor: UUID | None) -> Experiment:
         """Start one."""
         if any(each.running and each.model == new.model for each in self.experiments.values()):
             raise Duplicate(f"an experiment of {new.model!r} runs already: stop it first")
@@ -58,7 +58,7 @@ class FakeExperiments:
         self,
         experiment_id: UUID,
         *,
-        actor: UUID | None,  # noqa: ARG002
+        actor: UUID | None,
         share: float | None = None,
         policy: Mapping[str, Any] | None = None,
         decision: NewDecision | None = None,
@@ -82,7 +82,7 @@ class FakeExperiments:
         self,
         experiment_id: UUID,
         *,
-        actor: UUID | None,  # noqa: ARG002
+        actor: UUID | None,
         reason: str,
         decision: NewDecision | None = None,
     ) -> Experiment:

@@ -9,8 +9,8 @@ from db.analytics.labels import Truth
 from db.analytics.windows import Judged, Sampled, Window
 from db.core.ids import uuid7_time
 from db.predictions.predictions import Prediction
-from serving.fakes.data import FakeStore
-from serving.fakes.search import answers
+from tests.fakes.data import FakeStore
+from tests.fakes.search import answers
 
 
 class FakeTruths:
@@ -57,7 +57,7 @@ class FakeWindows:
         window: Window,
         *,
         size: int,
-        seed: int = 0,  # noqa: ARG002 - nothing is drawn
+        seed: int = 0,
     ) -> Sequence[Sampled]:
         """Texts of a window."""
         self._store.reach()

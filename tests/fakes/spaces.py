@@ -23,7 +23,7 @@ class FakeSpaces:
         """The state of each."""
         return {space.name: space.state for space in await self.list()}
 
-    async def begin(self, name: str, *, actor: UUID | None) -> None:  # noqa: ARG002 - nobody is told
+    async def begin(self, name: str, *, actor: UUID | None) -> None:
         """Have one built."""
         if name in self.rows:
             if self.rows[name].state in (State.LIVE, State.LEAVING):
@@ -33,7 +33,7 @@ class FakeSpaces:
             raise Conflict("another space is there beside the live one: remove it first")
         self.rows[name] = _fresh(name)
 
-    async def switch(self, name: str, *, actor: UUID | None) -> None:  # noqa: ARG002
+    async def switch(self, name: str, *, actor: UUID | None) -> None:
         """Make one live."""
         space, (live, *_) = self._row(name), await self.list()
         if space is live:
@@ -43,7 +43,7 @@ class FakeSpaces:
         self.rows[live.name] = replace(live, state=State.WHOLE)
         self.rows[name] = replace(space, state=State.LIVE)
 
-    async def leave(self, name: str, *, actor: UUID | None) -> None:  # noqa: ARG002
+    async def leave(self, name: str, *, actor: UUID | None) -> None:
         """Have one removed."""
         if self._row(name).state is State.LIVE:
             raise Conflict(f"the space {name!r} is live: switch to another one first")
