@@ -17,7 +17,7 @@ from serving.cli import main
 from serving.cli.output import cell, variable
 from serving.settings import Settings
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 PREDICTION = {"id": "p1", "sentiment": "positive", "confidence": 0.9876, "model_version": "2"}
 NEIGHBOUR = {
     "text_id": "t1",
