@@ -11,7 +11,7 @@ import yaml
 from tests.support.rules import alert_rules
 from tests.support.tools import required_tool
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TESTS = Path(__file__).with_name("alerts.yaml")
 RUNBOOKS = ROOT / "docs" / "runbooks"
 
