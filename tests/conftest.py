@@ -8,7 +8,7 @@ from hypothesis import settings
 from tests.support.postgres import TestServer, running_server
 from tests.support.tracking import tracking_server
 
-# For a while by hand: `pytest --hypothesis-profile=long tests/integration/db/test_interleavings.py`.
+# For a while by hand: `pytest --hypothesis-profile=long tests/integration/db/embeddings/test_interleavings.py`.
 settings.register_profile("long", max_examples=100, stateful_step_count=40, deadline=None, print_blob=True)
 
 
