@@ -59,7 +59,7 @@ class IssuedKey:
     text: str = field(repr=False)
 
 
-class Accounts:
+class AccountService:
     """Users and keys change only here, and a key ended here is refused by this replica at once."""
 
     def __init__(self, *, users: UserRecords, keys: KeyRecords, authenticator: Authenticator) -> None:

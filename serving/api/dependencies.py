@@ -9,7 +9,7 @@ from starlette.types import Scope
 
 from serving.accounts.authentication import Authenticator
 from serving.accounts.rate_limits import RateLimiter
-from serving.accounts.service import Accounts
+from serving.accounts.service import AccountService
 from serving.analytics.service import Insights
 from serving.control.lifecycle import Lifecycle
 from serving.core.caller import Caller
@@ -17,9 +17,9 @@ from serving.core.catalog import Catalogue
 from serving.core.tracing import Spans
 from serving.experiments.service import Experiments
 from serving.monitoring.metrics import Metrics
-from serving.predictions.history import Memory
-from serving.predictions.service import Gateway
-from serving.privacy.erasure import Erasures
+from serving.predictions.history import PredictionHistoryService
+from serving.predictions.service import PredictionService
+from serving.privacy.erasure import ErasureService
 from serving.search.label_suggestions import Opinions
 from serving.search.service import Searching
 from serving.spaces.service import Spaces
@@ -34,18 +34,18 @@ class Recall:
     searching: Searching
     opinions: Opinions
     insights: Insights
-    erasures: Erasures
+    erasures: ErasureService
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Services:
     """Everything the API needs. `missing` names what keeps the platform from answering; `recall` is that of now."""
 
-    gateway: Gateway
-    memory: Memory
+    gateway: PredictionService
+    memory: PredictionHistoryService
     recall: Callable[[], Recall]
     spaces: Spaces
-    accounts: Accounts
+    accounts: AccountService
     lifecycle: Lifecycle
     experiments: Experiments
     authenticator: Authenticator
@@ -73,7 +73,7 @@ class Services:
         return self.recall().insights
 
     @property
-    def erasures(self) -> Erasures:
+    def erasures(self) -> ErasureService:
         """Erasure, whose receipts name what is near in the space of now."""
         return self.recall().erasures
 

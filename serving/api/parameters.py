@@ -12,7 +12,7 @@ from serving.api.dependencies import Exchange, header
 from serving.core.caller import Idempotency
 from serving.errors import Invalid, Problem
 from serving.predictions.prediction import Predict
-from serving.privacy.masking import TEXTS, Place
+from serving.privacy.masking import TEXTS, BodyLocation
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -53,7 +53,7 @@ def predict_of(
     version: str | None,
     user_id: UUID | None,
     unit: str | None,
-    place: Place = TEXTS,
+    place: BodyLocation = TEXTS,
     idempotent: bool = True,
 ) -> Predict:
     """The gateway's request for these texts."""

@@ -33,7 +33,7 @@ from db.search.keywords import Keywords
 from db.search.similarity import Similarity
 from serving.accounts.authentication import Authenticator
 from serving.accounts.rate_limits import RateLimiter
-from serving.accounts.service import Accounts
+from serving.accounts.service import AccountService
 from serving.analytics.service import Insights
 from serving.api.dependencies import Recall, Services
 from serving.control.lifecycle import Lifecycle
@@ -47,12 +47,12 @@ from serving.experiments.service import Experiments, traffic_of
 from serving.inference.dispatcher import Bounds, Encoders
 from serving.monitoring.collectors import Platform, Process, Stored
 from serving.monitoring.metrics import Metrics
-from serving.predictions.history import Memory
+from serving.predictions.history import PredictionHistoryService
 from serving.predictions.routing import Traffic
-from serving.predictions.service import Gateway
+from serving.predictions.service import PredictionService
 from serving.predictions.shadow import Faults
-from serving.privacy.erasure import Erasures
-from serving.privacy.masking import Privacy
+from serving.privacy.erasure import ErasureService
+from serving.privacy.masking import TextMasker
 from serving.search.label_suggestions import Opinions
 from serving.search.service import Searching
 from serving.settings import Settings
@@ -108,7 +108,7 @@ async def services(
         Platform(catalogue=catalogue, traffic=split.current, stored=stored, version=version("valence")),
         of_replica=False,
     )
-    gateway = Gateway(
+    gateway = PredictionService(
         replicas=lambda encoder: metrics.watched(short(encoder), replicas(encoder, spans)),
         writer=spans.writer(writer) if spans else writer,
         idempotency=Idempotency(database),
@@ -158,7 +158,7 @@ async def services(
                 aside=aside,
                 default_model=settings.model,
             ),
-            erasures=Erasures(
+            erasures=ErasureService(
                 ErasureStore(database, similarity, space=space), backup_days=settings.backup_days
             ),
         )
@@ -189,10 +189,12 @@ async def services(
     try:
         yield Services(
             gateway=gateway,
-            memory=Memory(predictions=predictions, feedback=FeedbackStore(database), privacy=privacy),
+            memory=PredictionHistoryService(
+                predictions=predictions, feedback=FeedbackStore(database), privacy=privacy
+            ),
             recall=lambda: recall_in(catalogue().space or settings.space),
             spaces=Spaces(SpaceStore(database), lifecycle.space_encoder, catalogue),
-            accounts=Accounts(users=users, keys=keys, authenticator=authenticator),
+            accounts=AccountService(users=users, keys=keys, authenticator=authenticator),
             lifecycle=lifecycle,
             experiments=Experiments(ExperimentStore(database), evidence, catalogue, lifecycle.evaluate),
             authenticator=authenticator,
@@ -217,7 +219,7 @@ async def services(
             await asyncio.to_thread(spans.close)
 
 
-def privacy_of(settings: Settings) -> Privacy | None:
+def privacy_of(settings: Settings) -> TextMasker | None:
     """What becomes of personal data, as the settings have it; None: nothing.
 
     Raises:
@@ -227,7 +229,7 @@ def privacy_of(settings: Settings) -> Privacy | None:
         return None
     from serving.privacy.pii import Recognisers
 
-    return Privacy(Recognisers(), settings.privacy)
+    return TextMasker(Recognisers(), settings.privacy)
 
 
 class _Splits:

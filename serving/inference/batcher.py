@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Meter(Protocol):
+class BatchObserver(Protocol):
     """Who watches a door; called on the event loop, so it must be quick."""
 
     def batch(self, items: int, seconds: float) -> None:
@@ -40,7 +40,7 @@ class Unwatched:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Passage(Generic[Result]):
+class BatchResult(Generic[Result]):
     """What one party got: its results in order, and how long it waited and was worked on, in milliseconds."""
 
     results: list[Result]
@@ -48,7 +48,7 @@ class Passage(Generic[Result]):
     run_ms: float
 
 
-class Party(Generic[Item, Result]):
+class Entry(Generic[Item, Result]):
     """The items that came together, and the one answer they leave with."""
 
     __slots__ = ("answer", "arrived", "deadline", "entered", "items", "left", "results", "taken", "weight")
@@ -62,7 +62,7 @@ class Party(Generic[Item, Result]):
         self.taken = 0
         self.left = len(items)
         self.results: list[Result | None] = [None] * len(items)
-        self.answer: asyncio.Future[Passage[Result]] = asyncio.get_running_loop().create_future()
+        self.answer: asyncio.Future[BatchResult[Result]] = asyncio.get_running_loop().create_future()
 
     def take(self) -> int:
         """The position of the next item to run."""
@@ -82,7 +82,7 @@ class Party(Generic[Item, Result]):
         self.left -= 1
         if not self.left:
             self.answer.set_result(
-                Passage(
+                BatchResult(
                     results=self.results,  # type: ignore[arg-type]  # the last None has just been replaced
                     queue_ms=(self.entered - self.arrived) * 1e3,
                     run_ms=(perf_counter() - self.entered) * 1e3,
@@ -94,7 +94,7 @@ def _one(_: object) -> int:
     return 1
 
 
-class Door(Generic[Item, Result]):
+class Batcher(Generic[Item, Result]):
     """Every item that is admitted gets its own result or an error, once; what there is no room for is refused.
 
     Parties take turns: a batch takes at most `quantum` items of a party before it looks at the next one, so a
@@ -122,7 +122,7 @@ class Door(Generic[Item, Result]):
         longest_wait: float = inf,
         quantum: int = 16,
         weigh: Callable[[Item], int] | None = None,
-        meter: Meter | None = None,
+        meter: BatchObserver | None = None,
     ) -> None:
         self._run = run
         self._batch_weight = batch_weight
@@ -133,7 +133,7 @@ class Door(Generic[Item, Result]):
         self._quantum = quantum
         self._weight_of: Callable[[Item], int] = weigh or _one
         self._meter = meter or Unwatched()
-        self._queue: deque[Party[Item, Result]] = deque()
+        self._queue: deque[Entry[Item, Result]] = deque()
         self._waiting = 0
         self._rate = 0.0
         self._running: set[asyncio.Task[None]] = set()
@@ -145,7 +145,7 @@ class Door(Generic[Item, Result]):
         """The weight that waits."""
         return self._waiting
 
-    async def submit(self, items: Sequence[Item]) -> Passage[Result]:
+    async def submit(self, items: Sequence[Item]) -> BatchResult[Result]:
         """Wait for the turn of all items and give their results.
 
         Raises:
@@ -154,12 +154,12 @@ class Door(Generic[Item, Result]):
             Exception: the first error among the items.
         """
         if not items:
-            return Passage(results=[], queue_ms=0.0, run_ms=0.0)
+            return BatchResult(results=[], queue_ms=0.0, run_ms=0.0)
         if self._closed:
             raise NotReady("this replica is stopping: send the request again")
         weight = sum(map(self._weight_of, items))
         self.require_room(weight)
-        party: Party[Item, Result] = Party(items, weight, perf_counter() + self._patience)
+        party: Entry[Item, Result] = Entry(items, weight, perf_counter() + self._patience)
         self._queue.append(party)
         self._waiting += weight
         self._meter.waiting(self._waiting)
@@ -213,8 +213,8 @@ class Door(Generic[Item, Result]):
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
-    def _next_batch(self) -> list[tuple[Party[Item, Result], int]]:
-        batch: list[tuple[Party[Item, Result], int]] = []
+    def _next_batch(self) -> list[tuple[Entry[Item, Result], int]]:
+        batch: list[tuple[Entry[Item, Result], int]] = []
         room = self._batch_weight
         now = perf_counter()
         while self._queue and room > 0:
@@ -243,11 +243,11 @@ class Door(Generic[Item, Result]):
                 self._leave(party)
         return batch
 
-    def _leave(self, party: Party[Item, Result]) -> None:
+    def _leave(self, party: Entry[Item, Result]) -> None:
         self._waiting -= party.weight
         self._meter.waiting(self._waiting)
 
-    async def _run_batch(self, batch: list[tuple[Party[Item, Result], int]], *, full: bool) -> None:
+    async def _run_batch(self, batch: list[tuple[Entry[Item, Result], int]], *, full: bool) -> None:
         started = perf_counter()
         results: Sequence[Result | Exception]
         try:

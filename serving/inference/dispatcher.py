@@ -14,7 +14,7 @@ from typing import Protocol
 from registry.store.records import VersionRecord
 from serving.core.catalog import Place
 from serving.core.logs import REQUEST
-from serving.inference.batcher import Door, Meter, Passage
+from serving.inference.batcher import Batcher, BatchObserver, BatchResult
 
 # A request of more texts is bulk: it yields to smaller ones, which wait for none of it.
 FEW = 4
@@ -59,7 +59,7 @@ class Bounds:
     request_seconds: float = 30.0
 
 
-class Compute:
+class Dispatcher:
     """Every text gets its own scores and vector, or the request an error.
 
     Each encoder has two doors, so that somebody's thousand texts never stand before somebody else's one, and so that
@@ -74,16 +74,16 @@ class Compute:
         self,
         replicas: Callable[[str], Encoders],
         bounds: Bounds,
-        meter: Callable[[str], Meter] | None = None,
+        meter: Callable[[str], BatchObserver] | None = None,
     ) -> None:
         self._replicas = replicas
         self._bounds = bounds
         self._meter = meter
-        self._doors: dict[tuple[str, bool], Door[Ask, Inference]] = {}
+        self._doors: dict[tuple[str, bool], Batcher[Ask, Inference]] = {}
 
     async def infer(
         self, texts: Sequence[str], record: VersionRecord | None, place: Place, *, yields: bool = False
-    ) -> Passage[Inference]:
+    ) -> BatchResult[Inference]:
         """Scores by a version and vectors of the space, in the order of the texts.
 
         `yields`: like a request of many texts, let others go first.
@@ -115,7 +115,7 @@ class Compute:
 
     async def _joined(
         self, texts: Sequence[str], record: VersionRecord | None, place: Place, *, bulk: bool
-    ) -> Passage[Inference]:
+    ) -> BatchResult[Inference]:
         request_id = REQUEST.get()
         asks = [Ask(text=text, record=record, request_id=request_id) for text in texts]
         if place.scorer == place.embedder:
@@ -126,7 +126,7 @@ class Compute:
                 [Ask(text=text, record=None, request_id=request_id) for text in texts]
             ),
         )
-        return Passage(
+        return BatchResult(
             results=[
                 replace(score, embedding=vector.embedding)
                 for score, vector in zip(scored.results, embedded.results, strict=True)
@@ -135,15 +135,15 @@ class Compute:
             run_ms=max(scored.run_ms, embedded.run_ms),
         )
 
-    def _door(self, encoder: str, *, bulk: bool) -> Door[Ask, Inference]:
+    def _door(self, encoder: str, *, bulk: bool) -> Batcher[Ask, Inference]:
         door = self._doors.get((encoder, bulk))
         if door is None:
             door = self._doors[encoder, bulk] = self._new_door(self._replicas(encoder), bulk=bulk)
         return door
 
-    def _new_door(self, encoders: Encoders, *, bulk: bool) -> Door[Ask, Inference]:
+    def _new_door(self, encoders: Encoders, *, bulk: bool) -> Batcher[Ask, Inference]:
         bounds = self._bounds
-        return Door(
+        return Batcher(
             partial(encoders.infer, bulk=bulk),
             batch_weight=bounds.batch_texts,
             slots=bounds.batches_in_flight,

@@ -67,7 +67,7 @@ class WarmUp:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Cut:
+class MicroBatchPlan:
     """The padded input of one micro-batch."""
 
     rows: NDArray[np.int64]
@@ -137,7 +137,9 @@ class Tokenised:
         self._encodings: list[Encoding] = tokenizer.encode_batch_fast(list(texts))
         self.lengths = [len(encoding.ids) for encoding in self._encodings]
 
-    def pad(self, rows: Sequence[int], *, padded: Callable[[int], int] = lambda length: length) -> Cut:
+    def pad(
+        self, rows: Sequence[int], *, padded: Callable[[int], int] = lambda length: length
+    ) -> MicroBatchPlan:
         """The texts `rows` as one input, as long as `padded` of the longest."""
         length = padded(max(self.lengths[row] for row in rows))
         ids = np.zeros((len(rows), length), dtype=np.int64)
@@ -146,7 +148,7 @@ class Tokenised:
             ids[place, : self.lengths[row]] = self._encodings[row].ids
             mask[place, : self.lengths[row]] = 1
         truncated = np.array([bool(self._encodings[row].overflowing) for row in rows])
-        return Cut(rows=np.array(rows, dtype=np.int64), ids=ids, mask=mask, truncated=truncated)
+        return MicroBatchPlan(rows=np.array(rows, dtype=np.int64), ids=ids, mask=mask, truncated=truncated)
 
 
 def tokenizer_of(bundle: Bundle, settings: EncoderSettings) -> Tokenizer:

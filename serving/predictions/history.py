@@ -15,9 +15,9 @@ from serving.core.caller import Caller, Idempotency
 from serving.core.database_errors import reaching_the_database
 from serving.errors import Conflict
 from serving.predictions.service import Answer
-from serving.privacy.masking import Place, Privacy
+from serving.privacy.masking import BodyLocation, TextMasker
 
-_COMMENT = Place(("body", "comment"), many=False)
+_COMMENT = BodyLocation(("body", "comment"), many=False)
 
 
 class PredictionRecords(Protocol):
@@ -62,7 +62,7 @@ class Feedback:
     idempotency: Idempotency | None = None
 
 
-class Memory:
+class PredictionHistoryService:
     """What was acknowledged can be read and judged by its holder and by engineers alone."""
 
     def __init__(
@@ -70,7 +70,7 @@ class Memory:
         *,
         predictions: PredictionRecords,
         feedback: FeedbackRecords,
-        privacy: Privacy | None = None,
+        privacy: TextMasker | None = None,
     ) -> None:
         self._predictions = predictions
         self._feedback = feedback

@@ -14,12 +14,12 @@ from db.predictions.submissions import NewIdempotency, NewPrediction, NewText, S
 from registry.bundles.bundle import LABELS
 from registry.store.records import VersionRecord
 from serving.core.caller import Caller, Idempotency
-from serving.inference.batcher import Passage
+from serving.inference.batcher import BatchResult
 from serving.inference.dispatcher import Inference
 from serving.predictions.routing import Arm
-from serving.privacy.masking import TEXTS, Place
+from serving.privacy.masking import TEXTS, BodyLocation
 
-Inferred: TypeAlias = Passage[Inference]
+Inferred: TypeAlias = BatchResult[Inference]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +33,7 @@ class Predict:
     user_id: UUID | None = None
     unit: str | None = None
     idempotency: Idempotency | None = None
-    place: Place = TEXTS
+    place: BodyLocation = TEXTS
 
     @property
     def sticky(self) -> str:
@@ -66,7 +66,7 @@ class Prediction:
         return np.frombuffer(self.vector, np.float16).astype(np.float32)
 
 
-class Mint:
+class PredictionFactory:
     """Gives predictions their ids, which ascend, and turns them into what the writer stores."""
 
     def __init__(self, clock: Uuid7Clock, text_ids: TextIds) -> None:

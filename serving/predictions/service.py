@@ -27,12 +27,12 @@ from serving.errors import (
     Problem,
     StoreUnavailable,
 )
-from serving.inference.batcher import Door, Meter, Passage
-from serving.inference.dispatcher import Bounds, Compute, Encoders
-from serving.predictions.prediction import Inferred, Mint, Predict, Prediction
+from serving.inference.batcher import Batcher, BatchObserver, BatchResult
+from serving.inference.dispatcher import Bounds, Dispatcher, Encoders
+from serving.predictions.prediction import Inferred, Predict, Prediction, PredictionFactory
 from serving.predictions.routing import Arm, Choice, Traffic, choose
 from serving.predictions.shadow import Faults, Shadows
-from serving.privacy.masking import TEXT, Place, Privacy
+from serving.privacy.masking import TEXT, BodyLocation, TextMasker
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +78,7 @@ class UserRecords(Protocol):
 Render = Callable[[Sequence[Prediction]], bytes]
 
 
-class Gateway:
+class PredictionService:
     """What is acknowledged is stored; what could not be stored raises.
 
     Args:
@@ -104,9 +104,9 @@ class Gateway:
         text_ids: TextIds,
         default_model: str,
         bounds: Bounds | None = None,
-        meter: Callable[[str], Meter] | None = None,
+        meter: Callable[[str], BatchObserver] | None = None,
         counted: Callable[[Sequence[NewPrediction]], None] = lambda _predictions: None,
-        privacy: Privacy | None = None,
+        privacy: TextMasker | None = None,
     ) -> None:
         bounds = bounds or Bounds()
         self._counted = counted
@@ -116,13 +116,13 @@ class Gateway:
         self._catalogue = catalogue
         self._traffic = traffic
         self._asked = asked
-        self._mint = Mint(clock, text_ids)
+        self._mint = PredictionFactory(clock, text_ids)
         self._default_model = default_model
         self._known_users: set[UUID] = set()
         self._in_flight: dict[tuple[UUID, str, str], asyncio.Future[None]] = {}
-        self._compute = Compute(replicas, bounds, meter)
+        self._compute = Dispatcher(replicas, bounds, meter)
         # Everything here was admitted by the first door, so this one refuses nobody.
-        self._store: Door[Submission, Outcome] = Door(
+        self._store: Batcher[Submission, Outcome] = Batcher(
             writer.commit,
             batch_weight=bounds.store_rows,
             slots=bounds.store_connections,
@@ -225,7 +225,7 @@ class Gateway:
         return Answer(status=201, body=body, timing=timing)
 
     async def embed(
-        self, texts: Sequence[str], place: Place = TEXT, *, space: str | None
+        self, texts: Sequence[str], place: BodyLocation = TEXT, *, space: str | None
     ) -> tuple[NDArray[np.float32], int]:
         """Vectors [n, d] of unit length in a space and the number of tokens read; stores nothing.
 
@@ -267,7 +267,7 @@ class Gateway:
             beside=catalogue.place(choice.record),
         )
 
-    async def _stored(self, submission: Submission) -> Passage[Outcome]:
+    async def _stored(self, submission: Submission) -> BatchResult[Outcome]:
         with reaching_the_database():
             stored = await self._store.submit([submission])
         if isinstance(outcome := stored.results[0], Failed):

@@ -16,8 +16,8 @@ from registry.store.records import VersionRecord
 from serving.core.caller import Caller
 from serving.core.catalog import Place
 from serving.errors import ModelNotReady, Overloaded, ServingError
-from serving.inference.dispatcher import Compute
-from serving.predictions.prediction import Mint, Predict
+from serving.inference.dispatcher import Dispatcher
+from serving.predictions.prediction import Predict, PredictionFactory
 from serving.predictions.routing import Arm, Split
 
 log = structlog.get_logger(__name__)
@@ -58,9 +58,9 @@ class Shadows:
 
     def __init__(
         self,
-        compute: Compute,
+        compute: Dispatcher,
         store: Callable[[Submission], Awaitable[object]],
-        mint: Mint,
+        mint: PredictionFactory,
         faults: Faults,
         *,
         room: int = 256,

@@ -32,7 +32,7 @@ class DatedReceipt:
     backups_expire_at: datetime
 
 
-class Erasures:
+class ErasureService:
     """Whatever was acknowledged before the call is erased when it returns; again: a receipt of zeros.
 
     `backup_days`: how long backups and archived log are kept at most, by the operator's word.

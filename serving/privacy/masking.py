@@ -35,7 +35,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BodyLocation:
     """Where in a request a text lies, or several in a list: what a problem names."""
 
     path: tuple[str | int, ...]
@@ -46,13 +46,13 @@ class Place:
         return (*self.path, index) if self.many else self.path
 
 
-TEXT: Final = Place(("body", "text"), many=False)
-TEXTS: Final = Place(("body", "texts"))
+TEXT: Final = BodyLocation(("body", "text"), many=False)
+TEXTS: Final = BodyLocation(("body", "texts"))
 
 Finder: TypeAlias = Callable[[str], Sequence[Found]]
 
 
-class Privacy:
+class TextMasker:
     """Nothing that the finder finds passes: it is masked, or the whole request is refused.
 
     The finder is called from several threads.
@@ -62,7 +62,7 @@ class Privacy:
         self._find = find
         self._mode = mode
 
-    async def admit(self, texts: Sequence[str], place: Place) -> Sequence[str]:
+    async def admit(self, texts: Sequence[str], place: BodyLocation) -> Sequence[str]:
         """The texts as they may be read and kept, in order.
 
         Raises:
@@ -102,7 +102,7 @@ def masked(text: str, spans: Sequence[Found]) -> str:
     return "".join([*parts, text[end:]])
 
 
-def _refuse(found: Sequence[Sequence[Found]], place: Place) -> None:
+def _refuse(found: Sequence[Sequence[Found]], place: BodyLocation) -> None:
     problems = [
         Problem(
             loc=place.of(index),

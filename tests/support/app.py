@@ -35,7 +35,7 @@ from db.search.similarity import Similarity
 from registry.store.records import VersionRecord
 from serving.accounts.authentication import Authenticator, FreshKey, fresh_key
 from serving.accounts.rate_limits import RateLimiter
-from serving.accounts.service import Accounts
+from serving.accounts.service import AccountService
 from serving.analytics.service import Insights
 from serving.api import Services, create_api
 from serving.api.dependencies import Recall
@@ -50,11 +50,11 @@ from serving.models.promotion import Promotions
 from serving.monitoring.collectors import Platform as Standing
 from serving.monitoring.collectors import Stored
 from serving.monitoring.metrics import Metrics
-from serving.predictions.history import Memory
+from serving.predictions.history import PredictionHistoryService
 from serving.predictions.routing import Split, Traffic
-from serving.predictions.service import Gateway
-from serving.privacy.erasure import Erasures
-from serving.privacy.masking import Privacy
+from serving.predictions.service import PredictionService
+from serving.privacy.erasure import ErasureService
+from serving.privacy.masking import TextMasker
 from serving.search.label_suggestions import Opinions
 from serving.search.service import Searching
 from serving.spaces.service import Spaces
@@ -171,7 +171,7 @@ def _platform(
     ids: Uuid7Clock,
     bounds: Bounds | None,
     rate: float,
-    privacy: Privacy | None = None,
+    privacy: TextMasker | None = None,
     **settings: Any,
 ) -> Platform:
     encoders, metrics, lacks = FakeEncoders(), Metrics(), []
@@ -180,7 +180,7 @@ def _platform(
     authenticator = Authenticator(
         records["keys"], installation_key=KEY, now=clock.now, monotonic=clock.monotonic
     )
-    gateway = Gateway(
+    gateway = PredictionService(
         replicas=lambda digest: metrics.watched(digest[:16], encoders),
         writer=records["writer"],
         idempotency=records["idempotency"],
@@ -241,14 +241,16 @@ def _platform(
             aside=aside,
             default_model=MODEL,
         ),
-        erasures=Erasures(records["erasures"], backup_days=30),
+        erasures=ErasureService(records["erasures"], backup_days=30),
     )
     services = Services(
         gateway=gateway,
-        memory=Memory(predictions=records["predictions"], feedback=records["feedback"], privacy=privacy),
+        memory=PredictionHistoryService(
+            predictions=records["predictions"], feedback=records["feedback"], privacy=privacy
+        ),
         recall=lambda: recall,
         spaces=Spaces(records["spaces"], lifecycle.space_encoder, catalogue),
-        accounts=Accounts(users=records["users"], keys=records["keys"], authenticator=authenticator),
+        accounts=AccountService(users=records["users"], keys=records["keys"], authenticator=authenticator),
         experiments=Experiments(records["experiments"], records["evidence"], catalogue, lifecycle.evaluate),
         lifecycle=lifecycle,
         authenticator=authenticator,

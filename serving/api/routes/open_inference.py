@@ -29,7 +29,7 @@ from serving.api.security import GuardedRoute, public, requires
 from serving.core.caller import Role
 from serving.errors import Invalid, NotFound, Problem
 from serving.predictions.prediction import Prediction
-from serving.privacy.masking import Place
+from serving.privacy.masking import BodyLocation
 
 router = APIRouter(prefix="/v2", route_class=GuardedRoute, tags=["open inference protocol"])
 
@@ -133,7 +133,7 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
         version=version,
         user_id=body.parameters.user_id,
         unit=body.parameters.unit,
-        place=Place(("body", "inputs", 0, "data")),
+        place=BodyLocation(("body", "inputs", 0, "data")),
         idempotent=False,
     )
     outputs = [output.name for output in body.outputs] or _BY_DEFAULT

@@ -15,7 +15,7 @@ from serving.api.schemas.fields import parse
 from serving.api.security import GuardedRoute, requires
 from serving.core.caller import Role
 from serving.errors import NotFound
-from serving.privacy.masking import Place
+from serving.privacy.masking import BodyLocation
 
 router = APIRouter(route_class=GuardedRoute, tags=["embeddings"])
 
@@ -32,7 +32,7 @@ async def embeddings(request: Request) -> Response:
         raise NotFound(f"there is no such embedding model: use {space!r}")
     services.limits.take(caller_of(request), len(body.input))
     vectors, tokens = await while_connected(
-        request.receive, services.gateway.embed(body.input, Place(("body", "input")), space=space)
+        request.receive, services.gateway.embed(body.input, BodyLocation(("body", "input")), space=space)
     )
     rows = np.ascontiguousarray(vectors, "<f4")
     data = [

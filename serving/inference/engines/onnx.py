@@ -8,12 +8,12 @@ import onnxruntime as ort
 
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import ENGINES, EncoderSettings, Engine
-from serving.inference.engines.scheduler import Lanes
+from serving.inference.engines.scheduler import Scheduler
 from serving.inference.microbatches import (
     BULK_TOKEN_BUDGET,
     TOKEN_BUDGET,
-    Cut,
     MicroBatch,
+    MicroBatchPlan,
     Tokenised,
     WarmUp,
     cut,
@@ -36,7 +36,7 @@ class OnnxEncoder:
         model = str(bundle.file(ENGINES[engine]))
         self._narrow = _session(model, threads=1)
         self._wide = _session(model, threads=threads) if threads > 1 else self._narrow
-        self._lanes = Lanes(threads)
+        self._lanes = Scheduler(threads)
         self._running = 0
         self._counting = threading.Lock()
 
@@ -54,7 +54,7 @@ class OnnxEncoder:
                 yield cuts[0].passed(texts, *self._wide.run(_OUTPUTS, cuts[0].inputs))
             else:
 
-                def passed(piece: Cut) -> MicroBatch:
+                def passed(piece: MicroBatchPlan) -> MicroBatch:
                     return piece.passed(texts, *self._narrow.run(_OUTPUTS, piece.inputs))
 
                 yield from self._lanes.map(passed, cuts, bulk=bulk)

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import ENGINES, EncoderSettings, Engine
-from serving.inference.engines.scheduler import Lanes
+from serving.inference.engines.scheduler import Scheduler
 from serving.inference.microbatches import (
     BULK_TOKEN_BUDGET,
     MAX_ROWS,
     TOKEN_BUDGET,
-    Cut,
     MicroBatch,
+    MicroBatchPlan,
     Tokenised,
     WarmUp,
     cut,
@@ -52,7 +52,7 @@ class OpenVinoEncoder:
         core = ov.Core()
         model = core.read_model(bundle.file(ENGINES[self.engine]))
         streams = core.compile_model(model, "CPU", _properties(streams=threads, threads=threads))
-        self._lanes = Lanes(threads)
+        self._lanes = Scheduler(threads)
         self._idle: SimpleQueue[ov.InferRequest] = SimpleQueue()
         for _ in range(threads):
             self._idle.put(streams.create_infer_request())
@@ -96,7 +96,7 @@ class OpenVinoEncoder:
             shapes=self._shapes - len(self._cold), of=self._shapes, seconds=time.monotonic() - started
         )
 
-    def _run_solo(self, only: Cut, texts: Sequence[str]) -> MicroBatch | None:
+    def _run_solo(self, only: MicroBatchPlan, texts: Sequence[str]) -> MicroBatch | None:
         """All threads on one micro-batch, unless a shape is being compiled there."""
         if self._solo is None or not self._solo_free.acquire(blocking=False):
             return None
@@ -106,7 +106,7 @@ class OpenVinoEncoder:
         finally:
             self._solo_free.release()
 
-    def _run_lane(self, piece: Cut, texts: Sequence[str]) -> MicroBatch:
+    def _run_lane(self, piece: MicroBatchPlan, texts: Sequence[str]) -> MicroBatch:
         request = self._idle.get()
         try:
             request.infer(piece.inputs, share_inputs=True)

@@ -13,7 +13,7 @@ Output = TypeVar("Output")
 _BULK_TURN = 4
 
 
-class Lanes:
+class Scheduler:
     """So many passes at a time. A waiting small pass overtakes bulk ones, at most three in a row."""
 
     def __init__(self, threads: int) -> None:

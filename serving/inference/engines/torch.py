@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import WEIGHTS, EncoderSettings
 from registry.errors import BundleInvalid
-from serving.inference.microbatches import Cut, MicroBatch, Tokenised, WarmUp, cut, tokenizer_of
+from serving.inference.microbatches import MicroBatch, MicroBatchPlan, Tokenised, WarmUp, cut, tokenizer_of
 
 _TOKEN_BUDGET = 16_384
 
@@ -53,7 +53,7 @@ class TorchEncoder:
             pass
         return WarmUp(shapes=1, of=1, seconds=time.monotonic() - started)
 
-    def _forward(self, piece: Cut) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _forward(self, piece: MicroBatchPlan) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         with torch.inference_mode():
             ids = torch.from_numpy(piece.ids).to(self._device)
             mask = torch.from_numpy(piece.mask).to(self._device)

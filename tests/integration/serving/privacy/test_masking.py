@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from serving.privacy.masking import Privacy
+from serving.privacy.masking import TextMasker
 from serving.privacy.pii import Recognisers
 from tests.support.app import Platform, stored_platform
 from tests.support.held import everything
@@ -23,13 +23,13 @@ def find() -> Recognisers:
 
 @pytest.fixture
 async def masking(url: str, find: Recognisers) -> AsyncIterator[Platform]:
-    async with stored_platform(url, privacy=Privacy(find, "mask")) as platform:
+    async with stored_platform(url, privacy=TextMasker(find, "mask")) as platform:
         yield platform
 
 
 @pytest.fixture
 async def refusing(url: str, find: Recognisers) -> AsyncIterator[Platform]:
-    async with stored_platform(url, privacy=Privacy(find, "refuse")) as platform:
+    async with stored_platform(url, privacy=TextMasker(find, "refuse")) as platform:
         yield platform
 
 

@@ -5,7 +5,7 @@ from uuid import uuid4
 import pytest
 
 from serving.accounts.authentication import Authenticator, digest
-from serving.accounts.service import Accounts, WantedKey
+from serving.accounts.service import AccountService, WantedKey
 from serving.core.caller import Caller, Role
 from serving.errors import Conflict, Invalid, NotFound, StoreUnavailable, Unauthenticated
 from tests.fakes.data import FakeKeys, FakeStore, FakeUsers
@@ -19,7 +19,9 @@ class World:
         self.store = FakeStore()
         keys = FakeKeys(self.store)
         self.authenticator = Authenticator(keys, installation_key=b"k" * 32)
-        self.accounts = Accounts(users=FakeUsers(self.store), keys=keys, authenticator=self.authenticator)
+        self.accounts = AccountService(
+            users=FakeUsers(self.store), keys=keys, authenticator=self.authenticator
+        )
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from serving.errors import NotReady, Overloaded
 from serving.inference import batcher
-from serving.inference.batcher import Door
+from serving.inference.batcher import Batcher
 
 pytestmark = pytest.mark.anyio
 
@@ -39,8 +39,8 @@ class Room:
 
 def door(
     room: Room, *, slots: int = 1, batch: int = 4, capacity: int = 100, quantum: int = 2
-) -> Door[str, str]:
-    return Door(room.run, batch_weight=batch, slots=slots, capacity=capacity, patience=60, quantum=quantum)
+) -> Batcher[str, str]:
+    return Batcher(room.run, batch_weight=batch, slots=slots, capacity=capacity, patience=60, quantum=quantum)
 
 
 async def test_an_idle_door_lets_a_single_item_through_at_once() -> None:
@@ -117,7 +117,7 @@ async def test_a_batch_that_raises_answers_everybody_in_it_and_the_door_goes_on(
             raise NotReady("the replica is gone")
         return list(items)
 
-    entry: Door[str, str] = Door(run, batch_weight=4, slots=1, capacity=10, patience=60)
+    entry: Batcher[str, str] = Batcher(run, batch_weight=4, slots=1, capacity=10, patience=60)
     answers = await asyncio.gather(entry.submit(["a"]), entry.submit(["b"]), return_exceptions=True)
     assert [type(answer) for answer in answers] == [NotReady, NotReady]
     assert (await entry.submit(["c"])).results == ["c"]
@@ -144,7 +144,7 @@ async def test_who_would_wait_too_long_is_refused_at_once(monkeypatch: pytest.Mo
     now = 0.0
     monkeypatch.setattr(batcher, "perf_counter", lambda: now)
     room = Room()
-    entry = Door(room.run, batch_weight=1, slots=1, capacity=100, patience=60, longest_wait=1.5)
+    entry = Batcher(room.run, batch_weight=1, slots=1, capacity=100, patience=60, longest_wait=1.5)
     first = asyncio.create_task(entry.submit(["a"]))
     second = asyncio.create_task(entry.submit(["b"]))
     third = asyncio.create_task(entry.submit(["c"]))
@@ -176,7 +176,7 @@ async def test_whose_patience_ends_before_the_turn_is_refused_and_never_computed
     now = 0.0
     monkeypatch.setattr(batcher, "perf_counter", lambda: now)
     room = Room()
-    entry = Door(room.run, batch_weight=4, slots=1, capacity=100, patience=30)
+    entry = Batcher(room.run, batch_weight=4, slots=1, capacity=100, patience=30)
     first = asyncio.create_task(entry.submit(["a"]))
     await room.until(1)
     late = asyncio.create_task(entry.submit(["b"]))
@@ -212,7 +212,7 @@ async def test_a_caller_who_left_is_never_computed() -> None:
 
 async def test_heavy_items_fill_a_batch_and_one_beyond_the_limit_runs_alone() -> None:
     room = Room()
-    entry: Door[str, str] = Door(
+    entry: Batcher[str, str] = Batcher(
         room.run, batch_weight=4, slots=1, capacity=100, patience=60, quantum=4, weigh=len
     )
     tasks = [asyncio.create_task(entry.submit([item])) for item in ("aaa", "bbb", "cccccc", "d")]

@@ -1,4 +1,4 @@
-"""Compute: scores of one encoder joined with vectors of another, each text with its own."""
+"""Dispatcher: scores of one encoder joined with vectors of another, each text with its own."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,7 +7,7 @@ import pytest
 
 from serving.core.catalog import Place
 from serving.errors import ModelNotReady
-from serving.inference.dispatcher import Ask, Bounds, Compute, Inference
+from serving.inference.dispatcher import Ask, Bounds, Dispatcher, Inference
 from tests.fakes.data import FakeEncoders, vector_of
 from tests.support.app import record
 
@@ -29,13 +29,13 @@ def encoders() -> dict[str, FakeEncoders]:
 
 
 @pytest.fixture
-def compute(encoders: dict[str, FakeEncoders]) -> Compute:
-    return Compute(encoders.__getitem__, Bounds())
+def compute(encoders: dict[str, FakeEncoders]) -> Dispatcher:
+    return Dispatcher(encoders.__getitem__, Bounds())
 
 
 @pytest.mark.parametrize("count", [1, 3, len(TEXTS)])
 async def test_a_version_outside_the_space_gets_the_vectors_of_the_spaces_encoder(
-    compute: Compute, encoders: dict[str, FakeEncoders], count: int
+    compute: Dispatcher, encoders: dict[str, FakeEncoders], count: int
 ) -> None:
     place = Place(scorer="foreign", embedder="space")
     found = await compute.infer(TEXTS[:count], record("1"), place)
@@ -49,14 +49,14 @@ async def test_a_version_outside_the_space_gets_the_vectors_of_the_spaces_encode
 
 
 async def test_a_version_in_the_space_costs_one_pass(
-    compute: Compute, encoders: dict[str, FakeEncoders]
+    compute: Dispatcher, encoders: dict[str, FakeEncoders]
 ) -> None:
     await compute.infer(TEXTS, record("1"), Place(scorer="space", embedder="space"))
     assert (encoders["space"].batches, encoders["foreign"].batches) == ([len(TEXTS)], [])
 
 
 async def test_an_encoder_that_fails_holds_up_nobody_else(
-    compute: Compute, encoders: dict[str, FakeEncoders]
+    compute: Dispatcher, encoders: dict[str, FakeEncoders]
 ) -> None:
     encoders["foreign"].fault = ModelNotReady("gone")
     with pytest.raises(ModelNotReady):

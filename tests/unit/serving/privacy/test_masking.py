@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from serving.errors import Invalid
-from serving.privacy.masking import TEXT, TEXTS, Found, Kind, Place, Privacy, masked, merged
+from serving.privacy.masking import TEXT, TEXTS, BodyLocation, Found, Kind, TextMasker, masked, merged
 from serving.privacy.pii import Recognisers, Undecided
 
 pytestmark = pytest.mark.anyio
@@ -167,7 +167,7 @@ def test_masking_removes_the_spans_and_nothing_else(text: str, spans: list[Found
 
 
 async def test_refusing_says_what_lies_where_and_never_the_value(find: Recognisers) -> None:
-    privacy = Privacy(find, "refuse")
+    privacy = TextMasker(find, "refuse")
     texts = ["fine", "write to ada@example.org", "at 10.1.2.3"]
     with pytest.raises(Invalid) as caught:
         await privacy.admit(texts, TEXTS)
@@ -179,13 +179,13 @@ async def test_refusing_says_what_lies_where_and_never_the_value(find: Recognise
     assert "10.1" not in said
     assert await privacy.admit(["fine"], TEXT) == ["fine"]
     with pytest.raises(Invalid) as caught:
-        await privacy.admit(texts[1:2], Place(("body", "comment"), many=False))
+        await privacy.admit(texts[1:2], BodyLocation(("body", "comment"), many=False))
     assert caught.value.problems[0].loc == ("body", "comment")
 
 
 async def test_many_texts_are_masked_in_order_beside_the_loop(find: Recognisers) -> None:
     texts = [f"text {index} by u{index}@example.org " + "x" * 100 for index in range(100)]
-    found = await Privacy(find, "mask").admit(texts, TEXTS)
+    found = await TextMasker(find, "mask").admit(texts, TEXTS)
     assert found == [f"text {index} by <EMAIL> " + "x" * 100 for index in range(100)]
 
 

@@ -5,14 +5,14 @@ from threading import Event
 
 import pytest
 
-from serving.inference.engines.scheduler import Lanes
+from serving.inference.engines.scheduler import Scheduler
 
 
 class Runway:
     """One lane, held by a first pass until the test lets it go; notes in which order the others ran."""
 
     def __init__(self) -> None:
-        self.lanes = Lanes(1)
+        self.lanes = Scheduler(1)
         self.order: list[str] = []
         self._held, self._begun = Event(), Event()
         self._callers = ThreadPoolExecutor(8)
@@ -51,7 +51,7 @@ def test_bulk_gets_every_fourth_pass_while_small_ones_keep_coming() -> None:
 
 
 def test_results_keep_the_order_of_their_inputs_and_an_error_is_the_callers() -> None:
-    lanes = Lanes(3)
+    lanes = Scheduler(3)
     assert list(lanes.map(lambda n: n * n, range(20), bulk=True)) == [n * n for n in range(20)]
     with pytest.raises(ZeroDivisionError):
         list(lanes.map(lambda n: 1 // n, [1, 0, 1], bulk=False))
