@@ -1,0 +1,11 @@
+"""What others rely on changes only on purpose, and is seen in the diff of one file."""
+
+from tests.support.surface import FILE, surface
+
+
+def test_the_public_surface_is_what_it_was() -> None:
+    written = FILE.read_text().splitlines()
+    found = surface()
+    gone = sorted(set(written) - set(found))
+    new = sorted(set(found) - set(written))
+    assert (gone, new) == ([], []), "if that is meant: python -m tests.support.surface"
