@@ -13,12 +13,12 @@ from typing import Any
 from sklearn.metrics import accuracy_score, f1_score
 
 from benchmarks.load import CACHE
-from benchmarks.report import table
 from registry.bundles.bundle import LABELS
 from registry.data import corpora
 from registry.data.corpora import Example, Part
 from serving.cli.client import Client
 from serving.cli.output import connect
+from tests.support.tables import table
 
 SOURCE = "rated-products"
 BATCH = 500

@@ -2,23 +2,15 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks.machine import machine
+from tests.support.tables import table
 
 FOLDER = Path(os.environ.get("VALENCE_BENCH", ".cache/bench"))
-
-
-def table(rows: Sequence[Sequence[object]]) -> Iterator[str]:
-    """Rows as lines of a Markdown table; the first is the head."""
-    head, *body = [[str(cell) for cell in row] for row in rows]
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'---|' * len(head)}"
-    for row in body:
-        yield f"| {' | '.join(row)} |"
 
 
 def middle(values: Sequence[float]) -> str:

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.faults.catalogue import FAULTS, SHORT
-from benchmarks.faults.fault import Fault
-from benchmarks.faults.trial import Plan, undergo
+from tests.support.faults.catalogue import FAULTS, SHORT
+from tests.support.faults.fault import Fault
+from tests.support.faults.trial import Plan, undergo
 from tests.support.live import LivePlatform, live_platform
 
 PLAN = Plan(before=1.0, steady=2.0)

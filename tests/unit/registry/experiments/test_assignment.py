@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import trials as simulated
 from registry.experiments.assignment import bucket, in_challenger
+from tests.support import simulations as simulated
 
 SHARES = st.floats(0, 1)
 

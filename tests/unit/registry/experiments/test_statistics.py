@@ -13,9 +13,9 @@ from scipy.integrate import quad
 from scipy.special import comb
 from scipy.stats import norm
 
-from benchmarks import trials as simulated
 from registry.experiments import statistics
 from registry.experiments.statistics import ArmFeedback, Split
+from tests.support import simulations as simulated
 
 MEANS = st.lists(st.sampled_from([0.0, 0.2, 1 / 3, 0.5, 2 / 3, 0.8, 1.0]), min_size=1, max_size=50)
 

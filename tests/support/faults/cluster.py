@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.faults.ledger import Ledger
-from benchmarks.faults.processes import ENCODER, found
 from k8s.rendered import render
+from tests.support.faults.ledger import Ledger
+from tests.support.faults.processes import ENCODER, found
 from tests.support.live import LivePlatform
 from tests.support.nodes import Nodes, nodes
 from tests.support.postgres import running_server

@@ -3,11 +3,11 @@
 import time
 from dataclasses import dataclass, field
 
-from benchmarks.faults.clients import Clients
-from benchmarks.faults.fault import Fault
-from benchmarks.faults.ledger import Kind, Ledger
-from benchmarks.faults.proof import Canaries
 from tests.support.clock import eventually
+from tests.support.faults.clients import Clients
+from tests.support.faults.fault import Fault
+from tests.support.faults.ledger import Kind, Ledger
+from tests.support.faults.proof import Canaries
 from tests.support.live import LivePlatform
 
 MOST_RECOVERY_SECONDS = 15.0

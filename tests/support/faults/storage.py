@@ -9,11 +9,11 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from benchmarks.faults.cgroup import limited
-from benchmarks.faults.ledger import Ledger
-from benchmarks.faults.processes import POSTGRES, found
-from benchmarks.faults.proof import database
 from serving.core.connections import DATABASE, REGISTRY_SUFFIX
+from tests.support.faults.cgroup import limited
+from tests.support.faults.ledger import Ledger
+from tests.support.faults.processes import POSTGRES, found
+from tests.support.faults.proof import database
 from tests.support.live import LivePlatform
 
 CUTS = 10

@@ -2,11 +2,11 @@
 
 from typing import Final
 
-from benchmarks.faults.clock import clock_jump
-from benchmarks.faults.cluster import raylet_killed, several_nodes
-from benchmarks.faults.fault import Fault, together
-from benchmarks.faults.grounds import DISK_MIB, faked_clock, own_registry, plain, small_disk
-from benchmarks.faults.processes import (
+from tests.support.faults.clock import clock_jump
+from tests.support.faults.cluster import raylet_killed, several_nodes
+from tests.support.faults.fault import Fault, together
+from tests.support.faults.grounds import DISK_MIB, faked_clock, own_registry, plain, small_disk
+from tests.support.faults.processes import (
     CONTROL,
     CONTROLLER,
     ENCODER,
@@ -21,7 +21,7 @@ from benchmarks.faults.processes import (
     postmaster,
     stalled,
 )
-from benchmarks.faults.storage import (
+from tests.support.faults.storage import (
     CUTS,
     WRITES_A_SECOND,
     connections_cut,

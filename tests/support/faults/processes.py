@@ -6,10 +6,10 @@ from contextlib import contextmanager, suppress
 
 import psutil
 
-from benchmarks.faults.cgroup import limited
-from benchmarks.faults.clients import Clients
-from benchmarks.faults.fault import Injury
-from benchmarks.faults.ledger import Ledger
+from tests.support.faults.cgroup import limited
+from tests.support.faults.clients import Clients
+from tests.support.faults.fault import Injury
+from tests.support.faults.ledger import Ledger
 from tests.support.live import LivePlatform
 
 Part = Callable[[LivePlatform], Sequence[psutil.Process]]

@@ -6,13 +6,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.faults import document
-from benchmarks.faults.catalogue import FAULTS, SHORT
-from benchmarks.faults.clients import judged
-from benchmarks.faults.ledger import Answer, Event, Kind, Ledger
-from benchmarks.faults.proof import same
-from benchmarks.faults.texts import texts
-from benchmarks.faults.trial import Result
+from tests.support.faults import document
+from tests.support.faults.catalogue import FAULTS, SHORT
+from tests.support.faults.clients import judged
+from tests.support.faults.ledger import Answer, Event, Kind, Ledger
+from tests.support.faults.proof import same
+from tests.support.faults.texts import texts
+from tests.support.faults.trial import Result
 
 
 def ledger_of(**ends: Kind) -> Ledger:
@@ -93,7 +93,7 @@ def test_the_table_replaces_only_what_is_between_the_markers(tmp_path: Path) -> 
         name=FAULTS[0].name, sent=9, answered=5, refused=3, failed=1, wrong=0, lost=0, lasted=0, recovered=4.2,
         refusals={"503": 3}, failures={"ReadError": 1},
     )  # fmt: skip
-    document.write(page, FAULTS[:2], [result], {FAULTS[1].name: "root"})
+    document.write(page, "a machine", FAULTS[:2], [result], {FAULTS[1].name: "root"})
     written = page.read_text()
     assert written.startswith("before\n")
     assert written.endswith("\nafter\n")
@@ -105,7 +105,7 @@ def test_the_table_replaces_only_what_is_between_the_markers(tmp_path: Path) -> 
 def test_a_page_without_markers_is_refused(tmp_path: Path) -> None:
     (page := tmp_path / "faults.md").write_text("nothing")
     with pytest.raises(ValueError, match="no markers"):
-        document.write(page, [], [], {})
+        document.write(page, "a machine", [], [], {})
 
 
 def test_faults_have_names_of_their_own_and_the_short_ones_share_a_ground() -> None:

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from benchmarks.faults.ledger import Ledger
+from tests.support.faults.ledger import Ledger
 from tests.support.live import LivePlatform
 
 Injury: TypeAlias = Callable[[LivePlatform, Ledger], AbstractContextManager[None]]

@@ -12,11 +12,11 @@ from itertools import islice
 import httpx
 import psycopg
 
-from benchmarks.faults.clients import answer_in
-from benchmarks.faults.ledger import Answer
-from benchmarks.faults.texts import texts
 from db.embedded.server import EmbeddedPostgres
 from serving.core.connections import DATABASE
+from tests.support.faults.clients import answer_in
+from tests.support.faults.ledger import Answer
+from tests.support.faults.texts import texts
 from tests.support.live import LivePlatform
 
 TOLERANCE = 1e-5

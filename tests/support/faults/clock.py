@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.faults.fault import Injury
-from benchmarks.faults.grounds import CLOCK
-from benchmarks.faults.ledger import Ledger
+from tests.support.faults.fault import Injury
+from tests.support.faults.grounds import CLOCK
+from tests.support.faults.ledger import Ledger
 from tests.support.live import LivePlatform
 
 

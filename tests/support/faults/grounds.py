@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.faults.fault import Missing
+from tests.support.faults.fault import Missing
 from tests.support.live import LivePlatform, live_platform
 from tests.support.tracking import tracking_server
 

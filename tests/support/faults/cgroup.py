@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.faults.fault import Missing
+from tests.support.faults.fault import Missing
 
 _ROOT = Path("/sys/fs/cgroup")
 _MEMBERS = "cgroup.procs"

@@ -12,8 +12,8 @@ from typing import Self
 
 import httpx
 
-from benchmarks.faults.ledger import Answer, Kind, Ledger
-from benchmarks.faults.texts import texts
+from tests.support.faults.ledger import Answer, Kind, Ledger
+from tests.support.faults.texts import texts
 from tests.support.live import LivePlatform
 
 MOST_CLIENTS = 1_000

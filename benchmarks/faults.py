@@ -12,12 +12,12 @@ from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
-from benchmarks.faults.catalogue import FAULTS
-from benchmarks.faults.document import GOAL, PAGE, rows, write
-from benchmarks.faults.fault import Fault, Missing
-from benchmarks.faults.trial import Plan, Result, undergo
 from benchmarks.machine import machine
 from benchmarks.report import FOLDER, report
+from tests.support.faults.catalogue import FAULTS
+from tests.support.faults.document import GOAL, PAGE, rows, write
+from tests.support.faults.fault import Fault, Missing
+from tests.support.faults.trial import Plan, Result, undergo
 
 
 def main() -> int:
@@ -44,7 +44,7 @@ def main() -> int:
         print(*outcome.examples, sep="\n")
         # After each, so that a run that is broken off keeps what it found.
         report("faults", rows([outcome]), {"goal": GOAL, "results": [asdict(result) for result in kept]})
-        write(PAGE, FAULTS, kept, missing)
+        write(PAGE, machine(), FAULTS, kept, missing)
     return int(missed)
 
 

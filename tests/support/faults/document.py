@@ -4,10 +4,9 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.faults.fault import Fault
-from benchmarks.faults.trial import MOST_RECOVERY_SECONDS, Result
-from benchmarks.machine import machine
-from benchmarks.report import table
+from tests.support.faults.fault import Fault
+from tests.support.faults.trial import MOST_RECOVERY_SECONDS, Result
+from tests.support.tables import table
 
 PAGE = Path("docs/faults.md")
 BEGIN, END = "<!-- written by `make faults`: begin -->", "<!-- end -->"
@@ -22,8 +21,10 @@ def rows(results: Sequence[Result]) -> list[Sequence[object]]:
     return [_HEAD, *map(_row, results)]
 
 
-def write(page: Path, faults: Sequence[Fault], results: Sequence[Result], missing: dict[str, str]) -> None:
-    """Put the results into the page.
+def write(
+    page: Path, machine: str, faults: Sequence[Fault], results: Sequence[Result], missing: dict[str, str]
+) -> None:
+    """Put the results, and the machine that they come from, into the page.
 
     Raises:
         ValueError: the page has no place for them.
@@ -32,13 +33,11 @@ def write(page: Path, faults: Sequence[Fault], results: Sequence[Result], missin
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{page} has no markers")
-    lines = "\n".join(_lines(faults, results, missing))
+    lines = "\n".join([f"{machine}, {datetime.now(UTC):%d %B %Y}.", "", *_lines(faults, results, missing)])
     page.write_text(f"{before}{BEGIN}\n{lines}\n{END}{after}")
 
 
 def _lines(faults: Sequence[Fault], results: Sequence[Result], missing: dict[str, str]) -> Iterator[str]:
-    yield f"{machine()}, {datetime.now(UTC):%d %B %Y}."
-    yield ""
     yield from table(rows(results))
     yield ""
     for fault in faults:
