@@ -20,7 +20,7 @@ import jwt
 
 from db.accounts.keys import Key
 from serving.core.caller import Caller, Role
-from serving.core.database_errors import reaching_the_database
+from serving.core.database_errors import translate_database_errors
 from serving.errors import Unauthenticated
 
 PREFIX: Final = "vk_"
@@ -160,7 +160,7 @@ class Authenticator:
         """Store when the keys checked since the last call were used."""
         used, self._used = self._used, {}
         if used:
-            with reaching_the_database():
+            with translate_database_errors():
                 await self._keys.touch({key: datetime.fromtimestamp(at, UTC) for key, at in used.items()})
 
     async def _of_key(self, text: str) -> Key:
@@ -217,7 +217,7 @@ class Authenticator:
 
     async def _look_up(self, key_id: UUID) -> Key | None:
         until = self._monotonic() + self._trust_seconds
-        with reaching_the_database():
+        with translate_database_errors():
             key = await self._keys.by_id(key_id)
         self._trusted[key_id] = _Trusted(key, until)
         self._trusted.move_to_end(key_id)

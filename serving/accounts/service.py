@@ -13,7 +13,7 @@ from db.accounts.keys import Key, NewKey
 from db.accounts.users import User
 from serving.accounts.authentication import Authenticator, fresh_key
 from serving.core.caller import Caller, Role
-from serving.core.database_errors import reaching_the_database
+from serving.core.database_errors import translate_database_errors
 from serving.errors import Invalid, Problem
 
 
@@ -69,12 +69,12 @@ class AccountService:
 
     async def add_user(self, username: str, email: str, caller: Caller) -> User:
         """Raises Conflict if the name or the address is taken."""
-        with reaching_the_database():
+        with translate_database_errors():
             return await self._users.create(username=username, email=email, actor=caller.key_id)
 
     async def user(self, user_id: UUID) -> User:
         """Raises NotFound."""
-        with reaching_the_database():
+        with translate_database_errors():
             return await self._users.get(user_id)
 
     async def add_key(self, wanted: WantedKey, caller: Caller) -> IssuedKey:
@@ -89,7 +89,7 @@ class AccountService:
             rate_limit=wanted.rate_limit,
             expires_at=wanted.expires_at,
         )
-        with reaching_the_database():
+        with translate_database_errors():
             try:
                 record = await self._keys.create(new, actor=caller.key_id)
             except db_errors.NotFound as error:
@@ -100,11 +100,11 @@ class AccountService:
 
     async def keys(self) -> tuple[Key, ...]:
         """All keys, ended ones too, oldest first."""
-        with reaching_the_database():
+        with translate_database_errors():
             return await self._keys.list()
 
     async def revoke_key(self, key_id: UUID, caller: Caller) -> None:
         """Raises NotFound; ending a key again changes nothing."""
-        with reaching_the_database():
+        with translate_database_errors():
             await self._keys.revoke(key_id, actor=caller.key_id)
         self._authenticator.forget(key_id)

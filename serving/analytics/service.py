@@ -33,9 +33,9 @@ from serving.analytics.results import (
     Topic,
     Topics,
 )
-from serving.core.catalog import Catalogue
-from serving.core.database_errors import reaching_the_database
-from serving.core.executor import Aside
+from serving.core.catalog import Catalog
+from serving.core.database_errors import translate_database_errors
+from serving.core.executor import BackgroundExecutor
 from serving.search.label_suggestions import HEARD
 from serving.search.service import DUPLICATE
 
@@ -98,14 +98,14 @@ class Insights:
         windows: WindowRecords,
         truths: JudgedTexts,
         contrasts: ContrastRecords,
-        catalogue: Callable[[], Catalogue],
-        aside: Aside,
+        catalog: Callable[[], Catalog],
+        aside: BackgroundExecutor,
         default_model: str,
     ) -> None:
         self._windows = windows
         self._truths = truths
         self._contrasts = contrasts
-        self._catalogue = catalogue
+        self._catalog = catalog
         self._aside = aside
         self._default_model = default_model
 
@@ -118,7 +118,7 @@ class Insights:
         """
         model = self._model(model)
         window = span.window(RECENT)
-        with reaching_the_database():
+        with translate_database_errors():
             sample = await self._windows.sample(model, window, size=TOPIC_TEXTS)
             judged = await self._windows.judged(model, window, [each.text_id for each in sample])
         topics = await self._aside.run(lambda: _topics(sample, judged, most))
@@ -133,7 +133,7 @@ class Insights:
         """
         model = self._model(model)
         window = span.window(RECENT)
-        with reaching_the_database():
+        with translate_database_errors():
             sample = await self._windows.sample(model, window, size=REVIEW_TEXTS)
             truths = await self._truths.latest(model, most=REVIEW_TRUTHS)
         candidates = [each for each in sample if not each.judged]
@@ -158,9 +158,9 @@ class Insights:
             Overloaded: too many analyses are under way.
         """
         for version in (one, other):
-            self._catalogue().entry(model, version)
+            self._catalog().entry(model, version)
         window = span.window(RECENT)
-        with reaching_the_database():
+        with translate_database_errors():
             found = await self._contrasts.between(
                 model, one, other, window, one_label=one_label, other_label=other_label, size=DIFF_TEXTS
             )
@@ -184,7 +184,7 @@ class Insights:
         model = self._model(model)
         now = recent.window(DRIFT_RECENT)
         then = reference.window(RECENT, until=now.since)
-        with reaching_the_database():
+        with translate_database_errors():
             new = await self._windows.sample(model, now, size=DRIFT_TEXTS, seed=1)
             old = await self._windows.sample(model, then, size=DRIFT_TEXTS, seed=2)
         return await self._aside.run(lambda: _drift(model, _mix(then, old), old, _mix(now, new), new, most))
@@ -192,7 +192,7 @@ class Insights:
     def _model(self, name: str | None) -> str:
         """The model that is meant, if there is one of this name."""
         model = name or self._default_model
-        self._catalogue().versions(model)
+        self._catalog().versions(model)
         return model
 
 

@@ -13,7 +13,7 @@ from serving.accounts.service import AccountService
 from serving.analytics.service import Insights
 from serving.control.lifecycle import Lifecycle
 from serving.core.caller import Caller
-from serving.core.catalog import Catalogue
+from serving.core.catalog import Catalog
 from serving.core.tracing import Spans
 from serving.experiments.service import Experiments
 from serving.monitoring.metrics import Metrics
@@ -50,7 +50,7 @@ class Services:
     experiments: Experiments
     authenticator: Authenticator
     limits: RateLimiter
-    catalogue: Callable[[], Catalogue]
+    catalog: Callable[[], Catalog]
     missing: Readiness
     metrics: Metrics
     version: str

@@ -17,7 +17,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from registry.store.records import EncoderRecord, VersionRecord
-from serving.core.catalog import short
+from serving.core.catalog import short_digest
 from serving.errors import NotReady
 
 DEPLOYMENT = "encoder"
@@ -46,13 +46,13 @@ class EncoderState:
 
 def target(record: EncoderRecord, application: Application) -> RunTarget:
     """The application of an encoder, as Ray Serve runs it: no route leads to it."""
-    return RunTarget(application, name=_PREFIX + short(record.digest), route_prefix=None)
+    return RunTarget(application, name=_PREFIX + short_digest(record.digest), route_prefix=None)
 
 
 def handle_of(digest: str) -> DeploymentHandle:
     """The replicas of an encoder, whether they run or not."""
     return serve.get_deployment_handle(
-        DEPLOYMENT, app_name=_PREFIX + short(digest), _check_exists=False, _record_telemetry=False
+        DEPLOYMENT, app_name=_PREFIX + short_digest(digest), _check_exists=False, _record_telemetry=False
     )
 
 

@@ -1,4 +1,4 @@
-"""The fleet: makes what runs match what the registry and the traffic ask, and publishes the catalogue.
+"""The fleet: makes what runs match what the registry and the traffic ask, and publishes the catalog.
 
 One per cluster. Looks at the registry each second; a version is `ready` once every replica of its encoder has proven
 that it loads and answers. Ingress replicas follow by a long poll. Never touches a request.
@@ -17,7 +17,7 @@ from registry.store.records import EncoderRecord, VersionRecord
 from serving.control.backoff import Failures
 from serving.control.pool import EncoderState, Running
 from serving.control.registry_cache import Registered, Roster
-from serving.core.catalog import CHAMPION, Catalogue, Entry, State, short
+from serving.core.catalog import CHAMPION, Catalog, CatalogEntry, VersionState, short_digest
 from serving.errors import ServingError
 
 log = structlog.get_logger(__name__)
@@ -76,7 +76,7 @@ async def _whole(_space: str) -> bool:
 
 
 class Fleet:
-    """Publishes a new catalogue whenever a version, an alias or a state changes.
+    """Publishes a new catalog whenever a version, an alias or a state changes.
 
     What can't be loaded leaves the present champion answering. An encoder that nobody needs any more runs on for
     `grace` seconds, in which going back is instant.
@@ -90,7 +90,7 @@ class Fleet:
         model: whose champion embeds texts, if its encoder is in the space.
         tried: model and version of what the running experiments need.
         history: who keeps what happened; told of every champion that is seen.
-        first: the first catalogue's revision, at least 1.
+        first: the first catalog's revision, at least 1.
         clock: seconds, never stepping back.
     """
 
@@ -128,27 +128,27 @@ class Fleet:
         self._champions: dict[str, str] = {}
         self._postponed = False
         self._next = first
-        self._catalogue = Catalogue()
+        self._catalog = Catalog()
         self._changed = asyncio.Condition()
         self._soon = asyncio.Event()
 
     @property
-    def catalogue(self) -> Catalogue:
+    def catalog(self) -> Catalog:
         """What was published last."""
-        return self._catalogue
+        return self._catalog
 
-    async def watch(self, revision: int, timeout: float = 20.0) -> Catalogue:
-        """The catalogue as soon as it differs from `revision`, or as it stands after `timeout` seconds.
+    async def watch(self, revision: int, timeout: float = 20.0) -> Catalog:
+        """The catalog as soon as it differs from `revision`, or as it stands after `timeout` seconds.
 
         Its revision is 0 as long as nothing has been published.
         """
         async with self._changed:
             try:
                 async with asyncio.timeout(timeout):
-                    await self._changed.wait_for(lambda: self._catalogue.revision not in (0, revision))
+                    await self._changed.wait_for(lambda: self._catalog.revision not in (0, revision))
             except TimeoutError:
                 pass
-        return self._catalogue
+        return self._catalog
 
     def want(self, versions: Iterable[Named]) -> None:
         """These versions were asked for by name: have them answer for a while."""
@@ -181,7 +181,9 @@ class Fleet:
         live = await self._live() or self._space
         needed = await asyncio.to_thread(self._wanted, await self._tried(), states, live)
         self._running = {
-            digest for digest in self._roster.encoders if _is(states.get(short(digest)), Running.RUNNING)
+            digest
+            for digest in self._roster.encoders
+            if _is(states.get(short_digest(digest)), Running.RUNNING)
         }
         self._ready = {(place, digest) for place, digest in self._ready if place in self._running}
         await self._start(needed, states)
@@ -194,7 +196,7 @@ class Fleet:
         for model, versions in self._roster.versions.items():
             await self._crown(model, versions)
         over = self._over(needed, states)
-        self._running -= {digest for digest in self._running if short(digest) in over}
+        self._running -= {digest for digest in self._running if short_digest(digest) in over}
         await self._publish({name: state.replicas for name, state in states.items() if state.replicas})
         for name in over:
             log.info("encoder.stopping", encoder=name)
@@ -220,7 +222,7 @@ class Fleet:
                 if CHAMPION in record.aliases or (model, record.version) in named:
                     if self._known(record.encoder):
                         needed.add(record.encoder)
-                elif short(record.encoder) in states:
+                elif short_digest(record.encoder) in states:
                     self._known(record.encoder)
         for space in {self._space, live}:
             if not any(self._roster.encoders[digest].space == space for digest in needed):
@@ -243,12 +245,12 @@ class Fleet:
     async def _start(self, needed: set[str], states: Mapping[str, EncoderState]) -> None:
         self._starting = set()
         for digest in needed:
-            state = states.get(short(digest))
+            state = states.get(short_digest(digest))
             if _is(state, Running.RUNNING):
                 self._failures.forget(digest)
             elif state is not None and state.running is Running.FAILED:
                 self._failures.note(digest, state.reason or "its encoder does not start")
-                await self._pool.stop(short(digest))
+                await self._pool.stop(short_digest(digest))
             elif state is not None:
                 self._starting.add(digest)
             elif not self._failures.lately(digest):
@@ -263,7 +265,7 @@ class Fleet:
     def _over(self, needed: set[str], states: Mapping[str, EncoderState]) -> list[str]:
         """Short names of what runs and was last needed longer ago than the grace time."""
         now = self._clock()
-        kept = {short(digest) for digest in needed}
+        kept = {short_digest(digest) for digest in needed}
         for name in states:
             if name in kept:
                 self._needed[name] = now
@@ -301,14 +303,16 @@ class Fleet:
 
     def _embedder(self) -> str | None:
         """The running encoder that embeds: the champion's, if it can."""
-        spaced = sorted(
+        space_encoders = sorted(
             digest for digest in self._running if self._roster.encoders[digest].space == self._space
         )
         champion = self._champions.get(self._model)
         for record in self._roster.versions.get(self._model, ()):
-            if record.encoder in spaced and (record.version == champion or CHAMPION in record.aliases):
+            if record.encoder in space_encoders and (
+                record.version == champion or CHAMPION in record.aliases
+            ):
                 return record.encoder
-        return spaced[0] if spaced else None
+        return space_encoders[0] if space_encoders else None
 
     async def _settle(self, record: VersionRecord) -> None:
         place = self._place(record)
@@ -341,17 +345,17 @@ class Fleet:
             self._champions[model] = named.version
         elif self._champions.get(model) not in ready:
             self._champions.pop(model, None)
-            if named is not None and self._history and self._entry(named).state is State.FAILED:
+            if named is not None and self._history and self._entry(named).state is VersionState.FAILED:
                 before = await self._history.champions(model)
                 if (last := next((version for version in before if version in ready), None)) is not None:
                     self._champions[model] = last
 
     async def _publish(self, replicas: Mapping[str, Mapping[str, int]]) -> None:
         embedder = self._embedder()
-        if not self._catalogue.revision and (self._postponed or (self._running and embedder is None)):
+        if not self._catalog.revision and (self._postponed or (self._running and embedder is None)):
             # A fleet that is born again would unseat what answers; it looks again soon.
             return
-        fresh = Catalogue(
+        fresh = Catalog(
             revision=self._next,
             models={
                 model: {record.version: self._entry(record) for record in versions}
@@ -359,20 +363,20 @@ class Fleet:
             },
             champions=dict(self._champions),
             space=self._space,
-            spaced=frozenset(
+            space_encoders=frozenset(
                 digest for digest in self._running if self._roster.encoders[digest].space == self._space
             ),
             embedder=embedder,
-            embedders={
+            embedders_by_space={
                 space: digest
                 for digest in sorted(self._running)
                 if (space := self._roster.encoders[digest].space) not in (None, self._space)
             },
             replicas=replicas,
         )
-        if fresh != replace(self._catalogue, revision=self._next):
+        if fresh != replace(self._catalog, revision=self._next):
             async with self._changed:
-                self._catalogue = fresh
+                self._catalog = fresh
                 self._next += 1
                 self._changed.notify_all()
             log.info("catalogue.published", revision=fresh.revision)
@@ -381,15 +385,17 @@ class Fleet:
         place = self._place(record)
         return place is not None and (place, record.digest) in self._ready
 
-    def _entry(self, record: VersionRecord) -> Entry:
+    def _entry(self, record: VersionRecord) -> CatalogEntry:
         if self._is_ready(record):
-            return Entry(record=record, state=State.READY)
+            return CatalogEntry(record=record, state=VersionState.READY)
         for digest in (record.digest, record.encoder):
             if digest is not None and (reason := self._failures.reason(digest)) is not None:
-                return Entry(record=record, state=State.FAILED, reason=reason)
+                return CatalogEntry(record=record, state=VersionState.FAILED, reason=reason)
         if record.encoder is not None and record.encoder not in self._running | self._starting:
-            return Entry(record=record, state=State.ABSENT, reason="no replica runs its encoder")
-        return Entry(record=record, state=State.STARTING)
+            return CatalogEntry(
+                record=record, state=VersionState.ABSENT, reason="no replica runs its encoder"
+            )
+        return CatalogEntry(record=record, state=VersionState.STARTING)
 
 
 def _is(state: EncoderState | None, running: Running) -> bool:

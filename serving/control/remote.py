@@ -17,7 +17,7 @@ from registry.store.model_registry import Registry
 from registry.store.records import EncoderRecord
 from serving.control.lifecycle import LocalLifecycle
 from serving.core.caller import Caller
-from serving.core.catalog import Catalogue
+from serving.core.catalog import Catalog
 from serving.errors import NotReady, ServingError
 from serving.models.evaluation_queue import Evaluations
 from serving.models.promotion import Outcome, Promotions, VersionDetail
@@ -25,7 +25,7 @@ from serving.settings import Settings
 
 
 def lifecycle(
-    settings: Settings, *, database: Database, registry: Registry, catalogue: Callable[[], Catalogue]
+    settings: Settings, *, database: Database, registry: Registry, catalog: Callable[[], Catalog]
 ) -> LocalLifecycle:
     """What the control holds: `evaluations.run()` is a loop of its own, `promotions.reconcile` for the fleet."""
     stored = StoredEvaluations(database)
@@ -34,10 +34,10 @@ def lifecycle(
             records=StoredPromotions(database),
             reports=stored,
             registry=registry,
-            catalogue=catalogue,
+            catalog=catalog,
             gates=gates(settings),
         ),
-        evaluations=Evaluations(records=stored, registry=registry, catalogue=catalogue),
+        evaluations=Evaluations(records=stored, registry=registry, catalog=catalog),
         encoders=registry,
         audit=Audit(database),
     )

@@ -1,4 +1,4 @@
-"""The catalogue: which versions exist, which of them answer, and which replicas compute them, as one frozen value.
+"""The catalog: which versions exist, which of them answer, and which replicas compute them, as one frozen value.
 
 Published by the fleet, read by every ingress replica; pure, and never half-changed: a new one replaces the old.
 """
@@ -13,12 +13,12 @@ from serving.errors import ModelNotReady, NotFound
 CHAMPION = "champion"
 
 
-def short(digest: str) -> str:
+def short_digest(digest: str) -> str:
     """An encoder's name where its replicas are named and counted."""
     return digest[:16]
 
 
-class State(StrEnum):
+class VersionState(StrEnum):
     """What the fleet says of a version."""
 
     READY = "ready"
@@ -28,16 +28,16 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
+class CatalogEntry:
     """A registered version and whether it answers; `reason` says why it doesn't."""
 
     record: VersionRecord
-    state: State
+    state: VersionState
     reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
+class Placement:
     """Digests of the encoders whose replicas compute a version: its scores, and the vector that is stored.
 
     They differ for a version whose encoder gives no vectors of the index's space, which `space` names.
@@ -49,25 +49,30 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Catalogue:
-    """All versions of all models at one moment; `revision` grows with every change.
+class Catalog:
+    """All versions of all models at one moment.
 
-    `champions` names the version that answers for each model: the one that the alias names, or the one before while
-    that isn't ready. `space` is the index's embedding space, `spaced` are the running encoders whose vectors lie in it,
-    `embedder` the one of them that is asked for vectors alone; `embedders` has one of each other space that still runs.
-    `replicas` counts those of each encoder, by its short name, by state.
+    Attributes:
+        revision: grows with every change.
+        models: each model's versions by number.
+        champions: each model's answering version: the one under the alias, or its predecessor until that is ready.
+        space: the embedding space of the index.
+        space_encoders: digests of the running encoders whose vectors lie in `space`.
+        embedder: the one of them that computes vectors alone.
+        embedders_by_space: a running encoder of each other space.
+        replicas: the number of replicas of each encoder (by its short digest) in each state.
     """
 
     revision: int = 0
-    models: Mapping[str, Mapping[str, Entry]] = field(default_factory=dict)
+    models: Mapping[str, Mapping[str, CatalogEntry]] = field(default_factory=dict)
     champions: Mapping[str, str] = field(default_factory=dict)
     space: str | None = None
-    spaced: frozenset[str] = frozenset()
+    space_encoders: frozenset[str] = frozenset()
     embedder: str | None = None
-    embedders: Mapping[str, str] = field(default_factory=dict)
+    embedders_by_space: Mapping[str, str] = field(default_factory=dict)
     replicas: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
-    def versions(self, model: str) -> Mapping[str, Entry]:
+    def versions(self, model: str) -> Mapping[str, CatalogEntry]:
         """The versions of a model by number.
 
         Raises:
@@ -78,7 +83,7 @@ class Catalogue:
         except KeyError:
             raise NotFound(f"there is no model {model!r}: GET /v1/models lists them") from None
 
-    def entry(self, model: str, version: str) -> Entry:
+    def entry(self, model: str, version: str) -> CatalogEntry:
         """A version and its state.
 
         Raises:
@@ -89,7 +94,7 @@ class Catalogue:
             raise NotFound(f"model {model!r} has no version {version!r}: GET /v1/models/{model} lists them")
         return entry
 
-    def answering(self, model: str, version: str) -> VersionRecord:
+    def ready_version(self, model: str, version: str) -> VersionRecord:
         """The named version, if it is ready.
 
         Raises:
@@ -97,17 +102,17 @@ class Catalogue:
             ModelNotReady: it is registered, but doesn't answer now.
         """
         entry = self.entry(model, version)
-        if entry.state is not State.READY:
+        if entry.state is not VersionState.READY:
             why = f" ({entry.reason})" if entry.reason else ""
             raise ModelNotReady(
                 f"version {version} of {model!r} is {entry.state}{why}: try again", retry_after=2
             )
         return entry.record
 
-    def ready(self, model: str, version: str) -> bool:
+    def is_ready(self, model: str, version: str) -> bool:
         """Whether there is such a version and it answers."""
         entry = self.models.get(model, {}).get(version)
-        return entry is not None and entry.state is State.READY
+        return entry is not None and entry.state is VersionState.READY
 
     def champion(self, model: str) -> VersionRecord:
         """The version that answers when none is named.
@@ -118,36 +123,36 @@ class Catalogue:
         """
         versions = self.versions(model)
         if (version := self.champions.get(model)) is not None:
-            return self.answering(model, version)
+            return self.ready_version(model, version)
         for version, entry in versions.items():
             if CHAMPION in entry.record.aliases:
-                return self.answering(model, version)
+                return self.ready_version(model, version)
         raise ModelNotReady(
             f"model {model!r} has no champion: set the alias, or name a version", retry_after=5
         )
 
-    def place(self, record: VersionRecord | None) -> Place:
+    def placement(self, record: VersionRecord | None) -> Placement:
         """Where a version is computed; None asks for a vector alone.
 
         Raises:
             ModelNotReady: no encoder of the space runs.
         """
         own = None if record is None else record.encoder
-        embedder = own if own in self.spaced else self.embedder
+        embedder = own if own in self.space_encoders else self.embedder
         if embedder is None:
             raise ModelNotReady("no encoder of the embedding space answers yet: try again", retry_after=2)
-        return Place(scorer=own or embedder, embedder=embedder, space=self.space)
+        return Placement(scorer=own or embedder, embedder=embedder, space=self.space)
 
-    def place_in(self, space: str | None) -> Place:
+    def placement_in(self, space: str | None) -> Placement:
         """Where vectors of a space are computed, which a request that began before a switch still asks for.
 
         Raises:
             ModelNotReady: no encoder of the space runs.
         """
         if space == self.space:
-            return self.place(None)
-        if space is None or (embedder := self.embedders.get(space)) is None:
+            return self.placement(None)
+        if space is None or (embedder := self.embedders_by_space.get(space)) is None:
             raise ModelNotReady(
                 "no encoder of the embedding space answers any more: try again", retry_after=1
             )
-        return Place(scorer=embedder, embedder=embedder, space=space)
+        return Placement(scorer=embedder, embedder=embedder, space=space)

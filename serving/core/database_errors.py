@@ -8,7 +8,7 @@ from serving.errors import Conflict, Invalid, NotFound, ServingError, StoreUnava
 
 
 @contextmanager
-def reaching_the_database() -> Iterator[None]:
+def translate_database_errors() -> Iterator[None]:
     """Turns the db layer's errors into this layer's."""
     try:
         yield

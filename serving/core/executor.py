@@ -14,7 +14,7 @@ _WAITING: Final = 4
 _NICENESS: Final = 10
 
 
-class Aside:
+class BackgroundExecutor:
     """Runs one computation at a time off the event loop; those that were begun end before `close` does."""
 
     def __init__(self, *, waiting: int = _WAITING) -> None:

@@ -10,7 +10,7 @@ from serving.errors import NotReady
 T = TypeVar("T")
 
 
-async def asked(call: Callable[..., T], *arguments: object) -> T:
+async def call_registry(call: Callable[..., T], *arguments: object) -> T:
     """What the registry says to a call that blocks.
 
     Raises:

@@ -21,7 +21,7 @@ def end_with_parent(number: int = signal.SIGTERM) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
-async def launched(module: str, *arguments: str) -> str | None:
+async def run_module(module: str, *arguments: str) -> str | None:
     """Runs a module in a process of its own until it ends; the end of its complaint if it failed."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,

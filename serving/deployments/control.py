@@ -11,7 +11,7 @@ from db.experiments.experiments import Experiment
 from registry.experiments.decisions import Decision
 from registry.store.records import EncoderRecord
 from serving.control.pool import ServePool
-from serving.core.catalog import Catalogue
+from serving.core.catalog import Catalog
 from serving.core.connections import database_of, registry_of
 from serving.deployments.encoder import encoder_application
 from serving.deployments.options import start_logging
@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 
 class Control:
-    """The fleet, the judge of experiments and the housekeeping; whoever asks gets the catalogue once it changes."""
+    """The fleet, the judge of experiments and the housekeeping; whoever asks gets the catalog once it changes."""
 
     async def __init__(self) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         from db.embeddings.spaces import Spaces
@@ -49,7 +49,7 @@ class Control:
         self._spaces = Spaces(self._database)
         self._space = await self._spaces.ensure(settings.space)
         self._lifecycle = lifecycle(
-            settings, database=self._database, registry=registry, catalogue=lambda: self._fleet.catalogue
+            settings, database=self._database, registry=registry, catalog=lambda: self._fleet.catalog
         )
         self._experiments = Experiments(self._database)
         self._fleet = Fleet(
@@ -83,8 +83,8 @@ class Control:
             asyncio.create_task(housekeeping.run()),
         ]
 
-    async def watch(self, revision: int) -> Catalogue:
-        """The catalogue once it differs from `revision`, or after a while as it stands."""
+    async def watch(self, revision: int) -> Catalog:
+        """The catalog once it differs from `revision`, or after a while as it stands."""
         return await self._fleet.watch(revision)
 
     async def want(self, versions: list[tuple[str, str]]) -> None:
@@ -158,7 +158,7 @@ class Control:
             return False
 
     def _champion(self, model: str) -> str | None:
-        return self._fleet.catalogue.champions.get(model)
+        return self._fleet.catalog.champions.get(model)
 
     async def _promote(self, experiment: Experiment, decision: Decision) -> None:
         await self._lifecycle.decided(experiment.model, experiment.challenger, decision)

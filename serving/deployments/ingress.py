@@ -1,4 +1,4 @@
-"""The deployment of the ingress: FastAPI over the services, with the catalogue that the control hands out."""
+"""The deployment of the ingress: FastAPI over the services, with the catalog that the control hands out."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -8,7 +8,7 @@ import structlog
 from ray.serve.handle import DeploymentHandle
 
 from serving.control.pool import handle_of
-from serving.core.catalog import Catalogue
+from serving.core.catalog import Catalog
 from serving.deployments.options import start_logging
 from serving.inference.replica_client import HandleCalls, RemoteEncoders
 from serving.settings import Settings
@@ -16,7 +16,7 @@ from serving.settings import Settings
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-_FIRST_CATALOGUE_SECONDS = 120.0
+_FIRST_CATALOG_SECONDS = 120.0
 _TELL_SECONDS = 1.0
 
 log = structlog.get_logger(__name__)
@@ -32,7 +32,7 @@ class Ingress:
         settings = Settings()
         replica = start_logging(settings, "ingress")
         self._control = control
-        self._catalogue = Catalogue()
+        self._catalog = Catalog()
         self._asked: set[tuple[str, str]] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._exit = AsyncExitStack()
@@ -40,13 +40,13 @@ class Ingress:
             services(
                 settings,
                 lambda encoder, spans: RemoteEncoders(HandleCalls(handle_of(encoder)), spans=spans),
-                lambda: self._catalogue,
+                lambda: self._catalog,
                 lambda model, version: self._asked.add((model, version)),
                 RemoteLifecycle(control),
                 replica=replica,
             )
         )
-        async with asyncio.timeout(_FIRST_CATALOGUE_SECONDS):
+        async with asyncio.timeout(_FIRST_CATALOG_SECONDS):
             while await self._services.missing():
                 await self._look()
         self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._tell())]
@@ -58,13 +58,13 @@ class Ingress:
         return create_api(self._services)
 
     async def _look(self) -> None:
-        seen: Catalogue = await self._control.watch.remote(self._catalogue.revision)
+        seen: Catalog = await self._control.watch.remote(self._catalog.revision)
         # A control that is new knows nothing for a moment.
         if seen.revision:
-            self._catalogue = seen
+            self._catalog = seen
 
     async def _follow(self) -> None:
-        """Hold a question open at the control, for ever; while it is down the last catalogue goes on."""
+        """Hold a question open at the control, for ever; while it is down the last catalog goes on."""
         while True:
             try:
                 await self._look()

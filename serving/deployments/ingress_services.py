@@ -37,9 +37,9 @@ from serving.accounts.service import AccountService
 from serving.analytics.service import Insights
 from serving.api.dependencies import Recall, Services
 from serving.control.lifecycle import Lifecycle
-from serving.core.catalog import Catalogue, short
+from serving.core.catalog import Catalog, short_digest
 from serving.core.connections import database_of
-from serving.core.executor import Aside
+from serving.core.executor import BackgroundExecutor
 from serving.core.home import installation_key
 from serving.core.tracing import Spans, spans_of
 from serving.errors import NotFound, NotReady
@@ -72,7 +72,7 @@ _DISTRIBUTIONS_EVERY = 6
 async def services(
     settings: Settings,
     replicas: Callable[[str, Spans | None], Encoders],
-    catalogue: Callable[[], Catalogue],
+    catalog: Callable[[], Catalog],
     asked: Callable[[str, str], None],
     lifecycle: Lifecycle,
     *,
@@ -105,15 +105,15 @@ async def services(
     writer = Writer(database, space=settings.space)
     metrics.add(Process(pools=database.pools, stored=stored), of_replica=True)
     metrics.add(
-        Platform(catalogue=catalogue, traffic=split.current, stored=stored, version=version("valence")),
+        Platform(catalog=catalog, traffic=split.current, stored=stored, version=version("valence")),
         of_replica=False,
     )
     gateway = PredictionService(
-        replicas=lambda encoder: metrics.watched(short(encoder), replicas(encoder, spans)),
+        replicas=lambda encoder: metrics.watched(short_digest(encoder), replicas(encoder, spans)),
         writer=spans.writer(writer) if spans else writer,
         idempotency=Idempotency(database),
         users=users,
-        catalogue=catalogue,
+        catalog=catalog,
         traffic=split.current,
         asked=asked,
         clock=clock,
@@ -133,7 +133,7 @@ async def services(
         privacy=privacy,
     )
     evidence = Evidence(database)
-    aside = Aside()
+    aside = BackgroundExecutor()
     predictions = Predictions(database)
 
     @cache
@@ -147,14 +147,12 @@ async def services(
         )
         return Recall(
             searching=searching,
-            opinions=Opinions(
-                predictions=predictions, truths=truths, searching=searching, catalogue=catalogue
-            ),
+            opinions=Opinions(predictions=predictions, truths=truths, searching=searching, catalog=catalog),
             insights=Insights(
                 windows=Windows(database, space=space),
                 truths=truths,
                 contrasts=Contrasts(database, space=space),
-                catalogue=catalogue,
+                catalog=catalog,
                 aside=aside,
                 default_model=settings.model,
             ),
@@ -176,7 +174,7 @@ async def services(
     async def missing() -> Sequence[str]:
         lacks = []
         try:
-            catalogue().champion(settings.model)
+            catalog().champion(settings.model)
         except (NotReady, NotFound) as error:
             lacks.append(str(error))
         try:
@@ -192,14 +190,14 @@ async def services(
             memory=PredictionHistoryService(
                 predictions=predictions, feedback=FeedbackStore(database), privacy=privacy
             ),
-            recall=lambda: recall_in(catalogue().space or settings.space),
-            spaces=Spaces(SpaceStore(database), lifecycle.space_encoder, catalogue),
+            recall=lambda: recall_in(catalog().space or settings.space),
+            spaces=Spaces(SpaceStore(database), lifecycle.space_encoder, catalog),
             accounts=AccountService(users=users, keys=keys, authenticator=authenticator),
             lifecycle=lifecycle,
-            experiments=Experiments(ExperimentStore(database), evidence, catalogue, lifecycle.evaluate),
+            experiments=Experiments(ExperimentStore(database), evidence, catalog, lifecycle.evaluate),
             authenticator=authenticator,
             limits=RateLimiter(settings.rate_limit),
-            catalogue=catalogue,
+            catalog=catalog,
             missing=missing,
             metrics=metrics,
             version=version("valence"),

@@ -8,7 +8,7 @@ from db.experiments.experiments import Decision, Experiment, NewDecision
 from registry.experiments import decisions
 from registry.experiments.decisions import Evidence
 from registry.experiments.policies import Policy
-from serving.core.database_errors import reaching_the_database
+from serving.core.database_errors import translate_database_errors
 from serving.errors import Conflict, ServingError
 from serving.experiments.service import EvidenceRecords, ExperimentRecords, evidence_of
 
@@ -40,11 +40,11 @@ class Judge:
 
     async def look(self) -> None:
         """Judge every running experiment once; a fault of one of them is none of the others."""
-        with reaching_the_database():
+        with translate_database_errors():
             running = await self._records.list(running=True, limit=1000)
         for experiment in running:
             try:
-                with reaching_the_database():
+                with translate_database_errors():
                     await self._judge(experiment)
             except ServingError as error:
                 log.warning("experiment.postponed", experiment=str(experiment.id), error=str(error))

@@ -18,8 +18,8 @@ from registry.experiments.decisions import ArmCounts, Evidence, Stage
 from registry.experiments.policies import Policy
 from registry.experiments.statistics import ArmFeedback
 from serving.core.caller import Caller
-from serving.core.catalog import Catalogue
-from serving.core.database_errors import reaching_the_database
+from serving.core.catalog import Catalog
+from serving.core.database_errors import translate_database_errors
 from serving.errors import Conflict, ServingError
 from serving.predictions.routing import Arm, Split, Traffic
 
@@ -106,12 +106,12 @@ class Experiments:
         self,
         records: ExperimentRecords,
         evidence: EvidenceRecords,
-        catalogue: Callable[[], Catalogue],
+        catalog: Callable[[], Catalog],
         measure: Measure,
     ) -> None:
         self._records = records
         self._evidence = evidence
-        self._catalogue = catalogue
+        self._catalog = catalog
         self._measure = measure
 
     async def start(self, asked: NewTrial, caller: Caller) -> Trial:
@@ -121,9 +121,9 @@ class Experiments:
             NotFound: no such model or version.
             Conflict: one of this model runs, or the challenger is the champion.
         """
-        catalogue = self._catalogue()
-        champion = catalogue.champion(asked.model)
-        challenger = catalogue.entry(asked.model, asked.challenger).record
+        catalog = self._catalog()
+        champion = catalog.champion(asked.model)
+        challenger = catalog.entry(asked.model, asked.challenger).record
         if challenger.version == champion.version:
             raise Conflict(f"version {champion.version} is the champion: name another one as challenger")
         new = NewExperiment(
@@ -135,7 +135,7 @@ class Experiments:
             salt=secrets.token_hex(_SALT_BYTES),
             policy=asked.policy.dump(),
         )
-        with reaching_the_database():
+        with translate_database_errors():
             made = await self._records.create(new, actor=caller.key_id)
         if asked.policy.action == "decide":
             try:
@@ -147,7 +147,7 @@ class Experiments:
 
     async def list(self) -> Sequence[Experiment]:
         """All experiments, newest first."""
-        with reaching_the_database():
+        with translate_database_errors():
             return await self._records.list()
 
     async def get(self, experiment_id: UUID) -> Trial:
@@ -156,7 +156,7 @@ class Experiments:
         Raises:
             NotFound: there is none with this id.
         """
-        with reaching_the_database():
+        with translate_database_errors():
             found = await self._records.get(experiment_id)
             counts = await self._evidence.counts(experiment_id)
             decided = await self._records.decisions(experiment_id)
@@ -178,7 +178,7 @@ class Experiments:
             Conflict: it has stopped.
         """
         wanted = None if policy is None else policy.dump()
-        with reaching_the_database():
+        with translate_database_errors():
             await self._records.change(experiment_id, actor=caller.key_id, share=share, policy=wanted)
         return await self.get(experiment_id)
 
@@ -188,7 +188,7 @@ class Experiments:
         Raises:
             NotFound: there is none with this id.
         """
-        with reaching_the_database():
+        with translate_database_errors():
             await self._records.stop(
                 experiment_id, actor=caller.key_id, reason=reason or "stopped by an engineer"
             )

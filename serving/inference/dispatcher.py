@@ -12,7 +12,7 @@ from operator import itemgetter
 from typing import Protocol
 
 from registry.store.records import VersionRecord
-from serving.core.catalog import Place
+from serving.core.catalog import Placement
 from serving.core.logs import REQUEST
 from serving.inference.batcher import Batcher, BatchObserver, BatchResult
 
@@ -82,7 +82,7 @@ class Dispatcher:
         self._doors: dict[tuple[str, bool], Batcher[Ask, Inference]] = {}
 
     async def infer(
-        self, texts: Sequence[str], record: VersionRecord | None, place: Place, *, yields: bool = False
+        self, texts: Sequence[str], record: VersionRecord | None, place: Placement, *, yields: bool = False
     ) -> BatchResult[Inference]:
         """Scores by a version and vectors of the space, in the order of the texts.
 
@@ -101,7 +101,7 @@ class Dispatcher:
         ordered = sorted(zip(order, passage.results, strict=True), key=itemgetter(0))
         return replace(passage, results=[result for _, result in ordered])
 
-    def require_room(self, place: Place) -> None:
+    def require_room(self, place: Placement) -> None:
         """Nothing, if one text more would be let in.
 
         Raises:
@@ -114,7 +114,7 @@ class Dispatcher:
         await asyncio.gather(*(door.close() for door in self._doors.values()))
 
     async def _joined(
-        self, texts: Sequence[str], record: VersionRecord | None, place: Place, *, bulk: bool
+        self, texts: Sequence[str], record: VersionRecord | None, place: Placement, *, bulk: bool
     ) -> BatchResult[Inference]:
         request_id = REQUEST.get()
         asks = [Ask(text=text, record=record, request_id=request_id) for text in texts]

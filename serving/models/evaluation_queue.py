@@ -13,9 +13,9 @@ import structlog
 from db.errors import DatabaseError
 from db.models.evaluations import Evaluation, NewEvaluation
 from registry.errors import NotRegistered, RegistryError
-from serving.core.catalog import CHAMPION, Catalogue
-from serving.core.database_errors import reaching_the_database
-from serving.core.subprocesses import launched
+from serving.core.catalog import CHAMPION, Catalog
+from serving.core.database_errors import translate_database_errors
+from serving.core.subprocesses import run_module
 from serving.errors import Conflict, NotReady
 
 log = structlog.get_logger(__name__)
@@ -58,7 +58,7 @@ class Evaluations:
     Args:
         records: the stored evaluations.
         registry: names the held-out set.
-        catalogue: the versions that there are.
+        catalog: the versions that there are.
         launch: works on a claimed evaluation until its process has ended; why, if it ended badly.
     """
 
@@ -67,13 +67,13 @@ class Evaluations:
         *,
         records: EvaluationRecords,
         registry: HeldOutSets,
-        catalogue: Callable[[], Catalogue],
+        catalog: Callable[[], Catalog],
         launch: Launch | None = None,
     ) -> None:
         self._records = records
         self._registry = registry
-        self._catalogue = catalogue
-        self._launch = launch or launched_evaluation
+        self._catalog = catalog
+        self._launch = launch or run_evaluation
         self._asked = asyncio.Event()
 
     async def request(self, model: str, version: str, actor: UUID | None) -> Evaluation:
@@ -84,10 +84,10 @@ class Evaluations:
             Conflict: the model has no held-out set.
             NotReady, StoreUnavailable: the registry or the database can't be used.
         """
-        versions = self._catalogue().versions(model)
-        entry = self._catalogue().entry(model, version)
+        versions = self._catalog().versions(model)
+        entry = self._catalog().entry(model, version)
         data = await self._data_digest(model)
-        with reaching_the_database():
+        with translate_database_errors():
             for other in versions.values():
                 # A candidate is judged against it, so that it is measured first.
                 if CHAMPION in other.record.aliases and other.record.digest != entry.record.digest:
@@ -155,6 +155,6 @@ class Evaluations:
             raise NotReady(str(error), retry_after=2) from error
 
 
-async def launched_evaluation(evaluation_id: int) -> str | None:
+async def run_evaluation(evaluation_id: int) -> str | None:
     """Run one evaluation in a process of its own; return the end of its standard error if it failed."""
-    return await launched("serving.models.evaluation_worker", str(evaluation_id))
+    return await run_module("serving.models.evaluation_worker", str(evaluation_id))

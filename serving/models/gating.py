@@ -8,9 +8,9 @@ from registry.errors import NotRegistered, ReportInvalid
 from registry.evaluation.gates import GateReport, Gates, judge, unevaluated
 from registry.evaluation.report import Report
 from registry.store.records import VersionRecord
-from serving.core.catalog import Catalogue
-from serving.core.database_errors import reaching_the_database
-from serving.core.registry_errors import asked
+from serving.core.catalog import Catalog
+from serving.core.database_errors import translate_database_errors
+from serving.core.registry_errors import call_registry
 
 
 class Reports(Protocol):
@@ -43,18 +43,18 @@ class Gatekeeper:
         *,
         reports: Reports,
         registry: Sets,
-        catalogue: Callable[[], Catalogue],
+        catalog: Callable[[], Catalog],
         gates: Gates | None = None,
     ) -> None:
         self._reports = reports
         self._registry = registry
-        self._catalogue = catalogue
+        self._catalog = catalog
         self._gates = gates or Gates()
 
     async def judged(self, model: str, record: VersionRecord, champion: str | None) -> GateReport:
         """What the gates say of a version against the champion with this number, None: there is none."""
         try:
-            data = await asked(self._registry.held_out_digest, model)
+            data = await call_registry(self._registry.held_out_digest, model)
         except NotRegistered:
             return unevaluated(record.version, champion, {record.version: "the model has no held-out set"})
         wanted = {record.version: record.digest}
@@ -73,16 +73,16 @@ class Gatekeeper:
 
     async def _digest_of(self, model: str, version: str) -> str | None:
         """The bundle of a version, None if it is gone."""
-        entry = self._catalogue().versions(model).get(version)
+        entry = self._catalog().versions(model).get(version)
         if entry is not None:
             return entry.record.digest
         try:
-            return (await asked(self._registry.version, model, version)).digest
+            return (await call_registry(self._registry.version, model, version)).digest
         except NotRegistered:
             return None
 
     async def _why_missing(self, bundle: str, data: str) -> str:
-        with reaching_the_database():
+        with translate_database_errors():
             last = next((e for e in await self._reports.of_bundle(bundle) if e.data_digest == data), None)
         if last is None:
             return "never evaluated: POST …/evaluate does it"
@@ -91,7 +91,7 @@ class Gatekeeper:
         return "its evaluation runs" if last.state == "running" else "its report can't be read"
 
     async def _stored_report(self, bundle: str, data: str) -> Report | None:
-        with reaching_the_database():
+        with translate_database_errors():
             found = await self._reports.reported(bundle, data)
         try:
             return Report.parse(found.report) if found is not None and found.report is not None else None

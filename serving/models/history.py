@@ -12,8 +12,8 @@ from uuid import UUID
 import structlog
 
 from db.models.promotions import Act, NewPromotion, Promotion, ReignPage, Standing, State, described
-from serving.core.database_errors import reaching_the_database
-from serving.core.registry_errors import asked
+from serving.core.database_errors import translate_database_errors
+from serving.core.registry_errors import call_registry
 from serving.errors import Conflict
 
 log = structlog.get_logger(__name__)
@@ -97,7 +97,7 @@ class Chronicle:
 
     async def _reconcile(self, model: str, champion: str | None, *, wait: bool) -> None:
         """`wait`: for another reconciler, but never for a change that is under way."""
-        with reaching_the_database():
+        with translate_database_errors():
             standing = await self._records.standing(model)
             known = standing.champion is not None or champion is None
             if standing.intended is None and known and standing.version == champion:
@@ -110,7 +110,7 @@ class Chronicle:
 
     async def _follow(self, held: HeldHistory, model: str) -> None:
         # Read again: under the lock no change of ours can come between this and what is recorded.
-        champion = await asked(self._registry.champion_version, model)
+        champion = await call_registry(self._registry.champion_version, model)
         standing = await held.standing()
         intended = standing.intended
         if intended is not None:
@@ -141,9 +141,9 @@ class Chronicle:
         Raises:
             Conflict: a change is under way.
         """
-        champion = await asked(self._registry.champion_version, model)
+        champion = await call_registry(self._registry.champion_version, model)
         await self._reconcile(model, champion, wait=True)
-        with reaching_the_database():
+        with translate_database_errors():
             standing = await self._records.standing(model)
         if standing.intended is not None:
             raise Conflict(f"another change is under way: {described(standing.intended)}")
@@ -152,7 +152,7 @@ class Chronicle:
     async def below(self, standing: Standing) -> Promotion | None:
         """The change under the present one that made another champion."""
         below = standing.champion
-        with reaching_the_database():
+        with translate_database_errors():
             while below is not None and below.version_to in (None, standing.version):
                 below = await self._records.get(below.below_id) if below.below_id is not None else None
         return below

@@ -18,11 +18,10 @@ from db.models.promotions import Act, NewPromotion, Promotion, ReignPage, Standi
 from registry.errors import NotRegistered
 from registry.evaluation.gates import GateReport, Gates
 from registry.store.records import VersionRecord
-from serving.core import catalog as catalogues
 from serving.core.caller import Caller
-from serving.core.catalog import Catalogue
-from serving.core.database_errors import reaching_the_database
-from serving.core.registry_errors import asked
+from serving.core.catalog import CHAMPION, Catalog, VersionState
+from serving.core.database_errors import translate_database_errors
+from serving.core.registry_errors import call_registry
 from serving.errors import Conflict, Invalid, Problem, Refused
 from serving.models.gating import Gatekeeper, Reports, Sets
 from serving.models.history import GRACE_SECONDS, Aliases, Chronicle, PromotionRecords
@@ -52,7 +51,7 @@ class VersionDetail:
     """A version, its evaluations, newest first, and what the gates would say now."""
 
     record: VersionRecord
-    state: catalogues.State
+    state: VersionState
     reason: str | None
     evaluations: tuple[Evaluation, ...]
     preview: GateReport
@@ -90,16 +89,16 @@ class Promotions:
         records: PromotionRecords,
         reports: Reports,
         registry: Registered,
-        catalogue: Callable[[], Catalogue],
+        catalog: Callable[[], Catalog],
         gates: Gates | None = None,
         grace_seconds: float = GRACE_SECONDS,
     ) -> None:
         self._records = records
         self._reports = reports
         self._registry = registry
-        self._catalogue = catalogue
+        self._catalog = catalog
         self._chronicle = Chronicle(records=records, registry=registry, grace_seconds=grace_seconds)
-        self._gatekeeper = Gatekeeper(reports=reports, registry=registry, catalogue=catalogue, gates=gates)
+        self._gatekeeper = Gatekeeper(reports=reports, registry=registry, catalog=catalog, gates=gates)
         self._changes: set[asyncio.Future[Any]] = set()
 
     async def promote(
@@ -145,13 +144,13 @@ class Promotions:
             NotFound: no such model.
             Invalid: the cursor isn't one that a page gave.
         """
-        self._catalogue().versions(model)
-        with reaching_the_database():
+        self._catalog().versions(model)
+        with translate_database_errors():
             return await self._records.history(model, limit=limit, cursor=cursor)
 
     async def champions(self, model: str) -> list[str]:
         """The versions that were champion of late, the last one first; none of a model that nobody knows."""
-        with reaching_the_database():
+        with translate_database_errors():
             page = await self._records.history(model)
         reigns = (reign.promotion.version_to for reign in page.items)
         return [version for version in reigns if version is not None]
@@ -162,10 +161,10 @@ class Promotions:
         Raises:
             NotFound: no such model or version.
         """
-        entry = self._catalogue().entry(model, version)
-        champion = await asked(self._registry.champion_version, model)
+        entry = self._catalog().entry(model, version)
+        champion = await call_registry(self._registry.champion_version, model)
         preview = await self._gatekeeper.judged(model, entry.record, champion)
-        with reaching_the_database():
+        with translate_database_errors():
             evaluations = await self._reports.of_bundle(entry.record.digest)
         return VersionDetail(
             record=entry.record,
@@ -180,10 +179,10 @@ class Promotions:
         await self._chronicle.reconcile(model, champion)
 
     async def _promote(self, model: str, version: str, decision: Decision) -> Outcome:
-        entry = self._catalogue().entry(model, version)
+        entry = self._catalog().entry(model, version)
         standing = await self._chronicle.standing(model)
         champion = standing.version
-        if entry.state is catalogues.State.FAILED:
+        if entry.state is VersionState.FAILED:
             await self._refuse(model, version, decision, f"version {version} can't answer: {entry.reason}")
         report = await self._gatekeeper.judged(model, entry.record, champion)
         if champion == version:
@@ -212,18 +211,18 @@ class Promotions:
         return await self._carry_out(new, standing, report)
 
     async def _rollback(self, model: str, decision: Decision) -> Outcome:
-        self._catalogue().versions(model)
+        self._catalog().versions(model)
         standing = await self._chronicle.standing(model)
         target = await self._chronicle.below(standing)
         if target is None or target.version_to is None:
             await self._refuse(model, None, decision, f"no version was champion of {model!r} before this one")
         version = target.version_to
         try:
-            await asked(self._registry.version, model, version)
+            await call_registry(self._registry.version, model, version)
         except NotRegistered:
             await self._refuse(model, version, decision, f"version {version} isn't registered any more")
-        entry = self._catalogue().versions(model).get(version)
-        if entry is not None and entry.state is catalogues.State.FAILED:
+        entry = self._catalog().versions(model).get(version)
+        if entry is not None and entry.state is VersionState.FAILED:
             await self._refuse(model, version, decision, f"version {version} can't answer: {entry.reason}")
         new = NewPromotion(
             model=model,
@@ -240,13 +239,13 @@ class Promotions:
     async def _carry_out(self, new: NewPromotion, standing: Standing, report: GateReport | None) -> Outcome:
         """Intend, move, settle. Whatever dies in between, `reconcile` settles by the alias."""
         after = standing.champion.id if standing.champion is not None else None
-        with reaching_the_database(), _contests():
+        with translate_database_errors(), _contests():
             intended = await self._records.intend(new, after=after)
             async with self._records.holding(new.model) as held:
                 now = (await held.standing()).intended
                 if now is None or now.id != intended.id:
                     raise Conflict("the change took too long to begin and was given up: try again")
-                seen = await asked(self._registry.champion_version, new.model)
+                seen = await call_registry(self._registry.champion_version, new.model)
                 why = None
                 if seen != new.version_from:
                     why = f"another MLflow client made version {seen} champion meanwhile"
@@ -257,7 +256,7 @@ class Promotions:
             await self._chronicle.reconcile(new.model, seen)
             raise Conflict(f"{why}: look, and try again")
         log.info("champion.moved", model=new.model, act=new.act, version=new.version_to)
-        with reaching_the_database():
+        with translate_database_errors():
             done = await self._records.get(intended.id)
         return Outcome(
             model=new.model,
@@ -271,7 +270,7 @@ class Promotions:
     async def _moved(self, new: NewPromotion) -> bool:
         """Moves the alias; False if the version is gone."""
         try:
-            await asked(self._registry.set_alias, new.model, catalogues.CHAMPION, str(new.version_to))
+            await call_registry(self._registry.set_alias, new.model, CHAMPION, str(new.version_to))
         except NotRegistered:
             return False
         return True
@@ -293,7 +292,7 @@ class Promotions:
             "reason": decision.reason,
             "gates": content,
         }
-        with reaching_the_database():
+        with translate_database_errors():
             await self._records.refused(
                 model, version or "", actor=decision.actor, why=why, evidence=evidence
             )

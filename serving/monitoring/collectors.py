@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from db.analytics.statistics import Answers, Census, Distributions
 from db.connection.engine import PoolState
 from registry.analysis.psi import stability
-from serving.core.catalog import Catalogue
+from serving.core.catalog import Catalog
 from serving.predictions.routing import Traffic
 
 
@@ -41,12 +41,12 @@ class Platform(Collector):
     def __init__(
         self,
         *,
-        catalogue: Callable[[], Catalogue],
+        catalog: Callable[[], Catalog],
         traffic: Callable[[], Traffic],
         stored: Stored,
         version: str,
     ) -> None:
-        self._catalogue = catalogue
+        self._catalog = catalog
         self._traffic = traffic
         self._stored = stored
         self._version = version
@@ -56,7 +56,7 @@ class Platform(Collector):
         build = _gauge("valence_build_info", "1, with the release that runs.", "release")
         build.add_metric((self._version,), 1)
         yield build
-        yield from _fleet(self._catalogue(), self._traffic())
+        yield from _fleet(self._catalog(), self._traffic())
         yield from _census(self._stored.census)
         yield from _distributions(self._stored.distributions)
 
@@ -85,7 +85,7 @@ class Process(Collector):
         yield from (sizes, limits, waiting)
 
 
-def _fleet(catalogue: Catalogue, traffic: Traffic) -> Iterator[Metric]:
+def _fleet(catalog: Catalog, traffic: Traffic) -> Iterator[Metric]:
     states = _gauge(
         "valence_model_version_state",
         "1 for the state that a registered version is in.",
@@ -102,12 +102,12 @@ def _fleet(catalogue: Catalogue, traffic: Traffic) -> Iterator[Metric]:
         "version",
         "kind",
     )
-    for model, versions in catalogue.models.items():
+    for model, versions in catalog.models.items():
         for version, entry in versions.items():
             states.add_metric((model, version, entry.state), 1)
-    for model, version in catalogue.champions.items():
+    for model, version in catalog.champions.items():
         champions.add_metric((model, version), 1)
-    for encoder, counts in catalogue.replicas.items():
+    for encoder, counts in catalog.replicas.items():
         for state, count in counts.items():
             replicas.add_metric((encoder, state), count)
     for model, split in traffic.splits.items():

@@ -12,7 +12,7 @@ from db.predictions.feedback import Judgement, NewFeedback
 from db.predictions.predictions import Page, Prediction, PredictionFilters
 from db.predictions.submissions import Mismatch, NewIdempotency, Replayed
 from serving.core.caller import Caller, Idempotency
-from serving.core.database_errors import reaching_the_database
+from serving.core.database_errors import translate_database_errors
 from serving.errors import Conflict
 from serving.predictions.service import Answer
 from serving.privacy.masking import BodyLocation, TextMasker
@@ -78,14 +78,14 @@ class PredictionHistoryService:
 
     async def prediction(self, prediction_id: UUID, caller: Caller) -> Prediction:
         """Raises NotFound."""
-        with reaching_the_database():
+        with translate_database_errors():
             return await self._predictions.get(prediction_id, holder=caller.scope)
 
     async def predictions(
         self, filters: PredictionFilters, caller: Caller, *, limit: int, cursor: str | None
     ) -> Page:
         """Raises Invalid if the cursor isn't one that a page gave."""
-        with reaching_the_database():
+        with translate_database_errors():
             return await self._predictions.list(filters, holder=caller.scope, limit=limit, cursor=cursor)
 
     async def judge(self, feedback: Feedback, caller: Caller, render: Callable[[Judgement], bytes]) -> Answer:
@@ -117,7 +117,7 @@ class PredictionHistoryService:
                 status=201,
                 answer=b"",
             )
-        with reaching_the_database():
+        with translate_database_errors():
             outcome = await self._feedback.put(new, scope=caller.scope, idempotency=claim, render=render)
         if isinstance(outcome, Mismatch):
             raise Conflict("this Idempotency-Key was used with another body: use a new key for a new request")

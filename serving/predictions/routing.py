@@ -1,4 +1,4 @@
-"""Routing: which version answers a request, and as which arm. Pure: a catalogue, the traffic and a request in."""
+"""Routing: which version answers a request, and as which arm. Pure: a catalog, the traffic and a request in."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from uuid import UUID
 
 from registry.experiments.assignment import in_challenger
 from registry.store.records import VersionRecord
-from serving.core.catalog import Catalogue
+from serving.core.catalog import Catalog
 
 
 class Arm(StrEnum):
@@ -57,7 +57,7 @@ class Choice:
         return None if self.split is None else self.split.experiment_id
 
 
-def choose(catalogue: Catalogue, traffic: Traffic, model: str, version: str | None, unit: str) -> Choice:
+def choose(catalog: Catalog, traffic: Traffic, model: str, version: str | None, unit: str) -> Choice:
     """A named version is never rerouted; without one the unit's arm answers, or the champion if nothing is tried.
 
     An experiment whose challenger isn't ready, or whose champion no longer is the champion, routes nobody: what is
@@ -68,12 +68,12 @@ def choose(catalogue: Catalogue, traffic: Traffic, model: str, version: str | No
         ModelNotReady: the version doesn't answer now.
     """
     if version is not None:
-        return Choice(record=catalogue.answering(model, version), arm=Arm.NAMED)
-    champion = catalogue.champion(model)
+        return Choice(record=catalog.ready_version(model, version), arm=Arm.NAMED)
+    champion = catalog.champion(model)
     split = traffic.splits.get(model)
-    if split is None or split.champion != champion.version or not catalogue.ready(model, split.challenger):
+    if split is None or split.champion != champion.version or not catalog.is_ready(model, split.challenger):
         return Choice(record=champion, arm=Arm.CHAMPION)
-    tried = catalogue.answering(model, split.challenger)
+    tried = catalog.ready_version(model, split.challenger)
     chosen = in_challenger(split.salt, unit, split.share)
     if chosen and not split.shadow:
         return Choice(record=tried, arm=Arm.CHALLENGER, split=split)

@@ -17,8 +17,8 @@ from db.core.ids import TextIds, Uuid7Clock
 from db.predictions.idempotency import Kept
 from db.predictions.submissions import Failed, Mismatch, NewPrediction, Outcome, Replayed, Stored, Submission
 from serving.core.caller import Caller, Idempotency
-from serving.core.catalog import Catalogue
-from serving.core.database_errors import reaching_the_database
+from serving.core.catalog import Catalog
+from serving.core.database_errors import translate_database_errors
 from serving.errors import (
     Conflict,
     Invalid,
@@ -83,7 +83,7 @@ class PredictionService:
 
     Args:
         replicas: those of an encoder, by its digest.
-        catalogue, traffic: as they stand; a request looks at each of them once.
+        catalog, traffic: as they stand; a request looks at each of them once.
         asked: told of each version that is named, so that it is kept running.
         meter: who watches the door of this name.
         counted: told of predictions once they are stored, a request's at a time.
@@ -97,7 +97,7 @@ class PredictionService:
         writer: Writer,
         idempotency: IdempotencyRecords,
         users: UserRecords,
-        catalogue: Callable[[], Catalogue],
+        catalog: Callable[[], Catalog],
         traffic: Callable[[], Traffic],
         asked: Callable[[str, str], None] = lambda _model, _version: None,
         clock: Uuid7Clock,
@@ -113,7 +113,7 @@ class PredictionService:
         self._privacy = privacy
         self._idempotency = idempotency
         self._users = users
-        self._catalogue = catalogue
+        self._catalog = catalog
         self._traffic = traffic
         self._asked = asked
         self._mint = PredictionFactory(clock, text_ids)
@@ -146,9 +146,9 @@ class PredictionService:
         Raises:
             Overloaded: it would not.
         """
-        catalogue = self._catalogue()
+        catalog = self._catalog()
         try:
-            place = catalogue.place(catalogue.champion(self._default_model))
+            place = catalog.placement(catalog.champion(self._default_model))
         except (NotFound, ModelNotReady):
             return
         self._compute.require_room(place)
@@ -183,24 +183,24 @@ class PredictionService:
         Raises:
             Conflict: the key stands for another body.
         """
-        with reaching_the_database():
+        with translate_database_errors():
             kept = await self._idempotency.find(caller.holder_id, idempotency.route, idempotency.key)
         return None if kept is None else _replayed(kept.outcome(idempotency.body_digest))
 
     async def _predict(self, ask: Predict, caller: Caller, render: Render) -> Answer:
         if self._privacy is not None:
             ask = replace(ask, texts=await self._privacy.admit(ask.texts, ask.place))
-        catalogue, model = self._catalogue(), ask.model or self._default_model
+        catalog, model = self._catalog(), ask.model or self._default_model
         if ask.version is not None:
-            catalogue.entry(model, ask.version)
+            catalog.entry(model, ask.version)
             self._asked(model, ask.version)
-        choice = choose(catalogue, self._traffic(), model, ask.version, ask.sticky)
+        choice = choose(catalog, self._traffic(), model, ask.version, ask.sticky)
         if ask.user_id is not None:
             await self._require_user(ask.user_id)
-        beside = self._begin_shadow(ask, caller, choice, catalogue)
+        beside = self._begin_shadow(ask, caller, choice, catalog)
         is_stored = False
         try:
-            choice, inferred = await self._inferred(ask, choice, catalogue)
+            choice, inferred = await self._inferred(ask, choice, catalog)
             predictions = self._mint.predictions(
                 ask, inferred, choice.record, choice.arm, choice.experiment_id
             )
@@ -208,7 +208,7 @@ class PredictionService:
             claim = ask.idempotency
             kept = None if claim is None else claim.kept(caller, status=201, answer=body)
             stored = await self._stored(
-                self._mint.submission(ask, caller, predictions, inferred, kept, space=catalogue.space)
+                self._mint.submission(ask, caller, predictions, inferred, kept, space=catalog.space)
             )
             outcome = stored.results[0]
             if isinstance(outcome, (Replayed, Mismatch)):
@@ -234,14 +234,14 @@ class PredictionService:
         """
         if self._privacy is not None:
             texts = await self._privacy.admit(texts, place)
-        found = (await self._compute.infer(texts, None, self._catalogue().place_in(space))).results
+        found = (await self._compute.infer(texts, None, self._catalog().placement_in(space))).results
         vectors = np.frombuffer(b"".join(each.embedding for each in found), np.float16)
         return vectors.reshape(len(texts), -1).astype(np.float32), sum(each.tokens for each in found)
 
-    async def _inferred(self, ask: Predict, choice: Choice, catalogue: Catalogue) -> tuple[Choice, Inferred]:
+    async def _inferred(self, ask: Predict, choice: Choice, catalog: Catalog) -> tuple[Choice, Inferred]:
         """What the chosen version says, or the champion in the place of a challenger that can't."""
         try:
-            place = catalogue.place(choice.record)
+            place = catalog.placement(choice.record)
             return choice, await self._compute.infer(ask.texts, choice.record, place)
         except ModelNotReady:
             if choice.split is not None:
@@ -249,12 +249,12 @@ class PredictionService:
             if choice.arm is not Arm.CHALLENGER:
                 raise
         # Outside the experiment, whose arms would otherwise not be what the split says.
-        instead = Choice(record=catalogue.champion(choice.record.model), arm=Arm.CHAMPION)
-        place = catalogue.place(instead.record)
+        instead = Choice(record=catalog.champion(choice.record.model), arm=Arm.CHAMPION)
+        place = catalog.placement(instead.record)
         return instead, await self._compute.infer(ask.texts, instead.record, place)
 
     def _begin_shadow(
-        self, ask: Predict, caller: Caller, choice: Choice, catalogue: Catalogue
+        self, ask: Predict, caller: Caller, choice: Choice, catalog: Catalog
     ) -> asyncio.Future[bool] | None:
         if choice.shadow is None or choice.split is None:
             return None
@@ -263,12 +263,12 @@ class PredictionService:
             caller,
             choice.shadow,
             choice.split,
-            catalogue.place(choice.shadow),
-            beside=catalogue.place(choice.record),
+            catalog.placement(choice.shadow),
+            beside=catalog.placement(choice.record),
         )
 
     async def _stored(self, submission: Submission) -> BatchResult[Outcome]:
-        with reaching_the_database():
+        with translate_database_errors():
             stored = await self._store.submit([submission])
         if isinstance(outcome := stored.results[0], Failed):
             raise StoreUnavailable(f"the prediction could not be stored: {outcome.error}") from outcome.error
@@ -280,7 +280,7 @@ class PredictionService:
         # Users are never deleted (erasure keeps the row), so one that was seen stays known.
         if user_id in self._known_users:
             return
-        with reaching_the_database():
+        with translate_database_errors():
             known = await self._users.exists(user_id)
         if not known:
             raise Invalid(

@@ -14,7 +14,7 @@ import structlog
 from db.predictions.submissions import Submission
 from registry.store.records import VersionRecord
 from serving.core.caller import Caller
-from serving.core.catalog import Place
+from serving.core.catalog import Placement
 from serving.errors import ModelNotReady, Overloaded, ServingError
 from serving.inference.dispatcher import Dispatcher
 from serving.predictions.prediction import Predict, PredictionFactory
@@ -78,9 +78,9 @@ class Shadows:
         caller: Caller,
         record: VersionRecord,
         split: Split,
-        place: Place,
+        place: Placement,
         *,
-        beside: Place,
+        beside: Placement,
     ) -> asyncio.Future[bool] | None:
         """Score beside the champion, which is computed at `beside`; None if there is no room.
 
@@ -108,7 +108,7 @@ class Shadows:
         caller: Caller,
         record: VersionRecord,
         split: Split,
-        place: Place,
+        place: Placement,
         answered: asyncio.Future[bool],
         *,
         yields: bool,

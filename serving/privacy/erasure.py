@@ -10,7 +10,7 @@ from uuid import UUID
 
 from db.privacy.erasure import Receipt
 from serving.core.caller import Caller
-from serving.core.database_errors import reaching_the_database
+from serving.core.database_errors import translate_database_errors
 
 
 class ErasureRecords(Protocol):
@@ -44,12 +44,12 @@ class ErasureService:
 
     async def user(self, user_id: UUID, caller: Caller) -> DatedReceipt:
         """Raises NotFound."""
-        with reaching_the_database():
+        with translate_database_errors():
             return self._dated(await self._records.erase_user(user_id, actor=caller.key_id))
 
     async def text(self, text_id: UUID, caller: Caller) -> DatedReceipt:
         """Raises NotFound."""
-        with reaching_the_database():
+        with translate_database_errors():
             return self._dated(await self._records.erase_text(text_id, actor=caller.key_id))
 
     def _dated(self, receipt: Receipt) -> DatedReceipt:

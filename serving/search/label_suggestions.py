@@ -12,8 +12,8 @@ from db.predictions.predictions import Prediction
 from db.search.similarity import Neighbour, SimilarityFilters
 from registry.analysis.neighbour_vote import NEIGHBOURS, Vote, vote
 from serving.core.caller import Caller
-from serving.core.catalog import Catalogue
-from serving.core.database_errors import reaching_the_database
+from serving.core.catalog import Catalog
+from serving.core.database_errors import translate_database_errors
 from serving.errors import Conflict
 from serving.predictions.history import PredictionRecords
 from serving.search.service import DUPLICATE, Example, Search, Searching
@@ -88,12 +88,12 @@ class Opinions:
         predictions: PredictionRecords,
         truths: TruthRecords,
         searching: Searching,
-        catalogue: Callable[[], Catalogue],
+        catalog: Callable[[], Catalog],
     ) -> None:
         self._predictions = predictions
         self._truths = truths
         self._searching = searching
-        self._catalogue = catalogue
+        self._catalog = catalog
 
     async def of(self, prediction_id: UUID, caller: Caller) -> Opinion:
         """The vote of the judged texts nearest to a prediction's; its own text has none.
@@ -101,7 +101,7 @@ class Opinions:
         Raises:
             NotFound: no such prediction, or not the caller's.
         """
-        with reaching_the_database():
+        with translate_database_errors():
             prediction = await self._predictions.get(prediction_id, holder=caller.scope)
         judged = SimilarityFilters(has_feedback=True)
         search = Search(
@@ -135,7 +135,7 @@ class Opinions:
             Conflict: no feedback on its text says which label is right, or it holds the prediction for right.
             ModelNotReady: its model has no champion.
         """
-        with reaching_the_database():
+        with translate_database_errors():
             prediction = await self._predictions.get(prediction_id, holder=caller.scope)
         model = prediction.model
         label = (await self._right([prediction.text_id], model, caller)).get(prediction.text_id)
@@ -143,7 +143,7 @@ class Opinions:
             raise Conflict(
                 "no feedback corrects this prediction: POST /v1/feedback with is_correct false and the right label"
             )
-        champion = self._catalogue().champion(model).version
+        champion = self._catalog().champion(model).version
         found = await self._searching.duplicates(
             Example(text_id=prediction.text_id), caller, min_similarity=min_similarity, k=k
         )
@@ -173,7 +173,7 @@ class Opinions:
         )
 
     async def _right(self, text_ids: Sequence[UUID], model: str, caller: Caller) -> dict[UUID, str]:
-        with reaching_the_database():
+        with translate_database_errors():
             return await self._truths.of_texts(text_ids, model=model, holder=caller.scope)
 
 

@@ -16,7 +16,7 @@ from db.core.binary import Vector
 from db.search.keywords import Hits
 from db.search.similarity import Neighbour, Neighbours, SimilarityFilters
 from serving.core.caller import Caller
-from serving.core.database_errors import reaching_the_database
+from serving.core.database_errors import translate_database_errors
 from serving.errors import Invalid, NotFound, Problem
 from serving.search.fusion import fuse, rocchio
 
@@ -164,7 +164,7 @@ class Searching:
         filters = search.filters or SimilarityFilters()
         if search.keywords is not None:
             return await self._fused(search, vector, filters, stored, caller)
-        with reaching_the_database():
+        with translate_database_errors():
             found = await self._similarity.search(
                 vector,
                 k=search.k + len(stored),
@@ -185,7 +185,7 @@ class Searching:
             Invalid: a vector without a direction.
         """
         (vector,), stored = await self._vectors_of([example], caller, "query")
-        with reaching_the_database():
+        with translate_database_errors():
             found = await self._similarity.search(
                 vector, k=k + 1, holder=caller.scope, min_similarity=min_similarity
             )
@@ -211,7 +211,7 @@ class Searching:
         texts = [example.text for example in examples if example.text is not None]
         embedded = iter((await self._embed(texts))[0] if texts else ())
         predictions = [each.prediction_id for each in examples if each.prediction_id is not None]
-        with reaching_the_database():
+        with translate_database_errors():
             texts_of = await self._vectors.texts_of(predictions, holder=caller.scope)
             stored = {each.text_id for each in examples if each.text_id is not None} | set(texts_of.values())
             vectors = await self._vectors.of_texts(list(stored), holder=caller.scope)
@@ -236,7 +236,7 @@ class Searching:
         stored: frozenset[UUID],
         caller: Caller,
     ) -> Found:
-        with reaching_the_database():
+        with translate_database_errors():
             hits = await self._keywords.search(
                 search.keywords or "", limit=_FUSED + len(stored), filters=filters, holder=caller.scope
             )

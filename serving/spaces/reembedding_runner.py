@@ -12,7 +12,7 @@ import structlog
 
 from db.embeddings.spaces import State
 from db.errors import DatabaseError
-from serving.core.subprocesses import launched
+from serving.core.subprocesses import run_module
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +37,7 @@ class Reembeddings:
 
     def __init__(self, spaces: SpaceStates, launch: Launch | None = None) -> None:
         self._spaces = spaces
-        self._launch = launch or partial(launched, "serving.spaces.reembedding_worker")
+        self._launch = launch or partial(run_module, "serving.spaces.reembedding_worker")
 
     async def run(self, every: float = _LOOK_SECONDS) -> None:
         """Look every so many seconds, for ever, and after pauses that double while the work keeps dying."""

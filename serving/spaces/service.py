@@ -12,8 +12,8 @@ from db.embeddings.spaces import Space, State
 from db.schema.tables import DIMENSIONS
 from registry.store.records import EncoderRecord
 from serving.core.caller import Caller
-from serving.core.catalog import Catalogue
-from serving.core.database_errors import reaching_the_database
+from serving.core.catalog import Catalog
+from serving.core.database_errors import translate_database_errors
 from serving.errors import Conflict, NotFound
 
 EncoderOf: TypeAlias = Callable[[str], Awaitable[EncoderRecord]]
@@ -52,18 +52,16 @@ class Standing:
 class Spaces:
     """Both spaces are live until the switch: a space that isn't leaving gets the vector of every text."""
 
-    def __init__(
-        self, records: SpaceRecords, encoder_of: EncoderOf, catalogue: Callable[[], Catalogue]
-    ) -> None:
+    def __init__(self, records: SpaceRecords, encoder_of: EncoderOf, catalog: Callable[[], Catalog]) -> None:
         self._records = records
         self._encoder_of = encoder_of
-        self._catalogue = catalogue
+        self._catalog = catalog
 
     async def list(self) -> Sequence[Standing]:
         """All, the live one first."""
-        with reaching_the_database():
+        with translate_database_errors():
             spaces = await self._records.list()
-        answering = self._catalogue().space
+        answering = self._catalog().space
         texts = max((space.vectors for space in spaces if space.state is State.LIVE), default=0)
         return [_standing(space, texts, answering) for space in spaces]
 
@@ -79,7 +77,7 @@ class Spaces:
             raise Conflict(
                 f"the space {name!r} has {encoder.dimensions} dimensions, and the index holds vectors of {DIMENSIONS}"
             )
-        with reaching_the_database():
+        with translate_database_errors():
             await self._records.begin(name, actor=caller.key_id)
         return await self._one(name)
 
@@ -90,7 +88,7 @@ class Spaces:
             NotFound: no such space.
             Conflict: texts lack its vector.
         """
-        with reaching_the_database():
+        with translate_database_errors():
             await self._records.switch(name, actor=caller.key_id)
         return await self._one(name)
 
@@ -101,7 +99,7 @@ class Spaces:
             NotFound: no such space.
             Conflict: it is live, or was until just now.
         """
-        with reaching_the_database():
+        with translate_database_errors():
             await self._records.leave(name, actor=caller.key_id)
         return await self._one(name)
 

@@ -41,8 +41,8 @@ from serving.api import Services, create_api
 from serving.api.dependencies import Recall
 from serving.control.lifecycle import LocalLifecycle
 from serving.core.caller import Role
-from serving.core.catalog import Catalogue, Entry, State
-from serving.core.executor import Aside
+from serving.core.catalog import Catalog, CatalogEntry, VersionState
+from serving.core.executor import BackgroundExecutor
 from serving.experiments.service import Experiments
 from serving.inference.dispatcher import Bounds
 from serving.models.evaluation_queue import Evaluations
@@ -109,7 +109,7 @@ class Platform:
     encoders: FakeEncoders
     clock: Hands
     keys: dict[Role, FreshKey]
-    aside: Aside
+    aside: BackgroundExecutor
     registry: FakeRegistry
     lifecycle: LocalLifecycle
     evaluations: Any
@@ -145,20 +145,22 @@ def record(version: str, *, aliases: Sequence[str] = (), kind: str = "head") -> 
     )
 
 
-def catalogue() -> Catalogue:
+def catalog() -> Catalog:
     """Version 1 ready, 2 champion, 3 starting, 4 failed."""
-    return Catalogue(
+    return Catalog(
         revision=1,
         champions={MODEL: "2"},
         space=SPACE,
-        spaced=frozenset(["e" * 64]),
+        space_encoders=frozenset(["e" * 64]),
         embedder="e" * 64,
         models={
             MODEL: {
-                "1": Entry(record=record("1", kind="lexicon"), state=State.READY),
-                "2": Entry(record=record("2", aliases=["champion"]), state=State.READY),
-                "3": Entry(record=record("3"), state=State.STARTING),
-                "4": Entry(record=record("4"), state=State.FAILED, reason="the head's digest is wrong"),
+                "1": CatalogEntry(record=record("1", kind="lexicon"), state=VersionState.READY),
+                "2": CatalogEntry(record=record("2", aliases=["champion"]), state=VersionState.READY),
+                "3": CatalogEntry(record=record("3"), state=VersionState.STARTING),
+                "4": CatalogEntry(
+                    record=record("4"), state=VersionState.FAILED, reason="the head's digest is wrong"
+                ),
             }
         },
     )
@@ -185,7 +187,7 @@ def _platform(
         writer=records["writer"],
         idempotency=records["idempotency"],
         users=records["users"],
-        catalogue=catalogue,
+        catalog=catalog,
         traffic=traffic.current,
         asked=lambda model, version: asked.add((model, version)),
         clock=ids,
@@ -197,20 +199,20 @@ def _platform(
         privacy=privacy,
     )
     metrics.add(
-        Standing(catalogue=catalogue, traffic=traffic.current, stored=Stored(), version="0"), of_replica=False
+        Standing(catalog=catalog, traffic=traffic.current, stored=Stored(), version="0"), of_replica=False
     )
 
     registry = FakeRegistry(
-        {version: entry.record for version, entry in catalogue().models[MODEL].items()}, champion="2"
+        {version: entry.record for version, entry in catalog().models[MODEL].items()}, champion="2"
     )
     lifecycle = LocalLifecycle(
         promotions=Promotions(
             records=records["promotions"],
             reports=records["evaluations"],
             registry=registry,
-            catalogue=catalogue,
+            catalog=catalog,
         ),
-        evaluations=Evaluations(records=records["evaluations"], registry=registry, catalogue=catalogue),
+        evaluations=Evaluations(records=records["evaluations"], registry=registry, catalog=catalog),
         encoders=registry,
         audit=FakeLog(),
     )
@@ -218,7 +220,7 @@ def _platform(
     async def missing() -> Sequence[str]:
         return lacks
 
-    aside = Aside()
+    aside = BackgroundExecutor()
     searching = Searching(
         similarity=records["similarity"],
         vectors=records["vectors"],
@@ -231,13 +233,13 @@ def _platform(
             predictions=records["predictions"],
             truths=records["truths"],
             searching=searching,
-            catalogue=catalogue,
+            catalog=catalog,
         ),
         insights=Insights(
             windows=records["windows"],
             truths=records["truths"],
             contrasts=records["contrasts"],
-            catalogue=catalogue,
+            catalog=catalog,
             aside=aside,
             default_model=MODEL,
         ),
@@ -249,13 +251,13 @@ def _platform(
             predictions=records["predictions"], feedback=records["feedback"], privacy=privacy
         ),
         recall=lambda: recall,
-        spaces=Spaces(records["spaces"], lifecycle.space_encoder, catalogue),
+        spaces=Spaces(records["spaces"], lifecycle.space_encoder, catalog),
         accounts=AccountService(users=records["users"], keys=records["keys"], authenticator=authenticator),
-        experiments=Experiments(records["experiments"], records["evidence"], catalogue, lifecycle.evaluate),
+        experiments=Experiments(records["experiments"], records["evidence"], catalog, lifecycle.evaluate),
         lifecycle=lifecycle,
         authenticator=authenticator,
         limits=RateLimiter(rate, clock=clock.monotonic),
-        catalogue=catalogue,
+        catalog=catalog,
         missing=missing,
         metrics=metrics,
         version="0",

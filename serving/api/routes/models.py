@@ -24,7 +24,7 @@ from serving.api.schemas.control import (
 from serving.api.schemas.fields import parse
 from serving.api.security import GuardedRoute, requires
 from serving.core.caller import Role
-from serving.core.catalog import Entry
+from serving.core.catalog import CatalogEntry
 from serving.models.promotion import Outcome
 
 router = APIRouter(route_class=GuardedRoute, tags=["models"])
@@ -34,15 +34,15 @@ router = APIRouter(route_class=GuardedRoute, tags=["models"])
 @requires(Role.ENGINEER)
 async def models(request: Request) -> Response:
     """All models."""
-    catalogue = services_of(request).catalogue()
-    return serializers.json_response({"items": [{"name": name} for name in sorted(catalogue.models)]})
+    catalog = services_of(request).catalog()
+    return serializers.json_response({"items": [{"name": name} for name in sorted(catalog.models)]})
 
 
 @router.get("/v1/models/{name}", responses={200: {"model": ModelAnswer}})
 @requires(Role.ENGINEER, errors=(404, 422))
 async def model(request: Request, name: str) -> Response:
     """A model and its versions."""
-    versions = services_of(request).catalogue().versions(name)
+    versions = services_of(request).catalog().versions(name)
     newest_first = sorted(versions, key=lambda version: (len(version), version), reverse=True)
     return serializers.json_response(
         {"name": name, "versions": [_version(version, versions[version]) for version in newest_first]}
@@ -58,7 +58,7 @@ async def version(request: Request, name: str, version: str) -> Response:
     return serializers.json_response(
         {
             "model": record.model,
-            **_version(version, Entry(record=record, state=found.state, reason=found.reason)),
+            **_version(version, CatalogEntry(record=record, state=found.state, reason=found.reason)),
             "digest": record.digest,
             "created_at": record.created_at,
             "evaluations": [_evaluation(each) for each in found.evaluations],
@@ -156,7 +156,7 @@ def _evaluation(found: Evaluation) -> Json:
     }
 
 
-def _version(version: str, entry: Entry) -> Json:
+def _version(version: str, entry: CatalogEntry) -> Json:
     record = entry.record
     content: Json = {
         "version": version,

@@ -79,8 +79,8 @@ async def ready(request: Request) -> Response:
 @requires(Role.CLIENT, errors=(404, 422))
 async def metadata(request: Request, name: str, version: str | None = None) -> Response:
     """A model's tensors."""
-    catalogue = services_of(request).catalogue()
-    versions = catalogue.versions(name)
+    catalog = services_of(request).catalog()
+    versions = catalog.versions(name)
     if version is not None and version not in versions:
         raise NotFound(f"model {name!r} has no version {version!r}")
     return serializers.json_response(
@@ -105,11 +105,11 @@ async def metadata(request: Request, name: str, version: str | None = None) -> R
 @requires(Role.CLIENT, errors=(404, 422))
 async def model_ready(request: Request, name: str, version: str | None = None) -> Response:
     """Whether a model answers."""
-    catalogue = services_of(request).catalogue()
+    catalog = services_of(request).catalog()
     if version is None:
-        catalogue.champion(name)
+        catalog.champion(name)
     else:
-        catalogue.answering(name, version)
+        catalog.ready_version(name, version)
     return serializers.json_response({"name": name, "ready": True})
 
 

@@ -26,9 +26,9 @@ async def embeddings(request: Request) -> Response:
     """Embed texts."""
     body = parse(EmbeddingsRequest, body_of(request))
     services = services_of(request)
-    catalogue = services.catalogue()
-    space = catalogue.space
-    if body.model != space and body.model not in catalogue.models:
+    catalog = services.catalog()
+    space = catalog.space
+    if body.model != space and body.model not in catalog.models:
         raise NotFound(f"there is no such embedding model: use {space!r}")
     services.limits.take(caller_of(request), len(body.input))
     vectors, tokens = await while_connected(

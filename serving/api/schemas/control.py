@@ -8,7 +8,7 @@ from pydantic import AwareDatetime, ConfigDict, EmailStr, Field
 from db.models.promotions import Act
 from serving.api.schemas.fields import Body, Comment, Moment, Name, Shape
 from serving.core.caller import Role
-from serving.core.catalog import State
+from serving.core.catalog import VersionState
 
 Username = Annotated[
     str, Field(pattern=r"^[^\s\x00-\x1f\x7f](?:[^\x00-\x1f\x7f]{0,148}[^\s\x00-\x1f\x7f])?$")
@@ -35,7 +35,7 @@ class ModelVersion(Shape):
     kind: str
     encoder: str | None
     metrics: dict[str, float]
-    state: State
+    state: VersionState
     reason: str = ""
 
 

@@ -27,9 +27,9 @@ from registry.evaluation.report import Report
 from registry.store.builtin_versions import builtin
 from registry.store.model_registry import CHAMPION, Registry
 from registry.store.records import EncoderRecord, VersionRecord
-from serving.core.catalog import Catalogue, Entry, State
+from serving.core.catalog import Catalog, CatalogEntry, VersionState
 from serving.models.evaluation_queue import Evaluations as Runner
-from serving.models.evaluation_queue import Launch, launched_evaluation
+from serving.models.evaluation_queue import Launch, run_evaluation
 from serving.models.evaluation_worker import Examiner, Plan, Work
 from tests.support.heads import head, weights
 from tests.support.postgres import KEY
@@ -247,17 +247,14 @@ def settle(registry: Registry, url: str, tmp_path: Path, monkeypatch: pytest.Mon
     return settled
 
 
-def runner_of(
-    database: Database, registry: Registry, model: str, launch: Launch = launched_evaluation
-) -> Runner:
+def runner_of(database: Database, registry: Registry, model: str, launch: Launch = run_evaluation) -> Runner:
     """Evaluations of a model whose versions are all ready."""
     versions = {
-        record.version: Entry(record=record, state=State.READY) for record in registry.versions(model)
+        record.version: CatalogEntry(record=record, state=VersionState.READY)
+        for record in registry.versions(model)
     }
-    catalogue = Catalogue(models={model: versions})
-    return Runner(
-        records=Evaluations(database), registry=registry, catalogue=lambda: catalogue, launch=launch
-    )
+    catalog = Catalog(models={model: versions})
+    return Runner(records=Evaluations(database), registry=registry, catalog=lambda: catalog, launch=launch)
 
 
 async def test_a_process_of_its_own_measures_at_the_lowest_priority(
@@ -273,7 +270,7 @@ async def test_a_process_of_its_own_measures_at_the_lowest_priority(
     nice: set[int] = set()
 
     async def watched(number: int) -> str | None:
-        task = asyncio.create_task(launched_evaluation(number))
+        task = asyncio.create_task(run_evaluation(number))
         while not task.done():
             for child in psutil.Process().children():
                 try:

@@ -17,7 +17,7 @@ from registry.data.held_out import HeldOut
 from registry.store.model_registry import CHAMPION, Registry
 from registry.store.records import VersionRecord
 from serving.core.caller import Caller, Role
-from serving.core.catalog import Catalogue, Entry, State
+from serving.core.catalog import Catalog, CatalogEntry, VersionState
 from serving.errors import Conflict, Refused
 from serving.models.promotion import Outcome, Promotions
 from tests.support.heads import head
@@ -43,12 +43,12 @@ class Case:
             registry.register(head(folder / str(seed), encoder, seed=seed), model=self.model)
         registry.set_alias(self.model, CHAMPION, "1")
 
-    def catalogue(self) -> Catalogue:
+    def catalog(self) -> Catalog:
         versions = {
-            record.version: Entry(record=record, state=State.READY)
+            record.version: CatalogEntry(record=record, state=VersionState.READY)
             for record in self.registry.versions(self.model)
         }
-        return Catalogue(models={self.model: versions})
+        return Catalog(models={self.model: versions})
 
     def promotions(self, *, grace: float = 60, registry: Registry | None = None) -> Promotions:
         """As one process has it."""
@@ -56,7 +56,7 @@ class Case:
             records=self.history,
             reports=Evaluations(self.database),
             registry=registry or self.registry,
-            catalogue=self.catalogue,
+            catalog=self.catalog,
             grace_seconds=grace,
         )
 
@@ -198,7 +198,7 @@ from db.connection.engine import Database
 from db.models.evaluations import Evaluations
 from db.models.promotions import Promotions as History
 from registry.store.model_registry import Registry
-from serving.core.catalog import Catalogue, Entry, State
+from serving.core.catalog import Catalog, Entry, State
 from serving.core.caller import Caller, Role
 from serving.models.promotion import Promotions
 
@@ -216,7 +216,7 @@ async def main():
     registry = Killed(mlflow, artifact_root=Path(root))
     found = {r.version: Entry(record=r, state=State.READY) for r in registry.versions(model)}
     promotions = Promotions(records=History(database), reports=Evaluations(database), registry=registry,
-                            catalogue=lambda: Catalogue(models={model: found}))
+                            catalog=lambda: Catalog(models={model: found}))
     caller = Caller(key_id=uuid4(), holder_id=uuid4(), role=Role.ENGINEER)
     await promotions.promote(model, "2", caller, force=True, reason="to be killed")
 

@@ -65,7 +65,7 @@ async def test_the_model_reads_what_is_stored(masking: Platform) -> None:
         raw = (await client.post("/v1/predict", json={"text": TEXT, "return_embedding": True})).json()
         plain = (await client.post("/v1/predict", json={"text": MASKED, "return_embedding": True})).json()
         embedded = await client.post(
-            "/v1/embeddings", json={"model": masking.services.catalogue().space, "input": TEXT}
+            "/v1/embeddings", json={"model": masking.services.catalog().space, "input": TEXT}
         )
     assert raw["text_id"] == plain["text_id"]
     assert raw["embedding"] == plain["embedding"]
@@ -93,7 +93,7 @@ async def test_refused_texts_are_422_with_kind_and_place_and_leave_nothing(
             assert [part for part in DATA if part in answer.text] == []
         for route, body in (
             ("/v2/models/sentiment/infer", infer(TEXT)),
-            ("/v1/embeddings", {"model": refusing.services.catalogue().space, "input": [TEXT]}),
+            ("/v1/embeddings", {"model": refusing.services.catalog().space, "input": [TEXT]}),
         ):
             answer = await client.post(route, json=body)
             assert answer.status_code == 422

@@ -17,7 +17,7 @@ from registry.bundles.bundle import Bundle
 from registry.errors import ExportFailed
 from registry.store.model_registry import Registry
 from registry.store.registration import enrol_space
-from serving.core.subprocesses import launched
+from serving.core.subprocesses import run_module
 from serving.inference.engines.factory import open_encoder
 from serving.spaces.reembedding_runner import Reembeddings
 from serving.spaces.reembedding_worker import Encoders, Work
@@ -68,7 +68,7 @@ async def kept_running(spaces: Spaces) -> AsyncIterator[None]:
     """As the control does it."""
 
     async def launch() -> str | None:
-        return await launched("serving.spaces.reembedding_worker")
+        return await run_module("serving.spaces.reembedding_worker")
 
     task = asyncio.create_task(Reembeddings(spaces, launch).run(every=0.05))
     try:

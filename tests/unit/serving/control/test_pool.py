@@ -7,7 +7,7 @@ from ray.serve.schema import ReplicaState
 
 from registry.store.records import EncoderRecord
 from serving.control.pool import DEPLOYMENT, Running, _replicas, _state, target
-from serving.core.catalog import short
+from serving.core.catalog import short_digest
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_an_application_bears_its_encoders_name_and_no_route() -> None:
         digest="ab" * 32, bundle="b", name="e", space=None, dimensions=4, uri="file:///nowhere"
     )
     made = target(record, None)  # type: ignore[arg-type]  # it is passed on as it is
-    assert (made.name, made.route_prefix) == (f"encoder-{short(record.digest)}", None)
+    assert (made.name, made.route_prefix) == (f"encoder-{short_digest(record.digest)}", None)
 
 
 @pytest.mark.parametrize("state", ["RUNNING", ReplicaState.RUNNING])

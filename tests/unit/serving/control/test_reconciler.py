@@ -13,7 +13,7 @@ from registry.store.records import EncoderRecord, VersionRecord
 from serving.control.backoff import RETRY_SECONDS
 from serving.control.pool import EncoderState, Running
 from serving.control.reconciler import Fleet
-from serving.core.catalog import State
+from serving.core.catalog import VersionState
 from serving.errors import ModelNotReady, NotFound, NotReady
 from serving.predictions.routing import Arm, Traffic, choose
 
@@ -137,11 +137,11 @@ def fleet_of(shelf: Shelf, pool: FakePool, **options: Any) -> Fleet:
 
 
 def answering(fleet: Fleet, named: str | None = None) -> str:
-    return choose(fleet.catalogue, Traffic(), "sentiment", named, "anybody").record.version
+    return choose(fleet.catalog, Traffic(), "sentiment", named, "anybody").record.version
 
 
-def states(fleet: Fleet) -> dict[str, State]:
-    return {name: entry.state for name, entry in fleet.catalogue.versions("sentiment").items()}
+def states(fleet: Fleet) -> dict[str, VersionState]:
+    return {name: entry.state for name, entry in fleet.catalog.versions("sentiment").items()}
 
 
 async def looked(fleet: Fleet, times: int = 2) -> None:
@@ -155,7 +155,7 @@ async def test_versions_are_ready_once_the_replicas_have_tried_them_champion_fir
     fleet = fleet_of(Shelf(version("1"), version("2", "champion")), pool)
     await fleet.look()
     assert pool.loaded == [("e", "2"), ("e", "1")]
-    choice = choose(fleet.catalogue, Traffic(), "sentiment", None, "anybody")
+    choice = choose(fleet.catalog, Traffic(), "sentiment", None, "anybody")
     assert (choice.record.version, choice.arm) == ("2", Arm.CHAMPION)
 
 
@@ -164,18 +164,18 @@ async def test_the_champions_encoder_is_started_and_answers_once_it_runs() -> No
     pool.slow = True
     fleet = fleet_of(Shelf(version("1", "champion", encoder="own")), pool)
     await looked(fleet)
-    assert states(fleet) == {"1": State.STARTING}
+    assert states(fleet) == {"1": VersionState.STARTING}
     pool.encoders["own"] = EncoderState(running=Running.RUNNING)
     await fleet.look()
     assert answering(fleet) == "1"
-    assert fleet.catalogue.embedder == "own"
+    assert fleet.catalog.embedder == "own"
 
 
 async def test_a_version_of_an_encoder_that_nobody_needs_is_absent_until_it_is_asked_for() -> None:
     pool = FakePool()
     fleet = fleet_of(Shelf(version("1", encoder="own"), version("2", "champion")), pool)
     await looked(fleet)
-    assert states(fleet) == {"1": State.ABSENT, "2": State.READY}
+    assert states(fleet) == {"1": VersionState.ABSENT, "2": VersionState.READY}
     fleet.want([("sentiment", "1")])
     await looked(fleet)
     assert answering(fleet, "1") == "1"
@@ -186,7 +186,7 @@ async def test_a_champion_outside_the_space_runs_beside_the_spaces_encoder() -> 
     shelf = Shelf(version("1", "champion", encoder="foreign"), outside=["foreign"])
     fleet = fleet_of(shelf, pool)
     await looked(fleet)
-    place = fleet.catalogue.place(fleet.catalogue.champion("sentiment"))
+    place = fleet.catalog.placement(fleet.catalog.champion("sentiment"))
     assert (place.scorer, place.embedder) == ("foreign", "e")
 
 
@@ -210,28 +210,28 @@ async def test_another_space_answers_once_its_encoder_runs_and_it_is_whole_and_t
 
     fleet = fleet_of(Shelf(version("1", "champion")), pool, live=live, caught_up=caught_up)
     await looked(fleet)
-    assert (fleet.catalogue.space, fleet.catalogue.embedder) == ("space", "e")
+    assert (fleet.catalog.space, fleet.catalog.embedder) == ("space", "e")
     live.space, pool.slow = "next", True
     await looked(fleet)
-    assert (fleet.catalogue.space, fleet.catalogue.embedder) == ("space", "e")
+    assert (fleet.catalog.space, fleet.catalog.embedder) == ("space", "e")
     pool.encoders["of-next"] = EncoderState(running=Running.RUNNING)
     await fleet.look()
-    assert (fleet.catalogue.space, fleet.catalogue.embedders) == ("space", {"next": "of-next"})
+    assert (fleet.catalog.space, fleet.catalog.embedders_by_space) == ("space", {"next": "of-next"})
     behind.clear()
     await fleet.look()
-    catalogue = fleet.catalogue
-    assert (catalogue.space, catalogue.embedder, catalogue.spaced) == ("next", "of-next", {"of-next"})
-    place = catalogue.place(catalogue.champion("sentiment"))
+    catalog = fleet.catalog
+    assert (catalog.space, catalog.embedder, catalog.space_encoders) == ("next", "of-next", {"of-next"})
+    place = catalog.placement(catalog.champion("sentiment"))
     assert (place.scorer, place.embedder, place.space) == ("e", "of-next", "next")
-    assert catalogue.place_in("next").embedder == "of-next"
-    before = catalogue.place_in("space")
+    assert catalog.placement_in("next").embedder == "of-next"
+    before = catalog.placement_in("space")
     assert (before.scorer, before.embedder, before.space) == ("e", "e", "space")
     with pytest.raises(ModelNotReady):
-        catalogue.place_in("elsewhere")
+        catalog.placement_in("elsewhere")
     # And back, at once.
     live.space = "space"
     await fleet.look()
-    assert (fleet.catalogue.space, fleet.catalogue.embedder) == ("space", "e")
+    assert (fleet.catalog.space, fleet.catalog.embedder) == ("space", "e")
 
 
 async def test_what_reads_texts_itself_is_loaded_in_the_other_space_before_it_answers() -> None:
@@ -242,11 +242,11 @@ async def test_what_reads_texts_itself_is_loaded_in_the_other_space_before_it_an
     await fleet.look()
     pool.unreachable = True
     await fleet.look()
-    assert fleet.catalogue.space == "space"
+    assert fleet.catalog.space == "space"
     assert answering(fleet) == "1"
     pool.unreachable = False
     await fleet.look()
-    assert fleet.catalogue.space == "next"
+    assert fleet.catalog.space == "next"
     assert answering(fleet) == "1"
     assert pool.loaded == [("e", "1"), ("of-next", "1")]
 
@@ -256,7 +256,7 @@ async def test_a_space_without_an_encoder_leaves_the_present_one() -> None:
     live.space = "unknown"
     fleet = fleet_of(Shelf(version("1", "champion")), FakePool(), live=live)
     await looked(fleet)
-    assert fleet.catalogue.space == "space"
+    assert fleet.catalog.space == "space"
     assert answering(fleet) == "1"
 
 
@@ -266,7 +266,7 @@ async def test_a_fleet_that_is_born_while_the_spaces_encoder_starts_unseats_nobo
     shelf = Shelf(version("1", "champion", encoder="own"), outside=["own"])
     fleet = fleet_of(shelf, pool)
     await looked(fleet)
-    assert fleet.catalogue.revision == 0
+    assert fleet.catalog.revision == 0
     pool.encoders["e"] = EncoderState(running=Running.RUNNING)
     await fleet.look()
     assert answering(fleet) == "1"
@@ -275,7 +275,7 @@ async def test_a_fleet_that_is_born_while_the_spaces_encoder_starts_unseats_nobo
 async def test_a_lexicon_is_scored_where_texts_are_embedded() -> None:
     fleet = fleet_of(Shelf(version("1", "champion", encoder=None)), FakePool())
     await looked(fleet)
-    place = fleet.catalogue.place(fleet.catalogue.champion("sentiment"))
+    place = fleet.catalog.placement(fleet.catalog.champion("sentiment"))
     assert (place.scorer, place.embedder) == ("e", "e")
 
 
@@ -304,7 +304,7 @@ async def test_a_champion_that_is_broken_leaves_the_one_before_answering_and_is_
         hands.time += RETRY_SECONDS
         await fleet.look()
     assert answering(fleet) == "1"
-    assert states(fleet)["2"] is State.FAILED
+    assert states(fleet)["2"] is VersionState.FAILED
     assert diary.failures == [("2", "d2 has no head")]
 
 
@@ -326,8 +326,8 @@ async def test_an_encoder_that_can_not_be_started_fails_its_versions_with_the_re
     await fleet.look()
     fleet.want([("sentiment", "2")])
     await fleet.look()
-    entry = fleet.catalogue.versions("sentiment")["2"]
-    assert entry.state is State.FAILED
+    entry = fleet.catalog.versions("sentiment")["2"]
+    assert entry.state is VersionState.FAILED
     assert entry.reason
     assert answering(fleet) == "1"
 
@@ -341,8 +341,8 @@ async def test_replicas_that_do_not_come_up_are_cleared_away_and_tried_again() -
     await looked(fleet)
     pool.encoders["own"] = EncoderState(running=Running.FAILED, reason="no memory")
     await fleet.look()
-    entry = fleet.catalogue.versions("sentiment")["2"]
-    assert (entry.state, entry.reason, pool.stopped) == (State.FAILED, "no memory", ["own"])
+    entry = fleet.catalog.versions("sentiment")["2"]
+    assert (entry.state, entry.reason, pool.stopped) == (VersionState.FAILED, "no memory", ["own"])
     pool.slow = False
     hands.time += RETRY_SECONDS
     await looked(fleet)
@@ -359,7 +359,7 @@ async def test_an_encoder_runs_on_for_the_grace_time_and_going_back_is_instant()
     await looked(fleet)
     hands.time += 299
     await fleet.look()
-    assert states(fleet) == {"1": State.READY, "2": State.READY}
+    assert states(fleet) == {"1": VersionState.READY, "2": VersionState.READY}
     shelf.records = [version("1", "champion", encoder="old"), new]
     await fleet.look()
     assert answering(fleet) == "1"
@@ -369,11 +369,11 @@ async def test_an_encoder_is_stopped_after_the_grace_time_once_nobody_is_sent_th
     pool, hands = FakePool("old", "e"), Hands()
     fleet = fleet_of(Shelf(version("1", encoder="old"), version("2", "champion")), pool, clock=hands)
     await fleet.look()
-    assert states(fleet)["1"] is State.READY
+    assert states(fleet)["1"] is VersionState.READY
     hands.time += 301
     await fleet.look()
     assert pool.stopped == ["old"]
-    assert states(fleet)["1"] is State.ABSENT
+    assert states(fleet)["1"] is VersionState.ABSENT
 
 
 async def test_what_an_experiment_tries_is_started() -> None:
@@ -383,7 +383,7 @@ async def test_what_an_experiment_tries_is_started() -> None:
     pool = FakePool()
     fleet = fleet_of(Shelf(version("1", "champion"), version("2", encoder="own")), pool, tried=tried)
     await looked(fleet)
-    assert states(fleet) == {"1": State.READY, "2": State.READY}
+    assert states(fleet) == {"1": VersionState.READY, "2": VersionState.READY}
 
 
 async def test_a_fleet_that_is_born_again_finds_what_runs_and_publishes_it_whole() -> None:
@@ -391,8 +391,8 @@ async def test_a_fleet_that_is_born_again_finds_what_runs_and_publishes_it_whole
     shelf = Shelf(version("1", "champion"), version("2", encoder="own"))
     fleet = fleet_of(shelf, pool, first=1_000)
     await fleet.look()
-    assert fleet.catalogue.revision == 1_000
-    assert states(fleet) == {"1": State.READY, "2": State.READY}
+    assert fleet.catalog.revision == 1_000
+    assert states(fleet) == {"1": VersionState.READY, "2": VersionState.READY}
 
 
 async def test_a_fleet_that_is_born_again_unseats_nobody_while_it_can_not_reach_the_replicas() -> None:
@@ -400,7 +400,7 @@ async def test_a_fleet_that_is_born_again_unseats_nobody_while_it_can_not_reach_
     pool.unreachable = True
     fleet = fleet_of(Shelf(version("1", "champion")), pool)
     await fleet.look()
-    assert not fleet.catalogue.models
+    assert not fleet.catalog.models
     pool.unreachable = False
     await fleet.look()
     assert answering(fleet) == "1"
@@ -409,7 +409,7 @@ async def test_a_fleet_that_is_born_again_unseats_nobody_while_it_can_not_reach_
 async def test_a_named_version_is_never_rerouted() -> None:
     fleet = fleet_of(Shelf(version("1"), version("2", "champion")), FakePool("e"))
     await fleet.look()
-    choice = choose(fleet.catalogue, Traffic(), "sentiment", "1", "anybody")
+    choice = choose(fleet.catalog, Traffic(), "sentiment", "1", "anybody")
     assert (choice.record.version, choice.arm) == ("1", Arm.NAMED)
 
 
@@ -429,8 +429,8 @@ async def test_a_broken_version_is_failed_with_its_reason_and_the_others_answer(
     pool.broken.add("d1")
     fleet = fleet_of(Shelf(version("1"), version("2", "champion")), pool)
     await fleet.look()
-    entry = fleet.catalogue.versions("sentiment")["1"]
-    assert (entry.state, entry.reason) == (State.FAILED, "d1 has no head")
+    entry = fleet.catalog.versions("sentiment")["1"]
+    assert (entry.state, entry.reason) == (VersionState.FAILED, "d1 has no head")
     with pytest.raises(ModelNotReady, match="no head"):
         answering(fleet, "1")
     assert answering(fleet) == "2"
@@ -440,7 +440,7 @@ async def test_unknown_models_and_versions_are_not_found() -> None:
     fleet = fleet_of(Shelf(version("1", "champion")), FakePool("e"))
     await fleet.look()
     with pytest.raises(NotFound, match="model 'other'"):
-        choose(fleet.catalogue, Traffic(), "other", None, "anybody")
+        choose(fleet.catalog, Traffic(), "other", None, "anybody")
     with pytest.raises(NotFound, match="version '9'"):
         answering(fleet, "9")
 
@@ -458,10 +458,10 @@ async def test_a_look_that_finds_nothing_new_publishes_nothing() -> None:
     fleet = fleet_of(Shelf(version("1", "champion")), FakePool("e"))
     await fleet.look()
     await fleet.look()
-    assert fleet.catalogue.revision == 1
+    assert fleet.catalog.revision == 1
 
 
-async def test_a_registry_that_is_down_leaves_the_catalogue_as_it_was() -> None:
+async def test_a_registry_that_is_down_leaves_the_catalog_as_it_was() -> None:
     shelf = Shelf(version("1", "champion"))
     fleet = fleet_of(shelf, FakePool("e"))
     await fleet.look()

@@ -6,20 +6,20 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from serving.core.executor import Aside
+from serving.core.executor import BackgroundExecutor
 from serving.errors import Overloaded
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-async def aside() -> AsyncIterator[Aside]:
-    aside = Aside(waiting=1)
+async def aside() -> AsyncIterator[BackgroundExecutor]:
+    aside = BackgroundExecutor(waiting=1)
     yield aside
     await aside.close()
 
 
-async def test_the_loop_goes_on_while_it_computes(aside: Aside) -> None:
+async def test_the_loop_goes_on_while_it_computes(aside: BackgroundExecutor) -> None:
     begun, go = threading.Event(), threading.Event()
 
     def compute() -> str:
@@ -33,13 +33,13 @@ async def test_the_loop_goes_on_while_it_computes(aside: Aside) -> None:
     assert (await work).startswith("valence-aside")
 
 
-async def test_what_it_raises_is_raised(aside: Aside) -> None:
+async def test_what_it_raises_is_raised(aside: BackgroundExecutor) -> None:
     with pytest.raises(ZeroDivisionError):
         await aside.run(lambda: 1 // 0)
     assert await aside.run(lambda: 7) == 7
 
 
-async def test_more_than_may_wait_is_refused_until_there_is_room_again(aside: Aside) -> None:
+async def test_more_than_may_wait_is_refused_until_there_is_room_again(aside: BackgroundExecutor) -> None:
     go = threading.Event()
     held = [asyncio.create_task(aside.run(lambda: go.wait(10))) for _ in range(2)]
     await asyncio.sleep(0)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from serving.core.catalog import Place
+from serving.core.catalog import Placement
 from serving.errors import ModelNotReady
 from serving.inference.dispatcher import Ask, Bounds, Dispatcher, Inference
 from tests.fakes.data import FakeEncoders, vector_of
@@ -37,7 +37,7 @@ def compute(encoders: dict[str, FakeEncoders]) -> Dispatcher:
 async def test_a_version_outside_the_space_gets_the_vectors_of_the_spaces_encoder(
     compute: Dispatcher, encoders: dict[str, FakeEncoders], count: int
 ) -> None:
-    place = Place(scorer="foreign", embedder="space")
+    place = Placement(scorer="foreign", embedder="space")
     found = await compute.infer(TEXTS[:count], record("1"), place)
     assert [each.embedding for each in found.results] == [
         vector_of(text).astype("<f2").tobytes() for text in TEXTS[:count]
@@ -51,7 +51,7 @@ async def test_a_version_outside_the_space_gets_the_vectors_of_the_spaces_encode
 async def test_a_version_in_the_space_costs_one_pass(
     compute: Dispatcher, encoders: dict[str, FakeEncoders]
 ) -> None:
-    await compute.infer(TEXTS, record("1"), Place(scorer="space", embedder="space"))
+    await compute.infer(TEXTS, record("1"), Placement(scorer="space", embedder="space"))
     assert (encoders["space"].batches, encoders["foreign"].batches) == ([len(TEXTS)], [])
 
 
@@ -60,6 +60,6 @@ async def test_an_encoder_that_fails_holds_up_nobody_else(
 ) -> None:
     encoders["foreign"].fault = ModelNotReady("gone")
     with pytest.raises(ModelNotReady):
-        await compute.infer(["good"], record("1"), Place(scorer="foreign", embedder="space"))
-    found = await compute.infer(["good"], record("1"), Place(scorer="space", embedder="space"))
+        await compute.infer(["good"], record("1"), Placement(scorer="foreign", embedder="space"))
+    found = await compute.infer(["good"], record("1"), Placement(scorer="space", embedder="space"))
     assert len(found.results) == 1

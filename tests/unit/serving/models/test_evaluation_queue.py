@@ -9,7 +9,7 @@ import pytest
 from serving.errors import Conflict, NotFound
 from serving.models.evaluation_queue import Evaluations
 from tests.fakes.control import FakeEvaluations, FakeRegistry
-from tests.support.app import MODEL, catalogue
+from tests.support.app import MODEL, catalog
 from tests.support.reports import report
 
 pytestmark = pytest.mark.anyio
@@ -20,19 +20,19 @@ class Bench:
 
     def __init__(self) -> None:
         self.records = FakeEvaluations()
-        entries = catalogue().models[MODEL]
+        entries = catalog().models[MODEL]
         self.registry = FakeRegistry(
             {version: entry.record for version, entry in entries.items()}, champion="2"
         )
-        self.launched: list[int] = []
+        self.run_module: list[int] = []
         self.at_once = 0
         self.work: Callable[[int], str | None] = lambda _: None
         self.evaluations = Evaluations(
-            records=self.records, registry=self.registry, catalogue=catalogue, launch=self.launch
+            records=self.records, registry=self.registry, catalog=catalog, launch=self.launch
         )
 
     async def launch(self, number: int) -> str | None:
-        self.launched.append(number)
+        self.run_module.append(number)
         self.at_once += 1
         assert self.at_once == 1
         await asyncio.sleep(0)
@@ -59,11 +59,11 @@ async def test_the_champion_is_measured_first_if_it_has_no_report() -> None:
     await bench.evaluations.request(MODEL, "3", None)
     while await bench.evaluations.step():
         pass
-    assert [bench.records.rows[number].version for number in bench.launched] == ["2", "3"]
+    assert [bench.records.rows[number].version for number in bench.run_module] == ["2", "3"]
     await bench.evaluations.request(MODEL, "1", None)
     while await bench.evaluations.step():
         pass
-    assert [bench.records.rows[number].version for number in bench.launched] == ["2", "3", "1"]
+    assert [bench.records.rows[number].version for number in bench.run_module] == ["2", "3", "1"]
 
 
 async def test_a_process_that_ends_badly_fails_its_evaluation_with_the_reason() -> None:

@@ -15,7 +15,7 @@ from serving.core.caller import Caller, Role
 from serving.errors import Conflict, Invalid, NotFound, NotReady, Refused
 from serving.models.promotion import Decision, Promotions
 from tests.fakes.control import FakeEvaluations, FakePromotions, FakeRegistry
-from tests.support.app import MODEL, catalogue
+from tests.support.app import MODEL, catalog
 from tests.support.reports import report
 
 pytestmark = pytest.mark.anyio
@@ -25,7 +25,7 @@ ADA, BOB = (Caller(key_id=(key := uuid4()), holder_id=key, role=Role.ENGINEER) f
 
 @dataclass(kw_only=True)
 class Desk:
-    """Promotions over fakes; versions 1 to 4 of the catalogue of `tests.support.app`, 2 is champion."""
+    """Promotions over fakes; versions 1 to 4 of the catalog of `tests.support.app`, 2 is champion."""
 
     registry: FakeRegistry
     records: FakePromotions
@@ -37,7 +37,7 @@ class Desk:
             records=self.records,
             reports=self.evaluations,
             registry=self.registry,
-            catalogue=catalogue,
+            catalog=catalog,
             gates=gates,
             grace_seconds=grace,
         )
@@ -55,7 +55,7 @@ class Desk:
 
 @pytest.fixture
 async def desk() -> Desk:
-    entries = catalogue().models[MODEL]
+    entries = catalog().models[MODEL]
     desk = Desk(
         registry=FakeRegistry({version: entry.record for version, entry in entries.items()}, champion="2"),
         records=FakePromotions(),

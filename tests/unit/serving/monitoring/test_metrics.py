@@ -8,13 +8,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from db.analytics.statistics import Answers, Census, Distributions, Judged, SegmentRow
 from db.connection.engine import PoolState
 from serving.core.caller import Role
-from serving.core.catalog import Catalogue
+from serving.core.catalog import Catalog
 from serving.errors import ModelNotReady, NotReady
 from serving.inference.dispatcher import Ask, Inference
 from serving.monitoring.collectors import Platform, Process, Stored, drifted
 from serving.monitoring.metrics import Metrics
 from serving.predictions.routing import Split, Traffic
-from tests.support.app import catalogue, fake_platform
+from tests.support.app import catalog, fake_platform
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -31,9 +31,9 @@ def at(samples: Samples, metric: str, **labels: str) -> float:
     return samples[metric, tuple(sorted(labels.items()))]
 
 
-def standing(stored: Stored, known: Catalogue | None = None, traffic: Traffic | None = None) -> Platform:
+def standing(stored: Stored, known: Catalog | None = None, traffic: Traffic | None = None) -> Platform:
     return Platform(
-        catalogue=lambda: known or catalogue(),
+        catalog=lambda: known or catalog(),
         traffic=lambda: traffic or Traffic(),
         stored=stored,
         version="9",
@@ -69,7 +69,7 @@ def test_a_replica_is_told_apart_in_what_is_its_own_and_not_in_what_is_the_platf
     assert at(samples, "valence_build_info", release="9") == 1
 
 
-def test_replicas_experiments_and_states_follow_catalogue_and_traffic() -> None:
+def test_replicas_experiments_and_states_follow_catalog_and_traffic() -> None:
     metrics = Metrics()
     split = Split(
         experiment_id=None,
@@ -80,7 +80,7 @@ def test_replicas_experiments_and_states_follow_catalogue_and_traffic() -> None:
         salt="s",
         shadow=True,  # type: ignore[arg-type]
     )
-    known = Catalogue(replicas={"e": {"running": 2, "starting": 1}})
+    known = Catalog(replicas={"e": {"running": 2, "starting": 1}})
     metrics.add(standing(Stored(), known, Traffic(splits={"sentiment": split})), of_replica=False)
     samples = read(metrics)
     assert at(samples, "valence_encoder_replicas", encoder="e", state="running") == 2

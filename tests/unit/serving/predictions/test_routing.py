@@ -4,22 +4,22 @@ from uuid import uuid4
 
 import pytest
 
-from serving.core.catalog import Catalogue, Entry, State
+from serving.core.catalog import Catalog, CatalogEntry, VersionState
 from serving.errors import ModelNotReady
 from serving.predictions.routing import Arm, Choice, Split, Traffic, choose
 from tests.support.app import MODEL, record
 
 
-def catalogue(challenger: State = State.READY, champion: str = "1") -> Catalogue:
-    return Catalogue(
+def catalog(challenger: VersionState = VersionState.READY, champion: str = "1") -> Catalog:
+    return Catalog(
         models={
             MODEL: {
-                "1": Entry(record=record("1"), state=State.READY),
-                "2": Entry(record=record("2"), state=challenger),
+                "1": CatalogEntry(record=record("1"), state=VersionState.READY),
+                "2": CatalogEntry(record=record("2"), state=challenger),
             }
         },
         champions={MODEL: champion},
-        spaced=frozenset(["e" * 64]),
+        space_encoders=frozenset(["e" * 64]),
         embedder="e" * 64,
     )
 
@@ -32,7 +32,7 @@ def traffic(share: float, *, shadow: bool = False, salt: str = "salt") -> Traffi
 
 
 def chosen(split: Traffic, unit: str, *, version: str | None = None) -> Choice:
-    return choose(catalogue(), split, MODEL, version, unit)
+    return choose(catalog(), split, MODEL, version, unit)
 
 
 def challenged(split: Traffic, units: int = 2_000) -> set[str]:
@@ -72,11 +72,11 @@ def test_in_the_shadow_the_champion_answers_everybody_and_the_challenger_scores_
 
 @pytest.mark.parametrize(
     "now",
-    [catalogue(State.STARTING), catalogue(State.FAILED), catalogue(champion="2")],
+    [catalog(VersionState.STARTING), catalog(VersionState.FAILED), catalog(champion="2")],
     ids=["challenger starts", "challenger failed", "another champion"],
 )
 def test_without_a_ready_challenger_or_with_another_champion_nobody_is_routed_or_counted(
-    now: Catalogue,
+    now: Catalog,
 ) -> None:
     if now.champions[MODEL] == "1":
         choice = choose(now, traffic(1.0), MODEL, None, "anybody")
@@ -87,4 +87,4 @@ def test_without_a_ready_challenger_or_with_another_champion_nobody_is_routed_or
 
 def test_no_answer_is_chosen_while_no_encoder_of_the_space_runs() -> None:
     with pytest.raises(ModelNotReady, match="no encoder of the embedding space"):
-        Catalogue().place(record("1", kind="lexicon"))
+        Catalog().placement(record("1", kind="lexicon"))
