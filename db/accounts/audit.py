@@ -6,6 +6,7 @@ Holds ids and names, never texts.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from operator import eq, ge, lt
 from typing import Any
 from uuid import UUID
 
@@ -13,14 +14,15 @@ from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.connection.engine import Database
+from db.core.cursors import decode_row_id, encode_row_id
 from db.schema import tables
 
-_A = tables.AuditEntry
+_A = tables.AuditRow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
-    """One act; `actor` is the key that did it, None the platform itself."""
+class AuditEntry:
+    """One action; `actor` is the id of the key that asked for it, None for the platform itself."""
 
     id: int
     at: datetime
@@ -30,32 +32,65 @@ class Entry:
     detail: Mapping[str, Any]
 
 
-class Audit:
-    """What was done, appended and read newest first."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuditFilters:
+    """The entries to list: those that match every field that isn't None; `until` is exclusive."""
+
+    actor: UUID | None = None
+    action: str | None = None
+    subject: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuditPage:
+    """Some entries, newest first, and the cursor of the page after them."""
+
+    items: tuple[AuditEntry, ...]
+    next_cursor: str | None
+
+
+class AuditRepository:
+    """Entries are appended and listed, never changed or removed."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def add(self, *, action: str, subject: str, detail: Mapping[str, Any]) -> None:
-        """Appends what the platform itself did, in a transaction of its own."""
+        """Append an action of the platform itself, in a transaction of its own."""
         async with self._database.begin() as connection:
             await append(connection, actor=None, action=action, subject=subject, detail=detail)
 
     async def list(
-        self, *, subject: str | None = None, before: int | None = None, limit: int = 100
-    ) -> tuple[Entry, ...]:
-        """Entries older than `before`, on one subject or all."""
+        self, filters: AuditFilters | None = None, *, limit: int = 50, cursor: str | None = None
+    ) -> AuditPage:
+        """Return a page of at most `limit` entries, newest first.
+
+        Raises:
+            Rejected: no page gave this cursor.
+        """
+        filters = filters or AuditFilters()
         query = (
             select(_A.id, _A.at, _A.actor, _A.action, _A.subject, _A.detail)
             .order_by(_A.id.desc())
-            .limit(limit)
+            .limit(limit + 1)
         )
-        if subject is not None:
-            query = query.where(_A.subject == subject)
-        if before is not None:
-            query = query.where(_A.id < before)
-        async with self._database.begin() as connection:
-            return tuple(Entry(**row._mapping) for row in await connection.execute(query))
+        for column, compare, value in (
+            (_A.actor, eq, filters.actor),
+            (_A.action, eq, filters.action),
+            (_A.subject, eq, filters.subject),
+            (_A.at, ge, filters.since),
+            (_A.at, lt, filters.until),
+        ):
+            if value is not None:
+                query = query.where(compare(column, value))
+        if cursor is not None:
+            query = query.where(_A.id < decode_row_id(cursor))
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        items = tuple(AuditEntry(**row._mapping) for row in rows[:limit])
+        return AuditPage(items=items, next_cursor=encode_row_id(items[-1].id) if len(rows) > limit else None)
 
 
 async def append(
@@ -66,7 +101,7 @@ async def append(
     subject: str,
     detail: Mapping[str, Any] | None = None,
 ) -> None:
-    """Adds an entry in the caller's transaction."""
+    """Append an entry in the caller's transaction."""
     await connection.execute(
         insert(_A).values(actor=actor, action=action, subject=subject, detail=dict(detail or {}))
     )

@@ -432,7 +432,7 @@ class Evaluation(Base):
     finished_at: Mapped[datetime | None]
 
 
-class AuditEntry(Base):
+class AuditRow(Base):
     """Who did what; a trigger refuses to change or remove an entry."""
 
     __tablename__ = "audit_log"

@@ -6,7 +6,7 @@ from typing import Any
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
-from db.accounts.audit import Audit
+from db.accounts.audit import AuditRepository
 from db.connection.engine import Database
 from db.models.evaluations import Evaluation
 from db.models.evaluations import Evaluations as StoredEvaluations
@@ -39,7 +39,7 @@ def lifecycle(
         ),
         evaluations=Evaluations(records=stored, registry=registry, catalog=catalog),
         encoders=registry,
-        audit=Audit(database),
+        audit=AuditRepository(database),
     )
 
 

@@ -4,7 +4,7 @@ import asyncio
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from db.accounts.audit import Audit
+from db.accounts.audit import AuditRepository
 from db.accounts.keys import Key, Keys
 from db.accounts.users import Users
 from db.analytics.replay import Replays
@@ -91,7 +91,7 @@ async def tour(database: Database, *, many: int = 12) -> list[NewText]:
     assert receipt.erased.predictions
     await Keys(database).touch({key.id: now()})
     assert (await Keys(database).revoke(key.id, actor=None)).revoked_at is not None
-    assert await Audit(database).list(limit=1)
+    assert (await AuditRepository(database).list(limit=1)).items
     await Censuses(database).take()
     await Censuses(database).distributions()
     return texts

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from db.accounts.audit import Audit
+from db.accounts.audit import AuditFilters, AuditRepository
 from db.accounts.keys import Key
 from db.accounts.users import Users
 from db.analytics.replay import Replays
@@ -119,7 +119,7 @@ def test_no_filter_is_read_as_sql(place: tuple[str, Key], value: str, other: str
                 for exact in (False, True):
                     await _nothing(holdable, similarity.search(VECTOR, filters=filters, exact=exact))
             await _nothing(holdable, Idempotency(database).find(key.holder_id, value, other))
-            await _nothing(holdable, Audit(database).list(subject=value))
+            await _nothing(holdable, AuditRepository(database).list(AuditFilters(subject=value)))
             await _nothing(holdable, Promotions(database).history(value))
             await _nothing(False, Promotions(database).history("sentiment", cursor=other))
             await _nothing(holdable, Evaluations(database).reported(value, other))
@@ -180,8 +180,10 @@ async def test_what_is_stored_comes_back_as_it_was(database: Database, value: st
     assert (await Experiments(database).get(made.id)).model == value
     user = await Users(database).create(username=f"u{value}", email=f"e{value}", actor=None)
     assert (await Users(database).get(user.id)).username == f"u{value}"
-    await Audit(database).add(action=value, subject=value, detail={value: value})
-    assert (await Audit(database).list(subject=value))[0].detail == {value: value}
+    await AuditRepository(database).add(action=value, subject=value, detail={value: value})
+    assert (await AuditRepository(database).list(AuditFilters(subject=value))).items[0].detail == {
+        value: value
+    }
 
 
 @pytest.mark.anyio

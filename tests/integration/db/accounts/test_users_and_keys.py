@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from db.accounts.audit import Audit
+from db.accounts.audit import AuditFilters, AuditRepository
 from db.accounts.keys import Keys, NewKey
 from db.accounts.users import Users
 from db.connection.engine import Database
@@ -71,12 +71,11 @@ async def test_a_revoked_key_stays_as_a_record_and_is_revoked_once(database: Dat
     assert await keys.revoke(key.id, actor=admin.id) == first
     with pytest.raises(NotFound):
         await keys.revoke(uuid4(), actor=admin.id)
-    entries = await Audit(database).list(subject=str(key.id))
+    entries = (await AuditRepository(database).list(AuditFilters(subject=str(key.id)))).items
     assert [(entry.action, entry.actor) for entry in entries] == [
         ("key.revoke", admin.id),
         ("key.create", None),
     ]
-    assert await Audit(database).list(before=entries[0].id, limit=1) == entries[1:]
 
 
 async def test_the_last_use_of_a_key_never_steps_back(database: Database) -> None:

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from db.accounts.audit import Audit
+from db.accounts.audit import AuditFilters, AuditRepository
 from db.accounts.keys import Key
 from db.connection.engine import Database
 from db.core.ids import Uuid7Clock
@@ -60,7 +60,7 @@ async def test_an_experiment_lives_as_it_is_told_and_every_act_is_audited(databa
     assert await experiments.get(made.id) == stopped
     with pytest.raises(Conflict):
         await experiments.change(made.id, actor=key.id, share=0.2)
-    acts = await Audit(database).list(subject=str(made.id))
+    acts = (await AuditRepository(database).list(AuditFilters(subject=str(made.id)))).items
     assert [act.action for act in acts] == ["experiment.stop", "experiment.change", "experiment.create"]
     assert {act.actor for act in acts} == {key.id}
 

@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 
-from db.accounts.audit import Audit
+from db.accounts.audit import AuditFilters, AuditRepository
 from db.connection.engine import Database
 from db.errors import NotFound
 from db.models.evaluations import ATTEMPTS, Evaluation, Evaluations, NewEvaluation
@@ -24,7 +24,7 @@ async def test_many_requests_at_once_are_one(database: Database) -> None:
     assert len({each.id for each in asked}) == 1
     other = await evaluations.request(wanted(data="e"))
     assert other.id != asked[0].id
-    entries = await Audit(database).list(subject="sentiment")
+    entries = (await AuditRepository(database).list(AuditFilters(subject="sentiment"))).items
     assert [entry.action for entry in entries] == ["evaluation.request"] * 2
     with pytest.raises(NotFound):
         await evaluations.get(0)

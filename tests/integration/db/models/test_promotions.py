@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from db.accounts.audit import Audit
+from db.accounts.audit import AuditFilters, AuditRepository
 from db.connection.engine import Database
 from db.errors import Contested, NotFound, Rejected
 from db.models.promotions import Act, NewPromotion, Promotion, Promotions, State
@@ -43,7 +43,7 @@ async def test_a_change_is_intended_then_done_and_audited(database: Database) ->
     made = await history.get(intended.id)
     assert made.settled_at is not None
     assert (made.actor, made.reason, made.evidence, made.below_id) == (actor, "better", {"a": 1}, first.id)
-    entries = await Audit(database).list(subject=MODEL)
+    entries = (await AuditRepository(database).list(AuditFilters(subject=MODEL))).items
     assert [(entry.action, entry.actor) for entry in entries] == [
         ("champion.promote", actor),
         ("champion.bootstrap", None),
@@ -61,7 +61,7 @@ async def test_what_is_abandoned_was_never_champion(database: Database) -> None:
     assert (await history.standing(MODEL)).champion is None
     assert await history.champion_at(MODEL, now()) is None
     assert (await history.history(MODEL)).items == ()
-    (entry,) = await Audit(database).list(subject=MODEL)
+    (entry,) = (await AuditRepository(database).list(AuditFilters(subject=MODEL))).items
     assert (entry.action, entry.detail["why"]) == ("champion.abandon", "died")
 
 
@@ -190,6 +190,6 @@ async def test_force_without_a_reason_is_refused_by_the_schema_too(database: Dat
 async def test_a_refusal_is_in_the_audit_log_alone(database: Database) -> None:
     history, actor = Promotions(database), uuid4()
     await history.refused(MODEL, "3", actor=actor, why="a gate failed", evidence={"gates": {"passed": False}})
-    (entry,) = await Audit(database).list(subject=MODEL)
+    (entry,) = (await AuditRepository(database).list(AuditFilters(subject=MODEL))).items
     assert (entry.action, entry.actor, entry.detail["to"]) == ("champion.refuse", actor, "3")
     assert (await history.history(MODEL)).items == ()

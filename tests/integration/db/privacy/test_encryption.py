@@ -11,7 +11,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from db.accounts.audit import Audit
+from db.accounts.audit import AuditFilters, AuditRepository
 from db.accounts.keys import Key
 from db.analytics.disagreements import Contrasts
 from db.analytics.replay import Replays
@@ -322,7 +322,7 @@ async def test_keys_change_while_others_write_and_nothing_is_lost(url: str) -> N
         assert await sql(after, "SELECT id FROM text_keys") == [("two",)]
         again = await Rotation(after).run(quiet)
         assert set(again.rewritten.values()) == {0}
-        [entry] = await Audit(after).list(subject="two", limit=1)
+        [entry] = (await AuditRepository(after).list(AuditFilters(subject="two"), limit=1)).items
         assert (entry.action, entry.detail["let_go"]) == ("texts.encrypt", [])
     async with opened(url, cipher=NEW) as database:
         for prediction_id, comment in comments.items():

@@ -10,7 +10,7 @@ import numpy as np
 import psycopg
 import pytest
 
-from db.accounts.audit import Audit
+from db.accounts.audit import AuditFilters, AuditRepository
 from db.accounts.keys import Key, Keys
 from db.accounts.users import Users
 from db.backup.scrub import scrub
@@ -113,7 +113,7 @@ async def test_a_user_is_erased_and_what_others_sent_too_stays(database: Databas
     again = await erasures(database).erase_user(ada, actor=key.id)
     assert set(again.erased.as_dict().values()) == {0}
     assert again.shared == 0
-    entries = await Audit(database).list(subject=str(ada))
+    entries = (await AuditRepository(database).list(AuditFilters(subject=str(ada)))).items
     assert [(entry.action, entry.actor) for entry in entries[:2]] == [("user.erase", key.id)] * 2
     assert entries[1].detail == receipt.erased.as_dict()
 

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from db.accounts.audit import Audit
+from db.accounts.audit import AuditFilters, AuditRepository
 from db.connection.engine import Database
 from db.models.evaluations import Evaluations, NewEvaluation
 from db.models.promotions import Act, NewPromotion
@@ -79,7 +79,7 @@ class Case:
         return [(reign.promotion.act, reign.promotion.version_to) for reign in reversed(page.items)]
 
     async def audited(self) -> list[str]:
-        entries = await Audit(self.database).list(subject=self.model)
+        entries = (await AuditRepository(self.database).list(AuditFilters(subject=self.model))).items
         return [entry.action for entry in reversed(entries) if entry.action.startswith("champion.")]
 
 
@@ -106,7 +106,7 @@ async def test_gates_both_ways_then_force_and_everything_is_audited(case: Case) 
     assert await case.audited() == [
         "champion.bootstrap", "champion.promote", "champion.refuse", "champion.promote",
     ]  # fmt: skip
-    refusal = (await Audit(case.database).list(subject=case.model))[1]
+    refusal = (await AuditRepository(case.database).list(AuditFilters(subject=case.model))).items[1]
     assert refusal.actor == BOB.key_id
     assert not refusal.detail["evidence"]["gates"]["passed"]
 
