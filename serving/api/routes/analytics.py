@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.analytics.results import Span
-from serving.api import drawings, serializers
+from serving.api import serializers
 from serving.api.dependencies import services_of
 from serving.api.middleware import while_connected
 from serving.api.schemas.insights import (
@@ -35,7 +35,7 @@ async def topics(request: Request, query: Annotated[TopicsQuery, Query()]) -> Re
     found = await while_connected(
         request.receive, services.insights.topics(query.model, span, most=query.topics)
     )
-    return serializers.json_response(drawings.topics(found))
+    return serializers.json_response(serializers.topics(found))
 
 
 @router.get("/review", responses={200: {"model": ReviewAnswer}})
@@ -47,7 +47,7 @@ async def review(request: Request, query: Annotated[ReviewQuery, Query()]) -> Re
     found = await while_connected(
         request.receive, services.insights.review(query.model, span, most=query.limit)
     )
-    return serializers.json_response(drawings.review(found))
+    return serializers.json_response(serializers.review(found))
 
 
 @router.get("/models/{name}/diff", responses={200: {"model": DiffAnswer}})
@@ -66,7 +66,7 @@ async def diff(request: Request, name: str, query: Annotated[DiffQuery, Query()]
             most=query.clusters,
         ),
     )
-    return serializers.json_response(drawings.diff(found, query.version_from, query.version_to))
+    return serializers.json_response(serializers.diff(found, query.version_from, query.version_to))
 
 
 @router.get("/drift", responses={200: {"model": DriftAnswer}})
@@ -83,4 +83,4 @@ async def drift(request: Request, query: Annotated[DriftQuery, Query()]) -> Resp
             most=query.limit,
         ),
     )
-    return serializers.json_response(drawings.drift(found))
+    return serializers.json_response(serializers.drift(found))

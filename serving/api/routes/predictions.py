@@ -1,9 +1,11 @@
 """Predictions: make one or many, read one or a page of them."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Annotated
 from uuid import UUID
 
+import orjson
 from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,7 +15,6 @@ from serving.api import serializers
 from serving.api.dependencies import body_of, caller_of, services_of
 from serving.api.middleware import while_connected
 from serving.api.parameters import IDEMPOTENCY_KEY, predict_of
-from serving.api.routes.explained import explained
 from serving.api.schemas.data import (
     PredictBatchAnswer,
     PredictBatchRequest,
@@ -26,6 +27,7 @@ from serving.api.schemas.fields import parse
 from serving.api.schemas.insights import ExplainedPrediction
 from serving.api.security import GuardedRoute, requires
 from serving.core.caller import Role
+from serving.errors import ServingError
 from serving.predictions.prediction import Predict, Prediction
 from serving.predictions.service import Answer
 from serving.privacy.masking import TEXT
@@ -63,7 +65,7 @@ async def predict(request: Request) -> Response:
         place=TEXT,
     )
     answer = await run(request, ask, serializers.one(with_embedding=body.return_embedding))
-    return serializers.answered(await explained(request, answer) if body.explain else answer)
+    return serializers.answered(await _explained(request, answer) if body.explain else answer)
 
 
 @router.post(
@@ -122,3 +124,18 @@ async def prediction(request: Request, prediction_id: UUID) -> Response:
     """A stored prediction with its feedback."""
     found = await services_of(request).memory.prediction(prediction_id, caller_of(request))
     return serializers.json_response(serializers.remembered(found))
+
+
+async def _explained(request: Request, answer: Answer) -> Answer:
+    """Add a second opinion to an answer, null if none can be had now: the prediction is stored, so nothing may fail it.
+
+    It is never kept with the answer: a replay computes it again.
+    """
+    content = orjson.loads(answer.body)
+    opinions = services_of(request).opinions
+    try:
+        found = await while_connected(request.receive, opinions.of(UUID(content["id"]), caller_of(request)))
+        content["second_opinion"] = serializers.opinion(found)
+    except ServingError:
+        content["second_opinion"] = None
+    return replace(answer, body=serializers.encode(content))

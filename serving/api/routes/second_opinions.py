@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.api import drawings, serializers
+from serving.api import serializers
 from serving.api.dependencies import caller_of, services_of
 from serving.api.middleware import while_connected
 from serving.api.schemas.insights import CorrectionsAnswer, CorrectionsQuery, OpinionAnswer
@@ -24,7 +24,7 @@ async def second_opinion(request: Request, prediction_id: UUID) -> Response:
     services, caller = services_of(request), caller_of(request)
     services.limits.take(caller, 1)
     found = await while_connected(request.receive, services.opinions.of(prediction_id, caller))
-    return serializers.json_response(drawings.opinion(found))
+    return serializers.json_response(serializers.opinion(found))
 
 
 @router.get("/corrections", responses={200: {"model": CorrectionsAnswer}})
@@ -39,4 +39,4 @@ async def corrections(
         request.receive,
         services.opinions.corrections(prediction_id, caller, min_similarity=query.min_similarity, k=query.k),
     )
-    return serializers.json_response(drawings.corrections(found))
+    return serializers.json_response(serializers.corrections(found))
