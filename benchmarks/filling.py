@@ -13,7 +13,7 @@ from db.connection.engine import Database
 from db.core.ids import Uuid7Clock
 from db.embedded.server import EmbeddedPostgres
 from db.predictions.submissions import NewPrediction, NewText, Submission
-from db.predictions.writer import Writer
+from db.predictions.writer import PredictionWriter
 from db.schema import versions
 from registry.bundles.bundle import LABELS
 
@@ -64,7 +64,7 @@ class Store:
     """Writes vectors as texts that nobody stored before, each predicted once for one holder."""
 
     def __init__(self, database: Database, space: str, holder: UUID) -> None:
-        self._writer = Writer(database, space=space)
+        self._writer = PredictionWriter(database, space=space)
         self._holder = holder
         self._clock = Uuid7Clock()
 

@@ -21,7 +21,7 @@ from benchmarks.report import report
 from db.accounts.keys import Keys, NewKey
 from db.connection.engine import Database
 from db.embeddings.segments import Segments
-from db.embeddings.spaces import Spaces
+from db.embeddings.spaces import SpaceRepository
 from db.predictions.partitions import Partitions
 from registry.bundles.bundle import Bundle
 from serving.inference.engines.factory import open_encoder
@@ -55,7 +55,7 @@ async def measured(url: str, count: int) -> None:
     await database.open()
     await Partitions(database).ensure(datetime.now(UTC))
     await Segments(database, OLD).ensure()
-    spaces, holder = Spaces(database), uuid4()
+    spaces, holder = SpaceRepository(database), uuid4()
     await spaces.ensure(OLD)
     key = NewKey(
         id=holder, digest=bytes(32), role="client", name="x", owner_id=None, rate_limit=None, expires_at=None
@@ -85,7 +85,7 @@ async def measured(url: str, count: int) -> None:
     await database.close()
 
 
-async def _removed(database: Database, spaces: Spaces, gone: str) -> None:
+async def _removed(database: Database, spaces: SpaceRepository, gone: str) -> None:
     while gone in await spaces.states():
         await Segments(database, gone).retire()
         while await Segments(database, gone).drop_next(grace=0) is not None:

@@ -32,7 +32,7 @@ from db.connection.engine import Database
 from db.embedded.server import EmbeddedPostgres
 from db.embeddings.segments import ROWS, Segments
 from db.predictions.partitions import Partitions
-from db.search.similarity import Similarity, SimilarityFilters
+from db.search.similarity import SimilarityFilters, SimilarityRepository
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import Engine
 from serving.inference.engines.factory import open_encoder
@@ -142,7 +142,7 @@ async def measured(
     filters: SimilarityFilters | None = None,
 ) -> Found:
     """What the queries find, beside the truth, after a few to warm up."""
-    similarity = Similarity(database, space=SPACE)
+    similarity = SimilarityRepository(database, space=SPACE)
     for query in queries[:20]:
         await similarity.search(query, k=K, filters=filters)
     times, hits, short = [], 0, 0

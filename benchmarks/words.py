@@ -19,7 +19,7 @@ from db.accounts.keys import Keys, NewKey
 from db.connection.engine import Database
 from db.embeddings.segments import Segments
 from db.predictions.partitions import Partitions
-from db.search.keywords import Keywords
+from db.search.keywords import KeywordRepository
 
 BATCH = 16
 MERGED_EVERY = 15
@@ -38,7 +38,7 @@ async def round_of(
 ) -> list[float]:
     """Milliseconds of each batch."""
     random = np.random.default_rng(seed)
-    words, found = Keywords(database, space=SPACE), []
+    words, found = KeywordRepository(database, space=SPACE), []
     merged = time.perf_counter()
     for _ in range(batches):
         vectors = random.standard_normal((BATCH, 384), dtype=np.float32)
@@ -95,7 +95,7 @@ async def measured(url: str, arguments: argparse.Namespace) -> None:
             "FROM text_inputs"
         )
         rows_stored, index, table = counted.one()
-    words = Keywords(database, space=SPACE)
+    words = KeywordRepository(database, space=SPACE)
     searches = {}
     for wanted in SEARCHES:
         took = []

@@ -92,7 +92,7 @@ class Contrast:
     complete: bool
 
 
-class Contrasts:
+class DisagreementRepository:
     """Compares the last words of two versions on the texts that either of them judged in a window."""
 
     def __init__(

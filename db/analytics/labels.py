@@ -47,7 +47,7 @@ class Truth:
     label: str
 
 
-class Truths:
+class LabelRepository:
     """The last word on each text counts, whoever's it is."""
 
     def __init__(self, database: Database, *, space: str) -> None:

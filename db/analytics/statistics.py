@@ -123,7 +123,7 @@ _REFERENCE: Final[LiteralString] = _COUNTED.replace(
 )
 
 
-class Censuses:
+class StatisticsRepository:
     """Takes a census; the same for everybody who asks."""
 
     def __init__(self, database: Database) -> None:

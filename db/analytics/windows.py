@@ -91,7 +91,7 @@ class Judged:
     is_correct: bool
 
 
-class Windows:
+class WindowRepository:
     """Samples are random by text, and the same again from the same seed.
 
     Of a window with more than `picked` predictions in one of its `slices` equal parts those that came first in that

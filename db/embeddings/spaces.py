@@ -41,7 +41,7 @@ _LACKING_SINCE: Final[LiteralString] = """
             AND NOT t.spaces @> ARRAY[CAST(:name AS text)])"""
 
 
-class State(StrEnum):
+class SpaceState(StrEnum):
     """`building`: not all texts have a vector of it. `whole`: all have, and new ones get one. `live`: searched."""
 
     BUILDING = "building"
@@ -55,7 +55,7 @@ class Space:
     """A space; `vectors` are there of it, `pace` in texts a second, `reason` says why it doesn't get on."""
 
     name: str
-    state: State
+    state: SpaceState
     vectors: int
     begun_at: datetime
     live_at: datetime | None
@@ -64,7 +64,7 @@ class Space:
     reason: str | None
 
 
-class Spaces:
+class SpaceRepository:
     """One space is live at every moment; each act is one transaction and is in the audit log."""
 
     def __init__(self, database: Database) -> None:
@@ -91,13 +91,13 @@ class Spaces:
             name: str | None = found.scalar_one_or_none()
             return name
 
-    async def states(self) -> Mapping[str, State]:
+    async def states(self) -> Mapping[str, SpaceState]:
         """The state of every space, the live one first; a cheap read."""
         async with self._database.begin() as connection:
             rows = await connection.exec_driver_sql(
                 "SELECT name, state FROM spaces ORDER BY state <> 'live', name"
             )
-            return {row.name: State(row.state) for row in rows}
+            return {row.name: SpaceState(row.state) for row in rows}
 
     async def list(self) -> tuple[Space, ...]:
         """All spaces, the live one first."""
@@ -119,13 +119,13 @@ class Spaces:
         async with self._alone() as connection:
             states = await _states(connection)
             match states.get(name):
-                case State.BUILDING | State.WHOLE:
+                case SpaceState.BUILDING | SpaceState.WHOLE:
                     return
-                case State.LIVE:
+                case SpaceState.LIVE:
                     raise Conflict(f"the space {name!r} is live")
-                case State.LEAVING:
+                case SpaceState.LEAVING:
                     raise Conflict(f"the space {name!r} is being removed: begin again once it is gone")
-            if other := next((each for each, state in states.items() if state is not State.LIVE), None):
+            if other := next((each for each, state in states.items() if state is not SpaceState.LIVE), None):
                 raise Conflict(f"the space {other!r} is there beside the live one: remove it first")
             await connection.execute(
                 text("INSERT INTO spaces (name, state) VALUES (:name, 'building')"), {"name": name}
@@ -141,9 +141,9 @@ class Spaces:
         """
         async with self._alone() as connection:
             state = await _state(connection, name)
-            if state is State.LIVE:
+            if state is SpaceState.LIVE:
                 return
-            if state is State.LEAVING:
+            if state is SpaceState.LEAVING:
                 raise Conflict(f"the space {name!r} is being removed")
             # All texts are looked at, which no index could do.
             await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
@@ -199,9 +199,9 @@ class Spaces:
         """
         async with self._alone() as connection:
             state = await _state(connection, name)
-            if state is State.LEAVING:
+            if state is SpaceState.LEAVING:
                 return
-            if state is State.LIVE:
+            if state is SpaceState.LIVE:
                 raise Conflict(f"the space {name!r} is live: switch to another one first")
             late = await connection.execute(
                 text(
@@ -265,16 +265,16 @@ class Spaces:
             yield connection
 
 
-async def _states(connection: AsyncConnection) -> dict[str, State]:
+async def _states(connection: AsyncConnection) -> dict[str, SpaceState]:
     rows = await connection.exec_driver_sql("SELECT name, state FROM spaces")
-    return {row.name: State(row.state) for row in rows}
+    return {row.name: SpaceState(row.state) for row in rows}
 
 
-async def _state(connection: AsyncConnection, name: str) -> State:
+async def _state(connection: AsyncConnection, name: str) -> SpaceState:
     if (state := (await _states(connection)).get(name)) is None:
         raise NotFound(f"there is no space {name!r}")
     return state
 
 
 def _space(row: Mapping[str, Any]) -> Space:
-    return Space(**{**row, "state": State(row["state"])})
+    return Space(**{**row, "state": SpaceState(row["state"])})

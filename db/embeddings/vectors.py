@@ -25,7 +25,7 @@ _TEXTS: Final[LiteralString] = """
         AND (CAST(:holder AS uuid) IS NULL OR holder_id = CAST(:holder AS uuid))"""
 
 
-class Vectors:
+class VectorRepository:
     """The vectors of one space as they were last committed; `holder` narrows to what is in one owner's predictions."""
 
     def __init__(self, database: Database, *, space: str) -> None:

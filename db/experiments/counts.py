@@ -115,7 +115,7 @@ FROM counted FULL JOIN met USING (stage, arm) FULL JOIN feedback_sums USING (sta
 ORDER BY stage, arm"""
 
 
-class Evidence:
+class CountRepository:
     """Counts that anyone gets again from the same tables."""
 
     def __init__(self, database: Database) -> None:

@@ -87,7 +87,7 @@ class Decision:
     numbers: Mapping[str, Any]
 
 
-class Experiments:
+class ExperimentRepository:
     """One experiment of a model runs at a time; one that has stopped never changes again."""
 
     def __init__(self, database: Database) -> None:

@@ -12,7 +12,7 @@ import psycopg
 
 from db.connection.engine import Database
 from db.errors import DatabaseError
-from db.experiments.experiments import Experiment, Experiments
+from db.experiments.experiments import Experiment, ExperimentRepository
 
 CHANNEL: Final = "valence_traffic"
 _MEND_SECONDS: Final = 0.5
@@ -23,7 +23,7 @@ class TrafficFeed:
 
     def __init__(self, database: Database, *, poll: float = 0.5) -> None:
         self._database = database
-        self._experiments = Experiments(database)
+        self._experiments = ExperimentRepository(database)
         self._poll = poll
 
     async def current(self) -> tuple[Experiment, ...]:

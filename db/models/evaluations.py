@@ -54,7 +54,7 @@ class Evaluation:
     finished_at: datetime | None
 
 
-class Evaluations:
+class EvaluationRepository:
     """One request for a bundle and a set runs at a time; its end is recorded once."""
 
     def __init__(self, database: Database, *, stale_seconds: float = STALE_SECONDS) -> None:

@@ -35,7 +35,7 @@ class Act(StrEnum):
     BOOTSTRAP = "bootstrap"
 
 
-class State(StrEnum):
+class PromotionPhase(StrEnum):
     """How far a change is."""
 
     INTENDED = "intended"
@@ -84,7 +84,7 @@ class Promotion:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Standing:
+class PromotionState:
     """Where a model stands: the change that made its champion, and the one that is under way."""
 
     champion: Promotion | None
@@ -96,7 +96,7 @@ class Standing:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reign:
+class ChampionPeriod:
     """A champion's time: from the change that made it until the next one, None while it lasts."""
 
     promotion: Promotion
@@ -104,25 +104,25 @@ class Reign:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ReignPage:
+class ChampionPeriodPage:
     """Some reigns, newest first, and the cursor that continues after them."""
 
-    items: tuple[Reign, ...]
+    items: tuple[ChampionPeriod, ...]
     next_cursor: str | None
 
 
-class Held:
+class LockedHistory:
     """A model's history while its lock is held: nobody else records a change until the transaction ends."""
 
     def __init__(self, connection: AsyncConnection, model: str) -> None:
         self._connection = connection
         self._model = model
 
-    async def standing(self) -> Standing:
+    async def standing(self) -> PromotionState:
         """Where the model stands."""
         return await _standing(self._connection, self._model)
 
-    async def settle(self, promotion: Promotion, state: State, *, why: str | None = None) -> None:
+    async def settle(self, promotion: Promotion, state: PromotionPhase, *, why: str | None = None) -> None:
         """Ends an intended change, once.
 
         Raises:
@@ -130,17 +130,17 @@ class Held:
         """
         ended = (
             update(_P)
-            .where(_P.id == promotion.id, _P.state == State.INTENDED)
+            .where(_P.id == promotion.id, _P.state == PromotionPhase.INTENDED)
             .values(state=state, settled_at=func.clock_timestamp())
         )
         if not (await self._connection.execute(ended)).rowcount:
             raise Contested(f"change {promotion.id} of {self._model!r} was settled already")
-        act = promotion.act if state is State.DONE else "abandon"
+        act = promotion.act if state is PromotionPhase.DONE else "abandon"
         await self._note(act, promotion.id, promotion, {"why": why} if why else {})
 
     async def record(self, new: NewPromotion) -> Promotion:
         """Adds a change that has happened already."""
-        made = await _insert(self._connection, new, State.DONE)
+        made = await _insert(self._connection, new, PromotionPhase.DONE)
         await self._note(made.act, made.id, made, {})
         return made
 
@@ -163,13 +163,13 @@ class Held:
         )
 
 
-class Promotions:
+class PromotionRepository:
     """Changes are recorded in the order in which they happened; what is settled never changes again."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def standing(self, model: str) -> Standing:
+    async def standing(self, model: str) -> PromotionState:
         """Where a model stands."""
         async with self._database.begin() as connection:
             return await _standing(connection, model)
@@ -190,7 +190,7 @@ class Promotions:
         """The change that had made the champion of that moment, and with it why; None before the first."""
         latest = (
             _selected()
-            .where(_P.model == model, _P.state == State.DONE, _P.at <= moment)
+            .where(_P.model == model, _P.state == PromotionPhase.DONE, _P.at <= moment)
             .order_by(_P.at.desc(), _P.id.desc())
             .limit(1)
         )
@@ -211,25 +211,25 @@ class Promotions:
             last = standing.champion
             if last is not None and last.id != after:
                 raise Contested(f"another change came first: {described(last)}")
-            return await _insert(held._connection, new, State.INTENDED)
+            return await _insert(held._connection, new, PromotionPhase.INTENDED)
 
     @asynccontextmanager
-    async def holding(self, model: str) -> AsyncIterator[Held]:
+    async def holding(self, model: str) -> AsyncIterator[LockedHistory]:
         """The model's lock, in a transaction that commits at the end of the block.
 
         The lock goes with the transaction, and so with a process that dies; a transaction pooler may stand between.
         """
         async with self._database.begin() as connection:
             await connection.execute(select(func.pg_advisory_xact_lock(_LOCK, func.hashtext(model))))
-            yield Held(connection, model)
+            yield LockedHistory(connection, model)
 
     @asynccontextmanager
-    async def trying(self, model: str) -> AsyncIterator[Held | None]:
+    async def trying(self, model: str) -> AsyncIterator[LockedHistory | None]:
         """As `holding`, but None at once if somebody else holds it."""
         async with self._database.begin() as connection:
             wanted = select(func.pg_try_advisory_xact_lock(_LOCK, func.hashtext(model)))
             got = (await connection.execute(wanted)).scalar_one()
-            yield Held(connection, model) if got else None
+            yield LockedHistory(connection, model) if got else None
 
     async def refused(
         self, model: str, version: str, *, actor: UUID | None, why: str, evidence: Mapping[str, Any]
@@ -244,7 +244,7 @@ class Promotions:
                 detail={"to": version, "why": why, "evidence": dict(evidence)},
             )
 
-    async def history(self, model: str, *, limit: int = 50, cursor: str | None = None) -> ReignPage:
+    async def history(self, model: str, *, limit: int = 50, cursor: str | None = None) -> ChampionPeriodPage:
         """Who was champion, newest first.
 
         Raises:
@@ -253,14 +253,18 @@ class Promotions:
         later = aliased(_P)
         until = (
             select(later.at)
-            .where(later.model == model, later.state == State.DONE)
+            .where(later.model == model, later.state == PromotionPhase.DONE)
             .where(tuple_(later.at, later.id) > tuple_(_P.at, _P.id))
             .order_by(later.at, later.id)
             .limit(1)
             .correlate(_P)
             .scalar_subquery()
         )
-        query = _selected().add_columns(until.label("until")).where(_P.model == model, _P.state == State.DONE)
+        query = (
+            _selected()
+            .add_columns(until.label("until"))
+            .where(_P.model == model, _P.state == PromotionPhase.DONE)
+        )
         if cursor is not None:
             query = query.where(_P.id < _decoded(cursor))
         async with self._database.begin() as connection:
@@ -269,9 +273,11 @@ class Promotions:
         for row in rows[:limit]:
             values = dict(row._mapping)
             ended = values.pop("until")
-            items.append(Reign(promotion=Promotion(**values), until=ended))
+            items.append(ChampionPeriod(promotion=Promotion(**values), until=ended))
         more = len(rows) > limit
-        return ReignPage(items=tuple(items), next_cursor=str(items[-1].promotion.id) if more else None)
+        return ChampionPeriodPage(
+            items=tuple(items), next_cursor=str(items[-1].promotion.id) if more else None
+        )
 
 
 def described(change: Promotion) -> str:
@@ -281,7 +287,7 @@ def described(change: Promotion) -> str:
     return f"{change.act} from version {change.version_from} to {change.version_to} by {who} at {at}"
 
 
-async def _insert(connection: AsyncConnection, new: NewPromotion, state: State) -> Promotion:
+async def _insert(connection: AsyncConnection, new: NewPromotion, state: PromotionPhase) -> Promotion:
     values = {
         "model": new.model,
         "version_from": new.version_from,
@@ -294,23 +300,27 @@ async def _insert(connection: AsyncConnection, new: NewPromotion, state: State) 
         "reason": new.reason,
         "evidence": dict(new.evidence),
         "below_id": new.below_id,
-        "settled_at": None if state is State.INTENDED else func.clock_timestamp(),
+        "settled_at": None if state is PromotionPhase.INTENDED else func.clock_timestamp(),
     }
     row = (await connection.execute(insert(_P).values(values).returning(*_COLUMNS))).one()
     return Promotion(**row._mapping)
 
 
-async def _standing(connection: AsyncConnection, model: str) -> Standing:
+async def _standing(connection: AsyncConnection, model: str) -> PromotionState:
     latest = (
         select(_P.id)
-        .where(_P.model == model, _P.state == State.DONE)
+        .where(_P.model == model, _P.state == PromotionPhase.DONE)
         .order_by(_P.at.desc(), _P.id.desc())
         .limit(1)
         .scalar_subquery()
     )
-    query = _selected().where(or_(_P.id == latest, and_(_P.model == model, _P.state == State.INTENDED)))
+    query = _selected().where(
+        or_(_P.id == latest, and_(_P.model == model, _P.state == PromotionPhase.INTENDED))
+    )
     found = {row.state: Promotion(**row._mapping) for row in await connection.execute(query)}
-    return Standing(champion=found.get(State.DONE), intended=found.get(State.INTENDED))
+    return PromotionState(
+        champion=found.get(PromotionPhase.DONE), intended=found.get(PromotionPhase.INTENDED)
+    )
 
 
 def _selected() -> Select[*tuple[Any, ...]]:

@@ -50,7 +50,7 @@ class Judgement:
     updated_at: datetime
 
 
-class FeedbackStore:
+class FeedbackRepository:
     """Each holder's last word on each prediction, counted once."""
 
     def __init__(self, database: Database) -> None:

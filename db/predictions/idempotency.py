@@ -61,7 +61,7 @@ class Columns(NamedTuple):
         return cls(new.body_digest, answer, None) if sealed is None else cls(b"", b"", sealed)
 
 
-class Idempotency:
+class IdempotencyRepository:
     """Rows live 24 hours: an expired one is never found, whether swept or not."""
 
     def __init__(self, database: Database) -> None:

@@ -76,7 +76,7 @@ class Page:
     next_cursor: str | None
 
 
-class Predictions:
+class PredictionRepository:
     """Predictions as they were committed; `holder` narrows to one owner's, None to nobody's."""
 
     def __init__(self, database: Database) -> None:

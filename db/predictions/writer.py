@@ -115,7 +115,7 @@ _ANSWERS: Final[LiteralString] = """
         AS c (submission, holder_id, route, key) JOIN idempotency USING (holder_id, route, key)"""
 
 
-class Writer:
+class PredictionWriter:
     """Stores submissions, each as a whole and at most once; what it calls Stored survives any kill.
 
     Every text of a submission must be named by one of its predictions. A text is stored once, and its vector

@@ -39,7 +39,7 @@ from db.privacy.erasure_sql import (
     VECTORS,
 )
 from db.schema.tables import NOBODY
-from db.search.similarity import Similarity
+from db.search.similarity import SimilarityRepository
 
 # Texts this near to an erased one are named in the receipt: at 0.95 a few words differ.
 NEAR_COSINE: Final = 0.95
@@ -114,7 +114,7 @@ class Erasures:
     in. Unit and request become aliases under a salt that is never stored: its experiment counts as before.
     """
 
-    def __init__(self, database: Database, similarity: Similarity, *, space: str) -> None:
+    def __init__(self, database: Database, similarity: SimilarityRepository, *, space: str) -> None:
         self._database = database
         self._similarity = similarity
         self._space = space

@@ -36,7 +36,7 @@ class Hits:
     complete: bool
 
 
-class Keywords:
+class KeywordRepository:
     """Finds texts by words in a bounded time: what doesn't end in it is found incompletely."""
 
     def __init__(self, database: Database, *, space: str, ranked: int = RANKED, seconds: float = 2.0) -> None:

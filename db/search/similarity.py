@@ -18,7 +18,7 @@ from db.predictions.predictions import Prediction
 from db.search.similarity_sql import Found, SimilarityFilters, SimilarityQuery
 from db.search.text_history import histories
 
-__all__ = ["Neighbour", "Neighbours", "Similarity", "SimilarityFilters"]
+__all__ = ["Neighbour", "Neighbours", "SimilarityFilters", "SimilarityRepository"]
 
 # Microseconds on 384 dimensions: what a row costs in each plan decides between them.
 _SCAN_ROW: Final = 0.7
@@ -70,7 +70,7 @@ class _Segment:
     rows: float
 
 
-class Similarity:
+class SimilarityRepository:
     """Finds k texts whenever k fit: where the index ends short, every fitting text is compared."""
 
     def __init__(

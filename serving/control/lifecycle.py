@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from db.errors import DatabaseError
 from db.models.evaluations import Evaluation
-from db.models.promotions import Act, ReignPage
+from db.models.promotions import Act, ChampionPeriodPage
 from registry.errors import NotRegistered, RegistryError
 from registry.experiments.decisions import Decision as PolicyDecision
 from registry.store.records import EncoderRecord, VersionRecord
@@ -31,7 +31,7 @@ class Lifecycle(Protocol):
     async def rollback(self, model: str, caller: Caller, *, reason: str | None) -> Outcome:
         """Make the champion before this one answer again."""
 
-    async def history(self, model: str, *, limit: int, cursor: str | None) -> ReignPage:
+    async def history(self, model: str, *, limit: int, cursor: str | None) -> ChampionPeriodPage:
         """Who was champion."""
 
     async def version(self, model: str, version: str) -> VersionDetail:
@@ -105,7 +105,7 @@ class LocalLifecycle:
         """`Promotions.rollback`."""
         return await self.promotions.rollback(model, caller, reason=reason)
 
-    async def history(self, model: str, *, limit: int, cursor: str | None) -> ReignPage:
+    async def history(self, model: str, *, limit: int, cursor: str | None) -> ChampionPeriodPage:
         """`Promotions.history`."""
         return await self.promotions.history(model, limit=limit, cursor=cursor)
 

@@ -11,12 +11,12 @@ import structlog
 
 from db.connection.engine import Database
 from db.embeddings.segments import Segments
-from db.embeddings.spaces import Spaces, State
+from db.embeddings.spaces import SpaceRepository, SpaceState
 from db.errors import DatabaseError
-from db.predictions.idempotency import Idempotency
+from db.predictions.idempotency import IdempotencyRepository
 from db.predictions.partitions import Partitions
 from db.privacy.retention import Retention
-from db.search.keywords import Keywords
+from db.search.keywords import KeywordRepository
 
 log = structlog.get_logger(__name__)
 
@@ -38,9 +38,9 @@ class Housekeeping:
         self._partitions = Partitions(database)
         self._database = database
         self._space = space
-        self._spaces = Spaces(database)
-        self._idempotency = Idempotency(database)
-        self._keywords = Keywords(database, space=space)
+        self._spaces = SpaceRepository(database)
+        self._idempotency = IdempotencyRepository(database)
+        self._keywords = KeywordRepository(database, space=space)
         self._retention = Retention(database)
         self._index_memory = index_memory
         self._kept = None if retention_days is None else timedelta(days=retention_days)
@@ -78,7 +78,7 @@ class Housekeeping:
                 log.info("segment.merged", segment=merged)
         for space, state in (await self._spaces.states()).items():
             segments = Segments(self._database, space)
-            if state is State.LEAVING:
+            if state is SpaceState.LEAVING:
                 await segments.retire()
             while (dropped := await segments.drop_next()) is not None:
                 log.info("segment.dropped", segment=dropped)
@@ -88,7 +88,7 @@ class Housekeeping:
         return [
             Segments(self._database, space)
             for space, state in (await self._spaces.states()).items()
-            if state is not State.LEAVING
+            if state is not SpaceState.LEAVING
         ]
 
     async def _let_go(self, before: datetime, now: datetime) -> None:

@@ -8,10 +8,8 @@ from ray.serve.exceptions import RayServeException
 
 from db.accounts.audit import AuditRepository
 from db.connection.engine import Database
-from db.models.evaluations import Evaluation
-from db.models.evaluations import Evaluations as StoredEvaluations
-from db.models.promotions import Promotions as StoredPromotions
-from db.models.promotions import ReignPage
+from db.models.evaluations import Evaluation, EvaluationRepository
+from db.models.promotions import ChampionPeriodPage, PromotionRepository
 from registry.evaluation.gates import Gates
 from registry.store.model_registry import Registry
 from registry.store.records import EncoderRecord
@@ -28,10 +26,10 @@ def lifecycle(
     settings: Settings, *, database: Database, registry: Registry, catalog: Callable[[], Catalog]
 ) -> LocalLifecycle:
     """What the control holds: `evaluations.run()` is a loop of its own, `promotions.reconcile` for the fleet."""
-    stored = StoredEvaluations(database)
+    stored = EvaluationRepository(database)
     return LocalLifecycle(
         promotions=Promotions(
-            records=StoredPromotions(database),
+            records=PromotionRepository(database),
             reports=stored,
             registry=registry,
             catalog=catalog,
@@ -74,9 +72,9 @@ class RemoteLifecycle:
         outcome: Outcome = await self._call("rollback", model, caller, reason=reason)
         return outcome
 
-    async def history(self, model: str, *, limit: int, cursor: str | None) -> ReignPage:
+    async def history(self, model: str, *, limit: int, cursor: str | None) -> ChampionPeriodPage:
         """Who was champion."""
-        page: ReignPage = await self._call("history", model, limit=limit, cursor=cursor)
+        page: ChampionPeriodPage = await self._call("history", model, limit=limit, cursor=cursor)
         return page
 
     async def version(self, model: str, version: str) -> VersionDetail:

@@ -20,7 +20,7 @@ from serving.settings import Settings
 
 if TYPE_CHECKING:
     from db.models.evaluations import Evaluation
-    from db.models.promotions import ReignPage
+    from db.models.promotions import ChampionPeriodPage
     from serving.core.caller import Caller
     from serving.models.promotion import Outcome, VersionDetail
 
@@ -31,9 +31,9 @@ class Control:
     """The fleet, the judge of experiments and the housekeeping; whoever asks gets the catalog once it changes."""
 
     async def __init__(self) -> None:  # type: ignore[misc]  # Ray Serve awaits it
-        from db.embeddings.spaces import Spaces
-        from db.experiments.counts import Evidence
-        from db.experiments.experiments import Experiments
+        from db.embeddings.spaces import SpaceRepository
+        from db.experiments.counts import CountRepository
+        from db.experiments.experiments import ExperimentRepository
         from serving.control.maintenance import Housekeeping
         from serving.control.reconciler import Fleet
         from serving.control.remote import lifecycle
@@ -46,12 +46,12 @@ class Control:
         self._database = database_of(settings)
         await self._database.open()
         self._needed: list[tuple[str, str]] = []
-        self._spaces = Spaces(self._database)
+        self._spaces = SpaceRepository(self._database)
         self._space = await self._spaces.ensure(settings.space)
         self._lifecycle = lifecycle(
             settings, database=self._database, registry=registry, catalog=lambda: self._fleet.catalog
         )
-        self._experiments = Experiments(self._database)
+        self._experiments = ExperimentRepository(self._database)
         self._fleet = Fleet(
             registry,
             ServePool(
@@ -68,7 +68,7 @@ class Control:
             # Later than that of any control before this one, so that no ingress replica takes it for known.
             first=time.time_ns() // 1_000_000,
         )
-        self._judge = Judge(self._experiments, Evidence(self._database), self._champion, self._promote)
+        self._judge = Judge(self._experiments, CountRepository(self._database), self._champion, self._promote)
         housekeeping = Housekeeping(
             self._database,
             space=settings.space,
@@ -101,7 +101,7 @@ class Control:
         """`Lifecycle.rollback`."""
         return await self._lifecycle.rollback(model, caller, reason=reason)
 
-    async def history(self, model: str, *, limit: int, cursor: str | None) -> "ReignPage":
+    async def history(self, model: str, *, limit: int, cursor: str | None) -> "ChampionPeriodPage":
         """`Lifecycle.history`."""
         return await self._lifecycle.history(model, limit=limit, cursor=cursor)
 

@@ -11,26 +11,26 @@ import structlog
 
 from db.accounts.keys import Keys
 from db.accounts.users import Users
-from db.analytics.disagreements import Contrasts
-from db.analytics.labels import Truths
-from db.analytics.statistics import Censuses
-from db.analytics.windows import Windows
+from db.analytics.disagreements import DisagreementRepository
+from db.analytics.labels import LabelRepository
+from db.analytics.statistics import StatisticsRepository
+from db.analytics.windows import WindowRepository
 from db.connection.engine import Database
 from db.core.ids import TextIds, Uuid7Clock
-from db.embeddings.spaces import Spaces as SpaceStore
-from db.embeddings.vectors import Vectors
+from db.embeddings.spaces import SpaceRepository
+from db.embeddings.vectors import VectorRepository
 from db.errors import DatabaseError
-from db.experiments.counts import Evidence
-from db.experiments.experiments import Experiments as ExperimentStore
+from db.experiments.counts import CountRepository
+from db.experiments.experiments import ExperimentRepository
 from db.experiments.traffic import TrafficFeed
-from db.predictions.feedback import FeedbackStore
-from db.predictions.idempotency import Idempotency
+from db.predictions.feedback import FeedbackRepository
+from db.predictions.idempotency import IdempotencyRepository
 from db.predictions.partitions import Partitions
-from db.predictions.predictions import Predictions
-from db.predictions.writer import Writer
+from db.predictions.predictions import PredictionRepository
+from db.predictions.writer import PredictionWriter
 from db.privacy.erasure import Erasures as ErasureStore
-from db.search.keywords import Keywords
-from db.search.similarity import Similarity
+from db.search.keywords import KeywordRepository
+from db.search.similarity import SimilarityRepository
 from serving.accounts.authentication import Authenticator
 from serving.accounts.rate_limits import RateLimiter
 from serving.accounts.service import AccountService
@@ -102,7 +102,7 @@ async def services(
         trust_seconds=settings.credential_cache_seconds,
     )
     split = _Splits()
-    writer = Writer(database, space=settings.space)
+    writer = PredictionWriter(database, space=settings.space)
     metrics.add(Process(pools=database.pools, stored=stored), of_replica=True)
     metrics.add(
         Platform(catalog=catalog, traffic=split.current, stored=stored, version=version("valence")),
@@ -111,7 +111,7 @@ async def services(
     gateway = PredictionService(
         replicas=lambda encoder: metrics.watched(short_digest(encoder), replicas(encoder, spans)),
         writer=spans.writer(writer) if spans else writer,
-        idempotency=Idempotency(database),
+        idempotency=IdempotencyRepository(database),
         users=users,
         catalog=catalog,
         traffic=split.current,
@@ -132,26 +132,29 @@ async def services(
         counted=metrics.stored,
         privacy=privacy,
     )
-    evidence = Evidence(database)
+    evidence = CountRepository(database)
     aside = BackgroundExecutor()
-    predictions = Predictions(database)
+    predictions = PredictionRepository(database)
 
     @cache
     def recall_in(space: str) -> Recall:
-        truths, similarity = Truths(database, space=space), Similarity(database, space=space)
+        truths, similarity = (
+            LabelRepository(database, space=space),
+            SimilarityRepository(database, space=space),
+        )
         searching = Searching(
             similarity=similarity,
-            vectors=Vectors(database, space=space),
-            keywords=Keywords(database, space=space),
+            vectors=VectorRepository(database, space=space),
+            keywords=KeywordRepository(database, space=space),
             embed=partial(gateway.embed, space=space),
         )
         return Recall(
             searching=searching,
             opinions=Opinions(predictions=predictions, truths=truths, searching=searching, catalog=catalog),
             insights=Insights(
-                windows=Windows(database, space=space),
+                windows=WindowRepository(database, space=space),
                 truths=truths,
-                contrasts=Contrasts(database, space=space),
+                contrasts=DisagreementRepository(database, space=space),
                 catalog=catalog,
                 aside=aside,
                 default_model=settings.model,
@@ -168,7 +171,7 @@ async def services(
         asyncio.create_task(_keep_uses(authenticator)),
         asyncio.create_task(split.follow(TrafficFeed(database))),
         asyncio.create_task(_keep_faults(gateway.faults, evidence)),
-        asyncio.create_task(_keep_census(Censuses(database), stored)),
+        asyncio.create_task(_keep_census(StatisticsRepository(database), stored)),
     ]
 
     async def missing() -> Sequence[str]:
@@ -188,13 +191,13 @@ async def services(
         yield Services(
             gateway=gateway,
             memory=PredictionHistoryService(
-                predictions=predictions, feedback=FeedbackStore(database), privacy=privacy
+                predictions=predictions, feedback=FeedbackRepository(database), privacy=privacy
             ),
             recall=lambda: recall_in(catalog().space or settings.space),
-            spaces=Spaces(SpaceStore(database), lifecycle.space_encoder, catalog),
+            spaces=Spaces(SpaceRepository(database), lifecycle.space_encoder, catalog),
             accounts=AccountService(users=users, keys=keys, authenticator=authenticator),
             lifecycle=lifecycle,
-            experiments=Experiments(ExperimentStore(database), evidence, catalog, lifecycle.evaluate),
+            experiments=Experiments(ExperimentRepository(database), evidence, catalog, lifecycle.evaluate),
             authenticator=authenticator,
             limits=RateLimiter(settings.rate_limit),
             catalog=catalog,
@@ -250,7 +253,7 @@ class _Splits:
             self._traffic = traffic_of(experiments)
 
 
-async def _keep_faults(faults: Faults, evidence: Evidence) -> None:
+async def _keep_faults(faults: Faults, evidence: CountRepository) -> None:
     """Store what arms could not answer, outside the request path."""
     while True:
         await asyncio.sleep(_FAULTS_SECONDS)
@@ -262,7 +265,7 @@ async def _keep_faults(faults: Faults, evidence: Evidence) -> None:
             log.warning("faults.postponed", error=str(error))
 
 
-async def _keep_census(censuses: Censuses, stored: Stored) -> None:
+async def _keep_census(censuses: StatisticsRepository, stored: Stored) -> None:
     """Count what is stored, outside the request path; how versions answer, only now and then."""
     due = 0
     while True:

@@ -19,9 +19,9 @@ import numpy as np
 import structlog
 
 from db.analytics.replay import Replays, StoredText
-from db.embeddings.spaces import Spaces
+from db.embeddings.spaces import SpaceRepository
 from db.errors import DatabaseError
-from db.models.evaluations import Evaluation, Evaluations
+from db.models.evaluations import Evaluation, EvaluationRepository
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import Engine
 from registry.data.held_out import HeldOut
@@ -238,7 +238,9 @@ class Examiner:
 class Work:
     """A claimed evaluation from its row to its report: whatever goes wrong with the version is the row's reason."""
 
-    def __init__(self, records: Evaluations, replays: Replays, registry: Source, examiner: Examiner) -> None:
+    def __init__(
+        self, records: EvaluationRepository, replays: Replays, registry: Source, examiner: Examiner
+    ) -> None:
         self._records = records
         self._replays = replays
         self._registry = registry
@@ -307,14 +309,14 @@ async def run(evaluation_id: int) -> int:
     database = database_of(settings)
     await database.open()
     try:
-        records = Evaluations(database)
+        records = EvaluationRepository(database)
         evaluation = await records.get(evaluation_id)
         if evaluation.state != "running":
             return _ENDED
         log.info(
             "evaluation.begun", evaluation=evaluation_id, model=evaluation.model, version=evaluation.version
         )
-        space = await Spaces(database).ensure(settings.space)
+        space = await SpaceRepository(database).ensure(settings.space)
         work = Work(
             records,
             Replays(database, space=space),

@@ -11,7 +11,15 @@ from uuid import UUID
 
 import structlog
 
-from db.models.promotions import Act, NewPromotion, Promotion, ReignPage, Standing, State, described
+from db.models.promotions import (
+    Act,
+    ChampionPeriodPage,
+    NewPromotion,
+    Promotion,
+    PromotionPhase,
+    PromotionState,
+    described,
+)
 from serving.core.database_errors import translate_database_errors
 from serving.core.registry_errors import call_registry
 from serving.errors import Conflict
@@ -25,10 +33,10 @@ GRACE_SECONDS = 10.0
 class HeldHistory(Protocol):
     """A model's history while nobody else can record a change."""
 
-    async def standing(self) -> Standing:
+    async def standing(self) -> PromotionState:
         """Where the model stands."""
 
-    async def settle(self, promotion: Promotion, state: State, *, why: str | None = None) -> None:
+    async def settle(self, promotion: Promotion, state: PromotionPhase, *, why: str | None = None) -> None:
         """End an intended change."""
 
     async def record(self, new: NewPromotion) -> Promotion:
@@ -38,7 +46,7 @@ class HeldHistory(Protocol):
 class PromotionRecords(Protocol):
     """The stored history of champions."""
 
-    async def standing(self, model: str) -> Standing:
+    async def standing(self, model: str) -> PromotionState:
         """Where a model stands."""
 
     async def get(self, promotion_id: int) -> Promotion:
@@ -63,7 +71,7 @@ class PromotionRecords(Protocol):
     ) -> None:
         """Note a refusal."""
 
-    async def history(self, model: str, *, limit: int = 50, cursor: str | None = None) -> ReignPage:
+    async def history(self, model: str, *, limit: int = 50, cursor: str | None = None) -> ChampionPeriodPage:
         """A page of it."""
 
 
@@ -115,11 +123,13 @@ class Chronicle:
         intended = standing.intended
         if intended is not None:
             if champion == intended.version_to:
-                await held.settle(intended, State.DONE, why="its process died after the alias moved")
+                await held.settle(intended, PromotionPhase.DONE, why="its process died after the alias moved")
             elif intended.age < self._grace:
                 return
             else:
-                await held.settle(intended, State.ABANDONED, why="its process died before the alias moved")
+                await held.settle(
+                    intended, PromotionPhase.ABANDONED, why="its process died before the alias moved"
+                )
             standing = await held.standing()
         if standing.version == champion:
             return
@@ -135,7 +145,7 @@ class Chronicle:
         )
         log.info("champion.followed", model=model, act=made.act, version=champion)
 
-    async def standing(self, model: str) -> Standing:
+    async def standing(self, model: str) -> PromotionState:
         """Where the model stands, once the history says what the alias says.
 
         Raises:
@@ -149,7 +159,7 @@ class Chronicle:
             raise Conflict(f"another change is under way: {described(standing.intended)}")
         return standing
 
-    async def below(self, standing: Standing) -> Promotion | None:
+    async def below(self, standing: PromotionState) -> Promotion | None:
         """The change under the present one that made another champion."""
         below = standing.champion
         with translate_database_errors():

@@ -14,7 +14,14 @@ import structlog
 
 from db.errors import Contested
 from db.models.evaluations import Evaluation
-from db.models.promotions import Act, NewPromotion, Promotion, ReignPage, Standing, State
+from db.models.promotions import (
+    Act,
+    ChampionPeriodPage,
+    NewPromotion,
+    Promotion,
+    PromotionPhase,
+    PromotionState,
+)
 from registry.errors import NotRegistered
 from registry.evaluation.gates import GateReport, Gates
 from registry.store.records import VersionRecord
@@ -137,7 +144,7 @@ class Promotions:
         """As `rollback`, for whatever decides. Its act is always recorded as a rollback."""
         return await self._whole(self._rollback(model, decision))
 
-    async def history(self, model: str, *, limit: int = 50, cursor: str | None = None) -> ReignPage:
+    async def history(self, model: str, *, limit: int = 50, cursor: str | None = None) -> ChampionPeriodPage:
         """Who was champion, newest first.
 
         Raises:
@@ -236,7 +243,9 @@ class Promotions:
         )
         return await self._carry_out(new, standing, None)
 
-    async def _carry_out(self, new: NewPromotion, standing: Standing, report: GateReport | None) -> Outcome:
+    async def _carry_out(
+        self, new: NewPromotion, standing: PromotionState, report: GateReport | None
+    ) -> Outcome:
         """Intend, move, settle. Whatever dies in between, `reconcile` settles by the alias."""
         after = standing.champion.id if standing.champion is not None else None
         with translate_database_errors(), _contests():
@@ -251,7 +260,7 @@ class Promotions:
                     why = f"another MLflow client made version {seen} champion meanwhile"
                 elif not await self._moved(new):
                     why = f"version {new.version_to} isn't registered any more"
-                await held.settle(intended, State.ABANDONED if why else State.DONE, why=why)
+                await held.settle(intended, PromotionPhase.ABANDONED if why else PromotionPhase.DONE, why=why)
         if why is not None:
             await self._chronicle.reconcile(new.model, seen)
             raise Conflict(f"{why}: look, and try again")

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from db.embeddings.spaces import State
+from db.embeddings.spaces import SpaceState
 from db.errors import DatabaseError
 from serving.core.subprocesses import run_module
 
@@ -25,7 +25,7 @@ Launch = Callable[[], Awaitable[str | None]]
 class SpaceStates(Protocol):
     """The spaces, as whoever starts the work sees them."""
 
-    async def states(self) -> Mapping[str, State]:
+    async def states(self) -> Mapping[str, SpaceState]:
         """The state of each."""
 
     async def stuck(self, name: str, reason: str) -> bool:
@@ -51,7 +51,9 @@ class Reembeddings:
 
     async def look(self) -> bool:
         """Have done what there is to do: False if that died."""
-        waiting = [name for name, state in (await self._spaces.states()).items() if state is not State.LIVE]
+        waiting = [
+            name for name, state in (await self._spaces.states()).items() if state is not SpaceState.LIVE
+        ]
         if not waiting or (why := await self._launch()) is None:
             return True
         log.warning("reembedding.died", reason=why)

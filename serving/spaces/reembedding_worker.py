@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from db.connection.engine import Database
 from db.embeddings.reembedding import Page, Reembedding
 from db.embeddings.segments import Segments
-from db.embeddings.spaces import Spaces, State
+from db.embeddings.spaces import SpaceRepository, SpaceState
 from db.errors import Conflict, DatabaseError
 from db.schema.tables import NOBODY
 from registry.bundles.bundle import Bundle
@@ -199,7 +199,7 @@ class Work:
 
     def __init__(self, database: Database, encoders: Embedding, *, mend: float = _MEND_SECONDS) -> None:
         self._database = database
-        self._spaces = Spaces(database)
+        self._spaces = SpaceRepository(database)
         self._encoders = encoders
         self._mend = mend
         self._fillings: dict[str, Filling] = {}
@@ -223,18 +223,18 @@ class Work:
     async def step(self) -> bool | None:
         """A little of everything: whether there is more to do at once, None once there is nothing left."""
         states = await self._spaces.states()
-        if all(state is State.LIVE for state in states.values()):
+        if all(state is SpaceState.LIVE for state in states.values()):
             return None
         busy = False
         for space, state in states.items():
-            if state is State.LEAVING:
+            if state is SpaceState.LEAVING:
                 self._fillings.pop(space, None)
                 busy |= await self._strike(space)
             else:
                 busy |= await self._fill(space, state)
         return busy
 
-    async def _fill(self, space: str, state: State) -> bool:
+    async def _fill(self, space: str, state: SpaceState) -> bool:
         filling = self._fillings.get(space)
         if filling is None:
             await Segments(self._database, space).ensure()
@@ -251,7 +251,7 @@ class Work:
             log.warning("reembedding.stuck", space=space, error=str(error))
             await asyncio.sleep(self._mend)
             return False
-        if state is State.BUILDING and filling.whole and await self._spaces.became_whole(space):
+        if state is SpaceState.BUILDING and filling.whole and await self._spaces.became_whole(space):
             log.info("space.whole", space=space)
         await self._note(space, filling)
         return busy

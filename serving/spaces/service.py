@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 from uuid import UUID
 
-from db.embeddings.spaces import Space, State
+from db.embeddings.spaces import Space, SpaceState
 from db.schema.tables import DIMENSIONS
 from registry.store.records import EncoderRecord
 from serving.core.caller import Caller
@@ -62,7 +62,7 @@ class Spaces:
         with translate_database_errors():
             spaces = await self._records.list()
         answering = self._catalog().space
-        texts = max((space.vectors for space in spaces if space.state is State.LIVE), default=0)
+        texts = max((space.vectors for space in spaces if space.state is SpaceState.LIVE), default=0)
         return [_standing(space, texts, answering) for space in spaces]
 
     async def begin(self, name: str, caller: Caller) -> Standing:
@@ -112,7 +112,7 @@ class Spaces:
 
 def _standing(space: Space, texts: int, answering: str | None) -> Standing:
     lacking = max(0, texts - space.vectors)
-    left = lacking / space.pace if space.state is State.BUILDING and space.pace else None
+    left = lacking / space.pace if space.state is SpaceState.BUILDING and space.pace else None
     return Standing(
         space=space,
         share=1.0 if not texts else min(1.0, space.vectors / texts),

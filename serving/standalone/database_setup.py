@@ -9,7 +9,7 @@ from pathlib import Path
 
 from db.accounts.keys import Keys, NewKey
 from db.embeddings.segments import Segments
-from db.embeddings.spaces import Spaces
+from db.embeddings.spaces import SpaceRepository
 from db.predictions.partitions import Partitions
 from serving.accounts.authentication import digest, fresh_key, key_id_in
 from serving.core.caller import Role
@@ -30,7 +30,7 @@ async def furnish(settings: Settings) -> None:
     await database.open()
     try:
         await Partitions(database).ensure(datetime.now(UTC))
-        await Segments(database, await Spaces(database).ensure(settings.space)).ensure()
+        await Segments(database, await SpaceRepository(database).ensure(settings.space)).ensure()
         await _store_admin(Keys(database), _admin_key(admin_key_path(settings)))
     finally:
         await database.close()

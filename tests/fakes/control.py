@@ -14,7 +14,15 @@ from uuid import UUID
 
 from db.errors import Contested, NotFound, Rejected
 from db.models.evaluations import Evaluation, NewEvaluation
-from db.models.promotions import NewPromotion, Promotion, Reign, ReignPage, Standing, State, described
+from db.models.promotions import (
+    ChampionPeriod,
+    ChampionPeriodPage,
+    NewPromotion,
+    Promotion,
+    PromotionPhase,
+    PromotionState,
+    described,
+)
 from registry.errors import NotRegistered
 from registry.store.records import EncoderRecord, VersionRecord
 
@@ -79,12 +87,14 @@ class FakePromotions:
         self.settled: list[str | None] = []
         self._lock = asyncio.Lock()
 
-    async def standing(self, model: str) -> Standing:
+    async def standing(self, model: str) -> PromotionState:
         """Where a model stands."""
         rows = [self._aged(row) for row in self.rows if row.model == model]
-        done = [row for row in rows if row.state == State.DONE]
-        intended = [row for row in rows if row.state == State.INTENDED]
-        return Standing(champion=done[-1] if done else None, intended=intended[-1] if intended else None)
+        done = [row for row in rows if row.state == PromotionPhase.DONE]
+        intended = [row for row in rows if row.state == PromotionPhase.INTENDED]
+        return PromotionState(
+            champion=done[-1] if done else None, intended=intended[-1] if intended else None
+        )
 
     async def get(self, promotion_id: int) -> Promotion:
         """One change."""
@@ -94,7 +104,7 @@ class FakePromotions:
 
     async def champion_at(self, model: str, moment: datetime) -> Promotion | None:
         """Who was champion, and why."""
-        done = [row for row in self.rows if row.model == model and row.state == State.DONE]
+        done = [row for row in self.rows if row.model == model and row.state == PromotionPhase.DONE]
         return next((row for row in reversed(done) if row.at <= moment), None)
 
     async def intend(self, new: NewPromotion, *, after: int | None) -> Promotion:
@@ -104,7 +114,7 @@ class FakePromotions:
             raise Contested(f"another change is under way: {described(standing.intended)}")
         if standing.champion is not None and standing.champion.id != after:
             raise Contested(f"another change came first: {described(standing.champion)}")
-        return self.add(new, State.INTENDED)
+        return self.add(new, PromotionPhase.INTENDED)
 
     @asynccontextmanager
     async def holding(self, model: str) -> AsyncIterator["FakeHeld"]:
@@ -138,21 +148,23 @@ class FakePromotions:
         """Note a refusal."""
         self.refusals.append((version, actor, why))
 
-    async def history(self, model: str, *, limit: int = 50, cursor: str | None = None) -> ReignPage:
+    async def history(self, model: str, *, limit: int = 50, cursor: str | None = None) -> ChampionPeriodPage:
         """A page of it."""
         if cursor is not None and not cursor.isdigit():
             raise Rejected("the cursor isn't one that an earlier page gave")
-        done = [row for row in self.rows if row.model == model and row.state == State.DONE]
+        done = [row for row in self.rows if row.model == model and row.state == PromotionPhase.DONE]
         ends = [row.at for row in done[1:]]
-        reigns = [Reign(promotion=row, until=until) for row, until in zip(done, [*ends, None], strict=True)]
+        reigns = [
+            ChampionPeriod(promotion=row, until=until) for row, until in zip(done, [*ends, None], strict=True)
+        ]
         older = [reign for reign in reversed(reigns) if cursor is None or reign.promotion.id < int(cursor)]
         more = len(older) > limit
-        return ReignPage(
+        return ChampionPeriodPage(
             items=tuple(older[:limit]),
             next_cursor=str(older[limit - 1].promotion.id) if more else None,
         )
 
-    def add(self, new: NewPromotion, state: State) -> Promotion:
+    def add(self, new: NewPromotion, state: PromotionPhase) -> Promotion:
         """A row."""
         now = datetime.now(UTC)
         row = Promotion(
@@ -169,7 +181,7 @@ class FakePromotions:
             evidence=dict(new.evidence),
             below_id=new.below_id,
             at=now,
-            settled_at=None if state is State.INTENDED else now,
+            settled_at=None if state is PromotionPhase.INTENDED else now,
             age=0.0,
         )
         self.rows.append(row)
@@ -186,22 +198,22 @@ class FakeHeld:
         self._records = records
         self._model = model
 
-    async def standing(self) -> Standing:
+    async def standing(self) -> PromotionState:
         """Where the model stands."""
         return await self._records.standing(self._model)
 
-    async def settle(self, promotion: Promotion, state: State, *, why: str | None = None) -> None:
+    async def settle(self, promotion: Promotion, state: PromotionPhase, *, why: str | None = None) -> None:
         """End an intended change."""
         place = promotion.id - 1
         row = self._records.rows[place]
-        if row.state != State.INTENDED:
+        if row.state != PromotionPhase.INTENDED:
             raise Contested(f"change {promotion.id} was settled already")
         self._records.rows[place] = replace(row, state=state, settled_at=datetime.now(UTC))
         self._records.settled.append(why)
 
     async def record(self, new: NewPromotion) -> Promotion:
         """Add one that has happened."""
-        return self._records.add(new, State.DONE)
+        return self._records.add(new, PromotionPhase.DONE)
 
 
 class FakeEvaluations:

@@ -13,25 +13,25 @@ from fastapi import FastAPI
 
 from db.accounts.keys import Keys, NewKey
 from db.accounts.users import Users
-from db.analytics.disagreements import Contrasts
-from db.analytics.labels import Truths
-from db.analytics.windows import Windows
+from db.analytics.disagreements import DisagreementRepository
+from db.analytics.labels import LabelRepository
+from db.analytics.windows import WindowRepository
 from db.connection.engine import Database
 from db.core.cipher import Cipher
 from db.core.ids import TextIds, Uuid7Clock
-from db.embeddings.spaces import Spaces as StoredSpaces
-from db.embeddings.vectors import Vectors
-from db.experiments.counts import Evidence
-from db.experiments.experiments import Experiments as ExperimentStore
-from db.models.evaluations import Evaluations as StoredEvaluations
-from db.models.promotions import Promotions as StoredPromotions
-from db.predictions.feedback import FeedbackStore
-from db.predictions.idempotency import Idempotency
-from db.predictions.predictions import Predictions
-from db.predictions.writer import Writer
+from db.embeddings.spaces import SpaceRepository
+from db.embeddings.vectors import VectorRepository
+from db.experiments.counts import CountRepository
+from db.experiments.experiments import ExperimentRepository
+from db.models.evaluations import EvaluationRepository
+from db.models.promotions import PromotionRepository
+from db.predictions.feedback import FeedbackRepository
+from db.predictions.idempotency import IdempotencyRepository
+from db.predictions.predictions import PredictionRepository
+from db.predictions.writer import PredictionWriter
 from db.privacy.erasure import Erasures as ErasureStore
-from db.search.keywords import Keywords
-from db.search.similarity import Similarity
+from db.search.keywords import KeywordRepository
+from db.search.similarity import SimilarityRepository
 from registry.store.records import VersionRecord
 from serving.accounts.authentication import Authenticator, FreshKey, fresh_key
 from serving.accounts.rate_limits import RateLimiter
@@ -348,24 +348,24 @@ async def stored_platform(
         keys = Keys(database)
         platform = _platform(
             records={
-                "experiments": ExperimentStore(database),
-                "evidence": Evidence(database),
-                "writer": Writer(database, space=SPACE),
-                "idempotency": Idempotency(database),
+                "experiments": ExperimentRepository(database),
+                "evidence": CountRepository(database),
+                "writer": PredictionWriter(database, space=SPACE),
+                "idempotency": IdempotencyRepository(database),
                 "users": Users(database),
-                "erasures": ErasureStore(database, Similarity(database, space=SPACE), space=SPACE),
+                "erasures": ErasureStore(database, SimilarityRepository(database, space=SPACE), space=SPACE),
                 "keys": keys,
-                "predictions": Predictions(database),
-                "feedback": FeedbackStore(database),
-                "similarity": Similarity(database, space=SPACE),
-                "vectors": Vectors(database, space=SPACE),
-                "keywords": Keywords(database, space=SPACE),
-                "truths": Truths(database, space=SPACE),
-                "windows": Windows(database, space=SPACE),
-                "contrasts": Contrasts(database, space=SPACE),
-                "promotions": StoredPromotions(database),
-                "evaluations": StoredEvaluations(database),
-                "spaces": StoredSpaces(database),
+                "predictions": PredictionRepository(database),
+                "feedback": FeedbackRepository(database),
+                "similarity": SimilarityRepository(database, space=SPACE),
+                "vectors": VectorRepository(database, space=SPACE),
+                "keywords": KeywordRepository(database, space=SPACE),
+                "truths": LabelRepository(database, space=SPACE),
+                "windows": WindowRepository(database, space=SPACE),
+                "contrasts": DisagreementRepository(database, space=SPACE),
+                "promotions": PromotionRepository(database),
+                "evaluations": EvaluationRepository(database),
+                "spaces": SpaceRepository(database),
             },
             clock=Hands(),
             ids=Uuid7Clock(),

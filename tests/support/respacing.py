@@ -8,10 +8,10 @@ from uuid import UUID
 import numpy as np
 
 from db.connection.engine import Database
-from db.embeddings.spaces import Spaces
+from db.embeddings.spaces import SpaceRepository
 from db.predictions.submissions import NewText
 from db.schema.tables import NOBODY
-from db.search.similarity import Similarity
+from db.search.similarity import SimilarityRepository
 from serving.spaces.reembedding_worker import Filling, Work
 from tests.support.postgres import SPACE
 from tests.support.rows import new_text, sql
@@ -57,9 +57,9 @@ async def filled(work: Work | Filling) -> None:
         pass
 
 
-async def built(database: Database, name: str = NEXT) -> Spaces:
+async def built(database: Database, name: str = NEXT) -> SpaceRepository:
     """Another space, whole."""
-    spaces = Spaces(database)
+    spaces = SpaceRepository(database)
     await spaces.ensure(SPACE)
     await spaces.begin(name, actor=None)
     await filled(work_of(database))
@@ -81,5 +81,5 @@ async def vectors_by_text(database: Database, space: str) -> dict[UUID, int]:
 
 async def seen(database: Database, space: str, content: str, *, k: int = 100) -> list[tuple[UUID, float]]:
     """What a search in a space by a text's vector finds, nearest first."""
-    found = await Similarity(database, space=space).search(vector_in(space, content), k=k)
+    found = await SimilarityRepository(database, space=space).search(vector_in(space, content), k=k)
     return [(each.text_id, each.similarity) for each in found.results]

@@ -14,7 +14,7 @@ from db.accounts.keys import Key, Keys, NewKey
 from db.connection.engine import Database
 from db.core.ids import TextIds, Uuid7Clock
 from db.predictions.submissions import NewIdempotency, NewPrediction, NewText, Submission
-from db.predictions.writer import Writer
+from db.predictions.writer import PredictionWriter
 from tests.support.postgres import KEY, SPACE
 
 text_id = TextIds(KEY)
@@ -91,8 +91,8 @@ def claim(key: Key, name: str, *, body: bytes = b"body", answer: bytes = b"answe
     )
 
 
-def writer(database: Database, space: str = SPACE) -> Writer:
-    return Writer(database, space=space)
+def writer(database: Database, space: str = SPACE) -> PredictionWriter:
+    return PredictionWriter(database, space=space)
 
 
 async def counted(database: Database, table: str) -> int:

@@ -8,23 +8,23 @@ from db.accounts.audit import AuditRepository
 from db.accounts.keys import Key, Keys
 from db.accounts.users import Users
 from db.analytics.replay import Replays
-from db.analytics.statistics import Censuses
+from db.analytics.statistics import StatisticsRepository
 from db.connection.engine import Database
 from db.embeddings.segments import Segments
-from db.embeddings.vectors import Vectors
-from db.experiments.counts import Evidence
-from db.experiments.experiments import Experiments, NewExperiment
-from db.models.evaluations import Evaluations, NewEvaluation
-from db.models.promotions import Act, NewPromotion, Promotions, State
-from db.predictions.feedback import FeedbackStore, Judgement, NewFeedback
-from db.predictions.idempotency import Idempotency
+from db.embeddings.vectors import VectorRepository
+from db.experiments.counts import CountRepository
+from db.experiments.experiments import ExperimentRepository, NewExperiment
+from db.models.evaluations import EvaluationRepository, NewEvaluation
+from db.models.promotions import Act, NewPromotion, PromotionPhase, PromotionRepository
+from db.predictions.feedback import FeedbackRepository, Judgement, NewFeedback
+from db.predictions.idempotency import IdempotencyRepository
 from db.predictions.partitions import Partitions
-from db.predictions.predictions import PredictionFilters, Predictions
+from db.predictions.predictions import PredictionFilters, PredictionRepository
 from db.predictions.submissions import NewText, Replayed, Stored
-from db.predictions.writer import Writer
+from db.predictions.writer import PredictionWriter
 from db.privacy.erasure import Erasures
-from db.search.keywords import Keywords
-from db.search.similarity import Similarity, SimilarityFilters
+from db.search.keywords import KeywordRepository
+from db.search.similarity import SimilarityFilters, SimilarityRepository
 from serving.control.maintenance import Housekeeping
 from tests.support.postgres import SPACE
 from tests.support.respacing import NEXT, built, work_of
@@ -44,16 +44,16 @@ async def tour(database: Database, *, many: int = 12) -> list[NewText]:
     repeated = claim(key, f"again-{uuid4()}")
     assert await writing.commit([submission(key, idempotency=repeated)]) == [Stored()]
     assert isinstance((await writing.commit([submission(key, idempotency=repeated)]))[0], Replayed)
-    assert await Idempotency(database).find(key.holder_id, repeated.route, repeated.key) is not None
+    assert await IdempotencyRepository(database).find(key.holder_id, repeated.route, repeated.key) is not None
 
-    predictions = Predictions(database)
+    predictions = PredictionRepository(database)
     page = await predictions.list(PredictionFilters(sentiment="positive"), holder=key.holder_id)
     assert len(page.items) == many + 1
     one = page.items[0]
     judged = NewFeedback(
         prediction_id=one.id, holder_id=key.holder_id, key_id=key.id, is_correct=False, label="neutral"
     )
-    assert isinstance(await FeedbackStore(database).put(judged), Judgement)
+    assert isinstance(await FeedbackRepository(database).put(judged), Judgement)
     assert (await predictions.get(one.id)).feedback[0].label == "neutral"
 
     segments = Segments(database, SPACE)
@@ -75,29 +75,29 @@ async def tour(database: Database, *, many: int = 12) -> list[NewText]:
     for chore in (housekeeping.tidy, housekeeping.index, housekeeping.merge):
         await chore()
 
-    similarity = Similarity(database, space=SPACE)
+    similarity = SimilarityRepository(database, space=SPACE)
     for filters in (None, SimilarityFilters(sentiment="positive", is_correct=False)):
         found = await similarity.search(VECTOR, k=3, filters=filters, holder=key.holder_id)
         assert found.results
         assert found.complete
     assert (await similarity.search(VECTOR, k=3, exact=True)).exact
-    vectors = Vectors(database, space=SPACE)
+    vectors = VectorRepository(database, space=SPACE)
     assert await vectors.of_texts(list((await vectors.texts_of([one.id])).values()))
     assert await Replays(database, space=SPACE).sample("sentiment", size=5, judged=5)
     await _change(database)
-    assert (await Keywords(database, space=SPACE).search("text", limit=3)).text_ids
+    assert (await KeywordRepository(database, space=SPACE).search("text", limit=3)).text_ids
     await _respace(database)
     receipt = await Erasures(database, similarity, space=SPACE).erase_text(texts.pop().id, actor=None)
     assert receipt.erased.predictions
     await Keys(database).touch({key.id: now()})
     assert (await Keys(database).revoke(key.id, actor=None)).revoked_at is not None
     assert (await AuditRepository(database).list(limit=1)).items
-    await Censuses(database).take()
-    await Censuses(database).distributions()
+    await StatisticsRepository(database).take()
+    await StatisticsRepository(database).distributions()
     return texts
 
 
-async def _write(writing: Writer, key: Key, text: NewText) -> None:
+async def _write(writing: PredictionWriter, key: Key, text: NewText) -> None:
     assert await writing.commit([submission(key, [text])]) == [Stored()]
 
 
@@ -118,7 +118,7 @@ async def _respace(database: Database) -> None:
 
 async def _change(database: Database) -> None:
     """An experiment, a promotion and an evaluation, from their beginning to their end."""
-    experiments, evidence, model = Experiments(database), Evidence(database), f"m{uuid4()}"
+    experiments, evidence, model = ExperimentRepository(database), CountRepository(database), f"m{uuid4()}"
     made = await experiments.create(
         NewExperiment(model=model, champion="2", challenger="3", share=0.5, shadow=False, salt="s"),
         actor=None,
@@ -127,14 +127,14 @@ async def _change(database: Database) -> None:
     assert (await evidence.counts(made.id)).stages
     await experiments.stop(made.id, actor=None, reason="over")
 
-    history = Promotions(database)
+    history = PromotionRepository(database)
     wanted = NewPromotion(model=model, version_from=None, version_to="1", act=Act.BOOTSTRAP)
     intended = await history.intend(wanted, after=None)
     async with history.holding(model) as held:
-        await held.settle(intended, State.DONE)
+        await held.settle(intended, PromotionPhase.DONE)
     assert (await history.standing(model)).version == "1"
 
-    evaluations = Evaluations(database)
+    evaluations = EvaluationRepository(database)
     new = NewEvaluation(bundle_digest=str(uuid4()), data_digest="d", model=model, version="1")
     asked = await evaluations.request(new)
     claimed = await evaluations.claim()

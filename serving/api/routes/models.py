@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from db.models.evaluations import Evaluation
-from db.models.promotions import Reign
+from db.models.promotions import ChampionPeriod
 from serving.api import serializers
 from serving.api.dependencies import Json, body_of, caller_of, services_of
 from serving.api.schemas.control import (
@@ -126,7 +126,7 @@ def _outcome(outcome: Outcome) -> Json:
     }
 
 
-def _reign(reign: Reign) -> Json:
+def _reign(reign: ChampionPeriod) -> Json:
     made = reign.promotion
     return {
         "version": made.version_to,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, ConfigDict, Field
 
-from db.embeddings.spaces import State
+from db.embeddings.spaces import SpaceState
 from serving.api.schemas.fields import Body, Shape
 
 # An alias in MLflow, which allows no more.
@@ -26,7 +26,7 @@ class SpaceAnswer(Shape):
     """
 
     name: str
-    state: State
+    state: SpaceState
     answers: bool
     vectors: int
     share: float

@@ -14,14 +14,14 @@ from db.accounts.users import Users
 from db.analytics.replay import Replays
 from db.connection.engine import Database
 from db.errors import DatabaseError, NotFound
-from db.experiments.experiments import Experiments, NewExperiment
-from db.models.evaluations import Evaluations
-from db.models.promotions import Promotions
-from db.predictions.feedback import FeedbackStore, Judgement, NewFeedback
-from db.predictions.idempotency import Idempotency
-from db.predictions.predictions import PredictionFilters, Predictions
+from db.experiments.experiments import ExperimentRepository, NewExperiment
+from db.models.evaluations import EvaluationRepository
+from db.models.promotions import PromotionRepository
+from db.predictions.feedback import FeedbackRepository, Judgement, NewFeedback
+from db.predictions.idempotency import IdempotencyRepository
+from db.predictions.predictions import PredictionFilters, PredictionRepository
 from db.predictions.submissions import Failed, Stored
-from db.search.similarity import Similarity, SimilarityFilters
+from db.search.similarity import SimilarityFilters, SimilarityRepository
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import claim, counted, new_key, new_text, sql, submission, writer
 from tests.support.tour import VECTOR
@@ -103,7 +103,10 @@ def test_no_filter_is_read_as_sql(place: tuple[str, Key], value: str, other: str
 
     async def ask() -> None:
         async with opened(url) as database:
-            predictions, similarity = Predictions(database), Similarity(database, space=SPACE)
+            predictions, similarity = (
+                PredictionRepository(database),
+                SimilarityRepository(database, space=SPACE),
+            )
             holdable = all("\x00" not in each and each.isprintable() for each in (value, other))
             for field in ("sentiment", "model", "model_version", "arm"):
                 for mixed in ({field: value}, {field: value, "user_id": ident}, {field: other, "arm": value}):
@@ -118,13 +121,13 @@ def test_no_filter_is_read_as_sql(place: tuple[str, Key], value: str, other: str
             ):
                 for exact in (False, True):
                     await _nothing(holdable, similarity.search(VECTOR, filters=filters, exact=exact))
-            await _nothing(holdable, Idempotency(database).find(key.holder_id, value, other))
+            await _nothing(holdable, IdempotencyRepository(database).find(key.holder_id, value, other))
             await _nothing(holdable, AuditRepository(database).list(AuditFilters(subject=value)))
-            await _nothing(holdable, Promotions(database).history(value))
-            await _nothing(False, Promotions(database).history("sentiment", cursor=other))
-            await _nothing(holdable, Evaluations(database).reported(value, other))
+            await _nothing(holdable, PromotionRepository(database).history(value))
+            await _nothing(False, PromotionRepository(database).history("sentiment", cursor=other))
+            await _nothing(holdable, EvaluationRepository(database).reported(value, other))
             await _nothing(holdable, Replays(database, space=value).sample(other, size=3, judged=3))
-            await _nothing(holdable, Similarity(database, space=value).search(VECTOR))
+            await _nothing(holdable, SimilarityRepository(database, space=value).search(VECTOR))
             await standing(database)
 
     asyncio.run(ask())
@@ -146,7 +149,7 @@ async def _nothing(must_answer: bool, asked: Awaitable[object]) -> None:
 @pytest.mark.parametrize("value", HOSTILE)
 async def test_what_is_stored_comes_back_as_it_was(database: Database, value: str) -> None:
     key = await new_key(database)
-    predictions = Predictions(database)
+    predictions = PredictionRepository(database)
     text = new_text(value or "x")
     new = submission(
         key,
@@ -164,20 +167,20 @@ async def test_what_is_stored_comes_back_as_it_was(database: Database, value: st
     assert found.text == (value or "x")
     filters = PredictionFilters(sentiment=value, model=value, model_version=value)
     assert [each.id for each in (await predictions.list(filters)).items] == [found.id]
-    similarity = Similarity(database, space=SPACE)
+    similarity = SimilarityRepository(database, space=SPACE)
     narrowed = SimilarityFilters(sentiment=value, model_version=value)
     assert [each.text_id for each in (await similarity.search(VECTOR, filters=narrowed)).results] == [text.id]
     judged = NewFeedback(
         prediction_id=found.id, holder_id=key.holder_id, key_id=key.id, is_correct=False, comment=value
     )
-    stored = await FeedbackStore(database).put(judged)
+    stored = await FeedbackRepository(database).put(judged)
     assert isinstance(stored, Judgement)
     assert stored.comment == value
-    made = await Experiments(database).create(
+    made = await ExperimentRepository(database).create(
         NewExperiment(model=value, champion=value, challenger="3", share=0.5, shadow=False, salt=value),
         actor=None,
     )
-    assert (await Experiments(database).get(made.id)).model == value
+    assert (await ExperimentRepository(database).get(made.id)).model == value
     user = await Users(database).create(username=f"u{value}", email=f"e{value}", actor=None)
     assert (await Users(database).get(user.id)).username == f"u{value}"
     await AuditRepository(database).add(action=value, subject=value, detail={value: value})
@@ -195,5 +198,5 @@ async def test_what_cannot_be_held_is_refused_alone(database: Database, value: s
     assert isinstance(outcomes[0], Failed)
     assert outcomes[1] == Stored()
     with pytest.raises(NotFound):
-        await Predictions(database).get(bad.predictions[0].id)
+        await PredictionRepository(database).get(bad.predictions[0].id)
     assert await sql(database, "SELECT count(*) FROM predictions") == [(1,)]

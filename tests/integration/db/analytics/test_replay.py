@@ -6,7 +6,7 @@ import pytest
 
 from db.analytics.replay import Replays
 from db.connection.engine import Database
-from db.predictions.feedback import FeedbackStore, NewFeedback
+from db.predictions.feedback import FeedbackRepository, NewFeedback
 from tests.support.postgres import SPACE
 from tests.support.rows import new_key, new_text, submission, writer
 
@@ -41,7 +41,7 @@ async def test_what_has_feedback_is_there_with_the_label_that_it_tells(database:
     made = submission(key, [new_text() for _ in range(40)])
     await writer(database).commit([made])
     right, wrong, blamed, changed = (prediction.id for prediction in made.predictions[:4])
-    store = FeedbackStore(database)
+    store = FeedbackRepository(database)
 
     async def judge(prediction: UUID, *, correct: bool, label: str | None = None, by: object = key) -> None:
         await store.put(

@@ -4,12 +4,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from db.analytics.statistics import Censuses, Judged
+from db.analytics.statistics import Judged, StatisticsRepository
 from db.connection.engine import Database
 from db.core.ids import Uuid7Clock
 from db.embeddings.segments import Segments
-from db.models.evaluations import Evaluations, NewEvaluation
-from db.predictions.feedback import FeedbackStore, NewFeedback
+from db.models.evaluations import EvaluationRepository, NewEvaluation
+from db.predictions.feedback import FeedbackRepository, NewFeedback
 from tests.support.postgres import SPACE
 from tests.support.rows import new_key, new_text, submission, writer
 
@@ -21,7 +21,7 @@ async def test_segments_are_counted_by_state(database: Database) -> None:
     await writer(database).commit([submission(key, [new_text() for _ in range(5)])])
     await Segments(database, SPACE).roll(5)
     await writer(database).commit([submission(key, [new_text() for _ in range(2)])])
-    census = await Censuses(database).take()
+    census = await StatisticsRepository(database).take()
     assert {(row.space, row.state, row.segments, row.rows) for row in census.segments} == {
         (SPACE, "closed", 1, 5),
         (SPACE, "open", 1, 2),
@@ -29,20 +29,20 @@ async def test_segments_are_counted_by_state(database: Database) -> None:
 
 
 async def test_evaluations_wait_or_run(database: Database) -> None:
-    evaluations = Evaluations(database)
+    evaluations = EvaluationRepository(database)
     for number in range(3):
         await evaluations.request(
             NewEvaluation(bundle_digest=f"{number}", data_digest="d", model="sentiment", version=f"{number}")
         )
     await evaluations.claim()
-    census = await Censuses(database).take()
+    census = await StatisticsRepository(database).take()
     assert census.evaluations == {"running": 1, "waiting": 2}
     assert 0 <= census.oldest_waiting < 60
 
 
 async def test_judgements_are_counted_by_version_as_they_stand(database: Database) -> None:
     key, other = await new_key(database), await new_key(database)
-    feedback = FeedbackStore(database)
+    feedback = FeedbackRepository(database)
     for version, right in (("1", True), ("1", False), ("2", True)):
         given = submission(key, version=version)
         await writer(database).commit([given])
@@ -58,7 +58,7 @@ async def test_judgements_are_counted_by_version_as_they_stand(database: Databas
                 )
             )
     assert other.holder_id != key.holder_id
-    census = await Censuses(database).take()
+    census = await StatisticsRepository(database).take()
     assert census.judged == {
         ("sentiment", "1"): Judged(judged=2, right=1),
         ("sentiment", "2"): Judged(judged=1, right=1),
@@ -75,7 +75,7 @@ async def test_the_last_hour_is_told_apart_from_the_week_before(database: Databa
     ahead = Uuid7Clock(lambda: int(later.timestamp() * 1e9))
     for label, confidence in (("positive", 1.0), ("neutral", 0.5)):
         await writer(database).commit([submission(key, id=ahead.next(), label=label, confidence=confidence)])
-    found = await Censuses(database).distributions(later + timedelta(minutes=1))
+    found = await StatisticsRepository(database).distributions(later + timedelta(minutes=1))
     recent, reference = found.recent["sentiment", "2"], found.reference["sentiment", "2"]
     assert recent.labels == {"positive": 1, "neutral": 1}
     assert list(recent.confidences) == [0] * 5 + [1] + [0] * 3 + [1]
@@ -85,7 +85,7 @@ async def test_the_last_hour_is_told_apart_from_the_week_before(database: Databa
 
 
 async def test_an_empty_installation_has_nothing_to_tell(database: Database) -> None:
-    censuses = Censuses(database)
+    censuses = StatisticsRepository(database)
     census, found = await censuses.take(), await censuses.distributions()
     assert census.judged == {}
     assert census.evaluations == {"running": 0, "waiting": 0}

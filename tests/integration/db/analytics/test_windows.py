@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from db.accounts.keys import Key
-from db.analytics.disagreements import Contrasts
-from db.analytics.labels import Truths
-from db.analytics.windows import Window, Windows
+from db.analytics.disagreements import DisagreementRepository
+from db.analytics.labels import LabelRepository
+from db.analytics.windows import Window, WindowRepository
 from db.connection.engine import Database
 from db.core.ids import uuid7_time
 from db.embeddings.segments import Segments
-from db.embeddings.vectors import Vectors
-from db.predictions.feedback import FeedbackStore, NewFeedback
+from db.embeddings.vectors import VectorRepository
+from db.predictions.feedback import FeedbackRepository, NewFeedback
 from db.predictions.submissions import NewPrediction, NewText, Submission
 from tests.support.postgres import SPACE
 from tests.support.rows import new_key, new_prediction, new_text, now, writer
@@ -38,7 +38,7 @@ async def stored(
 async def judge(
     database: Database, key: Key, prediction: NewPrediction, *, correct: bool, label: str | None = None
 ) -> None:
-    await FeedbackStore(database).put(
+    await FeedbackRepository(database).put(
         NewFeedback(
             prediction_id=prediction.id,
             holder_id=key.holder_id,
@@ -61,7 +61,7 @@ async def test_vectors_come_bit_for_bit_by_holder_and_space(database: Database) 
     await stored(database, other, theirs)
     await stored(database, key, foreign, space="elsewhere")
     await stored(database, key, hidden, arm="shadow")
-    vectors = Vectors(database, space=SPACE)
+    vectors = VectorRepository(database, space=SPACE)
     ids = [text.id for text in (mine, theirs, foreign, hidden)] + [uuid4()]
     everybodys = await vectors.of_texts(ids)
     assert set(everybodys) == {mine.id, theirs.id, hidden.id}
@@ -81,7 +81,7 @@ async def test_the_latest_word_that_tells_a_label_is_the_truth(database: Databas
     (again,) = await stored(database, key, text, version="2")
     (wrong,) = await stored(database, key, silent)
     (right,) = await stored(database, key, confirmed, label="neutral")
-    truths = Truths(database, space=SPACE)
+    truths = LabelRepository(database, space=SPACE)
     ids = [text.id, silent.id, confirmed.id]
     assert await truths.of_texts(ids, model="sentiment") == {}
     await judge(database, key, again, correct=False, label="negative")
@@ -108,7 +108,7 @@ async def test_a_small_window_is_sampled_whole_by_its_last_words(database: Datab
     await stored(database, key, *texts, model="another", label="negative")
     (judged,) = await stored(database, key, texts[0], version="2")
     await judge(database, key, judged, correct=False)
-    windows = Windows(database, space=SPACE)
+    windows = WindowRepository(database, space=SPACE)
     sample = await windows.sample("sentiment", window(), size=100)
     said = {each.text_id: each for each in sample}
     assert set(said) == {text.id for text in texts}
@@ -131,7 +131,7 @@ async def test_samples_are_the_same_from_a_seed_and_differ_between_seeds(databas
     key = await new_key(database)
     texts = [new_text() for _ in range(60)]
     await stored(database, key, *texts)
-    windows = Windows(database, space=SPACE)
+    windows = WindowRepository(database, space=SPACE)
 
     async def drawn(seed: int, size: int = 20) -> set[UUID]:
         return {each.text_id for each in await windows.sample("sentiment", window(), size=size, seed=seed)}
@@ -145,7 +145,7 @@ async def test_samples_are_the_same_from_a_seed_and_differ_between_seeds(databas
 async def test_a_window_has_bounds_and_a_crowded_part_is_read_in_part(database: Database) -> None:
     key = await new_key(database)
     made = await stored(database, key, *[new_text() for _ in range(30)])
-    windows = Windows(database, space=SPACE)
+    windows = WindowRepository(database, space=SPACE)
     cut = uuid7_time(made[10].id)
     before = await windows.sample("sentiment", Window(since=window().since, until=cut), size=99)
     after = await windows.sample("sentiment", Window(since=cut, until=window().until), size=99)
@@ -153,7 +153,7 @@ async def test_a_window_has_bounds_and_a_crowded_part_is_read_in_part(database: 
     assert {each.prediction_id for each in before} == {each.id for each in made if uuid7_time(each.id) < cut}
     assert await windows.sample("sentiment", Window(since=cut, until=cut), size=99) == []
     assert await windows.judged("sentiment", Window(since=cut, until=cut), [made[0].text_id]) == []
-    crowded = Windows(database, space=SPACE, slices=2, picked=5)
+    crowded = WindowRepository(database, space=SPACE, slices=2, picked=5)
     assert 5 <= len(await crowded.sample("sentiment", window(), size=99)) <= 10
 
 
@@ -165,7 +165,7 @@ async def test_contrasts_count_pairs_and_show_what_was_asked_for(database: Datab
         await stored(database, key, text, version="2", label=label, arm="shadow", confidence=0.5)
     await stored(database, key, new_text(), version="1")
     await stored(database, key, texts[0], version="2", label="positive")
-    contrasts = Contrasts(database, space=SPACE)
+    contrasts = DisagreementRepository(database, space=SPACE)
     found = await contrasts.between("sentiment", "1", "2", window(), size=100)
     assert found.matrix == {
         ("negative", "negative"): 3,
@@ -199,11 +199,15 @@ async def test_a_contrast_reads_a_bounded_part_and_says_so(database: Database) -
         await stored(
             database, key, *texts, version=version, label="positive" if version == "1" else "neutral"
         )
-    few = await Contrasts(database, space=SPACE, scanned=5).between("sentiment", "1", "2", window(), size=9)
+    few = await DisagreementRepository(database, space=SPACE, scanned=5).between(
+        "sentiment", "1", "2", window(), size=9
+    )
     assert (sum(few.matrix.values()), few.complete) == (5, False)
-    fewer = await Contrasts(database, space=SPACE, compared=3).between(
+    fewer = await DisagreementRepository(database, space=SPACE, compared=3).between(
         "sentiment", "1", "2", window(), size=9
     )
     assert (sum(fewer.matrix.values()), fewer.complete) == (3, False)
     empty = Window(since=now(), until=now() - timedelta(hours=1))
-    assert (await Contrasts(database, space=SPACE).between("sentiment", "1", "2", empty, size=9)).matrix == {}
+    assert (
+        await DisagreementRepository(database, space=SPACE).between("sentiment", "1", "2", empty, size=9)
+    ).matrix == {}

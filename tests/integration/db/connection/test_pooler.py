@@ -16,7 +16,7 @@ from db.backup.scrub import scrub
 from db.connection.databases import require
 from db.connection.engine import Database, Limits
 from db.errors import Unavailable, Unsuitable
-from db.experiments.experiments import Experiments, NewExperiment
+from db.experiments.experiments import ExperimentRepository, NewExperiment
 from db.experiments.traffic import TrafficFeed
 from db.predictions.submissions import Stored
 from db.schema import versions
@@ -144,9 +144,9 @@ async def test_notices_come_over_the_direct_url(server: TestServer, name: str, p
     async with opened(pooled, direct_url=direct(server, name)) as database:
         followed = Followed(database, poll=3600)
         assert await followed.next() == 0
-        made = await Experiments(database).create(NEW, actor=None)
+        made = await ExperimentRepository(database).create(NEW, actor=None)
         assert await followed.next() == 1
-        await Experiments(database).stop(made.id, actor=None, reason="over")
+        await ExperimentRepository(database).stop(made.id, actor=None, reason="over")
         assert await followed.next() == 0
 
 
@@ -154,7 +154,7 @@ async def test_without_a_direct_url_traffic_is_asked_for(pooled: str) -> None:
     async with opened(pooled) as database:
         followed = Followed(database, poll=0.05)
         assert await followed.next() == 0
-        await Experiments(database).create(NEW, actor=None)
+        await ExperimentRepository(database).create(NEW, actor=None)
         assert await followed.next() == 1
 
 
@@ -162,7 +162,7 @@ async def test_a_direct_url_that_leads_nowhere_leaves_the_asking(pooled: str) ->
     async with opened(pooled, direct_url="postgresql://nobody@127.0.0.1:1/nothing") as database:
         followed = Followed(database, poll=3600)
         assert await followed.next() == 0
-        await Experiments(database).create(NEW, actor=None)
+        await ExperimentRepository(database).create(NEW, actor=None)
         assert await followed.next() == 1
 
 

@@ -4,12 +4,12 @@ import psycopg
 import pytest
 
 from db.connection.engine import Database
-from db.embeddings.vectors import Vectors
+from db.embeddings.vectors import VectorRepository
 from db.errors import Unavailable
-from db.predictions.predictions import PredictionFilters, Predictions
+from db.predictions.predictions import PredictionFilters, PredictionRepository
 from db.predictions.submissions import Stored
 from db.schema.roles import Role
-from db.search.similarity import Similarity
+from db.search.similarity import SimilarityRepository
 from tests.support.postgres import KEY, SPACE, TestServer, opened
 from tests.support.rows import new_key, submission, writer
 from tests.support.tour import VECTOR
@@ -32,9 +32,9 @@ async def test_a_lagging_replica_leaves_what_was_just_written_readable(
         new = submission(key)
         await writer(database).commit([new])
         made = new.predictions[0]
-        predictions, similarity = Predictions(database), Similarity(database, space=SPACE)
+        predictions, similarity = PredictionRepository(database), SimilarityRepository(database, space=SPACE)
         assert (await predictions.get(made.id)).id == made.id
-        vectors = Vectors(database, space=SPACE)
+        vectors = VectorRepository(database, space=SPACE)
         assert await vectors.of_texts(list((await vectors.texts_of([made.id])).values()))
         # Lists and searches are as old as the replica.
         assert not (await predictions.list(PredictionFilters(), holder=key.holder_id)).items
@@ -52,7 +52,7 @@ async def test_a_replica_that_is_away_leaves_writing_and_single_predictions(ways
         key = await new_key(database)
         new = submission(key)
         assert await writer(database).commit([new]) == [Stored()]
-        predictions = Predictions(database)
+        predictions = PredictionRepository(database)
         assert (await predictions.get(new.predictions[0].id)).id == new.predictions[0].id
         with pytest.raises(Unavailable):
             await predictions.list(PredictionFilters())

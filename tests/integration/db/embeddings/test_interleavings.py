@@ -24,13 +24,13 @@ from db.accounts.keys import Key
 from db.accounts.users import Users
 from db.connection.engine import Limits
 from db.embeddings.segments import Segments
-from db.embeddings.vectors import Vectors
+from db.embeddings.vectors import VectorRepository
 from db.errors import NotFound, Unavailable
 from db.predictions.submissions import Stored, Submission
 from db.privacy.erasure import Erasures
 from db.privacy.retention import Retention
 from db.schema.tables import NOBODY
-from db.search.similarity import Neighbours, Similarity, SimilarityFilters
+from db.search.similarity import Neighbours, SimilarityFilters, SimilarityRepository
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import new_key, new_prediction, new_text, now, unit_vectors, writer
 from tests.support.scripted import End, Script, ScriptedDatabase
@@ -262,7 +262,7 @@ class Interleavings(RuleBasedStateMachine):
         limits = Limits(repositories=6, writers=4)
         self.database = await enter(opened(url, kind=ScriptedDatabase, limits=limits))
         self.segments = Segments(self.database, SPACE)
-        self.similarity = Similarity(self.database, space=SPACE)
+        self.similarity = SimilarityRepository(self.database, space=SPACE)
         self.erasures = Erasures(self.database, self.similarity, space=SPACE)
         for name in USERS:
             user = await Users(self.database).create(username=name, email=f"{name}@a.org", actor=None)
@@ -418,7 +418,7 @@ class Interleavings(RuleBasedStateMachine):
             filters = SimilarityFilters(user_id=whose)
             found = await self.similarity.search(VECTORS[0], k=len(TEXTS), filters=filters)
             assert sorted(NUMBERS[each.text_id] for each in found.results) == sorted(his)
-        vectors = await Vectors(self.database, space=SPACE).of_texts([text.id for text in TEXTS])
+        vectors = await VectorRepository(self.database, space=SPACE).of_texts([text.id for text in TEXTS])
         for text_id, vector in vectors.items():
             np.testing.assert_array_equal(vector, KEPT[NUMBERS[text_id]])
         await self._lie(set(vectors))

@@ -15,7 +15,7 @@ from db.embeddings.segments import Segments
 from db.errors import Unavailable
 from db.predictions.submissions import Stored
 from db.privacy.erasure import Erasures
-from db.search.similarity import Similarity
+from db.search.similarity import SimilarityRepository
 from tests.support.postgres import SPACE, opened
 from tests.support.rows import counted, new_key, new_text, sql, submission, unit_vectors, waiting, writer
 
@@ -78,7 +78,7 @@ async def test_small_segments_are_merged_and_the_old_ones_dropped(database: Data
     states = dict(await sql(database, "SELECT state, array_agg(id ORDER BY id) FROM segments GROUP BY 1"))
     assert states == {"open": [6], "indexed": [3, 7], "retired": [1, 2, 4, 5]}
     assert await sql(database, "SELECT rows FROM segments WHERE id = 7") == [(84,)]
-    similarity = Similarity(database, space=SPACE)
+    similarity = SimilarityRepository(database, space=SPACE)
     found = await similarity.search(unit_vectors(1)[0], k=100, exact=True)
     assert len({neighbour.text_id for neighbour in found.results}) == 100
     assert await segments.drop_next() is None, "searches that began before may still read it"
@@ -140,7 +140,7 @@ async def test_what_is_erased_while_a_merge_comes_to_its_end_is_in_no_segment(
     monkeypatch.setattr(db.segments, "_attach", later)
     merging = asyncio.create_task(segments.merge_next())
     await ending.wait()
-    erasures = Erasures(database, Similarity(database, space=SPACE), space=SPACE)
+    erasures = Erasures(database, SimilarityRepository(database, space=SPACE), space=SPACE)
     erasing = asyncio.create_task(erasures.erase_text(ids[0], actor=None))
     await waiting(database)
     going.set()
@@ -224,7 +224,7 @@ async def test_writing_rolling_indexing_and_kills_leave_each_text_in_one_segment
 
     async def search() -> None:
         async with opened(url) as mine:
-            similarity = Similarity(mine, space=SPACE)
+            similarity = SimilarityRepository(mine, space=SPACE)
             random = np.random.default_rng(5)
             while not stop.is_set():
                 if not stored:

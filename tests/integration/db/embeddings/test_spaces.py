@@ -11,12 +11,12 @@ import pytest
 from db.connection.engine import Database
 from db.embeddings.reembedding import Reembedding
 from db.embeddings.segments import Segments
-from db.embeddings.spaces import Spaces, State
-from db.embeddings.vectors import Vectors
+from db.embeddings.spaces import SpaceRepository, SpaceState
+from db.embeddings.vectors import VectorRepository
 from db.errors import Conflict, NotFound, Unavailable
 from db.predictions.submissions import Failed, Stored, Submission
 from db.privacy.erasure import Erasures
-from db.search.similarity import Similarity
+from db.search.similarity import SimilarityRepository
 from serving.control.maintenance import Housekeeping
 from serving.spaces.reembedding_worker import Filling
 from tests.support.postgres import SPACE
@@ -54,24 +54,24 @@ def named(count: int, word: str = "text") -> list[str]:
 
 
 async def states(database: Database) -> dict[str, str]:
-    return dict(await Spaces(database).states())
+    return dict(await SpaceRepository(database).states())
 
 
 async def test_a_space_is_built_switched_to_and_back_and_the_other_removed(database: Database) -> None:
     ids = await stored(database, *named(30))
-    spaces = Spaces(database)
+    spaces = SpaceRepository(database)
     assert await spaces.ensure(SPACE) == SPACE
     assert await spaces.ensure("another default") == SPACE
     await spaces.begin(NEXT, actor=None)
     await spaces.begin(NEXT, actor=None)
     work = work_of(database)
     await filled(work)
-    assert await states(database) == {SPACE: State.LIVE, NEXT: State.WHOLE}
+    assert await states(database) == {SPACE: SpaceState.LIVE, NEXT: SpaceState.WHOLE}
     live, beside = await spaces.list()
     assert (live.name, live.vectors, beside.name, beside.vectors) == (SPACE, 30, NEXT, 30)
     await spaces.switch(NEXT, actor=None)
     await spaces.switch(NEXT, actor=None)
-    assert await states(database) == {NEXT: State.LIVE, SPACE: State.WHOLE}
+    assert await states(database) == {NEXT: SpaceState.LIVE, SPACE: SpaceState.WHOLE}
     # What is written after the switch is in the space before, too: one may go back.
     (late,) = await stored(database, "written after", space=NEXT)
     with pytest.raises(Conflict, match="1 texts"):
@@ -94,7 +94,7 @@ async def test_a_space_is_built_switched_to_and_back_and_the_other_removed(datab
         pass
     while await work.step() is not None:
         pass
-    assert await states(database) == {NEXT: State.LIVE}
+    assert await states(database) == {NEXT: SpaceState.LIVE}
     assert await sql(database, "SELECT DISTINCT spaces FROM text_inputs") == [([NEXT],)]
     assert await sql(database, "SELECT DISTINCT space FROM segments") == [(NEXT,)]
     assert await vectors_by_text(database, NEXT) == dict.fromkeys([*ids, late], 1)
@@ -112,7 +112,7 @@ async def test_a_space_is_built_switched_to_and_back_and_the_other_removed(datab
 
 async def test_a_switch_is_refused_while_texts_lack_a_vector(database: Database) -> None:
     await stored(database, *named(5))
-    spaces = Spaces(database)
+    spaces = SpaceRepository(database)
     await spaces.ensure(SPACE)
     with pytest.raises(NotFound):
         await spaces.switch(NEXT, actor=None)
@@ -141,7 +141,7 @@ async def test_what_is_killed_in_the_middle_goes_on_and_doubles_nothing(database
     ids = await stored(database, *named(40))
     # So that only the round finds them.
     await sql(database, "DELETE FROM predictions")
-    spaces = Spaces(database)
+    spaces = SpaceRepository(database)
     await spaces.ensure(SPACE)
     await spaces.begin(NEXT, actor=None)
     await Segments(database, NEXT).ensure()
@@ -165,12 +165,12 @@ async def test_what_is_killed_in_the_middle_goes_on_and_doubles_nothing(database
     # Two of them at once, as when a control is started beside one that is not dead yet.
     await asyncio.gather(filled(work_of(database)), filled(work_of(database)))
     assert await vectors_by_text(database, NEXT) == dict.fromkeys(ids, 1)
-    assert (await states(database))[NEXT] == State.WHOLE
+    assert (await states(database))[NEXT] == SpaceState.WHOLE
 
 
 async def test_texts_that_are_written_meanwhile_are_in_both_spaces_once(database: Database) -> None:
     await stored(database, *named(20))
-    spaces, encoders = Spaces(database), FakeEncoders()
+    spaces, encoders = SpaceRepository(database), FakeEncoders()
     await spaces.ensure(SPACE)
     await spaces.begin(NEXT, actor=None)
     key, old, new = await new_key(database), writer(database), writer(database, NEXT)
@@ -200,10 +200,10 @@ async def test_texts_that_are_written_meanwhile_are_in_both_spaces_once(database
 
 async def test_erasure_during_the_work_leaves_no_vector_in_either_space(database: Database) -> None:
     ids = await stored(database, *named(6))
-    spaces, encoders = Spaces(database), FakeEncoders()
+    spaces, encoders = SpaceRepository(database), FakeEncoders()
     await spaces.ensure(SPACE)
     await spaces.begin(NEXT, actor=None)
-    erasures = Erasures(database, Similarity(database, space=SPACE), space=SPACE)
+    erasures = Erasures(database, SimilarityRepository(database, space=SPACE), space=SPACE)
 
     async def erased(_texts: Sequence[str]) -> None:
         encoders.before = None
@@ -239,13 +239,15 @@ async def test_searches_see_each_text_once_before_and_after_the_switch(database:
         assert found[0] == (text_id("text 7"), pytest.approx(1.0, abs=1e-3))
         assert found[1][1] < 0.5
     await spaces.switch(NEXT, actor=None)
-    of_both = [await Vectors(database, space=space).of_texts(list(everything)) for space in (SPACE, NEXT)]
+    of_both = [
+        await VectorRepository(database, space=space).of_texts(list(everything)) for space in (SPACE, NEXT)
+    ]
     assert [set(each) for each in of_both] == [everything] * 2
     assert of_both[1][ids[3]] == pytest.approx(vector_in(NEXT, "text 3"), abs=1e-3)
 
 
 async def test_a_batch_of_two_spaces_is_stored_in_each(database: Database) -> None:
-    await Spaces(database).ensure(SPACE)
+    await SpaceRepository(database).ensure(SPACE)
     await Segments(database, NEXT).ensure()
     key = await new_key(database)
     kept = claim(key, "again")
@@ -275,7 +277,7 @@ async def test_a_batch_of_two_spaces_is_stored_in_each(database: Database) -> No
 
 async def test_nothing_is_stored_in_a_space_that_leaves(database: Database) -> None:
     await stored(database, *named(3))
-    spaces, encoders = Spaces(database), FakeEncoders()
+    spaces, encoders = SpaceRepository(database), FakeEncoders()
     await spaces.ensure(SPACE)
     await spaces.begin(NEXT, actor=None)
 
@@ -295,12 +297,12 @@ async def test_nothing_is_stored_in_a_space_that_leaves(database: Database) -> N
         pass
     while await work.step() is not None:
         pass
-    assert await states(database) == {SPACE: State.LIVE}
+    assert await states(database) == {SPACE: SpaceState.LIVE}
 
 
 async def test_why_it_does_not_get_on_is_told_until_it_does(database: Database) -> None:
     await stored(database, *named(2))
-    spaces = Spaces(database)
+    spaces = SpaceRepository(database)
     await spaces.ensure(SPACE)
     await spaces.begin(NEXT, actor=None)
     assert await spaces.stuck(NEXT, "no encoder")

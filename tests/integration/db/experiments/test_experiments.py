@@ -13,10 +13,10 @@ from db.accounts.keys import Key
 from db.connection.engine import Database
 from db.core.ids import Uuid7Clock
 from db.errors import Conflict, DatabaseError, NotFound
-from db.experiments.counts import SETTLING_SECONDS, ArmRow, Evidence
-from db.experiments.experiments import Experiment, Experiments, NewDecision, NewExperiment
+from db.experiments.counts import SETTLING_SECONDS, ArmRow, CountRepository
+from db.experiments.experiments import Experiment, ExperimentRepository, NewDecision, NewExperiment
 from db.experiments.traffic import TrafficFeed
-from db.predictions.feedback import FeedbackStore, NewFeedback
+from db.predictions.feedback import FeedbackRepository, NewFeedback
 from tests.support.rows import new_key, new_text, sql, submission, writer
 
 pytestmark = pytest.mark.anyio
@@ -48,7 +48,7 @@ def decision(action: str = "ramp", share: float | None = 0.75) -> NewDecision:
 
 
 async def test_an_experiment_lives_as_it_is_told_and_every_act_is_audited(database: Database) -> None:
-    key, experiments = await new_key(database, role="engineer"), Experiments(database)
+    key, experiments = await new_key(database, role="engineer"), ExperimentRepository(database)
     made = await experiments.create(new(), actor=key.id)
     assert (made.share, made.stage, made.running) == (0.5, 1, True)
     changed = await experiments.change(made.id, actor=key.id, share=0.1, policy={"action": "decide"})
@@ -66,7 +66,7 @@ async def test_an_experiment_lives_as_it_is_told_and_every_act_is_audited(databa
 
 
 async def test_two_at_once_start_one_experiment_of_a_model(database: Database) -> None:
-    experiments = Experiments(database)
+    experiments = ExperimentRepository(database)
     found = await asyncio.gather(
         *(experiments.create(new(), actor=None) for _ in range(4)), return_exceptions=True
     )
@@ -78,7 +78,7 @@ async def test_two_at_once_start_one_experiment_of_a_model(database: Database) -
 async def test_a_decision_is_stored_with_its_effect_only_in_the_stage_it_was_based_on(
     database: Database,
 ) -> None:
-    experiments = Experiments(database)
+    experiments = ExperimentRepository(database)
     made = await experiments.create(new(), actor=None)
     ramped = await experiments.change(made.id, actor=None, share=0.75, decision=decision(), stage=1)
     assert (ramped.share, ramped.stage) == (0.75, 2)
@@ -93,7 +93,7 @@ async def test_a_decision_is_stored_with_its_effect_only_in_the_stage_it_was_bas
 
 
 async def test_a_decision_can_be_neither_changed_nor_removed(database: Database) -> None:
-    experiments = Experiments(database)
+    experiments = ExperimentRepository(database)
     made = await experiments.create(new(), actor=None)
     await experiments.decide(made.id, decision("promote", None), stage=1)
     for statement in ("UPDATE decisions SET reason = 'other'", "DELETE FROM decisions"):
@@ -102,7 +102,7 @@ async def test_a_decision_can_be_neither_changed_nor_removed(database: Database)
 
 
 async def test_unknown_experiments_are_not_found(database: Database) -> None:
-    experiments = Experiments(database)
+    experiments = ExperimentRepository(database)
     for act in (
         experiments.get(uuid4()),
         experiments.stop(uuid4(), actor=None, reason="no"),
@@ -162,7 +162,7 @@ class Arms:
         self, prediction_id: UUID, *, is_correct: bool, label: str | None = None, by: Key | None = None
     ) -> None:
         judge = by or self.key
-        await FeedbackStore(self.database).put(
+        await FeedbackRepository(self.database).put(
             NewFeedback(
                 prediction_id=prediction_id,
                 holder_id=judge.holder_id,
@@ -173,12 +173,12 @@ class Arms:
         )
 
     async def of(self, arm: str, stage: int = 1) -> ArmRow:
-        return (await Evidence(self.database).counts(self.experiment.id)).of(stage, arm)
+        return (await CountRepository(self.database).counts(self.experiment.id)).of(stage, arm)
 
 
 @pytest.fixture
 async def arms(database: Database) -> Arms:
-    made = await Experiments(database).create(new(), actor=None)
+    made = await ExperimentRepository(database).create(new(), actor=None)
     return Arms(database, await new_key(database), made)
 
 
@@ -260,7 +260,7 @@ async def test_a_shadow_is_judged_by_the_feedback_on_the_answer_beside_it(
 
 async def test_faults_add_up_by_stage_and_arm(arms: Arms) -> None:
     await arms.stages()
-    evidence = Evidence(arms.database)
+    evidence = CountRepository(arms.database)
     for faults in (
         {(arms.experiment.id, 1, "challenger"): 2},
         {(arms.experiment.id, 1, "challenger"): 3},
@@ -272,7 +272,7 @@ async def test_faults_add_up_by_stage_and_arm(arms: Arms) -> None:
 
 
 async def test_traffic_is_followed_by_notice_and_by_asking(database: Database) -> None:
-    experiments = Experiments(database)
+    experiments = ExperimentRepository(database)
     # By notice alone: nobody would wait an hour for the other way.
     for feed in (TrafficFeed(database, poll=3600), TrafficFeed(database, poll=0.01)):
         changes = feed.changes()

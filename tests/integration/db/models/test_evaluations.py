@@ -8,7 +8,7 @@ import pytest
 from db.accounts.audit import AuditFilters, AuditRepository
 from db.connection.engine import Database
 from db.errors import NotFound
-from db.models.evaluations import ATTEMPTS, Evaluation, Evaluations, NewEvaluation
+from db.models.evaluations import ATTEMPTS, Evaluation, EvaluationRepository, NewEvaluation
 from tests.support.rows import sql
 
 pytestmark = pytest.mark.anyio
@@ -19,7 +19,7 @@ def wanted(bundle: str = "b", data: str = "d", **more: object) -> NewEvaluation:
 
 
 async def test_many_requests_at_once_are_one(database: Database) -> None:
-    evaluations, actor = Evaluations(database), uuid4()
+    evaluations, actor = EvaluationRepository(database), uuid4()
     asked = await asyncio.gather(*(evaluations.request(wanted(requested_by=actor)) for _ in range(8)))
     assert len({each.id for each in asked}) == 1
     other = await evaluations.request(wanted(data="e"))
@@ -31,7 +31,7 @@ async def test_many_requests_at_once_are_one(database: Database) -> None:
 
 
 async def test_one_is_worked_on_at_a_time_the_oldest_first(database: Database) -> None:
-    evaluations = Evaluations(database)
+    evaluations = EvaluationRepository(database)
     first, second = await evaluations.request(wanted("a")), await evaluations.request(wanted("b"))
     claims = await asyncio.gather(*(evaluations.claim() for _ in range(6)))
     (claimed,) = [claim for claim in claims if claim is not None]
@@ -49,7 +49,7 @@ async def test_one_is_worked_on_at_a_time_the_oldest_first(database: Database) -
 
 
 async def test_a_report_is_found_by_both_digests_the_latest_first(database: Database) -> None:
-    evaluations = Evaluations(database)
+    evaluations = EvaluationRepository(database)
     for number in range(3):
         asked = await evaluations.request(wanted())
         await evaluations.finish(asked.id, {"number": number})
@@ -64,7 +64,7 @@ async def test_a_report_is_found_by_both_digests_the_latest_first(database: Data
 
 
 async def test_a_process_that_gives_no_sign_loses_its_work_to_the_next(database: Database) -> None:
-    evaluations = Evaluations(database, stale_seconds=30)
+    evaluations = EvaluationRepository(database, stale_seconds=30)
     asked = await evaluations.request(wanted())
     for attempt in range(1, ATTEMPTS + 1):
         claimed = await evaluations.claim()

@@ -9,7 +9,7 @@ import pytest
 from db.accounts.audit import AuditFilters, AuditRepository
 from db.connection.engine import Database
 from db.errors import Contested, NotFound, Rejected
-from db.models.promotions import Act, NewPromotion, Promotion, Promotions, State
+from db.models.promotions import Act, NewPromotion, Promotion, PromotionPhase, PromotionRepository
 from tests.support.rows import now, sql
 
 pytestmark = pytest.mark.anyio
@@ -21,23 +21,23 @@ def change(old: str | None, new: str | None, act: Act = Act.PROMOTE, **more: obj
     return NewPromotion(model=MODEL, version_from=old, version_to=new, act=act, **more)  # type: ignore[arg-type]
 
 
-async def done(history: Promotions, new: NewPromotion) -> Promotion:
+async def done(history: PromotionRepository, new: NewPromotion) -> Promotion:
     """A change that happened."""
     async with history.holding(new.model) as held:
         return await held.record(new)
 
 
 async def test_a_change_is_intended_then_done_and_audited(database: Database) -> None:
-    history, actor = Promotions(database), uuid4()
+    history, actor = PromotionRepository(database), uuid4()
     first = await done(history, change(None, "1", Act.BOOTSTRAP))
     wanted = change("1", "2", actor=actor, gated=True, reason="better", evidence={"a": 1}, below_id=first.id)
     intended = await history.intend(wanted, after=first.id)
     standing = await history.standing(MODEL)
     assert (standing.version, standing.intended and standing.intended.id) == ("1", intended.id)
     async with history.holding(MODEL) as held:
-        await held.settle(intended, State.DONE)
+        await held.settle(intended, PromotionPhase.DONE)
         with pytest.raises(Contested):
-            await held.settle(intended, State.ABANDONED)
+            await held.settle(intended, PromotionPhase.ABANDONED)
     standing = await history.standing(MODEL)
     assert (standing.version, standing.intended) == ("2", None)
     made = await history.get(intended.id)
@@ -54,10 +54,10 @@ async def test_a_change_is_intended_then_done_and_audited(database: Database) ->
 
 
 async def test_what_is_abandoned_was_never_champion(database: Database) -> None:
-    history = Promotions(database)
+    history = PromotionRepository(database)
     intended = await history.intend(change(None, "1"), after=None)
     async with history.holding(MODEL) as held:
-        await held.settle(intended, State.ABANDONED, why="died")
+        await held.settle(intended, PromotionPhase.ABANDONED, why="died")
     assert (await history.standing(MODEL)).champion is None
     assert await history.champion_at(MODEL, now()) is None
     assert (await history.history(MODEL)).items == ()
@@ -66,16 +66,16 @@ async def test_what_is_abandoned_was_never_champion(database: Database) -> None:
 
 
 async def test_a_second_intention_is_told_of_the_first(database: Database) -> None:
-    history, actor = Promotions(database), uuid4()
+    history, actor = PromotionRepository(database), uuid4()
     await history.intend(change(None, "1", actor=actor), after=None)
     with pytest.raises(Contested, match=f"under way: promote from version None to 1 by key {actor}"):
         await history.intend(change(None, "2"), after=None)
     elsewhere = NewPromotion(model="other", version_from=None, version_to="1", act=Act.PROMOTE)
-    assert (await history.intend(elsewhere, after=None)).state == State.INTENDED
+    assert (await history.intend(elsewhere, after=None)).state == PromotionPhase.INTENDED
 
 
 async def test_a_decision_on_what_is_over_is_told_what_came_first(database: Database) -> None:
-    history = Promotions(database)
+    history = PromotionRepository(database)
     first = await done(history, change(None, "1"))
     await done(history, change("1", "2"))
     with pytest.raises(Contested, match="came first: promote from version 1 to 2"):
@@ -83,7 +83,7 @@ async def test_a_decision_on_what_is_over_is_told_what_came_first(database: Data
 
 
 async def test_of_many_at_once_one_is_intended(database: Database) -> None:
-    history = Promotions(database)
+    history = PromotionRepository(database)
     wanted = [history.intend(change(None, str(number)), after=None) for number in range(8)]
     results = await asyncio.gather(*wanted, return_exceptions=True)
     assert len([result for result in results if isinstance(result, Promotion)]) == 1
@@ -91,7 +91,7 @@ async def test_of_many_at_once_one_is_intended(database: Database) -> None:
 
 
 async def test_the_lock_is_held_by_one_goes_with_its_transaction_and_is_a_models(database: Database) -> None:
-    history = Promotions(database)
+    history = PromotionRepository(database)
     async with history.holding(MODEL):
         async with history.trying(MODEL) as held:
             assert held is None
@@ -111,7 +111,7 @@ async def test_the_lock_is_held_by_one_goes_with_its_transaction_and_is_a_models
 
 
 async def test_who_was_champion_at_any_moment_and_why(database: Database) -> None:
-    history = Promotions(database)
+    history = PromotionRepository(database)
     assert await history.champion_at(MODEL, now()) is None
     moments = []
     for number, old in ((1, None), (2, "1"), (3, "2")):
@@ -146,7 +146,7 @@ async def test_asking_for_a_moment_reads_one_entry_of_the_index(database: Databa
 
 
 async def test_history_is_paged_newest_first_with_the_end_of_each_reign(database: Database) -> None:
-    history = Promotions(database)
+    history = PromotionRepository(database)
     for number in range(1, 6):
         await done(history, change(None if number == 1 else str(number - 1), str(number)))
     seen, cursor = [], None
@@ -175,7 +175,7 @@ async def test_history_is_paged_newest_first_with_the_end_of_each_reign(database
     ],
 )
 async def test_history_is_not_rewritten(database: Database, statement: str) -> None:
-    history = Promotions(database)
+    history = PromotionRepository(database)
     last = await done(history, change(None, "1"))
     await history.intend(change("1", "2"), after=last.id)
     with pytest.raises(Rejected):
@@ -184,11 +184,11 @@ async def test_history_is_not_rewritten(database: Database, statement: str) -> N
 
 async def test_force_without_a_reason_is_refused_by_the_schema_too(database: Database) -> None:
     with pytest.raises(Rejected, match="forced_for_a_reason"):
-        await Promotions(database).intend(change(None, "1", forced=True), after=None)
+        await PromotionRepository(database).intend(change(None, "1", forced=True), after=None)
 
 
 async def test_a_refusal_is_in_the_audit_log_alone(database: Database) -> None:
-    history, actor = Promotions(database), uuid4()
+    history, actor = PromotionRepository(database), uuid4()
     await history.refused(MODEL, "3", actor=actor, why="a gate failed", evidence={"gates": {"passed": False}})
     (entry,) = (await AuditRepository(database).list(AuditFilters(subject=MODEL))).items
     assert (entry.action, entry.actor, entry.detail["to"]) == ("champion.refuse", actor, "3")

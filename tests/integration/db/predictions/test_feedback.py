@@ -9,9 +9,9 @@ import pytest
 from db.connection.engine import Database
 from db.core.ids import Uuid7Clock
 from db.errors import NotFound
-from db.predictions.feedback import FeedbackStore, Judgement, NewFeedback
-from db.predictions.idempotency import Idempotency
-from db.predictions.predictions import Predictions
+from db.predictions.feedback import FeedbackRepository, Judgement, NewFeedback
+from db.predictions.idempotency import IdempotencyRepository
+from db.predictions.predictions import PredictionRepository
 from db.predictions.submissions import Mismatch, NewIdempotency, Replayed
 from tests.support.rows import claim, counted, new_key, sql, submission, writer
 
@@ -29,7 +29,7 @@ async def test_feedback_is_stored_with_its_prediction_and_replaced_by_the_same_h
     request = submission(key)
     await writer(database).commit([request])
     prediction_id = request.predictions[0].id
-    store = FeedbackStore(database)
+    store = FeedbackRepository(database)
     first = await store.put(
         NewFeedback(
             prediction_id=prediction_id,
@@ -52,7 +52,7 @@ async def test_feedback_is_stored_with_its_prediction_and_replaced_by_the_same_h
     await store.put(
         NewFeedback(prediction_id=prediction_id, holder_id=engineer.id, key_id=engineer.id, is_correct=False)
     )
-    stored = await Predictions(database).get(prediction_id)
+    stored = await PredictionRepository(database).get(prediction_id)
     assert [judgement.is_correct for judgement in stored.feedback] == [True, False]
 
 
@@ -64,7 +64,7 @@ async def test_feedback_on_an_unknown_or_foreign_prediction_is_not_found_and_cla
     await writer(database).commit([request])
     for prediction_id in (uuid4(), Uuid7Clock().next(), request.predictions[0].id):
         with pytest.raises(NotFound):
-            await FeedbackStore(database).put(
+            await FeedbackRepository(database).put(
                 NewFeedback(
                     prediction_id=prediction_id,
                     holder_id=stranger.holder_id,
@@ -87,7 +87,7 @@ async def test_concurrent_repetitions_of_feedback_get_one_answer(database: Datab
 
     async def put(body: bytes) -> Judgement | Replayed | Mismatch:
         idempotency = claim(key, "k", body=body, answer=b"")
-        return await FeedbackStore(database).put(feedback, idempotency=idempotency, render=render)
+        return await FeedbackRepository(database).put(feedback, idempotency=idempotency, render=render)
 
     outcomes = await asyncio.gather(*(put(b"same") for _ in range(8)))
     assert len([outcome for outcome in outcomes if isinstance(outcome, Judgement)]) == 1
@@ -97,7 +97,7 @@ async def test_concurrent_repetitions_of_feedback_get_one_answer(database: Datab
 
 async def test_a_kept_answer_is_found_for_a_day_and_then_swept(database: Database) -> None:
     key = await new_key(database)
-    idempotency = Idempotency(database)
+    idempotency = IdempotencyRepository(database)
     await writer(database).commit([submission(key, idempotency=claim(key, name)) for name in ("old", "new")])
     await sql(
         database, "UPDATE idempotency SET created_at = now() - interval '24 hours 1 second' WHERE key = 'old'"

@@ -9,9 +9,9 @@ from db.accounts.users import Users
 from db.connection.engine import Database
 from db.core.ids import uuid7_floor, uuid7_time
 from db.errors import NotFound, Rejected
-from db.predictions.feedback import FeedbackStore, NewFeedback
+from db.predictions.feedback import FeedbackRepository, NewFeedback
 from db.predictions.partitions import Partitions
-from db.predictions.predictions import PredictionFilters, Predictions
+from db.predictions.predictions import PredictionFilters, PredictionRepository
 from tests.support.rows import new_key, new_text, now, sql, submission, writer
 
 pytestmark = pytest.mark.anyio
@@ -21,7 +21,7 @@ async def test_an_unknown_or_foreign_prediction_is_not_found(database: Database)
     key = await new_key(database)
     request = submission(key)
     await writer(database).commit([request])
-    predictions = Predictions(database)
+    predictions = PredictionRepository(database)
     assert (await predictions.get(request.predictions[0].id, holder=key.holder_id)).holder_id == key.id
     with pytest.raises(NotFound):
         await predictions.get(request.predictions[0].id, holder=uuid4())
@@ -33,7 +33,7 @@ async def test_pages_are_newest_first_without_gap_or_repetition(database: Databa
     key = await new_key(database)
     request = submission(key, [new_text() for _ in range(23)])
     await writer(database).commit([request])
-    predictions = Predictions(database)
+    predictions = PredictionRepository(database)
     seen, cursor, pages = [], None, 0
     while True:
         page = await predictions.list(limit=5, cursor=cursor)
@@ -50,13 +50,13 @@ async def test_pages_are_newest_first_without_gap_or_repetition(database: Databa
 async def test_a_full_last_page_has_no_cursor(database: Database) -> None:
     key = await new_key(database)
     await writer(database).commit([submission(key, [new_text() for _ in range(4)])])
-    assert (await Predictions(database).list(limit=4)).next_cursor is None
+    assert (await PredictionRepository(database).list(limit=4)).next_cursor is None
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "AAAA", "é", "AAAAAAAAAAAAAAAAAAAAAA' OR 1=1", "=" * 22])
 async def test_a_cursor_that_no_page_gave_is_refused(database: Database, cursor: str) -> None:
     with pytest.raises(Rejected, match="cursor"):
-        await Predictions(database).list(cursor=cursor)
+        await PredictionRepository(database).list(cursor=cursor)
 
 
 async def test_each_filter_narrows(database: Database) -> None:
@@ -79,13 +79,13 @@ async def test_each_filter_narrows(database: Database) -> None:
         "arm": "shadow",
         "user_id": user.id,
     }
-    predictions = Predictions(database)
+    predictions = PredictionRepository(database)
     for name, request in variants.items():
         page = await predictions.list(PredictionFilters(**{name: values[name]}))
         assert [prediction.id for prediction in page.items] == [request.predictions[0].id]
     page = await predictions.list(holder=other.holder_id)
     assert [prediction.id for prediction in page.items] == [foreign.predictions[0].id]
-    await FeedbackStore(database).put(
+    await FeedbackRepository(database).put(
         NewFeedback(prediction_id=plain.predictions[0].id, holder_id=key.id, key_id=key.id, is_correct=True)
     )
     judged = await predictions.list(PredictionFilters(has_feedback=True))
@@ -99,7 +99,7 @@ async def test_since_is_included_until_is_not_and_other_months_are_not_touched(d
     await Partitions(database).ensure(datetime(2030, 3, 1, tzinfo=UTC))
     moments = [datetime(2030, 3, 10, tzinfo=UTC) + timedelta(days=day) for day in range(3)]
     await writer(database).commit([submission(key, id=uuid7_floor(moment)) for moment in moments])
-    page = await Predictions(database).list(PredictionFilters(since=moments[0], until=moments[2]))
+    page = await PredictionRepository(database).list(PredictionFilters(since=moments[0], until=moments[2]))
     assert [prediction.predicted_at for prediction in page.items] == [moments[1], moments[0]]
     plan = await sql(
         database,

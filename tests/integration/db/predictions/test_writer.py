@@ -13,9 +13,9 @@ from db.core.ids import uuid7_time
 from db.embeddings.segments import Segments
 from db.errors import Rejected, Unavailable
 from db.predictions.partitions import Partitions
-from db.predictions.predictions import Predictions
+from db.predictions.predictions import PredictionRepository
 from db.predictions.submissions import Failed, Mismatch, Replayed, Stored
-from db.predictions.writer import Writer
+from db.predictions.writer import PredictionWriter
 from tests.support.postgres import SPACE, opened
 from tests.support.rows import (
     claim,
@@ -39,7 +39,7 @@ async def test_a_batch_is_stored_with_texts_vectors_and_every_column(database: D
     texts = [new_text('Grüße 👋, \\N {"a"}', vectors[0]), new_text("second", vectors[1])]
     batch = [submission(key, texts, unit="u", truncated=True), submission(key, label="negative")]
     assert await writer(database).commit(batch) == [Stored(), Stored()]
-    stored = await Predictions(database).get(batch[0].predictions[0].id)
+    stored = await PredictionRepository(database).get(batch[0].predictions[0].id)
     given = batch[0].predictions[0]
     assert stored.text == texts[0].content
     assert dict(stored.scores) == {"negative": 0.125, "neutral": 0.125, "positive": 0.75}
@@ -71,7 +71,7 @@ async def test_a_segment_whose_table_isnt_known_yet_is_tried_again(
     key = await new_key(database)
     await sql(database, "UPDATE segments SET state = 'closed', rows = 0")
     await sql(database, "INSERT INTO segments (id, space, state) VALUES (2, %s, 'open')", SPACE)
-    execute, refused = Writer._execute, []
+    execute, refused = PredictionWriter._execute, []
 
     async def heard_of_late(*arguments: Any) -> Any:
         try:
@@ -81,7 +81,7 @@ async def test_a_segment_whose_table_isnt_known_yet_is_tried_again(
             await sql(database, "SELECT make_segment(2), attach_segment(2)")
             raise
 
-    monkeypatch.setattr(Writer, "_execute", heard_of_late)
+    monkeypatch.setattr(PredictionWriter, "_execute", heard_of_late)
     assert await writer(database).commit([submission(key)]) == [Stored()]
     assert len(refused) == 1
     assert await sql(database, "SELECT segment FROM embeddings") == [(2,)]
@@ -303,7 +303,7 @@ async def test_a_thousand_texts_are_one_transaction(database: Database) -> None:
     request = submission(key, [new_text(vector=vector) for vector in vectors])
     assert await writer(database).commit([request]) == [Stored()]
     assert await sql(database, "SELECT count(DISTINCT xmin::text), count(*) FROM predictions") == [(1, 1000)]
-    assert await Writer(database, space="test-space").commit([]) == []
+    assert await PredictionWriter(database, space="test-space").commit([]) == []
 
 
 async def test_predictions_of_one_text_by_several_versions_share_it(database: Database) -> None:

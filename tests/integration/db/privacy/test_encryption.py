@@ -13,24 +13,24 @@ import pytest
 
 from db.accounts.audit import AuditFilters, AuditRepository
 from db.accounts.keys import Key
-from db.analytics.disagreements import Contrasts
+from db.analytics.disagreements import DisagreementRepository
 from db.analytics.replay import Replays
-from db.analytics.windows import Window, Windows
+from db.analytics.windows import Window, WindowRepository
 from db.backup.scrub import scrub
 from db.connection.engine import Database
 from db.core.cipher import Cipher
 from db.embeddings.reembedding import Reembedding
 from db.errors import Conflict, ForeignTextKeys, Unreadable
-from db.predictions.feedback import FeedbackStore, Judgement, NewFeedback
-from db.predictions.idempotency import Idempotency
-from db.predictions.predictions import Predictions
+from db.predictions.feedback import FeedbackRepository, Judgement, NewFeedback
+from db.predictions.idempotency import IdempotencyRepository
+from db.predictions.predictions import PredictionRepository
 from db.predictions.submissions import Failed, Mismatch, NewText, Replayed, Stored, Submission
 from db.privacy.erasure import Erasures
 from db.privacy.rotation import Kind, Rotated, Rotation
 from db.schema import versions
 from db.schema.roles import Role
-from db.search.keywords import Keywords
-from db.search.similarity import Similarity
+from db.search.keywords import KeywordRepository
+from db.search.similarity import SimilarityRepository
 from tests.support.held import dumped, everything, in_files
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import claim, counted, new_key, new_text, now, sql, submission, writer
@@ -60,7 +60,7 @@ async def judged(
         comment=comment,
     )
     kept = claim(key, again, answer=b"") if again else None
-    found = await FeedbackStore(database).put(
+    found = await FeedbackRepository(database).put(
         given, idempotency=kept, render=lambda judgement: json.dumps(judgement.comment).encode()
     )
     assert isinstance(found, Judgement)
@@ -79,8 +79,8 @@ async def filled(database: Database, text: str, comment: str, answer: str) -> tu
 
 async def said(database: Database, key: Key, sent: Submission) -> tuple[str, str | None, bytes, bytes]:
     """Text, comment and the two answers, as they are read."""
-    found = await Predictions(database).get(sent.predictions[0].id)
-    kept = Idempotency(database)
+    found = await PredictionRepository(database).get(sent.predictions[0].id)
+    kept = IdempotencyRepository(database)
     answers = [await kept.find(key.holder_id, "/v1/predict", name) for name in ("predict", "judge")]
     assert answers[0] is not None
     assert answers[1] is not None
@@ -127,7 +127,7 @@ async def test_what_was_plain_is_gone_from_the_files_once_it_was_encrypted_and_s
     async with opened(url) as database:
         key, sent = await filled(database, *secrets)
         # The index has its words.
-        await Keywords(database, space=SPACE).merge()
+        await KeywordRepository(database, space=SPACE).merge()
     assert in_files(server, needles) == needles
     async with opened(url, cipher=OLD) as database:
         text, comment, answer, _ = await said(database, key, sent)
@@ -156,17 +156,19 @@ async def test_every_reader_of_texts_reads_plain_and_encrypted_rows_alike(url: s
             ("a plain one",),
         ]
         both = {plain.id: "a plain one", later.id: "an encrypted one"}
-        page = await Predictions(database).list()
+        page = await PredictionRepository(database).list()
         assert {each.text_id: each.text for each in page.items} == both
-        near = await Similarity(database, space=SPACE).search(_vector(later), k=2)
+        near = await SimilarityRepository(database, space=SPACE).search(_vector(later), k=2)
         assert {each.text_id: each.text for each in near.results} == both
         assert near.results[0].text_id == later.id
         window = Window(since=now() - timedelta(hours=1), until=now() + timedelta(hours=1))
-        sampled = await Windows(database, space=SPACE).sample("sentiment", window, size=9)
+        sampled = await WindowRepository(database, space=SPACE).sample("sentiment", window, size=9)
         assert {each.text_id: each.text for each in sampled} == both
         replayed = await Replays(database, space=SPACE).sample("sentiment", size=9, judged=9)
         assert {each.text_id: each.text for each in replayed} == both
-        contrast = await Contrasts(database, space=SPACE).between("sentiment", "1", "2", window, size=9)
+        contrast = await DisagreementRepository(database, space=SPACE).between(
+            "sentiment", "1", "2", window, size=9
+        )
         assert {each.text_id: each.text for each in contrast.differences} == both
         embedded = await Reembedding(database, space="another").contents(list(both))
         assert dict(embedded) == both
@@ -189,7 +191,7 @@ async def test_repetitions_are_answered_out_of_what_is_encrypted(url: str) -> No
         assert await writer(database).commit([other]) == [Mismatch()]
         await sql(database, "UPDATE idempotency SET created_at = now() - interval '25 hours'")
         assert await writer(database).commit([again]) == [Stored()]
-        kept = await Idempotency(database).find(key.holder_id, "/v1/predict", "k")
+        kept = await IdempotencyRepository(database).find(key.holder_id, "/v1/predict", "k")
         assert kept is not None
         assert kept.answer == b"second"
 
@@ -210,8 +212,8 @@ async def test_a_value_of_another_row_is_refused_by_name_and_harms_no_other_requ
             one.id,
         )
         with pytest.raises(Unreadable, match=f"text {one.id} isn't what was encrypted there"):
-            await Predictions(database).get(sent[0].predictions[0].id)
-        assert (await Predictions(database).get(sent[1].predictions[0].id)).text == "the other"
+            await PredictionRepository(database).get(sent[0].predictions[0].id)
+        assert (await PredictionRepository(database).get(sent[1].predictions[0].id)).text == "the other"
         await sql(
             database,
             "UPDATE idempotency SET sealed = (SELECT sealed FROM idempotency WHERE key = 'b') WHERE key = 'a'",
@@ -229,7 +231,7 @@ async def test_a_value_of_another_row_is_refused_by_name_and_harms_no_other_requ
             assert held(done) == {"two": (2, 0, 1), "one": (1, 0, 1)}
             assert done.let_go == []
             assert str(one.id) in done.unreadable[0]
-            erasures = Erasures(turning, Similarity(turning, space=SPACE), space=SPACE)
+            erasures = Erasures(turning, SimilarityRepository(turning, space=SPACE), space=SPACE)
             receipt = await erasures.erase_text(one.id, actor=None)
             assert (receipt.erased.texts, receipt.erased.idempotency) == (1, 1)
             done = await Rotation(turning).run(quiet)
@@ -302,7 +304,7 @@ async def test_keys_change_while_others_write_and_nothing_is_lost(url: str) -> N
 
         async def read() -> None:
             while not ended.is_set():
-                for each in (await Predictions(after).list(limit=20)).items:
+                for each in (await PredictionRepository(after).list(limit=20)).items:
                     assert each.text == wanted[each.text_id]
 
         wanted = {text.id: text.content for text in texts}
@@ -326,14 +328,14 @@ async def test_keys_change_while_others_write_and_nothing_is_lost(url: str) -> N
         assert (entry.action, entry.detail["let_go"]) == ("texts.encrypt", [])
     async with opened(url, cipher=NEW) as database:
         for prediction_id, comment in comments.items():
-            found = await Predictions(database).get(prediction_id)
+            found = await PredictionRepository(database).get(prediction_id)
             assert (found.text, found.feedback[0].comment) == (wanted[found.text_id], comment)
 
 
 async def test_keys_are_withdrawn_and_words_are_found_again(url: str) -> None:
     async with opened(url, cipher=NEW) as database:
         key, sent = await filled(database, "a battery of tests", "the comment", "the answer")
-        words = Keywords(database, space=SPACE)
+        words = KeywordRepository(database, space=SPACE)
         with pytest.raises(Conflict, match="off, because texts are encrypted"):
             await words.search("battery", limit=1)
         assert await words.merge() >= 0
@@ -343,14 +345,14 @@ async def test_keys_are_withdrawn_and_words_are_found_again(url: str) -> None:
         new = submission(key, [new_text("another battery")])
         await writer(database).commit([new])
         with pytest.raises(Conflict):
-            await Keywords(database, space=SPACE).search("battery", limit=1)
+            await KeywordRepository(database, space=SPACE).search("battery", limit=1)
         done = await Rotation(database).run(quiet)
         assert held(done) == {"plain": (2, 1, 2)}
         assert done.let_go == ["two"]
     async with opened(url) as database:
         text, comment, answer, _ = await said(database, key, sent)
         assert (text, comment, answer) == ("a battery of tests", "the comment", b"the answer")
-        hits = await Keywords(database, space=SPACE).search("battery", limit=9)
+        hits = await KeywordRepository(database, space=SPACE).search("battery", limit=9)
         assert set(hits.text_ids) == {sent.texts[0].id, new.texts[0].id}
     assert versions.downgrade(url, "0008") == "0008"
     assert versions.upgrade(url) == versions.head()
@@ -360,7 +362,7 @@ async def test_an_erasure_finds_comments_and_answers_that_it_cannot_read(url: st
     async with opened(url, cipher=OLD) as database:
         key, sent = await filled(database, "to be erased", "its comment", "no id stands here in plain")
         bystander_key, bystander = await filled(database, "to stay", "its comment too", "an answer")
-        erasures = Erasures(database, Similarity(database, space=SPACE), space=SPACE)
+        erasures = Erasures(database, SimilarityRepository(database, space=SPACE), space=SPACE)
         receipt = await erasures.erase_text(sent.texts[0].id, actor=None)
         erased = receipt.erased
         assert (erased.texts, erased.comments, erased.feedback, erased.idempotency) == (1, 1, 1, 2)
@@ -379,7 +381,7 @@ async def test_answers_that_a_release_before_kept_are_found_by_what_they_say(dat
     kept = claim(key, "again", answer=json.dumps({"id": str(sent.predictions[0].id)}).encode())
     await writer(database).commit([replace(sent, idempotency=kept)])
     await sql(database, "UPDATE idempotency SET names = NULL")
-    erasures = Erasures(database, Similarity(database, space=SPACE), space=SPACE)
+    erasures = Erasures(database, SimilarityRepository(database, space=SPACE), space=SPACE)
     assert (await erasures.erase_text(sent.texts[0].id, actor=None)).erased.idempotency == 1
 
 
@@ -388,7 +390,7 @@ async def test_the_application_s_role_may_do_all_of_it(ways: Ways) -> None:
         assert (await Rotation(database).run(quiet)).let_go == []
     async with opened(ways[Role.APPLICATION], cipher=BOTH, read_url=ways[Role.READER]) as database:
         assert (await Rotation(database).run(quiet)).let_go == ["one"]
-        page = await Predictions(database).list()
+        page = await PredictionRepository(database).list()
         assert page.items
         assert all(each.text.startswith("text ") for each in page.items)
     with (

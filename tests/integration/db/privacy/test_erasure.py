@@ -16,15 +16,15 @@ from db.accounts.users import Users
 from db.backup.scrub import scrub
 from db.connection.engine import Database
 from db.errors import NotFound
-from db.experiments.counts import Evidence
-from db.experiments.experiments import Experiments, NewExperiment
-from db.predictions.feedback import FeedbackStore, NewFeedback
-from db.predictions.predictions import Predictions
+from db.experiments.counts import CountRepository
+from db.experiments.experiments import ExperimentRepository, NewExperiment
+from db.predictions.feedback import FeedbackRepository, NewFeedback
+from db.predictions.predictions import PredictionRepository
 from db.predictions.submissions import NewText, Stored, Submission
 from db.privacy.erasure import Erasures
 from db.schema import versions
 from db.schema.tables import NOBODY
-from db.search.similarity import Similarity
+from db.search.similarity import SimilarityRepository
 from tests.support.held import dumped, in_files
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import (
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.anyio
 
 
 def erasures(database: Database) -> Erasures:
-    return Erasures(database, Similarity(database, space=SPACE), space=SPACE)
+    return Erasures(database, SimilarityRepository(database, space=SPACE), space=SPACE)
 
 
 async def new_user(database: Database, name: str = "ada") -> UUID:
@@ -53,7 +53,7 @@ async def new_user(database: Database, name: str = "ada") -> UUID:
 
 
 async def judge(database: Database, key: Key, prediction_id: UUID, comment: str | None = None) -> None:
-    await FeedbackStore(database).put(
+    await FeedbackRepository(database).put(
         NewFeedback(
             prediction_id=prediction_id,
             holder_id=key.holder_id,
@@ -101,8 +101,8 @@ async def test_a_user_is_erased_and_what_others_sent_too_stays(database: Databas
         (theirs.id,),
     ]
     with pytest.raises(NotFound):
-        await Predictions(database).get(mine.predictions[0].id)
-    assert {found.id for found in (await Predictions(database).list()).items} == {
+        await PredictionRepository(database).get(mine.predictions[0].id)
+    assert {found.id for found in (await PredictionRepository(database).list()).items} == {
         each.id for each in bystander.predictions
     }
     assert await sql(database, "SELECT count(*) FROM predictions WHERE user_id IS NOT NULL") == [(0,)]
@@ -131,7 +131,7 @@ async def test_what_a_users_key_asked_about_nobody_is_the_users_and_about_others
         database, "SELECT holder_id, key_id FROM predictions WHERE user_id IS NULL"
     )
     assert holder == key_id == NOBODY
-    assert (await Predictions(database).get(about_bob.predictions[0].id)).user_id == bob
+    assert (await PredictionRepository(database).get(about_bob.predictions[0].id)).user_id == bob
     assert NOBODY not in {each.id for each in await Keys(database).list()}
 
 
@@ -146,7 +146,7 @@ async def test_what_a_user_said_of_others_predictions_loses_the_user_and_the_com
     await judge(database, key, sent.predictions[0].id, "my own")
     receipt = await erasures(database).erase_user(ada, actor=None)
     assert (receipt.erased.feedback, receipt.erased.comments, receipt.erased.predictions) == (1, 1, 0)
-    found = await Predictions(database).get(sent.predictions[0].id)
+    found = await PredictionRepository(database).get(sent.predictions[0].id)
     assert {(each.comment, each.is_correct) for each in found.feedback} == {(None, False), ("my own", False)}
     assert ada not in {each.holder_id for each in found.feedback}
 
@@ -210,7 +210,7 @@ async def test_two_calls_at_once_erase_everything_once(
 async def test_an_experiment_counts_as_before(database: Database) -> None:
     key = await new_key(database)
     users = [await new_user(database, f"user{number}") for number in range(3)]
-    started = await Experiments(database).create(
+    started = await ExperimentRepository(database).create(
         NewExperiment(model="sentiment", champion="2", challenger="3", share=0.5, shadow=True, salt="s"),
         actor=key.id,
     )
@@ -231,11 +231,11 @@ async def test_an_experiment_counts_as_before(database: Database) -> None:
             assert await writer(database).commit([sent]) == [Stored()]
             if number < 3:
                 await judge(database, key, champion.id, "a comment")
-    before = await Evidence(database).counts(started.id)
+    before = await CountRepository(database).counts(started.id)
     assert {arm.judged for arm in before.arms} == {3}
     for user in users[:2]:
         await erasures(database).erase_user(user, actor=None)
-    after = await Evidence(database).counts(started.id)
+    after = await CountRepository(database).counts(started.id)
     assert after == before
     units = await sql(database, "SELECT count(DISTINCT unit) FROM predictions WHERE text_id = %s", NOBODY)
     assert units == [(2,)]
@@ -279,7 +279,7 @@ async def test_writers_and_searches_beside_erasures_lose_nothing_and_see_each_te
 ) -> None:
     key = await new_key(database)
     texts = [new_text() for _ in range(6)]
-    similarity = Similarity(database, space=SPACE)
+    similarity = SimilarityRepository(database, space=SPACE)
     ended = asyncio.Event()
     stored: list[UUID] = []
 

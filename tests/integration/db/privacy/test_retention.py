@@ -11,9 +11,9 @@ from db.accounts.keys import Key
 from db.connection.engine import Database
 from db.core.ids import uuid7_floor
 from db.errors import Unavailable
-from db.experiments.counts import Evidence
-from db.experiments.experiments import Experiments, NewExperiment
-from db.predictions.feedback import FeedbackStore, NewFeedback
+from db.experiments.counts import CountRepository
+from db.experiments.experiments import ExperimentRepository, NewExperiment
+from db.predictions.feedback import FeedbackRepository, NewFeedback
 from db.predictions.partitions import Partitions
 from db.predictions.submissions import Stored
 from db.privacy.retention import Retention
@@ -36,7 +36,7 @@ async def predicted(database: Database, key: Key, at: datetime, text=None) -> UU
     await sql(
         database, "UPDATE text_inputs SET created_at = least(created_at, %s) WHERE id = %s", at, text.id
     )
-    await FeedbackStore(database).put(
+    await FeedbackRepository(database).put(
         NewFeedback(prediction_id=identity, holder_id=key.holder_id, key_id=key.id, is_correct=True)
     )
     return identity
@@ -76,7 +76,7 @@ async def test_months_that_are_made_ahead_stay_however_short_the_retention(datab
 async def test_a_month_stays_while_an_experiment_that_began_in_it_runs(database: Database) -> None:
     key = await new_key(database)
     await predicted(database, key, LONG_AGO)
-    experiments = Experiments(database)
+    experiments = ExperimentRepository(database)
     made = await experiments.create(
         NewExperiment(model="sentiment", champion="2", challenger="3", share=0.5, shadow=False, salt="s"),
         actor=key.id,
@@ -87,7 +87,7 @@ async def test_a_month_stays_while_an_experiment_that_began_in_it_runs(database:
     assert await partitions.drop(NOW, NOW) is None
     await experiments.stop(made.id, actor=key.id, reason="over")
     assert await partitions.drop(NOW, NOW) == datetime(2025, 3, 1, tzinfo=UTC)
-    assert (await Evidence(database).counts(made.id)).arms == []
+    assert (await CountRepository(database).counts(made.id)).arms == []
 
 
 async def test_whoever_holds_the_table_is_waited_for_half_a_second_and_nothing_is_lost(

@@ -6,8 +6,8 @@ import pytest
 
 from db.accounts.keys import Key
 from db.connection.engine import Database
-from db.predictions.feedback import FeedbackStore, NewFeedback
-from db.search.keywords import RANKED, Keywords
+from db.predictions.feedback import FeedbackRepository, NewFeedback
+from db.search.keywords import RANKED, KeywordRepository
 from db.search.similarity import SimilarityFilters
 from tests.support.postgres import SPACE
 from tests.support.rows import new_key, new_text, sql, submission, writer
@@ -33,8 +33,8 @@ async def filled(database: Database, texts: list[str] = TEXTS) -> tuple[Key, dic
     return key, {text.id: text.content for text in made}
 
 
-def words(database: Database, *, ranked: int = RANKED, seconds: float = 2.0) -> Keywords:
-    return Keywords(database, space=SPACE, ranked=ranked, seconds=seconds)
+def words(database: Database, *, ranked: int = RANKED, seconds: float = 2.0) -> KeywordRepository:
+    return KeywordRepository(database, space=SPACE, ranked=ranked, seconds=seconds)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ async def test_filters_and_holders_hold_for_words_too(database: Database) -> Non
         )
     ]
     given = NewFeedback(prediction_id=prediction, holder_id=key.holder_id, key_id=key.id, is_correct=False)
-    await FeedbackStore(database).put(given)
+    await FeedbackRepository(database).put(given)
     search = words(database).search
     negative = await search("battery", limit=9, filters=SimilarityFilters(sentiment="negative"))
     judged = await search("battery", limit=9, filters=SimilarityFilters(has_feedback=True))

@@ -15,11 +15,11 @@ from db.accounts.users import Users
 from db.connection.engine import Database
 from db.core.ids import uuid7_time
 from db.embeddings.segments import Segments
-from db.embeddings.vectors import Vectors
-from db.predictions.feedback import FeedbackStore, NewFeedback
+from db.embeddings.vectors import VectorRepository
+from db.predictions.feedback import FeedbackRepository, NewFeedback
 from db.predictions.submissions import NewPrediction, NewText, Submission
 from db.privacy.erasure import Erasures, NearCopies
-from db.search.similarity import Neighbours, Similarity, SimilarityFilters
+from db.search.similarity import Neighbours, SimilarityFilters, SimilarityRepository
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import new_key, new_prediction, new_text, sql, submission, unit_vectors, writer
 
@@ -32,7 +32,7 @@ ROWS = 2400
 class World:
     """What is stored, as plain values."""
 
-    similarity: Similarity
+    similarity: SimilarityRepository
     key: Key
     other: Key
     user: UUID
@@ -68,7 +68,7 @@ async def database(stored: tuple[str, World]) -> AsyncIterator[Database]:
 
 @pytest.fixture
 def world(stored: tuple[str, World], database: Database) -> World:
-    return replace(stored[1], similarity=Similarity(database, space=SPACE))
+    return replace(stored[1], similarity=SimilarityRepository(database, space=SPACE))
 
 
 async def filled(database: Database) -> World:
@@ -101,7 +101,7 @@ async def filled(database: Database) -> World:
             await segments.roll(800)
             await segments.index_next()
     verdicts: dict[UUID, bool] = {}
-    store = FeedbackStore(database)
+    store = FeedbackRepository(database)
     for prediction in predictions[::17]:
         verdicts[prediction.id] = bool(random.random() < 0.5)
         await store.put(
@@ -114,7 +114,7 @@ async def filled(database: Database) -> World:
         )
     await sql(database, "ANALYZE")
     return World(
-        similarity=Similarity(database, space=SPACE),
+        similarity=SimilarityRepository(database, space=SPACE),
         key=key,
         other=other,
         user=user,
@@ -211,7 +211,7 @@ async def test_a_fallback_that_takes_too_long_says_that_it_is_incomplete(
     monkeypatch.setattr("db.search.similarity._STEP", 0.0)
     monkeypatch.setattr("db.search.similarity._MAX_SCAN_TUPLES", 10)
     monkeypatch.setattr("db.search.similarity._BROADEST", 10)
-    hasty = Similarity(database, space=SPACE, exact_seconds=0.001)
+    hasty = SimilarityRepository(database, space=SPACE, exact_seconds=0.001)
     found = await hasty.search(
         unit_vectors(1, seed=9)[0], k=100, filters=SimilarityFilters(user_id=world.user)
     )
@@ -235,7 +235,7 @@ async def test_an_answer_shows_the_latest_prediction_of_each_version_and_all_fee
     older = [new_prediction(world.key, text, version=version) for version in ("1", "2")]
     newer = submission(world.key, [text], version="2", label="neutral")
     await writer(database).commit([Submission(texts=[text], predictions=older), newer])
-    await FeedbackStore(database).put(
+    await FeedbackRepository(database).put(
         NewFeedback(
             prediction_id=older[1].id,
             holder_id=world.key.holder_id,
@@ -272,7 +272,7 @@ async def test_hostile_filters_are_values(world: World) -> None:
 
 
 async def test_vectors_of_stored_texts_can_be_searched_by(world: World, database: Database) -> None:
-    vectors, prediction, other = Vectors(database, space=SPACE), world.predictions[0], uuid4()
+    vectors, prediction, other = VectorRepository(database, space=SPACE), world.predictions[0], uuid4()
     text_id = (await vectors.texts_of([prediction.id], holder=prediction.holder_id))[prediction.id]
     found = await vectors.of_texts([text_id, uuid4()], holder=prediction.holder_id)
     assert list(found) == [text_id]
@@ -286,7 +286,7 @@ async def test_a_search_claims_nothing_if_what_it_found_is_erased_before_it_is_t
 ) -> None:
     key, texts = await new_key(database), [new_text() for _ in range(3)]
     await writer(database).commit([submission(key, texts)])
-    similarity = Similarity(database, space=SPACE)
+    similarity = SimilarityRepository(database, space=SPACE)
     told, query = db.search.similarity.histories, np.frombuffer(texts[0].embedding, "<f2").astype(np.float32)
 
     async def later(*arguments: Any, **named: Any) -> Any:
@@ -307,5 +307,5 @@ async def no_near_copies(*_: object) -> NearCopies:
 
 async def test_an_empty_memory_answers_nothing(url: str) -> None:
     async with opened(url) as empty:
-        found = await Similarity(empty, space=SPACE).search(unit_vectors(1)[0], k=5)
+        found = await SimilarityRepository(empty, space=SPACE).search(unit_vectors(1)[0], k=5)
     assert found == Neighbours(results=(), exact=True, complete=True)

@@ -7,7 +7,7 @@ import pytest
 
 from db.connection.engine import Database
 from db.experiments.counts import ArmRow, Counts, StageRow
-from db.experiments.experiments import Experiment, Experiments, NewExperiment
+from db.experiments.experiments import Experiment, ExperimentRepository, NewExperiment
 from registry.experiments import decisions
 from serving.experiments.policy_runner import Judge
 
@@ -61,7 +61,7 @@ def counts(champion: int, challenger: int) -> Counts:
 async def test_two_judges_at_once_decide_once(
     database: Database, found: Counts, action: str, champion: str
 ) -> None:
-    records, promoter = Experiments(database), Promoter()
+    records, promoter = ExperimentRepository(database), Promoter()
     policy = {"action": "decide"}
     made = await records.create(
         NewExperiment(

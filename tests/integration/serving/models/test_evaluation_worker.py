@@ -15,8 +15,8 @@ import pytest
 from db.analytics.replay import Replays
 from db.connection.engine import Database
 from db.embeddings.segments import Segments
-from db.models.evaluations import Evaluation, Evaluations, NewEvaluation
-from db.predictions.feedback import FeedbackStore, NewFeedback
+from db.models.evaluations import Evaluation, EvaluationRepository, NewEvaluation
+from db.predictions.feedback import FeedbackRepository, NewFeedback
 from registry.bundles.bundle import Bundle
 from registry.data.held_out import HeldOut
 from registry.encoders.export import build_encoder
@@ -62,7 +62,7 @@ async def predictions(database: Database, model: str, texts: int) -> None:
     )
     await writer(database, TINY_SPACE).commit([made])
     for prediction in made.predictions[::5]:
-        await FeedbackStore(database).put(
+        await FeedbackRepository(database).put(
             NewFeedback(prediction_id=prediction.id, holder_id=key.holder_id, key_id=key.id, is_correct=True)
         )
 
@@ -77,7 +77,7 @@ async def evaluated(
     plan: Plan = PLAN,
 ) -> Evaluation:
     """What became of an evaluation of this version, done in this process."""
-    records = Evaluations(database)
+    records = EvaluationRepository(database)
     asked = await records.request(
         NewEvaluation(
             bundle_digest=record.digest,
@@ -254,7 +254,9 @@ def runner_of(database: Database, registry: Registry, model: str, launch: Launch
         for record in registry.versions(model)
     }
     catalog = Catalog(models={model: versions})
-    return Runner(records=Evaluations(database), registry=registry, catalog=lambda: catalog, launch=launch)
+    return Runner(
+        records=EvaluationRepository(database), registry=registry, catalog=lambda: catalog, launch=launch
+    )
 
 
 async def test_a_process_of_its_own_measures_at_the_lowest_priority(
@@ -281,7 +283,7 @@ async def test_a_process_of_its_own_measures_at_the_lowest_priority(
             await asyncio.sleep(0.2)
         return await task
 
-    records, runner = Evaluations(database), runner_of(database, registry, model, watched)
+    records, runner = EvaluationRepository(database), runner_of(database, registry, model, watched)
     asked = await runner.request(model, record.version, None)
     assert await runner.step()
     ended = await records.get(asked.id)
@@ -307,7 +309,7 @@ async def test_the_built_in_head_passes_against_the_lexicon_and_the_lexicon_fail
     settle(source.space or "")
     lexicon, head_ = (registry.register(builtin(name), model=model) for name in ("lexicon", "head"))
     registry.set_alias(model, CHAMPION, lexicon.version)
-    records, runner = Evaluations(database), runner_of(database, registry, model)
+    records, runner = EvaluationRepository(database), runner_of(database, registry, model)
     # The champion is measured on the way.
     await runner.request(model, head_.version, None)
     while await runner.step():

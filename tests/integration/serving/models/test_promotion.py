@@ -10,9 +10,8 @@ import pytest
 
 from db.accounts.audit import AuditFilters, AuditRepository
 from db.connection.engine import Database
-from db.models.evaluations import Evaluations, NewEvaluation
-from db.models.promotions import Act, NewPromotion
-from db.models.promotions import Promotions as History
+from db.models.evaluations import EvaluationRepository, NewEvaluation
+from db.models.promotions import Act, NewPromotion, PromotionRepository
 from registry.data.held_out import HeldOut
 from registry.store.model_registry import CHAMPION, Registry
 from registry.store.records import VersionRecord
@@ -37,7 +36,7 @@ class Case:
         self.database = database
         self.registry = registry
         self.model = f"model-{uuid4().hex[:8]}"
-        self.history = History(database)
+        self.history = PromotionRepository(database)
         encoder = registry.space_encoder(TINY_SPACE).digest
         for seed in range(1, 4):
             registry.register(head(folder / str(seed), encoder, seed=seed), model=self.model)
@@ -54,7 +53,7 @@ class Case:
         """As one process has it."""
         return Promotions(
             records=self.history,
-            reports=Evaluations(self.database),
+            reports=EvaluationRepository(self.database),
             registry=registry or self.registry,
             catalog=self.catalog,
             grace_seconds=grace,
@@ -65,7 +64,7 @@ class Case:
 
     async def report(self, record: VersionRecord, accuracy: float) -> None:
         data = self.registry.held_out_digest(self.model)
-        records = Evaluations(self.database)
+        records = EvaluationRepository(self.database)
         asked = await records.request(
             NewEvaluation(
                 bundle_digest=record.digest, data_digest=data, model=self.model, version=record.version

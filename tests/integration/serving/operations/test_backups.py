@@ -22,7 +22,7 @@ from db.connection.databases import beside, ensure_beside
 from db.connection.engine import Database
 from db.embedded.server import EmbeddedPostgres
 from db.errors import BackupDamaged, BackupFailed, BackupTooNew, EmbeddedServerError, NotEmpty
-from db.predictions.feedback import FeedbackStore, NewFeedback
+from db.predictions.feedback import FeedbackRepository, NewFeedback
 from db.predictions.submissions import Stored
 from db.schema import versions
 from registry.store.builtin_versions import builtin
@@ -143,7 +143,7 @@ async def test_what_was_acknowledged_before_a_backup_under_writes_comes_back(
         for _ in range(10):
             acknowledged += await write()
         for prediction_id in acknowledged[:20]:
-            await FeedbackStore(database).put(
+            await FeedbackRepository(database).put(
                 NewFeedback(
                     prediction_id=prediction_id,
                     holder_id=key.holder_id,

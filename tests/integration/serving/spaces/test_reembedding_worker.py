@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from db.connection.engine import Database
-from db.embeddings.spaces import Spaces, State
-from db.embeddings.vectors import Vectors
+from db.embeddings.spaces import SpaceRepository, SpaceState
+from db.embeddings.vectors import VectorRepository
 from db.predictions.submissions import Stored
 from registry.bundles.bundle import Bundle
 from registry.errors import ExportFailed
@@ -64,7 +64,7 @@ def workers() -> list[psutil.Process]:
 
 
 @asynccontextmanager
-async def kept_running(spaces: Spaces) -> AsyncIterator[None]:
+async def kept_running(spaces: SpaceRepository) -> AsyncIterator[None]:
     """As the control does it."""
 
     async def launch() -> str | None:
@@ -94,7 +94,7 @@ async def test_a_killed_process_is_begun_again_and_every_text_has_its_vector(
     key = await new_key(database)
     texts = [new_text(sentence) for sentence in dict.fromkeys(sentences(400))]
     assert await writer(database).commit([submission(key, texts)]) == [Stored()]
-    spaces = Spaces(database)
+    spaces = SpaceRepository(database)
     await spaces.ensure(SPACE)
     await spaces.begin(WIDE, actor=None)
     late = [new_text(f"late {number}") for number in range(3)]
@@ -104,7 +104,7 @@ async def test_a_killed_process_is_begun_again_and_every_text_has_its_vector(
         return any((await vectors_by_text(database, WIDE)).values())
 
     async def whole() -> bool:
-        is_whole = (await spaces.states())[WIDE] is State.WHOLE
+        is_whole = (await spaces.states())[WIDE] is SpaceState.WHOLE
         return is_whole and await vectors_by_text(database, WIDE) == everything
 
     async with kept_running(spaces):
@@ -118,7 +118,7 @@ async def test_a_killed_process_is_begun_again_and_every_text_has_its_vector(
     assert workers() == []
     assert await vectors_by_text(database, SPACE) == everything
     encoder = open_encoder(Bundle.open(platform.fetch(platform.space_encoder(WIDE), tmp_path / "cache")))
-    found = await Vectors(database, space=WIDE).of_texts([texts[5].id])
+    found = await VectorRepository(database, space=WIDE).of_texts([texts[5].id])
     (micro,) = encoder.run([texts[5].content])
     assert float(found[texts[5].id] @ micro.embedding[0]) > 0.99
 
@@ -128,12 +128,12 @@ async def test_a_space_that_no_encoder_defines_says_so(
 ) -> None:
     key = await new_key(database)
     assert await writer(database).commit([submission(key)]) == [Stored()]
-    spaces = Spaces(database)
+    spaces = SpaceRepository(database)
     await spaces.ensure(SPACE)
     await spaces.begin("nobodys", actor=None)
     await filled(Work(database, Encoders(platform, cache=tmp_path / "cache"), mend=0.0))
     _, beside = await spaces.list()
-    assert (beside.name, beside.state, beside.vectors) == ("nobodys", State.BUILDING, 0)
+    assert (beside.name, beside.state, beside.vectors) == ("nobodys", SpaceState.BUILDING, 0)
     assert beside.reason is not None
 
 
