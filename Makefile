@@ -30,7 +30,7 @@ check: .venv/.developed ## format, lint, types, import contract, migrations agai
 	@$(BIN)/python -m db.embedded.schema_check
 
 eyes: .venv/.developed ## alerts by promtool; dashboards, logs and traces on a platform of its own under Debian's Prometheus
-	@CI=true $(BIN)/python -m pytest -v -s tests/unit/k8s/test_alerts.py tests/acceptance/test_eyes.py
+	@CI=true $(BIN)/python -m pytest -v -s tests/unit/k8s/test_alerts.py tests/acceptance/watched/test_monitoring.py
 
 BENCHMARKS := first_answer single_texts large_batches fairness overload storing search three_heads transport anatomy promotion evaluating trials privacy similarity quantised words near_duplicates
 
