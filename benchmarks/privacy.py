@@ -13,8 +13,8 @@ import psutil
 
 from benchmarks.report import report
 from registry.data.held_out import HeldOut
-from serving.privacy.masking import merged
-from serving.privacy.pii import Recognisers, Undecided
+from serving.privacy.masking import merge_spans
+from serving.privacy.pii import PatternTimedOut, PersonalDataFinder
 
 ROUNDS = 3
 # What patterns stumble over, as long as a text may be.
@@ -22,21 +22,21 @@ STUMBLING = ("a", "a.", "1", "1 ", "a@", "DE11", ":", "1.", "1:", "+1", "DE11 AA
 DATA = " Call +44 20 7946 0958 or mail ada@example.org from 10.1.2.3"
 
 
-def microseconds(find: Recognisers, texts: Sequence[str]) -> list[float]:
+def microseconds(find: PersonalDataFinder, texts: Sequence[str]) -> list[float]:
     """Of each text, the median of some rounds."""
     times = np.empty((ROUNDS, len(texts)))
     for row in times:
         for index, text in enumerate(texts):
             started = time.perf_counter()
-            merged(find(text))
+            merge_spans(find(text))
             row[index] = time.perf_counter() - started
     return [float(value) for value in np.median(times, axis=0) * 1e6]
 
 
-def seconds(find: Recognisers, text: str) -> float:
+def seconds(find: PersonalDataFinder, text: str) -> float:
     """Until it is done or given up."""
     started = time.perf_counter()
-    with suppress(Undecided):
+    with suppress(PatternTimedOut):
         find(text)
     return time.perf_counter() - started
 
@@ -45,7 +45,7 @@ def main() -> None:
     """Measure, and print the table."""
     process = psutil.Process()
     before, started = process.memory_info().rss, time.perf_counter()
-    find = Recognisers()
+    find = PersonalDataFinder()
     loading, memory = time.perf_counter() - started, (process.memory_info().rss - before) / 2**20
     texts = HeldOut.builtin().texts
     digits = [text for text in texts if any(letter.isdigit() for letter in text)]
@@ -64,7 +64,7 @@ def main() -> None:
         rows.append((name, len(chosen), f"{np.mean(times):.0f}", f"{np.percentile(times, 99):.0f}"))
     slowest = max((seconds(find, (part * 20_000)[:20_000]), part) for part in STUMBLING)
     rows.append((f"slowest of 20,000 characters: {slowest[0]:.2f} s ({slowest[1]!r})", "", "", ""))
-    kinds = Counter(span.kind.value for text in texts for span in merged(find(text)))
+    kinds = Counter(span.kind.value for text in texts for span in merge_spans(find(text)))
     rows.append((f"loading: {loading:.1f} s, {memory:.0f} MiB", "", "", ""))
     rows.append((f"found in the held-out texts: {dict(kinds) or 'nothing'}", "", "", ""))
     report("privacy", rows, {"microseconds": found, "loading": loading, "memory": memory, "found": kinds})

@@ -22,7 +22,7 @@ from benchmarks.servers import Platform, platform
 from db.connection.engine import Database
 from db.embedded.server import EmbeddedPostgres
 from db.embeddings.segments import ROWS, Segments
-from serving.accounts.authentication import key_id_in
+from serving.accounts.authentication import parse_key_id
 from serving.core.home import installation_key
 from serving.settings import Settings
 
@@ -34,7 +34,7 @@ SPACE = "all-MiniLM-L6-v2"
 
 async def fill(mine: Platform, texts: int, known: np.ndarray) -> None:
     """Stored texts with vectors around known ones, each predicted once, in segments as housekeeping indexes them."""
-    holder = key_id_in(mine.key)
+    holder = parse_key_id(mine.key)
     assert holder is not None
     key = installation_key(Settings(home=mine.home))
     database = Database(EmbeddedPostgres(mine.home).url("valence"), installation_key=key)

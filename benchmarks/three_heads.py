@@ -17,10 +17,10 @@ from benchmarks.peers.model import MAX_BATCH
 from benchmarks.report import middle, ratios, report
 from registry.bundles.bundle import Bundle
 from registry.store.records import VersionRecord
-from serving.inference.dispatcher import Ask, Bounds
+from serving.inference.dispatcher import BatchLimits, InferenceItem
 from serving.inference.engines.factory import open_encoder
 from serving.inference.replica import Replica
-from serving.inference.replica_client import RemoteEncoders
+from serving.inference.replica_client import ReplicaClient
 
 
 def version(number: int) -> VersionRecord:
@@ -46,7 +46,7 @@ WAYS: dict[str, Sequence[Sequence[VersionRecord]]] = {
 
 
 async def per_second(
-    encoders: RemoteEncoders, way: Sequence[Sequence[VersionRecord]], seconds: float, texts: list[str]
+    encoders: ReplicaClient, way: Sequence[Sequence[VersionRecord]], seconds: float, texts: list[str]
 ) -> float:
     """Texts a second, each scored by its versions after one pass; as many batches in flight as a door sends."""
     batches = cycle(
@@ -59,11 +59,12 @@ async def per_second(
         while time.perf_counter() - started < seconds:
             pairs = zip(next(batches), cycle(way), strict=False)
             await encoders.infer(
-                [Ask(text=text, record=each) for text, versions in pairs for each in versions], bulk=False
+                [InferenceItem(text=text, record=each) for text, versions in pairs for each in versions],
+                bulk=False,
             )
             done += MAX_BATCH
 
-    await asyncio.gather(*(slot() for _ in range(Bounds().batches_in_flight)))
+    await asyncio.gather(*(slot() for _ in range(BatchLimits().batches_in_flight)))
     return done / (time.perf_counter() - started)
 
 
@@ -71,7 +72,7 @@ async def measure(rounds: int, seconds: float) -> dict[str, list[float]]:
     """Texts a second by way, one figure a round."""
     encoder = open_encoder(Bundle.open(encoder_folder()), threads=2)
     encoder.warm_up(30)
-    encoders = RemoteEncoders(Replica(encoder, lambda _: head_folder()))
+    encoders = ReplicaClient(Replica(encoder, lambda _: head_folder()))
     texts = sentences(3)
     found: dict[str, list[float]] = {name: [] for name in WAYS}
     for way in WAYS.values():

@@ -11,7 +11,7 @@ from registry.bundles.bundle import LABELS, Bundle
 from registry.bundles.manifest_schema import ENGINES, EncoderSettings, Engine
 from serving.inference.engines.factory import open_encoder
 from serving.inference.heads import load_head
-from serving.inference.microbatches import Tokenised, tokenizer_of
+from serving.inference.microbatches import TokenizedTexts, load_tokenizer
 
 MAX_BATCH = 64
 _OUTPUTS = ("embedding", "tokens")
@@ -23,13 +23,13 @@ class PlainModel:
     def __init__(self, encoder: str, head: str, *, threads: int = 2) -> None:
         bundle = Bundle.open(Path(encoder))
         settings = EncoderSettings.of(bundle.manifest)
-        self._tokenizer = tokenizer_of(bundle, settings)
+        self._tokenizer = load_tokenizer(bundle, settings)
         self._run = _session(bundle.file(ENGINES[settings.engine]), settings.engine, threads)
         self._head = load_head(Bundle.open(Path(head)))
 
     def __call__(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """An answer for each text."""
-        tokenised = Tokenised(self._tokenizer, texts)
+        tokenised = TokenizedTexts(self._tokenizer, texts)
         batch = tokenised.pad(range(len(texts)))
         return _answers(self._head.scores(batch.passed(texts, *self._run(batch.inputs))))
 

@@ -31,7 +31,7 @@ _WRONG_JWT: Final = "the token is malformed, expired, or its key is revoked: ask
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FreshKey:
+class GeneratedKey:
     """A key just made: `text` is shown once, `digest` is what may be stored."""
 
     id: UUID
@@ -42,10 +42,10 @@ class FreshKey:
         return digest(self.text)
 
 
-def fresh_key() -> FreshKey:
+def generate_key() -> GeneratedKey:
     """A key `vk_<id>_<secret>` with 256 random bits in its secret."""
     key_id = uuid4()
-    return FreshKey(id=key_id, text=f"{PREFIX}{key_id.hex}_{secrets.token_urlsafe(32)}")
+    return GeneratedKey(id=key_id, text=f"{PREFIX}{key_id.hex}_{secrets.token_urlsafe(32)}")
 
 
 def digest(key: str) -> bytes:
@@ -53,7 +53,7 @@ def digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
-def key_id_in(key: str) -> UUID | None:
+def parse_key_id(key: str) -> UUID | None:
     """The id that a key names; None if it hasn't the form of a key."""
     head, _, secret = key.removeprefix(PREFIX).partition("_")
     if not key.startswith(PREFIX) or len(head) != 32 or not secret:
@@ -164,7 +164,7 @@ class Authenticator:
                 await self._keys.touch({key: datetime.fromtimestamp(at, UTC) for key, at in used.items()})
 
     async def _of_key(self, text: str) -> Key:
-        key_id = key_id_in(text)
+        key_id = parse_key_id(text)
         if key_id is None:
             raise Unauthenticated(_WRONG_KEY)
         key = await self._alive(key_id)

@@ -11,7 +11,7 @@ from uuid import UUID
 from db import errors as db_errors
 from db.accounts.keys import Key, NewKey
 from db.accounts.users import User
-from serving.accounts.authentication import Authenticator, fresh_key
+from serving.accounts.authentication import Authenticator, generate_key
 from serving.core.caller import Caller, Role
 from serving.core.database_errors import translate_database_errors
 from serving.errors import Invalid, Problem
@@ -41,7 +41,7 @@ class KeyRecords(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WantedKey:
+class KeySpec:
     """A key as an admin asks for it; `rate_limit` is in texts a second, `user_id` its owner."""
 
     role: Role
@@ -77,9 +77,9 @@ class AccountService:
         with translate_database_errors():
             return await self._users.get(user_id)
 
-    async def add_key(self, wanted: WantedKey, caller: Caller) -> IssuedKey:
+    async def add_key(self, wanted: KeySpec, caller: Caller) -> IssuedKey:
         """Raises Invalid if the owner isn't a user."""
-        key = fresh_key()
+        key = generate_key()
         new = NewKey(
             id=key.id,
             digest=key.digest,

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from serving.api.dependencies import Exchange, header
 from serving.core.caller import Idempotency
 from serving.errors import Invalid, Problem
-from serving.predictions.prediction import Predict
+from serving.predictions.prediction import PredictionInput
 from serving.privacy.masking import TEXTS, BodyLocation
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
@@ -55,9 +55,9 @@ def predict_of(
     unit: str | None,
     place: BodyLocation = TEXTS,
     idempotent: bool = True,
-) -> Predict:
+) -> PredictionInput:
     """The gateway's request for these texts."""
-    return Predict(
+    return PredictionInput(
         texts=texts,
         request_id=Exchange.of(request.scope).request_id,
         model=model,

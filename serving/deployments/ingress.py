@@ -10,7 +10,7 @@ from ray.serve.handle import DeploymentHandle
 from serving.control.pool import handle_of
 from serving.core.catalog import Catalog
 from serving.deployments.options import start_logging
-from serving.inference.replica_client import HandleCalls, RemoteEncoders
+from serving.inference.replica_client import ReplicaClient, ReplicaHandle
 from serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Ingress:
         self._services = await self._exit.enter_async_context(
             services(
                 settings,
-                lambda encoder, spans: RemoteEncoders(HandleCalls(handle_of(encoder)), spans=spans),
+                lambda encoder, spans: ReplicaClient(ReplicaHandle(handle_of(encoder)), spans=spans),
                 lambda: self._catalog,
                 lambda model, version: self._asked.add((model, version)),
                 RemoteLifecycle(control),

@@ -44,7 +44,7 @@ from serving.core.home import installation_key
 from serving.core.tracing import Spans, spans_of
 from serving.errors import NotFound, NotReady
 from serving.experiments.service import Experiments, traffic_of
-from serving.inference.dispatcher import Bounds, Encoders
+from serving.inference.dispatcher import BatchLimits, EncoderClient
 from serving.monitoring.collectors import Platform, Process, Stored
 from serving.monitoring.metrics import Metrics
 from serving.predictions.history import PredictionHistoryService
@@ -71,7 +71,7 @@ _DISTRIBUTIONS_EVERY = 6
 @asynccontextmanager
 async def services(
     settings: Settings,
-    replicas: Callable[[str, Spans | None], Encoders],
+    replicas: Callable[[str, Spans | None], EncoderClient],
     catalog: Callable[[], Catalog],
     asked: Callable[[str, str], None],
     lifecycle: Lifecycle,
@@ -119,7 +119,7 @@ async def services(
         clock=clock,
         text_ids=TextIds(key),
         default_model=settings.model,
-        bounds=Bounds(
+        bounds=BatchLimits(
             batch_texts=settings.batch_texts,
             batches_in_flight=settings.slots,
             queue_texts=settings.queue_texts,
@@ -228,9 +228,9 @@ def privacy_of(settings: Settings) -> TextMasker | None:
     """
     if settings.privacy == "off":
         return None
-    from serving.privacy.pii import Recognisers
+    from serving.privacy.pii import PersonalDataFinder
 
-    return TextMasker(Recognisers(), settings.privacy)
+    return TextMasker(PersonalDataFinder(), settings.privacy)
 
 
 class _Splits:

@@ -21,7 +21,7 @@ FEW = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ask:
+class InferenceItem:
     """One text for one version, or for its vector alone: the door's item, and the request that it came by."""
 
     text: str
@@ -39,15 +39,15 @@ class Inference:
     truncated: bool
 
 
-class Encoders(Protocol):
+class EncoderClient(Protocol):
     """The replicas of one encoder."""
 
-    async def infer(self, asks: Sequence[Ask], *, bulk: bool) -> Sequence[Inference | Exception]:
+    async def infer(self, asks: Sequence[InferenceItem], *, bulk: bool) -> Sequence[Inference | Exception]:
         """One remote call for a batch; a fault of one text is that text's alone. `bulk` lets others go first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Bounds:
+class BatchLimits:
     """The sizes of the doors."""
 
     batch_texts: int = 64
@@ -72,14 +72,14 @@ class Dispatcher:
 
     def __init__(
         self,
-        replicas: Callable[[str], Encoders],
-        bounds: Bounds,
+        replicas: Callable[[str], EncoderClient],
+        bounds: BatchLimits,
         meter: Callable[[str], BatchObserver] | None = None,
     ) -> None:
         self._replicas = replicas
         self._bounds = bounds
         self._meter = meter
-        self._doors: dict[tuple[str, bool], Batcher[Ask, Inference]] = {}
+        self._doors: dict[tuple[str, bool], Batcher[InferenceItem, Inference]] = {}
 
     async def infer(
         self, texts: Sequence[str], record: VersionRecord | None, place: Placement, *, yields: bool = False
@@ -117,13 +117,13 @@ class Dispatcher:
         self, texts: Sequence[str], record: VersionRecord | None, place: Placement, *, bulk: bool
     ) -> BatchResult[Inference]:
         request_id = REQUEST.get()
-        asks = [Ask(text=text, record=record, request_id=request_id) for text in texts]
+        asks = [InferenceItem(text=text, record=record, request_id=request_id) for text in texts]
         if place.scorer == place.embedder:
             return await self._door(place.scorer, bulk=bulk).submit(asks)
         scored, embedded = await asyncio.gather(
             self._door(place.scorer, bulk=bulk).submit(asks),
             self._door(place.embedder, bulk=bulk).submit(
-                [Ask(text=text, record=None, request_id=request_id) for text in texts]
+                [InferenceItem(text=text, record=None, request_id=request_id) for text in texts]
             ),
         )
         return BatchResult(
@@ -135,13 +135,13 @@ class Dispatcher:
             run_ms=max(scored.run_ms, embedded.run_ms),
         )
 
-    def _door(self, encoder: str, *, bulk: bool) -> Batcher[Ask, Inference]:
+    def _door(self, encoder: str, *, bulk: bool) -> Batcher[InferenceItem, Inference]:
         door = self._doors.get((encoder, bulk))
         if door is None:
             door = self._doors[encoder, bulk] = self._new_door(self._replicas(encoder), bulk=bulk)
         return door
 
-    def _new_door(self, encoders: Encoders, *, bulk: bool) -> Batcher[Ask, Inference]:
+    def _new_door(self, encoders: EncoderClient, *, bulk: bool) -> Batcher[InferenceItem, Inference]:
         bounds = self._bounds
         return Batcher(
             partial(encoders.infer, bulk=bulk),

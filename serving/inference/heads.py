@@ -36,7 +36,7 @@ def load_head(bundle: Bundle) -> Head:
     return builder(bundle)
 
 
-def answered(scores: Scores) -> NDArray[np.bool_]:
+def has_answer(scores: Scores) -> NDArray[np.bool_]:
     """Which rows of `Head.scores` hold an answer: bool [b]."""
     finite: NDArray[np.bool_] = np.isfinite(scores.sum(axis=1))
     return finite

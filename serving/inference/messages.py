@@ -8,7 +8,7 @@ _REASONS = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Question:
+class InferenceRequest:
     """A batch of n different texts, and which of the versions scores which of them.
 
     `pairs`: uint16 [m, 2], each a row of `texts` and an index into `versions`; a text may be scored by several
@@ -25,7 +25,7 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reply:
+class InferenceReply:
     """What a replica says of a question's n texts and m pairs.
 
     `embeddings`: little-endian float16 [n, d]; `tokens`: uint16 [n], how many were read; `truncated`: bool [n];
@@ -41,7 +41,7 @@ class Reply:
     score_faults: dict[int, str] = field(default_factory=dict)
 
 
-def said(reply: Reply) -> dict[str, object]:
+def summarize_faults(reply: InferenceReply) -> dict[str, object]:
     """What a log says of a reply's faults: how many, and a few of the reasons."""
     reasons = sorted({*reply.text_faults.values(), *reply.score_faults.values()})
     return {

@@ -93,7 +93,7 @@ class MicroBatchPlan:
         )
 
 
-def cut(
+def plan_micro_batches(
     lengths: Sequence[int],
     *,
     lanes: int,
@@ -130,7 +130,7 @@ def cut(
     return cuts[::-1]
 
 
-class Tokenised:
+class TokenizedTexts:
     """Texts as token ids, ready to be cut."""
 
     def __init__(self, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
@@ -151,7 +151,7 @@ class Tokenised:
         return MicroBatchPlan(rows=np.array(rows, dtype=np.int64), ids=ids, mask=mask, truncated=truncated)
 
 
-def tokenizer_of(bundle: Bundle, settings: EncoderSettings) -> Tokenizer:
+def load_tokenizer(bundle: Bundle, settings: EncoderSettings) -> Tokenizer:
     """The bundle's tokenizer: cuts a text to what the encoder reads, and pads none."""
     tokenizer = Tokenizer.from_file(str(bundle.file(TOKENIZER)))
     tokenizer.no_padding()

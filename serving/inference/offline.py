@@ -14,7 +14,7 @@ from registry.bundles.bundle import LABELS
 from registry.evaluation.report import Latency
 from serving.errors import Invalid
 from serving.inference.encoder import Encoder
-from serving.inference.heads import Head, Scores, answered
+from serving.inference.heads import Head, Scores, has_answer
 
 _ALONE = 40
 _BATCH = 32
@@ -32,14 +32,14 @@ def resting(share: float) -> Callable[[float], None]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Scored:
+class OfflineScores:
     """What a version says of n texts: `scores` float32 [n, 3], `vectors` float32 [n, d] of unit length."""
 
     scores: Scores = field(repr=False)
     vectors: NDArray[np.float32] = field(repr=False)
 
 
-class Scorer:
+class OfflineScorer:
     """Every text gets a finite answer, or none does.
 
     Args:
@@ -62,7 +62,7 @@ class Scorer:
         self._beside = beside
         self._rest = rest
 
-    def run(self, texts: Sequence[str]) -> Scored:
+    def run(self, texts: Sequence[str]) -> OfflineScores:
         """Scores and vectors of the texts, in their order.
 
         Raises:
@@ -79,9 +79,9 @@ class Scorer:
                 rows = start + micro.rows
                 scores[rows], vectors[rows] = found, micro.embedding
             self._rest(time.monotonic() - began)
-        if silent := int((~answered(scores)).sum()):
+        if silent := int((~has_answer(scores)).sum()):
             raise Invalid(f"{silent} of {len(texts)} texts got no finite answer")
-        return Scored(scores=scores, vectors=vectors)
+        return OfflineScores(scores=scores, vectors=vectors)
 
     def latency(self, texts: Sequence[str]) -> Latency:
         """What an answer costs, from `texts` over and over, in processor time after every shape was seen once."""

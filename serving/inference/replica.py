@@ -22,8 +22,8 @@ from registry.errors import BundleInvalid, RegistryError
 from registry.store.records import VersionRecord
 from serving.core.tracing import Spans
 from serving.inference.encoder import Encoder
-from serving.inference.heads import Head, answered, load_head
-from serving.inference.messages import Question, Reply, said
+from serving.inference.heads import Head, has_answer, load_head
+from serving.inference.messages import InferenceReply, InferenceRequest, summarize_faults
 from serving.inference.microbatches import MicroBatch
 
 _IDLE_SECONDS = 2.0
@@ -61,7 +61,7 @@ class Replica:
         """Compile the shapes that are still cold, one at a time, whenever nobody has asked for a while."""
         Thread(target=self._warm_rest, name="warm-up", daemon=True).start()
 
-    async def infer(self, question: Question) -> Reply:
+    async def infer(self, question: InferenceRequest) -> InferenceReply:
         """Encode every text once, and score it by the versions that were asked for."""
         span: AbstractContextManager[object] = nullcontext()
         if self._spans is not None:
@@ -70,12 +70,12 @@ class Replica:
             )
         with span:
             try:
-                reply: Reply = await self._in_worker(self._infer, question)
+                reply: InferenceReply = await self._in_worker(self._infer, question)
             except Exception:
                 log.exception("batch.failed", batch=question.batch, texts=len(question.texts))
                 raise
         if reply.text_faults or reply.score_faults:
-            log.warning("batch.faults", batch=question.batch, **said(reply))
+            log.warning("batch.faults", batch=question.batch, **summarize_faults(reply))
         return reply
 
     async def load(self, version: VersionRecord) -> None:
@@ -101,7 +101,7 @@ class Replica:
         head = self._head(version)
         for micro in self._encoder.run(["A short text to try the head on."]):
             scores = head.scores(micro)
-            if scores.shape != (1, len(LABELS)) or not answered(scores).all():
+            if scores.shape != (1, len(LABELS)) or not has_answer(scores).all():
                 raise BundleInvalid(f"version {version.version} gives no usable answer for a plain text")
 
     def _head(self, version: VersionRecord) -> Head:
@@ -114,7 +114,7 @@ class Replica:
                     self._heads[version.digest] = head
         return head
 
-    def _infer(self, question: Question) -> Reply:
+    def _infer(self, question: InferenceRequest) -> InferenceReply:
         answer = _Growing(question, self._encoder.settings.dimensions)
         try:
             for micro in self._encoder.run(question.texts, bulk=question.bulk):
@@ -140,14 +140,14 @@ class Replica:
                 continue
             answer.scores[pairs] = scores
             answer.failed(
-                pairs[~answered(scores)], f"version {version.version} gave no finite score for this text"
+                pairs[~has_answer(scores)], f"version {version.version} gave no finite score for this text"
             )
 
 
 class _Growing:
     """The answer to one question while its micro-batches arrive."""
 
-    def __init__(self, question: Question, dimensions: int) -> None:
+    def __init__(self, question: InferenceRequest, dimensions: int) -> None:
         size = len(question.texts)
         pairs = np.frombuffer(question.pairs, np.uint16).reshape(-1, 2)
         self._versions = question.versions
@@ -184,8 +184,8 @@ class _Growing:
         """These pairs get no score."""
         self.score_faults.update((int(pair), reason) for pair in pairs)
 
-    def reply(self) -> Reply:
-        return Reply(
+    def reply(self) -> InferenceReply:
+        return InferenceReply(
             embeddings=self.embeddings.tobytes(),
             tokens=self.tokens.tobytes(),
             truncated=self.truncated.tobytes(),

@@ -14,8 +14,8 @@ from registry.bundles.bundle import LABELS
 from registry.store.records import VersionRecord
 from serving.core.tracing import Spans
 from serving.errors import ModelNotReady, NotReady
-from serving.inference.dispatcher import Ask, Inference
-from serving.inference.messages import Question, Reply, said
+from serving.inference.dispatcher import Inference, InferenceItem
+from serving.inference.messages import InferenceReply, InferenceRequest, summarize_faults
 
 _UNSCORED = (0.0, 0.0, 0.0)
 
@@ -25,12 +25,12 @@ log = structlog.get_logger(__name__)
 class Calls(Protocol):
     """How a replica is called: in this process, or through a Ray Serve handle."""
 
-    async def infer(self, question: Question) -> Reply:
+    async def infer(self, question: InferenceRequest) -> InferenceReply:
         """`Replica.infer`."""
         ...
 
 
-class HandleCalls:
+class ReplicaHandle:
     """Calls whichever replica Ray Serve chooses, by value over gRPC.
 
     A replica that dies takes its batch along: those rows get `NotReady`, never another's answer.
@@ -39,10 +39,10 @@ class HandleCalls:
     def __init__(self, handle: Any) -> None:
         self._handle = handle.options(_by_reference=False)
 
-    async def infer(self, question: Question) -> Reply:
+    async def infer(self, question: InferenceRequest) -> InferenceReply:
         """`Replica.infer` on one of the replicas."""
         try:
-            reply: Reply = await self._handle.infer.remote(question)
+            reply: InferenceReply = await self._handle.infer.remote(question)
         except (RayError, RayServeException, ConnectionError) as error:
             raise NotReady(f"the encoder replica is gone ({type(error).__name__}): send again") from error
         return reply
@@ -51,7 +51,7 @@ class HandleCalls:
 Key: TypeAlias = tuple[str, str | None]
 
 
-class RemoteEncoders:
+class ReplicaClient:
     """The gateway's `Encoders` over one kind of replica. What is in flight already is waited for, not asked again."""
 
     def __init__(self, calls: Calls, *, spans: Spans | None = None) -> None:
@@ -59,7 +59,7 @@ class RemoteEncoders:
         self._spans = spans
         self._flying: dict[Key, asyncio.Future[Inference | Exception]] = {}
 
-    async def infer(self, asks: Sequence[Ask], *, bulk: bool) -> Sequence[Inference | Exception]:
+    async def infer(self, asks: Sequence[InferenceItem], *, bulk: bool) -> Sequence[Inference | Exception]:
         """One remote call for what none of the calls in flight will answer; nothing is computed twice in it."""
         keys = [(ask.text, ask.record.digest if ask.record else None) for ask in asks]
         loop = asyncio.get_running_loop()
@@ -71,7 +71,7 @@ class RemoteEncoders:
         return [await future for future in waited]
 
     async def _ask(
-        self, fresh: Mapping[Key, VersionRecord | None], asks: Sequence[Ask], *, bulk: bool
+        self, fresh: Mapping[Key, VersionRecord | None], asks: Sequence[InferenceItem], *, bulk: bool
     ) -> None:
         """Call once, and give every key's future its result; an error of the call is everybody's result."""
         results: Sequence[Inference | Exception] = [NotReady("the call was given up: send again")] * len(
@@ -94,7 +94,7 @@ class RemoteEncoders:
     async def _call(
         self,
         fresh: Mapping[Key, VersionRecord | None],
-        asks: Sequence[Ask],
+        asks: Sequence[InferenceItem],
         *,
         bulk: bool,
         traceparent: str | None = None,
@@ -114,7 +114,7 @@ class RemoteEncoders:
                 records.append(record)
             asked.append((row, len(pairs)))
             pairs.append((row, versions[digest]))
-        question = Question(
+        question = InferenceRequest(
             texts=list(rows),
             versions=records,
             pairs=np.array(pairs, np.uint16).tobytes(),
@@ -128,17 +128,19 @@ class RemoteEncoders:
             log.warning("batch.failed", batch=question.batch, error=str(error), requests=_requests(asks))
             raise
         if reply.text_faults or reply.score_faults:
-            log.warning("batch.faults", batch=question.batch, requests=_requests(asks), **said(reply))
+            log.warning(
+                "batch.faults", batch=question.batch, requests=_requests(asks), **summarize_faults(reply)
+            )
         return _unpacked(reply, len(rows), asked)
 
 
-def _requests(asks: Sequence[Ask]) -> list[str]:
+def _requests(asks: Sequence[InferenceItem]) -> list[str]:
     """The ids of a batch's requests, for the log: the replica knows the batch alone."""
     return list(dict.fromkeys(ask.request_id for ask in asks if ask.request_id is not None))
 
 
 def _unpacked(
-    reply: Reply, size: int, asked: Sequence[tuple[int, int | None]]
+    reply: InferenceReply, size: int, asked: Sequence[tuple[int, int | None]]
 ) -> list[Inference | Exception]:
     width = len(reply.embeddings) // size
     embeddings = memoryview(reply.embeddings)

@@ -34,7 +34,7 @@ from serving.errors import Invalid, ServingError
 from serving.inference.encoder import Encoder
 from serving.inference.engines.factory import open_encoder
 from serving.inference.heads import load_head
-from serving.inference.offline import Scorer, cosines, resting
+from serving.inference.offline import OfflineScorer, cosines, resting
 
 log = structlog.get_logger(__name__)
 
@@ -89,7 +89,7 @@ class _Opened:
     """A version and its encoder, ready to score."""
 
     record: VersionRecord
-    scorer: Scorer
+    scorer: OfflineScorer
     bundle: Bundle
     encoder: Bundle | None
     claims_space: bool
@@ -198,7 +198,7 @@ class Examiner:
         own = space if record.encoder is None else self._registry.encoder(record.encoder)
         claims = record.encoder is not None and own.space == self._space
         outside = record.encoder is not None and not claims
-        scorer = Scorer(
+        scorer = OfflineScorer(
             head,
             self._encoder(own, self._plan.engine),
             beside=self._encoder(space, self._plan.engine) if outside else None,

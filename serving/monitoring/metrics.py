@@ -13,7 +13,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from db.predictions.submissions import NewPrediction
-from serving.inference.dispatcher import Ask, Encoders, Inference
+from serving.inference.dispatcher import EncoderClient, Inference, InferenceItem
 from serving.predictions.service import Timing
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -142,7 +142,7 @@ class Metrics(Collector):
         self._infer.observe(timing.infer_ms / 1e3)
         self._store.observe(timing.store_ms / 1e3)
 
-    def watched(self, name: str, encoders: Encoders) -> Encoders:
+    def watched(self, name: str, encoders: EncoderClient) -> EncoderClient:
         """The same replicas, and what they read is counted under this name."""
         return _Watched(encoders, name, self._texts.labels(name), self._tokens.labels(name), self._faults)
 
@@ -178,7 +178,7 @@ class _Watched:
     """Encoders whose answers are counted, a batch at a time."""
 
     def __init__(
-        self, encoders: Encoders, name: str, texts: Counter, tokens: Counter, faults: Counter
+        self, encoders: EncoderClient, name: str, texts: Counter, tokens: Counter, faults: Counter
     ) -> None:
         self._encoders = encoders
         self._name = name
@@ -186,7 +186,7 @@ class _Watched:
         self._tokens = tokens
         self._faults = faults
 
-    async def infer(self, asks: Sequence[Ask], *, bulk: bool) -> Sequence[Inference | Exception]:
+    async def infer(self, asks: Sequence[InferenceItem], *, bulk: bool) -> Sequence[Inference | Exception]:
         """`Encoders.infer`."""
         try:
             results = await self._encoders.infer(asks, bulk=bulk)

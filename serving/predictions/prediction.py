@@ -19,11 +19,11 @@ from serving.inference.dispatcher import Inference
 from serving.predictions.routing import Arm
 from serving.privacy.masking import TEXTS, BodyLocation
 
-Inferred: TypeAlias = BatchResult[Inference]
+InferenceResult: TypeAlias = BatchResult[Inference]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Predict:
+class PredictionInput:
     """A request for predictions; the texts are clean (`serving.core.texts`), and lay at `place`."""
 
     texts: Sequence[str]
@@ -74,7 +74,12 @@ class PredictionFactory:
         self._text_ids = text_ids
 
     def predictions(
-        self, ask: Predict, inferred: Inferred, record: VersionRecord, arm: Arm, experiment_id: UUID | None
+        self,
+        ask: PredictionInput,
+        inferred: InferenceResult,
+        record: VersionRecord,
+        arm: Arm,
+        experiment_id: UUID | None,
     ) -> list[Prediction]:
         """The answers of one version to a request, in the order of its texts."""
         return [
@@ -99,10 +104,10 @@ class PredictionFactory:
 
     def submission(
         self,
-        ask: Predict,
+        ask: PredictionInput,
         caller: Caller,
         predictions: Sequence[Prediction],
-        inferred: Inferred,
+        inferred: InferenceResult,
         idempotency: NewIdempotency | None = None,
         *,
         space: str | None = None,

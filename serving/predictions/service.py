@@ -28,10 +28,10 @@ from serving.errors import (
     StoreUnavailable,
 )
 from serving.inference.batcher import Batcher, BatchObserver, BatchResult
-from serving.inference.dispatcher import Bounds, Dispatcher, Encoders
-from serving.predictions.prediction import Inferred, Predict, Prediction, PredictionFactory
+from serving.inference.dispatcher import BatchLimits, Dispatcher, EncoderClient
+from serving.predictions.prediction import InferenceResult, Prediction, PredictionFactory, PredictionInput
 from serving.predictions.routing import Arm, Choice, Traffic, choose
-from serving.predictions.shadow import Faults, Shadows
+from serving.predictions.shadow import Faults, ShadowRunner
 from serving.privacy.masking import TEXT, BodyLocation, TextMasker
 
 
@@ -93,7 +93,7 @@ class PredictionService:
     def __init__(
         self,
         *,
-        replicas: Callable[[str], Encoders],
+        replicas: Callable[[str], EncoderClient],
         writer: Writer,
         idempotency: IdempotencyRecords,
         users: UserRecords,
@@ -103,12 +103,12 @@ class PredictionService:
         clock: Uuid7Clock,
         text_ids: TextIds,
         default_model: str,
-        bounds: Bounds | None = None,
+        bounds: BatchLimits | None = None,
         meter: Callable[[str], BatchObserver] | None = None,
         counted: Callable[[Sequence[NewPrediction]], None] = lambda _predictions: None,
         privacy: TextMasker | None = None,
     ) -> None:
-        bounds = bounds or Bounds()
+        bounds = bounds or BatchLimits()
         self._counted = counted
         self._privacy = privacy
         self._idempotency = idempotency
@@ -132,7 +132,7 @@ class PredictionService:
             meter=meter("store") if meter else None,
         )
         self.faults = Faults()
-        self._shadows = Shadows(self._compute, self._stored, self._mint, self.faults)
+        self._shadows = ShadowRunner(self._compute, self._stored, self._mint, self.faults)
 
     async def close(self) -> None:
         """Answer everybody inside, admit nobody more."""
@@ -153,7 +153,7 @@ class PredictionService:
             return
         self._compute.require_room(place)
 
-    async def predict(self, ask: Predict, caller: Caller, render: Render) -> Answer:
+    async def predict(self, ask: PredictionInput, caller: Caller, render: Render) -> Answer:
         """Predict, store, then answer with what `render` makes of the predictions.
 
         Raises:
@@ -187,7 +187,7 @@ class PredictionService:
             kept = await self._idempotency.find(caller.holder_id, idempotency.route, idempotency.key)
         return None if kept is None else _replayed(kept.outcome(idempotency.body_digest))
 
-    async def _predict(self, ask: Predict, caller: Caller, render: Render) -> Answer:
+    async def _predict(self, ask: PredictionInput, caller: Caller, render: Render) -> Answer:
         if self._privacy is not None:
             ask = replace(ask, texts=await self._privacy.admit(ask.texts, ask.place))
         catalog, model = self._catalog(), ask.model or self._default_model
@@ -238,7 +238,9 @@ class PredictionService:
         vectors = np.frombuffer(b"".join(each.embedding for each in found), np.float16)
         return vectors.reshape(len(texts), -1).astype(np.float32), sum(each.tokens for each in found)
 
-    async def _inferred(self, ask: Predict, choice: Choice, catalog: Catalog) -> tuple[Choice, Inferred]:
+    async def _inferred(
+        self, ask: PredictionInput, choice: Choice, catalog: Catalog
+    ) -> tuple[Choice, InferenceResult]:
         """What the chosen version says, or the champion in the place of a challenger that can't."""
         try:
             place = catalog.placement(choice.record)
@@ -254,7 +256,7 @@ class PredictionService:
         return instead, await self._compute.infer(ask.texts, instead.record, place)
 
     def _begin_shadow(
-        self, ask: Predict, caller: Caller, choice: Choice, catalog: Catalog
+        self, ask: PredictionInput, caller: Caller, choice: Choice, catalog: Catalog
     ) -> asyncio.Future[bool] | None:
         if choice.shadow is None or choice.split is None:
             return None

@@ -17,7 +17,7 @@ from serving.core.caller import Caller
 from serving.core.catalog import Placement
 from serving.errors import ModelNotReady, Overloaded, ServingError
 from serving.inference.dispatcher import Dispatcher
-from serving.predictions.prediction import Predict, PredictionFactory
+from serving.predictions.prediction import PredictionFactory, PredictionInput
 from serving.predictions.routing import Arm, Split
 
 log = structlog.get_logger(__name__)
@@ -46,7 +46,7 @@ class Faults:
         self._counts.update(counts)
 
 
-class Shadows:
+class ShadowRunner:
     """Scores beside, and stores once the answer it stands beside is stored.
 
     A shadow on the champion's encoder joins the champion's batch and costs it no further pass.
@@ -74,7 +74,7 @@ class Shadows:
 
     def begin(
         self,
-        ask: Predict,
+        ask: PredictionInput,
         caller: Caller,
         record: VersionRecord,
         split: Split,
@@ -104,7 +104,7 @@ class Shadows:
 
     async def _score(
         self,
-        ask: Predict,
+        ask: PredictionInput,
         caller: Caller,
         record: VersionRecord,
         split: Split,

@@ -15,7 +15,7 @@ from serving.errors import Invalid, Problem
 _INLINE_CHARACTERS: Final = 4_000
 
 
-class Kind(StrEnum):
+class PersonalDataKind(StrEnum):
     """A kind of personal data; where two overlap, the first of them names the whole."""
 
     EMAIL = "email"
@@ -26,10 +26,10 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
+class PersonalData:
     """Where personal data lies in a text: characters [start, end)."""
 
-    kind: Kind
+    kind: PersonalDataKind
     start: int
     end: int
 
@@ -49,7 +49,7 @@ class BodyLocation:
 TEXT: Final = BodyLocation(("body", "text"), many=False)
 TEXTS: Final = BodyLocation(("body", "texts"))
 
-Finder: TypeAlias = Callable[[str], Sequence[Found]]
+Finder: TypeAlias = Callable[[str], Sequence[PersonalData]]
 
 
 class TextMasker:
@@ -74,26 +74,26 @@ class TextMasker:
             found = await asyncio.to_thread(self._all, texts)
         if self._mode == "refuse":
             _refuse(found, place)
-        return [masked(text, spans) for text, spans in zip(texts, found, strict=True)]
+        return [mask_spans(text, spans) for text, spans in zip(texts, found, strict=True)]
 
-    def _all(self, texts: Sequence[str]) -> list[list[Found]]:
-        return [merged(self._find(text)) for text in texts]
+    def _all(self, texts: Sequence[str]) -> list[list[PersonalData]]:
+        return [merge_spans(self._find(text)) for text in texts]
 
 
-def merged(found: Sequence[Found]) -> list[Found]:
+def merge_spans(found: Sequence[PersonalData]) -> list[PersonalData]:
     """The same characters in spans that don't overlap, in order."""
-    spans: list[Found] = []
+    spans: list[PersonalData] = []
     for each in sorted(found, key=lambda span: span.start):
         if spans and each.start < spans[-1].end:
             last = spans[-1]
-            kind = min(last.kind, each.kind, key=list(Kind).index)
-            spans[-1] = Found(kind=kind, start=last.start, end=max(last.end, each.end))
+            kind = min(last.kind, each.kind, key=list(PersonalDataKind).index)
+            spans[-1] = PersonalData(kind=kind, start=last.start, end=max(last.end, each.end))
         else:
             spans.append(each)
     return spans
 
 
-def masked(text: str, spans: Sequence[Found]) -> str:
+def mask_spans(text: str, spans: Sequence[PersonalData]) -> str:
     """The text with the name of its kind in the place of each span, e.g. `<EMAIL>`; spans as `merged` has them."""
     parts, end = [], 0
     for span in spans:
@@ -102,7 +102,7 @@ def masked(text: str, spans: Sequence[Found]) -> str:
     return "".join([*parts, text[end:]])
 
 
-def _refuse(found: Sequence[Sequence[Found]], place: BodyLocation) -> None:
+def _refuse(found: Sequence[Sequence[PersonalData]], place: BodyLocation) -> None:
     problems = [
         Problem(
             loc=place.of(index),

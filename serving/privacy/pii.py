@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from serving.errors import Invalid, NotReady
-from serving.privacy.masking import Found, Kind
+from serving.privacy.masking import PersonalData, PersonalDataKind
 
 _SECONDS: Final = 2
 # Read by presidio when it is imported; by itself it would try for a minute.
@@ -26,7 +26,7 @@ _DIGIT: Final = re.compile(r"\d")
 _UPPER: Final = {ord(letter): ord(letter) - 32 for letter in "abcdefghijklmnopqrstuvwxyz"}
 
 
-class Undecided(Invalid):
+class PatternTimedOut(Invalid):
     """A text on which a pattern can't be decided in time, so that it can't be said to hold no personal data."""
 
 
@@ -35,10 +35,10 @@ class _FailClosed(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if _TIMED_OUT in record.msg:
-            raise Undecided("a text can't be searched for personal data in time: send it in parts")
+            raise PatternTimedOut("a text can't be searched for personal data in time: send it in parts")
 
 
-class Recognisers:
+class PersonalDataFinder:
     """Finds e-mail addresses, phone and card numbers, IBANs and IP addresses.
 
     Any e-mail address counts, also one of a domain that isn't public. Phone numbers are those of presidio's regions
@@ -72,38 +72,38 @@ class Recognisers:
         # Its messages may quote what was found; those that are listened for come at any threshold of ours.
         log.propagate = False
         log.setLevel(logging.WARNING)
-        self._email: tuple[tuple[Kind, Any], ...] = ((Kind.EMAIL, AnyEmail()),)
-        self._numbers: tuple[tuple[Kind, Any], ...] = (
-            (Kind.CARD, CreditCardRecognizer()),
-            (Kind.IP, IpRecognizer()),
+        self._email: tuple[tuple[PersonalDataKind, Any], ...] = ((PersonalDataKind.EMAIL, AnyEmail()),)
+        self._numbers: tuple[tuple[PersonalDataKind, Any], ...] = (
+            (PersonalDataKind.CARD, CreditCardRecognizer()),
+            (PersonalDataKind.IP, IpRecognizer()),
         )
         self._iban = IbanRecognizer()
         self._phone = PhoneRecognizer()
 
-    def __call__(self, text: str) -> Sequence[Found]:
+    def __call__(self, text: str) -> Sequence[PersonalData]:
         """All that is found; spans may overlap.
 
         Raises:
             Undecided: a pattern takes too long on it.
         """
         plain = text if text.isascii() else "".join(map(_plain, text))
-        found: list[Found] = []
+        found: list[PersonalData] = []
         if "@" in plain:
             found += _asked(self._email, plain)
         digits = len(_DIGIT.findall(plain))
         if digits or plain.count(":") > 1:
             found += _asked(self._numbers, plain)
             # It knows capitals alone.
-            found += _asked(((Kind.IBAN, self._iban),), plain.translate(_UPPER))
+            found += _asked(((PersonalDataKind.IBAN, self._iban),), plain.translate(_UPPER))
         # By far the slowest: it reads a text once a region.
         if digits >= _SHORTEST_PHONE:
-            found += _asked(((Kind.PHONE, self._phone),), plain)
+            found += _asked(((PersonalDataKind.PHONE, self._phone),), plain)
         return found
 
 
-def _asked(recognisers: Sequence[tuple[Kind, Any]], text: str) -> list[Found]:
+def _asked(recognisers: Sequence[tuple[PersonalDataKind, Any]], text: str) -> list[PersonalData]:
     return [
-        Found(kind=kind, start=result.start, end=result.end)
+        PersonalData(kind=kind, start=result.start, end=result.end)
         for kind, recogniser in recognisers
         for result in recogniser.analyze(text, recogniser.supported_entities)
     ]

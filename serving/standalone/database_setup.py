@@ -11,7 +11,7 @@ from db.accounts.keys import Keys, NewKey
 from db.embeddings.segments import Segments
 from db.embeddings.spaces import SpaceRepository
 from db.predictions.partitions import Partitions
-from serving.accounts.authentication import digest, fresh_key, key_id_in
+from serving.accounts.authentication import digest, generate_key, parse_key_id
 from serving.core.caller import Role
 from serving.core.connections import database_of
 from serving.core.home import admin_key_path, write_secret
@@ -39,12 +39,12 @@ async def furnish(settings: Settings) -> None:
 def _admin_key(path: Path) -> str:
     """The first admin key; the file comes before the row, because a key that nobody can read would be lost."""
     if not path.exists():
-        write_secret(path, fresh_key().text)
+        write_secret(path, generate_key().text)
     return path.read_text().strip()
 
 
 async def _store_admin(keys: Keys, text: str) -> None:
-    key_id = key_id_in(text)
+    key_id = parse_key_id(text)
     if key_id is None:
         raise ValueError("admin.key holds no key: remove the file, and another one is made")
     if await keys.by_id(key_id) is None:

@@ -35,7 +35,7 @@ from db.schema.tables import DIMENSIONS
 from db.search.similarity import SimilarityFilters
 from registry.bundles.bundle import LABELS
 from serving.errors import ModelNotReady
-from serving.inference.dispatcher import Ask, Inference
+from serving.inference.dispatcher import Inference, InferenceItem
 
 _WORDS = {"good": 2, "great": 2, "love": 2, "bad": 0, "broke": 0, "hate": 0}
 _LONGEST = 2_000
@@ -58,12 +58,12 @@ class FakeEncoders:
         self.fault: Exception | None = None
         self.broken_versions: set[str] = set()
 
-    async def infer(self, asks: Sequence[Ask], *, bulk: bool) -> Sequence[Inference | Exception]:
+    async def infer(self, asks: Sequence[InferenceItem], *, bulk: bool) -> Sequence[Inference | Exception]:
         """One batch."""
         self.batches.append(len(asks))
         return [self.fault or self._fault(ask) or self._one(ask.text) for ask in asks]
 
-    def _fault(self, ask: Ask) -> Exception | None:
+    def _fault(self, ask: InferenceItem) -> Exception | None:
         broken = ask.record is not None and ask.record.version in self.broken_versions
         return ModelNotReady("its head is broken") if broken else None
 

@@ -33,7 +33,7 @@ from db.privacy.erasure import Erasures as ErasureStore
 from db.search.keywords import KeywordRepository
 from db.search.similarity import SimilarityRepository
 from registry.store.records import VersionRecord
-from serving.accounts.authentication import Authenticator, FreshKey, fresh_key
+from serving.accounts.authentication import Authenticator, GeneratedKey, generate_key
 from serving.accounts.rate_limits import RateLimiter
 from serving.accounts.service import AccountService
 from serving.analytics.service import Insights
@@ -44,7 +44,7 @@ from serving.core.caller import Role
 from serving.core.catalog import Catalog, CatalogEntry, VersionState
 from serving.core.executor import BackgroundExecutor
 from serving.experiments.service import Experiments
-from serving.inference.dispatcher import Bounds
+from serving.inference.dispatcher import BatchLimits
 from serving.models.evaluation_queue import Evaluations
 from serving.models.promotion import Promotions
 from serving.monitoring.collectors import Platform as Standing
@@ -108,7 +108,7 @@ class Platform:
     services: Services
     encoders: FakeEncoders
     clock: Hands
-    keys: dict[Role, FreshKey]
+    keys: dict[Role, GeneratedKey]
     aside: BackgroundExecutor
     registry: FakeRegistry
     lifecycle: LocalLifecycle
@@ -171,7 +171,7 @@ def _platform(
     records: dict[str, Any],
     clock: Hands,
     ids: Uuid7Clock,
-    bounds: Bounds | None,
+    bounds: BatchLimits | None,
     rate: float,
     privacy: TextMasker | None = None,
     **settings: Any,
@@ -287,9 +287,9 @@ async def add_key(
     owner: UUID | None = None,
     rate: float | None = None,
     seconds: float | None = None,
-) -> FreshKey:
+) -> GeneratedKey:
     """A stored key; its text is known only here."""
-    key = fresh_key()
+    key = generate_key()
     ends = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
     new = NewKey(
         id=key.id, digest=key.digest, role=role, name="test", owner_id=owner, rate_limit=rate, expires_at=ends
@@ -300,7 +300,7 @@ async def add_key(
 
 @asynccontextmanager
 async def fake_platform(
-    *, rate: float = 0, bounds: Bounds | None = None, **settings: Any
+    *, rate: float = 0, bounds: BatchLimits | None = None, **settings: Any
 ) -> AsyncIterator[Platform]:
     """Everything in memory."""
     store = FakeStore()

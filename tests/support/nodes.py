@@ -22,7 +22,7 @@ import psutil
 import yaml
 
 from k8s.rendered import Resource, of_kind, settings_of
-from serving.accounts.authentication import fresh_key
+from serving.accounts.authentication import generate_key
 from serving.deployments.cluster import free_port
 from tests.support.clock import eventually
 from tests.support.live import with_encoders
@@ -153,7 +153,7 @@ class Nodes:
 
     def deploy(self) -> str:
         """What an operator does from migration to a champion that answers; the admin's key."""
-        key = fresh_key().text
+        key = generate_key().text
         with_encoders(self.folder / "jobs")
         (self.folder / "jobs" / "admin.key").write_text(key)
         self.job("valence-migrate")

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from db.accounts.keys import Key
-from serving.accounts.service import WantedKey
+from serving.accounts.service import KeySpec
 from serving.api import serializers
 from serving.api.dependencies import Json, body_of, caller_of, services_of
 from serving.api.schemas.control import KeyAnswer, KeyList, KeyRequest
@@ -27,7 +27,7 @@ router = APIRouter(route_class=GuardedRoute, tags=["keys"])
 async def add_key(request: Request) -> Response:
     """Make a key; it is shown this once."""
     body = parse(KeyRequest, body_of(request))
-    wanted = WantedKey(
+    wanted = KeySpec(
         role=body.role,
         name=body.name,
         user_id=body.user_id,

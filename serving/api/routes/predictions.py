@@ -28,14 +28,16 @@ from serving.api.schemas.insights import ExplainedPrediction
 from serving.api.security import GuardedRoute, requires
 from serving.core.caller import Role
 from serving.errors import ServingError
-from serving.predictions.prediction import Predict, Prediction
+from serving.predictions.prediction import Prediction, PredictionInput
 from serving.predictions.service import Answer
 from serving.privacy.masking import TEXT
 
 router = APIRouter(route_class=GuardedRoute, tags=["predictions"])
 
 
-async def run(request: Request, ask: Predict, draw: Callable[[Sequence[Prediction]], bytes]) -> Answer:
+async def run(
+    request: Request, ask: PredictionInput, draw: Callable[[Sequence[Prediction]], bytes]
+) -> Answer:
     """Ask the gateway for predictions, as long as the client stays, and measure it."""
     services, caller = services_of(request), caller_of(request)
     services.limits.take(caller, len(ask.texts))

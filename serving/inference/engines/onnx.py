@@ -14,10 +14,10 @@ from serving.inference.microbatches import (
     TOKEN_BUDGET,
     MicroBatch,
     MicroBatchPlan,
-    Tokenised,
+    TokenizedTexts,
     WarmUp,
-    cut,
-    tokenizer_of,
+    load_tokenizer,
+    plan_micro_batches,
 )
 
 _OUTPUTS = ("embedding", "tokens")
@@ -32,7 +32,7 @@ class OnnxEncoder:
         self.settings = EncoderSettings.of(bundle.manifest)
         self.digest = self.settings.digest
         self.threads = threads
-        self._tokenizer = tokenizer_of(bundle, self.settings)
+        self._tokenizer = load_tokenizer(bundle, self.settings)
         model = str(bundle.file(ENGINES[engine]))
         self._narrow = _session(model, threads=1)
         self._wide = _session(model, threads=threads) if threads > 1 else self._narrow
@@ -41,10 +41,10 @@ class OnnxEncoder:
         self._counting = threading.Lock()
 
     def run(self, texts: Sequence[str], *, bulk: bool = False) -> Iterator[MicroBatch]:
-        tokenised = Tokenised(self._tokenizer, texts)
+        tokenised = TokenizedTexts(self._tokenizer, texts)
         cuts = [
             tokenised.pad(rows)
-            for rows in cut(
+            for rows in plan_micro_batches(
                 tokenised.lengths, lanes=self.threads, budget=BULK_TOKEN_BUDGET if bulk else TOKEN_BUDGET
             )
         ]

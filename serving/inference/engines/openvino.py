@@ -20,10 +20,10 @@ from serving.inference.microbatches import (
     TOKEN_BUDGET,
     MicroBatch,
     MicroBatchPlan,
-    Tokenised,
+    TokenizedTexts,
     WarmUp,
-    cut,
-    tokenizer_of,
+    load_tokenizer,
+    plan_micro_batches,
 )
 
 FINE_STEP, FINE_LENGTH, COARSE_STEP = 8, 72, 16
@@ -48,7 +48,7 @@ class OpenVinoEncoder:
         self.settings = EncoderSettings.of(bundle.manifest)
         self.digest = self.settings.digest
         self.threads = threads
-        self._tokenizer = tokenizer_of(bundle, self.settings)
+        self._tokenizer = load_tokenizer(bundle, self.settings)
         core = ov.Core()
         model = core.read_model(bundle.file(ENGINES[self.engine]))
         streams = core.compile_model(model, "CPU", _properties(streams=threads, threads=threads))
@@ -68,8 +68,8 @@ class OpenVinoEncoder:
         self._counting = threading.Lock()
 
     def run(self, texts: Sequence[str], *, bulk: bool = False) -> Iterator[MicroBatch]:
-        tokenised = Tokenised(self._tokenizer, texts)
-        rows = cut(
+        tokenised = TokenizedTexts(self._tokenizer, texts)
+        rows = plan_micro_batches(
             tokenised.lengths,
             lanes=self.threads,
             budget=BULK_TOKEN_BUDGET if bulk else TOKEN_BUDGET,

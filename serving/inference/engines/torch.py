@@ -12,7 +12,14 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import WEIGHTS, EncoderSettings
 from registry.errors import BundleInvalid
-from serving.inference.microbatches import MicroBatch, MicroBatchPlan, Tokenised, WarmUp, cut, tokenizer_of
+from serving.inference.microbatches import (
+    MicroBatch,
+    MicroBatchPlan,
+    TokenizedTexts,
+    WarmUp,
+    load_tokenizer,
+    plan_micro_batches,
+)
 
 _TOKEN_BUDGET = 16_384
 
@@ -27,7 +34,7 @@ class TorchEncoder:
         self.digest = self.settings.digest
         self._device = device
         self._max_rows = max_rows
-        self._tokenizer = tokenizer_of(bundle, self.settings)
+        self._tokenizer = load_tokenizer(bundle, self.settings)
         dtype = torch.float16 if device.startswith("cuda") else torch.float32
         try:
             config = AutoConfig.for_model(**self.settings.architecture)
@@ -41,8 +48,10 @@ class TorchEncoder:
         self._model = model.eval().to(device=device, dtype=dtype)
 
     def run(self, texts: Sequence[str], *, bulk: bool = False) -> Iterator[MicroBatch]:  # noqa: ARG002  (a GPU's passes are short)
-        tokenised = Tokenised(self._tokenizer, texts)
-        for rows in cut(tokenised.lengths, lanes=1, max_rows=self._max_rows, budget=_TOKEN_BUDGET):
+        tokenised = TokenizedTexts(self._tokenizer, texts)
+        for rows in plan_micro_batches(
+            tokenised.lengths, lanes=1, max_rows=self._max_rows, budget=_TOKEN_BUDGET
+        ):
             piece = tokenised.pad(rows)
             embedding, tokens = self._forward(piece)
             yield piece.passed(texts, embedding, tokens)

@@ -33,8 +33,8 @@ from serving.cli.output import variable
 from serving.inference.encoder import Encoder
 from serving.inference.engines import torch as torch_engine
 from serving.inference.engines.factory import open_encoder
-from serving.inference.heads import answered, load_head
-from serving.inference.messages import Question
+from serving.inference.heads import has_answer, load_head
+from serving.inference.messages import InferenceRequest
 from serving.inference.replica import Replica
 from serving.settings import Settings
 from tests.support.classifiers import WIDTH, Made, tiny_classifier
@@ -199,7 +199,9 @@ def test_it_is_served_by_the_path_of_every_version(case: Case) -> None:
     async def ask() -> Any:
         await replica.load(case.imported.version)
         return await replica.infer(
-            Question(texts=["good", "so bad"], versions=[case.imported.version], pairs=pairs, bulk=False)
+            InferenceRequest(
+                texts=["good", "so bad"], versions=[case.imported.version], pairs=pairs, bulk=False
+            )
         )
 
     reply = asyncio.run(ask())
@@ -291,7 +293,7 @@ def test_version_on_an_encoder_of_other_labels_is_refused_by_name(made: Made, tm
         mask=batch.mask,
         truncated=batch.truncated,
     )
-    assert not answered(head.scores(spoilt)).any()
+    assert not has_answer(head.scores(spoilt)).any()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from registry.training.head import AttentiveNetwork
 from registry.training.train_head import HeadPlan, fit_lexicon, train_head
 from serving.inference.encoder import Encoder
 from serving.inference.engines.factory import open_encoder
-from serving.inference.heads import AttentiveHead, answered, load_head
+from serving.inference.heads import AttentiveHead, has_answer, load_head
 from tests.support.tiny import BAD, GOOD, PLAIN, TINY_SPACE, examples
 
 PLAN = HeadPlan(
@@ -116,7 +116,7 @@ def test_served_scores_are_those_that_were_judged(trained: Bundle, encoder: Enco
     for batch in encoder.run([each.text for each in held]):
         scores = head.scores(batch)
         assert np.allclose(scores.sum(axis=1), 1, atol=1e-5)
-        assert answered(scores).all()
+        assert has_answer(scores).all()
         hits += sum(
             held[row].label == said for row, said in zip(batch.rows, scores.argmax(axis=1), strict=True)
         )
@@ -140,7 +140,7 @@ def test_row_without_a_finite_answer_is_no_answer(trained: Bundle, encoder: Enco
     head = load_head(trained)
     batch = max(encoder.run(["so good", "so bad", "ok", "fine"]), key=lambda micro: len(micro.rows))
     batch.tokens[0] = np.nan
-    assert answered(head.scores(batch)).tolist() == [False] + [True] * (len(batch.rows) - 1)
+    assert has_answer(head.scores(batch)).tolist() == [False] + [True] * (len(batch.rows) - 1)
 
 
 def test_data_without_a_held_out_part_are_refused(encoder: Encoder, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from registry.training.lora import JointNetwork
 from registry.training.train_joint import JointPlan, train_joint
 from serving.inference.encoder import Encoder
 from serving.inference.engines.factory import open_encoder
-from serving.inference.heads import answered, load_head
+from serving.inference.heads import has_answer, load_head
 from tests.support.tiny import TINY_SPACE, examples, sentences
 
 PLAN = JointPlan(
@@ -199,7 +199,7 @@ def test_one_pass_gives_scores_and_vector(trained: Bundle, merged: Bundle, origi
     hits, cosines = 0, []
     for batch in encoder.run(texts):
         scores = head.scores(batch)
-        assert answered(scores).all()
+        assert has_answer(scores).all()
         hits += sum(
             held[row].label == said for row, said in zip(batch.rows, scores.argmax(axis=1), strict=True)
         )

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from serving.privacy.masking import TextMasker
-from serving.privacy.pii import Recognisers
+from serving.privacy.pii import PersonalDataFinder
 from tests.support.app import Platform, stored_platform
 from tests.support.held import everything
 
@@ -17,18 +17,18 @@ DATA = ("7946", "ada@", "4111 1111", "DE89", "10.1.2")
 
 
 @pytest.fixture(scope="module")
-def find() -> Recognisers:
-    return Recognisers()
+def find() -> PersonalDataFinder:
+    return PersonalDataFinder()
 
 
 @pytest.fixture
-async def masking(url: str, find: Recognisers) -> AsyncIterator[Platform]:
+async def masking(url: str, find: PersonalDataFinder) -> AsyncIterator[Platform]:
     async with stored_platform(url, privacy=TextMasker(find, "mask")) as platform:
         yield platform
 
 
 @pytest.fixture
-async def refusing(url: str, find: Recognisers) -> AsyncIterator[Platform]:
+async def refusing(url: str, find: PersonalDataFinder) -> AsyncIterator[Platform]:
     async with stored_platform(url, privacy=TextMasker(find, "refuse")) as platform:
         yield platform
 

@@ -8,7 +8,7 @@ import jwt
 import pytest
 
 from db.accounts.keys import NewKey
-from serving.accounts.authentication import Authenticator, digest, fresh_key, key_id_in
+from serving.accounts.authentication import Authenticator, digest, generate_key, parse_key_id
 from serving.accounts.rate_limits import RateLimiter
 from serving.core.caller import Caller, Role
 from serving.errors import RateLimited, StoreUnavailable, Unauthenticated
@@ -32,7 +32,7 @@ class World:
         )
 
     async def add(self, role: Role = Role.CLIENT, *, ends: float | None = None):
-        key = fresh_key()
+        key = generate_key()
         expires = None if ends is None else datetime.fromtimestamp(ends, UTC)
         await self.keys.create(
             NewKey(id=key.id, digest=key.digest, role=role, name="test", expires_at=expires), actor=None
@@ -46,8 +46,8 @@ def world() -> World:
 
 
 def test_a_key_names_its_id_and_hides_its_text() -> None:
-    key = fresh_key()
-    assert key_id_in(key.text) == key.id
+    key = generate_key()
+    assert parse_key_id(key.text) == key.id
     assert key.text not in repr(key)
     assert key.digest == digest(key.text)
     assert len(key.digest) == 32
@@ -57,7 +57,7 @@ def test_a_key_names_its_id_and_hides_its_text() -> None:
     "text", ["", "vk_", "vk__x", "vk_zz_x", "vk_" + "a" * 32, "vk_" + "g" * 32 + "_x", "x" * 40]
 )
 def test_what_is_no_key_names_no_id(text: str) -> None:
-    assert key_id_in(text) is None
+    assert parse_key_id(text) is None
 
 
 async def test_a_good_key_is_its_owner_and_a_wrong_secret_is_nobody(world: World) -> None:
@@ -65,7 +65,7 @@ async def test_a_good_key_is_its_owner_and_a_wrong_secret_is_nobody(world: World
     assert await world.authenticator.check(key.text) == Caller(
         key_id=key.id, holder_id=key.id, role=Role.ENGINEER, rate_limit=None
     )
-    for wrong in (key.text[:-1], key.text + "x", fresh_key().text, "vk_nonsense", "nonsense", "é"):
+    for wrong in (key.text[:-1], key.text + "x", generate_key().text, "vk_nonsense", "nonsense", "é"):
         with pytest.raises(Unauthenticated) as refused:
             await world.authenticator.check(wrong)
         assert wrong not in str(refused.value) or len(wrong) == 1
@@ -207,5 +207,5 @@ def test_a_key_s_own_rate_comes_before_the_default_and_zero_is_no_limit() -> Non
 
 
 def _caller(rate: float | None) -> Caller:
-    key = fresh_key()
+    key = generate_key()
     return Caller(key_id=key.id, holder_id=key.id, role=Role.CLIENT, rate_limit=rate)

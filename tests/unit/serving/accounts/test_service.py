@@ -5,7 +5,7 @@ from uuid import uuid4
 import pytest
 
 from serving.accounts.authentication import Authenticator, digest
-from serving.accounts.service import AccountService, WantedKey
+from serving.accounts.service import AccountService, KeySpec
 from serving.core.caller import Caller, Role
 from serving.errors import Conflict, Invalid, NotFound, StoreUnavailable, Unauthenticated
 from tests.fakes.data import FakeKeys, FakeStore, FakeUsers
@@ -31,7 +31,7 @@ def world() -> World:
 
 async def test_a_key_is_stored_as_its_digest_and_opens_the_door_for_its_owner(world: World) -> None:
     user = await world.accounts.add_user("ada", "ada@example.org", ADMIN)
-    issued = await world.accounts.add_key(WantedKey(role=Role.CLIENT, name="shop", user_id=user.id), ADMIN)
+    issued = await world.accounts.add_key(KeySpec(role=Role.CLIENT, name="shop", user_id=user.id), ADMIN)
     assert issued.record.digest == digest(issued.text)
     assert issued.text not in repr(issued)
     caller = await world.authenticator.check(issued.text)
@@ -41,13 +41,13 @@ async def test_a_key_is_stored_as_its_digest_and_opens_the_door_for_its_owner(wo
 
 async def test_a_key_for_an_unknown_owner_is_invalid_by_field(world: World) -> None:
     with pytest.raises(Invalid) as refused:
-        await world.accounts.add_key(WantedKey(role=Role.CLIENT, name="shop", user_id=uuid4()), ADMIN)
+        await world.accounts.add_key(KeySpec(role=Role.CLIENT, name="shop", user_id=uuid4()), ADMIN)
     assert [problem.loc for problem in refused.value.problems] == [("body", "user_id")]
     assert await world.accounts.keys() == ()
 
 
 async def test_a_revoked_key_is_refused_here_at_once(world: World) -> None:
-    issued = await world.accounts.add_key(WantedKey(role=Role.CLIENT, name="shop"), ADMIN)
+    issued = await world.accounts.add_key(KeySpec(role=Role.CLIENT, name="shop"), ADMIN)
     await world.authenticator.check(issued.text)
     await world.accounts.revoke_key(issued.record.id, ADMIN)
     await world.accounts.revoke_key(issued.record.id, ADMIN)

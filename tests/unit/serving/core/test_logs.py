@@ -15,10 +15,10 @@ import structlog
 
 from serving.core.logs import REQUEST, configure_logging
 from serving.errors import NotReady
-from serving.inference.dispatcher import Ask
-from serving.inference.messages import Question, Reply
+from serving.inference.dispatcher import InferenceItem
+from serving.inference.messages import InferenceReply, InferenceRequest
 from serving.inference.replica import Replica
-from serving.inference.replica_client import RemoteEncoders
+from serving.inference.replica_client import ReplicaClient
 from tests.support.app import fake_platform
 
 
@@ -80,14 +80,14 @@ async def test_a_line_within_a_request_bears_its_id(lines: Lines) -> None:
 
 
 class Gone:
-    async def infer(self, question: Question) -> Reply:
+    async def infer(self, question: InferenceRequest) -> InferenceReply:
         raise NotReady("the encoder replica is gone: send again")
 
 
 @pytest.mark.anyio
 async def test_a_lost_batch_names_the_requests_in_it(lines: Lines) -> None:
-    asks = [Ask(text=f"secret {n}", record=None, request_id=f"r{n % 2}") for n in range(4)]
-    await RemoteEncoders(Gone()).infer(asks, bulk=False)
+    asks = [InferenceItem(text=f"secret {n}", record=None, request_id=f"r{n % 2}") for n in range(4)]
+    await ReplicaClient(Gone()).infer(asks, bulk=False)
     (line,) = lines("batch.failed")
     assert line["requests"] == ["r0", "r1"]
     assert line["batch"]
@@ -106,8 +106,8 @@ class Broken:
 
 @pytest.mark.anyio
 async def test_a_replicas_fault_is_followed_to_the_request_by_the_batch(lines: Lines) -> None:
-    encoders = RemoteEncoders(Replica(Broken(), lambda _: Path("/nowhere")))
-    await encoders.infer([Ask(text="boom", record=None, request_id="mine")], bulk=False)
+    encoders = ReplicaClient(Replica(Broken(), lambda _: Path("/nowhere")))
+    await encoders.infer([InferenceItem(text="boom", record=None, request_id="mine")], bulk=False)
     replica, ingress = lines("batch.faults")
     assert replica["batch"] == ingress["batch"]
     assert (ingress["requests"], replica["text_faults"]) == (["mine"], 1)

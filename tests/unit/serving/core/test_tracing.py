@@ -12,9 +12,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from db.predictions.submissions import Outcome, Stored, Submission
 from serving.core.tracing import Spans, spans_of
 from serving.errors import NotReady
-from serving.inference.dispatcher import Ask
-from serving.inference.messages import Question, Reply
-from serving.inference.replica_client import RemoteEncoders
+from serving.inference.dispatcher import InferenceItem
+from serving.inference.messages import InferenceReply, InferenceRequest
+from serving.inference.replica_client import ReplicaClient
 from tests.support.app import fake_platform
 from tests.support.collector import collector
 
@@ -43,9 +43,9 @@ class Calls:
     """Answers nothing, but keeps what was asked."""
 
     def __init__(self) -> None:
-        self.questions: list[Question] = []
+        self.questions: list[InferenceRequest] = []
 
-    async def infer(self, question: Question) -> Reply:
+    async def infer(self, question: InferenceRequest) -> InferenceReply:
         self.questions.append(question)
         raise NotReady("gone")
 
@@ -81,9 +81,9 @@ async def test_a_batch_is_linked_with_its_requests_both_ways_and_told_to_the_rep
     recorded: Recorded,
 ) -> None:
     calls = Calls()
-    encoders = RemoteEncoders(calls, spans=recorded.spans)
+    encoders = ReplicaClient(calls, spans=recorded.spans)
     with recorded.spans.request("a", "POST", None), recorded.spans.request("b", "POST", PARENT):
-        asks = [Ask(text=f"{n}", record=None, request_id="ab"[n % 2]) for n in range(4)]
+        asks = [InferenceItem(text=f"{n}", record=None, request_id="ab"[n % 2]) for n in range(4)]
         await encoders.infer(asks, bulk=False)
     (batch,) = recorded.named("infer")
     requests = {span.context.span_id: span for span in recorded.named("POST") if span.context}
@@ -105,9 +105,9 @@ async def test_a_batch_is_linked_with_its_requests_both_ways_and_told_to_the_rep
 @pytest.mark.anyio
 async def test_what_is_not_sampled_leaves_no_span_of_a_batch_either() -> None:
     made, calls = Recorded(share=0), Calls()
-    encoders = RemoteEncoders(calls, spans=made.spans)
+    encoders = ReplicaClient(calls, spans=made.spans)
     with made.spans.request("a", "POST", None):
-        await encoders.infer([Ask(text="x", record=None, request_id="a")], bulk=False)
+        await encoders.infer([InferenceItem(text="x", record=None, request_id="a")], bulk=False)
     assert calls.questions[0].traceparent is None
     assert made.named("infer") == []
     made.spans.close()

@@ -7,7 +7,7 @@ import pytest
 
 from serving.core.catalog import Placement
 from serving.errors import ModelNotReady
-from serving.inference.dispatcher import Ask, Bounds, Dispatcher, Inference
+from serving.inference.dispatcher import BatchLimits, Dispatcher, Inference, InferenceItem
 from tests.fakes.data import FakeEncoders, vector_of
 from tests.support.app import record
 
@@ -18,7 +18,7 @@ TEXTS = ["good one", "bad one", "a thing that is neither", "great", "broke", "lo
 class OtherSpace(FakeEncoders):
     """Scores well, but its vectors are no use."""
 
-    async def infer(self, asks: Sequence[Ask], *, bulk: bool) -> Sequence[Inference | Exception]:
+    async def infer(self, asks: Sequence[InferenceItem], *, bulk: bool) -> Sequence[Inference | Exception]:
         found = await super().infer(asks, bulk=bulk)
         return [replace(each, embedding=b"") if isinstance(each, Inference) else each for each in found]
 
@@ -30,7 +30,7 @@ def encoders() -> dict[str, FakeEncoders]:
 
 @pytest.fixture
 def compute(encoders: dict[str, FakeEncoders]) -> Dispatcher:
-    return Dispatcher(encoders.__getitem__, Bounds())
+    return Dispatcher(encoders.__getitem__, BatchLimits())
 
 
 @pytest.mark.parametrize("count", [1, 3, len(TEXTS)])

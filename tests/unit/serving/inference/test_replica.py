@@ -14,10 +14,10 @@ from registry.errors import BundleInvalid
 from registry.store.records import VersionRecord
 from serving.errors import ModelNotReady, NotReady
 from serving.inference import replica as module
-from serving.inference.dispatcher import Ask, Inference
+from serving.inference.dispatcher import Inference, InferenceItem
 from serving.inference.microbatches import MicroBatch, WarmUp
 from serving.inference.replica import Replica
-from serving.inference.replica_client import RemoteEncoders
+from serving.inference.replica_client import ReplicaClient
 
 pytestmark = pytest.mark.anyio
 
@@ -89,7 +89,7 @@ def encoder() -> LengthEncoder:
 
 
 @pytest.fixture
-def encoders(encoder: LengthEncoder, monkeypatch: pytest.MonkeyPatch) -> RemoteEncoders:
+def encoders(encoder: LengthEncoder, monkeypatch: pytest.MonkeyPatch) -> ReplicaClient:
     monkeypatch.setattr(module.Bundle, "open", lambda path: path)
 
     def load(path: Path) -> ConstantHead | LengthHead:
@@ -100,13 +100,13 @@ def encoders(encoder: LengthEncoder, monkeypatch: pytest.MonkeyPatch) -> RemoteE
         return ConstantHead(HEADS[path.name])
 
     monkeypatch.setattr(module, "load_head", load)
-    return RemoteEncoders(Replica(encoder, lambda record: Path(record.digest)))
+    return ReplicaClient(Replica(encoder, lambda record: Path(record.digest)))
 
 
 async def test_each_text_gets_its_own_vector_and_the_scores_of_its_own_version(
-    encoders: RemoteEncoders,
+    encoders: ReplicaClient,
 ) -> None:
-    asks = [Ask(text="x" * n, record=version("ab"[n % 2])) for n in range(1, 8)]
+    asks = [InferenceItem(text="x" * n, record=version("ab"[n % 2])) for n in range(1, 8)]
     for n, answer in enumerate(await encoders.infer(asks, bulk=False), start=1):
         assert isinstance(answer, Inference)
         assert answer.scores == pytest.approx(HEADS["ab"[n % 2]])
@@ -115,55 +115,65 @@ async def test_each_text_gets_its_own_vector_and_the_scores_of_its_own_version(
 
 
 async def test_scores_belong_to_their_text_whatever_the_order_of_the_micro_batch(
-    encoders: RemoteEncoders,
+    encoders: ReplicaClient,
 ) -> None:
-    asks = [Ask(text="x" * n, record=version(digest)) for n in (5, 3, 9, 1, 4) for digest in ("length", "a")]
+    asks = [
+        InferenceItem(text="x" * n, record=version(digest))
+        for n in (5, 3, 9, 1, 4)
+        for digest in ("length", "a")
+    ]
     answers = await encoders.infer(asks, bulk=False)
     found = [answer.scores for answer in answers if isinstance(answer, Inference)]
     assert [round(scores[0] * 100) for scores in found[::2]] == [5, 3, 9, 1, 4]
     assert found[1::2] == [pytest.approx(HEADS["a"])] * 5
 
 
-async def test_equal_texts_are_computed_once(encoders: RemoteEncoders, encoder: LengthEncoder) -> None:
-    answers = await encoders.infer([Ask(text="same", record=version("a"))] * 5, bulk=False)
+async def test_equal_texts_are_computed_once(encoders: ReplicaClient, encoder: LengthEncoder) -> None:
+    answers = await encoders.infer([InferenceItem(text="same", record=version("a"))] * 5, bulk=False)
     assert encoder.texts == ["same"]
     assert len({answer.embedding for answer in answers if isinstance(answer, Inference)}) == 1
 
 
-async def test_a_text_that_upsets_the_encoder_fails_alone(encoders: RemoteEncoders) -> None:
+async def test_a_text_that_upsets_the_encoder_fails_alone(encoders: ReplicaClient) -> None:
     texts = ["one", "poison", "three"]
-    answers = await encoders.infer([Ask(text=text, record=version("a")) for text in texts], bulk=False)
+    answers = await encoders.infer(
+        [InferenceItem(text=text, record=version("a")) for text in texts], bulk=False
+    )
     assert [type(answer) for answer in answers] == [Inference, ModelNotReady, Inference]
 
 
 @pytest.mark.parametrize("broken", ["nan", "missing"])
 async def test_a_broken_head_fails_only_the_texts_that_asked_for_it(
-    encoders: RemoteEncoders, broken: str
+    encoders: ReplicaClient, broken: str
 ) -> None:
-    asks = [Ask(text="one", record=version("a")), Ask(text="two", record=version(broken))]
+    asks = [InferenceItem(text="one", record=version("a")), InferenceItem(text="two", record=version(broken))]
     good, bad = await encoders.infer(asks, bulk=False)
     assert isinstance(good, Inference)
     assert isinstance(bad, ModelNotReady)
 
 
-async def test_a_long_text_is_said_to_be_truncated(encoders: RemoteEncoders) -> None:
-    (answer,) = await encoders.infer([Ask(text="x" * 10, record=version("a"))], bulk=False)
+async def test_a_long_text_is_said_to_be_truncated(encoders: ReplicaClient) -> None:
+    (answer,) = await encoders.infer([InferenceItem(text="x" * 10, record=version("a"))], bulk=False)
     assert isinstance(answer, Inference)
     assert answer.truncated
 
 
-async def test_embedding_gives_unit_vectors_and_counts_tokens(encoders: RemoteEncoders) -> None:
-    answers = await encoders.infer([Ask(text=text, record=None) for text in ("a", "bb", "ccc")], bulk=True)
+async def test_embedding_gives_unit_vectors_and_counts_tokens(encoders: ReplicaClient) -> None:
+    answers = await encoders.infer(
+        [InferenceItem(text=text, record=None) for text in ("a", "bb", "ccc")], bulk=True
+    )
     found = [answer for answer in answers if isinstance(answer, Inference)]
     assert [np.frombuffer(each.embedding, np.float16).argmax() for each in found] == [1, 2, 3]
     assert [each.tokens for each in found] == [3, 3, 3]
 
 
 async def test_several_versions_of_a_text_share_its_pass(
-    encoders: RemoteEncoders, encoder: LengthEncoder
+    encoders: ReplicaClient, encoder: LengthEncoder
 ) -> None:
     asks = [
-        Ask(text=text, record=record) for text in ("x", "yy") for record in (version("a"), version("b"), None)
+        InferenceItem(text=text, record=record)
+        for text in ("x", "yy")
+        for record in (version("a"), version("b"), None)
     ]
     answers = await encoders.infer(asks, bulk=False)
     assert sorted(encoder.texts) == ["x", "yy"]
@@ -172,9 +182,9 @@ async def test_several_versions_of_a_text_share_its_pass(
 
 
 async def test_a_text_in_flight_is_not_computed_again(
-    encoder: LengthEncoder, encoders: RemoteEncoders
+    encoder: LengthEncoder, encoders: ReplicaClient
 ) -> None:
-    ask = Ask(text="same", record=version("a"))
+    ask = InferenceItem(text="same", record=version("a"))
     several = await asyncio.gather(*(encoders.infer([ask], bulk=False) for _ in range(3)))
     assert encoder.texts == ["same"]
     assert [len(answers) for answers in several] == [1, 1, 1]
@@ -188,14 +198,14 @@ async def test_who_waits_for_a_call_that_is_lost_is_told_so_too(monkeypatch: pyt
             await asyncio.sleep(0)
             raise NotReady("gone")
 
-    encoders = RemoteEncoders(Gone())
-    ask = Ask(text="same", record=version("a"))
+    encoders = ReplicaClient(Gone())
+    ask = InferenceItem(text="same", record=version("a"))
     several = await asyncio.gather(*(encoders.infer([ask], bulk=False) for _ in range(2)))
     assert [type(answer) for answers in several for answer in answers] == [NotReady, NotReady]
 
 
 async def test_a_version_is_proven_before_it_is_called_ready(
-    encoder: LengthEncoder, encoders: RemoteEncoders
+    encoder: LengthEncoder, encoders: ReplicaClient
 ) -> None:
     replica = Replica(encoder, lambda record: Path(record.digest))
     await replica.load(version("a"))

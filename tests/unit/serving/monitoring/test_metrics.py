@@ -10,7 +10,7 @@ from db.connection.engine import PoolState
 from serving.core.caller import Role
 from serving.core.catalog import Catalog
 from serving.errors import ModelNotReady, NotReady
-from serving.inference.dispatcher import Ask, Inference
+from serving.inference.dispatcher import Inference, InferenceItem
 from serving.monitoring.collectors import Platform, Process, Stored, drifted
 from serving.monitoring.metrics import Metrics
 from serving.predictions.routing import Split, Traffic
@@ -46,7 +46,7 @@ class Some:
     def __init__(self) -> None:
         self.gone = False
 
-    async def infer(self, asks: Sequence[Ask], *, bulk: bool) -> Sequence[Inference | Exception]:
+    async def infer(self, asks: Sequence[InferenceItem], *, bulk: bool) -> Sequence[Inference | Exception]:
         if self.gone:
             raise NotReady("gone")
         read = Inference(scores=(0, 0, 1), embedding=b"", tokens=7, truncated=False)
@@ -139,7 +139,7 @@ def test_drift_is_not_told_before_enough_was_answered() -> None:
 async def test_tokens_and_faults_are_counted_by_encoder() -> None:
     metrics, some = Metrics(), Some()
     encoders = metrics.watched("e", some)
-    asks = [Ask(text="secret words", record=None)] * 3
+    asks = [InferenceItem(text="secret words", record=None)] * 3
     assert len(await encoders.infer(asks, bulk=False)) == 3
     some.gone = True
     with pytest.raises(NotReady):

@@ -14,15 +14,24 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from serving.errors import Invalid
-from serving.privacy.masking import TEXT, TEXTS, BodyLocation, Found, Kind, TextMasker, masked, merged
-from serving.privacy.pii import Recognisers, Undecided
+from serving.privacy.masking import (
+    TEXT,
+    TEXTS,
+    BodyLocation,
+    PersonalData,
+    PersonalDataKind,
+    TextMasker,
+    mask_spans,
+    merge_spans,
+)
+from serving.privacy.pii import PatternTimedOut, PersonalDataFinder
 
 pytestmark = pytest.mark.anyio
 
 SPANS = st.lists(
     st.builds(
-        lambda kind, start, length: Found(kind=kind, start=start, end=start + length),
-        st.sampled_from(Kind),
+        lambda kind, start, length: PersonalData(kind=kind, start=start, end=start + length),
+        st.sampled_from(PersonalDataKind),
         st.integers(0, 40),
         st.integers(1, 15),
     ),
@@ -90,11 +99,11 @@ DATA = st.one_of(
     *(
         st.tuples(st.just(kind), values)
         for kind, values in (
-            (Kind.EMAIL, EMAILS),
-            (Kind.CARD, CARDS),
-            (Kind.IBAN, IBANS),
-            (Kind.IP, IPS),
-            (Kind.PHONE, PHONES),
+            (PersonalDataKind.EMAIL, EMAILS),
+            (PersonalDataKind.CARD, CARDS),
+            (PersonalDataKind.IBAN, IBANS),
+            (PersonalDataKind.IP, IPS),
+            (PersonalDataKind.PHONE, PHONES),
         )
     )
 )
@@ -105,31 +114,31 @@ FINDING = settings(max_examples=60, deadline=None)
 
 
 @pytest.fixture(scope="module")
-def find() -> Recognisers:
-    return Recognisers()
+def find() -> PersonalDataFinder:
+    return PersonalDataFinder()
 
 
 @FINDING
 @given(before=PROSE, data=DATA, after=PROSE)
 def test_every_kind_is_found_wherever_it_stands(
-    find: Recognisers, before: list[str], data: tuple[Kind, str], after: list[str]
+    find: PersonalDataFinder, before: list[str], data: tuple[PersonalDataKind, str], after: list[str]
 ) -> None:
     kind, value = data
     text = " ".join([*before, value, *after])
     start = text.index(value)
-    spans = merged(find(text))
+    spans = merge_spans(find(text))
     assert any(span.start <= start and span.end >= start + len(value) for span in spans), (kind, spans)
-    left = masked(text, spans)
+    left = mask_spans(text, spans)
     assert value not in left
     # A masked text holds nothing more to be found, so that masking twice changes nothing.
-    assert masked(left, merged(find(left))) == left
+    assert mask_spans(left, merge_spans(find(left))) == left
 
 
 @FINDING
 @given(text=st.text(string.ascii_letters + " .,;-+!?'\"%<>()/\n", max_size=200))
 @example(text="The battery lasts all day and the screen is a joy.")
-def test_a_text_without_any_stays_as_it_is(find: Recognisers, text: str) -> None:
-    assert masked(text, merged(find(text))) == text
+def test_a_text_without_any_stays_as_it_is(find: PersonalDataFinder, text: str) -> None:
+    assert mask_spans(text, merge_spans(find(text))) == text
 
 
 @pytest.mark.parametrize(
@@ -141,18 +150,18 @@ def test_a_text_without_any_stays_as_it_is(find: Recognisers, text: str) -> None
         "4111 1111 1111 1112 is no card's number, by its last digit",
     ],
 )
-def test_ordinary_numbers_and_signs_are_left(find: Recognisers, text: str) -> None:
-    assert [span for span in merged(find(text)) if span.kind is not Kind.PHONE] == []
+def test_ordinary_numbers_and_signs_are_left(find: PersonalDataFinder, text: str) -> None:
+    assert [span for span in merge_spans(find(text)) if span.kind is not PersonalDataKind.PHONE] == []
 
 
-def test_wide_forms_of_letters_hide_nothing(find: Recognisers) -> None:
+def test_wide_forms_of_letters_hide_nothing(find: PersonalDataFinder) -> None:
     text = "mail ａｄａ＠ｅｘａｍｐｌｅ．ｃｏｍ or １０．１．２．３"
-    assert masked(text, merged(find(text))) == "mail <EMAIL> or <IP>"
+    assert mask_spans(text, merge_spans(find(text))) == "mail <EMAIL> or <IP>"
 
 
 @given(text=st.text(min_size=60, max_size=60), spans=SPANS)
-def test_masking_removes_the_spans_and_nothing_else(text: str, spans: list[Found]) -> None:
-    chosen = merged(spans)
+def test_masking_removes_the_spans_and_nothing_else(text: str, spans: list[PersonalData]) -> None:
+    chosen = merge_spans(spans)
     covered = {at for span in spans for at in range(span.start, span.end)}
     assert {at for span in chosen for at in range(span.start, span.end)} == covered
     assert all(first.end <= second.start for first, second in pairwise(chosen))
@@ -162,11 +171,11 @@ def test_masking_removes_the_spans_and_nothing_else(text: str, spans: list[Found
     for span in chosen:
         rebuilt += text[end : span.start] + next(words)
         end = span.end
-    assert masked(text, chosen) == rebuilt + text[end:]
-    assert len(masked(text, chosen)) == len(kept) + sum(len(span.kind) + 2 for span in chosen)
+    assert mask_spans(text, chosen) == rebuilt + text[end:]
+    assert len(mask_spans(text, chosen)) == len(kept) + sum(len(span.kind) + 2 for span in chosen)
 
 
-async def test_refusing_says_what_lies_where_and_never_the_value(find: Recognisers) -> None:
+async def test_refusing_says_what_lies_where_and_never_the_value(find: PersonalDataFinder) -> None:
     privacy = TextMasker(find, "refuse")
     texts = ["fine", "write to ada@example.org", "at 10.1.2.3"]
     with pytest.raises(Invalid) as caught:
@@ -183,25 +192,25 @@ async def test_refusing_says_what_lies_where_and_never_the_value(find: Recognise
     assert caught.value.problems[0].loc == ("body", "comment")
 
 
-async def test_many_texts_are_masked_in_order_beside_the_loop(find: Recognisers) -> None:
+async def test_many_texts_are_masked_in_order_beside_the_loop(find: PersonalDataFinder) -> None:
     texts = [f"text {index} by u{index}@example.org " + "x" * 100 for index in range(100)]
     found = await TextMasker(find, "mask").admit(texts, TEXTS)
     assert found == [f"text {index} by <EMAIL> " + "x" * 100 for index in range(100)]
 
 
 def test_what_cannot_be_decided_in_time_is_refused(
-    find: Recognisers, monkeypatch: pytest.MonkeyPatch
+    find: PersonalDataFinder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from presidio_analyzer import pattern_recognizer
 
     monkeypatch.setattr(pattern_recognizer, "REGEX_TIMEOUT_SECONDS", 1e-9)
-    with pytest.raises(Undecided, match="in parts"):
+    with pytest.raises(PatternTimedOut, match="in parts"):
         find("a.b" * 5000 + "@example.org 10.1.2.3")
 
 
 def test_no_engine_is_loaded_with_the_recognisers() -> None:
     program = (
-        "import sys; from serving.privacy.pii import Recognisers; found = Recognisers()('10.1.2.3')\n"
+        "import sys; from serving.privacy.pii import PersonalDataFinder; found = PersonalDataFinder()('10.1.2.3')\n"
         "assert found and not {'torch', 'transformers', 'tensorflow', 'stanza'} & set(sys.modules)\n"
         "import torch"
     )
@@ -209,7 +218,7 @@ def test_no_engine_is_loaded_with_the_recognisers() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_nothing_found_is_logged(find: Recognisers, caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_found_is_logged(find: PersonalDataFinder, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         find("ada@example.org, DE89370400440532013000, 4111 1111 1111 1111")
     assert "ada@" not in caplog.text
@@ -219,10 +228,10 @@ def test_nothing_found_is_logged(find: Recognisers, caplog: pytest.LogCaptureFix
 @pytest.mark.parametrize(
     "part", ["a", "a.", "1", "1 ", "a@", "DE11", ":", "1.", "1:", "+1", "DE11 AAAA ", "(1", "212-555-"]
 )
-def test_no_text_keeps_a_pattern_busy(find: Recognisers, part: str) -> None:
+def test_no_text_keeps_a_pattern_busy(find: PersonalDataFinder, part: str) -> None:
     """The longest texts there are, of what patterns stumble over: done, or refused, within seconds."""
     text = (part * 20_000)[:20_000]
     started = time.monotonic()
-    with suppress(Undecided):
+    with suppress(PatternTimedOut):
         find(text)
     assert time.monotonic() - started < 15
