@@ -28,54 +28,57 @@ Readiness: TypeAlias = Callable[[], Awaitable[Sequence[str]]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recall:
+class SpaceServices:
     """What works on the vectors of one embedding space; a request uses one of these from its beginning to its end."""
 
-    searching: Searching
-    opinions: Opinions
-    insights: Insights
-    erasures: ErasureService
+    search: Searching
+    label_suggestions: Opinions
+    analytics: Insights
+    erasure: ErasureService
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Services:
-    """Everything the API needs. `missing` names what keeps the platform from answering; `recall` is that of now."""
+    """Everything the API needs.
 
-    gateway: PredictionService
-    memory: PredictionHistoryService
-    recall: Callable[[], Recall]
+    `missing_parts` names what keeps the platform from answering; `in_space` gives the services of the present space.
+    """
+
+    predictions: PredictionService
+    history: PredictionHistoryService
+    in_space: Callable[[], SpaceServices]
     spaces: Spaces
     accounts: AccountService
     lifecycle: Lifecycle
     experiments: Experiments
     authenticator: Authenticator
-    limits: RateLimiter
+    rate_limiter: RateLimiter
     catalog: Callable[[], Catalog]
-    missing: Readiness
+    missing_parts: Readiness
     metrics: Metrics
     version: str
     metrics_open: bool = False
     spans: Spans | None = None
 
     @property
-    def searching(self) -> Searching:
+    def search(self) -> Searching:
         """Search in the space of now."""
-        return self.recall().searching
+        return self.in_space().search
 
     @property
-    def opinions(self) -> Opinions:
+    def label_suggestions(self) -> Opinions:
         """Opinions in the space of now."""
-        return self.recall().opinions
+        return self.in_space().label_suggestions
 
     @property
-    def insights(self) -> Insights:
+    def analytics(self) -> Insights:
         """Insights in the space of now."""
-        return self.recall().insights
+        return self.in_space().analytics
 
     @property
-    def erasures(self) -> ErasureService:
+    def erasure(self) -> ErasureService:
         """Erasure, whose receipts name what is near in the space of now."""
-        return self.recall().erasures
+        return self.in_space().erasure
 
     @classmethod
     def of(cls, scope: Scope) -> Self:

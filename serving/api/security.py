@@ -56,7 +56,7 @@ class Access:
             raise Forbidden(f"this needs the role {self.role}, and the key has {caller.role}")
         # What was answered before is answered again, so a request with an idempotency key is always read.
         if self.sheds and header(scope, b"idempotency-key") is None:
-            services.gateway.require_room()
+            services.predictions.require_room()
         return caller
 
 

@@ -47,7 +47,7 @@ class Ingress:
             )
         )
         async with asyncio.timeout(_FIRST_CATALOG_SECONDS):
-            while await self._services.missing():
+            while await self._services.missing_parts():
                 await self._look()
         self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._tell())]
 

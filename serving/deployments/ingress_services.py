@@ -35,7 +35,7 @@ from serving.accounts.authentication import Authenticator
 from serving.accounts.rate_limits import RateLimiter
 from serving.accounts.service import AccountService
 from serving.analytics.service import Insights
-from serving.api.dependencies import Recall, Services
+from serving.api.dependencies import Services, SpaceServices
 from serving.control.lifecycle import Lifecycle
 from serving.core.catalog import Catalog, short_digest
 from serving.core.connections import database_of
@@ -108,7 +108,7 @@ async def services(
         Platform(catalog=catalog, traffic=split.current, stored=stored, version=version("valence")),
         of_replica=False,
     )
-    gateway = PredictionService(
+    service = PredictionService(
         replicas=lambda encoder: metrics.watched(short_digest(encoder), replicas(encoder, spans)),
         writer=spans.writer(writer) if spans else writer,
         idempotency=IdempotencyRepository(database),
@@ -137,7 +137,7 @@ async def services(
     predictions = PredictionRepository(database)
 
     @cache
-    def recall_in(space: str) -> Recall:
+    def services_in(space: str) -> SpaceServices:
         truths, similarity = (
             LabelRepository(database, space=space),
             SimilarityRepository(database, space=space),
@@ -146,12 +146,14 @@ async def services(
             similarity=similarity,
             vectors=VectorRepository(database, space=space),
             keywords=KeywordRepository(database, space=space),
-            embed=partial(gateway.embed, space=space),
+            embed=partial(service.embed, space=space),
         )
-        return Recall(
-            searching=searching,
-            opinions=Opinions(predictions=predictions, truths=truths, searching=searching, catalog=catalog),
-            insights=Insights(
+        return SpaceServices(
+            search=searching,
+            label_suggestions=Opinions(
+                predictions=predictions, truths=truths, searching=searching, catalog=catalog
+            ),
+            analytics=Insights(
                 windows=WindowRepository(database, space=space),
                 truths=truths,
                 contrasts=DisagreementRepository(database, space=space),
@@ -159,7 +161,7 @@ async def services(
                 aside=aside,
                 default_model=settings.model,
             ),
-            erasures=ErasureService(
+            erasure=ErasureService(
                 ErasureStore(database, similarity, space=space), backup_days=settings.backup_days
             ),
         )
@@ -170,11 +172,11 @@ async def services(
         asyncio.create_task(_keep_bounded(clock, database)),
         asyncio.create_task(_keep_uses(authenticator)),
         asyncio.create_task(split.follow(TrafficFeed(database))),
-        asyncio.create_task(_keep_faults(gateway.faults, evidence)),
+        asyncio.create_task(_keep_faults(service.faults, evidence)),
         asyncio.create_task(_keep_census(StatisticsRepository(database), stored)),
     ]
 
-    async def missing() -> Sequence[str]:
+    async def missing_parts() -> Sequence[str]:
         lacks = []
         try:
             catalog().champion(settings.model)
@@ -189,19 +191,19 @@ async def services(
 
     try:
         yield Services(
-            gateway=gateway,
-            memory=PredictionHistoryService(
+            predictions=service,
+            history=PredictionHistoryService(
                 predictions=predictions, feedback=FeedbackRepository(database), privacy=privacy
             ),
-            recall=lambda: recall_in(catalog().space or settings.space),
+            in_space=lambda: services_in(catalog().space or settings.space),
             spaces=Spaces(SpaceRepository(database), lifecycle.space_encoder, catalog),
             accounts=AccountService(users=users, keys=keys, authenticator=authenticator),
             lifecycle=lifecycle,
             experiments=Experiments(ExperimentRepository(database), evidence, catalog, lifecycle.evaluate),
             authenticator=authenticator,
-            limits=RateLimiter(settings.rate_limit),
+            rate_limiter=RateLimiter(settings.rate_limit),
             catalog=catalog,
-            missing=missing,
+            missing_parts=missing_parts,
             metrics=metrics,
             version=version("valence"),
             metrics_open=settings.metrics_open,
@@ -210,11 +212,11 @@ async def services(
     finally:
         for chore in chores:
             chore.cancel()
-        await gateway.close()
+        await service.close()
         await aside.close()
         with suppress(DatabaseError):
             await authenticator.note_uses()
-            await evidence.add_faults(gateway.faults.take())
+            await evidence.add_faults(service.faults.take())
         await database.close()
         if spans is not None:
             await asyncio.to_thread(spans.close)

@@ -38,7 +38,7 @@ from serving.accounts.rate_limits import RateLimiter
 from serving.accounts.service import AccountService
 from serving.analytics.service import Insights
 from serving.api import Services, create_api
-from serving.api.dependencies import Recall
+from serving.api.dependencies import SpaceServices
 from serving.control.lifecycle import LocalLifecycle
 from serving.core.caller import Role
 from serving.core.catalog import Catalog, CatalogEntry, VersionState
@@ -182,7 +182,7 @@ def _platform(
     authenticator = Authenticator(
         records["keys"], installation_key=KEY, now=clock.now, monotonic=clock.monotonic
     )
-    gateway = PredictionService(
+    service = PredictionService(
         replicas=lambda digest: metrics.watched(digest[:16], encoders),
         writer=records["writer"],
         idempotency=records["idempotency"],
@@ -217,7 +217,7 @@ def _platform(
         audit=FakeLog(),
     )
 
-    async def missing() -> Sequence[str]:
+    async def missing_parts() -> Sequence[str]:
         return lacks
 
     aside = BackgroundExecutor()
@@ -225,17 +225,17 @@ def _platform(
         similarity=records["similarity"],
         vectors=records["vectors"],
         keywords=records["keywords"],
-        embed=partial(gateway.embed, space=SPACE),
+        embed=partial(service.embed, space=SPACE),
     )
-    recall = Recall(
-        searching=searching,
-        opinions=Opinions(
+    in_space = SpaceServices(
+        search=searching,
+        label_suggestions=Opinions(
             predictions=records["predictions"],
             truths=records["truths"],
-            searching=searching,
+            search=searching,
             catalog=catalog,
         ),
-        insights=Insights(
+        analytics=Insights(
             windows=records["windows"],
             truths=records["truths"],
             contrasts=records["contrasts"],
@@ -243,22 +243,22 @@ def _platform(
             aside=aside,
             default_model=MODEL,
         ),
-        erasures=ErasureService(records["erasures"], backup_days=30),
+        erasure=ErasureService(records["erasures"], backup_days=30),
     )
     services = Services(
-        gateway=gateway,
-        memory=PredictionHistoryService(
+        predictions=service,
+        history=PredictionHistoryService(
             predictions=records["predictions"], feedback=records["feedback"], privacy=privacy
         ),
-        recall=lambda: recall,
+        in_space=lambda: in_space,
         spaces=Spaces(records["spaces"], lifecycle.space_encoder, catalog),
         accounts=AccountService(users=records["users"], keys=records["keys"], authenticator=authenticator),
         experiments=Experiments(records["experiments"], records["evidence"], catalog, lifecycle.evaluate),
         lifecycle=lifecycle,
         authenticator=authenticator,
-        limits=RateLimiter(rate, clock=clock.monotonic),
+        rate_limiter=RateLimiter(rate, clock=clock.monotonic),
         catalog=catalog,
-        missing=missing,
+        missing_parts=missing_parts,
         metrics=metrics,
         version="0",
         **settings,
@@ -335,7 +335,7 @@ async def fake_platform(
     platform.store, platform.key_records = store, keys
     platform.keys = {role: await add_key(keys, role) for role in Role}
     yield platform
-    await platform.services.gateway.close()
+    await platform.services.predictions.close()
     await platform.aside.close()
 
 
@@ -376,5 +376,5 @@ async def stored_platform(
         platform.database = database
         platform.keys = {role: await add_key(keys, role) for role in Role}
         yield platform
-        await platform.services.gateway.close()
+        await platform.services.predictions.close()
         await platform.aside.close()

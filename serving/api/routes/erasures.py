@@ -20,14 +20,14 @@ router = APIRouter(route_class=GuardedRoute, tags=["erasure"])
 @requires(Role.ADMIN, errors=(404, 422))
 async def erase_user(request: Request, user_id: UUID) -> Response:
     """Erase what was predicted about a user, and what the user said; the account stays."""
-    return _answer(await services_of(request).erasures.user(user_id, caller_of(request)))
+    return _answer(await services_of(request).erasure.user(user_id, caller_of(request)))
 
 
 @router.delete("/v1/texts/{text_id}", responses={200: {"model": ReceiptAnswer}})
 @requires(Role.ADMIN, errors=(404, 422))
 async def erase_text(request: Request, text_id: UUID) -> Response:
     """Erase a text, whoever sent it."""
-    return _answer(await services_of(request).erasures.text(text_id, caller_of(request)))
+    return _answer(await services_of(request).erasure.text(text_id, caller_of(request)))
 
 
 def _answer(dated: DatedReceipt) -> Response:

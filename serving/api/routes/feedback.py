@@ -34,7 +34,7 @@ async def feedback(request: Request) -> Response:
         comment=body.comment,
         idempotency=idempotency_of(request),
     )
-    answer = await services.memory.judge(
+    answer = await services.history.judge(
         given, caller_of(request), lambda judgement: serializers.encode(serializers.judgement(judgement))
     )
     if not answer.replayed:

@@ -34,6 +34,6 @@ async def when_ready(request: Request) -> None:
     Raises:
         NotReady: it names what is.
     """
-    missing = await services_of(request).missing()
+    missing = await services_of(request).missing_parts()
     if missing:
         raise NotReady(f"not ready: {'; '.join(missing)}", retry_after=2)

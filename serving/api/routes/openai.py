@@ -30,9 +30,9 @@ async def embeddings(request: Request) -> Response:
     space = catalog.space
     if body.model != space and body.model not in catalog.models:
         raise NotFound(f"there is no such embedding model: use {space!r}")
-    services.limits.take(caller_of(request), len(body.input))
+    services.rate_limiter.take(caller_of(request), len(body.input))
     vectors, tokens = await while_connected(
-        request.receive, services.gateway.embed(body.input, BodyLocation(("body", "input")), space=space)
+        request.receive, services.predictions.embed(body.input, BodyLocation(("body", "input")), space=space)
     )
     rows = np.ascontiguousarray(vectors, "<f4")
     data = [

@@ -40,8 +40,8 @@ async def run(
 ) -> Answer:
     """Ask the gateway for predictions, as long as the client stays, and measure it."""
     services, caller = services_of(request), caller_of(request)
-    services.limits.take(caller, len(ask.texts))
-    answer = await while_connected(request.receive, services.gateway.predict(ask, caller, draw))
+    services.rate_limiter.take(caller, len(ask.texts))
+    answer = await while_connected(request.receive, services.predictions.predict(ask, caller, draw))
     if answer.timing is not None:
         services.metrics.timed(answer.timing)
     return answer
@@ -110,7 +110,7 @@ async def predictions(request: Request, query: Annotated[PredictionQuery, Query(
         until=query.until,
         has_feedback=query.has_feedback,
     )
-    page = await services_of(request).memory.predictions(
+    page = await services_of(request).history.predictions(
         filters, caller_of(request), limit=query.limit, cursor=query.cursor
     )
     items = [serializers.remembered(found) for found in page.items]
@@ -124,7 +124,7 @@ async def predictions(request: Request, query: Annotated[PredictionQuery, Query(
 @requires(Role.CLIENT, errors=(404, 422))
 async def prediction(request: Request, prediction_id: UUID) -> Response:
     """A stored prediction with its feedback."""
-    found = await services_of(request).memory.prediction(prediction_id, caller_of(request))
+    found = await services_of(request).history.prediction(prediction_id, caller_of(request))
     return serializers.json_response(serializers.remembered(found))
 
 
@@ -134,7 +134,7 @@ async def _explained(request: Request, answer: Answer) -> Answer:
     It is never kept with the answer: a replay computes it again.
     """
     content = orjson.loads(answer.body)
-    opinions = services_of(request).opinions
+    opinions = services_of(request).label_suggestions
     try:
         found = await while_connected(request.receive, opinions.of(UUID(content["id"]), caller_of(request)))
         content["second_opinion"] = serializers.opinion(found)

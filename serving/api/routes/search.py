@@ -23,7 +23,7 @@ async def similar(request: Request) -> Response:
     """Find stored texts by meaning."""
     body = parse(SimilarRequest, body_of(request))
     services, caller = services_of(request), caller_of(request)
-    services.limits.take(caller, 1)
+    services.rate_limiter.take(caller, 1)
     filters = body.filters
     search = Search(
         query=Example(text=body.text, prediction_id=body.prediction_id, embedding=body.embedding),
@@ -43,7 +43,7 @@ async def similar(request: Request) -> Response:
         min_similarity=body.min_similarity,
         exact=body.exact,
     )
-    found = await while_connected(request.receive, services.searching.similar(search, caller))
+    found = await while_connected(request.receive, services.search.similar(search, caller))
     counts = counted(found.neighbours) if body.counts else None
     return serializers.json_response(serializers.found(found, counts))
 
@@ -54,10 +54,10 @@ async def duplicates(request: Request) -> Response:
     """Find the stored near-duplicates of a text."""
     body = parse(DuplicatesRequest, body_of(request))
     services, caller = services_of(request), caller_of(request)
-    services.limits.take(caller, 1)
+    services.rate_limiter.take(caller, 1)
     found = await while_connected(
         request.receive,
-        services.searching.duplicates(_example(body), caller, min_similarity=body.min_similarity, k=body.k),
+        services.search.duplicates(_example(body), caller, min_similarity=body.min_similarity, k=body.k),
     )
     return serializers.json_response(serializers.found(Found(neighbours=found), None))
 

@@ -22,8 +22,8 @@ router = APIRouter(prefix="/v1/predictions/{prediction_id}", route_class=Guarded
 async def second_opinion(request: Request, prediction_id: UUID) -> Response:
     """What people said of the texts nearest to a prediction's."""
     services, caller = services_of(request), caller_of(request)
-    services.limits.take(caller, 1)
-    found = await while_connected(request.receive, services.opinions.of(prediction_id, caller))
+    services.rate_limiter.take(caller, 1)
+    found = await while_connected(request.receive, services.label_suggestions.of(prediction_id, caller))
     return serializers.json_response(serializers.opinion(found))
 
 
@@ -34,9 +34,11 @@ async def corrections(
 ) -> Response:
     """Which predictions of near-duplicates the correction of this one speaks against."""
     services, caller = services_of(request), caller_of(request)
-    services.limits.take(caller, 1)
+    services.rate_limiter.take(caller, 1)
     found = await while_connected(
         request.receive,
-        services.opinions.corrections(prediction_id, caller, min_similarity=query.min_similarity, k=query.k),
+        services.label_suggestions.corrections(
+            prediction_id, caller, min_similarity=query.min_similarity, k=query.k
+        ),
     )
     return serializers.json_response(serializers.corrections(found))

@@ -96,7 +96,7 @@ async def test_without_room_a_prediction_is_refused_before_its_body_is_read(
     def full() -> None:
         raise Overloaded("full", retry_after=4)
 
-    monkeypatch.setattr(platform.services.gateway, "require_room", full)
+    monkeypatch.setattr(platform.services.predictions, "require_room", full)
     async with platform.client() as client:
         unread = await client.post("/v1/predict", content=b"not JSON at all")
         repeated = await client.post(
@@ -270,7 +270,7 @@ async def test_a_client_that_leaves_is_dropped_before_its_text_is_computed(platf
     async def send(message: object) -> None:
         sent.append(message)
 
-    door = platform.services.gateway._compute._door("e" * 64, bulk=False)
+    door = platform.services.predictions._compute._door("e" * 64, bulk=False)
     door._free_slots = 0
     scope = {
         "type": "http",

@@ -116,7 +116,7 @@ async def test_where_the_challenger_fails_the_champion_answers_and_the_fault_is_
     answer = await client.post("/v1/predict", json={"text": "so good"})
     assert answer.status_code == 201
     assert (answer.json()["arm"], answer.json()["experiment_id"]) == ("champion", None)
-    assert platform.services.gateway.faults.take() == {(made.experiment_id, 3, "challenger"): 1}
+    assert platform.services.predictions.faults.take() == {(made.experiment_id, 3, "challenger"): 1}
 
 
 async def test_a_shadow_scores_after_the_reply_and_is_stored_as_such(
@@ -127,7 +127,7 @@ async def test_a_shadow_scores_after_the_reply_and_is_stored_as_such(
     assert (answer["arm"], answer["model_version"]) == ("champion", "2")
     store = platform.store
     assert store is not None
-    await platform.services.gateway.close()
+    await platform.services.predictions.close()
     shadow = next(row for row in store.predictions.values() if row.arm == "shadow")
     assert (shadow.version, shadow.experiment_id) == ("1", made.experiment_id)
     assert shadow.id > UUID(answer["id"])
@@ -147,8 +147,8 @@ async def test_a_shadow_that_fails_is_counted_and_felt_by_nobody(
     made = split(platform, shadow=True)
     platform.encoders.broken_versions = {"1"}
     assert (await client.post("/v1/predict", json={"text": "so good"})).status_code == 201
-    await platform.services.gateway.close()
-    assert platform.services.gateway.faults.take() == {(made.experiment_id, 3, "shadow"): 1}
+    await platform.services.predictions.close()
+    assert platform.services.predictions.faults.take() == {(made.experiment_id, 3, "shadow"): 1}
 
 
 async def test_what_was_not_stored_has_no_shadow(platform: Platform, client: httpx.AsyncClient) -> None:
@@ -158,7 +158,7 @@ async def test_what_was_not_stored_has_no_shadow(platform: Platform, client: htt
     store.down = True
     assert (await client.post("/v1/predict", json={"text": "so good"})).status_code == 503
     store.down = False
-    await platform.services.gateway.close()
+    await platform.services.predictions.close()
     assert not store.predictions
 
 
