@@ -18,7 +18,7 @@ from benchmarks.filling import Store, empty_store
 from benchmarks.load import sentences
 from benchmarks.report import middle, ratios, report
 from benchmarks.words import BATCH, SPACE, round_of
-from db.accounts.keys import Keys, NewKey
+from db.accounts.keys import KeyRepository, NewKey
 from db.connection.engine import Database
 from db.core.cipher import Cipher, fresh_key, of_text
 from db.embeddings.segments import Segments
@@ -77,7 +77,7 @@ async def measured(url: str, arguments: argparse.Namespace) -> None:
     await Segments(both[True], SPACE).ensure()
     holder = uuid4()
     new = NewKey(id=holder, digest=bytes(32), role="client", name="encryption", owner_id=None)
-    await Keys(both[True]).create(new, actor=None)
+    await KeyRepository(both[True]).create(new, actor=None)
     stores = {keyed: Store(database, SPACE, holder) for keyed, database in both.items()}
     times: dict[bool, list[list[float]]] = {True: [], False: []}
     for number in range(arguments.rounds):

@@ -18,7 +18,7 @@ from benchmarks.filling import Store, empty_store
 from benchmarks.limit import space_folder
 from benchmarks.load import sentences
 from benchmarks.report import report
-from db.accounts.keys import Keys, NewKey
+from db.accounts.keys import KeyRepository, NewKey
 from db.connection.engine import Database
 from db.embeddings.segments import Segments
 from db.embeddings.spaces import SpaceRepository
@@ -60,7 +60,7 @@ async def measured(url: str, count: int) -> None:
     key = NewKey(
         id=holder, digest=bytes(32), role="client", name="x", owner_id=None, rate_limit=None, expires_at=None
     )
-    await Keys(database).create(key, actor=None)
+    await KeyRepository(database).create(key, actor=None)
     store, random, known = Store(database, OLD, holder), np.random.default_rng(1), sentences()
     for _ in range(count // BATCH):
         contents = [f"{each} {uuid4().hex[:6]}" for each in random.choice(known, BATCH)]

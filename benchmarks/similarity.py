@@ -27,7 +27,7 @@ from benchmarks.limit import space_folder
 from benchmarks.load import sentences
 from benchmarks.peers import vector_stores
 from benchmarks.report import report
-from db.accounts.keys import Keys, NewKey
+from db.accounts.keys import KeyRepository, NewKey
 from db.connection.engine import Database
 from db.embedded.server import EmbeddedPostgres
 from db.embeddings.segments import ROWS, Segments
@@ -112,7 +112,7 @@ def nearest(queries: Vectors, rows: Vectors, fits: NDArray[np.int64] | None = No
 async def store(database: Database, rows: Vectors, versions: Sequence[str], size: Size) -> list[UUID]:
     """Rows written in order, then closed, indexed and merged until housekeeping has no more to do; the texts' ids."""
     holder = uuid4()
-    await Keys(database).create(
+    await KeyRepository(database).create(
         NewKey(id=holder, digest=holder.bytes * 2, role="engineer", name="fill", owner_id=None), actor=None
     )
     await Partitions(database).ensure(datetime.now(UTC))

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.filling import Store, empty_store
 from benchmarks.load import sentences
 from benchmarks.report import middle, ratios, report
-from db.accounts.keys import Keys, NewKey
+from db.accounts.keys import KeyRepository, NewKey
 from db.connection.engine import Database
 from db.embeddings.segments import Segments
 from db.predictions.partitions import Partitions
@@ -60,7 +60,7 @@ async def measured(url: str, arguments: argparse.Namespace) -> None:
     await Partitions(database).ensure(datetime.now(UTC))
     await Segments(database, SPACE).ensure()
     holder = uuid4()
-    await Keys(database).create(
+    await KeyRepository(database).create(
         NewKey(
             id=holder,
             digest=bytes(32),

@@ -15,7 +15,7 @@ from db.connection.engine import Database
 from db.errors import Duplicate, NotFound
 from db.schema import tables
 
-_K = tables.ApiKey
+_K = tables.ApiKeyRow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +52,7 @@ class Key:
         return self.owner_id or self.id
 
 
-class Keys:
+class KeyRepository:
     """Keys are never removed: a revoked one stays as a record."""
 
     def __init__(self, database: Database) -> None:
@@ -88,7 +88,7 @@ class Keys:
             )
         return Key(**row._mapping)
 
-    async def by_id(self, key_id: UUID) -> Key | None:
+    async def find(self, key_id: UUID) -> Key | None:
         """The key as it is now, revoked or not; for every authentication that no cache answers."""
         async with (
             self._database.hot_read() as connection,
@@ -99,7 +99,7 @@ class Keys:
 
     async def list(self, *, owner_id: UUID | None = None) -> tuple[Key, ...]:
         """All keys, or one owner's, oldest first."""
-        query = select(*_COLUMNS).where(_K.id != tables.NOBODY).order_by(_K.created_at, _K.id)
+        query = select(*_COLUMNS).where(_K.id != tables.NIL_ID).order_by(_K.created_at, _K.id)
         if owner_id is not None:
             query = query.where(_K.owner_id == owner_id)
         async with self._database.begin() as connection:

@@ -13,7 +13,7 @@ from db.connection.engine import Database
 from db.errors import Duplicate, NotFound
 from db.schema import tables
 
-_U = tables.User
+_U = tables.UserRow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +26,7 @@ class User:
     created_at: datetime
 
 
-class Users:
+class UserRepository:
     """Usernames and e-mail addresses are unique, whatever their case."""
 
     def __init__(self, database: Database) -> None:

@@ -14,7 +14,7 @@ from db.core import binary
 from db.core.binary import Vector
 from db.core.cipher import of_text
 from db.core.ids import uuid7_floor
-from db.schema.tables import DIMENSIONS, NOBODY
+from db.schema.tables import DIMENSIONS, NIL_ID
 
 # The latest predictions of the window that are looked at, and the texts in them that are compared.
 SCANNED: Final = 50_000
@@ -122,7 +122,7 @@ class DisagreementRepository:
             "until": uuid7_floor(window.until),
             "scanned": self._scanned,
             "compared": self._compared,
-            "nobody": NOBODY,
+            "nobody": NIL_ID,
             "model": model,
             "one": one,
             "other": other,

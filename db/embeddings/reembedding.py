@@ -14,7 +14,7 @@ from db.core import binary
 from db.core.cipher import of_text
 from db.core.ids import uuid7_floor
 from db.errors import Conflict, translated
-from db.schema.tables import DIMENSIONS, NOBODY
+from db.schema.tables import DIMENSIONS, NIL_ID
 
 _PAGE: Final[LiteralString] = """
     SELECT id, NOT spaces @> ARRAY[%(space)s::text] FROM text_inputs
@@ -64,7 +64,7 @@ class Reembedding:
         self._database = database
         self._space = space
 
-    async def page(self, after: UUID = NOBODY, *, limit: int) -> Page:
+    async def page(self, after: UUID = NIL_ID, *, limit: int) -> Page:
         """Looks at the `limit` texts after an id."""
         values = {"space": self._space, "after": after, "limit": limit}
         async with self._database.hot_read() as connection:
@@ -75,7 +75,7 @@ class Reembedding:
 
     async def recent(self, since: datetime, *, limit: int) -> Sequence[UUID]:
         """Texts without a vector among those that were predicted since then."""
-        values = {"space": self._space, "since": uuid7_floor(since), "nobody": NOBODY, "limit": limit}
+        values = {"space": self._space, "since": uuid7_floor(since), "nobody": NIL_ID, "limit": limit}
         async with self._database.hot_read() as connection:
             return [row[0] for row in await (await connection.execute(_RECENT, values)).fetchall()]
 
@@ -105,7 +105,7 @@ class Reembedding:
                 await connection.execute(_LOCKED, values)
                 return (await connection.execute(_ADDED, values)).rowcount
 
-    async def strike(self, after: UUID = NOBODY, *, limit: int) -> UUID | None:
+    async def strike(self, after: UUID = NIL_ID, *, limit: int) -> UUID | None:
         """Strikes the space off the `limit` texts after an id: the last id, None once there are no more."""
         values = {"space": self._space, "after": after, "limit": limit}
         with translated():

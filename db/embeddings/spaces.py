@@ -18,7 +18,7 @@ from db.accounts import audit
 from db.connection.engine import Database
 from db.core.ids import uuid7_floor
 from db.errors import Conflict, NotFound
-from db.schema.tables import NOBODY
+from db.schema.tables import NIL_ID
 
 _LOCK: Final = 0x56414C_5350_4345
 # A text that came so lately may lack a vector that is on its way.
@@ -148,7 +148,7 @@ class SpaceRepository:
             # All texts are looked at, which no index could do.
             await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             counted = await connection.execute(
-                text(_LACKING), {"name": name, "nobody": NOBODY, "fresh": FRESH_SECONDS}
+                text(_LACKING), {"name": name, "nobody": NIL_ID, "fresh": FRESH_SECONDS}
             )
             if lacking := int(counted.scalar_one()):
                 raise Conflict(
@@ -181,7 +181,7 @@ class SpaceRepository:
                 text(_LACKING_SINCE),
                 {
                     "name": name,
-                    "nobody": NOBODY,
+                    "nobody": NIL_ID,
                     "since": uuid7_floor(row.live_at - 2 * timedelta(seconds=FRESH_SECONDS)),
                     "until": uuid7_floor(row.now - timedelta(seconds=within)),
                 },

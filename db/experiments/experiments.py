@@ -19,7 +19,7 @@ from db.connection.engine import Database
 from db.errors import Conflict, Duplicate, NotFound
 from db.schema import tables
 
-_E, _S, _D = tables.Experiment, tables.ExperimentStage, tables.Decision
+_E, _S, _D = tables.ExperimentRow, tables.ExperimentStageRow, tables.DecisionRow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,7 @@ from db.connection.engine import Database
 from db.errors import NotFound
 from db.schema import tables
 
-_E = tables.Evaluation
+_E = tables.EvaluationRow
 _LOCK: Final = 0x4556_414C
 ATTEMPTS: Final = 3
 # A request whose process gave no sign for so long is nobody's.

@@ -21,7 +21,7 @@ from db.connection.engine import Database
 from db.errors import Contested, NotFound, Rejected
 from db.schema import tables
 
-_P = tables.Promotion
+_P = tables.PromotionRow
 _LOCK: Final = 0x50524F4D
 
 

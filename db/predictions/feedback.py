@@ -21,8 +21,8 @@ from db.predictions.idempotency import answer_with, claim
 from db.predictions.submissions import Mismatch, NewIdempotency, Replayed
 from db.schema import tables
 
-_F = tables.Feedback
-_P = tables.Prediction
+_F = tables.FeedbackRow
+_P = tables.PredictionRow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +100,7 @@ async def _upsert(
         literal(feedback.label, _F.label.type),
         literal(comment if sealed is None else None, _F.comment.type),
         literal(sealed, _F.sealed.type),
-    ).where(_P.id == feedback.prediction_id, _P.text_id != tables.NOBODY)
+    ).where(_P.id == feedback.prediction_id, _P.text_id != tables.NIL_ID)
     if scope is not None:
         source = source.where(_P.holder_id == scope)
     # Waits for an erasure that is under way, and then finds nothing to judge.

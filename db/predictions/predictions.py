@@ -21,7 +21,7 @@ from db.errors import NotFound, Rejected
 from db.predictions.feedback import Judgement, judgements
 from db.schema import tables
 
-_P = tables.Prediction
+_P = tables.PredictionRow
 _Query: TypeAlias = Select[*tuple[Any, ...]]
 
 
@@ -128,8 +128,8 @@ def _selected() -> _Query:
     query = select(
         _P.id,
         _P.text_id,
-        tables.TextInput.content.label("text"),
-        tables.TextInput.sealed,
+        tables.TextInputRow.content.label("text"),
+        tables.TextInputRow.sealed,
         _P.user_id,
         _P.key_id,
         _P.holder_id,
@@ -146,7 +146,9 @@ def _selected() -> _Query:
         _P.queue_ms,
         _P.infer_ms,
     )
-    return query.join(tables.TextInput, tables.TextInput.id == _P.text_id).where(_P.text_id != tables.NOBODY)
+    return query.join(tables.TextInputRow, tables.TextInputRow.id == _P.text_id).where(
+        _P.text_id != tables.NIL_ID
+    )
 
 
 def _narrowed(query: _Query, filters: PredictionFilters) -> _Query:
@@ -165,7 +167,7 @@ def _narrowed(query: _Query, filters: PredictionFilters) -> _Query:
     if filters.until is not None:
         query = query.where(_P.id < uuid7_floor(filters.until))
     if filters.has_feedback is not None:
-        judged = exists().where(tables.Feedback.prediction_id == _P.id)
+        judged = exists().where(tables.FeedbackRow.prediction_id == _P.id)
         query = query.where(judged if filters.has_feedback else ~judged)
     return query
 

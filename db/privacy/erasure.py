@@ -38,7 +38,7 @@ from db.privacy.erasure_sql import (
     TEXTS,
     VECTORS,
 )
-from db.schema.tables import NOBODY
+from db.schema.tables import NIL_ID
 from db.search.similarity import SimilarityRepository
 
 # Texts this near to an erased one are named in the receipt: at 0.95 a few words differ.
@@ -49,7 +49,7 @@ _NEAR_SECONDS: Final = 10.0
 _NEAR_EACH: Final = 100
 
 
-class Kind(StrEnum):
+class ErasureKind(StrEnum):
     """What an erasure is about."""
 
     USER = "user"
@@ -57,7 +57,7 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Counts:
+class ErasedCounts:
     """What an erasure removed, by kind; rows of predictions and feedback stay, with nobody and nothing in them."""
 
     predictions: int = 0
@@ -68,9 +68,9 @@ class Counts:
     idempotency: int = 0
     jobs: int = 0
 
-    def __add__(self, other: "Counts") -> "Counts":
+    def __add__(self, other: "ErasedCounts") -> "ErasedCounts":
         names = [field.name for field in fields(self)]
-        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        return ErasedCounts(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
     def as_dict(self) -> dict[str, int]:
         """By name."""
@@ -87,12 +87,12 @@ class NearCopies:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Receipt:
+class ErasureReceipt:
     """What an erasure did; `shared` texts stay, because others sent them too (the first `NAMED` are named)."""
 
-    kind: Kind
+    kind: ErasureKind
     subject: UUID
-    erased: Counts
+    erased: ErasedCounts
     shared: int
     shared_text_ids: tuple[UUID, ...]
     near_copies: NearCopies
@@ -100,14 +100,14 @@ class Receipt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Step:
-    counts: Counts
+    counts: ErasedCounts
     gone: frozenset[UUID] = frozenset()
     kept: frozenset[UUID] = frozenset()
     vectors: Sequence[Vector] = ()
     last: bool = False
 
 
-class Erasures:
+class ErasureRepository:
     """Whatever was acknowledged before the call is erased when it returns; safe beside writers and searches.
 
     An erased prediction keeps its id, model, version, arm, experiment, label, timings and the tenth its confidence lies
@@ -119,39 +119,39 @@ class Erasures:
         self._similarity = similarity
         self._space = space
 
-    async def erase_user(self, user_id: UUID, *, actor: UUID | None) -> Receipt:
+    async def erase_user(self, user_id: UUID, *, actor: UUID | None) -> ErasureReceipt:
         """Erases what was predicted about the user, or for a key of the user about nobody, and the user's judgements.
 
         Raises:
             NotFound: no such user.
             Unavailable: it was pushed aside too often; what is left is erased by the next call.
         """
-        return await self._erase(Kind.USER, user_id, actor)
+        return await self._erase(ErasureKind.USER, user_id, actor)
 
-    async def erase_text(self, text_id: UUID, *, actor: UUID | None) -> Receipt:
+    async def erase_text(self, text_id: UUID, *, actor: UUID | None) -> ErasureReceipt:
         """Erases a text, whoever sent it.
 
         Raises:
             NotFound: no such text, and none was erased by this id.
             Unavailable: as above.
         """
-        return await self._erase(Kind.TEXT, text_id, actor)
+        return await self._erase(ErasureKind.TEXT, text_id, actor)
 
-    async def _erase(self, kind: Kind, subject: UUID, actor: UUID | None) -> Receipt:
+    async def _erase(self, kind: ErasureKind, subject: UUID, actor: UUID | None) -> ErasureReceipt:
         async with self._database.begin() as connection:
             known = await connection.execute(text(KNOWN[kind]), {"subject": subject, "name": str(subject)})
-            if subject == NOBODY or not known.scalar_one():
+            if subject == NIL_ID or not known.scalar_one():
                 raise NotFound(f"there is no {kind} {subject}")
-            await connection.execute(text(BLANKS[0]), {"nobody": NOBODY})
-            await connection.execute(text(BLANKS[1]), {"nobody": NOBODY})
+            await connection.execute(text(BLANKS[0]), {"nobody": NIL_ID})
+            await connection.execute(text(BLANKS[1]), {"nobody": NIL_ID})
         values = {
             "subject": subject,
-            "nobody": NOBODY,
+            "nobody": NIL_ID,
             "salt": secrets.token_hex(32),
             "limit": _STEP_ROWS,
             "holder": None,
         }
-        counts, gone, kept, vectors = Counts(), set[UUID](), set[UUID](), list[Vector]()
+        counts, gone, kept, vectors = ErasedCounts(), set[UUID](), set[UUID](), list[Vector]()
         last = False
         while not last:
             step = await attempt(
@@ -162,7 +162,7 @@ class Erasures:
             kept |= step.kept
             vectors += step.vectors[: NAMED - len(vectors)]
         shared = sorted(kept - gone)
-        return Receipt(
+        return ErasureReceipt(
             kind=kind,
             subject=subject,
             erased=counts,
@@ -172,18 +172,18 @@ class Erasures:
         )
 
     async def _step(
-        self, connection: AsyncConnection, kind: Kind, values: Mapping[str, Any], actor: UUID | None
+        self, connection: AsyncConnection, kind: ErasureKind, values: Mapping[str, Any], actor: UUID | None
     ) -> _Step:
         """Up to so many predictions and what belongs to them; the last step has everything else."""
         found = (await connection.execute(text(CANDIDATES[kind]), values)).all()
-        texts = sorted({row.text_id for row in found} - {NOBODY})
+        texts = sorted({row.text_id for row in found} - {NIL_ID})
         # As the writer does: texts by id, then predictions by id. Who names one of these texts waits, or has committed.
         await connection.execute(text(TEXT_LOCKS), {"texts": texts})
         rows = (await connection.execute(text(DOOMED[kind]), {**values, "texts": texts})).all()
-        last = len(found if kind is Kind.USER else rows) < values["limit"]
+        last = len(found if kind is ErasureKind.USER else rows) < values["limit"]
         step = await self._forget(connection, values, texts, rows)
         counts = step.counts
-        if last and kind is Kind.USER:
+        if last and kind is ErasureKind.USER:
             counts += await _forget_acts(connection, values)
         await audit.append(
             connection,
@@ -201,7 +201,7 @@ class Erasures:
         ids = [row.id for row in rows]
         named = {**values, "ids": ids, "texts": texts}
         judged = (await connection.execute(text(COMMENTS), named)).all()
-        named["holders"] = list({row.holder_id for row in (*rows, *judged)} - {NOBODY})
+        named["holders"] = list({row.holder_id for row in (*rows, *judged)} - {NIL_ID})
         repeatable = await connection.execute(text(REPEATABLE), named)
         await connection.execute(text(FEEDBACK), named)
         await connection.execute(text(PREDICTIONS), named)
@@ -209,7 +209,7 @@ class Erasures:
         vectors = (await connection.execute(text(VECTORS), named)).all()
         gone = frozenset((await connection.execute(text(TEXTS), named)).scalars())
         return _Step(
-            counts=Counts(
+            counts=ErasedCounts(
                 predictions=len(ids),
                 texts=len(gone),
                 embeddings=len(vectors),
@@ -240,7 +240,7 @@ class Erasures:
         return NearCopies(cosine=NEAR_COSINE, text_ids=tuple(sorted(near))[:NAMED], complete=complete)
 
 
-async def _forget_acts(connection: AsyncConnection, values: Mapping[str, Any]) -> Counts:
+async def _forget_acts(connection: AsyncConnection, values: Mapping[str, Any]) -> ErasedCounts:
     """What the user did beyond predictions: judgements of others', answers kept for repetitions, finished jobs."""
     given = (await connection.execute(text(GIVEN), values)).all()
     if given:
@@ -250,7 +250,7 @@ async def _forget_acts(connection: AsyncConnection, values: Mapping[str, Any]) -
         )
     kept = await connection.execute(text(IDEMPOTENCY), values)
     jobs = await connection.execute(text(JOBS), values)
-    return Counts(
+    return ErasedCounts(
         feedback=len(given),
         comments=sum(row.commented for row in given),
         idempotency=kept.rowcount,

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from db.connection.engine import Database
 from db.embeddings import segments
-from db.schema.tables import NOBODY
+from db.schema.tables import NIL_ID
 
 _STEP_TEXTS: Final = 2_000
 
@@ -40,7 +40,7 @@ class Retention:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._after: UUID = NOBODY
+        self._after: UUID = NIL_ID
 
     async def sweep_texts(self, before: datetime, limit: int = _STEP_TEXTS) -> int:
         """Removes those of the next `limit` texts that came before that time and that nothing names: how many."""
@@ -56,7 +56,7 @@ class Retention:
                 await segments.stay(connection)
                 await connection.execute(text(_VECTORS), {"ids": ids})
                 await connection.execute(text(_TEXTS), {"ids": ids})
-        self._after = rows[-1].id if len(rows) == limit else NOBODY
+        self._after = rows[-1].id if len(rows) == limit else NIL_ID
         return len(ids)
 
     async def sweep_jobs(self, before: datetime, limit: int = _STEP_TEXTS) -> int:

@@ -17,7 +17,7 @@ from db.connection.retries import attempt
 from db.core.cipher import PLAIN, Cipher, of_answer, of_comment, of_text
 from db.errors import Unreadable
 from db.privacy.rotation_sql import COUNTED, LET_GO, LOOKED_AT, PUT, STALE
-from db.schema.tables import NOBODY
+from db.schema.tables import NIL_ID
 from db.schema.text_keys import WANTED
 
 Say: TypeAlias = Callable[[str], None]
@@ -27,7 +27,7 @@ _SAID_EVERY: Final = 100
 _NAMED: Final = 10
 
 
-class Kind(StrEnum):
+class SealedKind(StrEnum):
     """What may be encrypted."""
 
     TEXTS = "texts"
@@ -36,27 +36,31 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rotated:
+class RotationResult:
     """How many values were rewritten, and how many are now under each key (`plain`: under none), by kind.
 
     `let_go`: keys that nothing is under any more. `unreadable`: the first values that couldn't be decrypted, as an
     error names them; they stay as they are.
     """
 
-    rewritten: Mapping[Kind, int]
-    held: Mapping[str, Mapping[Kind, int]]
+    rewritten: Mapping[SealedKind, int]
+    held: Mapping[str, Mapping[SealedKind, int]]
     let_go: Sequence[str]
     unreadable: Sequence[str]
 
 
 # From here on: what a row with the smallest key comes after.
-_BEFORE_ALL: Final[Mapping[Kind, Mapping[str, Any]]] = {
-    Kind.TEXTS: {"id": NOBODY},
-    Kind.COMMENTS: {"prediction_id": NOBODY, "holder_id": NOBODY},
-    Kind.ANSWERS: {"holder_id": NOBODY, "route": "", "key": ""},
+_BEFORE_ALL: Final[Mapping[SealedKind, Mapping[str, Any]]] = {
+    SealedKind.TEXTS: {"id": NIL_ID},
+    SealedKind.COMMENTS: {"prediction_id": NIL_ID, "holder_id": NIL_ID},
+    SealedKind.ANSWERS: {"holder_id": NIL_ID, "route": "", "key": ""},
 }
 # What stands in the plain column of a sealed row.
-_EMPTY: Final[Mapping[Kind, bytes | None]] = {Kind.TEXTS: b"", Kind.COMMENTS: None, Kind.ANSWERS: b""}
+_EMPTY: Final[Mapping[SealedKind, bytes | None]] = {
+    SealedKind.TEXTS: b"",
+    SealedKind.COMMENTS: None,
+    SealedKind.ANSWERS: b"",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,15 +83,15 @@ class Rotation:
         self._database = database
         self._step_rows = step_rows
 
-    async def run(self, say: Say) -> Rotated:
+    async def run(self, say: Say) -> RotationResult:
         """Brings every value under the key that encrypts, and lets the keys go that nothing is under any more.
 
         Raises:
             Unavailable: others pushed it aside too often.
         """
-        rewritten: dict[Kind, int] = {}
+        rewritten: dict[SealedKind, int] = {}
         unreadable: list[str] = []
-        for kind in Kind:
+        for kind in SealedKind:
             after: Mapping[str, Any] | None = _BEFORE_ALL[kind]
             looked = steps = rewritten[kind] = 0
             while after is not None:
@@ -99,9 +103,9 @@ class Rotation:
                     say(f"{kind}: {rewritten[kind]:,} of {looked:,} rewritten")
         say("counting")
         held, let_go = await attempt(self._database, lambda connection: self._close(connection, rewritten))
-        return Rotated(rewritten=rewritten, held=held, let_go=let_go, unreadable=unreadable)
+        return RotationResult(rewritten=rewritten, held=held, let_go=let_go, unreadable=unreadable)
 
-    async def _step(self, kind: Kind, after: Mapping[str, Any]) -> _Step:
+    async def _step(self, kind: SealedKind, after: Mapping[str, Any]) -> _Step:
         async def act(connection: AsyncConnection) -> _Step:
             found = (
                 await connection.execute(text(LOOKED_AT[kind]), {**after, "limit": self._step_rows})
@@ -128,16 +132,16 @@ class Rotation:
         return await attempt(self._database, act)
 
     async def _close(
-        self, connection: AsyncConnection, rewritten: Mapping[Kind, int]
-    ) -> tuple[Mapping[str, Mapping[Kind, int]], Sequence[str]]:
+        self, connection: AsyncConnection, rewritten: Mapping[SealedKind, int]
+    ) -> tuple[Mapping[str, Mapping[SealedKind, int]], Sequence[str]]:
         """What is under each key, and the keys that were let go."""
         await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
-        held: dict[str, dict[Kind, int]] = {}
+        held: dict[str, dict[SealedKind, int]] = {}
         sealing = self._database.cipher.sealing
-        for kind in Kind:
+        for kind in SealedKind:
             for row in await connection.execute(text(COUNTED[kind])):
                 name = PLAIN if row.name is None else bytes(row.name).decode("ascii", "replace")
-                held.setdefault(name, dict.fromkeys(Kind, 0))[kind] = row.held
+                held.setdefault(name, dict.fromkeys(SealedKind, 0))[kind] = row.held
         kept = [*held, *([sealing] if sealing is not None else [])]
         # Whoever still had a key that was let go may have sealed under it since.
         given = self._database.cipher.fingerprints
@@ -155,7 +159,7 @@ class Rotation:
 
 
 def _rewritten(
-    cipher: Cipher, kind: Kind, name: Mapping[str, Any], plain: str | bytes | None, sealed: bytes | None
+    cipher: Cipher, kind: SealedKind, name: Mapping[str, Any], plain: str | bytes | None, sealed: bytes | None
 ) -> dict[str, bytes | None]:
     """The two columns of a row as they should be."""
     place = _place(kind, name)
@@ -167,11 +171,11 @@ def _rewritten(
     return {"plain": value if fresh is None else _EMPTY[kind], "sealed": fresh}
 
 
-def _place(kind: Kind, name: Mapping[str, Any]) -> str:
+def _place(kind: SealedKind, name: Mapping[str, Any]) -> str:
     match kind:
-        case Kind.TEXTS:
+        case SealedKind.TEXTS:
             return of_text(name["id"])
-        case Kind.COMMENTS:
+        case SealedKind.COMMENTS:
             return of_comment(name["prediction_id"], name["holder_id"])
-        case Kind.ANSWERS:
+        case SealedKind.ANSWERS:
             return of_answer(name["holder_id"], name["route"], name["key"])

@@ -31,7 +31,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 DIMENSIONS = 384
 
 # Stands in for the text, the key and the holder of what was erased.
-NOBODY = UUID(int=0)
+NIL_ID = UUID(int=0)
 
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -57,7 +57,7 @@ class Base(DeclarativeBase):
     }
 
 
-class Installation(Base):
+class InstallationRow(Base):
     """One row: which installation key filled this database."""
 
     __tablename__ = "installation"
@@ -68,7 +68,7 @@ class Installation(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
 
 
-class User(Base):
+class UserRow(Base):
     """Whom predictions are about, and who may own keys."""
 
     __tablename__ = "users"
@@ -83,7 +83,7 @@ class User(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
 
 
-class ApiKey(Base):
+class ApiKeyRow(Base):
     """A key's digest (SHA-256); the key itself is shown once and never stored."""
 
     __tablename__ = "api_keys"
@@ -104,7 +104,7 @@ class ApiKey(Base):
     last_used_at: Mapped[datetime | None]
 
 
-class TextKey(Base):
+class TextKeyRow(Base):
     """A key that texts, comments and answers may be sealed under, known by its fingerprint; itself nowhere here."""
 
     __tablename__ = "text_keys"
@@ -114,7 +114,7 @@ class TextKey(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
 
 
-class TextInput(Base):
+class TextInputRow(Base):
     """A text, stored once; `spaces` names the embedding spaces that hold its vector, each once.
 
     `sealed` holds it if it is encrypted, and `content` is empty then, so that its words are in no index.
@@ -137,7 +137,7 @@ class TextInput(Base):
     sealed: Mapped[bytes | None]
 
 
-class Space(Base):
+class SpaceRow(Base):
     """An embedding space that texts have vectors of: one is live, another may be built, kept whole, or leave.
 
     What is kept whole has the vectors of all texts, so that it may become live at once. `pace` is in texts a second.
@@ -158,7 +158,7 @@ class Space(Base):
     reason: Mapped[str | None]
 
 
-class Segment(Base):
+class SegmentRow(Base):
     """A part of a space's vectors, a partition of `embeddings`: open for writing, closed, then indexed.
 
     One that is `merging` has no partition yet; what was merged into another is `retired`, and no longer searched.
@@ -180,7 +180,7 @@ class Segment(Base):
     retired_at: Mapped[datetime | None]
 
 
-class Embedding(Base):
+class EmbeddingRow(Base):
     """A text's vector, unit length; the space is its segment's.
 
     No foreign key holds it to its text, because attaching a merged segment would check each row while writers wait:
@@ -195,7 +195,7 @@ class Embedding(Base):
     embedding: Mapped[Any] = mapped_column(HALFVEC(DIMENSIONS), nullable=False)
 
 
-class Experiment(Base):
+class ExperimentRow(Base):
     """How a model's traffic is split; one runs at a time."""
 
     __tablename__ = "experiments"
@@ -221,7 +221,7 @@ class Experiment(Base):
     stopped_at: Mapped[datetime | None]
 
 
-class ExperimentStage(Base):
+class ExperimentStageRow(Base):
     """A time in which an experiment's share stood still, from `started_at` to the next one's."""
 
     __tablename__ = "experiment_stages"
@@ -232,7 +232,7 @@ class ExperimentStage(Base):
     started_at: Mapped[datetime] = mapped_column(server_default=_NOW)
 
 
-class ExperimentFaults(Base):
+class ExperimentFaultRow(Base):
     """How many texts an arm could not answer in a stage."""
 
     __tablename__ = "experiment_faults"
@@ -244,7 +244,7 @@ class ExperimentFaults(Base):
     faults: Mapped[int] = mapped_column(BigInteger)
 
 
-class Decision(Base):
+class DecisionRow(Base):
     """What a policy did, on which evidence; a trigger refuses to change or remove one."""
 
     __tablename__ = "decisions"
@@ -265,7 +265,7 @@ class Decision(Base):
     numbers: Mapped[dict[str, Any]]
 
 
-class Prediction(Base):
+class PredictionRow(Base):
     """One answer of one version; its UUIDv7 says when, and chooses the month's partition."""
 
     __tablename__ = "predictions"
@@ -304,7 +304,7 @@ class Prediction(Base):
     scores: Mapped[dict[str, Any]]
 
 
-class Feedback(Base):
+class FeedbackRow(Base):
     """A judgement of a prediction, as it stands: one a holder. `sealed` holds an encrypted comment."""
 
     __tablename__ = "feedback"
@@ -321,7 +321,7 @@ class Feedback(Base):
     sealed: Mapped[bytes | None]
 
 
-class Idempotency(Base):
+class IdempotencyRow(Base):
     """What a repeated request is answered, for 24 hours; committed with what the answer stands for.
 
     `sealed` holds digest and answer if they are encrypted, and these are empty then; `names`: the predictions that the
@@ -342,7 +342,7 @@ class Idempotency(Base):
     names: Mapped[list[UUID] | None] = mapped_column(ARRAY(Uuid))
 
 
-class Job(Base):
+class JobRow(Base):
     """Bulk scoring, and how far it is."""
 
     __tablename__ = "jobs"
@@ -365,7 +365,7 @@ class Job(Base):
     finished_at: Mapped[datetime | None]
 
 
-class Promotion(Base):
+class PromotionRow(Base):
     """A change of a model's champion: intended, then done or abandoned, then never changed again.
 
     `below_id` is the change that made the champion which this one covers: a rollback uncovers it.
@@ -399,7 +399,7 @@ class Promotion(Base):
     settled_at: Mapped[datetime | None]
 
 
-class Evaluation(Base):
+class EvaluationRow(Base):
     """A report on a bundle by a held-out set, or the request for one; `seen_at` is its process's last sign."""
 
     __tablename__ = "evaluations"

@@ -67,7 +67,7 @@ def parse_key_id(key: str) -> UUID | None:
 class KeyRecords(Protocol):
     """The stored keys, as authentication sees them."""
 
-    async def by_id(self, key_id: UUID) -> Key | None:
+    async def find(self, key_id: UUID) -> Key | None:
         """The key as it is now, revoked or not."""
 
     async def touch(self, used: Mapping[UUID, datetime]) -> None:
@@ -218,7 +218,7 @@ class Authenticator:
     async def _look_up(self, key_id: UUID) -> Key | None:
         until = self._monotonic() + self._trust_seconds
         with translate_database_errors():
-            key = await self._keys.by_id(key_id)
+            key = await self._keys.find(key_id)
         self._trusted[key_id] = _Trusted(key, until)
         self._trusted.move_to_end(key_id)
         while len(self._trusted) > _MOST_CACHED:

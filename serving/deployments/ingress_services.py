@@ -9,8 +9,8 @@ from importlib.metadata import version
 
 import structlog
 
-from db.accounts.keys import Keys
-from db.accounts.users import Users
+from db.accounts.keys import KeyRepository
+from db.accounts.users import UserRepository
 from db.analytics.disagreements import DisagreementRepository
 from db.analytics.labels import LabelRepository
 from db.analytics.statistics import StatisticsRepository
@@ -28,7 +28,7 @@ from db.predictions.idempotency import IdempotencyRepository
 from db.predictions.partitions import Partitions
 from db.predictions.predictions import PredictionRepository
 from db.predictions.writer import PredictionWriter
-from db.privacy.erasure import Erasures as ErasureStore
+from db.privacy.erasure import ErasureRepository
 from db.search.keywords import KeywordRepository
 from db.search.similarity import SimilarityRepository
 from serving.accounts.authentication import Authenticator
@@ -94,7 +94,7 @@ async def services(
     clock = Uuid7Clock()
     metrics = Metrics(replica)
     stored = Stored()
-    users, keys = Users(database), Keys(database)
+    users, keys = UserRepository(database), KeyRepository(database)
     authenticator = Authenticator(
         keys,
         installation_key=key,
@@ -162,7 +162,7 @@ async def services(
                 default_model=settings.model,
             ),
             erasure=ErasureService(
-                ErasureStore(database, similarity, space=space), backup_days=settings.backup_days
+                ErasureRepository(database, similarity, space=space), backup_days=settings.backup_days
             ),
         )
 

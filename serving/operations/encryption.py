@@ -7,7 +7,7 @@ from typing import Any
 from db.connection.engine import Database
 from db.core.cipher import Cipher
 from db.errors import Unreadable
-from db.privacy.rotation import Rotated, Rotation
+from db.privacy.rotation import Rotation, RotationResult
 from serving.core.connections import cipher_of
 from serving.errors import Invalid
 from serving.settings import Settings
@@ -37,7 +37,7 @@ def encrypt(settings: Settings, url: str, say: Callable[[str], None]) -> dict[st
     }
 
 
-async def _rotated(url: str, cipher: Cipher, say: Callable[[str], None]) -> Rotated:
+async def _rotated(url: str, cipher: Cipher, say: Callable[[str], None]) -> RotationResult:
     database = Database(url, cipher=cipher)
     try:
         await database.open()

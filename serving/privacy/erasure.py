@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
-from db.privacy.erasure import Receipt
+from db.privacy.erasure import ErasureReceipt
 from serving.core.caller import Caller
 from serving.core.database_errors import translate_database_errors
 
@@ -16,10 +16,10 @@ from serving.core.database_errors import translate_database_errors
 class ErasureRecords(Protocol):
     """What is stored, as erasure sees it."""
 
-    async def erase_user(self, user_id: UUID, *, actor: UUID | None) -> Receipt:
+    async def erase_user(self, user_id: UUID, *, actor: UUID | None) -> ErasureReceipt:
         """Erase what is a user's."""
 
-    async def erase_text(self, text_id: UUID, *, actor: UUID | None) -> Receipt:
+    async def erase_text(self, text_id: UUID, *, actor: UUID | None) -> ErasureReceipt:
         """Erase a text."""
 
 
@@ -27,7 +27,7 @@ class ErasureRecords(Protocol):
 class DatedReceipt:
     """A receipt with its times: backups and archived log made before are gone by `backups_expire_at`."""
 
-    receipt: Receipt
+    receipt: ErasureReceipt
     erased_at: datetime
     backups_expire_at: datetime
 
@@ -52,6 +52,6 @@ class ErasureService:
         with translate_database_errors():
             return self._dated(await self._records.erase_text(text_id, actor=caller.key_id))
 
-    def _dated(self, receipt: Receipt) -> DatedReceipt:
+    def _dated(self, receipt: ErasureReceipt) -> DatedReceipt:
         now = datetime.now(UTC)
         return DatedReceipt(receipt=receipt, erased_at=now, backups_expire_at=now + self._backup_days)

@@ -23,7 +23,7 @@ from db.embeddings.reembedding import Page, Reembedding
 from db.embeddings.segments import Segments
 from db.embeddings.spaces import SpaceRepository, SpaceState
 from db.errors import Conflict, DatabaseError
-from db.schema.tables import NOBODY
+from db.schema.tables import NIL_ID
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import Engine
 from registry.errors import RegistryError
@@ -51,7 +51,7 @@ Embed: TypeAlias = Callable[[Sequence[str]], Awaitable[NDArray[np.float32]]]
 class Lacking(Protocol):
     """The texts, as whoever fills a space sees them."""
 
-    async def page(self, after: UUID = NOBODY, *, limit: int) -> Page:
+    async def page(self, after: UUID = NIL_ID, *, limit: int) -> Page:
         """The next texts by id."""
 
     async def recent(self, since: datetime, *, limit: int) -> Sequence[UUID]:
@@ -102,7 +102,7 @@ class Filling:
         self._batch = batch
         self._look = timedelta(seconds=look)
         self._now = now
-        self._after: UUID = NOBODY
+        self._after: UUID = NIL_ID
         self._waiting: list[UUID] = []
         self._seen = self._due = now()
         self._rounds = 0
@@ -134,7 +134,7 @@ class Filling:
         if is_due or not self._rounds:
             limit = self._later_page if self._rounds else self._page
             page = await self._texts.page(self._after, limit=limit)
-            self._waiting, self._after = list(page.lacking), page.last or NOBODY
+            self._waiting, self._after = list(page.lacking), page.last or NIL_ID
             self._rounds += page.last is None
         return bool(self._waiting) or not self._rounds
 
@@ -265,9 +265,9 @@ class Work:
 
     async def _strike(self, space: str) -> bool:
         last = await Reembedding(self._database, space=space).strike(
-            self._struck.get(space, NOBODY), limit=_STRIKE
+            self._struck.get(space, NIL_ID), limit=_STRIKE
         )
-        self._struck[space] = last or NOBODY
+        self._struck[space] = last or NIL_ID
         if last is not None:
             return True
         if await self._spaces.forget(space):

@@ -7,7 +7,7 @@ import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 
-from db.accounts.keys import Keys, NewKey
+from db.accounts.keys import KeyRepository, NewKey
 from db.embeddings.segments import Segments
 from db.embeddings.spaces import SpaceRepository
 from db.predictions.partitions import Partitions
@@ -31,7 +31,7 @@ async def furnish(settings: Settings) -> None:
     try:
         await Partitions(database).ensure(datetime.now(UTC))
         await Segments(database, await SpaceRepository(database).ensure(settings.space)).ensure()
-        await _store_admin(Keys(database), _admin_key(admin_key_path(settings)))
+        await _store_admin(KeyRepository(database), _admin_key(admin_key_path(settings)))
     finally:
         await database.close()
 
@@ -43,11 +43,11 @@ def _admin_key(path: Path) -> str:
     return path.read_text().strip()
 
 
-async def _store_admin(keys: Keys, text: str) -> None:
+async def _store_admin(keys: KeyRepository, text: str) -> None:
     key_id = parse_key_id(text)
     if key_id is None:
         raise ValueError("admin.key holds no key: remove the file, and another one is made")
-    if await keys.by_id(key_id) is None:
+    if await keys.find(key_id) is None:
         await keys.create(
             NewKey(id=key_id, digest=digest(text), role=Role.ADMIN, name="first admin"), actor=None
         )

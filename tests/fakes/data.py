@@ -221,7 +221,7 @@ class FakeKeys:
         self._store.acts.append((actor, f"key.create {key.id}"))
         return key
 
-    async def by_id(self, key_id: UUID) -> Key | None:
+    async def find(self, key_id: UUID) -> Key | None:
         """The key as it is now."""
         self._store.reach()
         self.looked_up += 1

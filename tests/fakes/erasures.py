@@ -4,7 +4,7 @@ from dataclasses import replace
 from uuid import UUID
 
 from db.errors import NotFound
-from db.privacy.erasure import NEAR_COSINE, Counts, Kind, NearCopies, Receipt
+from db.privacy.erasure import NEAR_COSINE, ErasedCounts, ErasureKind, ErasureReceipt, NearCopies
 from tests.fakes.data import FakeStore
 
 
@@ -15,7 +15,7 @@ class FakeErasures:
         self._store = store
         self._erased: set[UUID] = set()
 
-    async def erase_user(self, user_id: UUID, *, actor: UUID | None) -> Receipt:
+    async def erase_user(self, user_id: UUID, *, actor: UUID | None) -> ErasureReceipt:
         """What is a user's."""
         self._store.reach()
         if user_id not in self._store.users:
@@ -25,18 +25,20 @@ class FakeErasures:
             for row in self._store.predictions.values()
             if row.user_id == user_id or (row.user_id is None and row.holder_id == user_id)
         }
-        return self._erase(Kind.USER, user_id, theirs, actor)
+        return self._erase(ErasureKind.USER, user_id, theirs, actor)
 
-    async def erase_text(self, text_id: UUID, *, actor: UUID | None) -> Receipt:
+    async def erase_text(self, text_id: UUID, *, actor: UUID | None) -> ErasureReceipt:
         """A text."""
         self._store.reach()
         if text_id not in self._store.texts and text_id not in self._erased:
             raise NotFound(f"there is no text {text_id}")
         self._erased.add(text_id)
         doomed = {row.id for row in self._store.predictions.values() if row.text_id == text_id}
-        return self._erase(Kind.TEXT, text_id, doomed, actor)
+        return self._erase(ErasureKind.TEXT, text_id, doomed, actor)
 
-    def _erase(self, kind: Kind, subject: UUID, doomed: set[UUID], actor: UUID | None) -> Receipt:
+    def _erase(
+        self, kind: ErasureKind, subject: UUID, doomed: set[UUID], actor: UUID | None
+    ) -> ErasureReceipt:
         store = self._store
         texts = {store.predictions.pop(identity).text_id for identity in doomed}
         shared = texts & {row.text_id for row in store.predictions.values()}
@@ -53,8 +55,10 @@ class FakeErasures:
             del store.answers[answer]
         store.acts.append((actor, f"{kind}.erase"))
         gone = len(texts - shared)
-        counts = replace(Counts(), predictions=len(doomed), texts=gone, embeddings=gone, feedback=len(judged))
-        return Receipt(
+        counts = replace(
+            ErasedCounts(), predictions=len(doomed), texts=gone, embeddings=gone, feedback=len(judged)
+        )
+        return ErasureReceipt(
             kind=kind,
             subject=subject,
             erased=replace(counts, comments=comments, idempotency=len(answers)),

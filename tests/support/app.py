@@ -11,8 +11,8 @@ from uuid import UUID
 import httpx
 from fastapi import FastAPI
 
-from db.accounts.keys import Keys, NewKey
-from db.accounts.users import Users
+from db.accounts.keys import KeyRepository, NewKey
+from db.accounts.users import UserRepository
 from db.analytics.disagreements import DisagreementRepository
 from db.analytics.labels import LabelRepository
 from db.analytics.windows import WindowRepository
@@ -29,7 +29,7 @@ from db.predictions.feedback import FeedbackRepository
 from db.predictions.idempotency import IdempotencyRepository
 from db.predictions.predictions import PredictionRepository
 from db.predictions.writer import PredictionWriter
-from db.privacy.erasure import Erasures as ErasureStore
+from db.privacy.erasure import ErasureRepository
 from db.search.keywords import KeywordRepository
 from db.search.similarity import SimilarityRepository
 from registry.store.records import VersionRecord
@@ -345,15 +345,17 @@ async def stored_platform(
 ) -> AsyncIterator[Platform]:
     """A real database behind, fake replicas beside."""
     async with opened(url, cipher=cipher) as database:
-        keys = Keys(database)
+        keys = KeyRepository(database)
         platform = _platform(
             records={
                 "experiments": ExperimentRepository(database),
                 "evidence": CountRepository(database),
                 "writer": PredictionWriter(database, space=SPACE),
                 "idempotency": IdempotencyRepository(database),
-                "users": Users(database),
-                "erasures": ErasureStore(database, SimilarityRepository(database, space=SPACE), space=SPACE),
+                "users": UserRepository(database),
+                "erasures": ErasureRepository(
+                    database, SimilarityRepository(database, space=SPACE), space=SPACE
+                ),
                 "keys": keys,
                 "predictions": PredictionRepository(database),
                 "feedback": FeedbackRepository(database),

@@ -10,7 +10,7 @@ import numpy as np
 from db.connection.engine import Database
 from db.embeddings.spaces import SpaceRepository
 from db.predictions.submissions import NewText
-from db.schema.tables import NOBODY
+from db.schema.tables import NIL_ID
 from db.search.similarity import SimilarityRepository
 from serving.spaces.reembedding_worker import Filling, Work
 from tests.support.postgres import SPACE
@@ -74,7 +74,7 @@ async def vectors_by_text(database: Database, space: str) -> dict[UUID, int]:
         "WHERE e.text_id = t.id AND s.space = %s AND s.state <> 'retired') "
         "FROM text_inputs t WHERE id <> %s",
         space,
-        NOBODY,
+        NIL_ID,
     )
     return {row[0]: row[1] for row in rows}
 

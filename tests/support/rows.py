@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import numpy as np
 
-from db.accounts.keys import Key, Keys, NewKey
+from db.accounts.keys import Key, KeyRepository, NewKey
 from db.connection.engine import Database
 from db.core.ids import TextIds, Uuid7Clock
 from db.predictions.submissions import NewIdempotency, NewPrediction, NewText, Submission
@@ -27,7 +27,7 @@ async def new_key(database: Database, *, owner_id: UUID | None = None, role: str
     key = NewKey(
         id=uuid4(), digest=hashlib.sha256(uuid4().bytes).digest(), role=role, name="test", owner_id=owner_id
     )
-    return await Keys(database).create(key, actor=None)
+    return await KeyRepository(database).create(key, actor=None)
 
 
 def unit_vectors(rows: int, *, seed: int = 0) -> "np.ndarray[Any, np.dtype[np.float32]]":

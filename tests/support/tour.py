@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 from db.accounts.audit import AuditRepository
-from db.accounts.keys import Key, Keys
-from db.accounts.users import Users
+from db.accounts.keys import Key, KeyRepository
+from db.accounts.users import UserRepository
 from db.analytics.replay import Replays
 from db.analytics.statistics import StatisticsRepository
 from db.connection.engine import Database
@@ -22,7 +22,7 @@ from db.predictions.partitions import Partitions
 from db.predictions.predictions import PredictionFilters, PredictionRepository
 from db.predictions.submissions import NewText, Replayed, Stored
 from db.predictions.writer import PredictionWriter
-from db.privacy.erasure import Erasures
+from db.privacy.erasure import ErasureRepository
 from db.search.keywords import KeywordRepository
 from db.search.similarity import SimilarityFilters, SimilarityRepository
 from serving.control.maintenance import Housekeeping
@@ -35,7 +35,9 @@ VECTOR = unit_vectors(1, seed=7)[0]
 
 async def tour(database: Database, *, many: int = 12) -> list[NewText]:
     """Use every repository, the writer, the housekeeping and the search; the texts that were stored."""
-    user = await Users(database).create(username=f"u{uuid4()}", email=f"{uuid4()}@example.org", actor=None)
+    user = await UserRepository(database).create(
+        username=f"u{uuid4()}", email=f"{uuid4()}@example.org", actor=None
+    )
     key = await new_key(database, owner_id=user.id)
     writing = writer(database)
     texts = [new_text() for _ in range(many)]
@@ -87,10 +89,12 @@ async def tour(database: Database, *, many: int = 12) -> list[NewText]:
     await _change(database)
     assert (await KeywordRepository(database, space=SPACE).search("text", limit=3)).text_ids
     await _respace(database)
-    receipt = await Erasures(database, similarity, space=SPACE).erase_text(texts.pop().id, actor=None)
+    receipt = await ErasureRepository(database, similarity, space=SPACE).erase_text(
+        texts.pop().id, actor=None
+    )
     assert receipt.erased.predictions
-    await Keys(database).touch({key.id: now()})
-    assert (await Keys(database).revoke(key.id, actor=None)).revoked_at is not None
+    await KeyRepository(database).touch({key.id: now()})
+    assert (await KeyRepository(database).revoke(key.id, actor=None)).revoked_at is not None
     assert (await AuditRepository(database).list(limit=1)).items
     await StatisticsRepository(database).take()
     await StatisticsRepository(database).distributions()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from db.accounts.audit import AuditFilters, AuditRepository
 from db.accounts.keys import Key
-from db.accounts.users import Users
+from db.accounts.users import UserRepository
 from db.analytics.replay import Replays
 from db.connection.engine import Database
 from db.errors import DatabaseError, NotFound
@@ -181,8 +181,8 @@ async def test_what_is_stored_comes_back_as_it_was(database: Database, value: st
         actor=None,
     )
     assert (await ExperimentRepository(database).get(made.id)).model == value
-    user = await Users(database).create(username=f"u{value}", email=f"e{value}", actor=None)
-    assert (await Users(database).get(user.id)).username == f"u{value}"
+    user = await UserRepository(database).create(username=f"u{value}", email=f"e{value}", actor=None)
+    assert (await UserRepository(database).get(user.id)).username == f"u{value}"
     await AuditRepository(database).add(action=value, subject=value, detail={value: value})
     assert (await AuditRepository(database).list(AuditFilters(subject=value))).items[0].detail == {
         value: value

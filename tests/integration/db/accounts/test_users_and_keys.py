@@ -7,8 +7,8 @@ from uuid import uuid4
 import pytest
 
 from db.accounts.audit import AuditFilters, AuditRepository
-from db.accounts.keys import Keys, NewKey
-from db.accounts.users import Users
+from db.accounts.keys import KeyRepository, NewKey
+from db.accounts.users import UserRepository
 from db.connection.engine import Database
 from db.errors import Duplicate, NotFound, Rejected
 from tests.support.rows import counted, new_key, now
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_a_user_is_created_read_and_unique_whatever_the_case(database: Database) -> None:
-    users = Users(database)
+    users = UserRepository(database)
     user = await users.create(username="Ada", email="ada@example.org", actor=None)
     assert await users.get(user.id) == user
     assert await users.exists(user.id)
@@ -32,20 +32,20 @@ async def test_a_user_is_created_read_and_unique_whatever_the_case(database: Dat
 
 
 async def test_a_key_belongs_to_its_owner_or_to_itself(database: Database) -> None:
-    user = await Users(database).create(username="u", email="u@example.org", actor=None)
+    user = await UserRepository(database).create(username="u", email="u@example.org", actor=None)
     owned, free = await new_key(database, owner_id=user.id), await new_key(database)
     assert owned.holder_id == user.id
     assert free.holder_id == free.id
-    keys = Keys(database)
+    keys = KeyRepository(database)
     assert await keys.list(owner_id=user.id) == (owned,)
     assert await keys.list() == (owned, free)
-    assert await keys.by_id(free.id) == free
-    assert await keys.by_id(uuid4()) is None
+    assert await keys.find(free.id) == free
+    assert await keys.find(uuid4()) is None
 
 
 async def test_a_key_of_nobody_known_twice_or_without_sense_is_refused(database: Database) -> None:
     digest = hashlib.sha256(b"key").digest()
-    keys = Keys(database)
+    keys = KeyRepository(database)
 
     def key(**changes: object) -> NewKey:
         values = {"id": uuid4(), "digest": digest, "role": "client", "name": "n"}
@@ -65,7 +65,7 @@ async def test_a_key_of_nobody_known_twice_or_without_sense_is_refused(database:
 
 async def test_a_revoked_key_stays_as_a_record_and_is_revoked_once(database: Database) -> None:
     admin, key = await new_key(database, role="admin"), await new_key(database)
-    keys = Keys(database)
+    keys = KeyRepository(database)
     first = await keys.revoke(key.id, actor=admin.id)
     assert first.revoked_at is not None
     assert await keys.revoke(key.id, actor=admin.id) == first
@@ -80,10 +80,10 @@ async def test_a_revoked_key_stays_as_a_record_and_is_revoked_once(database: Dat
 
 async def test_the_last_use_of_a_key_never_steps_back(database: Database) -> None:
     key = await new_key(database)
-    keys = Keys(database)
+    keys = KeyRepository(database)
     late = now()
     await keys.touch({key.id: late})
     await keys.touch({key.id: late - timedelta(hours=1), uuid4(): late})
-    found = await keys.by_id(key.id)
+    found = await keys.find(key.id)
     assert found is not None
     assert found.last_used_at == late

@@ -6,7 +6,7 @@ import time
 import psycopg
 import pytest
 
-from db.accounts.keys import Keys
+from db.accounts.keys import KeyRepository
 from db.connection.engine import Database, Limits
 from db.embeddings.segments import Segments
 from db.errors import Unavailable
@@ -54,8 +54,8 @@ async def test_every_kind_of_connection_works_again_after_all_were_cut(url: str,
     start = time.monotonic()
     for action in (
         lambda: writer(database).commit([submission(key)]),
-        lambda: Keys(database).by_id(key.id),
-        lambda: Keys(database).list(),
+        lambda: KeyRepository(database).find(key.id),
+        lambda: KeyRepository(database).list(),
     ):
         while True:
             try:

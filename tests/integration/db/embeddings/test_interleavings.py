@@ -21,15 +21,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from db.accounts.keys import Key
-from db.accounts.users import Users
+from db.accounts.users import UserRepository
 from db.connection.engine import Limits
 from db.embeddings.segments import Segments
 from db.embeddings.vectors import VectorRepository
 from db.errors import NotFound, Unavailable
 from db.predictions.submissions import Stored, Submission
-from db.privacy.erasure import Erasures
+from db.privacy.erasure import ErasureRepository
 from db.privacy.retention import Retention
-from db.schema.tables import NOBODY
+from db.schema.tables import NIL_ID
 from db.search.similarity import Neighbours, SimilarityFilters, SimilarityRepository
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import new_key, new_prediction, new_text, now, unit_vectors, writer
@@ -263,9 +263,11 @@ class Interleavings(RuleBasedStateMachine):
         self.database = await enter(opened(url, kind=ScriptedDatabase, limits=limits))
         self.segments = Segments(self.database, SPACE)
         self.similarity = SimilarityRepository(self.database, space=SPACE)
-        self.erasures = Erasures(self.database, self.similarity, space=SPACE)
+        self.erasures = ErasureRepository(self.database, self.similarity, space=SPACE)
         for name in USERS:
-            user = await Users(self.database).create(username=name, email=f"{name}@a.org", actor=None)
+            user = await UserRepository(self.database).create(
+                username=name, email=f"{name}@a.org", actor=None
+            )
             self.users.append(user.id)
             self.keys.append(await new_key(self.database, owner_id=user.id))
 
@@ -396,8 +398,8 @@ class Interleavings(RuleBasedStateMachine):
         found: dict[UUID, Made | None] = {}
         for each, text in rows:
             what = known[each]
-            found[each] = None if text == NOBODY else what
-            assert text == NOBODY or (what is not None and TEXTS[what.text].id == text)
+            found[each] = None if text == NIL_ID else what
+            assert text == NIL_ID or (what is not None and TEXTS[what.text].id == text)
         return found
 
     @invariant()
@@ -426,7 +428,7 @@ class Interleavings(RuleBasedStateMachine):
     async def _lie(self, with_vector: set[UUID]) -> None:
         """Where the vectors lie: one a text, in what is searched; none of a text that is gone, anywhere."""
         rows = await (
-            await self.watcher.execute("SELECT id FROM text_inputs WHERE id <> %s ORDER BY id", (NOBODY,))
+            await self.watcher.execute("SELECT id FROM text_inputs WHERE id <> %s ORDER BY id", (NIL_ID,))
         ).fetchall()
         texts = [row[0] for row in rows]
         assert {TEXTS[number].id for number in _live(self.predictions)} <= set(texts)

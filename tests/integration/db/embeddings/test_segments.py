@@ -14,7 +14,7 @@ from db.connection.engine import Database
 from db.embeddings.segments import Segments
 from db.errors import Unavailable
 from db.predictions.submissions import Stored
-from db.privacy.erasure import Erasures
+from db.privacy.erasure import ErasureRepository
 from db.search.similarity import SimilarityRepository
 from tests.support.postgres import SPACE, opened
 from tests.support.rows import counted, new_key, new_text, sql, submission, unit_vectors, waiting, writer
@@ -140,7 +140,7 @@ async def test_what_is_erased_while_a_merge_comes_to_its_end_is_in_no_segment(
     monkeypatch.setattr(db.segments, "_attach", later)
     merging = asyncio.create_task(segments.merge_next())
     await ending.wait()
-    erasures = Erasures(database, SimilarityRepository(database, space=SPACE), space=SPACE)
+    erasures = ErasureRepository(database, SimilarityRepository(database, space=SPACE), space=SPACE)
     erasing = asyncio.create_task(erasures.erase_text(ids[0], actor=None))
     await waiting(database)
     going.set()

@@ -15,7 +15,7 @@ from db.embeddings.spaces import SpaceRepository, SpaceState
 from db.embeddings.vectors import VectorRepository
 from db.errors import Conflict, NotFound, Unavailable
 from db.predictions.submissions import Failed, Stored, Submission
-from db.privacy.erasure import Erasures
+from db.privacy.erasure import ErasureRepository
 from db.search.similarity import SimilarityRepository
 from serving.control.maintenance import Housekeeping
 from serving.spaces.reembedding_worker import Filling
@@ -203,7 +203,7 @@ async def test_erasure_during_the_work_leaves_no_vector_in_either_space(database
     spaces, encoders = SpaceRepository(database), FakeEncoders()
     await spaces.ensure(SPACE)
     await spaces.begin(NEXT, actor=None)
-    erasures = Erasures(database, SimilarityRepository(database, space=SPACE), space=SPACE)
+    erasures = ErasureRepository(database, SimilarityRepository(database, space=SPACE), space=SPACE)
 
     async def erased(_texts: Sequence[str]) -> None:
         encoders.before = None

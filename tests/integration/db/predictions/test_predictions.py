@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 
-from db.accounts.users import Users
+from db.accounts.users import UserRepository
 from db.connection.engine import Database
 from db.core.ids import uuid7_floor, uuid7_time
 from db.errors import NotFound, Rejected
@@ -61,7 +61,7 @@ async def test_a_cursor_that_no_page_gave_is_refused(database: Database, cursor:
 
 async def test_each_filter_narrows(database: Database) -> None:
     key, other = await new_key(database), await new_key(database)
-    user = await Users(database).create(username="u", email="u@example.org", actor=None)
+    user = await UserRepository(database).create(username="u", email="u@example.org", actor=None)
     plain = submission(key)
     variants = {
         "sentiment": submission(key, label="negative"),

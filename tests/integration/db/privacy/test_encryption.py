@@ -25,8 +25,8 @@ from db.predictions.feedback import FeedbackRepository, Judgement, NewFeedback
 from db.predictions.idempotency import IdempotencyRepository
 from db.predictions.predictions import PredictionRepository
 from db.predictions.submissions import Failed, Mismatch, NewText, Replayed, Stored, Submission
-from db.privacy.erasure import Erasures
-from db.privacy.rotation import Kind, Rotated, Rotation
+from db.privacy.erasure import ErasureRepository
+from db.privacy.rotation import Rotation, RotationResult, SealedKind
 from db.schema import versions
 from db.schema.roles import Role
 from db.search.keywords import KeywordRepository
@@ -87,9 +87,9 @@ async def said(database: Database, key: Key, sent: Submission) -> tuple[str, str
     return found.text, found.feedback[0].comment, answers[0].answer, answers[1].answer
 
 
-def held(done: Rotated) -> Mapping[str, tuple[int, int, int]]:
+def held(done: RotationResult) -> Mapping[str, tuple[int, int, int]]:
     return {
-        name: (counts[Kind.TEXTS], counts[Kind.COMMENTS], counts[Kind.ANSWERS])
+        name: (counts[SealedKind.TEXTS], counts[SealedKind.COMMENTS], counts[SealedKind.ANSWERS])
         for name, counts in done.held.items()
     }
 
@@ -133,7 +133,7 @@ async def test_what_was_plain_is_gone_from_the_files_once_it_was_encrypted_and_s
         text, comment, answer, _ = await said(database, key, sent)
         assert (text, comment, answer.decode()) == tuple(secrets)
         done = await Rotation(database).run(quiet)
-        assert done.rewritten == {Kind.TEXTS: 1, Kind.COMMENTS: 1, Kind.ANSWERS: 2}
+        assert done.rewritten == {SealedKind.TEXTS: 1, SealedKind.COMMENTS: 1, SealedKind.ANSWERS: 2}
         assert held(done) == {"one": (1, 1, 2)}
         text, comment, answer, _ = await said(database, key, sent)
         assert (text, comment, answer.decode()) == tuple(secrets)
@@ -231,7 +231,7 @@ async def test_a_value_of_another_row_is_refused_by_name_and_harms_no_other_requ
             assert held(done) == {"two": (2, 0, 1), "one": (1, 0, 1)}
             assert done.let_go == []
             assert str(one.id) in done.unreadable[0]
-            erasures = Erasures(turning, SimilarityRepository(turning, space=SPACE), space=SPACE)
+            erasures = ErasureRepository(turning, SimilarityRepository(turning, space=SPACE), space=SPACE)
             receipt = await erasures.erase_text(one.id, actor=None)
             assert (receipt.erased.texts, receipt.erased.idempotency) == (1, 1)
             done = await Rotation(turning).run(quiet)
@@ -362,7 +362,7 @@ async def test_an_erasure_finds_comments_and_answers_that_it_cannot_read(url: st
     async with opened(url, cipher=OLD) as database:
         key, sent = await filled(database, "to be erased", "its comment", "no id stands here in plain")
         bystander_key, bystander = await filled(database, "to stay", "its comment too", "an answer")
-        erasures = Erasures(database, SimilarityRepository(database, space=SPACE), space=SPACE)
+        erasures = ErasureRepository(database, SimilarityRepository(database, space=SPACE), space=SPACE)
         receipt = await erasures.erase_text(sent.texts[0].id, actor=None)
         erased = receipt.erased
         assert (erased.texts, erased.comments, erased.feedback, erased.idempotency) == (1, 1, 1, 2)
@@ -381,7 +381,7 @@ async def test_answers_that_a_release_before_kept_are_found_by_what_they_say(dat
     kept = claim(key, "again", answer=json.dumps({"id": str(sent.predictions[0].id)}).encode())
     await writer(database).commit([replace(sent, idempotency=kept)])
     await sql(database, "UPDATE idempotency SET names = NULL")
-    erasures = Erasures(database, SimilarityRepository(database, space=SPACE), space=SPACE)
+    erasures = ErasureRepository(database, SimilarityRepository(database, space=SPACE), space=SPACE)
     assert (await erasures.erase_text(sent.texts[0].id, actor=None)).erased.idempotency == 1
 
 

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 from db.accounts.audit import AuditFilters, AuditRepository
-from db.accounts.keys import Key, Keys
-from db.accounts.users import Users
+from db.accounts.keys import Key, KeyRepository
+from db.accounts.users import UserRepository
 from db.backup.scrub import scrub
 from db.connection.engine import Database
 from db.errors import NotFound
@@ -21,9 +21,9 @@ from db.experiments.experiments import ExperimentRepository, NewExperiment
 from db.predictions.feedback import FeedbackRepository, NewFeedback
 from db.predictions.predictions import PredictionRepository
 from db.predictions.submissions import NewText, Stored, Submission
-from db.privacy.erasure import Erasures
+from db.privacy.erasure import ErasureRepository
 from db.schema import versions
-from db.schema.tables import NOBODY
+from db.schema.tables import NIL_ID
 from db.search.similarity import SimilarityRepository
 from tests.support.held import dumped, in_files
 from tests.support.postgres import SPACE, TestServer, opened
@@ -43,12 +43,12 @@ from tests.support.rows import (
 pytestmark = pytest.mark.anyio
 
 
-def erasures(database: Database) -> Erasures:
-    return Erasures(database, SimilarityRepository(database, space=SPACE), space=SPACE)
+def erasures(database: Database) -> ErasureRepository:
+    return ErasureRepository(database, SimilarityRepository(database, space=SPACE), space=SPACE)
 
 
 async def new_user(database: Database, name: str = "ada") -> UUID:
-    user = await Users(database).create(username=name, email=f"{name}@example.org", actor=None)
+    user = await UserRepository(database).create(username=name, email=f"{name}@example.org", actor=None)
     return user.id
 
 
@@ -96,7 +96,7 @@ async def test_a_user_is_erased_and_what_others_sent_too_stays(database: Databas
         "predictions": 2, "texts": 1, "embeddings": 1, "feedback": 1, "comments": 1, "idempotency": 1, "jobs": 0,
     }  # fmt: skip
     assert (receipt.shared, receipt.shared_text_ids) == (1, (both.id,))
-    assert await sql(database, "SELECT id FROM text_inputs WHERE id <> %s ORDER BY content", NOBODY) == [
+    assert await sql(database, "SELECT id FROM text_inputs WHERE id <> %s ORDER BY content", NIL_ID) == [
         (both.id,),
         (theirs.id,),
     ]
@@ -130,9 +130,9 @@ async def test_what_a_users_key_asked_about_nobody_is_the_users_and_about_others
     [(holder, key_id)] = await sql(
         database, "SELECT holder_id, key_id FROM predictions WHERE user_id IS NULL"
     )
-    assert holder == key_id == NOBODY
+    assert holder == key_id == NIL_ID
     assert (await PredictionRepository(database).get(about_bob.predictions[0].id)).user_id == bob
-    assert NOBODY not in {each.id for each in await Keys(database).list()}
+    assert NIL_ID not in {each.id for each in await KeyRepository(database).list()}
 
 
 async def test_what_a_user_said_of_others_predictions_loses_the_user_and_the_comment(
@@ -170,7 +170,7 @@ async def test_a_text_is_erased_whoever_sent_it_and_what_is_near_is_named(databa
 
 
 async def test_only_the_unknown_is_not_found(database: Database) -> None:
-    for unknown in (uuid4(), NOBODY):
+    for unknown in (uuid4(), NIL_ID):
         with pytest.raises(NotFound):
             await erasures(database).erase_text(unknown, actor=None)
         with pytest.raises(NotFound):
@@ -203,7 +203,7 @@ async def test_two_calls_at_once_erase_everything_once(
     receipts = await asyncio.gather(*calls)
     assert sum(receipt.erased.predictions for receipt in receipts) == 40
     assert sum(receipt.erased.texts for receipt in receipts) == 5
-    assert await sql(database, "SELECT id FROM text_inputs") == [(NOBODY,)]
+    assert await sql(database, "SELECT id FROM text_inputs") == [(NIL_ID,)]
     assert await counted(database, "embeddings") == 0
 
 
@@ -237,7 +237,7 @@ async def test_an_experiment_counts_as_before(database: Database) -> None:
         await erasures(database).erase_user(user, actor=None)
     after = await CountRepository(database).counts(started.id)
     assert after == before
-    units = await sql(database, "SELECT count(DISTINCT unit) FROM predictions WHERE text_id = %s", NOBODY)
+    units = await sql(database, "SELECT count(DISTINCT unit) FROM predictions WHERE text_id = %s", NIL_ID)
     assert units == [(2,)]
 
 
@@ -312,7 +312,7 @@ async def test_writers_and_searches_beside_erasures_lose_nothing_and_see_each_te
     erased = sum((await asyncio.gather(*beside))[:2])
     assert await counted(database, "predictions") == len(stored)
     assert (
-        erased == (await sql(database, "SELECT count(*) FROM predictions WHERE text_id = %s", NOBODY))[0][0]
+        erased == (await sql(database, "SELECT count(*) FROM predictions WHERE text_id = %s", NIL_ID))[0][0]
     )
     # Whole or gone: every text has its vector, and a prediction that names it.
     assert (
@@ -321,7 +321,7 @@ async def test_writers_and_searches_beside_erasures_lose_nothing_and_see_each_te
             "SELECT t.id FROM text_inputs t WHERE id <> %s AND (NOT EXISTS ("
             "SELECT FROM embeddings e WHERE e.text_id = t.id) OR NOT EXISTS ("
             "SELECT FROM predictions p WHERE p.text_id = t.id))",
-            NOBODY,
+            NIL_ID,
         )
         == []
     )

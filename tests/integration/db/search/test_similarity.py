@@ -11,14 +11,14 @@ import pytest
 
 import db.search.similarity
 from db.accounts.keys import Key
-from db.accounts.users import Users
+from db.accounts.users import UserRepository
 from db.connection.engine import Database
 from db.core.ids import uuid7_time
 from db.embeddings.segments import Segments
 from db.embeddings.vectors import VectorRepository
 from db.predictions.feedback import FeedbackRepository, NewFeedback
 from db.predictions.submissions import NewPrediction, NewText, Submission
-from db.privacy.erasure import Erasures, NearCopies
+from db.privacy.erasure import ErasureRepository, NearCopies
 from db.search.similarity import Neighbours, SimilarityFilters, SimilarityRepository
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import new_key, new_prediction, new_text, sql, submission, unit_vectors, writer
@@ -74,7 +74,7 @@ def world(stored: tuple[str, World], database: Database) -> World:
 async def filled(database: Database) -> World:
     random = np.random.default_rng(3)
     key, other = await new_key(database), await new_key(database)
-    user = (await Users(database).create(username="u", email="u@example.org", actor=None)).id
+    user = (await UserRepository(database).create(username="u", email="u@example.org", actor=None)).id
     vectors = unit_vectors(ROWS).astype(np.float16).astype(np.float32)
     texts = [new_text(vector=vector) for vector in vectors]
     predictions: list[NewPrediction] = []
@@ -290,11 +290,11 @@ async def test_a_search_claims_nothing_if_what_it_found_is_erased_before_it_is_t
     told, query = db.search.similarity.histories, np.frombuffer(texts[0].embedding, "<f2").astype(np.float32)
 
     async def later(*arguments: Any, **named: Any) -> Any:
-        await Erasures(database, similarity, space=SPACE).erase_text(texts[0].id, actor=None)
+        await ErasureRepository(database, similarity, space=SPACE).erase_text(texts[0].id, actor=None)
         return await told(*arguments, **named)
 
     with monkeypatch.context() as meanwhile:
-        meanwhile.setattr(Erasures, "_near", no_near_copies)
+        meanwhile.setattr(ErasureRepository, "_near", no_near_copies)
         meanwhile.setattr(db.similarity, "histories", later)
         found = await similarity.search(query, k=2)
     assert (len(found.results), found.complete) == (1, False)

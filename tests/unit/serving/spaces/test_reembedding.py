@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from db.embeddings.reembedding import Page
-from db.schema.tables import NOBODY
+from db.schema.tables import NIL_ID
 from serving.spaces.reembedding_runner import Reembeddings
 from serving.spaces.reembedding_worker import Filling
 from tests.fakes.spaces import FakeSpaces
@@ -33,7 +33,7 @@ class Shelf:
         self.texts[UUID(int=number)] = at
         return UUID(int=number)
 
-    async def page(self, after: UUID = NOBODY, *, limit: int) -> Page:
+    async def page(self, after: UUID = NIL_ID, *, limit: int) -> Page:
         self.pages += 1
         ids = sorted(each for each in self.texts if each > after)[:limit]
         lacking = [each for each in ids if each not in self.vectors]
