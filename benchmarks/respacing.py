@@ -25,7 +25,7 @@ from db.embeddings.spaces import SpaceRepository
 from db.predictions.partitions import Partitions
 from registry.bundles.bundle import Bundle
 from serving.inference.engines.factory import open_encoder
-from serving.spaces.reembedding_worker import Work
+from serving.spaces.reembedding_worker import ReembeddingWorker
 
 OLD = "old"
 BATCH = 500
@@ -70,7 +70,7 @@ async def measured(url: str, count: int) -> None:
     for share in SHARES:
         name = f"share-{share}"
         await spaces.begin(name, actor=None)
-        work, began = Work(database, OneEncoder(share)), time.perf_counter()
+        work, began = ReembeddingWorker(database, OneEncoder(share)), time.perf_counter()
         while await work.step():
             pass
         pace = count / (time.perf_counter() - began)
@@ -90,7 +90,7 @@ async def _removed(database: Database, spaces: SpaceRepository, gone: str) -> No
         await Segments(database, gone).retire()
         while await Segments(database, gone).drop_next(grace=0) is not None:
             pass
-        await Work(database, OneEncoder(1.0), mend=0.1).run()
+        await ReembeddingWorker(database, OneEncoder(1.0), mend=0.1).run()
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Span:
+class TimeRange:
     """A window as a caller gives it; None: now, and as long before as the use case says."""
 
     since: datetime | None = None
@@ -56,7 +56,7 @@ class Topics:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Candidate:
+class ReviewCandidate:
     """A text that is worth a judgement, and why: the parts of its score, each in 0…1."""
 
     text: Sampled
@@ -74,11 +74,11 @@ class Review:
     window: Window
     candidates: int
     judged: int
-    items: Sequence[Candidate]
+    items: Sequence[ReviewCandidate]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Cluster:
+class DisagreementCluster:
     """Texts of like meaning on which two versions differ."""
 
     texts: int
@@ -87,19 +87,19 @@ class Cluster:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Diff:
+class VersionDiff:
     """Where two versions differ in a window: counts of all texts compared, groups of a sample of those asked for."""
 
     model: str
     window: Window
     matrix: Mapping[tuple[str, str], int]
     sampled: int
-    clusters: Sequence[Cluster]
+    clusters: Sequence[DisagreementCluster]
     complete: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Mix:
+class SampleSummary:
     """How a sample was judged: texts by label, by tenth of the confidence and by version; the mean confidence."""
 
     window: Window
@@ -119,8 +119,8 @@ class Drift:
     """
 
     model: str
-    recent: Mix
-    reference: Mix
+    recent: SampleSummary
+    reference: SampleSummary
     embeddings: Discrepancy | None
     labels: float | None
     confidences: float | None

@@ -23,15 +23,15 @@ from registry.analysis.psi import stability
 from registry.bundles.bundle import LABELS
 from serving.analytics.results import (
     Accuracy,
-    Candidate,
-    Cluster,
-    Diff,
+    DisagreementCluster,
     Drift,
-    Mix,
     Review,
-    Span,
+    ReviewCandidate,
+    SampleSummary,
+    TimeRange,
     Topic,
     Topics,
+    VersionDiff,
 )
 from serving.core.catalog import Catalog
 from serving.core.database_errors import translate_database_errors
@@ -89,7 +89,7 @@ class ContrastRecords(Protocol):
         """Where they differ."""
 
 
-class Insights:
+class AnalyticsService:
     """What the memory shows when all of it is looked at. Changes nothing."""
 
     def __init__(
@@ -109,7 +109,7 @@ class Insights:
         self._aside = aside
         self._default_model = default_model
 
-    async def topics(self, model: str | None, span: Span, *, most: int = 12) -> Topics:
+    async def topics(self, model: str | None, span: TimeRange, *, most: int = 12) -> Topics:
         """At most `most` topics of a window.
 
         Raises:
@@ -124,7 +124,7 @@ class Insights:
         topics = await self._aside.run(lambda: _topics(sample, judged, most))
         return Topics(model=model, window=window, sampled=len(sample), topics=topics)
 
-    async def review(self, model: str | None, span: Span, *, most: int = 20) -> Review:
+    async def review(self, model: str | None, span: TimeRange, *, most: int = 20) -> Review:
         """At most `most` texts without feedback, the one that it would teach most of first.
 
         Raises:
@@ -145,12 +145,12 @@ class Insights:
         model: str,
         one: str,
         other: str,
-        span: Span,
+        span: TimeRange,
         *,
         one_label: str | None = None,
         other_label: str | None = None,
         most: int = 8,
-    ) -> Diff:
+    ) -> VersionDiff:
         """The texts on which two versions differ, in at most `most` clusters.
 
         Raises:
@@ -165,7 +165,7 @@ class Insights:
                 model, one, other, window, one_label=one_label, other_label=other_label, size=DIFF_TEXTS
             )
         clusters = await self._aside.run(lambda: _clusters(found.differences, most))
-        return Diff(
+        return VersionDiff(
             model=model,
             window=window,
             matrix=found.matrix,
@@ -174,7 +174,9 @@ class Insights:
             complete=found.complete,
         )
 
-    async def drift(self, model: str | None, recent: Span, reference: Span, *, most: int = 10) -> Drift:
+    async def drift(
+        self, model: str | None, recent: TimeRange, reference: TimeRange, *, most: int = 10
+    ) -> Drift:
         """How the recent window differs from the reference, which ends where that begins unless said otherwise.
 
         Raises:
@@ -237,7 +239,7 @@ def _topics(sample: Sequence[Sampled], judged: Sequence[Judged], most: int) -> l
     return topics
 
 
-def _review(candidates: Sequence[Sampled], truths: Sequence[Truth], most: int) -> list[Candidate]:
+def _review(candidates: Sequence[Sampled], truths: Sequence[Truth], most: int) -> list[ReviewCandidate]:
     if not candidates:
         return []
     vectors = _vectors(candidates)
@@ -245,7 +247,7 @@ def _review(candidates: Sequence[Sampled], truths: Sequence[Truth], most: int) -
     labels = [LABELS.index(each.label) for each in truths]
     found = worth(scores, vectors, _vectors(truths), labels, least=HEARD)
     return [
-        Candidate(
+        ReviewCandidate(
             text=candidates[row],
             score=float(found.score[row]),
             uncertainty=float(found.uncertainty[row]),
@@ -256,9 +258,9 @@ def _review(candidates: Sequence[Sampled], truths: Sequence[Truth], most: int) -
     ]
 
 
-def _clusters(differences: Sequence[Difference], most: int) -> list[Cluster]:
+def _clusters(differences: Sequence[Difference], most: int) -> list[DisagreementCluster]:
     return [
-        Cluster(
+        DisagreementCluster(
             texts=len(group.rows),
             words=words,
             examples=[differences[row] for row in group.rows[:EXAMPLES]],
@@ -267,11 +269,11 @@ def _clusters(differences: Sequence[Difference], most: int) -> list[Cluster]:
     ]
 
 
-def _mix(window: Window, sample: Sequence[Sampled]) -> Mix:
+def _mix(window: Window, sample: Sequence[Sampled]) -> SampleSummary:
     bins = [0] * BINS
     for each in sample:
         bins[min(int(each.confidence * BINS), BINS - 1)] += 1
-    return Mix(
+    return SampleSummary(
         window=window,
         sampled=len(sample),
         labels=Counter(each.label for each in sample),
@@ -282,7 +284,12 @@ def _mix(window: Window, sample: Sequence[Sampled]) -> Mix:
 
 
 def _drift(
-    model: str, reference: Mix, old: Sequence[Sampled], recent: Mix, new: Sequence[Sampled], most: int
+    model: str,
+    reference: SampleSummary,
+    old: Sequence[Sampled],
+    recent: SampleSummary,
+    new: Sequence[Sampled],
+    most: int,
 ) -> Drift:
     before, after = _vectors(old), _vectors(new)
     # Samples come in the order of time, so that a part is taken from all over it.

@@ -10,19 +10,19 @@ from starlette.types import Scope
 from serving.accounts.authentication import Authenticator
 from serving.accounts.rate_limits import RateLimiter
 from serving.accounts.service import AccountService
-from serving.analytics.service import Insights
+from serving.analytics.service import AnalyticsService
 from serving.control.lifecycle import Lifecycle
 from serving.core.caller import Caller
 from serving.core.catalog import Catalog
 from serving.core.tracing import Spans
-from serving.experiments.service import Experiments
+from serving.experiments.service import ExperimentService
 from serving.monitoring.metrics import Metrics
 from serving.predictions.history import PredictionHistoryService
 from serving.predictions.service import PredictionService
 from serving.privacy.erasure import ErasureService
-from serving.search.label_suggestions import Opinions
-from serving.search.service import Searching
-from serving.spaces.service import Spaces
+from serving.search.label_suggestions import LabelSuggestionService
+from serving.search.service import SearchService
+from serving.spaces.service import SpaceService
 
 Readiness: TypeAlias = Callable[[], Awaitable[Sequence[str]]]
 
@@ -31,9 +31,9 @@ Readiness: TypeAlias = Callable[[], Awaitable[Sequence[str]]]
 class SpaceServices:
     """What works on the vectors of one embedding space; a request uses one of these from its beginning to its end."""
 
-    search: Searching
-    label_suggestions: Opinions
-    analytics: Insights
+    search: SearchService
+    label_suggestions: LabelSuggestionService
+    analytics: AnalyticsService
     erasure: ErasureService
 
 
@@ -47,10 +47,10 @@ class Services:
     predictions: PredictionService
     history: PredictionHistoryService
     in_space: Callable[[], SpaceServices]
-    spaces: Spaces
+    spaces: SpaceService
     accounts: AccountService
     lifecycle: Lifecycle
-    experiments: Experiments
+    experiments: ExperimentService
     authenticator: Authenticator
     rate_limiter: RateLimiter
     catalog: Callable[[], Catalog]
@@ -61,17 +61,17 @@ class Services:
     spans: Spans | None = None
 
     @property
-    def search(self) -> Searching:
+    def search(self) -> SearchService:
         """Search in the space of now."""
         return self.in_space().search
 
     @property
-    def label_suggestions(self) -> Opinions:
+    def label_suggestions(self) -> LabelSuggestionService:
         """Opinions in the space of now."""
         return self.in_space().label_suggestions
 
     @property
-    def analytics(self) -> Insights:
+    def analytics(self) -> AnalyticsService:
         """Insights in the space of now."""
         return self.in_space().analytics
 

@@ -13,13 +13,13 @@ from db.predictions.feedback import Judgement
 from db.predictions.predictions import Prediction as StoredPrediction
 from db.search.similarity import Neighbour
 from registry.bundles.bundle import LABELS
-from serving.analytics.results import Accuracy, Diff, Drift, Mix, Review, Topics
+from serving.analytics.results import Accuracy, Drift, Review, SampleSummary, Topics, VersionDiff
 from serving.analytics.service import ALPHA
 from serving.api.dependencies import Json
 from serving.predictions.prediction import Prediction
 from serving.predictions.service import Answer, Timing
-from serving.search.label_suggestions import Corrections, Opinion
-from serving.search.service import Counts, Found
+from serving.search.label_suggestions import CorrectionSuggestions, LabelSuggestion
+from serving.search.service import NeighbourCounts, SearchResult
 
 _OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z
 _NO_TIME: Final = Timing(queue_ms=0, infer_ms=0, store_ms=0)
@@ -123,7 +123,7 @@ def judgement(given: Judgement) -> Json:
     }
 
 
-def found(result: Found, counts: Counts | None) -> Json:
+def found(result: SearchResult, counts: NeighbourCounts | None) -> Json:
     """The answer of a search."""
     content: Json = {
         "results": [neighbour(each) for each in result.neighbours.results],
@@ -160,7 +160,7 @@ def neighbour(near: Neighbour) -> Json:
     }
 
 
-def opinion(found: Opinion) -> Json:
+def opinion(found: LabelSuggestion) -> Json:
     """What judged texts nearby say of a prediction."""
     agreement = found.vote.agreement
     return {
@@ -181,7 +181,7 @@ def opinion(found: Opinion) -> Json:
     }
 
 
-def corrections(found: Corrections) -> Json:
+def corrections(found: CorrectionSuggestions) -> Json:
     """What a correction suggests."""
     return {
         "prediction_id": found.prediction_id,
@@ -248,7 +248,7 @@ def review(found: Review) -> Json:
     }
 
 
-def diff(found: Diff, one: str, other: str) -> Json:
+def diff(found: VersionDiff, one: str, other: str) -> Json:
     """Where two versions differ."""
     matrix = {before: {after: found.matrix.get((before, after), 0) for after in LABELS} for before in LABELS}
     return {
@@ -305,7 +305,7 @@ def _window(window: Window) -> Json:
     return {"since": window.since, "until": window.until}
 
 
-def _mix(found: Mix) -> Json:
+def _mix(found: SampleSummary) -> Json:
     return {
         **_window(found.window),
         "sampled": found.sampled,

@@ -6,7 +6,7 @@ from typing import Final
 RETRY_SECONDS: Final = 10.0
 
 
-class Failures:
+class Backoff:
     """The last failure of each bundle, by its digest; `clock` in seconds, never stepping back."""
 
     def __init__(self, clock: Callable[[], float]) -> None:

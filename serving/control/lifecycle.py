@@ -16,8 +16,8 @@ from registry.experiments.decisions import Decision as PolicyDecision
 from registry.store.records import EncoderRecord, VersionRecord
 from serving.core.caller import Caller
 from serving.errors import NotFound, NotReady
-from serving.models.evaluation_queue import Evaluations
-from serving.models.promotion import Decision, Outcome, Promotions, VersionDetail
+from serving.models.evaluation_queue import EvaluationQueue
+from serving.models.promotion import PromotionDecision, PromotionOutcome, PromotionService, VersionDetail
 
 
 class Lifecycle(Protocol):
@@ -25,10 +25,10 @@ class Lifecycle(Protocol):
 
     async def promote(
         self, model: str, version: str, caller: Caller, *, force: bool, reason: str | None
-    ) -> Outcome:
+    ) -> PromotionOutcome:
         """Make a version champion."""
 
-    async def rollback(self, model: str, caller: Caller, *, reason: str | None) -> Outcome:
+    async def rollback(self, model: str, caller: Caller, *, reason: str | None) -> PromotionOutcome:
         """Make the champion before this one answer again."""
 
     async def history(self, model: str, *, limit: int, cursor: str | None) -> ChampionPeriodPage:
@@ -65,7 +65,12 @@ class LocalLifecycle:
     """
 
     def __init__(
-        self, *, promotions: Promotions, evaluations: Evaluations, encoders: EncoderRecords, audit: Log
+        self,
+        *,
+        promotions: PromotionService,
+        evaluations: EvaluationQueue,
+        encoders: EncoderRecords,
+        audit: Log,
     ) -> None:
         self._encoders = encoders
         self.promotions = promotions
@@ -92,16 +97,18 @@ class LocalLifecycle:
         Raises:
             Conflict: a gate, or another change, stands in the way.
         """
-        why = Decision(act=Act.POLICY, reason=decision.reason, evidence={"decision": decision.dump()})
+        why = PromotionDecision(
+            act=Act.POLICY, reason=decision.reason, evidence={"decision": decision.dump()}
+        )
         await self.promotions.decide(model, version, why)
 
     async def promote(
         self, model: str, version: str, caller: Caller, *, force: bool, reason: str | None
-    ) -> Outcome:
+    ) -> PromotionOutcome:
         """`Promotions.promote`."""
         return await self.promotions.promote(model, version, caller, force=force, reason=reason)
 
-    async def rollback(self, model: str, caller: Caller, *, reason: str | None) -> Outcome:
+    async def rollback(self, model: str, caller: Caller, *, reason: str | None) -> PromotionOutcome:
         """`Promotions.rollback`."""
         return await self.promotions.rollback(model, caller, reason=reason)
 

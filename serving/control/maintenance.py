@@ -21,7 +21,7 @@ from db.search.keywords import KeywordRepository
 log = structlog.get_logger(__name__)
 
 
-class Housekeeping:
+class Maintenance:
     """Keeps the store fit for writing, for as long as `run` runs; `retention_days` None: nothing is too old.
 
     `space`: the live embedding space of a database that has none yet.

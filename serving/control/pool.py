@@ -26,7 +26,7 @@ _PREFIX = "encoder-"
 _LOAD_SECONDS = 60.0
 
 
-class Running(StrEnum):
+class EncoderStatus(StrEnum):
     """How far an encoder's replicas are."""
 
     STARTING = "starting"
@@ -39,7 +39,7 @@ class Running(StrEnum):
 class EncoderState:
     """How far an encoder's replicas are, why they failed, and how many are in each of Ray Serve's states."""
 
-    running: Running
+    running: EncoderStatus
     reason: str | None = None
     replicas: Mapping[str, int] = field(default_factory=dict)
 
@@ -128,11 +128,13 @@ def _state(status: str, message: str) -> EncoderState:
     match status:
         # One whose replicas died is being mended, and those that are left answer.
         case "RUNNING" | "UNHEALTHY":
-            return EncoderState(running=Running.RUNNING)
+            return EncoderState(running=EncoderStatus.RUNNING)
         case "DELETING":
-            return EncoderState(running=Running.STOPPING)
+            return EncoderState(running=EncoderStatus.STOPPING)
         case "DEPLOY_FAILED":
             lines = [line.strip() for line in message.splitlines() if line.strip()]
-            return EncoderState(running=Running.FAILED, reason=lines[-1] if lines else "it does not start")
+            return EncoderState(
+                running=EncoderStatus.FAILED, reason=lines[-1] if lines else "it does not start"
+            )
         case _:
-            return EncoderState(running=Running.STARTING)
+            return EncoderState(running=EncoderStatus.STARTING)

@@ -14,9 +14,9 @@ import structlog
 
 from registry.errors import NotRegistered, RegistryError
 from registry.store.records import EncoderRecord, VersionRecord
-from serving.control.backoff import Failures
-from serving.control.pool import EncoderState, Running
-from serving.control.registry_cache import Registered, Roster
+from serving.control.backoff import Backoff
+from serving.control.pool import EncoderState, EncoderStatus
+from serving.control.registry_cache import Registered, RegistryCache
 from serving.core.catalog import CHAMPION, Catalog, CatalogEntry, VersionState, short_digest
 from serving.errors import ServingError
 
@@ -75,7 +75,7 @@ async def _whole(_space: str) -> bool:
     return True
 
 
-class Fleet:
+class Reconciler:
     """Publishes a new catalog whenever a version, an alias or a state changes.
 
     What can't be loaded leaves the present champion answering. An encoder that nobody needs any more runs on for
@@ -109,7 +109,7 @@ class Fleet:
         first: int = 1,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        self._roster = Roster(registry)
+        self._roster = RegistryCache(registry)
         self._pool = pool
         self._space = space
         self._live = live
@@ -124,7 +124,7 @@ class Fleet:
         self._needed: dict[str, float] = {}
         self._asked: dict[Named, float] = {}
         self._ready: set[tuple[str, str]] = set()
-        self._failures = Failures(clock)
+        self._failures = Backoff(clock)
         self._champions: dict[str, str] = {}
         self._postponed = False
         self._next = first
@@ -183,7 +183,7 @@ class Fleet:
         self._running = {
             digest
             for digest in self._roster.encoders
-            if _is(states.get(short_digest(digest)), Running.RUNNING)
+            if _is(states.get(short_digest(digest)), EncoderStatus.RUNNING)
         }
         self._ready = {(place, digest) for place, digest in self._ready if place in self._running}
         await self._start(needed, states)
@@ -246,9 +246,9 @@ class Fleet:
         self._starting = set()
         for digest in needed:
             state = states.get(short_digest(digest))
-            if _is(state, Running.RUNNING):
+            if _is(state, EncoderStatus.RUNNING):
                 self._failures.forget(digest)
-            elif state is not None and state.running is Running.FAILED:
+            elif state is not None and state.running is EncoderStatus.FAILED:
                 self._failures.note(digest, state.reason or "its encoder does not start")
                 await self._pool.stop(short_digest(digest))
             elif state is not None:
@@ -274,7 +274,7 @@ class Fleet:
         return [
             name
             for name, state in states.items()
-            if state.running is not Running.STOPPING and now - self._needed[name] > self._grace
+            if state.running is not EncoderStatus.STOPPING and now - self._needed[name] > self._grace
         ]
 
     async def _move(self, live: str) -> None:
@@ -398,5 +398,5 @@ class Fleet:
         return CatalogEntry(record=record, state=VersionState.STARTING)
 
 
-def _is(state: EncoderState | None, running: Running) -> bool:
+def _is(state: EncoderState | None, running: EncoderStatus) -> bool:
     return state is not None and state.running is running

@@ -33,7 +33,7 @@ class Registered(Protocol):
         ...
 
 
-class Roster:
+class RegistryCache:
     """`versions` by model, as last read; `encoders` by digest, those that were asked for."""
 
     def __init__(self, registry: Registered) -> None:

@@ -17,8 +17,8 @@ from serving.control.lifecycle import LocalLifecycle
 from serving.core.caller import Caller
 from serving.core.catalog import Catalog
 from serving.errors import NotReady, ServingError
-from serving.models.evaluation_queue import Evaluations
-from serving.models.promotion import Outcome, Promotions, VersionDetail
+from serving.models.evaluation_queue import EvaluationQueue
+from serving.models.promotion import PromotionOutcome, PromotionService, VersionDetail
 from serving.settings import Settings
 
 
@@ -28,14 +28,14 @@ def lifecycle(
     """What the control holds: `evaluations.run()` is a loop of its own, `promotions.reconcile` for the fleet."""
     stored = EvaluationRepository(database)
     return LocalLifecycle(
-        promotions=Promotions(
+        promotions=PromotionService(
             records=PromotionRepository(database),
             reports=stored,
             registry=registry,
             catalog=catalog,
             gates=gates(settings),
         ),
-        evaluations=Evaluations(records=stored, registry=registry, catalog=catalog),
+        evaluations=EvaluationQueue(records=stored, registry=registry, catalog=catalog),
         encoders=registry,
         audit=AuditRepository(database),
     )
@@ -62,14 +62,16 @@ class RemoteLifecycle:
 
     async def promote(
         self, model: str, version: str, caller: Caller, *, force: bool, reason: str | None
-    ) -> Outcome:
+    ) -> PromotionOutcome:
         """Make a version champion."""
-        outcome: Outcome = await self._call("promote", model, version, caller, force=force, reason=reason)
+        outcome: PromotionOutcome = await self._call(
+            "promote", model, version, caller, force=force, reason=reason
+        )
         return outcome
 
-    async def rollback(self, model: str, caller: Caller, *, reason: str | None) -> Outcome:
+    async def rollback(self, model: str, caller: Caller, *, reason: str | None) -> PromotionOutcome:
         """Make the champion before this one answer again."""
-        outcome: Outcome = await self._call("rollback", model, caller, reason=reason)
+        outcome: PromotionOutcome = await self._call("rollback", model, caller, reason=reason)
         return outcome
 
     async def history(self, model: str, *, limit: int, cursor: str | None) -> ChampionPeriodPage:

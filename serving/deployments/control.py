@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from db.models.evaluations import Evaluation
     from db.models.promotions import ChampionPeriodPage
     from serving.core.caller import Caller
-    from serving.models.promotion import Outcome, VersionDetail
+    from serving.models.promotion import PromotionOutcome, VersionDetail
 
 log = structlog.get_logger(__name__)
 
@@ -34,11 +34,11 @@ class Control:
         from db.embeddings.spaces import SpaceRepository
         from db.experiments.counts import CountRepository
         from db.experiments.experiments import ExperimentRepository
-        from serving.control.maintenance import Housekeeping
-        from serving.control.reconciler import Fleet
+        from serving.control.maintenance import Maintenance
+        from serving.control.reconciler import Reconciler
         from serving.control.remote import lifecycle
-        from serving.experiments.policy_runner import Judge
-        from serving.spaces.reembedding_runner import Reembeddings
+        from serving.experiments.policy_runner import PolicyRunner
+        from serving.spaces.reembedding_runner import ReembeddingRunner
 
         settings = Settings()
         start_logging(settings, "control")
@@ -52,7 +52,7 @@ class Control:
             settings, database=self._database, registry=registry, catalog=lambda: self._fleet.catalog
         )
         self._experiments = ExperimentRepository(self._database)
-        self._fleet = Fleet(
+        self._fleet = Reconciler(
             registry,
             ServePool(
                 lambda record: encoder_application(record, settings),
@@ -68,8 +68,10 @@ class Control:
             # Later than that of any control before this one, so that no ingress replica takes it for known.
             first=time.time_ns() // 1_000_000,
         )
-        self._judge = Judge(self._experiments, CountRepository(self._database), self._champion, self._promote)
-        housekeeping = Housekeeping(
+        self._judge = PolicyRunner(
+            self._experiments, CountRepository(self._database), self._champion, self._promote
+        )
+        housekeeping = Maintenance(
             self._database,
             space=settings.space,
             index_memory=settings.index_memory_mib << 20,
@@ -79,7 +81,7 @@ class Control:
             asyncio.create_task(self._fleet.follow(settings.registry_poll_seconds)),
             asyncio.create_task(self._follow_experiments(settings.judge_seconds)),
             asyncio.create_task(self._lifecycle.evaluations.run()),
-            asyncio.create_task(Reembeddings(self._spaces).run()),
+            asyncio.create_task(ReembeddingRunner(self._spaces).run()),
             asyncio.create_task(housekeeping.run()),
         ]
 
@@ -93,11 +95,11 @@ class Control:
 
     async def promote(
         self, model: str, version: str, caller: "Caller", *, force: bool, reason: str | None
-    ) -> "Outcome":
+    ) -> "PromotionOutcome":
         """`Lifecycle.promote`."""
         return await self._lifecycle.promote(model, version, caller, force=force, reason=reason)
 
-    async def rollback(self, model: str, caller: "Caller", *, reason: str | None) -> "Outcome":
+    async def rollback(self, model: str, caller: "Caller", *, reason: str | None) -> "PromotionOutcome":
         """`Lifecycle.rollback`."""
         return await self._lifecycle.rollback(model, caller, reason=reason)
 

@@ -34,7 +34,7 @@ from db.search.similarity import SimilarityRepository
 from serving.accounts.authentication import Authenticator
 from serving.accounts.rate_limits import RateLimiter
 from serving.accounts.service import AccountService
-from serving.analytics.service import Insights
+from serving.analytics.service import AnalyticsService
 from serving.api.dependencies import Services, SpaceServices
 from serving.control.lifecycle import Lifecycle
 from serving.core.catalog import Catalog, short_digest
@@ -43,7 +43,7 @@ from serving.core.executor import BackgroundExecutor
 from serving.core.home import installation_key
 from serving.core.tracing import Spans, spans_of
 from serving.errors import NotFound, NotReady
-from serving.experiments.service import Experiments, traffic_of
+from serving.experiments.service import ExperimentService, traffic_of
 from serving.inference.dispatcher import BatchLimits, EncoderClient
 from serving.monitoring.collectors import Platform, Process, Stored
 from serving.monitoring.metrics import Metrics
@@ -53,10 +53,10 @@ from serving.predictions.service import PredictionService
 from serving.predictions.shadow import Faults
 from serving.privacy.erasure import ErasureService
 from serving.privacy.masking import TextMasker
-from serving.search.label_suggestions import Opinions
-from serving.search.service import Searching
+from serving.search.label_suggestions import LabelSuggestionService
+from serving.search.service import SearchService
 from serving.settings import Settings
-from serving.spaces.service import Spaces
+from serving.spaces.service import SpaceService
 
 log = structlog.get_logger(__name__)
 
@@ -142,7 +142,7 @@ async def services(
             LabelRepository(database, space=space),
             SimilarityRepository(database, space=space),
         )
-        searching = Searching(
+        searching = SearchService(
             similarity=similarity,
             vectors=VectorRepository(database, space=space),
             keywords=KeywordRepository(database, space=space),
@@ -150,10 +150,10 @@ async def services(
         )
         return SpaceServices(
             search=searching,
-            label_suggestions=Opinions(
+            label_suggestions=LabelSuggestionService(
                 predictions=predictions, truths=truths, searching=searching, catalog=catalog
             ),
-            analytics=Insights(
+            analytics=AnalyticsService(
                 windows=WindowRepository(database, space=space),
                 truths=truths,
                 contrasts=DisagreementRepository(database, space=space),
@@ -196,10 +196,12 @@ async def services(
                 predictions=predictions, feedback=FeedbackRepository(database), privacy=privacy
             ),
             in_space=lambda: services_in(catalog().space or settings.space),
-            spaces=Spaces(SpaceRepository(database), lifecycle.space_encoder, catalog),
+            spaces=SpaceService(SpaceRepository(database), lifecycle.space_encoder, catalog),
             accounts=AccountService(users=users, keys=keys, authenticator=authenticator),
             lifecycle=lifecycle,
-            experiments=Experiments(ExperimentRepository(database), evidence, catalog, lifecycle.evaluate),
+            experiments=ExperimentService(
+                ExperimentRepository(database), evidence, catalog, lifecycle.evaluate
+            ),
             authenticator=authenticator,
             rate_limiter=RateLimiter(settings.rate_limit),
             catalog=catalog,

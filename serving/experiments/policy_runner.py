@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 Promote = Callable[[Experiment, decisions.Decision], Awaitable[None]]
 
 
-class Judge:
+class PolicyRunner:
     """Carries out what policies decide, each decision stored before its effect or with it, and once.
 
     Args:

@@ -72,7 +72,7 @@ class EvidenceRecords(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Trial:
+class ExperimentReport:
     """An experiment with what its arms did, what follows from that, and what was decided."""
 
     experiment: Experiment
@@ -82,7 +82,7 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NewTrial:
+class ExperimentPlan:
     """An experiment as an engineer asks for it."""
 
     model: str
@@ -95,7 +95,7 @@ class NewTrial:
 Measure = Callable[[str, str, Caller], Awaitable[object]]
 
 
-class Experiments:
+class ExperimentService:
     """One experiment of a model runs at a time, and its champion is the model's.
 
     Args:
@@ -114,7 +114,7 @@ class Experiments:
         self._catalog = catalog
         self._measure = measure
 
-    async def start(self, asked: NewTrial, caller: Caller) -> Trial:
+    async def start(self, asked: ExperimentPlan, caller: Caller) -> ExperimentReport:
         """Try a challenger; its replicas start if they don't run, and it answers once they are warm.
 
         Raises:
@@ -150,7 +150,7 @@ class Experiments:
         with translate_database_errors():
             return await self._records.list()
 
-    async def get(self, experiment_id: UUID) -> Trial:
+    async def get(self, experiment_id: UUID) -> ExperimentReport:
         """One experiment, counted now.
 
         Raises:
@@ -161,7 +161,7 @@ class Experiments:
             counts = await self._evidence.counts(experiment_id)
             decided = await self._records.decisions(experiment_id)
         finding = decisions.decide(evidence_of(found, counts), Policy.parse(found.policy))
-        return Trial(experiment=found, counts=counts, finding=finding, decided=decided)
+        return ExperimentReport(experiment=found, counts=counts, finding=finding, decided=decided)
 
     async def change(
         self,
@@ -170,7 +170,7 @@ class Experiments:
         *,
         share: float | None = None,
         policy: Policy | None = None,
-    ) -> Trial:
+    ) -> ExperimentReport:
         """Set the share, of which units that must move do, or the policy.
 
         Raises:
@@ -182,7 +182,7 @@ class Experiments:
             await self._records.change(experiment_id, actor=caller.key_id, share=share, policy=wanted)
         return await self.get(experiment_id)
 
-    async def stop(self, experiment_id: UUID, caller: Caller, reason: str | None = None) -> Trial:
+    async def stop(self, experiment_id: UUID, caller: Caller, reason: str | None = None) -> ExperimentReport:
         """Leave everything to the champion; a stopped experiment stays as it is.
 
         Raises:

@@ -52,7 +52,7 @@ class HeldOutSets(Protocol):
         ...
 
 
-class Evaluations:
+class EvaluationQueue:
     """A version that is asked for while its evaluation runs isn't measured twice; what died is begun again.
 
     Args:

@@ -67,7 +67,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class EvaluationPlan:
     """How much is measured: stored texts that are replayed, those they are drawn from, rounds of the bootstrap.
 
     `patience`: seconds to wait for the space's own encoder, which a fresh installation builds after the champion's.
@@ -95,14 +95,16 @@ class _Opened:
     claims_space: bool
 
 
-class Examiner:
+class VersionEvaluator:
     """Measures versions; one bundle is opened once, and nothing is downloaded that lies in the cache."""
 
-    def __init__(self, registry: Source, *, space: str, cache: Path, plan: Plan | None = None) -> None:
+    def __init__(
+        self, registry: Source, *, space: str, cache: Path, plan: EvaluationPlan | None = None
+    ) -> None:
         self._registry = registry
         self._space = space
         self._cache = cache
-        self._plan = plan or Plan()
+        self._plan = plan or EvaluationPlan()
         self._encoders: dict[tuple[str, Engine | None], Encoder] = {}
         self._bundles: dict[str, Bundle] = {}
 
@@ -235,18 +237,18 @@ class Examiner:
         return self._bundles[digest]
 
 
-class Work:
+class EvaluationWorker:
     """A claimed evaluation from its row to its report: whatever goes wrong with the version is the row's reason."""
 
     def __init__(
-        self, records: EvaluationRepository, replays: Replays, registry: Source, examiner: Examiner
+        self, records: EvaluationRepository, replays: Replays, registry: Source, examiner: VersionEvaluator
     ) -> None:
         self._records = records
         self._replays = replays
         self._registry = registry
         self._examiner = examiner
 
-    async def do(self, evaluation: Evaluation, *, cache: Path, plan: Plan) -> bool:
+    async def do(self, evaluation: Evaluation, *, cache: Path, plan: EvaluationPlan) -> bool:
         """Whether a report was stored.
 
         Raises:
@@ -269,7 +271,7 @@ class Work:
                 await beating
         return await self._records.finish(evaluation.id, report.dump())
 
-    async def _report(self, evaluation: Evaluation, cache: Path, plan: Plan) -> Report:
+    async def _report(self, evaluation: Evaluation, cache: Path, plan: EvaluationPlan) -> Report:
         record = await asyncio.to_thread(self._registry.version, evaluation.model, evaluation.version)
         if record.digest != evaluation.bundle_digest:
             raise Invalid(f"version {evaluation.version} has another bundle now, {record.digest}")
@@ -299,7 +301,7 @@ async def run(evaluation_id: int) -> int:
     settings = Settings()
     configure_logging(settings.log_level, process="evaluation", file=settings.log_file)
     engine = None if settings.engine in ("auto", "torch") else Engine(settings.engine)
-    plan = Plan(
+    plan = EvaluationPlan(
         replayed=settings.evaluation_texts,
         drawn=4 * settings.evaluation_texts,
         engine=engine,
@@ -317,11 +319,11 @@ async def run(evaluation_id: int) -> int:
             "evaluation.begun", evaluation=evaluation_id, model=evaluation.model, version=evaluation.version
         )
         space = await SpaceRepository(database).ensure(settings.space)
-        work = Work(
+        work = EvaluationWorker(
             records,
             Replays(database, space=space),
             registry,
-            Examiner(registry, space=space, cache=cache, plan=plan),
+            VersionEvaluator(registry, space=space, cache=cache, plan=plan),
         )
         return 0 if await work.do(evaluation, cache=cache, plan=plan) else _ENDED
     finally:

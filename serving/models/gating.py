@@ -35,7 +35,7 @@ class Sets(Protocol):
         ...
 
 
-class Gatekeeper:
+class GateRunner:
     """Without a stored report by the model's present held-out set a version passes no gate."""
 
     def __init__(

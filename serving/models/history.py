@@ -82,7 +82,7 @@ class Aliases(Protocol):
         """The version that the alias names."""
 
 
-class Chronicle:
+class ChampionHistory:
     """What happened to the alias is recorded once, with several at work at once, too.
 
     `grace_seconds`: how young an intended change may be without its process holding the lock yet.

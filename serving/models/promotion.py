@@ -30,8 +30,8 @@ from serving.core.catalog import CHAMPION, Catalog, VersionState
 from serving.core.database_errors import translate_database_errors
 from serving.core.registry_errors import call_registry
 from serving.errors import Conflict, Invalid, Problem, Refused
-from serving.models.gating import Gatekeeper, Reports, Sets
-from serving.models.history import GRACE_SECONDS, Aliases, Chronicle, PromotionRecords
+from serving.models.gating import GateRunner, Reports, Sets
+from serving.models.history import GRACE_SECONDS, Aliases, ChampionHistory, PromotionRecords
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
+class PromotionOutcome:
     """What a promotion or a rollback came to; `changed` is False if that version was champion already.
 
     `report` is what the gates say, None where none was asked.
@@ -65,7 +65,7 @@ class VersionDetail:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Decision:
+class PromotionDecision:
     """Why a champion is to change: who asks, by which act, for what reason, on what stored evidence."""
 
     act: Act = Act.PROMOTE
@@ -83,7 +83,7 @@ class Registered(Aliases, Sets, Protocol):
         ...
 
 
-class Promotions:
+class PromotionService:
     """Every move of the alias is recorded once; two at once through the platform are one, and the other is told.
 
     A rollback uncovers the champion under the present one: promotions, and moves by other MLflow clients, are laid on
@@ -104,13 +104,13 @@ class Promotions:
         self._reports = reports
         self._registry = registry
         self._catalog = catalog
-        self._chronicle = Chronicle(records=records, registry=registry, grace_seconds=grace_seconds)
-        self._gatekeeper = Gatekeeper(reports=reports, registry=registry, catalog=catalog, gates=gates)
+        self._chronicle = ChampionHistory(records=records, registry=registry, grace_seconds=grace_seconds)
+        self._gatekeeper = GateRunner(reports=reports, registry=registry, catalog=catalog, gates=gates)
         self._changes: set[asyncio.Future[Any]] = set()
 
     async def promote(
         self, model: str, version: str, caller: Caller, *, force: bool = False, reason: str | None = None
-    ) -> Outcome:
+    ) -> PromotionOutcome:
         """Make a version champion, if every gate passes by the stored reports.
 
         Raises:
@@ -124,13 +124,15 @@ class Promotions:
                 "a forced promotion needs a reason",
                 [Problem(loc=("body", "reason"), message="say why the gates are to be passed over")],
             )
-        return await self.decide(model, version, Decision(actor=caller.key_id, force=force, reason=reason))
+        return await self.decide(
+            model, version, PromotionDecision(actor=caller.key_id, force=force, reason=reason)
+        )
 
-    async def decide(self, model: str, version: str, decision: Decision) -> Outcome:
+    async def decide(self, model: str, version: str, decision: PromotionDecision) -> PromotionOutcome:
         """As `promote`, for whatever decides: a policy gives `Act.POLICY` and its stored decision as evidence."""
         return await self._whole(self._promote(model, version, decision))
 
-    async def rollback(self, model: str, caller: Caller, *, reason: str | None = None) -> Outcome:
+    async def rollback(self, model: str, caller: Caller, *, reason: str | None = None) -> PromotionOutcome:
         """Make the champion before this one answer again; no gate is asked.
 
         Raises:
@@ -138,9 +140,9 @@ class Promotions:
             Refused: there is none before it, or it isn't registered any more, or it can't be loaded.
             Conflict: somebody else's change is under way or came first.
         """
-        return await self.undo(model, Decision(act=Act.ROLLBACK, actor=caller.key_id, reason=reason))
+        return await self.undo(model, PromotionDecision(act=Act.ROLLBACK, actor=caller.key_id, reason=reason))
 
-    async def undo(self, model: str, decision: Decision) -> Outcome:
+    async def undo(self, model: str, decision: PromotionDecision) -> PromotionOutcome:
         """As `rollback`, for whatever decides. Its act is always recorded as a rollback."""
         return await self._whole(self._rollback(model, decision))
 
@@ -185,7 +187,7 @@ class Promotions:
         """`Chronicle.reconcile`, for whoever sees the alias."""
         await self._chronicle.reconcile(model, champion)
 
-    async def _promote(self, model: str, version: str, decision: Decision) -> Outcome:
+    async def _promote(self, model: str, version: str, decision: PromotionDecision) -> PromotionOutcome:
         entry = self._catalog().entry(model, version)
         standing = await self._chronicle.standing(model)
         champion = standing.version
@@ -193,7 +195,7 @@ class Promotions:
             await self._refuse(model, version, decision, f"version {version} can't answer: {entry.reason}")
         report = await self._gatekeeper.judged(model, entry.record, champion)
         if champion == version:
-            return Outcome(
+            return PromotionOutcome(
                 model=model,
                 version=version,
                 version_from=champion,
@@ -217,7 +219,7 @@ class Promotions:
         )
         return await self._carry_out(new, standing, report)
 
-    async def _rollback(self, model: str, decision: Decision) -> Outcome:
+    async def _rollback(self, model: str, decision: PromotionDecision) -> PromotionOutcome:
         self._catalog().versions(model)
         standing = await self._chronicle.standing(model)
         target = await self._chronicle.below(standing)
@@ -245,7 +247,7 @@ class Promotions:
 
     async def _carry_out(
         self, new: NewPromotion, standing: PromotionState, report: GateReport | None
-    ) -> Outcome:
+    ) -> PromotionOutcome:
         """Intend, move, settle. Whatever dies in between, `reconcile` settles by the alias."""
         after = standing.champion.id if standing.champion is not None else None
         with translate_database_errors(), _contests():
@@ -267,7 +269,7 @@ class Promotions:
         log.info("champion.moved", model=new.model, act=new.act, version=new.version_to)
         with translate_database_errors():
             done = await self._records.get(intended.id)
-        return Outcome(
+        return PromotionOutcome(
             model=new.model,
             version=str(new.version_to),
             version_from=new.version_from,
@@ -288,7 +290,7 @@ class Promotions:
         self,
         model: str,
         version: str | None,
-        decision: Decision,
+        decision: PromotionDecision,
         why: str,
         report: GateReport | None = None,
     ) -> NoReturn:

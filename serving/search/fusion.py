@@ -18,7 +18,7 @@ RANK_OFFSET: Final = 60
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Fused:
+class FusedText:
     """A text in a fused ranking: its score, and its rank, from 1, in each ranking that has it."""
 
     text_id: UUID
@@ -43,14 +43,14 @@ def rocchio(query: "Vector | None", like: Sequence[Vector], unlike: Sequence[Vec
     return moved
 
 
-def fuse(rankings: Mapping[str, Sequence[UUID]]) -> list[Fused]:
+def fuse(rankings: Mapping[str, Sequence[UUID]]) -> list[FusedText]:
     """The texts of all rankings, best first, by the sum of 1 / (60 + rank) (Cormack et al., SIGIR 2009)."""
     ranks: dict[UUID, dict[str, int]] = {}
     for name, ranking in rankings.items():
         for rank, text_id in enumerate(ranking, start=1):
             ranks.setdefault(text_id, {})[name] = rank
     fused = [
-        Fused(
+        FusedText(
             text_id=text_id,
             score=sum(1 / (RANK_OFFSET + rank) for rank in found.values()),
             ranks=found,

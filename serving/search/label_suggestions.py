@@ -16,7 +16,7 @@ from serving.core.catalog import Catalog
 from serving.core.database_errors import translate_database_errors
 from serving.errors import Conflict
 from serving.predictions.history import PredictionRecords
-from serving.search.service import DUPLICATE, Example, Search, Searching
+from serving.search.service import DUPLICATE, SearchExample, SearchQuery, SearchService
 
 # Texts farther than this have no say, and so many of the judged ones are looked at for those whose label is told.
 HEARD: Final = 0.5
@@ -33,7 +33,7 @@ class TruthRecords(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Voice:
+class NeighbourLabel:
     """A judged text near to another, and the label that people hold for right."""
 
     neighbour: Neighbour
@@ -41,18 +41,18 @@ class Voice:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Opinion:
+class LabelSuggestion:
     """What the nearest judged texts say of a prediction; `complete` as of the search for them."""
 
     prediction_id: UUID
     label: str
     vote: Vote
-    voices: Sequence[Voice]
+    voices: Sequence[NeighbourLabel]
     complete: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Fix:
+class SuggestedCorrection:
     """A near-duplicate of a corrected text, and the champion's prediction of it that the correction speaks against."""
 
     neighbour: Neighbour
@@ -60,7 +60,7 @@ class Fix:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Corrections:
+class CorrectionSuggestions:
     """What a correction to `label` suggests for the near-duplicates of its text, of which there are `duplicates`.
 
     Of them the `champion` says the same of `agreeing`, hasn't judged `unpredicted`, and people have said otherwise of
@@ -75,11 +75,11 @@ class Corrections:
     agreeing: int
     unpredicted: int
     judged: int
-    fixes: Sequence[Fix]
+    fixes: Sequence[SuggestedCorrection]
     complete: bool
 
 
-class Opinions:
+class LabelSuggestionService:
     """Says what feedback says, and changes nothing."""
 
     def __init__(
@@ -87,7 +87,7 @@ class Opinions:
         *,
         predictions: PredictionRecords,
         truths: TruthRecords,
-        searching: Searching,
+        searching: SearchService,
         catalog: Callable[[], Catalog],
     ) -> None:
         self._predictions = predictions
@@ -95,7 +95,7 @@ class Opinions:
         self._searching = searching
         self._catalog = catalog
 
-    async def of(self, prediction_id: UUID, caller: Caller) -> Opinion:
+    async def of(self, prediction_id: UUID, caller: Caller) -> LabelSuggestion:
         """The vote of the judged texts nearest to a prediction's; its own text has none.
 
         Raises:
@@ -104,16 +104,18 @@ class Opinions:
         with translate_database_errors():
             prediction = await self._predictions.get(prediction_id, holder=caller.scope)
         judged = SimilarityFilters(has_feedback=True)
-        search = Search(
-            query=Example(text_id=prediction.text_id), filters=judged, min_similarity=HEARD, k=_JUDGED
+        search = SearchQuery(
+            query=SearchExample(text_id=prediction.text_id), filters=judged, min_similarity=HEARD, k=_JUDGED
         )
         found = (await self._searching.similar(search, caller)).neighbours
         near = [each for each in found.results if each.text_id != prediction.text_id]
         labels = await self._right([each.text_id for each in near], prediction.model, caller)
         voices = [
-            Voice(neighbour=each, label=labels[each.text_id]) for each in near if each.text_id in labels
+            NeighbourLabel(neighbour=each, label=labels[each.text_id])
+            for each in near
+            if each.text_id in labels
         ][:NEIGHBOURS]
-        return Opinion(
+        return LabelSuggestion(
             prediction_id=prediction.id,
             label=prediction.label,
             vote=vote(
@@ -127,7 +129,7 @@ class Opinions:
 
     async def corrections(
         self, prediction_id: UUID, caller: Caller, *, min_similarity: float = DUPLICATE, k: int = 100
-    ) -> Corrections:
+    ) -> CorrectionSuggestions:
         """What else the latest correction of a prediction's text speaks against.
 
         Raises:
@@ -145,7 +147,7 @@ class Opinions:
             )
         champion = self._catalog().champion(model).version
         found = await self._searching.duplicates(
-            Example(text_id=prediction.text_id), caller, min_similarity=min_similarity, k=k
+            SearchExample(text_id=prediction.text_id), caller, min_similarity=min_similarity, k=k
         )
         right = await self._right([each.text_id for each in found.results], model, caller)
         fixes, agreeing, unpredicted, judged = [], 0, 0, 0
@@ -158,8 +160,8 @@ class Opinions:
             elif right.get(neighbour.text_id, label) != label:
                 judged += 1
             else:
-                fixes.append(Fix(neighbour=neighbour, prediction=said))
-        return Corrections(
+                fixes.append(SuggestedCorrection(neighbour=neighbour, prediction=said))
+        return CorrectionSuggestions(
             prediction_id=prediction.id,
             label=label,
             champion=champion,

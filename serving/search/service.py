@@ -78,7 +78,7 @@ class KeywordIndex(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Example:
+class SearchExample:
     """Something to be near to; exactly one of these says what."""
 
     text: str | None = None
@@ -95,15 +95,15 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Search:
+class SearchQuery:
     """What similar texts are wanted: like `query` or `like`, of which one says something, and not like `unlike`.
 
     `keywords`: the words that they should hold, too, as a web search writes them.
     """
 
-    query: Example = field(default_factory=Example)
-    like: Sequence[Example] = ()
-    unlike: Sequence[Example] = ()
+    query: SearchExample = field(default_factory=SearchExample)
+    like: Sequence[SearchExample] = ()
+    unlike: Sequence[SearchExample] = ()
     keywords: str | None = None
     k: int = 10
     filters: SimilarityFilters | None = None
@@ -112,7 +112,7 @@ class Search:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ranks:
+class FusedRanks:
     """Where a text stands in each ranking that has it, from 1, and the score of them together."""
 
     score: float
@@ -121,22 +121,22 @@ class Ranks:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
+class SearchResult:
     """What was found, best first; `ranks` by text, if it was searched by words too."""
 
     neighbours: Neighbours
-    ranks: Mapping[UUID, Ranks] | None = None
+    ranks: Mapping[UUID, FusedRanks] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Counts:
+class NeighbourCounts:
     """Texts by the label of their latest prediction, and by that of each version's latest."""
 
     sentiments: Mapping[str, int]
     versions: Mapping[tuple[str, str], Mapping[str, int]]
 
 
-class Searching:
+class SearchService:
     """Finds what its caller may see, in a bounded amount of work."""
 
     def __init__(
@@ -152,7 +152,7 @@ class Searching:
         self._keywords = keywords
         self._embed = embed
 
-    async def similar(self, search: Search, caller: Caller) -> Found:
+    async def similar(self, search: SearchQuery, caller: Caller) -> SearchResult:
         """The stored texts nearest in meaning; stored examples themselves are left out.
 
         Raises:
@@ -173,10 +173,10 @@ class Searching:
                 min_similarity=search.min_similarity,
                 exact=search.exact,
             )
-        return Found(neighbours=_without(found, stored, search.k))
+        return SearchResult(neighbours=_without(found, stored, search.k))
 
     async def duplicates(
-        self, example: Example, caller: Caller, *, min_similarity: float = DUPLICATE, k: int = 100
+        self, example: SearchExample, caller: Caller, *, min_similarity: float = DUPLICATE, k: int = 100
     ) -> Neighbours:
         """At most `k` stored texts of this cosine or more to an example, without the example itself.
 
@@ -191,7 +191,7 @@ class Searching:
             )
         return _without(found, stored, k)
 
-    async def _wanted(self, search: Search, caller: Caller) -> tuple[Vector, frozenset[UUID]]:
+    async def _wanted(self, search: SearchQuery, caller: Caller) -> tuple[Vector, frozenset[UUID]]:
         """The vector to be near to, and the stored texts among the examples."""
         queries = [search.query] if search.query.given else []
         query, _ = await self._vectors_of(queries, caller, "query")
@@ -205,7 +205,7 @@ class Searching:
         return vector, liked | unliked
 
     async def _vectors_of(
-        self, examples: Sequence[Example], caller: Caller, place: str
+        self, examples: Sequence[SearchExample], caller: Caller, place: str
     ) -> tuple[list[Vector], frozenset[UUID]]:
         """Unit vectors of the examples, in order, and the ids of those that are stored texts."""
         texts = [example.text for example in examples if example.text is not None]
@@ -230,12 +230,12 @@ class Searching:
 
     async def _fused(
         self,
-        search: Search,
+        search: SearchQuery,
         vector: Vector,
         filters: SimilarityFilters,
         stored: frozenset[UUID],
         caller: Caller,
-    ) -> Found:
+    ) -> SearchResult:
         with translate_database_errors():
             hits = await self._keywords.search(
                 search.keywords or "", limit=_FUSED + len(stored), filters=filters, holder=caller.scope
@@ -269,10 +269,10 @@ class Searching:
             described = await self._similarity.described(lacking, holder=caller.scope)
         known |= {each.text_id: each for each in described}
         results = tuple(known[each.text_id] for each in fused if each.text_id in known)
-        return Found(
+        return SearchResult(
             neighbours=replace(near, results=results, complete=near.complete and hits.complete),
             ranks={
-                each.text_id: Ranks(
+                each.text_id: FusedRanks(
                     score=each.score, meaning=each.ranks.get(MEANING), keywords=each.ranks.get(KEYWORDS)
                 )
                 for each in fused
@@ -280,7 +280,7 @@ class Searching:
         )
 
 
-def counted(neighbours: Neighbours) -> Counts:
+def count_predictions(neighbours: Neighbours) -> NeighbourCounts:
     """How the neighbourhood was predicted."""
     sentiments: Counter[str] = Counter()
     versions: dict[tuple[str, str], Counter[str]] = {}
@@ -289,7 +289,7 @@ def counted(neighbours: Neighbours) -> Counts:
         sentiments[latest.label] += 1
         for prediction in neighbour.predictions:
             versions.setdefault((prediction.model, prediction.version), Counter())[prediction.label] += 1
-    return Counts(sentiments=sentiments, versions=versions)
+    return NeighbourCounts(sentiments=sentiments, versions=versions)
 
 
 def _without(found: Neighbours, left_out: frozenset[UUID], k: int) -> Neighbours:
@@ -297,7 +297,7 @@ def _without(found: Neighbours, left_out: frozenset[UUID], k: int) -> Neighbours
     return replace(found, results=kept[:k])
 
 
-def _known(example: Example, texts_of: Mapping[UUID, UUID], vectors: Mapping[UUID, Vector]) -> Vector:
+def _known(example: SearchExample, texts_of: Mapping[UUID, UUID], vectors: Mapping[UUID, Vector]) -> Vector:
     text_id = example.text_id
     if example.prediction_id is not None:
         text_id = texts_of.get(example.prediction_id)

@@ -32,7 +32,7 @@ class SpaceStates(Protocol):
         """Note why one doesn't get on."""
 
 
-class Reembeddings:
+class ReembeddingRunner:
     """What died is begun again; `launch` works until nothing is left to do: why, if it ended badly."""
 
     def __init__(self, spaces: SpaceStates, launch: Launch | None = None) -> None:

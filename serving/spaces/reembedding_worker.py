@@ -71,7 +71,7 @@ class Embedding(Protocol):
         """Vectors [n, d] of unit length in a space."""
 
 
-class Filling:
+class SpaceFiller:
     """Gives each text that lacks a vector of one space its own.
 
     Goes round all texts by id, and before each batch looks at what was predicted since the last look, so that nothing
@@ -150,7 +150,7 @@ class Filling:
         )
 
 
-class Encoders:
+class SpaceEncoders:
     """The encoders that define spaces, each opened when it is needed first; computes one thing at a time.
 
     `share`: of the time in which it computes.
@@ -194,7 +194,7 @@ class Registered(Protocol):
         """A verified folder."""
 
 
-class Work:
+class ReembeddingWorker:
     """All that is to be done: spaces that are kept are filled, those that leave are struck off the texts."""
 
     def __init__(self, database: Database, encoders: Embedding, *, mend: float = _MEND_SECONDS) -> None:
@@ -202,7 +202,7 @@ class Work:
         self._spaces = SpaceRepository(database)
         self._encoders = encoders
         self._mend = mend
-        self._fillings: dict[str, Filling] = {}
+        self._fillings: dict[str, SpaceFiller] = {}
         self._struck: dict[str, UUID] = {}
         self._noted: dict[str, tuple[float, int]] = {}
 
@@ -238,7 +238,7 @@ class Work:
         filling = self._fillings.get(space)
         if filling is None:
             await Segments(self._database, space).ensure()
-            filling = self._fillings[space] = Filling(
+            filling = self._fillings[space] = SpaceFiller(
                 Reembedding(self._database, space=space), partial(self._encoders.embed, space)
             )
         try:
@@ -256,7 +256,7 @@ class Work:
         await self._note(space, filling)
         return busy
 
-    async def _note(self, space: str, filling: Filling) -> None:
+    async def _note(self, space: str, filling: SpaceFiller) -> None:
         now = time.monotonic()
         since, before = self._noted.setdefault(space, (now, filling.filled))
         if now - since >= _NOTE_SECONDS:
@@ -293,7 +293,7 @@ async def run() -> None:
 
     settings = Settings()
     configure_logging(settings.log_level, process="reembedding", file=settings.log_file)
-    encoders = Encoders(
+    encoders = SpaceEncoders(
         registry_of(settings),
         cache=settings.home / "cache",
         engine=None if settings.engine in ("auto", "torch") else Engine(settings.engine),
@@ -303,7 +303,7 @@ async def run() -> None:
     await database.open()
     try:
         log.info("reembedding.begun")
-        await Work(database, encoders).run()
+        await ReembeddingWorker(database, encoders).run()
         log.info("reembedding.ended")
     finally:
         await database.close()

@@ -36,7 +36,7 @@ class SpaceRecords(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Standing:
+class SpaceProgress:
     """A space and how far it is: `share` of the texts that have its vector, seconds `left` at the present pace.
 
     `answers`: this process searches it and stores its vectors, which it goes over to once the encoder of the live space
@@ -49,7 +49,7 @@ class Standing:
     answers: bool
 
 
-class Spaces:
+class SpaceService:
     """Both spaces are live until the switch: a space that isn't leaving gets the vector of every text."""
 
     def __init__(self, records: SpaceRecords, encoder_of: EncoderOf, catalog: Callable[[], Catalog]) -> None:
@@ -57,7 +57,7 @@ class Spaces:
         self._encoder_of = encoder_of
         self._catalog = catalog
 
-    async def list(self) -> Sequence[Standing]:
+    async def list(self) -> Sequence[SpaceProgress]:
         """All, the live one first."""
         with translate_database_errors():
             spaces = await self._records.list()
@@ -65,7 +65,7 @@ class Spaces:
         texts = max((space.vectors for space in spaces if space.state is SpaceState.LIVE), default=0)
         return [_standing(space, texts, answering) for space in spaces]
 
-    async def begin(self, name: str, caller: Caller) -> Standing:
+    async def begin(self, name: str, caller: Caller) -> SpaceProgress:
         """Have a space built beside the live one.
 
         Raises:
@@ -81,7 +81,7 @@ class Spaces:
             await self._records.begin(name, actor=caller.key_id)
         return await self._one(name)
 
-    async def switch(self, name: str, caller: Caller) -> Standing:
+    async def switch(self, name: str, caller: Caller) -> SpaceProgress:
         """Make a whole space the one that is searched; the one before stays whole, so that one may go back.
 
         Raises:
@@ -92,7 +92,7 @@ class Spaces:
             await self._records.switch(name, actor=caller.key_id)
         return await self._one(name)
 
-    async def remove(self, name: str, caller: Caller) -> Standing:
+    async def remove(self, name: str, caller: Caller) -> SpaceProgress:
         """Have a space removed that isn't live, whole or not; it takes minutes, and is in the list until it is gone.
 
         Raises:
@@ -103,17 +103,17 @@ class Spaces:
             await self._records.leave(name, actor=caller.key_id)
         return await self._one(name)
 
-    async def _one(self, name: str) -> Standing:
+    async def _one(self, name: str) -> SpaceProgress:
         found = next((each for each in await self.list() if each.space.name == name), None)
         if found is None:
             raise NotFound(f"there is no space {name!r} any more")
         return found
 
 
-def _standing(space: Space, texts: int, answering: str | None) -> Standing:
+def _standing(space: Space, texts: int, answering: str | None) -> SpaceProgress:
     lacking = max(0, texts - space.vectors)
     left = lacking / space.pace if space.state is SpaceState.BUILDING and space.pace else None
-    return Standing(
+    return SpaceProgress(
         space=space,
         share=1.0 if not texts else min(1.0, space.vectors / texts),
         left=left,

@@ -36,18 +36,18 @@ from registry.store.records import VersionRecord
 from serving.accounts.authentication import Authenticator, GeneratedKey, generate_key
 from serving.accounts.rate_limits import RateLimiter
 from serving.accounts.service import AccountService
-from serving.analytics.service import Insights
+from serving.analytics.service import AnalyticsService
 from serving.api import Services, create_api
 from serving.api.dependencies import SpaceServices
 from serving.control.lifecycle import LocalLifecycle
 from serving.core.caller import Role
 from serving.core.catalog import Catalog, CatalogEntry, VersionState
 from serving.core.executor import BackgroundExecutor
-from serving.experiments.service import Experiments
+from serving.experiments.service import ExperimentService
 from serving.inference.dispatcher import BatchLimits
-from serving.models.evaluation_queue import Evaluations
-from serving.models.promotion import Promotions
-from serving.monitoring.collectors import Platform as Standing
+from serving.models.evaluation_queue import EvaluationQueue
+from serving.models.promotion import PromotionService
+from serving.monitoring.collectors import Platform as PlatformCollector
 from serving.monitoring.collectors import Stored
 from serving.monitoring.metrics import Metrics
 from serving.predictions.history import PredictionHistoryService
@@ -55,9 +55,9 @@ from serving.predictions.routing import Split, Traffic
 from serving.predictions.service import PredictionService
 from serving.privacy.erasure import ErasureService
 from serving.privacy.masking import TextMasker
-from serving.search.label_suggestions import Opinions
-from serving.search.service import Searching
-from serving.spaces.service import Spaces
+from serving.search.label_suggestions import LabelSuggestionService
+from serving.search.service import SearchService
+from serving.spaces.service import SpaceService
 from tests.fakes.control import FakeEvaluations, FakeLog, FakePromotions, FakeRegistry
 from tests.fakes.data import (
     FakeEncoders,
@@ -199,20 +199,21 @@ def _platform(
         privacy=privacy,
     )
     metrics.add(
-        Standing(catalog=catalog, traffic=traffic.current, stored=Stored(), version="0"), of_replica=False
+        PlatformCollector(catalog=catalog, traffic=traffic.current, stored=Stored(), version="0"),
+        of_replica=False,
     )
 
     registry = FakeRegistry(
         {version: entry.record for version, entry in catalog().models[MODEL].items()}, champion="2"
     )
     lifecycle = LocalLifecycle(
-        promotions=Promotions(
+        promotions=PromotionService(
             records=records["promotions"],
             reports=records["evaluations"],
             registry=registry,
             catalog=catalog,
         ),
-        evaluations=Evaluations(records=records["evaluations"], registry=registry, catalog=catalog),
+        evaluations=EvaluationQueue(records=records["evaluations"], registry=registry, catalog=catalog),
         encoders=registry,
         audit=FakeLog(),
     )
@@ -221,7 +222,7 @@ def _platform(
         return lacks
 
     aside = BackgroundExecutor()
-    searching = Searching(
+    searching = SearchService(
         similarity=records["similarity"],
         vectors=records["vectors"],
         keywords=records["keywords"],
@@ -229,13 +230,13 @@ def _platform(
     )
     in_space = SpaceServices(
         search=searching,
-        label_suggestions=Opinions(
+        label_suggestions=LabelSuggestionService(
             predictions=records["predictions"],
             truths=records["truths"],
             search=searching,
             catalog=catalog,
         ),
-        analytics=Insights(
+        analytics=AnalyticsService(
             windows=records["windows"],
             truths=records["truths"],
             contrasts=records["contrasts"],
@@ -251,9 +252,11 @@ def _platform(
             predictions=records["predictions"], feedback=records["feedback"], privacy=privacy
         ),
         in_space=lambda: in_space,
-        spaces=Spaces(records["spaces"], lifecycle.space_encoder, catalog),
+        spaces=SpaceService(records["spaces"], lifecycle.space_encoder, catalog),
         accounts=AccountService(users=records["users"], keys=records["keys"], authenticator=authenticator),
-        experiments=Experiments(records["experiments"], records["evidence"], catalog, lifecycle.evaluate),
+        experiments=ExperimentService(
+            records["experiments"], records["evidence"], catalog, lifecycle.evaluate
+        ),
         lifecycle=lifecycle,
         authenticator=authenticator,
         rate_limiter=RateLimiter(rate, clock=clock.monotonic),

@@ -12,7 +12,7 @@ from db.embeddings.spaces import SpaceRepository
 from db.predictions.submissions import NewText
 from db.schema.tables import NIL_ID
 from db.search.similarity import SimilarityRepository
-from serving.spaces.reembedding_worker import Filling, Work
+from serving.spaces.reembedding_worker import ReembeddingWorker, SpaceFiller
 from tests.support.postgres import SPACE
 from tests.support.rows import new_text, sql
 
@@ -46,12 +46,12 @@ class FakeEncoders:
         return np.stack([vector_in(space, text) for text in texts])
 
 
-def work_of(database: Database, encoders: FakeEncoders | None = None) -> Work:
+def work_of(database: Database, encoders: FakeEncoders | None = None) -> ReembeddingWorker:
     """The work as its process does it, over fake encoders."""
-    return Work(database, encoders or FakeEncoders(), mend=0.0)
+    return ReembeddingWorker(database, encoders or FakeEncoders(), mend=0.0)
 
 
-async def filled(work: Work | Filling) -> None:
+async def filled(work: ReembeddingWorker | SpaceFiller) -> None:
     """Works until nothing is left to do at once."""
     while await work.step():
         pass

@@ -25,7 +25,7 @@ from db.predictions.writer import PredictionWriter
 from db.privacy.erasure import ErasureRepository
 from db.search.keywords import KeywordRepository
 from db.search.similarity import SimilarityFilters, SimilarityRepository
-from serving.control.maintenance import Housekeeping
+from serving.control.maintenance import Maintenance
 from tests.support.postgres import SPACE
 from tests.support.respacing import NEXT, built, work_of
 from tests.support.rows import claim, new_key, new_text, now, submission, unit_vectors, writer
@@ -73,7 +73,7 @@ async def tour(database: Database, *, many: int = 12) -> list[NewText]:
     await partitions.ensure(datetime(2039, 5, 17, tzinfo=UTC))
     old = await partitions.ensure(datetime(2020, 5, 17, tzinfo=UTC))
     assert await partitions.drop(datetime(2021, 1, 1, tzinfo=UTC), datetime.now(UTC)) == old.start
-    housekeeping = Housekeeping(database, space=SPACE)
+    housekeeping = Maintenance(database, space=SPACE)
     for chore in (housekeeping.tidy, housekeeping.index, housekeeping.merge):
         await chore()
 

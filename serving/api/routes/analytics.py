@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.analytics.results import Span
+from serving.analytics.results import TimeRange
 from serving.api import serializers
 from serving.api.dependencies import services_of
 from serving.api.middleware import while_connected
@@ -31,7 +31,7 @@ router = APIRouter(prefix="/v1", route_class=GuardedRoute, tags=["insights"])
 async def topics(request: Request, query: Annotated[TopicsQuery, Query()]) -> Response:
     """What the texts of a window are about."""
     services = services_of(request)
-    span = Span(since=query.since, until=query.until)
+    span = TimeRange(since=query.since, until=query.until)
     found = await while_connected(
         request.receive, services.analytics.topics(query.model, span, most=query.topics)
     )
@@ -43,7 +43,7 @@ async def topics(request: Request, query: Annotated[TopicsQuery, Query()]) -> Re
 async def review(request: Request, query: Annotated[ReviewQuery, Query()]) -> Response:
     """The texts whose feedback would teach most."""
     services = services_of(request)
-    span = Span(since=query.since, until=query.until)
+    span = TimeRange(since=query.since, until=query.until)
     found = await while_connected(
         request.receive, services.analytics.review(query.model, span, most=query.limit)
     )
@@ -60,7 +60,7 @@ async def diff(request: Request, name: str, query: Annotated[DiffQuery, Query()]
             name,
             query.version_from,
             query.version_to,
-            Span(since=query.since, until=query.until),
+            TimeRange(since=query.since, until=query.until),
             one_label=query.was,
             other_label=query.now,
             most=query.clusters,
@@ -78,8 +78,8 @@ async def drift(request: Request, query: Annotated[DriftQuery, Query()]) -> Resp
         request.receive,
         services.analytics.drift(
             query.model,
-            Span(since=query.since, until=query.until),
-            Span(since=query.reference_since, until=query.reference_until),
+            TimeRange(since=query.since, until=query.until),
+            TimeRange(since=query.reference_since, until=query.reference_until),
             most=query.limit,
         ),
     )

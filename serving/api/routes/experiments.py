@@ -21,7 +21,7 @@ from serving.api.schemas.experiments import (
 from serving.api.schemas.fields import parse
 from serving.api.security import GuardedRoute, requires
 from serving.core.caller import Role
-from serving.experiments.service import NewTrial, Trial
+from serving.experiments.service import ExperimentPlan, ExperimentReport
 
 router = APIRouter(prefix="/v1/experiments", route_class=GuardedRoute, tags=["experiments"])
 
@@ -31,7 +31,7 @@ router = APIRouter(prefix="/v1/experiments", route_class=GuardedRoute, tags=["ex
 async def start(request: Request) -> Response:
     """Try a challenger on a share of the units, or in the shadow of the champion."""
     body = parse(ExperimentRequest, body_of(request))
-    asked = NewTrial(
+    asked = ExperimentPlan(
         model=body.model,
         challenger=body.challenger,
         share=body.share,
@@ -78,7 +78,7 @@ async def stop(request: Request, experiment_id: UUID) -> Response:
     )
 
 
-def _answer(trial: Trial, status: int = 200) -> Response:
+def _answer(trial: ExperimentReport, status: int = 200) -> Response:
     content = _experiment(trial.experiment) | {
         "arms": [_arm(trial, arm) for arm in ("champion", "challenger")],
         "sample_ratio": {
@@ -98,7 +98,7 @@ def _answer(trial: Trial, status: int = 200) -> Response:
     return serializers.json_response(content, status)
 
 
-def _arm(trial: Trial, arm: str) -> Json:
+def _arm(trial: ExperimentReport, arm: str) -> Json:
     """An arm over all stages, and its accuracy in the present one."""
     experiment = trial.experiment
     stored = "shadow" if experiment.shadow and arm == "challenger" else arm

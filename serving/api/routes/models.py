@@ -25,7 +25,7 @@ from serving.api.schemas.fields import parse
 from serving.api.security import GuardedRoute, requires
 from serving.core.caller import Role
 from serving.core.catalog import CatalogEntry
-from serving.models.promotion import Outcome
+from serving.models.promotion import PromotionOutcome
 
 router = APIRouter(route_class=GuardedRoute, tags=["models"])
 
@@ -112,7 +112,7 @@ async def history(request: Request, name: str, query: Annotated[HistoryQuery, Qu
     )
 
 
-def _outcome(outcome: Outcome) -> Json:
+def _outcome(outcome: PromotionOutcome) -> Json:
     made = outcome.promotion
     return {
         "model": outcome.model,

@@ -12,7 +12,7 @@ from serving.api.schemas.fields import parse
 from serving.api.schemas.search import DuplicatesRequest, ExampleRequest, SimilarAnswer, SimilarRequest
 from serving.api.security import GuardedRoute, requires
 from serving.core.caller import Role
-from serving.search.service import Example, Found, Search, counted
+from serving.search.service import SearchExample, SearchQuery, SearchResult, count_predictions
 
 router = APIRouter(route_class=GuardedRoute, tags=["similar"])
 
@@ -25,8 +25,8 @@ async def similar(request: Request) -> Response:
     services, caller = services_of(request), caller_of(request)
     services.rate_limiter.take(caller, 1)
     filters = body.filters
-    search = Search(
-        query=Example(text=body.text, prediction_id=body.prediction_id, embedding=body.embedding),
+    search = SearchQuery(
+        query=SearchExample(text=body.text, prediction_id=body.prediction_id, embedding=body.embedding),
         like=[_example(each) for each in body.like],
         unlike=[_example(each) for each in body.unlike],
         keywords=body.keywords,
@@ -44,7 +44,7 @@ async def similar(request: Request) -> Response:
         exact=body.exact,
     )
     found = await while_connected(request.receive, services.search.similar(search, caller))
-    counts = counted(found.neighbours) if body.counts else None
+    counts = count_predictions(found.neighbours) if body.counts else None
     return serializers.json_response(serializers.found(found, counts))
 
 
@@ -59,10 +59,10 @@ async def duplicates(request: Request) -> Response:
         request.receive,
         services.search.duplicates(_example(body), caller, min_similarity=body.min_similarity, k=body.k),
     )
-    return serializers.json_response(serializers.found(Found(neighbours=found), None))
+    return serializers.json_response(serializers.found(SearchResult(neighbours=found), None))
 
 
-def _example(body: ExampleRequest) -> Example:
-    return Example(
+def _example(body: ExampleRequest) -> SearchExample:
+    return SearchExample(
         text=body.text, prediction_id=body.prediction_id, text_id=body.text_id, embedding=body.embedding
     )

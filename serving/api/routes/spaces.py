@@ -10,7 +10,7 @@ from serving.api.schemas.fields import parse
 from serving.api.schemas.spaces import SpaceAnswer, SpaceList, SpaceRequest
 from serving.api.security import GuardedRoute, requires
 from serving.core.caller import Role
-from serving.spaces.service import Standing
+from serving.spaces.service import SpaceProgress
 
 router = APIRouter(route_class=GuardedRoute, tags=["spaces"])
 
@@ -51,7 +51,7 @@ async def remove(request: Request, name: str) -> Response:
     )
 
 
-def _space(standing: Standing) -> Json:
+def _space(standing: SpaceProgress) -> Json:
     space = standing.space
     return {
         "name": space.name,

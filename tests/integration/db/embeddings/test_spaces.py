@@ -17,8 +17,8 @@ from db.errors import Conflict, NotFound, Unavailable
 from db.predictions.submissions import Failed, Stored, Submission
 from db.privacy.erasure import ErasureRepository
 from db.search.similarity import SimilarityRepository
-from serving.control.maintenance import Housekeeping
-from serving.spaces.reembedding_worker import Filling
+from serving.control.maintenance import Maintenance
+from serving.spaces.reembedding_worker import SpaceFiller
 from tests.support.postgres import SPACE
 from tests.support.respacing import (
     NEXT,
@@ -87,7 +87,7 @@ async def test_a_space_is_built_switched_to_and_back_and_the_other_removed(datab
     await spaces.leave(SPACE, actor=None)
     with pytest.raises(Conflict, match="being removed"):
         await spaces.begin(SPACE, actor=None)
-    keeping = Housekeeping(database, space="any")
+    keeping = Maintenance(database, space="any")
     await keeping.tidy()
     await keeping.merge()
     while await Segments(database, SPACE).drop_next(grace=0) is not None:
@@ -152,7 +152,7 @@ async def test_what_is_killed_in_the_middle_goes_on_and_doubles_nothing(database
             raise Lost
 
     encoders.before = killed
-    filling = Filling(
+    filling = SpaceFiller(
         Reembedding(database, space=NEXT),
         lambda texts: encoders.embed(NEXT, texts),
         page=16,

@@ -17,7 +17,7 @@ from db.predictions.feedback import FeedbackRepository, NewFeedback
 from db.predictions.partitions import Partitions
 from db.predictions.submissions import Stored
 from db.privacy.retention import Retention
-from serving.control.maintenance import Housekeeping
+from serving.control.maintenance import Maintenance
 from tests.support.postgres import SPACE
 from tests.support.rows import counted, new_key, new_text, sql, submission, writer
 
@@ -167,9 +167,9 @@ async def test_jobs_long_done_go_and_running_ones_stay(database: Database) -> No
 async def test_housekeeping_lets_go_only_if_it_is_told_to(database: Database) -> None:
     key = await new_key(database)
     await predicted(database, key, LONG_AGO)
-    await Housekeeping(database, space=SPACE).tidy()
+    await Maintenance(database, space=SPACE).tidy()
     assert await counted(database, "predictions") == 1
-    keeping = Housekeeping(database, space=SPACE, retention_days=90)
+    keeping = Maintenance(database, space=SPACE, retention_days=90)
     for _ in range(4):
         await keeping.tidy()
     assert await counted(database, "predictions") == await counted(database, "text_inputs") == 0

@@ -9,7 +9,7 @@ from db.connection.engine import Database
 from db.experiments.counts import ArmRow, Counts, StageRow
 from db.experiments.experiments import Experiment, ExperimentRepository, NewExperiment
 from registry.experiments import decisions
-from serving.experiments.policy_runner import Judge
+from serving.experiments.policy_runner import PolicyRunner
 
 pytestmark = pytest.mark.anyio
 
@@ -70,7 +70,7 @@ async def test_two_judges_at_once_decide_once(
         actor=None,
     )
     evidence = Met(found)
-    judges = [Judge(records, evidence, promoter.present, promoter.promote) for _ in range(2)]
+    judges = [PolicyRunner(records, evidence, promoter.present, promoter.promote) for _ in range(2)]
     await asyncio.gather(*(judge.look() for judge in judges))
     (decided,) = await records.decisions(made.id)
     assert (decided.action, promoter.champion) == (action, champion)

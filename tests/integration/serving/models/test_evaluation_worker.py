@@ -28,9 +28,9 @@ from registry.store.builtin_versions import builtin
 from registry.store.model_registry import CHAMPION, Registry
 from registry.store.records import EncoderRecord, VersionRecord
 from serving.core.catalog import Catalog, CatalogEntry, VersionState
-from serving.models.evaluation_queue import Evaluations as Runner
+from serving.models.evaluation_queue import EvaluationQueue as Runner
 from serving.models.evaluation_queue import Launch, run_evaluation
-from serving.models.evaluation_worker import Examiner, Plan, Work
+from serving.models.evaluation_worker import EvaluationPlan, EvaluationWorker, VersionEvaluator
 from tests.support.heads import head, weights
 from tests.support.postgres import KEY
 from tests.support.rows import new_key, new_text, submission, unit_vectors, writer
@@ -38,7 +38,7 @@ from tests.support.tiny import TINY_SPACE
 
 pytestmark = pytest.mark.anyio
 
-PLAN = Plan(replayed=40, drawn=200, judged=50, rounds=50)
+PLAN = EvaluationPlan(replayed=40, drawn=200, judged=50, rounds=50)
 FEW = HeldOut(examples=HeldOut.builtin().examples[::40])
 
 
@@ -74,7 +74,7 @@ async def evaluated(
     cache: Path,
     *,
     space: str = TINY_SPACE,
-    plan: Plan = PLAN,
+    plan: EvaluationPlan = PLAN,
 ) -> Evaluation:
     """What became of an evaluation of this version, done in this process."""
     records = EvaluationRepository(database)
@@ -87,8 +87,8 @@ async def evaluated(
         )
     )
     assert await records.claim() is not None
-    examiner = Examiner(registry, space=space, cache=cache, plan=plan)
-    work = Work(records, Replays(database, space=space), registry, examiner)
+    examiner = VersionEvaluator(registry, space=space, cache=cache, plan=plan)
+    work = EvaluationWorker(records, Replays(database, space=space), registry, examiner)
     done = await work.do(asked, cache=cache, plan=plan)
     ended = await records.get(asked.id)
     assert done == (ended.state == "done")

@@ -18,7 +18,7 @@ from registry.store.records import VersionRecord
 from serving.core.caller import Caller, Role
 from serving.core.catalog import Catalog, CatalogEntry, VersionState
 from serving.errors import Conflict, Refused
-from serving.models.promotion import Outcome, Promotions
+from serving.models.promotion import PromotionOutcome, PromotionService
 from tests.support.heads import head
 from tests.support.postgres import KEY
 from tests.support.reports import report
@@ -49,9 +49,9 @@ class Case:
         }
         return Catalog(models={self.model: versions})
 
-    def promotions(self, *, grace: float = 60, registry: Registry | None = None) -> Promotions:
+    def promotions(self, *, grace: float = 60, registry: Registry | None = None) -> PromotionService:
         """As one process has it."""
-        return Promotions(
+        return PromotionService(
             records=self.history,
             reports=EvaluationRepository(self.database),
             registry=registry or self.registry,
@@ -59,7 +59,7 @@ class Case:
             grace_seconds=grace,
         )
 
-    async def force(self, version: str, caller: Caller = ADA) -> Outcome:
+    async def force(self, version: str, caller: Caller = ADA) -> PromotionOutcome:
         return await self.promotions().promote(self.model, version, caller, force=True, reason="a test")
 
     async def report(self, record: VersionRecord, accuracy: float) -> None:
@@ -125,8 +125,8 @@ async def test_who_was_champion_when_and_why_is_one_question(case: Case) -> None
 async def test_two_people_at_once_are_one_change_and_one_is_told(case: Case) -> None:
     await case.promotions().reconcile(case.model, "1")
     results = await asyncio.gather(case.force("2"), case.force("3", BOB), return_exceptions=True)
-    (won,) = [result for result in results if isinstance(result, Outcome)]
-    (told,) = [result for result in results if not isinstance(result, Outcome)]
+    (won,) = [result for result in results if isinstance(result, PromotionOutcome)]
+    (told,) = [result for result in results if not isinstance(result, PromotionOutcome)]
     assert isinstance(told, Conflict)
     assert "by key" in str(told)
     assert case.registry.champion_version(case.model) == won.version

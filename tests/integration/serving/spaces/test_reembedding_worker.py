@@ -19,8 +19,8 @@ from registry.store.model_registry import Registry
 from registry.store.registration import enrol_space
 from serving.core.subprocesses import run_module
 from serving.inference.engines.factory import open_encoder
-from serving.spaces.reembedding_runner import Reembeddings
-from serving.spaces.reembedding_worker import Encoders, Work
+from serving.spaces.reembedding_runner import ReembeddingRunner
+from serving.spaces.reembedding_worker import ReembeddingWorker, SpaceEncoders
 from tests.support.postgres import KEY, SPACE
 from tests.support.respacing import filled, vectors_by_text
 from tests.support.rows import new_key, new_text, submission, writer
@@ -70,7 +70,7 @@ async def kept_running(spaces: SpaceRepository) -> AsyncIterator[None]:
     async def launch() -> str | None:
         return await run_module("serving.spaces.reembedding_worker")
 
-    task = asyncio.create_task(Reembeddings(spaces, launch).run(every=0.05))
+    task = asyncio.create_task(ReembeddingRunner(spaces, launch).run(every=0.05))
     try:
         yield
     finally:
@@ -131,7 +131,7 @@ async def test_a_space_that_no_encoder_defines_says_so(
     spaces = SpaceRepository(database)
     await spaces.ensure(SPACE)
     await spaces.begin("nobodys", actor=None)
-    await filled(Work(database, Encoders(platform, cache=tmp_path / "cache"), mend=0.0))
+    await filled(ReembeddingWorker(database, SpaceEncoders(platform, cache=tmp_path / "cache"), mend=0.0))
     _, beside = await spaces.list()
     assert (beside.name, beside.state, beside.vectors) == ("nobodys", SpaceState.BUILDING, 0)
     assert beside.reason is not None

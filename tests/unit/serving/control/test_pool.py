@@ -6,22 +6,22 @@ import pytest
 from ray.serve.schema import ReplicaState
 
 from registry.store.records import EncoderRecord
-from serving.control.pool import DEPLOYMENT, Running, _replicas, _state, target
+from serving.control.pool import DEPLOYMENT, EncoderStatus, _replicas, _state, target
 from serving.core.catalog import short_digest
 
 
 @pytest.mark.parametrize(
     ("status", "running"),
     [
-        ("NOT_STARTED", Running.STARTING),
-        ("DEPLOYING", Running.STARTING),
-        ("RUNNING", Running.RUNNING),
-        ("UNHEALTHY", Running.RUNNING),
-        ("DELETING", Running.STOPPING),
-        ("DEPLOY_FAILED", Running.FAILED),
+        ("NOT_STARTED", EncoderStatus.STARTING),
+        ("DEPLOYING", EncoderStatus.STARTING),
+        ("RUNNING", EncoderStatus.RUNNING),
+        ("UNHEALTHY", EncoderStatus.RUNNING),
+        ("DELETING", EncoderStatus.STOPPING),
+        ("DEPLOY_FAILED", EncoderStatus.FAILED),
     ],
 )
-def test_every_status_of_an_application_is_understood(status: str, running: Running) -> None:
+def test_every_status_of_an_application_is_understood(status: str, running: EncoderStatus) -> None:
     assert _state(status, "").running is running
 
 

@@ -11,8 +11,8 @@ import pytest
 from registry.errors import BundleInvalid, NotRegistered, RegistryUnavailable
 from registry.store.records import EncoderRecord, VersionRecord
 from serving.control.backoff import RETRY_SECONDS
-from serving.control.pool import EncoderState, Running
-from serving.control.reconciler import Fleet
+from serving.control.pool import EncoderState, EncoderStatus
+from serving.control.reconciler import Reconciler
 from serving.core.catalog import VersionState
 from serving.errors import ModelNotReady, NotFound, NotReady
 from serving.predictions.routing import Arm, Traffic, choose
@@ -75,7 +75,7 @@ class FakePool:
     """Replicas that start at once, unless told otherwise, and load what they are told to, but for what is broken."""
 
     def __init__(self, *running: str) -> None:
-        self.encoders = {digest: EncoderState(running=Running.RUNNING) for digest in running}
+        self.encoders = {digest: EncoderState(running=EncoderStatus.RUNNING) for digest in running}
         self.loaded: list[tuple[str, str]] = []
         self.broken: set[str] = set()
         self.slow = False
@@ -89,7 +89,7 @@ class FakePool:
         if record.digest in self.broken:
             raise BundleInvalid(f"{record.digest} is corrupt")
         self.encoders[record.digest] = EncoderState(
-            running=Running.STARTING if self.slow else Running.RUNNING
+            running=EncoderStatus.STARTING if self.slow else EncoderStatus.RUNNING
         )
 
     async def stop(self, name: str) -> None:
@@ -132,19 +132,19 @@ class Hands:
         return self.time
 
 
-def fleet_of(shelf: Shelf, pool: FakePool, **options: Any) -> Fleet:
-    return Fleet(shelf, pool, space="space", model="sentiment", **options)
+def fleet_of(shelf: Shelf, pool: FakePool, **options: Any) -> Reconciler:
+    return Reconciler(shelf, pool, space="space", model="sentiment", **options)
 
 
-def answering(fleet: Fleet, named: str | None = None) -> str:
+def answering(fleet: Reconciler, named: str | None = None) -> str:
     return choose(fleet.catalog, Traffic(), "sentiment", named, "anybody").record.version
 
 
-def states(fleet: Fleet) -> dict[str, VersionState]:
+def states(fleet: Reconciler) -> dict[str, VersionState]:
     return {name: entry.state for name, entry in fleet.catalog.versions("sentiment").items()}
 
 
-async def looked(fleet: Fleet, times: int = 2) -> None:
+async def looked(fleet: Reconciler, times: int = 2) -> None:
     """The pool's answer to a start is seen at the look after it."""
     for _ in range(times):
         await fleet.look()
@@ -165,7 +165,7 @@ async def test_the_champions_encoder_is_started_and_answers_once_it_runs() -> No
     fleet = fleet_of(Shelf(version("1", "champion", encoder="own")), pool)
     await looked(fleet)
     assert states(fleet) == {"1": VersionState.STARTING}
-    pool.encoders["own"] = EncoderState(running=Running.RUNNING)
+    pool.encoders["own"] = EncoderState(running=EncoderStatus.RUNNING)
     await fleet.look()
     assert answering(fleet) == "1"
     assert fleet.catalog.embedder == "own"
@@ -214,7 +214,7 @@ async def test_another_space_answers_once_its_encoder_runs_and_it_is_whole_and_t
     live.space, pool.slow = "next", True
     await looked(fleet)
     assert (fleet.catalog.space, fleet.catalog.embedder) == ("space", "e")
-    pool.encoders["of-next"] = EncoderState(running=Running.RUNNING)
+    pool.encoders["of-next"] = EncoderState(running=EncoderStatus.RUNNING)
     await fleet.look()
     assert (fleet.catalog.space, fleet.catalog.embedders_by_space) == ("space", {"next": "of-next"})
     behind.clear()
@@ -267,7 +267,7 @@ async def test_a_fleet_that_is_born_while_the_spaces_encoder_starts_unseats_nobo
     fleet = fleet_of(shelf, pool)
     await looked(fleet)
     assert fleet.catalog.revision == 0
-    pool.encoders["e"] = EncoderState(running=Running.RUNNING)
+    pool.encoders["e"] = EncoderState(running=EncoderStatus.RUNNING)
     await fleet.look()
     assert answering(fleet) == "1"
 
@@ -288,7 +288,7 @@ async def test_the_champion_before_answers_until_the_next_ones_encoder_runs() ->
     shelf.records = [version("1"), version("2", "champion", encoder="own")]
     await looked(fleet)
     assert answering(fleet) == "1"
-    pool.encoders["own"] = EncoderState(running=Running.RUNNING)
+    pool.encoders["own"] = EncoderState(running=EncoderStatus.RUNNING)
     await fleet.look()
     assert answering(fleet) == "2"
 
@@ -339,7 +339,7 @@ async def test_replicas_that_do_not_come_up_are_cleared_away_and_tried_again() -
     fleet.want([("sentiment", "2")])
     pool.slow = True
     await looked(fleet)
-    pool.encoders["own"] = EncoderState(running=Running.FAILED, reason="no memory")
+    pool.encoders["own"] = EncoderState(running=EncoderStatus.FAILED, reason="no memory")
     await fleet.look()
     entry = fleet.catalog.versions("sentiment")["2"]
     assert (entry.state, entry.reason, pool.stopped) == (VersionState.FAILED, "no memory", ["own"])

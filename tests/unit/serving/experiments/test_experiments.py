@@ -13,7 +13,7 @@ from db.experiments.experiments import Experiment, NewExperiment
 from registry.experiments import decisions
 from serving.core.caller import Role
 from serving.errors import Conflict, ModelNotReady, NotReady
-from serving.experiments.policy_runner import Judge
+from serving.experiments.policy_runner import PolicyRunner
 from serving.experiments.service import traffic_of
 from serving.predictions.routing import Split
 from tests.fakes.experiments import FakeExperiments
@@ -201,8 +201,8 @@ async def experiment(records: FakeExperiments, policy: dict[str, Any], **fields:
     return await records.create(replace(new, **fields), actor=None)
 
 
-def judge(records: FakeExperiments, promoter: Promoter) -> Judge:
-    return Judge(records, records, promoter.present, promoter.promote)
+def judge(records: FakeExperiments, promoter: Promoter) -> PolicyRunner:
+    return PolicyRunner(records, records, promoter.present, promoter.promote)
 
 
 def counts(champion: tuple[int, int], challenger: tuple[int, int]) -> Counts:
@@ -308,7 +308,7 @@ async def test_an_experiment_whose_evidence_can_not_be_read_holds_up_no_other() 
 
     evidence = FakeExperiments()
     evidence.counts = unreadable  # type: ignore[method-assign]
-    await Judge(records, evidence, promoter.present, promoter.promote).look()
+    await PolicyRunner(records, evidence, promoter.present, promoter.promote).look()
     assert promoter.promoted == ["1"]
 
 

@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 
 from serving.errors import Conflict, NotFound
-from serving.models.evaluation_queue import Evaluations
+from serving.models.evaluation_queue import EvaluationQueue
 from tests.fakes.control import FakeEvaluations, FakeRegistry
 from tests.support.app import MODEL, catalog
 from tests.support.reports import report
@@ -27,7 +27,7 @@ class Bench:
         self.run_module: list[int] = []
         self.at_once = 0
         self.work: Callable[[int], str | None] = lambda _: None
-        self.evaluations = Evaluations(
+        self.evaluations = EvaluationQueue(
             records=self.records, registry=self.registry, catalog=catalog, launch=self.launch
         )
 

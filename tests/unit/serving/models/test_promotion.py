@@ -13,7 +13,7 @@ from registry.evaluation.gates import Gates
 from registry.evaluation.report import Report
 from serving.core.caller import Caller, Role
 from serving.errors import Conflict, Invalid, NotFound, NotReady, Refused
-from serving.models.promotion import Decision, Promotions
+from serving.models.promotion import PromotionDecision, PromotionService
 from tests.fakes.control import FakeEvaluations, FakePromotions, FakeRegistry
 from tests.support.app import MODEL, catalog
 from tests.support.reports import report
@@ -31,9 +31,9 @@ class Desk:
     records: FakePromotions
     evaluations: FakeEvaluations
 
-    def promotions(self, *, grace: float = 0.0, gates: Gates | None = None) -> Promotions:
+    def promotions(self, *, grace: float = 0.0, gates: Gates | None = None) -> PromotionService:
         """As another process would have it."""
-        return Promotions(
+        return PromotionService(
             records=self.records,
             reports=self.evaluations,
             registry=self.registry,
@@ -329,7 +329,7 @@ async def test_a_champion_that_changes_between_decision_and_move_is_a_conflict(d
 
 async def test_a_policy_promotes_with_its_decision_as_evidence(desk: Desk) -> None:
     await desk.report(report("3", 0.78))
-    decision = Decision(act=Act.POLICY, reason="won", evidence={"experiment": "x", "feedback": 4000})
+    decision = PromotionDecision(act=Act.POLICY, reason="won", evidence={"experiment": "x", "feedback": 4000})
     done = await desk.promotions().decide(MODEL, "3", decision)
     assert done.promotion is not None
     assert (done.promotion.act, done.promotion.actor) == ("policy", None)

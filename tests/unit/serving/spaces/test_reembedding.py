@@ -10,8 +10,8 @@ import pytest
 
 from db.embeddings.reembedding import Page
 from db.schema.tables import NIL_ID
-from serving.spaces.reembedding_runner import Reembeddings
-from serving.spaces.reembedding_worker import Filling
+from serving.spaces.reembedding_runner import ReembeddingRunner
+from serving.spaces.reembedding_worker import SpaceFiller
 from tests.fakes.spaces import FakeSpaces
 
 pytestmark = pytest.mark.anyio
@@ -67,7 +67,7 @@ async def embed(texts: Sequence[str]) -> Any:
 
 async def test_every_text_gets_the_vector_of_its_own() -> None:
     shelf, hands = Shelf(10), Hands()
-    filling = Filling(shelf, embed, page=4, batch=3, now=hands)
+    filling = SpaceFiller(shelf, embed, page=4, batch=3, now=hands)
     assert not filling.whole
     while await filling.step():
         pass
@@ -80,7 +80,7 @@ async def test_every_text_gets_the_vector_of_its_own() -> None:
 
 async def test_what_comes_while_a_page_is_filled_waits_for_no_round() -> None:
     shelf, hands = Shelf(100), Hands()
-    filling = Filling(shelf, embed, page=50, batch=5, look=1.0, now=hands)
+    filling = SpaceFiller(shelf, embed, page=50, batch=5, look=1.0, now=hands)
     await filling.step()
     await filling.step()
     fresh = shelf.put(1000, hands.time)
@@ -93,7 +93,7 @@ async def test_what_comes_while_a_page_is_filled_waits_for_no_round() -> None:
 
 async def test_a_text_that_was_missed_is_found_by_the_next_round_a_page_a_look() -> None:
     shelf, hands = Shelf(10), Hands()
-    filling = Filling(shelf, embed, page=40, later_page=4, batch=8, look=1.0, now=hands)
+    filling = SpaceFiller(shelf, embed, page=40, later_page=4, batch=8, look=1.0, now=hands)
     while await filling.step():
         pass
     # Committed long after it was predicted.
@@ -122,7 +122,7 @@ async def test_a_batch_that_fails_is_tried_again() -> None:
             raise OSError("no encoder")
         return await embed(texts)
 
-    filling = Filling(shelf, failing, page=6, batch=3, now=hands)
+    filling = SpaceFiller(shelf, failing, page=6, batch=3, now=hands)
     await filling.step()
     for _ in range(2):
         with pytest.raises(OSError, match="no encoder"):
@@ -148,7 +148,7 @@ class Launches:
 @pytest.mark.parametrize("why", [None, "its process was ended by SIGKILL"])
 async def test_the_work_runs_only_beside_the_live_space_and_its_death_is_told(why: str | None) -> None:
     spaces, launches = FakeSpaces("space"), Launches(why)
-    reembeddings = Reembeddings(spaces, launches)
+    reembeddings = ReembeddingRunner(spaces, launches)
     assert await reembeddings.look()
     assert launches.count == 0
     await spaces.begin("next", actor=None)
