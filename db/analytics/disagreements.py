@@ -61,7 +61,7 @@ _CONTRAST: Final[LiteralString] = """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Said:
+class VersionAnswer:
     """What a version said of a text last."""
 
     prediction_id: UUID
@@ -70,25 +70,25 @@ class Said:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Difference:
+class Disagreement:
     """A text on which two versions differ, with its vector, float32 [d]."""
 
     text_id: UUID
     text: str = field(repr=False)
     vector: Vector = field(repr=False)
-    one: Said
-    other: Said
+    one: VersionAnswer
+    other: VersionAnswer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Contrast:
+class Disagreements:
     """How many texts have which pair of labels, and a random sample of those that were asked for.
 
     `complete`: every prediction of the window was looked at, and every text in it.
     """
 
     matrix: Mapping[tuple[str, str], int]
-    differences: Sequence[Difference]
+    differences: Sequence[Disagreement]
     complete: bool
 
 
@@ -113,10 +113,10 @@ class DisagreementRepository:
         one_label: str | None = None,
         other_label: str | None = None,
         size: int,
-    ) -> Contrast:
+    ) -> Disagreements:
         """At most `size` texts that `one` called `one_label` and `other` called `other_label`; None: anything else."""
         if window.since >= window.until:
-            return Contrast(matrix={}, differences=[], complete=True)
+            return Disagreements(matrix={}, differences=[], complete=True)
         parameters = {
             "since": uuid7_floor(window.since),
             "until": uuid7_floor(window.until),
@@ -137,15 +137,15 @@ class DisagreementRepository:
         cells, scanned, touched = rows[0][:3]
         found = [row[3:] for row in rows if row[3] is not None]
         vectors = binary.vectors([row[2] for row in found], dimensions=DIMENSIONS)
-        return Contrast(
+        return Disagreements(
             matrix={(said, now): texts for said, now, texts in cells or ()},
             differences=[
-                Difference(
+                Disagreement(
                     text_id=row[0],
                     text=self._database.cipher.read(of_text(row[0]), row[1], row[9]),
                     vector=vector,
-                    one=Said(prediction_id=row[3], label=row[4], confidence=row[5]),
-                    other=Said(prediction_id=row[6], label=row[7], confidence=row[8]),
+                    one=VersionAnswer(prediction_id=row[3], label=row[4], confidence=row[5]),
+                    other=VersionAnswer(prediction_id=row[6], label=row[7], confidence=row[8]),
                 )
                 for row, vector in zip(found, vectors, strict=True)
             ],

@@ -39,7 +39,7 @@ _LATEST: Final[LiteralString] = """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Truth:
+class LabelledText:
     """A text, its vector, float32 [d], and the label that people hold for right."""
 
     text_id: UUID
@@ -65,7 +65,7 @@ class LabelRepository:
             rows = await connection.execute(text(_OF_TEXTS), parameters)
             return {row.text_id: row.label for row in rows}
 
-    async def latest(self, model: str, *, most: int) -> Sequence[Truth]:
+    async def latest(self, model: str, *, most: int) -> Sequence[LabelledText]:
         """What the feedback on the `most` latest judged predictions tells."""
         async with self._database.searching() as connection:
             cursor = await connection.execute(
@@ -74,6 +74,6 @@ class LabelRepository:
             rows = await cursor.fetchall()
         vectors = binary.vectors([row[2] for row in rows], dimensions=DIMENSIONS)
         return [
-            Truth(text_id=row[0], vector=vector, label=row[1])
+            LabelledText(text_id=row[0], vector=vector, label=row[1])
             for row, vector in zip(rows, vectors, strict=True)
         ]

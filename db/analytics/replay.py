@@ -63,7 +63,7 @@ class StoredText:
     judged: bool
 
 
-class Replays:
+class ReplayRepository:
     """Samples take an amount of work that their size bounds, however much is stored."""
 
     def __init__(self, database: Database, *, space: str) -> None:

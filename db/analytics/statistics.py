@@ -37,7 +37,7 @@ class SegmentRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judged:
+class FeedbackCounts:
     """The latest judgements of a version's answers, and how many of them say that it was right."""
 
     judged: int
@@ -45,7 +45,7 @@ class Judged:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answers:
+class AnswerDistribution:
     """Some answers of a version: how many bore each label, and lay in each tenth of the confidence."""
 
     labels: Mapping[str, int] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Answers:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Census:
+class Statistics:
     """What is stored, at one moment.
 
     `evaluations` by whether they are `running` or `waiting`; `oldest_waiting` in seconds. `judged` covers the last
@@ -69,15 +69,15 @@ class Census:
     segments: Sequence[SegmentRow] = ()
     evaluations: Mapping[str, int] = field(default_factory=dict)
     oldest_waiting: float = 0.0
-    judged: Mapping[Version, Judged] = field(default_factory=dict)
+    judged: Mapping[Version, FeedbackCounts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Distributions:
     """How versions answer: of late, and in the week before, from which picks are taken at even distances."""
 
-    recent: Mapping[Version, Answers] = field(default_factory=dict)
-    reference: Mapping[Version, Answers] = field(default_factory=dict)
+    recent: Mapping[Version, AnswerDistribution] = field(default_factory=dict)
+    reference: Mapping[Version, AnswerDistribution] = field(default_factory=dict)
 
 
 _SEGMENTS: Final[LiteralString] = """
@@ -129,7 +129,7 @@ class StatisticsRepository:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def take(self) -> Census:
+    async def take(self) -> Statistics:
         """Segments, evaluations, judgements."""
         async with self._database.begin() as connection:
             await connection.exec_driver_sql("SET TRANSACTION READ ONLY")
@@ -137,12 +137,13 @@ class StatisticsRepository:
             rows = [SegmentRow(**row._mapping) for row in segments]
             asked = (await connection.execute(text(_EVALUATIONS), {"stale": STALE_SECONDS})).one()
             judged = await connection.execute(text(_JUDGED), {"judged": JUDGED})
-            return Census(
+            return Statistics(
                 segments=rows,
                 evaluations={"running": asked.running, "waiting": asked.waiting},
                 oldest_waiting=asked.oldest,
                 judged={
-                    (row.model, row.version): Judged(judged=row.judged, right=row.right) for row in judged
+                    (row.model, row.version): FeedbackCounts(judged=row.judged, right=row.right)
+                    for row in judged
                 },
             )
 
@@ -163,7 +164,7 @@ class StatisticsRepository:
             return Distributions(recent=recently, reference=_answers(reference))
 
 
-def _answers(rows: Iterable[Row[Any]]) -> dict[Version, Answers]:
+def _answers(rows: Iterable[Row[Any]]) -> dict[Version, AnswerDistribution]:
     labels: dict[Version, dict[str, int]] = {}
     bins: dict[Version, list[int]] = {}
     sums: dict[Version, float] = {}
@@ -174,7 +175,7 @@ def _answers(rows: Iterable[Row[Any]]) -> dict[Version, Answers]:
         bins.setdefault(version, [0] * BINS)[row.bin] += row.answers
         sums[version] = sums.get(version, 0.0) + row.confidence
     return {
-        version: Answers(
+        version: AnswerDistribution(
             labels=counted, confidences=bins[version], confidence=sums[version] / sum(counted.values())
         )
         for version, counted in labels.items()

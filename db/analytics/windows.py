@@ -65,7 +65,7 @@ class Window:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sampled:
+class SampledText:
     """A text with its vector, float32 [d], and its last prediction in the window, as far as that was read.
 
     `scores` by label; `judged`: there is feedback on a prediction of this text.
@@ -83,7 +83,7 @@ class Sampled:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judged:
+class JudgedPrediction:
     """A judged prediction of a text; of several holders' judgements the last one."""
 
     text_id: UUID
@@ -104,7 +104,7 @@ class WindowRepository:
         self._slices = slices
         self._picked = picked
 
-    async def sample(self, model: str, window: Window, *, size: int, seed: int = 0) -> Sequence[Sampled]:
+    async def sample(self, model: str, window: Window, *, size: int, seed: int = 0) -> Sequence[SampledText]:
         """At most `size` texts that the model judged in the window; none if it ends before it begins."""
         if window.since >= window.until:
             return []
@@ -125,7 +125,7 @@ class WindowRepository:
             rows = await cursor.fetchall()
         vectors = binary.vectors([row[8] for row in rows], dimensions=DIMENSIONS)
         return [
-            Sampled(
+            SampledText(
                 prediction_id=row[0],
                 text_id=row[1],
                 text=self._database.cipher.read(of_text(row[1]), row[2], row[9]),
@@ -139,7 +139,9 @@ class WindowRepository:
             for row, vector in zip(rows, vectors, strict=True)
         ]
 
-    async def judged(self, model: str, window: Window, text_ids: Sequence[UUID]) -> Sequence[Judged]:
+    async def judged(
+        self, model: str, window: Window, text_ids: Sequence[UUID]
+    ) -> Sequence[JudgedPrediction]:
         """The judged predictions of these texts in the window."""
         if not text_ids or window.since >= window.until:
             return []
@@ -151,4 +153,4 @@ class WindowRepository:
         }
         async with self._database.reading() as connection:
             rows = await connection.execute(text(_JUDGED), parameters)
-            return [Judged(**row._mapping) for row in rows]
+            return [JudgedPrediction(**row._mapping) for row in rows]

@@ -50,26 +50,26 @@ _STRUCK: Final[LiteralString] = """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Page:
+class TextPage:
     """Of the next texts by id: those that lack a vector, and the last id; None: there are no more."""
 
     lacking: Sequence[UUID]
     last: UUID | None
 
 
-class Reembedding:
+class ReembeddingRepository:
     """What is to be done for one space; safe beside writers, erasures and others that do the same."""
 
     def __init__(self, database: Database, *, space: str) -> None:
         self._database = database
         self._space = space
 
-    async def page(self, after: UUID = NIL_ID, *, limit: int) -> Page:
+    async def page(self, after: UUID = NIL_ID, *, limit: int) -> TextPage:
         """Looks at the `limit` texts after an id."""
         values = {"space": self._space, "after": after, "limit": limit}
         async with self._database.hot_read() as connection:
             rows = await (await connection.execute(_PAGE, values)).fetchall()
-        return Page(
+        return TextPage(
             lacking=[row[0] for row in rows if row[1]], last=rows[-1][0] if len(rows) == limit else None
         )
 

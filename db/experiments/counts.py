@@ -47,7 +47,7 @@ class StageRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Counts:
+class ExperimentCounts:
     """The stages of an experiment in order, and what each arm did in them."""
 
     stages: Sequence[StageRow]
@@ -121,7 +121,7 @@ class CountRepository:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def counts(self, experiment_id: UUID) -> Counts:
+    async def counts(self, experiment_id: UUID) -> ExperimentCounts:
         """Everything that an experiment's decision may be based on, at one moment."""
         values = {"experiment": experiment_id, "settling": SETTLING_SECONDS}
         async with self._database.begin() as connection:
@@ -138,7 +138,7 @@ class CountRepository:
                     "floor": min(lows, default=None),
                 },
             )
-            return Counts(
+            return ExperimentCounts(
                 stages=[StageRow(number=stage.number, share=stage.share) for stage in stages],
                 arms=[ArmRow(**row._mapping) for row in counted],
             )

@@ -18,7 +18,7 @@ _DIGEST_BYTES: Final = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Kept:
+class StoredAnswer:
     """The answer that stands for an idempotency key, and the digest of the body it answered."""
 
     body_digest: bytes
@@ -47,7 +47,7 @@ class Kept:
         return cls(body_digest=bytes(digest), status=status, answer=bytes(answer))
 
 
-class Columns(NamedTuple):
+class AnswerColumns(NamedTuple):
     """What a row says of a request, either in the first two or in the last."""
 
     body_digest: bytes
@@ -67,7 +67,7 @@ class IdempotencyRepository:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def find(self, holder_id: UUID, route: str, key: str) -> Kept | None:
+    async def find(self, holder_id: UUID, route: str, key: str) -> StoredAnswer | None:
         """The answer that stands, for a look before anything is computed; the commit decides."""
         async with self._database.hot_read() as connection:
             cursor = await connection.execute(
@@ -78,7 +78,9 @@ class IdempotencyRepository:
             )
             row = await cursor.fetchone()
         return (
-            None if row is None else Kept.read(self._database.cipher, of_answer(holder_id, route, key), row)
+            None
+            if row is None
+            else StoredAnswer.read(self._database.cipher, of_answer(holder_id, route, key), row)
         )
 
     async def sweep(self, limit: int = 10_000) -> int:
@@ -114,7 +116,7 @@ async def claim(
             **_name(new),
             "status": new.status,
             "names": [names],
-            **Columns.of(cipher, new, new.answer)._asdict(),
+            **AnswerColumns.of(cipher, new, new.answer)._asdict(),
         },
     )
     if claimed.one_or_none() is not None:
@@ -127,7 +129,7 @@ async def claim(
         _name(new),
     )
     row = found.one()
-    return Kept.read(cipher, place_of(new), tuple(row)).outcome(new.body_digest)
+    return StoredAnswer.read(cipher, place_of(new), tuple(row)).outcome(new.body_digest)
 
 
 async def answer_with(
@@ -139,7 +141,7 @@ async def answer_with(
             "UPDATE idempotency SET body_digest = :body_digest, answer = :answer, sealed = :sealed "
             "WHERE holder_id = :holder_id AND route = :route AND key = :key"
         ),
-        {**_name(new), **Columns.of(cipher, new, answer)._asdict()},
+        {**_name(new), **AnswerColumns.of(cipher, new, answer)._asdict()},
     )
 
 

@@ -15,7 +15,7 @@ _TABLES = ("predictions", "feedback")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Range:
+class PartitionRange:
     """The span of time without a gap, around now, for which partitions exist: [start, end)."""
 
     start: datetime
@@ -28,7 +28,7 @@ class Partitions:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def ensure(self, now: datetime, months_ahead: int = 3) -> Range:
+    async def ensure(self, now: datetime, months_ahead: int = 3) -> PartitionRange:
         """Makes what is missing; safe at any time and by many at once. The answer bounds the clock of ids."""
         this = _month(now)
         starts = [_later(this, step) for step in range(-1, months_ahead + 1)]
@@ -38,7 +38,7 @@ class Partitions:
                 for start in starts:
                     # A function of the schema's owner: the application's role may make nothing else.
                     await connection.exec_driver_sql("SELECT make_month(%s)", (start.date(),))
-        return Range(start=starts[0], end=_later(starts[-1], 1))
+        return PartitionRange(start=starts[0], end=_later(starts[-1], 1))
 
     async def drop(self, before: datetime, now: datetime) -> datetime | None:
         """Drops the oldest month, if it ended by `before`, with all predictions and feedback in it: its start, or None.

@@ -69,7 +69,7 @@ class PredictionFilters:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Page:
+class PredictionPage:
     """Some predictions, newest first, and the cursor that continues after them."""
 
     items: tuple[Prediction, ...]
@@ -104,7 +104,7 @@ class PredictionRepository:
         holder: UUID | None = None,
         limit: int = 50,
         cursor: str | None = None,
-    ) -> Page:
+    ) -> PredictionPage:
         """A page of at most `limit` predictions, newest first.
 
         Raises:
@@ -120,7 +120,7 @@ class PredictionRepository:
                 connection, self._database.cipher, query.order_by(_P.id.desc()).limit(limit + 1)
             )
         items = found[:limit]
-        return Page(items=items, next_cursor=_encoded(items[-1].id) if len(found) > limit else None)
+        return PredictionPage(items=items, next_cursor=_encoded(items[-1].id) if len(found) > limit else None)
 
 
 def _selected() -> _Query:

@@ -15,7 +15,7 @@ from db.connection.engine import Database
 from db.core import binary
 from db.core.cipher import of_text
 from db.errors import Rejected, Unavailable, Unreadable, translate
-from db.predictions.idempotency import Columns, Kept, place_of
+from db.predictions.idempotency import AnswerColumns, StoredAnswer, place_of
 from db.predictions.submissions import (
     Failed,
     Mismatch,
@@ -283,7 +283,7 @@ class PredictionWriter:
     def _claims(self, submissions: Sequence[Submission], claims: dict[int, NewIdempotency]) -> dict[str, Any]:
         """What is to be kept for repetitions."""
         values = list(claims.values())
-        columns = [Columns.of(self._cipher, claim, claim.answer) for claim in values]
+        columns = [AnswerColumns.of(self._cipher, claim, claim.answer) for claim in values]
         return {
             "claim_digest": binary.blobs([each.body_digest for each in columns]),
             "claim_status": binary.smallints([claim.status for claim in values]),
@@ -307,7 +307,7 @@ class PredictionWriter:
         for index, *row in await cursor.fetchall():
             claim = refused[index]
             try:
-                kept = Kept.read(self._cipher, place_of(claim), tuple(row))
+                kept = StoredAnswer.read(self._cipher, place_of(claim), tuple(row))
             except Unreadable as error:
                 # What the others sent is stored by now.
                 answers[index] = Failed(error=error)

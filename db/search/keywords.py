@@ -29,7 +29,7 @@ _FOUND: Final = sql.SQL(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Hits:
+class KeywordHits:
     """Texts that hold the words, best first. `complete`: every fitting one was ranked."""
 
     text_ids: tuple[UUID, ...]
@@ -52,7 +52,7 @@ class KeywordRepository:
         limit: int,
         filters: SimilarityFilters | None = None,
         holder: UUID | None = None,
-    ) -> Hits:
+    ) -> KeywordHits:
         """At most `limit` texts with a fitting prediction that hold the words, as a web search writes them.
 
         All words must be there; `or`, `-word` and "several words" in quotes mean what they do there. Ranked by cover
@@ -82,9 +82,9 @@ class KeywordRepository:
                     await connection.execute("SELECT set_config('statement_timeout', %s, true)", (bound,))
                     rows = await (await connection.execute(statement, parameters)).fetchall()
             except psycopg.errors.QueryCanceled:
-                return Hits(text_ids=(), complete=False)
+                return KeywordHits(text_ids=(), complete=False)
         matching = rows[0][1] if rows else 0
-        return Hits(text_ids=tuple(row[0] for row in rows), complete=matching < self._ranked)
+        return KeywordHits(text_ids=tuple(row[0] for row in rows), complete=matching < self._ranked)
 
     async def merge(self) -> int:
         """Take the words of new texts from the index's pending list into the index itself; how many pages they had.

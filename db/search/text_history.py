@@ -33,7 +33,7 @@ _JUDGED: Final[LiteralString] = """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class History:
+class TextHistory:
     """The latest prediction of each version for a text, and all feedback on any of its predictions."""
 
     predictions: tuple[Prediction, ...]
@@ -42,7 +42,7 @@ class History:
 
 async def histories(
     connection: PsycopgConnection, cipher: Cipher, text_ids: Sequence[UUID], *, holder: UUID | None = None
-) -> dict[UUID, History]:
+) -> dict[UUID, TextHistory]:
     """Of each text; one without a prediction that `holder` (None: anybody) may see isn't in it."""
     asked = {"texts": binary.uuids(text_ids), "holder": holder}
     latest, judged = connection.cursor(row_factory=dict_row), connection.cursor(row_factory=dict_row)
@@ -62,6 +62,6 @@ async def histories(
             prediction(cipher, row, tuple(given.get(row["id"], ())))
         )
     return {
-        text_id: History(predictions=tuple(found), feedback=tuple(feedback.get(text_id, ())))
+        text_id: TextHistory(predictions=tuple(found), feedback=tuple(feedback.get(text_id, ())))
         for text_id, found in predictions.items()
     }

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from db.analytics.disagreements import Difference
-from db.analytics.windows import Sampled, Window
+from db.analytics.disagreements import Disagreement
+from db.analytics.windows import SampledText, Window
 from registry.analysis.mmd import Discrepancy
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -42,7 +42,7 @@ class Topic:
     words: Sequence[str]
     sentiments: Mapping[str, int]
     accuracy: Sequence[Accuracy]
-    examples: Sequence[tuple[Sampled, float]]
+    examples: Sequence[tuple[SampledText, float]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +59,7 @@ class Topics:
 class ReviewCandidate:
     """A text that is worth a judgement, and why: the parts of its score, each in 0…1."""
 
-    text: Sampled
+    text: SampledText
     score: float
     uncertainty: float
     density: float
@@ -83,7 +83,7 @@ class DisagreementCluster:
 
     texts: int
     words: Sequence[str]
-    examples: Sequence[Difference]
+    examples: Sequence[Disagreement]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,4 +124,4 @@ class Drift:
     embeddings: Discrepancy | None
     labels: float | None
     confidences: float | None
-    novel: Sequence[tuple[Sampled, float]]
+    novel: Sequence[tuple[SampledText, float]]

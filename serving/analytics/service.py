@@ -13,9 +13,9 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from db.analytics.disagreements import Contrast, Difference
-from db.analytics.labels import Truth
-from db.analytics.windows import Judged, Sampled, Window
+from db.analytics.disagreements import Disagreement, Disagreements
+from db.analytics.labels import LabelledText
+from db.analytics.windows import JudgedPrediction, SampledText, Window
 from registry.analysis.clusters import Group, grouped, telling
 from registry.analysis.mmd import discrepancy, novel
 from registry.analysis.neighbour_vote import chosen, worth
@@ -58,17 +58,19 @@ Vectors: TypeAlias = NDArray[np.float32]
 class WindowRecords(Protocol):
     """Samples of stored texts by time."""
 
-    async def sample(self, model: str, window: Window, *, size: int, seed: int = 0) -> Sequence[Sampled]:
+    async def sample(self, model: str, window: Window, *, size: int, seed: int = 0) -> Sequence[SampledText]:
         """Texts of a window."""
 
-    async def judged(self, model: str, window: Window, text_ids: Sequence[UUID]) -> Sequence[Judged]:
+    async def judged(
+        self, model: str, window: Window, text_ids: Sequence[UUID]
+    ) -> Sequence[JudgedPrediction]:
         """The judged predictions of texts."""
 
 
 class JudgedTexts(Protocol):
     """The texts that were judged last."""
 
-    async def latest(self, model: str, *, most: int) -> Sequence[Truth]:
+    async def latest(self, model: str, *, most: int) -> Sequence[LabelledText]:
         """Those of them whose right label is told."""
 
 
@@ -85,7 +87,7 @@ class ContrastRecords(Protocol):
         one_label: str | None = None,
         other_label: str | None = None,
         size: int,
-    ) -> Contrast:
+    ) -> Disagreements:
         """Where they differ."""
 
 
@@ -198,18 +200,20 @@ class AnalyticsService:
         return model
 
 
-def _vectors(texts: Sequence[Sampled] | Sequence[Difference] | Sequence[Truth]) -> Vectors:
+def _vectors(texts: Sequence[SampledText] | Sequence[Disagreement] | Sequence[LabelledText]) -> Vectors:
     """float32 [n, d]"""
     return np.stack([each.vector for each in texts]) if texts else np.zeros((0, 0), np.float32)
 
 
-def _groups(texts: Sequence[Sampled] | Sequence[Difference], most: int) -> list[tuple[Group, list[str]]]:
+def _groups(
+    texts: Sequence[SampledText] | Sequence[Disagreement], most: int
+) -> list[tuple[Group, list[str]]]:
     groups = grouped(_vectors(texts), most=most)
     return list(zip(groups, telling([each.text for each in texts], groups), strict=True))
 
 
-def _topics(sample: Sequence[Sampled], judged: Sequence[Judged], most: int) -> list[Topic]:
-    judgements: dict[UUID, list[Judged]] = {}
+def _topics(sample: Sequence[SampledText], judged: Sequence[JudgedPrediction], most: int) -> list[Topic]:
+    judgements: dict[UUID, list[JudgedPrediction]] = {}
     for each in judged:
         judgements.setdefault(each.text_id, []).append(each)
     topics = []
@@ -239,7 +243,9 @@ def _topics(sample: Sequence[Sampled], judged: Sequence[Judged], most: int) -> l
     return topics
 
 
-def _review(candidates: Sequence[Sampled], truths: Sequence[Truth], most: int) -> list[ReviewCandidate]:
+def _review(
+    candidates: Sequence[SampledText], truths: Sequence[LabelledText], most: int
+) -> list[ReviewCandidate]:
     if not candidates:
         return []
     vectors = _vectors(candidates)
@@ -258,7 +264,7 @@ def _review(candidates: Sequence[Sampled], truths: Sequence[Truth], most: int) -
     ]
 
 
-def _clusters(differences: Sequence[Difference], most: int) -> list[DisagreementCluster]:
+def _clusters(differences: Sequence[Disagreement], most: int) -> list[DisagreementCluster]:
     return [
         DisagreementCluster(
             texts=len(group.rows),
@@ -269,7 +275,7 @@ def _clusters(differences: Sequence[Difference], most: int) -> list[Disagreement
     ]
 
 
-def _mix(window: Window, sample: Sequence[Sampled]) -> SampleSummary:
+def _mix(window: Window, sample: Sequence[SampledText]) -> SampleSummary:
     bins = [0] * BINS
     for each in sample:
         bins[min(int(each.confidence * BINS), BINS - 1)] += 1
@@ -286,9 +292,9 @@ def _mix(window: Window, sample: Sequence[Sampled]) -> SampleSummary:
 def _drift(
     model: str,
     reference: SampleSummary,
-    old: Sequence[Sampled],
+    old: Sequence[SampledText],
     recent: SampleSummary,
-    new: Sequence[Sampled],
+    new: Sequence[SampledText],
     most: int,
 ) -> Drift:
     before, after = _vectors(old), _vectors(new)

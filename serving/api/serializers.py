@@ -7,8 +7,8 @@ import numpy as np
 import orjson
 from starlette.responses import Response
 
-from db.analytics.disagreements import Said
-from db.analytics.windows import Sampled, Window
+from db.analytics.disagreements import VersionAnswer
+from db.analytics.windows import SampledText, Window
 from db.predictions.feedback import Judgement
 from db.predictions.predictions import Prediction as StoredPrediction
 from db.search.similarity import Neighbour
@@ -316,7 +316,7 @@ def _mix(found: SampleSummary) -> Json:
     }
 
 
-def _sampled(found: Sampled) -> Json:
+def _sampled(found: SampledText) -> Json:
     return {
         "text_id": found.text_id,
         "text": found.text,
@@ -327,7 +327,7 @@ def _sampled(found: Sampled) -> Json:
     }
 
 
-def _said(said: Said) -> Json:
+def _said(said: VersionAnswer) -> Json:
     return {
         "prediction_id": said.prediction_id,
         "sentiment": said.label,

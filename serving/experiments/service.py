@@ -11,7 +11,7 @@ from uuid import UUID
 
 import structlog
 
-from db.experiments.counts import ArmRow, Counts
+from db.experiments.counts import ArmRow, ExperimentCounts
 from db.experiments.experiments import Decision, Experiment, NewDecision, NewExperiment
 from registry.experiments import decisions
 from registry.experiments.decisions import ArmCounts, Evidence, Stage
@@ -67,7 +67,7 @@ class ExperimentRecords(Protocol):
 class EvidenceRecords(Protocol):
     """What the arms did."""
 
-    async def counts(self, experiment_id: UUID) -> Counts:
+    async def counts(self, experiment_id: UUID) -> ExperimentCounts:
         """Counts by stage and arm."""
 
 
@@ -76,7 +76,7 @@ class ExperimentReport:
     """An experiment with what its arms did, what follows from that, and what was decided."""
 
     experiment: Experiment
-    counts: Counts
+    counts: ExperimentCounts
     finding: decisions.Decision
     decided: Sequence[Decision]
 
@@ -214,7 +214,7 @@ def traffic_of(experiments: Sequence[Experiment]) -> Traffic:
     )
 
 
-def evidence_of(experiment: Experiment, counts: Counts) -> Evidence:
+def evidence_of(experiment: Experiment, counts: ExperimentCounts) -> Evidence:
     """The counts as the statistics take them: a shadow's arm is the challenger, and splits nobody."""
     arm = Arm.SHADOW if experiment.shadow else Arm.CHALLENGER
     splits = not experiment.shadow

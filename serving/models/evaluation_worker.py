@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import structlog
 
-from db.analytics.replay import Replays, StoredText
+from db.analytics.replay import ReplayRepository, StoredText
 from db.embeddings.spaces import SpaceRepository
 from db.errors import DatabaseError
 from db.models.evaluations import Evaluation, EvaluationRepository
@@ -241,7 +241,11 @@ class EvaluationWorker:
     """A claimed evaluation from its row to its report: whatever goes wrong with the version is the row's reason."""
 
     def __init__(
-        self, records: EvaluationRepository, replays: Replays, registry: Source, examiner: VersionEvaluator
+        self,
+        records: EvaluationRepository,
+        replays: ReplayRepository,
+        registry: Source,
+        examiner: VersionEvaluator,
     ) -> None:
         self._records = records
         self._replays = replays
@@ -321,7 +325,7 @@ async def run(evaluation_id: int) -> int:
         space = await SpaceRepository(database).ensure(settings.space)
         work = EvaluationWorker(
             records,
-            Replays(database, space=space),
+            ReplayRepository(database, space=space),
             registry,
             VersionEvaluator(registry, space=space, cache=cache, plan=plan),
         )

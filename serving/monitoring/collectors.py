@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from db.analytics.statistics import Answers, Census, Distributions
+from db.analytics.statistics import AnswerDistribution, Distributions, Statistics
 from db.connection.engine import PoolState
 from registry.analysis.psi import stability
 from serving.core.catalog import Catalog
@@ -21,17 +21,17 @@ class Stored:
 
     def __init__(self) -> None:
         self.up = False
-        self.census = Census()
+        self.census = Statistics()
         self.distributions = Distributions()
 
-    def took(self, census: Census) -> None:
+    def took(self, census: Statistics) -> None:
         """A census was taken."""
         self.census, self.up = census, True
 
     def missed(self) -> None:
         """The database did not answer: what was known of it is of the past, and no longer told."""
         self.up = False
-        self.census = Census()
+        self.census = Statistics()
         self.distributions = Distributions()
 
 
@@ -115,7 +115,7 @@ def _fleet(catalog: Catalog, traffic: Traffic) -> Iterator[Metric]:
     yield from (states, champions, replicas, shares)
 
 
-def _census(census: Census) -> Iterator[Metric]:
+def _census(census: Statistics) -> Iterator[Metric]:
     rows = _gauge("valence_index_rows", "Vectors in segments of the index.", "space", "state")
     segments = _gauge("valence_index_segments", "Segments of the index.", "space", "state")
     backlog = _gauge("valence_backlog", "Work that was asked for and has not ended.", "kind", "state")
@@ -159,12 +159,12 @@ def _distributions(found: Distributions) -> Iterator[Metric]:
         for label, count in recent.labels.items():
             share.add_metric((*version, label), count / recent.total)
         confidence.add_metric(version, recent.confidence)
-        for of, index in drifted(found.reference.get(version, Answers()), recent).items():
+        for of, index in drifted(found.reference.get(version, AnswerDistribution()), recent).items():
             drift.add_metric((*version, of), index)
     yield from (share, confidence, drift)
 
 
-def drifted(reference: Answers, recent: Answers) -> Mapping[str, float]:
+def drifted(reference: AnswerDistribution, recent: AnswerDistribution) -> Mapping[str, float]:
     """How far the recent answers lie from those of reference, by label and by confidence, where that can be said."""
     labels = sorted(reference.labels.keys() | recent.labels.keys())
     indices = {

@@ -9,7 +9,7 @@ from typing import Protocol
 from uuid import UUID
 
 from db.predictions.feedback import Judgement, NewFeedback
-from db.predictions.predictions import Page, Prediction, PredictionFilters
+from db.predictions.predictions import Prediction, PredictionFilters, PredictionPage
 from db.predictions.submissions import Mismatch, NewIdempotency, Replayed
 from serving.core.caller import Caller, Idempotency
 from serving.core.database_errors import translate_database_errors
@@ -33,7 +33,7 @@ class PredictionRecords(Protocol):
         holder: UUID | None = None,
         limit: int = 50,
         cursor: str | None = None,
-    ) -> Page:
+    ) -> PredictionPage:
         """A page of them, newest first."""
 
 
@@ -83,7 +83,7 @@ class PredictionHistoryService:
 
     async def predictions(
         self, filters: PredictionFilters, caller: Caller, *, limit: int, cursor: str | None
-    ) -> Page:
+    ) -> PredictionPage:
         """Raises Invalid if the cursor isn't one that a page gave."""
         with translate_database_errors():
             return await self._predictions.list(filters, holder=caller.scope, limit=limit, cursor=cursor)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from db.core.ids import TextIds, Uuid7Clock
-from db.predictions.idempotency import Kept
+from db.predictions.idempotency import StoredAnswer
 from db.predictions.submissions import Failed, Mismatch, NewPrediction, Outcome, Replayed, Stored, Submission
 from serving.core.caller import Caller, Idempotency
 from serving.core.catalog import Catalog
@@ -64,7 +64,7 @@ class Writer(Protocol):
 class IdempotencyRecords(Protocol):
     """Answers that stand for 24 hours, as the gateway sees them."""
 
-    async def find(self, holder_id: UUID, route: str, key: str) -> Kept | None:
+    async def find(self, holder_id: UUID, route: str, key: str) -> StoredAnswer | None:
         """The answer that stands for this key."""
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from db.core.binary import Vector
-from db.search.keywords import Hits
+from db.search.keywords import KeywordHits
 from db.search.similarity import Neighbour, Neighbours, SimilarityFilters
 from serving.core.caller import Caller
 from serving.core.database_errors import translate_database_errors
@@ -73,7 +73,7 @@ class KeywordIndex(Protocol):
         limit: int,
         filters: SimilarityFilters | None = None,
         holder: UUID | None = None,
-    ) -> Hits:
+    ) -> KeywordHits:
         """The texts that hold them."""
 
 

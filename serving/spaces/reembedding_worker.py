@@ -19,7 +19,7 @@ import structlog
 from numpy.typing import NDArray
 
 from db.connection.engine import Database
-from db.embeddings.reembedding import Page, Reembedding
+from db.embeddings.reembedding import ReembeddingRepository, TextPage
 from db.embeddings.segments import Segments
 from db.embeddings.spaces import SpaceRepository, SpaceState
 from db.errors import Conflict, DatabaseError
@@ -51,7 +51,7 @@ Embed: TypeAlias = Callable[[Sequence[str]], Awaitable[NDArray[np.float32]]]
 class Lacking(Protocol):
     """The texts, as whoever fills a space sees them."""
 
-    async def page(self, after: UUID = NIL_ID, *, limit: int) -> Page:
+    async def page(self, after: UUID = NIL_ID, *, limit: int) -> TextPage:
         """The next texts by id."""
 
     async def recent(self, since: datetime, *, limit: int) -> Sequence[UUID]:
@@ -239,7 +239,7 @@ class ReembeddingWorker:
         if filling is None:
             await Segments(self._database, space).ensure()
             filling = self._fillings[space] = SpaceFiller(
-                Reembedding(self._database, space=space), partial(self._encoders.embed, space)
+                ReembeddingRepository(self._database, space=space), partial(self._encoders.embed, space)
             )
         try:
             busy = await filling.step()
@@ -264,7 +264,7 @@ class ReembeddingWorker:
             await self._spaces.worked(space, pace=(filling.filled - before) / (now - since) or None)
 
     async def _strike(self, space: str) -> bool:
-        last = await Reembedding(self._database, space=space).strike(
+        last = await ReembeddingRepository(self._database, space=space).strike(
             self._struck.get(space, NIL_ID), limit=_STRIKE
         )
         self._struck[space] = last or NIL_ID

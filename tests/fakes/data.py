@@ -19,8 +19,8 @@ from db.core.binary import Vector
 from db.core.ids import uuid7_time
 from db.errors import Duplicate, NotFound, Rejected, Unavailable
 from db.predictions.feedback import Judgement, NewFeedback
-from db.predictions.idempotency import Kept
-from db.predictions.predictions import Page, Prediction, PredictionFilters
+from db.predictions.idempotency import StoredAnswer
+from db.predictions.predictions import Prediction, PredictionFilters, PredictionPage
 from db.predictions.submissions import (
     Mismatch,
     NewIdempotency,
@@ -90,7 +90,7 @@ class FakeStore:
         self.texts: dict[UUID, NewText] = {}
         self.predictions: dict[UUID, NewPrediction] = {}
         self.feedback: dict[tuple[UUID, UUID], Judgement] = {}
-        self.answers: dict[tuple[UUID, str, str], Kept] = {}
+        self.answers: dict[tuple[UUID, str, str], StoredAnswer] = {}
         self.users: dict[UUID, User] = {}
         self.keys: dict[UUID, Key] = {}
         self.acts: list[tuple[UUID | None, str]] = []
@@ -107,7 +107,7 @@ class FakeStore:
         name = (new.holder_id, new.route, new.key)
         if name in self.answers:
             return self.answers[name].outcome(new.body_digest)
-        self.answers[name] = Kept(body_digest=new.body_digest, status=new.status, answer=new.answer)
+        self.answers[name] = StoredAnswer(body_digest=new.body_digest, status=new.status, answer=new.answer)
         return None
 
     async def commit(self, submissions: Sequence[Submission]) -> list[Outcome]:
@@ -115,7 +115,7 @@ class FakeStore:
         self.reach()
         return [self._store(submission) for submission in submissions]
 
-    async def find(self, holder_id: UUID, route: str, key: str) -> Kept | None:
+    async def find(self, holder_id: UUID, route: str, key: str) -> StoredAnswer | None:
         """The idempotency rows' part."""
         self.reach()
         return self.answers.get((holder_id, route, key))
@@ -270,7 +270,7 @@ class FakePredictions:
         holder: UUID | None = None,
         limit: int = 50,
         cursor: str | None = None,
-    ) -> Page:
+    ) -> PredictionPage:
         """A page of them, newest first."""
         self._store.reach()
         try:
@@ -280,7 +280,9 @@ class FakePredictions:
         wanted = filters or PredictionFilters()
         found = [each for each in self._store.visible(holder) if each.id < before and _listed(each, wanted)]
         more = len(found) > limit
-        return Page(items=tuple(found[:limit]), next_cursor=str(found[limit - 1].id) if more else None)
+        return PredictionPage(
+            items=tuple(found[:limit]), next_cursor=str(found[limit - 1].id) if more else None
+        )
 
 
 class FakeFeedback:
@@ -318,7 +320,7 @@ class FakeFeedback:
             updated_at=now,
         )
         if idempotency is not None and render is not None:
-            self._store.answers[(idempotency.holder_id, idempotency.route, idempotency.key)] = Kept(
+            self._store.answers[(idempotency.holder_id, idempotency.route, idempotency.key)] = StoredAnswer(
                 body_digest=idempotency.body_digest, status=idempotency.status, answer=render(given)
             )
         return given

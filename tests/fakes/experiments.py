@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from db.errors import Conflict, Duplicate, NotFound
-from db.experiments.counts import Counts, StageRow
+from db.experiments.counts import ExperimentCounts, StageRow
 from db.experiments.experiments import Decision, Experiment, NewDecision, NewExperiment
 
 
@@ -17,7 +17,7 @@ class FakeExperiments:
     def __init__(self) -> None:
         self.experiments: dict[UUID, Experiment] = {}
         self.decided: dict[UUID, list[Decision]] = {}
-        self.counted: dict[UUID, Counts] = {}
+        self.counted: dict[UUID, ExperimentCounts] = {}
 
     async def create(self, new: NewExperiment, *, actor: UUID | None) -> Experiment:
         """Start one."""
@@ -100,11 +100,11 @@ class FakeExperiments:
         """What was decided, oldest first."""
         return tuple(self.decided.get(experiment_id, ()))
 
-    async def counts(self, experiment_id: UUID) -> Counts:
+    async def counts(self, experiment_id: UUID) -> ExperimentCounts:
         """What the arms did: nothing, unless a test says otherwise."""
         now = await self.get(experiment_id)
         stages = [StageRow(number=number, share=now.share) for number in range(1, now.stage + 1)]
-        return self.counted.get(experiment_id, Counts(stages=stages, arms=[]))
+        return self.counted.get(experiment_id, ExperimentCounts(stages=stages, arms=[]))
 
     async def _running(self, experiment_id: UUID, stage: int | None) -> Experiment:
         now = await self.get(experiment_id)

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from uuid import UUID
 
-from db.analytics.disagreements import Contrast, Difference, Said
-from db.analytics.labels import Truth
-from db.analytics.windows import Judged, Sampled, Window
+from db.analytics.disagreements import Disagreement, Disagreements, VersionAnswer
+from db.analytics.labels import LabelledText
+from db.analytics.windows import JudgedPrediction, SampledText, Window
 from db.core.ids import uuid7_time
 from db.predictions.predictions import Prediction
 from tests.fakes.data import FakeStore
@@ -35,12 +35,12 @@ class FakeTruths:
         )
         return {text_id: label for _, text_id, label in told if label is not None}
 
-    async def latest(self, model: str, *, most: int) -> Sequence[Truth]:
+    async def latest(self, model: str, *, most: int) -> Sequence[LabelledText]:
         """The texts that were judged last."""
         judged = [each.text_id for each in answers(self._store, None) if each.feedback][:most]
         labels = await self.of_texts(judged, model=model)
         return [
-            Truth(text_id=text_id, vector=self._store.vector(text_id), label=label)
+            LabelledText(text_id=text_id, vector=self._store.vector(text_id), label=label)
             for text_id, label in labels.items()
         ]
 
@@ -58,7 +58,7 @@ class FakeWindows:
         *,
         size: int,
         seed: int = 0,
-    ) -> Sequence[Sampled]:
+    ) -> Sequence[SampledText]:
         """Texts of a window."""
         self._store.reach()
         visible = answers(self._store, None)
@@ -68,7 +68,7 @@ class FakeWindows:
             if each.model == model and _within(each, window):
                 latest.setdefault(each.text_id, each)
         return [
-            Sampled(
+            SampledText(
                 prediction_id=each.id,
                 text_id=each.text_id,
                 text=each.text,
@@ -82,11 +82,15 @@ class FakeWindows:
             for each in list(latest.values())[:size]
         ]
 
-    async def judged(self, model: str, window: Window, text_ids: Sequence[UUID]) -> Sequence[Judged]:
+    async def judged(
+        self, model: str, window: Window, text_ids: Sequence[UUID]
+    ) -> Sequence[JudgedPrediction]:
         """The judged predictions of texts."""
         self._store.reach()
         return [
-            Judged(text_id=each.text_id, version=each.version, is_correct=each.feedback[-1].is_correct)
+            JudgedPrediction(
+                text_id=each.text_id, version=each.version, is_correct=each.feedback[-1].is_correct
+            )
             for each in answers(self._store, None)
             if each.feedback and each.model == model and each.text_id in text_ids and _within(each, window)
         ]
@@ -108,7 +112,7 @@ class FakeContrasts:
         one_label: str | None = None,
         other_label: str | None = None,
         size: int,
-    ) -> Contrast:
+    ) -> Disagreements:
         """Where they differ."""
         self._store.reach()
         said: dict[tuple[UUID, str], Prediction] = {}
@@ -124,12 +128,12 @@ class FakeContrasts:
             if (text_id, one) in said and (text_id, other) in said
         ]
         differences = [
-            Difference(
+            Disagreement(
                 text_id=before.text_id,
                 text=before.text,
                 vector=self._store.vector(before.text_id),
-                one=Said(prediction_id=before.id, label=before.label, confidence=before.confidence),
-                other=Said(prediction_id=after.id, label=after.label, confidence=after.confidence),
+                one=VersionAnswer(prediction_id=before.id, label=before.label, confidence=before.confidence),
+                other=VersionAnswer(prediction_id=after.id, label=after.label, confidence=after.confidence),
             )
             for before, after in pairs
             if before.label != after.label
@@ -137,7 +141,7 @@ class FakeContrasts:
             and other_label in (None, after.label)
         ]
         matrix = Counter((before.label, after.label) for before, after in pairs)
-        return Contrast(matrix=matrix, differences=differences[:size], complete=True)
+        return Disagreements(matrix=matrix, differences=differences[:size], complete=True)
 
 
 def _within(prediction: Prediction, window: Window) -> bool:

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from db.core.binary import Vector
 from db.predictions.predictions import Prediction
-from db.search.keywords import Hits
+from db.search.keywords import KeywordHits
 from db.search.similarity import Neighbour, Neighbours, SimilarityFilters
 from tests.fakes.data import FakeStore, fits
 
@@ -87,7 +87,7 @@ class FakeKeywords:
         limit: int,
         filters: SimilarityFilters | None = None,
         holder: UUID | None = None,
-    ) -> Hits:
+    ) -> KeywordHits:
         """The texts that hold them."""
         self._store.reach()
         wanted = set(words.lower().split())
@@ -97,7 +97,7 @@ class FakeKeywords:
             if fits(each, filters or SimilarityFilters())
         }
         found = [(len(text), text_id) for text_id, text in fitting.items() if wanted <= _words(text)]
-        return Hits(text_ids=tuple(text_id for _, text_id in sorted(found)[:limit]), complete=True)
+        return KeywordHits(text_ids=tuple(text_id for _, text_id in sorted(found)[:limit]), complete=True)
 
 
 def answers(store: FakeStore, holder: UUID | None) -> list[Prediction]:

@@ -7,7 +7,7 @@ from uuid import uuid4
 from db.accounts.audit import AuditRepository
 from db.accounts.keys import Key, KeyRepository
 from db.accounts.users import UserRepository
-from db.analytics.replay import Replays
+from db.analytics.replay import ReplayRepository
 from db.analytics.statistics import StatisticsRepository
 from db.connection.engine import Database
 from db.embeddings.segments import Segments
@@ -85,7 +85,7 @@ async def tour(database: Database, *, many: int = 12) -> list[NewText]:
     assert (await similarity.search(VECTOR, k=3, exact=True)).exact
     vectors = VectorRepository(database, space=SPACE)
     assert await vectors.of_texts(list((await vectors.texts_of([one.id])).values()))
-    assert await Replays(database, space=SPACE).sample("sentiment", size=5, judged=5)
+    assert await ReplayRepository(database, space=SPACE).sample("sentiment", size=5, judged=5)
     await _change(database)
     assert (await KeywordRepository(database, space=SPACE).search("text", limit=3)).text_ids
     await _respace(database)

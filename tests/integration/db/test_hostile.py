@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from db.accounts.audit import AuditFilters, AuditRepository
 from db.accounts.keys import Key
 from db.accounts.users import UserRepository
-from db.analytics.replay import Replays
+from db.analytics.replay import ReplayRepository
 from db.connection.engine import Database
 from db.errors import DatabaseError, NotFound
 from db.experiments.experiments import ExperimentRepository, NewExperiment
@@ -126,7 +126,7 @@ def test_no_filter_is_read_as_sql(place: tuple[str, Key], value: str, other: str
             await _nothing(holdable, PromotionRepository(database).history(value))
             await _nothing(False, PromotionRepository(database).history("sentiment", cursor=other))
             await _nothing(holdable, EvaluationRepository(database).reported(value, other))
-            await _nothing(holdable, Replays(database, space=value).sample(other, size=3, judged=3))
+            await _nothing(holdable, ReplayRepository(database, space=value).sample(other, size=3, judged=3))
             await _nothing(holdable, SimilarityRepository(database, space=value).search(VECTOR))
             await standing(database)
 

@@ -4,7 +4,7 @@ from uuid import UUID
 
 import pytest
 
-from db.analytics.replay import Replays
+from db.analytics.replay import ReplayRepository
 from db.connection.engine import Database
 from db.predictions.feedback import FeedbackRepository, NewFeedback
 from tests.support.postgres import SPACE
@@ -17,7 +17,7 @@ async def test_a_sample_is_bounded_random_and_repeatable(database: Database) -> 
     key = await new_key(database)
     texts = [new_text() for _ in range(60)]
     await writer(database).commit([submission(key, texts)])
-    replays = Replays(database, space=SPACE)
+    replays = ReplayRepository(database, space=SPACE)
     start = UUID(int=1 << 126)
     first = await replays.sample("sentiment", size=20, judged=10, start=start)
     assert [each.text_id for each in first] == [
@@ -59,7 +59,9 @@ async def test_what_has_feedback_is_there_with_the_label_that_it_tells(database:
     await judge(blamed, correct=False)
     await judge(changed, correct=True)
     await judge(changed, correct=False, label="neutral", by=other)
-    found = await Replays(database, space=SPACE).sample("sentiment", size=1, judged=100, start=UUID(int=0))
+    found = await ReplayRepository(database, space=SPACE).sample(
+        "sentiment", size=1, judged=100, start=UUID(int=0)
+    )
     judged = {each.text_id: each.corrected for each in found if each.judged}
     texts = {prediction.id: prediction.text_id for prediction in made.predictions}
     assert judged == {
@@ -69,11 +71,11 @@ async def test_what_has_feedback_is_there_with_the_label_that_it_tells(database:
         texts[changed]: "neutral",
     }
     assert len(found) in (4, 5)
-    of_another = await Replays(database, space=SPACE).sample("other", size=9, judged=9)
+    of_another = await ReplayRepository(database, space=SPACE).sample("other", size=9, judged=9)
     assert not any(each.judged for each in of_another)
 
 
 async def test_texts_without_a_vector_in_the_space_are_left_out(database: Database) -> None:
     key = await new_key(database)
     await writer(database).commit([submission(key)])
-    assert not await Replays(database, space="another").sample("sentiment", size=9, judged=9)
+    assert not await ReplayRepository(database, space="another").sample("sentiment", size=9, judged=9)

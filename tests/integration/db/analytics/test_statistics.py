@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from db.analytics.statistics import Judged, StatisticsRepository
+from db.analytics.statistics import FeedbackCounts, StatisticsRepository
 from db.connection.engine import Database
 from db.core.ids import Uuid7Clock
 from db.embeddings.segments import Segments
@@ -60,8 +60,8 @@ async def test_judgements_are_counted_by_version_as_they_stand(database: Databas
     assert other.holder_id != key.holder_id
     census = await StatisticsRepository(database).take()
     assert census.judged == {
-        ("sentiment", "1"): Judged(judged=2, right=1),
-        ("sentiment", "2"): Judged(judged=1, right=1),
+        ("sentiment", "1"): FeedbackCounts(judged=2, right=1),
+        ("sentiment", "2"): FeedbackCounts(judged=1, right=1),
     }
 
 

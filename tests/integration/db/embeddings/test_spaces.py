@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from db.connection.engine import Database
-from db.embeddings.reembedding import Reembedding
+from db.embeddings.reembedding import ReembeddingRepository
 from db.embeddings.segments import Segments
 from db.embeddings.spaces import SpaceRepository, SpaceState
 from db.embeddings.vectors import VectorRepository
@@ -153,7 +153,7 @@ async def test_what_is_killed_in_the_middle_goes_on_and_doubles_nothing(database
 
     encoders.before = killed
     filling = SpaceFiller(
-        Reembedding(database, space=NEXT),
+        ReembeddingRepository(database, space=NEXT),
         lambda texts: encoders.embed(NEXT, texts),
         page=16,
         batch=8,
@@ -311,7 +311,7 @@ async def test_why_it_does_not_get_on_is_told_until_it_does(database: Database) 
     _, beside = await spaces.list()
     assert (beside.reason, beside.pace, beside.seen_at is not None) == (None, 2.5, True)
     assert not await spaces.worked("unknown", pace=None)
-    recent = Reembedding(database, space=NEXT)
+    recent = ReembeddingRepository(database, space=NEXT)
     now = datetime.now(UTC)
     assert len(await recent.recent(now - timedelta(minutes=1), limit=10)) == 2
     assert await recent.recent(now + timedelta(minutes=1), limit=10) == []

@@ -14,12 +14,12 @@ import pytest
 from db.accounts.audit import AuditFilters, AuditRepository
 from db.accounts.keys import Key
 from db.analytics.disagreements import DisagreementRepository
-from db.analytics.replay import Replays
+from db.analytics.replay import ReplayRepository
 from db.analytics.windows import Window, WindowRepository
 from db.backup.scrub import scrub
 from db.connection.engine import Database
 from db.core.cipher import Cipher
-from db.embeddings.reembedding import Reembedding
+from db.embeddings.reembedding import ReembeddingRepository
 from db.errors import Conflict, ForeignTextKeys, Unreadable
 from db.predictions.feedback import FeedbackRepository, Judgement, NewFeedback
 from db.predictions.idempotency import IdempotencyRepository
@@ -164,13 +164,13 @@ async def test_every_reader_of_texts_reads_plain_and_encrypted_rows_alike(url: s
         window = Window(since=now() - timedelta(hours=1), until=now() + timedelta(hours=1))
         sampled = await WindowRepository(database, space=SPACE).sample("sentiment", window, size=9)
         assert {each.text_id: each.text for each in sampled} == both
-        replayed = await Replays(database, space=SPACE).sample("sentiment", size=9, judged=9)
+        replayed = await ReplayRepository(database, space=SPACE).sample("sentiment", size=9, judged=9)
         assert {each.text_id: each.text for each in replayed} == both
         contrast = await DisagreementRepository(database, space=SPACE).between(
             "sentiment", "1", "2", window, size=9
         )
         assert {each.text_id: each.text for each in contrast.differences} == both
-        embedded = await Reembedding(database, space="another").contents(list(both))
+        embedded = await ReembeddingRepository(database, space="another").contents(list(both))
         assert dict(embedded) == both
 
 

@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 
 from db.connection.engine import Database
-from db.experiments.counts import ArmRow, Counts, StageRow
+from db.experiments.counts import ArmRow, ExperimentCounts, StageRow
 from db.experiments.experiments import Experiment, ExperimentRepository, NewExperiment
 from registry.experiments import decisions
 from serving.experiments.policy_runner import PolicyRunner
@@ -17,11 +17,11 @@ pytestmark = pytest.mark.anyio
 class Met:
     """Evidence that no judge gets before both have asked for it."""
 
-    def __init__(self, counts: Counts) -> None:
+    def __init__(self, counts: ExperimentCounts) -> None:
         self._counts = counts
         self._both = asyncio.Barrier(2)
 
-    async def counts(self, experiment_id: UUID) -> Counts:
+    async def counts(self, experiment_id: UUID) -> ExperimentCounts:
         await self._both.wait()
         return self._counts
 
@@ -37,7 +37,7 @@ class Promoter:
         self.champion = experiment.challenger
 
 
-def counts(champion: int, challenger: int) -> Counts:
+def counts(champion: int, challenger: int) -> ExperimentCounts:
     arms = [
         ArmRow(
             stage=1,
@@ -51,7 +51,7 @@ def counts(champion: int, challenger: int) -> Counts:
         )
         for arm, right in (("champion", champion), ("challenger", challenger))
     ]
-    return Counts(stages=[StageRow(number=1, share=0.5)], arms=arms)
+    return ExperimentCounts(stages=[StageRow(number=1, share=0.5)], arms=arms)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def counts(champion: int, challenger: int) -> Counts:
     [(counts(1_000, 1_600), "promote", "3"), (counts(1_600, 1_000), "stop", "2")],
 )
 async def test_two_judges_at_once_decide_once(
-    database: Database, found: Counts, action: str, champion: str
+    database: Database, found: ExperimentCounts, action: str, champion: str
 ) -> None:
     records, promoter = ExperimentRepository(database), Promoter()
     policy = {"action": "decide"}

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
-from db.analytics.replay import Replays
+from db.analytics.replay import ReplayRepository
 from db.connection.engine import Database
 from db.embeddings.segments import Segments
 from db.models.evaluations import Evaluation, EvaluationRepository, NewEvaluation
@@ -88,7 +88,7 @@ async def evaluated(
     )
     assert await records.claim() is not None
     examiner = VersionEvaluator(registry, space=space, cache=cache, plan=plan)
-    work = EvaluationWorker(records, Replays(database, space=space), registry, examiner)
+    work = EvaluationWorker(records, ReplayRepository(database, space=space), registry, examiner)
     done = await work.do(asked, cache=cache, plan=plan)
     ended = await records.get(asked.id)
     assert done == (ended.state == "done")

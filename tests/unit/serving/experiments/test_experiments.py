@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from db.experiments.counts import ArmRow, Counts, StageRow
+from db.experiments.counts import ArmRow, ExperimentCounts, StageRow
 from db.experiments.experiments import Experiment, NewExperiment
 from registry.experiments import decisions
 from serving.core.caller import Role
@@ -205,8 +205,8 @@ def judge(records: FakeExperiments, promoter: Promoter) -> PolicyRunner:
     return PolicyRunner(records, records, promoter.present, promoter.promote)
 
 
-def counts(champion: tuple[int, int], challenger: tuple[int, int]) -> Counts:
-    return Counts(
+def counts(champion: tuple[int, int], challenger: tuple[int, int]) -> ExperimentCounts:
+    return ExperimentCounts(
         stages=[StageRow(number=1, share=0.5)],
         arms=[arm("champion", *champion), arm("challenger", *challenger)],
     )
@@ -301,7 +301,7 @@ async def test_an_experiment_whose_evidence_can_not_be_read_holds_up_no_other() 
     fine = await experiment(records, DECIDE, model="other")
     records.counted[fine.id] = BETTER
 
-    async def unreadable(experiment_id: UUID) -> Counts:
+    async def unreadable(experiment_id: UUID) -> ExperimentCounts:
         if experiment_id == broken.id:
             raise ModelNotReady("no")
         return records.counted[experiment_id]

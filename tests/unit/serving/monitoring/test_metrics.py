@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from db.analytics.statistics import Answers, Census, Distributions, Judged, SegmentRow
+from db.analytics.statistics import AnswerDistribution, Distributions, FeedbackCounts, SegmentRow, Statistics
 from db.connection.engine import PoolState
 from serving.core.caller import Role
 from serving.core.catalog import Catalog
@@ -92,21 +92,21 @@ def test_what_is_stored_is_told_as_it_was_last_counted_and_not_once_the_database
     metrics.add(standing(stored), of_replica=False)
     metrics.add(Process(pools=list, stored=stored), of_replica=True)
     stored.took(
-        Census(
+        Statistics(
             segments=[SegmentRow(space="s", state="open", segments=1, rows=40)],
             evaluations={"running": 1, "waiting": 2},
             oldest_waiting=12.0,
-            judged={("sentiment", "2"): Judged(judged=10, right=9)},
+            judged={("sentiment", "2"): FeedbackCounts(judged=10, right=9)},
         )
     )
     stored.distributions = Distributions(
         recent={
-            ("sentiment", "2"): Answers(
+            ("sentiment", "2"): AnswerDistribution(
                 labels={"positive": 300}, confidences=[0] * 9 + [300], confidence=0.95
             )
         },
         reference={
-            ("sentiment", "2"): Answers(
+            ("sentiment", "2"): AnswerDistribution(
                 labels={"positive": 150, "negative": 150}, confidences=[0] * 9 + [300], confidence=0.9
             )
         },
@@ -131,8 +131,8 @@ def test_what_is_stored_is_told_as_it_was_last_counted_and_not_once_the_database
 
 
 def test_drift_is_not_told_before_enough_was_answered() -> None:
-    few = Answers(labels={"positive": 20}, confidences=[0] * 9 + [20], confidence=0.9)
-    assert drifted(Answers(), few) == {}
+    few = AnswerDistribution(labels={"positive": 20}, confidences=[0] * 9 + [20], confidence=0.9)
+    assert drifted(AnswerDistribution(), few) == {}
 
 
 @pytest.mark.anyio

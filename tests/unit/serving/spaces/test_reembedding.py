@@ -8,7 +8,7 @@ from uuid import UUID
 import numpy as np
 import pytest
 
-from db.embeddings.reembedding import Page
+from db.embeddings.reembedding import TextPage
 from db.schema.tables import NIL_ID
 from serving.spaces.reembedding_runner import ReembeddingRunner
 from serving.spaces.reembedding_worker import SpaceFiller
@@ -33,11 +33,11 @@ class Shelf:
         self.texts[UUID(int=number)] = at
         return UUID(int=number)
 
-    async def page(self, after: UUID = NIL_ID, *, limit: int) -> Page:
+    async def page(self, after: UUID = NIL_ID, *, limit: int) -> TextPage:
         self.pages += 1
         ids = sorted(each for each in self.texts if each > after)[:limit]
         lacking = [each for each in ids if each not in self.vectors]
-        return Page(lacking=lacking, last=ids[-1] if len(ids) == limit else None)
+        return TextPage(lacking=lacking, last=ids[-1] if len(ids) == limit else None)
 
     async def recent(self, since: datetime, *, limit: int) -> Sequence[UUID]:
         return [each for each, at in self.texts.items() if at >= since and each not in self.vectors][:limit]
