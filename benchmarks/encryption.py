@@ -20,10 +20,10 @@ from benchmarks.report import middle, ratios, report
 from benchmarks.words import BATCH, SPACE, round_of
 from db.accounts.keys import KeyRepository, NewKey
 from db.connection.engine import Database
-from db.core.cipher import Cipher, fresh_key, of_text
+from db.core.cipher import Cipher, fresh_key, text_location
 from db.embeddings.segments import Segments
 from db.predictions.partitions import Partitions
-from db.privacy.rotation import Rotation
+from db.privacy.rotation import KeyRotation
 from registry.data.held_out import HeldOut
 
 ONE, TWO = fresh_key("one"), fresh_key("two")
@@ -31,7 +31,7 @@ ONE, TWO = fresh_key("one"), fresh_key("two")
 
 def microseconds(texts: list[bytes]) -> dict[str, float]:
     """The mean of sealing a text and of opening it, the best of five rounds."""
-    cipher, places = Cipher.parse(ONE), [of_text(uuid4()) for _ in texts]
+    cipher, places = Cipher.parse(ONE), [text_location(uuid4()) for _ in texts]
     sealed: list[bytes] = []
 
     def best(act: Callable[[], list[bytes | None] | list[bytes]]) -> float:
@@ -61,7 +61,7 @@ async def rotated(url: str, keys: str) -> float:
     """Values a second."""
     database = await opened(url, keys)
     began = time.perf_counter()
-    done = await Rotation(database).run(lambda _line: None)
+    done = await KeyRotation(database).run(lambda _line: None)
     took = time.perf_counter() - began
     await database.close()
     return sum(done.rewritten.values()) / took

@@ -135,7 +135,7 @@ class NotEmpty(BackupError):
 
 
 # Besides psycopg's OperationalError: states in which the same statement may succeed later.
-_PASSING = (
+_TRANSIENT = (
     psycopg.OperationalError,
     psycopg.InternalError,
     psycopg_pool.PoolTimeout,
@@ -145,7 +145,7 @@ _PASSING = (
 )
 
 
-def translate(error: Exception, *, says_why: bool = False) -> DatabaseError:
+def translate(error: Exception, *, detailed: bool = False) -> DatabaseError:
     """The db error that stands for a foreign one. Never carries a row's values, only names and codes.
 
     `says_why`: with the words of a connection that failed, which name host and role: for operators, not for clients.
@@ -155,13 +155,13 @@ def translate(error: Exception, *, says_why: bool = False) -> DatabaseError:
     if isinstance(error, SqlAlchemyTimeout):
         return Unavailable("no connection to the database came free in time")
     original = error.orig if isinstance(error, DBAPIError) else error
-    if isinstance(original, Exception) and isinstance(original, _PASSING):
+    if isinstance(original, Exception) and isinstance(original, _TRANSIENT):
         code = getattr(original, "sqlstate", None)
         if isinstance(original, pg.ReadOnlySqlTransaction):
             return Unavailable(
                 f"the database takes no writes ({code}): it is a replica, or the role is a reader's"
             )
-        if says_why and code is None:
+        if detailed and code is None:
             return Unavailable(f"the database can't be reached: {' '.join(str(original).split())}")
         return Unavailable(
             f"the database is unavailable ({type(original).__name__}, {code or 'no connection'})"
@@ -185,9 +185,9 @@ def translate(error: Exception, *, says_why: bool = False) -> DatabaseError:
 
 
 @contextmanager
-def translated(*, says_why: bool = False) -> Iterator[None]:
+def translate_driver_errors(*, detailed: bool = False) -> Iterator[None]:
     """Turns what psycopg, its pool and SQLAlchemy raise into this tree; `says_why` as `translate` has it."""
     try:
         yield
     except (psycopg.Error, DBAPIError, SqlAlchemyTimeout) as error:
-        raise translate(error, says_why=says_why) from error
+        raise translate(error, detailed=detailed) from error

@@ -87,7 +87,7 @@ class AuditRepository:
                 query = query.where(compare(column, value))
         if cursor is not None:
             query = query.where(_A.id < decode_row_id(cursor))
-        async with self._database.reading() as connection:
+        async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
         items = tuple(AuditEntry(**row._mapping) for row in rows[:limit])
         return AuditPage(items=items, next_cursor=encode_row_id(items[-1].id) if len(rows) > limit else None)

@@ -12,7 +12,7 @@ from db.analytics.windows import Window
 from db.connection.engine import Database
 from db.core import binary
 from db.core.binary import Vector
-from db.core.cipher import of_text
+from db.core.cipher import text_location
 from db.core.ids import uuid7_floor
 from db.schema.tables import DIMENSIONS, NIL_ID
 
@@ -131,18 +131,18 @@ class DisagreementRepository:
             "size": size,
             "space": self._space,
         }
-        async with self._database.searching() as connection:
+        async with self._database.search() as connection:
             cursor = await connection.execute(_CONTRAST, parameters, binary=True)
             rows = await cursor.fetchall()
         cells, scanned, touched = rows[0][:3]
         found = [row[3:] for row in rows if row[3] is not None]
-        vectors = binary.vectors([row[2] for row in found], dimensions=DIMENSIONS)
+        vectors = binary.decode_vectors([row[2] for row in found], dimensions=DIMENSIONS)
         return Disagreements(
             matrix={(said, now): texts for said, now, texts in cells or ()},
             differences=[
                 Disagreement(
                     text_id=row[0],
-                    text=self._database.cipher.read(of_text(row[0]), row[1], row[9]),
+                    text=self._database.cipher.read(text_location(row[0]), row[1], row[9]),
                     vector=vector,
                     one=VersionAnswer(prediction_id=row[3], label=row[4], confidence=row[5]),
                     other=VersionAnswer(prediction_id=row[6], label=row[7], confidence=row[8]),

@@ -67,12 +67,12 @@ class LabelRepository:
 
     async def latest(self, model: str, *, most: int) -> Sequence[LabelledText]:
         """What the feedback on the `most` latest judged predictions tells."""
-        async with self._database.searching() as connection:
+        async with self._database.search() as connection:
             cursor = await connection.execute(
                 _LATEST, {"model": model, "most": most, "space": self._space}, binary=True
             )
             rows = await cursor.fetchall()
-        vectors = binary.vectors([row[2] for row in rows], dimensions=DIMENSIONS)
+        vectors = binary.decode_vectors([row[2] for row in rows], dimensions=DIMENSIONS)
         return [
             LabelledText(text_id=row[0], vector=vector, label=row[1])
             for row, vector in zip(rows, vectors, strict=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from db.connection.engine import Database
 from db.core.binary import Vector
-from db.core.cipher import of_text
+from db.core.cipher import text_location
 
 # Ids of texts are keyed hashes, so what follows a random id in their order is a random sample, read from the index.
 _SAMPLE: Final = """
@@ -81,12 +81,12 @@ class ReplayRepository:
             "model": model,
             "space": self._space,
         }
-        async with self._database.searching() as connection:
+        async with self._database.search() as connection:
             cursor = await connection.execute(_SAMPLE, parameters, binary=True)
             return [
                 StoredText(
                     text_id=row[0],
-                    text=self._database.cipher.read(of_text(row[0]), row[1], row[6]),
+                    text=self._database.cipher.read(text_location(row[0]), row[1], row[6]),
                     vector=np.array(row[2], np.float32),
                     label=row[3],
                     corrected=row[4],

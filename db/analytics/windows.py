@@ -14,7 +14,7 @@ from sqlalchemy import text
 from db.connection.engine import Database
 from db.core import binary
 from db.core.binary import Vector
-from db.core.cipher import of_text
+from db.core.cipher import text_location
 from db.core.ids import uuid7_floor
 from db.schema.tables import DIMENSIONS
 
@@ -120,15 +120,15 @@ class WindowRepository:
             "seed": seed,
             "size": size,
         }
-        async with self._database.searching() as connection:
+        async with self._database.search() as connection:
             cursor = await connection.execute(_SAMPLE, parameters, binary=True)
             rows = await cursor.fetchall()
-        vectors = binary.vectors([row[8] for row in rows], dimensions=DIMENSIONS)
+        vectors = binary.decode_vectors([row[8] for row in rows], dimensions=DIMENSIONS)
         return [
             SampledText(
                 prediction_id=row[0],
                 text_id=row[1],
-                text=self._database.cipher.read(of_text(row[1]), row[2], row[9]),
+                text=self._database.cipher.read(text_location(row[1]), row[2], row[9]),
                 version=row[3],
                 label=row[4],
                 confidence=row[5],
@@ -151,6 +151,6 @@ class WindowRepository:
             "since": uuid7_floor(window.since),
             "until": uuid7_floor(window.until),
         }
-        async with self._database.reading() as connection:
+        async with self._database.read() as connection:
             rows = await connection.execute(text(_JUDGED), parameters)
             return [JudgedPrediction(**row._mapping) for row in rows]

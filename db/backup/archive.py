@@ -19,15 +19,15 @@ from db.errors import BackupDamaged, BackupTooNew, BackupUnwritable
 
 FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
-_SEAL: Final = "manifest.sha256"
-_PIECE: Final = 1 << 20
+_DIGEST_FILE: Final = "manifest.sha256"
+_CHUNK_BYTES: Final = 1 << 20
 
 Contents: TypeAlias = Literal["dump", "base"]
 Say: TypeAlias = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class File:
+class BackupEntry:
     """A file of a backup: its size in bytes, its SHA-256 in hex."""
 
     size: int
@@ -49,7 +49,7 @@ class Manifest:
     schema: str | None
     server: str
     artifacts: str
-    files: Mapping[str, File]
+    files: Mapping[str, BackupEntry]
 
 
 class BackupWriter:
@@ -67,7 +67,7 @@ class BackupWriter:
         self._draft = target.with_name(f".{target.name}.{os.getpid()}.part")
         self._file = os.fdopen(os.open(self._draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600), "w+b")
         self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
-        self._files: dict[str, File] = {}
+        self._files: dict[str, BackupEntry] = {}
         self._started = datetime.now(UTC)
 
     def __enter__(self) -> Self:
@@ -114,7 +114,7 @@ class BackupWriter:
         )
         written = json.dumps(asdict(manifest), indent=1)
         self.add_text(MANIFEST, written)
-        self.add_text(_SEAL, hashlib.sha256(written.encode()).hexdigest())
+        self.add_text(_DIGEST_FILE, hashlib.sha256(written.encode()).hexdigest())
         self._tar.close()
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -134,9 +134,9 @@ class BackupWriter:
     def _add(self, name: str, file: IO[bytes], size: int) -> None:
         entry = tarfile.TarInfo(name)
         entry.size, entry.mode, entry.mtime = size, 0o600, int(self._started.timestamp())
-        hashed = _Hashed(file)
+        hashed = _HashingReader(file)
         self._tar.addfile(entry, hashed)
-        self._files[name] = File(size=size, sha256=hashed.hexdigest())
+        self._files[name] = BackupEntry(size=size, sha256=hashed.hexdigest())
 
 
 class Backup:
@@ -171,21 +171,21 @@ class Backup:
         Raises:
             BackupDamaged: a file isn't what the manifest says; the message names it.
         """
-        known = {*self.manifest.files, MANIFEST, _SEAL}
+        known = {*self.manifest.files, MANIFEST, _DIGEST_FILE}
         if strange := sorted(self._entries.keys() - known):
             raise BackupDamaged(f"{self.path} is damaged: {strange[0]} isn't in its manifest")
         for name in self.manifest.files:
-            with self._opened(name) as file:
-                _compared(file, self.manifest.files[name], f"{self.path} is damaged: {name}")
+            with self._open_entry(name) as file:
+                _verify(file, self.manifest.files[name], f"{self.path} is damaged: {name}")
 
     def extract(self, name: str, to: Path) -> None:
         """Writes one of its files to `to`, readable by its owner alone. Raises BackupDamaged as `check` does."""
         to.parent.mkdir(parents=True, exist_ok=True)
         with (
-            self._opened(name) as file,
+            self._open_entry(name) as file,
             os.fdopen(os.open(to, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as out,
         ):
-            _compared(file, self.manifest.files[name], f"{self.path} is damaged: {name}", out)
+            _verify(file, self.manifest.files[name], f"{self.path} is damaged: {name}", out)
             out.flush()
             os.fsync(out.fileno())
 
@@ -198,13 +198,13 @@ class Backup:
 
     def text(self, name: str) -> str:
         """One of its files as text."""
-        with self._opened(name) as file:
+        with self._open_entry(name) as file:
             return file.read().decode()
 
     def __contains__(self, name: str) -> bool:
         return name in self.manifest.files
 
-    def _opened(self, name: str) -> IO[bytes]:
+    def _open_entry(self, name: str) -> IO[bytes]:
         entry = self._entries.get(name)
         found = self._tar.extractfile(entry) if entry is not None else None
         if found is None:
@@ -213,7 +213,7 @@ class Backup:
 
     def _read_manifest(self) -> Manifest:
         try:
-            with self._opened(MANIFEST) as file, self._opened(_SEAL) as seal:
+            with self._open_entry(MANIFEST) as file, self._open_entry(_DIGEST_FILE) as seal:
                 written = file.read()
                 whole = hashlib.sha256(written).hexdigest() == seal.read().decode("ascii", "replace")
         except BackupDamaged:
@@ -226,7 +226,7 @@ class Backup:
                 f"{self.path} has format {values['format']}, this release knows {FORMAT}: "
                 f"use Valence {values.get('release')} or later"
             )
-        files = {name: File(**entry) for name, entry in values.pop("files").items()}
+        files = {name: BackupEntry(**entry) for name, entry in values.pop("files").items()}
         for name in files:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts:
@@ -234,7 +234,7 @@ class Backup:
         return Manifest(**values, files=files)
 
 
-class _Hashed(io.RawIOBase):
+class _HashingReader(io.RawIOBase):
     """A file that hashes what is read of it."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -251,10 +251,10 @@ class _Hashed(io.RawIOBase):
         return self._digest.hexdigest()
 
 
-def _compared(file: IO[bytes], expected: File, damage: str, out: IO[bytes] | None = None) -> None:
-    hashed, size = _Hashed(file), 0
+def _verify(file: IO[bytes], expected: BackupEntry, damage: str, out: IO[bytes] | None = None) -> None:
+    hashed, size = _HashingReader(file), 0
     try:
-        while piece := hashed.read(_PIECE):
+        while piece := hashed.read(_CHUNK_BYTES):
             size += len(piece)
             if out is not None:
                 out.write(piece)

@@ -14,8 +14,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from db.connection.databases import require_own_session
 from db.core.urls import conninfo
-from db.embedded.account import Account, binaries
-from db.errors import BackupFailed, translated
+from db.embedded.account import Account, find_binaries
+from db.errors import BackupFailed, translate_driver_errors
 
 _FOREIGN: Final = ("PG", "LC_", "LD_")
 
@@ -42,7 +42,7 @@ def load(url: str, file: Path) -> None:
     require_own_session(url, "pg_restore")
     arguments = ["--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges", str(file)]
     run_tool("pg_restore", arguments, url, tail=True)
-    with translated(), psycopg.connect(conninfo(url), autocommit=True) as connection:
+    with translate_driver_errors(), psycopg.connect(conninfo(url), autocommit=True) as connection:
         # A dump has no statistics, and without them the first searches would be planned badly.
         connection.execute("ANALYZE")
 
@@ -59,7 +59,7 @@ def run_tool(name: str, arguments: list[str], url: str, *, tail: bool = False) -
         environment["PGPASSWORD"] = str(password)
     target = ["--dbname", make_conninfo("", **parameters)]
     done = subprocess.run(
-        [str(binaries(Account.current()) / name), *(target + arguments if tail else arguments + target)],
+        [str(find_binaries(Account.current()) / name), *(target + arguments if tail else arguments + target)],
         capture_output=True,
         text=True,
         check=False,
@@ -70,22 +70,22 @@ def run_tool(name: str, arguments: list[str], url: str, *, tail: bool = False) -
         raise BackupFailed(f"{name} failed: {lines[-1].strip() if lines else done.returncode}")
 
 
-def server_version(url: str) -> str:
+def read_server_version(url: str) -> str:
     """PostgreSQL's version."""
-    with translated(), psycopg.connect(conninfo(url)) as connection:
+    with translate_driver_errors(), psycopg.connect(conninfo(url)) as connection:
         return str(connection.info.server_version // 10_000)
 
 
-def key_fingerprint(url: str) -> bytes | None:
+def read_key_fingerprint(url: str) -> bytes | None:
     """The fingerprint of the installation key that filled the database; None if none has."""
-    with translated(), psycopg.connect(conninfo(url)) as connection:
+    with translate_driver_errors(), psycopg.connect(conninfo(url)) as connection:
         row = connection.execute("SELECT key_fingerprint FROM installation").fetchone()
     return None if row is None else bytes(row[0])
 
 
-def holds_tables(url: str) -> bool:
+def has_tables(url: str) -> bool:
     """Whether there is any table in the database."""
-    with translated(), psycopg.connect(conninfo(url)) as connection:
+    with translate_driver_errors(), psycopg.connect(conninfo(url)) as connection:
         row = connection.execute(
             "SELECT EXISTS (SELECT FROM pg_class WHERE relkind IN ('r', 'p') "
             "AND relnamespace = 'public'::regnamespace)"
@@ -93,9 +93,9 @@ def holds_tables(url: str) -> bool:
     return bool(row and row[0])
 
 
-def relocate(url: str, old: str, new: str) -> None:
+def replace_uri(url: str, old: str, new: str) -> None:
     """Replaces a URI by another one wherever a text of the database holds it: MLflow keeps absolute ones."""
-    with translated(), psycopg.connect(conninfo(url)) as connection:
+    with translate_driver_errors(), psycopg.connect(conninfo(url)) as connection:
         columns = connection.execute(
             "SELECT table_name, column_name FROM information_schema.columns JOIN information_schema.tables "
             "USING (table_schema, table_name) WHERE table_schema = 'public' AND table_type = 'BASE TABLE' "

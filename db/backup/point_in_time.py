@@ -17,8 +17,8 @@ from typing import Final
 import psycopg
 
 from db.backup.dump import run_tool
-from db.embedded.account import Account, place
-from db.embedded.config import recovering
+from db.embedded.account import Account, ensure_data_folder
+from db.embedded.config import recovery_settings
 from db.embedded.server import EmbeddedPostgres
 from db.errors import BackupFailed, EmbeddedServerError
 
@@ -54,10 +54,10 @@ def recover(home: Path, base: Path, *, log: Path, until: datetime | None, archiv
             its reason.
     """
     account = Account.current()
-    account.ensure()
+    account.ensure_user()
     _require_log(log / "wal", account)
     _lay_out(home, base, account)
-    server = EmbeddedPostgres(home, archive=archive, extra=recovering(log.absolute() / "wal", until))
+    server = EmbeddedPostgres(home, archive=archive, extra=recovery_settings(log.absolute() / "wal", until))
     try:
         server.start(timeout=float("inf"))
         while _in_recovery(server):
@@ -91,22 +91,22 @@ def _require_log(folder: Path, account: Account) -> None:
     server = pwd.getpwnam(account.server_user).pw_uid
     for path in folder.glob("*.gz"):
         state = path.stat()
-        if account.separate and state.st_uid != server and not state.st_mode & stat.S_IROTH:
+        if account.is_separate and state.st_uid != server and not state.st_mode & stat.S_IROTH:
             raise EmbeddedServerError(
                 f"the database's user {account.server_user} can't read {path}: "
                 f"`chown -R {account.server_user} {folder}`"
             )
-    if not account.reaches(folder.resolve()):
+    if not account.can_enter(folder.resolve()):
         raise EmbeddedServerError(
             f"the database's user {account.server_user} can't enter {folder}: lay it elsewhere"
         )
 
 
 def _lay_out(home: Path, base: Path, account: Account) -> None:
-    folder = place(home, account)
+    folder = ensure_data_folder(home, account)
     fresh = folder / "data.new"
     shutil.rmtree(fresh, ignore_errors=True)
-    account.folder(fresh)
+    account.ensure_private_folder(fresh)
     with tarfile.open(base, "r:gz") as archive:
         archive.extractall(fresh, filter="tar")
     (fresh / "recovery.signal").touch(mode=0o600)
@@ -123,7 +123,7 @@ def _in_recovery(server: EmbeddedPostgres) -> bool:
             row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
         return bool(row and row[0])
     except psycopg.OperationalError:
-        if not server.running():
+        if not server.is_running():
             raise EmbeddedServerError("the server ended") from None
         return True
 

@@ -12,7 +12,7 @@ from psycopg import sql
 
 from db.connection.databases import require_own_session
 from db.core.urls import conninfo
-from db.errors import NotPermitted, SchemaMismatch, Unavailable, translated
+from db.errors import NotPermitted, SchemaMismatch, Unavailable, translate_driver_errors
 
 Say: TypeAlias = Callable[[str], None]
 _Connection: TypeAlias = psycopg.Connection[Any]
@@ -50,7 +50,10 @@ def scrub(url: str, say: Say) -> bool:
         Unavailable: a table couldn't be had within ten seconds, or the log isn't let go: its archive takes nothing.
     """
     require_own_session(url, "scrubbing")
-    with translated(says_why=True), psycopg.connect(conninfo(url), autocommit=True) as connection:
+    with (
+        translate_driver_errors(detailed=True),
+        psycopg.connect(conninfo(url), autocommit=True) as connection,
+    ):
         connection.execute("SET statement_timeout = 0")
         connection.execute("SET lock_timeout = '10s'")
         found = connection.execute(_LEAVES).fetchall()

@@ -8,29 +8,29 @@ from psycopg import sql
 from sqlalchemy import make_url
 
 from db.core.urls import conninfo
-from db.errors import NotPermitted, Unsuitable, translated
+from db.errors import NotPermitted, Unsuitable, translate_driver_errors
 
 _PATIENCE_SECONDS = 5
 
 
-def beside(url: str, suffix: str) -> str:
+def sibling_url(url: str, suffix: str) -> str:
     """The SQLAlchemy URL of the database that is named like that of `url` with `suffix`; it may not exist yet."""
     here = make_url(conninfo(url))
     there = here.set(drivername="postgresql+psycopg", database=f"{here.database}{suffix}")
     return there.render_as_string(hide_password=False)
 
 
-def ensure_beside(url: str, suffix: str) -> str:
+def ensure_sibling(url: str, suffix: str) -> str:
     """Makes that database unless it exists; returns its URL.
 
     Raises:
         Unavailable: the server can't be reached.
         NotPermitted: the role may not make a database.
     """
-    there = beside(url, suffix)
+    there = sibling_url(url, suffix)
     name = make_url(there).database or ""
     with (
-        translated(says_why=True),
+        translate_driver_errors(detailed=True),
         psycopg.connect(conninfo(url), autocommit=True, prepare_threshold=None) as connection,
     ):
         if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
@@ -50,13 +50,16 @@ def _make(connection: psycopg.Connection[Any], name: str) -> None:
         ) from error
 
 
-def require(url: str) -> None:
+def require_reachable(url: str) -> None:
     """Connects once.
 
     Raises:
         Unavailable: the server can't be reached, or has no such database.
     """
-    with translated(says_why=True), psycopg.connect(conninfo(url), connect_timeout=_PATIENCE_SECONDS):
+    with (
+        translate_driver_errors(detailed=True),
+        psycopg.connect(conninfo(url), connect_timeout=_PATIENCE_SECONDS),
+    ):
         pass
 
 
@@ -68,7 +71,7 @@ def require_own_session(url: str, what: str) -> None:
         Unavailable: as above.
     """
     with (
-        translated(says_why=True),
+        translate_driver_errors(detailed=True),
         psycopg.connect(
             conninfo(url), prepare_threshold=None, connect_timeout=_PATIENCE_SECONDS
         ) as connection,

@@ -19,13 +19,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from db.core.cipher import Cipher
 from db.core.ids import fingerprint
 from db.core.urls import check_server, conninfo
-from db.errors import ForeignInstallation, ForeignTextKeys, SchemaMismatch, translated
+from db.errors import ForeignInstallation, ForeignTextKeys, SchemaMismatch, translate_driver_errors
 from db.schema import versions
-from db.schema.text_keys import WANTED
+from db.schema.text_keys import INSERT_TEXT_KEY
 
 PsycopgConnection: TypeAlias = psycopg.AsyncConnection[TupleRow]
-Watch: TypeAlias = Callable[[str], AbstractContextManager[object]]
-Notice: TypeAlias = Callable[[float], Awaitable[None]]
+ConnectionObserver: TypeAlias = Callable[[str], AbstractContextManager[object]]
+WaitForNotice: TypeAlias = Callable[[float], Awaitable[None]]
 _Pool: TypeAlias = AsyncConnectionPool[PsycopgConnection]
 
 
@@ -42,7 +42,7 @@ class Limits:
     repositories: int = 4
 
 
-def _unwatched(_kind: str) -> AbstractContextManager[object]:
+def _observe_nothing(_kind: str) -> AbstractContextManager[object]:
     return _NOBODY
 
 
@@ -83,9 +83,9 @@ class Database:
         cipher: Cipher | None = None,
         limits: Limits | None = None,
         pooler: bool | None = None,
-        watch: Watch | None = None,
+        watch: ConnectionObserver | None = None,
     ) -> None:
-        self._watch: Watch = watch or _unwatched
+        self._watch: ConnectionObserver = watch or _observe_nothing
         self._limits = limits or Limits()
         self._pooler = pooler
         self._key = installation_key
@@ -108,7 +108,7 @@ class Database:
             Unavailable: it can't be reached.
             Unsuitable: it can be reached but not used; the message says what to do.
         """
-        with translated(says_why=True):
+        with translate_driver_errors(detailed=True):
             await self._check()
         self._writers = self._make_pool(self._url, self._limits.writers, "writers", writing=True)
         self._readers = self._make_pool(self._url, self._limits.readers, "readers", writing=False)
@@ -130,7 +130,7 @@ class Database:
         """The type's number in this database, which binary arrays of vectors must name."""
         return self._halfvec
 
-    def pools(self) -> list[PoolState]:
+    def list_pools(self) -> list[PoolState]:
         """The state of every pool, as it is now; nothing is asked of the server."""
         states = []
         for pool in (self._writers, self._readers, self._searchers):
@@ -165,32 +165,32 @@ class Database:
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
         """A transaction for a repository: committed at the end, rolled back by any exception."""
-        with translated(), self._watch("transaction"):
+        with translate_driver_errors(), self._watch("transaction"):
             async with self._engine.begin() as connection:
                 yield connection
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncConnection]:
+    async def read(self) -> AsyncIterator[AsyncConnection]:
         """A connection in autocommit, to the read replica if there is one, for a repository's lists."""
-        with translated(), self._watch("list"):
+        with translate_driver_errors(), self._watch("list"):
             async with self._read_engine.connect() as connection:
                 yield await connection.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager
     async def hot_read(self) -> AsyncIterator[PsycopgConnection]:
         """A plain psycopg connection in autocommit, for cheap reads that must see the last commit."""
-        with translated(), self._watch("read"):
+        with translate_driver_errors(), self._watch("read"):
             async with self._borrow(self._readers) as connection:
                 yield connection
 
     @asynccontextmanager
-    async def searching(self) -> AsyncIterator[PsycopgConnection]:
+    async def search(self) -> AsyncIterator[PsycopgConnection]:
         """A plain psycopg connection in a transaction of its own, to the read replica if there is one.
 
         Statements are sent together until one's rows are fetched: on a busy machine each wait for the server costs
         more than the statement.
         """
-        with translated(), self._watch("search"):
+        with translate_driver_errors(), self._watch("search"):
             async with (
                 self._borrow(self._searchers) as connection,
                 connection.pipeline(),
@@ -206,15 +206,15 @@ class Database:
                 yield connection
 
     @asynccontextmanager
-    async def listening(self, channel: str) -> AsyncIterator[Notice]:
+    async def listen(self, channel: str) -> AsyncIterator[WaitForNotice]:
         """What waits for a notice on a channel, or for so many seconds; where none comes through, for the seconds."""
-        with translated():
+        with translate_driver_errors():
             connection = await psycopg.AsyncConnection.connect(
                 self._direct_url or self._url, **self._parameters(), autocommit=True
             )
             async with connection:
                 # What is known of one way says nothing of the other.
-                if await _pooled(connection, None if self._direct_url else self._pooler):
+                if await _is_pooled(connection, None if self._direct_url else self._pooler):
                     await connection.close()
                     yield asyncio.sleep
                     return
@@ -251,7 +251,7 @@ class Database:
 
     async def _set_up(self, connection: PsycopgConnection, *, writing: bool) -> None:
         """Sets the parameters of the session, in one statement; none behind a transaction pooler."""
-        if await _pooled(connection, self._pooler):
+        if await _is_pooled(connection, self._pooler):
             return
         limits = self._limits
         settings = {
@@ -318,7 +318,7 @@ class Database:
 
     async def _check_schema(self, connection: AsyncConnection) -> None:
         found = await connection.run_sync(versions.current)
-        if not versions.serves(found):
+        if not versions.is_compatible(found):
             raise SchemaMismatch(
                 f"the database's schema is at {found or 'nothing'}, this release needs {versions.head()}: "
                 "run `valence db upgrade`"
@@ -339,9 +339,9 @@ class Database:
             )
 
     async def _check_text_keys(self, connection: AsyncConnection) -> None:
-        given, sealing = self.cipher.fingerprints, self.cipher.sealing
+        given, sealing = self.cipher.fingerprints, self.cipher.sealing_key
         if sealing is not None:
-            await connection.execute(text(WANTED), {"id": sealing, "fingerprint": given[sealing]})
+            await connection.execute(text(INSERT_TEXT_KEY), {"id": sealing, "fingerprint": given[sealing]})
         for row in await connection.exec_driver_sql("SELECT id, fingerprint FROM text_keys ORDER BY id"):
             if row.id not in given:
                 raise ForeignTextKeys(
@@ -355,7 +355,7 @@ class Database:
                 )
 
 
-async def _pooled(connection: PsycopgConnection, known: bool | None) -> bool:
+async def _is_pooled(connection: PsycopgConnection, known: bool | None) -> bool:
     """Whether a pooler stands in between: then the process that answers isn't the one that took the connection."""
     if known is not None:
         return known

@@ -18,7 +18,9 @@ _PAUSE_SECONDS: Final = 0.05
 _LOCK_LIMIT: Final = "SET LOCAL lock_timeout = '2s'"
 
 
-async def attempt(database: Database, act: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+async def retry_transaction(
+    database: Database, act: Callable[[AsyncConnection], Awaitable[Result]]
+) -> Result:
     """What `act` gives, in a transaction of its own; it may be called several times, the last one counts.
 
     Raises:
@@ -30,13 +32,13 @@ async def attempt(database: Database, act: Callable[[AsyncConnection], Awaitable
                 await connection.exec_driver_sql(_LOCK_LIMIT)
                 return await act(connection)
         except Unavailable as error:
-            if number == _ATTEMPTS or not _pushed_aside(error):
+            if number == _ATTEMPTS or not _is_lock_conflict(error):
                 raise
         await asyncio.sleep(_PAUSE_SECONDS * 2**number)
     raise AssertionError
 
 
-def _pushed_aside(error: Unavailable) -> bool:
+def _is_lock_conflict(error: Unavailable) -> bool:
     cause = error.__cause__
     original = cause.orig if isinstance(cause, DBAPIError) else cause
     return isinstance(original, (pg.DeadlockDetected, pg.LockNotAvailable, pg.SerializationFailure))

@@ -30,7 +30,7 @@ _HEADER: Final = struct.Struct(">iiIii")
 _LENGTH: Final = struct.Struct(">I").pack
 
 
-class Wire:
+class BinaryParameter:
     """A parameter that is in PostgreSQL's binary format already; the statement's cast names its type."""
 
     __slots__ = ("data",)
@@ -39,54 +39,54 @@ class Wire:
         self.data = data
 
 
-class _WireDumper(Dumper):
+class _BinaryParameterDumper(Dumper):
     format = Format.BINARY
     oid = 0
 
-    def dump(self, obj: Wire) -> Buffer:
+    def dump(self, obj: BinaryParameter) -> Buffer:
         return obj.data
 
 
-psycopg.adapters.register_dumper(Wire, _WireDumper)
+psycopg.adapters.register_dumper(BinaryParameter, _BinaryParameterDumper)
 
 
-def uuids(values: Sequence[UUID | None]) -> Wire:
+def encode_uuids(values: Sequence[UUID | None]) -> BinaryParameter:
     """uuid[]"""
     body = b"".join([_NULL if value is None else _UUID_LENGTH + value.bytes for value in values])
     return _array(_UUID, len(values), body, nulls=True)
 
 
-def texts(values: Sequence[str | None]) -> Wire:
+def encode_texts(values: Sequence[str | None]) -> BinaryParameter:
     """text[]"""
     return _variable(_TEXT, [None if value is None else value.encode() for value in values])
 
 
-def blobs(values: Sequence[bytes | None]) -> Wire:
+def encode_blobs(values: Sequence[bytes | None]) -> BinaryParameter:
     """bytea[]"""
     return _variable(_BYTEA, values)
 
 
-def reals(values: Sequence[float]) -> Wire:
+def encode_reals(values: Sequence[float]) -> BinaryParameter:
     """real[]"""
     return _fixed(_REAL, ">f4", values)
 
 
-def booleans(values: Sequence[bool]) -> Wire:
+def encode_booleans(values: Sequence[bool]) -> BinaryParameter:
     """boolean[]"""
     return _fixed(_BOOL, "?", values)
 
 
-def smallints(values: Sequence[int]) -> Wire:
+def encode_smallints(values: Sequence[int]) -> BinaryParameter:
     """smallint[]"""
     return _fixed(_SMALLINT, ">i2", values)
 
 
-def integers(values: Sequence[int]) -> Wire:
+def encode_integers(values: Sequence[int]) -> BinaryParameter:
     """integer[]"""
     return _fixed(_INTEGER, ">i4", values)
 
 
-def halfvecs(values: Sequence[bytes], *, dimensions: int, oid: int) -> Wire:
+def encode_halfvecs(values: Sequence[bytes], *, dimensions: int, oid: int) -> BinaryParameter:
     """halfvec[] from vectors of little-endian float16; `oid` is the type's number in this database.
 
     Raises:
@@ -106,12 +106,12 @@ def halfvecs(values: Sequence[bytes], *, dimensions: int, oid: int) -> Wire:
     return _array(oid, len(values), rows.tobytes())
 
 
-def halfvec(vector: "np.ndarray[tuple[int], np.dtype[np.float32]]") -> Wire:
+def encode_halfvec(vector: "np.ndarray[tuple[int], np.dtype[np.float32]]") -> BinaryParameter:
     """One halfvec, rounded to float16."""
-    return Wire(struct.pack(">HH", len(vector), 0) + vector.astype(">f2").tobytes())
+    return BinaryParameter(struct.pack(">HH", len(vector), 0) + vector.astype(">f2").tobytes())
 
 
-def vectors(values: Sequence[bytes], *, dimensions: int) -> "np.ndarray[Any, np.dtype[np.float32]]":
+def decode_vectors(values: Sequence[bytes], *, dimensions: int) -> "np.ndarray[Any, np.dtype[np.float32]]":
     """float32 [n, dimensions] of what `halfvec_send` gave."""
     if not values:
         return np.zeros((0, dimensions), np.float32)
@@ -119,19 +119,19 @@ def vectors(values: Sequence[bytes], *, dimensions: int) -> "np.ndarray[Any, np.
     return rows["vector"].astype(np.float32)
 
 
-def _fixed(oid: int, kind: str, values: Sequence[float]) -> Wire:
+def _fixed(oid: int, kind: str, values: Sequence[float]) -> BinaryParameter:
     rows = np.empty(len(values), [("length", ">u4"), ("value", kind)])
     rows["length"] = rows.dtype["value"].itemsize
     rows["value"] = values
     return _array(oid, len(values), rows.tobytes())
 
 
-def _variable(oid: int, values: Sequence[bytes | None]) -> Wire:
+def _variable(oid: int, values: Sequence[bytes | None]) -> BinaryParameter:
     body = b"".join([_NULL if value is None else _LENGTH(len(value)) + value for value in values])
     return _array(oid, len(values), body, nulls=True)
 
 
-def _array(oid: int, count: int, body: bytes, *, nulls: bool = False) -> Wire:
+def _array(oid: int, count: int, body: bytes, *, nulls: bool = False) -> BinaryParameter:
     if not count:
-        return Wire(_EMPTY.pack(0, 0, oid))
-    return Wire(_HEADER.pack(1, nulls, oid, count, 1) + body)
+        return BinaryParameter(_EMPTY.pack(0, 0, oid))
+    return BinaryParameter(_HEADER.pack(1, nulls, oid, count, 1) + body)

@@ -44,8 +44,8 @@ class Cipher:
         keys = keys or {}
         self._boxes = {key_id: AESGCM(key) for key_id, key in keys.items()}
         self.fingerprints: Mapping[str, bytes] = {key_id: _fingerprint(key) for key_id, key in keys.items()}
-        self.sealing: str | None = next(iter(keys), None) if seals else None
-        self.head: bytes | None = None if self.sealing is None else _head(self.sealing)
+        self.sealing_key: str | None = next(iter(keys), None) if seals else None
+        self.prefix: bytes | None = None if self.sealing_key is None else _prefix(self.sealing_key)
 
     @classmethod
     def parse(cls, setting: str) -> Self:
@@ -75,17 +75,17 @@ class Cipher:
         return cls(keys, seals=seals)
 
     @property
-    def given(self) -> bool:
+    def has_keys(self) -> bool:
         """Whether there is any key."""
         return bool(self._boxes)
 
     def seal(self, place: str, value: bytes) -> bytes | None:
         """The value as it is stored at its place; None if it is stored as it is."""
-        if self.sealing is None or self.head is None:
+        if self.sealing_key is None or self.prefix is None:
             return None
         nonce = os.urandom(_NONCE_BYTES)
-        sealed = self._boxes[self.sealing].encrypt(nonce, value, self.head + place.encode())
-        return self.head + nonce + sealed
+        sealed = self._boxes[self.sealing_key].encrypt(nonce, value, self.prefix + place.encode())
+        return self.prefix + nonce + sealed
 
     def open(self, place: str, sealed: bytes) -> bytes:
         """What was sealed for this place.
@@ -116,22 +116,22 @@ class Cipher:
         return plain if sealed is None else self.open(place, sealed).decode()
 
 
-def of_text(text_id: UUID) -> str:
+def text_location(text_id: UUID) -> str:
     """The place of a text."""
     return f"text {text_id}"
 
 
-def of_comment(prediction_id: UUID, holder_id: UUID) -> str:
+def comment_location(prediction_id: UUID, holder_id: UUID) -> str:
     """The place of a comment."""
     return f"comment {prediction_id} {holder_id}"
 
 
-def of_answer(holder_id: UUID, route: str, key: str) -> str:
+def answer_location(holder_id: UUID, route: str, key: str) -> str:
     """The place of an answer that is kept for repetitions. No column holds a NUL, so that places stay apart."""
     return f"answer {holder_id}\0{route}\0{key}"
 
 
-def fresh_key(key_id: str) -> str:
+def generate_text_key(key_id: str) -> str:
     """A new key as the setting takes it.
 
     Raises:
@@ -163,7 +163,7 @@ def _require_id(key_id: str, where: str) -> None:
         )
 
 
-def _head(key_id: str) -> bytes:
+def _prefix(key_id: str) -> bytes:
     return bytes([_FORM, len(key_id)]) + key_id.encode()
 
 

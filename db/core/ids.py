@@ -35,7 +35,7 @@ class Uuid7Clock:
         self._end = 1 << 60
         self._lock = threading.Lock()
 
-    def bound(self, start: datetime, end: datetime) -> None:
+    def set_bounds(self, start: datetime, end: datetime) -> None:
         """Ids lie in [start, end) from now on; both are bounds of partitions."""
         with self._lock:
             self._last = max(self._last, _milliseconds(start) * _TICKS - 1)

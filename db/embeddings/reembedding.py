@@ -11,9 +11,9 @@ from uuid import UUID
 
 from db.connection.engine import Database
 from db.core import binary
-from db.core.cipher import of_text
+from db.core.cipher import text_location
 from db.core.ids import uuid7_floor
-from db.errors import Conflict, translated
+from db.errors import Conflict, translate_driver_errors
 from db.schema.tables import DIMENSIONS, NIL_ID
 
 _PAGE: Final[LiteralString] = """
@@ -81,11 +81,11 @@ class ReembeddingRepository:
 
     async def contents(self, ids: Sequence[UUID]) -> Sequence[tuple[UUID, str]]:
         """Those of the texts that are still there, and still lack a vector, by id."""
-        values = {"space": self._space, "ids": binary.uuids(ids)}
+        values = {"space": self._space, "ids": binary.encode_uuids(ids)}
         async with self._database.hot_read() as connection:
             rows = await (await connection.execute(_CONTENTS, values)).fetchall()
         read = self._database.cipher.read
-        return sorted((row[0], read(of_text(row[0]), row[1], row[2])) for row in rows)
+        return sorted((row[0], read(text_location(row[0]), row[1], row[2])) for row in rows)
 
     async def add(self, ids: Sequence[UUID], vectors: Sequence[bytes]) -> int:
         """Stores the vectors of texts, float16 bytes as the writer's: how many texts had none and are still there.
@@ -95,10 +95,10 @@ class ReembeddingRepository:
         """
         values = {
             "space": self._space,
-            "ids": binary.uuids(ids),
-            "vectors": binary.halfvecs(vectors, dimensions=DIMENSIONS, oid=self._database.halfvec_oid),
+            "ids": binary.encode_uuids(ids),
+            "vectors": binary.encode_halfvecs(vectors, dimensions=DIMENSIONS, oid=self._database.halfvec_oid),
         }
-        with translated():
+        with translate_driver_errors():
             async with self._database.hot_write() as connection, connection.transaction():
                 if not (await connection.execute(_STAYS, values)).rowcount:
                     raise Conflict(f"the space {self._space!r} is leaving")
@@ -108,7 +108,7 @@ class ReembeddingRepository:
     async def strike(self, after: UUID = NIL_ID, *, limit: int) -> UUID | None:
         """Strikes the space off the `limit` texts after an id: the last id, None once there are no more."""
         values = {"space": self._space, "after": after, "limit": limit}
-        with translated():
+        with translate_driver_errors():
             async with self._database.hot_write() as connection:
                 row = await (await connection.execute(_STRUCK, values)).fetchone()
         return None if row is None else row[0]

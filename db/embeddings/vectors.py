@@ -39,7 +39,7 @@ class VectorRepository:
         parameters = {"ids": list(text_ids), "space": self._space, "holder": holder}
         async with self._database.begin() as connection:
             rows = (await connection.execute(text(_OF_TEXTS), parameters)).all()
-        found = binary.vectors([bytes(row.vector) for row in rows], dimensions=DIMENSIONS)
+        found = binary.decode_vectors([bytes(row.vector) for row in rows], dimensions=DIMENSIONS)
         return {row.text_id: vector for row, vector in zip(rows, found, strict=True)}
 
     async def texts_of(

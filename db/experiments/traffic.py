@@ -35,7 +35,7 @@ class TrafficFeed:
         last: tuple[Experiment, ...] | None = None
         while True:
             try:
-                async with self._database.listening(CHANNEL) as notice:
+                async with self._database.listen(CHANNEL) as notice:
                     while True:
                         found = await self.current()
                         if found != last:

@@ -8,11 +8,11 @@ from sqlalchemy import Connection, NullPool, create_engine
 
 from db.core.urls import conninfo
 from db.schema.tables import Base
-from db.schema.versions import comparison
+from db.schema.versions import comparison_options
 
 
 def run(connection: Connection) -> None:
-    context.configure(connection=connection, target_metadata=Base.metadata, **comparison())
+    context.configure(connection=connection, target_metadata=Base.metadata, **comparison_options())
     with context.begin_transaction():
         context.run_migrations()
 

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import InstrumentedAttribute
 
 from db.connection.engine import Database
-from db.core.cipher import Cipher, of_comment
+from db.core.cipher import Cipher, comment_location
 from db.errors import NotFound
 from db.predictions.idempotency import answer_with, claim
 from db.predictions.submissions import Mismatch, NewIdempotency, Replayed
@@ -90,7 +90,7 @@ async def _upsert(
 ) -> Judgement:
     comment, sealed = feedback.comment, None
     if comment is not None:
-        place = of_comment(feedback.prediction_id, feedback.holder_id)
+        place = comment_location(feedback.prediction_id, feedback.holder_id)
         sealed = cipher.seal(place, comment.encode())
     source = select(
         _P.id,
@@ -141,5 +141,5 @@ def judgement(cipher: Cipher, row: Mapping[Any, Any]) -> Judgement:
     values = dict(row)
     sealed = values.pop("sealed")
     if sealed is not None:
-        values["comment"] = cipher.read(of_comment(row["prediction_id"], row["holder_id"]), "", sealed)
+        values["comment"] = cipher.read(comment_location(row["prediction_id"], row["holder_id"]), "", sealed)
     return Judgement(**values)

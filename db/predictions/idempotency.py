@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.connection.engine import Database
-from db.core.cipher import Cipher, of_answer
+from db.core.cipher import Cipher, answer_location
 from db.predictions.submissions import Mismatch, NewIdempotency, Replayed
 
 _DIGEST_BYTES: Final = 32
@@ -80,7 +80,7 @@ class IdempotencyRepository:
         return (
             None
             if row is None
-            else StoredAnswer.read(self._database.cipher, of_answer(holder_id, route, key), row)
+            else StoredAnswer.read(self._database.cipher, answer_location(holder_id, route, key), row)
         )
 
     async def sweep(self, limit: int = 10_000) -> int:
@@ -147,7 +147,7 @@ async def answer_with(
 
 def place_of(new: NewIdempotency) -> str:
     """Where its row is, as `db.core.cipher` names places."""
-    return of_answer(new.holder_id, new.route, new.key)
+    return answer_location(new.holder_id, new.route, new.key)
 
 
 def _name(new: NewIdempotency) -> dict[str, object]:

@@ -15,7 +15,7 @@ from sqlalchemy import Row, Select, exists, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.connection.engine import Database
-from db.core.cipher import Cipher, of_text
+from db.core.cipher import Cipher, text_location
 from db.core.ids import uuid7_floor, uuid7_time
 from db.errors import NotFound, Rejected
 from db.predictions.feedback import Judgement, judgements
@@ -115,7 +115,7 @@ class PredictionRepository:
             query = query.where(_P.holder_id == holder)
         if cursor is not None:
             query = query.where(_P.id < _decoded(cursor))
-        async with self._database.reading() as connection:
+        async with self._database.read() as connection:
             found = await _load(
                 connection, self._database.cipher, query.order_by(_P.id.desc()).limit(limit + 1)
             )
@@ -181,7 +181,7 @@ async def _load(connection: AsyncConnection, cipher: Cipher, query: _Query) -> t
 def prediction(cipher: Cipher, row: Mapping[Any, Any], feedback: tuple[Judgement, ...]) -> Prediction:
     """The prediction of a row that has its columns, and of the text `text` and `sealed`."""
     values = dict(row)
-    values["text"] = cipher.read(of_text(row["text_id"]), row["text"], values.pop("sealed"))
+    values["text"] = cipher.read(text_location(row["text_id"]), row["text"], values.pop("sealed"))
     return Prediction(**values, feedback=feedback)
 
 

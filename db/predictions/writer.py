@@ -13,7 +13,7 @@ from psycopg import errors as pg
 
 from db.connection.engine import Database
 from db.core import binary
-from db.core.cipher import of_text
+from db.core.cipher import text_location
 from db.errors import Rejected, Unavailable, Unreadable, translate
 from db.predictions.idempotency import AnswerColumns, StoredAnswer, place_of
 from db.predictions.submissions import (
@@ -207,7 +207,7 @@ class PredictionWriter:
         }
         if claims:
             parameters |= _sought(claims) | self._claims(submissions, claims)
-            parameters["submission"] = binary.integers(
+            parameters["submission"] = binary.encode_integers(
                 [index for index, submission in enumerate(submissions) for _ in submission.predictions]
             )
         statement = _IDEMPOTENT if claims else _PLAIN
@@ -245,39 +245,39 @@ class PredictionWriter:
             text.id: text for submission in submissions for text in submission.texts
         }
         texts = list(distinct.values())
-        sealed = [self._cipher.seal(of_text(text.id), text.content.encode()) for text in texts]
+        sealed = [self._cipher.seal(text_location(text.id), text.content.encode()) for text in texts]
         scores = [prediction.scores for prediction in predictions]
         return {
             "space": submissions[0].space or self._space,
-            "text_id": binary.uuids([text.id for text in texts]),
-            "content": binary.texts(
+            "text_id": binary.encode_uuids([text.id for text in texts]),
+            "content": binary.encode_texts(
                 [text.content if hidden is None else "" for text, hidden in zip(texts, sealed, strict=True)]
             ),
-            "sealed": binary.blobs(sealed),
-            "vector": binary.halfvecs(
+            "sealed": binary.encode_blobs(sealed),
+            "vector": binary.encode_halfvecs(
                 [text.embedding for text in texts],
                 dimensions=self._dimensions,
                 oid=self._database.halfvec_oid,
             ),
-            "id": binary.uuids([prediction.id for prediction in predictions]),
-            "of_text": binary.uuids([prediction.text_id for prediction in predictions]),
-            "holder_id": binary.uuids([prediction.holder_id for prediction in predictions]),
-            "key_id": binary.uuids([prediction.key_id for prediction in predictions]),
-            "user_id": binary.uuids([prediction.user_id for prediction in predictions]),
-            "experiment_id": binary.uuids([prediction.experiment_id for prediction in predictions]),
-            "confidence": binary.reals([prediction.confidence for prediction in predictions]),
-            "queue_ms": binary.reals([prediction.queue_ms for prediction in predictions]),
-            "infer_ms": binary.reals([prediction.infer_ms for prediction in predictions]),
-            "truncated": binary.booleans([prediction.truncated for prediction in predictions]),
-            "model": binary.texts([prediction.model for prediction in predictions]),
-            "version": binary.texts([prediction.version for prediction in predictions]),
-            "arm": binary.texts([prediction.arm for prediction in predictions]),
-            "label": binary.texts([prediction.label for prediction in predictions]),
-            "unit": binary.texts([prediction.unit for prediction in predictions]),
-            "request_id": binary.texts([prediction.request_id for prediction in predictions]),
-            "negative": binary.reals([score[0] for score in scores]),
-            "neutral": binary.reals([score[1] for score in scores]),
-            "positive": binary.reals([score[2] for score in scores]),
+            "id": binary.encode_uuids([prediction.id for prediction in predictions]),
+            "of_text": binary.encode_uuids([prediction.text_id for prediction in predictions]),
+            "holder_id": binary.encode_uuids([prediction.holder_id for prediction in predictions]),
+            "key_id": binary.encode_uuids([prediction.key_id for prediction in predictions]),
+            "user_id": binary.encode_uuids([prediction.user_id for prediction in predictions]),
+            "experiment_id": binary.encode_uuids([prediction.experiment_id for prediction in predictions]),
+            "confidence": binary.encode_reals([prediction.confidence for prediction in predictions]),
+            "queue_ms": binary.encode_reals([prediction.queue_ms for prediction in predictions]),
+            "infer_ms": binary.encode_reals([prediction.infer_ms for prediction in predictions]),
+            "truncated": binary.encode_booleans([prediction.truncated for prediction in predictions]),
+            "model": binary.encode_texts([prediction.model for prediction in predictions]),
+            "version": binary.encode_texts([prediction.version for prediction in predictions]),
+            "arm": binary.encode_texts([prediction.arm for prediction in predictions]),
+            "label": binary.encode_texts([prediction.label for prediction in predictions]),
+            "unit": binary.encode_texts([prediction.unit for prediction in predictions]),
+            "request_id": binary.encode_texts([prediction.request_id for prediction in predictions]),
+            "negative": binary.encode_reals([score[0] for score in scores]),
+            "neutral": binary.encode_reals([score[1] for score in scores]),
+            "positive": binary.encode_reals([score[2] for score in scores]),
         }
 
     def _claims(self, submissions: Sequence[Submission], claims: dict[int, NewIdempotency]) -> dict[str, Any]:
@@ -285,12 +285,12 @@ class PredictionWriter:
         values = list(claims.values())
         columns = [AnswerColumns.of(self._cipher, claim, claim.answer) for claim in values]
         return {
-            "claim_digest": binary.blobs([each.body_digest for each in columns]),
-            "claim_status": binary.smallints([claim.status for claim in values]),
-            "claim_answer": binary.blobs([each.answer for each in columns]),
-            "claim_sealed": binary.blobs([each.sealed for each in columns]),
+            "claim_digest": binary.encode_blobs([each.body_digest for each in columns]),
+            "claim_status": binary.encode_smallints([claim.status for claim in values]),
+            "claim_answer": binary.encode_blobs([each.answer for each in columns]),
+            "claim_sealed": binary.encode_blobs([each.sealed for each in columns]),
             # As arrays are written: an array of arrays of several lengths there is none.
-            "claim_names": binary.texts(
+            "claim_names": binary.encode_texts(
                 [
                     f"{{{','.join(str(prediction.id) for prediction in submissions[index].predictions)}}}"
                     for index in claims
@@ -338,10 +338,10 @@ def _sought(claims: dict[int, NewIdempotency]) -> dict[str, Any]:
     """The keys of idempotency rows."""
     values = list(claims.values())
     return {
-        "claim": binary.integers(list(claims)),
-        "claim_holder": binary.uuids([claim.holder_id for claim in values]),
-        "claim_route": binary.texts([claim.route for claim in values]),
-        "claim_key": binary.texts([claim.key for claim in values]),
+        "claim": binary.encode_integers(list(claims)),
+        "claim_holder": binary.encode_uuids([claim.holder_id for claim in values]),
+        "claim_route": binary.encode_texts([claim.route for claim in values]),
+        "claim_key": binary.encode_texts([claim.key for claim in values]),
     }
 
 

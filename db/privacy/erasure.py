@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.accounts import audit
 from db.connection.engine import Database
-from db.connection.retries import attempt
+from db.connection.retries import retry_transaction
 from db.core.binary import Vector
 from db.embeddings import segments
 from db.errors import NotFound
@@ -154,7 +154,7 @@ class ErasureRepository:
         counts, gone, kept, vectors = ErasedCounts(), set[UUID](), set[UUID](), list[Vector]()
         last = False
         while not last:
-            step = await attempt(
+            step = await retry_transaction(
                 self._database, lambda connection: self._step(connection, kind, values, actor)
             )
             counts, last = counts + step.counts, step.last

@@ -13,12 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.accounts import audit
 from db.connection.engine import Database
-from db.connection.retries import attempt
-from db.core.cipher import PLAIN, Cipher, of_answer, of_comment, of_text
+from db.connection.retries import retry_transaction
+from db.core.cipher import PLAIN, Cipher, answer_location, comment_location, text_location
 from db.errors import Unreadable
 from db.privacy.rotation_sql import COUNTED, LET_GO, LOOKED_AT, PUT, STALE
 from db.schema.tables import NIL_ID
-from db.schema.text_keys import WANTED
+from db.schema.text_keys import INSERT_TEXT_KEY
 
 Say: TypeAlias = Callable[[str], None]
 
@@ -44,8 +44,8 @@ class RotationResult:
     """
 
     rewritten: Mapping[SealedKind, int]
-    held: Mapping[str, Mapping[SealedKind, int]]
-    let_go: Sequence[str]
+    stored: Mapping[str, Mapping[SealedKind, int]]
+    removed_keys: Sequence[str]
     unreadable: Sequence[str]
 
 
@@ -73,7 +73,7 @@ class _Step:
     last: Mapping[str, Any] | None
 
 
-class Rotation:
+class KeyRotation:
     """Each value is whole and readable at every moment; safe beside writers, searches, erasures and other rotations.
 
     What is right already stays as it is, so that a call that was cut off is finished by the next one.
@@ -102,8 +102,12 @@ class Rotation:
                 if after is None or steps % _SAID_EVERY == 0:
                     say(f"{kind}: {rewritten[kind]:,} of {looked:,} rewritten")
         say("counting")
-        held, let_go = await attempt(self._database, lambda connection: self._close(connection, rewritten))
-        return RotationResult(rewritten=rewritten, held=held, let_go=let_go, unreadable=unreadable)
+        stored, removed_keys = await retry_transaction(
+            self._database, lambda connection: self._close(connection, rewritten)
+        )
+        return RotationResult(
+            rewritten=rewritten, stored=stored, removed_keys=removed_keys, unreadable=unreadable
+        )
 
     async def _step(self, kind: SealedKind, after: Mapping[str, Any]) -> _Step:
         async def act(connection: AsyncConnection) -> _Step:
@@ -116,7 +120,7 @@ class Rotation:
             bounds = {f"last_{name}": value for name, value in last.items()}
             cipher = self._database.cipher
             # Locked in the order of the writer, and only now: what others are writing is waited for, then read.
-            rows = await connection.execute(text(STALE[kind]), {**after, **bounds, "head": cipher.head})
+            rows = await connection.execute(text(STALE[kind]), {**after, **bounds, "head": cipher.prefix})
             changed: list[dict[str, Any]] = []
             unreadable: list[str] = []
             for row in rows.all():
@@ -129,7 +133,7 @@ class Rotation:
                 await connection.execute(text(PUT[kind]), changed)
             return _Step(looked=len(found), rewritten=len(changed), unreadable=unreadable, last=last)
 
-        return await attempt(self._database, act)
+        return await retry_transaction(self._database, act)
 
     async def _close(
         self, connection: AsyncConnection, rewritten: Mapping[SealedKind, int]
@@ -137,7 +141,7 @@ class Rotation:
         """What is under each key, and the keys that were let go."""
         await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
         held: dict[str, dict[SealedKind, int]] = {}
-        sealing = self._database.cipher.sealing
+        sealing = self._database.cipher.sealing_key
         for kind in SealedKind:
             for row in await connection.execute(text(COUNTED[kind])):
                 name = PLAIN if row.name is None else bytes(row.name).decode("ascii", "replace")
@@ -146,7 +150,7 @@ class Rotation:
         # Whoever still had a key that was let go may have sealed under it since.
         given = self._database.cipher.fingerprints
         for key_id in given.keys() & held.keys():
-            await connection.execute(text(WANTED), {"id": key_id, "fingerprint": given[key_id]})
+            await connection.execute(text(INSERT_TEXT_KEY), {"id": key_id, "fingerprint": given[key_id]})
         let_go = list((await connection.execute(text(LET_GO), {"held": kept})).scalars())
         await audit.append(
             connection,
@@ -174,8 +178,8 @@ def _rewritten(
 def _place(kind: SealedKind, name: Mapping[str, Any]) -> str:
     match kind:
         case SealedKind.TEXTS:
-            return of_text(name["id"])
+            return text_location(name["id"])
         case SealedKind.COMMENTS:
-            return of_comment(name["prediction_id"], name["holder_id"])
+            return comment_location(name["prediction_id"], name["holder_id"])
         case SealedKind.ANSWERS:
-            return of_answer(name["holder_id"], name["route"], name["key"])
+            return answer_location(name["holder_id"], name["route"], name["key"])

@@ -13,7 +13,7 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 
 from db.core.urls import conninfo
-from db.errors import Conflict, SchemaMismatch, translated
+from db.errors import Conflict, SchemaMismatch, translate_driver_errors
 from db.schema import versions
 
 _Connection = psycopg.Connection[TupleRow]
@@ -37,7 +37,7 @@ class Login:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Made:
+class EnsuredRole:
     """A role as it is now; `created`: it wasn't there before. Without a password nobody signs in as it by SCRAM."""
 
     role: Role
@@ -94,7 +94,7 @@ _FUNCTIONS: Final[LiteralString] = """
             WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')"""
 
 
-def ensure(url: str, logins: Mapping[Role, Login]) -> list[Made]:
+def ensure_roles(url: str, logins: Mapping[Role, Login]) -> list[EnsuredRole]:
     """Makes the three roles, or brings them to what they should be; at once, and the same if done again.
 
     The schema's tables and functions become the owner's. Run it as a superuser, or as the role with CREATEROLE
@@ -106,7 +106,7 @@ def ensure(url: str, logins: Mapping[Role, Login]) -> list[Made]:
         NotPermitted: the role of `url` may not do this.
     """
     with (
-        translated(says_why=True),
+        translate_driver_errors(detailed=True),
         psycopg.connect(conninfo(url), prepare_threshold=None) as connection,
     ):
         connection.execute("SET LOCAL lock_timeout = '5s'")
@@ -122,12 +122,12 @@ def _require_schema(connection: _Connection) -> None:
     found = connection.execute("SELECT to_regclass('alembic_version')").fetchone()
     if found is not None and found[0] is not None:
         found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-        if found is not None and versions.serves(found[0]):
+        if found is not None and versions.is_compatible(found[0]):
             return
     raise SchemaMismatch("the schema isn't this release's: run `valence db upgrade` first")
 
 
-def _role(connection: _Connection, role: Role, login: Login) -> Made:
+def _role(connection: _Connection, role: Role, login: Login) -> EnsuredRole:
     found = connection.execute(
         "SELECT rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls "
         "FROM pg_roles WHERE rolname = %s",
@@ -166,7 +166,7 @@ def _role(connection: _Connection, role: Role, login: Login) -> Made:
             setting=sql.Identifier(setting),
             value=sql.Literal(value),
         )
-    return Made(
+    return EnsuredRole(
         role=role,
         name=login.name,
         connections=login.connections,

@@ -3,6 +3,6 @@
 from typing import Final, LiteralString
 
 # A key that something is, or will be, under.
-WANTED: Final[LiteralString] = (
+INSERT_TEXT_KEY: Final[LiteralString] = (
     "INSERT INTO text_keys (id, fingerprint) VALUES (:id, :fingerprint) ON CONFLICT DO NOTHING"
 )

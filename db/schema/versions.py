@@ -19,7 +19,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, NullPool, create_engine
 
 from db.core.urls import check_server, conninfo
-from db.errors import DatabaseError, SchemaMismatch, Unavailable, translated
+from db.errors import DatabaseError, SchemaMismatch, Unavailable, translate_driver_errors
 from db.schema.tables import Base
 
 _LOCK = 0x56414C_454E_4345
@@ -41,23 +41,23 @@ def current(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
-def current_at(url: str) -> str | None:
+def read_current(url: str) -> str | None:
     """As `current`, for whoever has no connection."""
     with _connected(url) as connection:
         return current(connection)
 
 
-def knows(revision: str) -> bool:
+def can_upgrade_from(revision: str) -> bool:
     """Whether this release can bring a schema of that revision up to its own."""
     return revision in _revisions()
 
 
-def serves(found: str | None) -> bool:
+def is_compatible(found: str | None) -> bool:
     """Whether this release works with that revision: its own, or one of a later release, which leaves it working."""
     return found == head() or (found is not None and found > head())
 
 
-def wait_for(url: str, seconds: float) -> str:
+def wait_until_compatible(url: str, seconds: float) -> str:
     """The revision, once this release works with it, however long the server takes to come.
 
     Raises:
@@ -67,7 +67,7 @@ def wait_for(url: str, seconds: float) -> str:
     deadline = time.monotonic() + seconds
     while True:
         try:
-            if (found := current_at(url)) is not None and serves(found):
+            if (found := read_current(url)) is not None and is_compatible(found):
                 return found
             late: DatabaseError = SchemaMismatch(
                 f"the database's schema is at {found or 'nothing'}, this release needs {head()}: "
@@ -100,14 +100,14 @@ def downgrade(url: str, revision: str) -> str | None:
         return current(connection)
 
 
-def differences(url: str) -> list[str]:
+def find_differences(url: str) -> list[str]:
     """How the tables in the database differ from those in `db.schema.tables`; empty if they agree."""
     with _connected(url) as connection:
-        context = MigrationContext.configure(connection, opts=comparison())
+        context = MigrationContext.configure(connection, opts=comparison_options())
         return [str(difference) for difference in compare_metadata(context, Base.metadata)]
 
 
-def comparison() -> dict[str, Any]:
+def comparison_options() -> dict[str, Any]:
     """How Alembic compares: types and defaults too; partitions are data, not schema."""
     return {
         "compare_type": True,
@@ -145,7 +145,7 @@ def _connected(url: str) -> Iterator[Connection]:
         creator=lambda: psycopg.connect(info, prepare_threshold=None),
         poolclass=NullPool,
     )
-    with translated(says_why=True), engine.begin() as connection:
+    with translate_driver_errors(detailed=True), engine.begin() as connection:
         yield connection
 
 

@@ -61,7 +61,7 @@ class KeywordRepository:
         Raises:
             Conflict: texts are encrypted, so that their words are in no index.
         """
-        if self._database.cipher.given:
+        if self._database.cipher.has_keys:
             raise Conflict(
                 "the search by words is off, because texts are encrypted here and their words in no index: "
                 "leave `keywords` out, and search by meaning"
@@ -75,7 +75,7 @@ class KeywordRepository:
             "ranked": self._ranked,
             "limit": limit,
         }
-        async with self._database.searching() as connection:
+        async with self._database.search() as connection:
             try:
                 async with connection.transaction():
                     bound = str(round(self._seconds * 1000))

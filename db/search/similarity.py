@@ -115,11 +115,11 @@ class SimilarityRepository:
         """The texts, each with its similarity, and what is known of them; one that was erased meanwhile is left out."""
         if not found:
             return ()
-        async with self._database.searching() as connection:
+        async with self._database.search() as connection:
             return await self._described(connection, found, holder)
 
     async def _search(self, query: SimilarityQuery, holder: UUID | None, *, exact: bool) -> Neighbours:
-        async with self._database.searching() as connection:
+        async with self._database.search() as connection:
             found, exactly, complete = await self._run(connection, query, exact=exact)
             results = await self._described(connection, found, holder)
         # One that was erased in between leaves a place that another might have had.

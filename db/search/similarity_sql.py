@@ -83,7 +83,7 @@ class SimilarityQuery:
         self._parameters = {
             **values,
             "k": k,
-            "vector": binary.halfvec(vector),
+            "vector": binary.encode_halfvec(vector),
             "farthest": float("inf") if min_similarity is None else -min_similarity,
         }
 

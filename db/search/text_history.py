@@ -44,7 +44,7 @@ async def histories(
     connection: PsycopgConnection, cipher: Cipher, text_ids: Sequence[UUID], *, holder: UUID | None = None
 ) -> dict[UUID, TextHistory]:
     """Of each text; one without a prediction that `holder` (None: anybody) may see isn't in it."""
-    asked = {"texts": binary.uuids(text_ids), "holder": holder}
+    asked = {"texts": binary.encode_uuids(text_ids), "holder": holder}
     latest, judged = connection.cursor(row_factory=dict_row), connection.cursor(row_factory=dict_row)
     await latest.execute(_LATEST, asked)
     await judged.execute(_JUDGED, asked)

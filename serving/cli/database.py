@@ -52,7 +52,7 @@ def current(
     from db.schema import versions
 
     with _database() as url:
-        found = versions.current_at(url) if wait is None else versions.wait_for(url, wait)
+        found = versions.read_current(url) if wait is None else versions.wait_until_compatible(url, wait)
     show_record({"revision": found, "head": versions.head()}, as_json=as_json)
 
 
@@ -71,7 +71,7 @@ def roles(
     Passwords come from VALENCE_OWNER_PASSWORD, VALENCE_APPLICATION_PASSWORD and VALENCE_READER_PASSWORD, or from
     the files that these names with _FILE say; a role without one keeps what it has.
     """
-    from db.schema.roles import Login, Role, ensure
+    from db.schema.roles import Login, Role, ensure_roles
 
     names = dict(zip(Role, (owner, application, reader), strict=True))
     logins = {
@@ -79,7 +79,7 @@ def roles(
         for (role, name), bound in zip(names.items(), connections, strict=True)
     }
     with _database() as url:
-        made = ensure(url, logins)
+        made = ensure_roles(url, logins)
     rows = [
         {
             "role": each.role.value,
@@ -172,9 +172,9 @@ def key(
     ] = None,
 ) -> None:
     """Make a key for VALENCE_TEXT_KEYS and print it. It is kept nowhere: whoever loses it loses the texts."""
-    from db.core.cipher import fresh_key
+    from db.core.cipher import generate_text_key
 
-    print(fresh_key(name or f"{datetime.now(UTC):%Y-%m-%d}"))
+    print(generate_text_key(name or f"{datetime.now(UTC):%Y-%m-%d}"))
 
 
 @app.command()

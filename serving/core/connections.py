@@ -1,7 +1,7 @@
 """Settings → the two stores they name: the database and the registry. Light to import; nothing is kept open here."""
 
-from db.connection.databases import beside, require
-from db.connection.engine import Database, Limits, Watch
+from db.connection.databases import require_reachable, sibling_url
+from db.connection.engine import ConnectionObserver, Database, Limits
 from db.core.cipher import Cipher
 from db.embedded.server import EmbeddedPostgres
 from db.errors import DatabaseError
@@ -15,7 +15,7 @@ DATABASE = "valence"
 REGISTRY_SUFFIX = "_mlflow"
 
 
-def database_of(settings: Settings, *, watch: Watch | None = None) -> Database:
+def database_of(settings: Settings, *, watch: ConnectionObserver | None = None) -> Database:
     """The database that the settings name; `watch` is entered around what it does.
 
     Raises:
@@ -64,9 +64,9 @@ def tracking_uri(settings: Settings) -> str:
     """
     if settings.mlflow_tracking_uri is not None:
         return settings.mlflow_tracking_uri
-    uri = beside(settings.schema_url or EmbeddedPostgres(settings.home).url(DATABASE), REGISTRY_SUFFIX)
+    uri = sibling_url(settings.schema_url or EmbeddedPostgres(settings.home).url(DATABASE), REGISTRY_SUFFIX)
     try:
-        require(uri)
+        require_reachable(uri)
     except DatabaseError as error:
         raise NotReady(
             "the platform's database isn't up: start it with `valence up`, or name another store by "

@@ -103,7 +103,7 @@ async def services(
     )
     split = _Splits()
     writer = PredictionWriter(database, space=settings.space)
-    metrics.add(Process(pools=database.pools, stored=stored), of_replica=True)
+    metrics.add(Process(pools=database.list_pools, stored=stored), of_replica=True)
     metrics.add(
         Platform(catalog=catalog, traffic=split.current, stored=stored, version=version("valence")),
         of_replica=False,
@@ -288,7 +288,7 @@ async def _keep_census(censuses: StatisticsRepository, stored: Stored) -> None:
 
 async def _bound(clock: Uuid7Clock, database: Database) -> None:
     made = await Partitions(database).ensure(datetime.now(UTC))
-    clock.bound(made.start, made.end)
+    clock.set_bounds(made.start, made.end)
 
 
 async def _keep_bounded(clock: Uuid7Clock, database: Database) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from db.backup import dump, point_in_time
 from db.backup.archive import Backup, BackupWriter, Say
-from db.connection.databases import beside, ensure_beside
+from db.connection.databases import ensure_sibling, sibling_url
 from db.core.ids import fingerprint
 from db.embedded.server import EmbeddedPostgres
 from db.errors import AlreadyOwned, BackupError, BackupTooNew, NotEmpty
@@ -75,7 +75,7 @@ def backup(settings: Settings, target: Path | None, say: Say) -> dict[str, Any]:
         writer.add(_DATABASE, scratch / _DATABASE)
         if settings.mlflow_tracking_uri is None:
             say("MLflow's database")
-            dump.dump(beside(url, REGISTRY_SUFFIX), scratch / _REGISTRY)
+            dump.dump(sibling_url(url, REGISTRY_SUFFIX), scratch / _REGISTRY)
             writer.add(_REGISTRY, scratch / _REGISTRY)
         else:
             say("MLflow is elsewhere (MLFLOW_TRACKING_URI): back it up there")
@@ -84,7 +84,7 @@ def backup(settings: Settings, target: Path | None, say: Say) -> dict[str, Any]:
             contents="dump",
             release=version("valence"),
             schema=revision,
-            server=dump.server_version(url),
+            server=dump.read_server_version(url),
             artifacts=_artifacts(settings).as_uri(),
         )
     return _said(target, manifest.files)
@@ -112,7 +112,7 @@ def base_backup(settings: Settings, say: Say) -> dict[str, Any]:
             contents="base",
             release=version("valence"),
             schema=revision,
-            server=dump.server_version(url),
+            server=dump.read_server_version(url),
             artifacts=_artifacts(settings).as_uri(),
         )
     expired = point_in_time.expire(archive, _base_backups(archive), days=settings.backup_days)
@@ -167,9 +167,9 @@ def restore(
 
 def _load(settings: Settings, found: Backup, scratch: Path, say: Say) -> None:
     with database(settings, make=True) as url:
-        registry = ensure_beside(url, REGISTRY_SUFFIX) if _REGISTRY in found else None
+        registry = ensure_sibling(url, REGISTRY_SUFFIX) if _REGISTRY in found else None
         for each in filter(None, (url, registry)):
-            if dump.holds_tables(each):
+            if dump.has_tables(each):
                 raise NotEmpty("the database holds tables: name an empty one")
         if registry is not None:
             say("MLflow's database")
@@ -195,14 +195,14 @@ def _recover(
         archive=settings.wal_archive,
     )
     with database(settings) as url:
-        _relocate(settings, found, ensure_beside(url, REGISTRY_SUFFIX))
+        _relocate(settings, found, ensure_sibling(url, REGISTRY_SUFFIX))
         versions.upgrade(url)
 
 
 def _relocate(settings: Settings, found: Backup, registry: str) -> None:
     old, new = found.manifest.artifacts, _artifacts(settings).as_uri()
     if old != new:
-        dump.relocate(registry, old, new)
+        dump.replace_uri(registry, old, new)
 
 
 def _require_database(settings: Settings) -> None:
@@ -222,7 +222,7 @@ def _require_empty(home: Path) -> None:
 
 def _require_usable(settings: Settings, found: Backup, until: datetime | None) -> None:
     manifest = found.manifest
-    if manifest.schema is not None and not versions.knows(manifest.schema):
+    if manifest.schema is not None and not versions.can_upgrade_from(manifest.schema):
         raise BackupTooNew(
             f"{found.path} has schema revision {manifest.schema}, which this release doesn't know: "
             f"use Valence {manifest.release} or later"
@@ -244,7 +244,7 @@ def _same_key(settings: Settings, found: Backup) -> str:
 
 
 def _revision(url: str) -> str:
-    revision = versions.current_at(url)
+    revision = versions.read_current(url)
     if revision is None:
         raise Invalid("the database holds no schema yet: there is nothing to back up")
     return revision
@@ -253,7 +253,7 @@ def _revision(url: str) -> str:
 def _key(settings: Settings, url: str) -> str:
     """The installation key, in hex."""
     key = installation_key(settings)
-    filled = dump.key_fingerprint(url)
+    filled = dump.read_key_fingerprint(url)
     if filled is not None and filled != fingerprint(key):
         raise Conflict("the database was filled under another installation key than this home's")
     return key.hex()

@@ -7,7 +7,7 @@ from typing import Any
 from db.connection.engine import Database
 from db.core.cipher import Cipher
 from db.errors import Unreadable
-from db.privacy.rotation import Rotation, RotationResult
+from db.privacy.rotation import KeyRotation, RotationResult
 from serving.core.connections import cipher_of
 from serving.errors import Invalid
 from serving.settings import Settings
@@ -21,7 +21,7 @@ def encrypt(settings: Settings, url: str, say: Callable[[str], None]) -> dict[st
         DatabaseError: the database can't be used, or holds what none of the keys opens; the rest is done then.
     """
     cipher = cipher_of(settings)
-    if not cipher.given:
+    if not cipher.has_keys:
         raise Invalid("VALENCE_TEXT_KEYS is not set: `valence db key` makes a key for it")
     done = asyncio.run(_rotated(url, cipher, say))
     if done.unreadable:
@@ -31,9 +31,10 @@ def encrypt(settings: Settings, url: str, say: Callable[[str], None]) -> dict[st
     return {
         "rewritten": {kind.value: count for kind, count in done.rewritten.items()},
         "held": {
-            name: {kind.value: count for kind, count in counts.items()} for name, counts in done.held.items()
+            name: {kind.value: count for kind, count in counts.items()}
+            for name, counts in done.stored.items()
         },
-        "let_go": list(done.let_go),
+        "let_go": list(done.removed_keys),
     }
 
 
@@ -41,6 +42,6 @@ async def _rotated(url: str, cipher: Cipher, say: Callable[[str], None]) -> Rota
     database = Database(url, cipher=cipher)
     try:
         await database.open()
-        return await Rotation(database).run(say)
+        return await KeyRotation(database).run(say)
     finally:
         await database.close()

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from db.connection.databases import require
+from db.connection.databases import require_reachable
 from serving.core.connections import tracking_uri
 from serving.core.subprocesses import end_with_parent
 from serving.errors import Invalid
@@ -151,7 +151,7 @@ def serve(
     if scheme in ("http", "https"):
         raise Invalid(f"MLFLOW_TRACKING_URI names a server that runs already: open {store}")
     if scheme in ("postgres", "postgresql"):
-        require(store)
+        require_reachable(store)
     elif scheme not in ("sqlite", "mysql", "mssql"):
         raise Invalid("MLFLOW_TRACKING_URI names no database: MLflow's server needs one")
     TrackingServer(

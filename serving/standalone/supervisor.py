@@ -18,7 +18,7 @@ from types import FrameType
 import structlog
 from pydantic import SecretStr
 
-from db.connection.databases import beside, ensure_beside, require_own_session
+from db.connection.databases import ensure_sibling, require_own_session, sibling_url
 from db.embedded.server import EmbeddedPostgres
 from db.errors import DatabaseError
 from db.schema import versions
@@ -161,7 +161,7 @@ class Supervisor:
             self._server.initialise()
             names["DATABASE_URL"] = self._server.url(DATABASE)
         if settings.mlflow_tracking_uri is None:
-            names["MLFLOW_TRACKING_URI"] = beside(
+            names["MLFLOW_TRACKING_URI"] = sibling_url(
                 settings.schema_url or names["DATABASE_URL"], REGISTRY_SUFFIX
             )
         return names
@@ -174,7 +174,7 @@ class Supervisor:
         direct = self._settings.schema_url or names["DATABASE_URL"]
         if self._settings.mlflow_tracking_uri is None:
             require_own_session(direct, "MLflow")
-            ensure_beside(direct, REGISTRY_SUFFIX)
+            ensure_sibling(direct, REGISTRY_SUFFIX)
         versions.upgrade(direct)
         database = {"database_url": SecretStr(names["DATABASE_URL"])}
         asyncio.run(furnish(self._settings.model_copy(update=database)))
@@ -185,7 +185,7 @@ class Supervisor:
         return encoder_note(self._settings) if elsewhere is None else None
 
     def _look_after_database(self) -> None:
-        if self._server is None or self._server.running() or self._ending:
+        if self._server is None or self._server.is_running() or self._ending:
             return
         log.error("database.ended")
         try:

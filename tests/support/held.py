@@ -7,7 +7,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from db.embedded.account import Account, binaries
+from db.embedded.account import Account, find_binaries
 from tests.support.postgres import TestServer
 
 
@@ -30,7 +30,7 @@ def everything(url: str) -> str:
 
 def dumped(url: str) -> str:
     """A dump in plain SQL."""
-    command = [binaries(Account.current()) / "pg_dump", "--dbname", url]
+    command = [find_binaries(Account.current()) / "pg_dump", "--dbname", url]
     return subprocess.run(command, check=True, timeout=60, capture_output=True, text=True).stdout
 
 

@@ -66,7 +66,7 @@ def pgbouncer(
         content = f"[databases]\n* = host={server.sockets}\n[pgbouncer]\n"
         content += "".join(f"{name} = {value}\n" for name, value in settings.items())
         (where / "pgbouncer.ini").write_text(content)
-        if account.separate:
+        if account.is_separate:
             # It runs as the server's user: it refuses root, and the socket's folder refuses others.
             entry = pwd.getpwnam(account.server_user)
             for path in (where, *where.iterdir()):
@@ -77,7 +77,7 @@ def pgbouncer(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            **account.identity(),
+            **account.subprocess_identity(),
         )
         pooler = Pooler(port=port, passwords=passwords)
 

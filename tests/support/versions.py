@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from db.connection.databases import beside
+from db.connection.databases import sibling_url
 from db.embedded.server import EmbeddedPostgres
 from registry.bundles.bundle import Bundle, Manifest
 from registry.bundles.manifest_schema import HEAD_WEIGHTS, UP, UPDATE
@@ -24,7 +24,7 @@ Weights = dict[str, NDArray[np.float16]]
 
 def registry_at(home: Path) -> Registry:
     """The registry of a platform on embedded defaults, as another MLflow client reaches it."""
-    url = beside(EmbeddedPostgres(home).url("valence"), "_mlflow")
+    url = sibling_url(EmbeddedPostgres(home).url("valence"), "_mlflow")
     return Registry(url, artifact_root=home / "artifacts")
 
 

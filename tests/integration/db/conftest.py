@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from db.connection.engine import Database
-from db.schema.roles import ensure
+from db.schema.roles import ensure_roles
 from tests.support.postgres import TestServer, opened
 from tests.support.tour import tour
 from tests.support.ways import LOGINS, Ways
@@ -27,5 +27,5 @@ def ways(server: TestServer, url: str) -> Ways:
             await tour(database)
 
     asyncio.run(use())
-    ensure(url, LOGINS)
+    ensure_roles(url, LOGINS)
     return Ways(server, url)

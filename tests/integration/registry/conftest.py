@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from db.connection.databases import ensure_beside
+from db.connection.databases import ensure_sibling
 from registry.bundles.bundle import Bundle
 from registry.encoders.export import build_encoder
 from registry.encoders.sources import EncoderSource
@@ -28,7 +28,7 @@ def encoder_bundle(source: EncoderSource, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="session")
 def database_uri(server: TestServer) -> Iterator[str]:
     with server.database() as url:
-        yield ensure_beside(url, "_mlflow")
+        yield ensure_sibling(url, "_mlflow")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from db.connection.databases import ensure_beside
+from db.connection.databases import ensure_sibling
 from db.connection.engine import Database
 from registry.encoders.export import build_encoder
 from registry.store.model_registry import Registry
@@ -17,7 +17,7 @@ from tests.support.tiny import sentences, tiny_source
 def registry(server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     folder = tmp_path_factory.mktemp("registry")
     with server.database() as url:
-        registry = Registry(ensure_beside(url, "_mlflow"), artifact_root=folder / "artifacts")
+        registry = Registry(ensure_sibling(url, "_mlflow"), artifact_root=folder / "artifacts")
         source = tiny_source(folder / "source")
         registry.register_encoder(build_encoder(source, folder / "encoder", calibration=sentences(32)))
         yield registry

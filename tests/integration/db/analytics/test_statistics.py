@@ -94,7 +94,7 @@ async def test_an_empty_installation_has_nothing_to_tell(database: Database) -> 
 
 async def test_pools_say_what_they_hold(database: Database) -> None:
     async with database.hot_write(), database.begin():
-        pools = {pool.name: pool for pool in database.pools()}
+        pools = {pool.name: pool for pool in database.list_pools()}
     assert pools.keys() == {"writers", "readers", "searchers", "repositories"}
     assert pools["writers"].open - pools["writers"].idle == 1
     assert pools["repositories"].open - pools["repositories"].idle == 1

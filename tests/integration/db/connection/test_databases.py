@@ -4,15 +4,15 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from db.connection.databases import ensure_beside
+from db.connection.databases import ensure_sibling
 from db.errors import NotPermitted
 from db.schema.roles import Role
 from tests.support.ways import Ways
 
 
 def test_the_neighbour_is_made_once_and_is_another_database(url: str) -> None:
-    made = make_url(ensure_beside(url, "_mlflow"))
-    assert ensure_beside(url, "_mlflow") == made.render_as_string(hide_password=False)
+    made = make_url(ensure_sibling(url, "_mlflow"))
+    assert ensure_sibling(url, "_mlflow") == made.render_as_string(hide_password=False)
     plain = made.set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(plain) as connection:
         assert connection.info.dbname == f"{make_url(url).database}_mlflow"
@@ -22,4 +22,4 @@ def test_the_neighbour_is_made_once_and_is_another_database(url: str) -> None:
 
 def test_who_may_not_make_the_neighbour_is_told_what_to_do(ways: Ways) -> None:
     with pytest.raises(NotPermitted, match=r"_mlflow.*MLFLOW_TRACKING_URI"):
-        ensure_beside(ways[Role.APPLICATION], "_mlflow")
+        ensure_sibling(ways[Role.APPLICATION], "_mlflow")

@@ -13,14 +13,14 @@ from pydantic import SecretStr
 
 from db.backup.dump import dump, load
 from db.backup.scrub import scrub
-from db.connection.databases import require
+from db.connection.databases import require_reachable
 from db.connection.engine import Database, Limits
 from db.errors import Unavailable, Unsuitable
 from db.experiments.experiments import ExperimentRepository, NewExperiment
 from db.experiments.traffic import TrafficFeed
 from db.predictions.submissions import Stored
 from db.schema import versions
-from db.schema.roles import Login, Role, ensure
+from db.schema.roles import Login, Role, ensure_roles
 from serving.settings import Settings
 from serving.standalone.supervisor import Supervisor
 from tests.support.certificates import Authority
@@ -48,7 +48,7 @@ def pooler(server: TestServer) -> Iterator[Pooler]:
 @pytest.fixture
 def name(url: str) -> str:
     """The database's name, once the roles may use it."""
-    ensure(url, LOGINS)
+    ensure_roles(url, LOGINS)
     return str(psycopg.conninfo.conninfo_to_dict(url)["dbname"])
 
 
@@ -100,7 +100,7 @@ async def test_each_connection_finds_out_whether_its_session_is_its_own(
         async with opened(way) as database:
             async with database.hot_write() as connection:
                 assert connection.prepare_threshold == prepares
-            async with database.searching() as connection:
+            async with database.search() as connection:
                 assert connection.prepare_threshold == prepares
 
 
@@ -195,7 +195,7 @@ async def test_every_connection_checks_the_servers_certificate(
 ) -> None:
     url = encrypted.url("valence_app", name, sslmode="verify-full", sslrootcert=str(authority.certificate))
     async with opened(url, read_url=url, direct_url=url) as database:
-        for kind in (database.hot_write, database.hot_read, database.searching):
+        for kind in (database.hot_write, database.hot_read, database.search):
             async with kind() as connection:
                 assert connection.pgconn.ssl_in_use
         async with database.begin() as connection:
@@ -204,8 +204,8 @@ async def test_every_connection_checks_the_servers_certificate(
             assert raw.driver_connection.pgconn.ssl_in_use
         assert await Followed(database, poll=0.05).next() == 0
         await tour(database)
-    require(url)
-    assert versions.current_at(url) == versions.head()
+    require_reachable(url)
+    assert versions.read_current(url) == versions.head()
     owner = encrypted.url(
         "valence_owner", name, sslmode="verify-full", sslrootcert=str(authority.certificate)
     )
@@ -235,7 +235,7 @@ async def test_a_server_that_cannot_prove_itself_is_refused_with_the_reason(
     with pytest.raises(Unavailable, match=reason):
         await database.open()
     await database.close()
-    for ask in (versions.current_at, require):
+    for ask in (versions.read_current, require_reachable):
         with pytest.raises(Unavailable, match=reason):
             ask(url)
 

@@ -92,10 +92,10 @@ def test_a_server_starts_stops_and_keeps_its_data(home: Path) -> None:
     server = EmbeddedPostgres(home)
     for number in range(2):
         server.start()
-        assert server.running()
+        assert server.is_running()
         store(server, number)
         server.stop()
-        assert not server.running()
+        assert not server.is_running()
     server.start()
     try:
         assert kept(server) == [0, 1]
@@ -161,9 +161,9 @@ def test_another_user_can_not_connect_and_the_platform_s_user_can(home: Path) ->
 
 
 def _psql() -> Path:
-    from db.embedded.account import Account, binaries
+    from db.embedded.account import Account, find_binaries
 
-    return binaries(Account.current()) / "psql"
+    return find_binaries(Account.current()) / "psql"
 
 
 def test_nothing_acknowledged_is_lost_when_everything_is_killed(home: Path) -> None:
@@ -172,7 +172,7 @@ def test_nothing_acknowledged_is_lost_when_everything_is_killed(home: Path) -> N
         server.start()
         store(server, number)
         kill_everything(home)
-        assert not server.running()
+        assert not server.is_running()
         server.stop()
     server = EmbeddedPostgres(home)
     server.start()
@@ -248,7 +248,7 @@ def test_a_home_has_one_owner_at_a_time(home: Path) -> None:
     try:
         with pytest.raises(AlreadyOwned, match="valence down"):
             second.start()
-        assert server.running()
+        assert server.is_running()
         assert server.url() == second.url()
     finally:
         server.stop()
@@ -302,7 +302,7 @@ def test_a_server_that_can_not_start_says_why(home: Path) -> None:
         file.write("shared_buffers = 'nonsense'\n")
     with pytest.raises(EmbeddedServerError, match=r"shared_buffers|configuration"):
         server.start()
-    assert not server.running()
+    assert not server.is_running()
 
 
 def test_the_log_holds_no_values(home: Path) -> None:

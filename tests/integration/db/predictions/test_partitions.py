@@ -37,7 +37,7 @@ async def test_ids_at_both_ends_of_the_span_are_stored(database: Database) -> No
     key = await new_key(database)
     span = await Partitions(database).ensure(datetime(2035, 2, 1, tzinfo=UTC))
     clock = Uuid7Clock(lambda: int(span.end.timestamp() * 1000) * 1_000_000 - 1)
-    clock.bound(span.start, span.end)
+    clock.set_bounds(span.start, span.end)
     for prediction_id in (uuid7_floor(span.start), clock.next()):
         await writer(database).commit([submission(key, id=prediction_id)])
     assert await counted(database, "predictions_2035_01") == 1

@@ -26,7 +26,7 @@ from db.predictions.idempotency import IdempotencyRepository
 from db.predictions.predictions import PredictionRepository
 from db.predictions.submissions import Failed, Mismatch, NewText, Replayed, Stored, Submission
 from db.privacy.erasure import ErasureRepository
-from db.privacy.rotation import Rotation, RotationResult, SealedKind
+from db.privacy.rotation import KeyRotation, RotationResult, SealedKind
 from db.schema import versions
 from db.schema.roles import Role
 from db.search.keywords import KeywordRepository
@@ -90,7 +90,7 @@ async def said(database: Database, key: Key, sent: Submission) -> tuple[str, str
 def held(done: RotationResult) -> Mapping[str, tuple[int, int, int]]:
     return {
         name: (counts[SealedKind.TEXTS], counts[SealedKind.COMMENTS], counts[SealedKind.ANSWERS])
-        for name, counts in done.held.items()
+        for name, counts in done.stored.items()
     }
 
 
@@ -132,7 +132,7 @@ async def test_what_was_plain_is_gone_from_the_files_once_it_was_encrypted_and_s
     async with opened(url, cipher=OLD) as database:
         text, comment, answer, _ = await said(database, key, sent)
         assert (text, comment, answer.decode()) == tuple(secrets)
-        done = await Rotation(database).run(quiet)
+        done = await KeyRotation(database).run(quiet)
         assert done.rewritten == {SealedKind.TEXTS: 1, SealedKind.COMMENTS: 1, SealedKind.ANSWERS: 2}
         assert held(done) == {"one": (1, 1, 2)}
         text, comment, answer, _ = await said(database, key, sent)
@@ -227,15 +227,15 @@ async def test_a_value_of_another_row_is_refused_by_name_and_harms_no_other_requ
 
         # What can't be read is left as it is and named, and its key stays wanted; it can still be erased.
         async with opened(url, cipher=BOTH) as turning:
-            done = await Rotation(turning).run(quiet)
+            done = await KeyRotation(turning).run(quiet)
             assert held(done) == {"two": (2, 0, 1), "one": (1, 0, 1)}
-            assert done.let_go == []
+            assert done.removed_keys == []
             assert str(one.id) in done.unreadable[0]
             erasures = ErasureRepository(turning, SimilarityRepository(turning, space=SPACE), space=SPACE)
             receipt = await erasures.erase_text(one.id, actor=None)
             assert (receipt.erased.texts, receipt.erased.idempotency) == (1, 1)
-            done = await Rotation(turning).run(quiet)
-            assert (done.unreadable, done.let_go) == ([], ["one"])
+            done = await KeyRotation(turning).run(quiet)
+            assert (done.unreadable, done.removed_keys) == ([], ["one"])
 
 
 async def test_keys_that_are_missing_or_others_are_refused_at_start_by_their_ids(url: str) -> None:
@@ -260,12 +260,12 @@ async def test_keys_that_are_missing_or_others_are_refused_at_start_by_their_ids
 async def test_a_key_that_was_let_go_is_wanted_again_once_something_is_under_it(url: str) -> None:
     async with opened(url, cipher=OLD) as before, opened(url, cipher=BOTH) as after:
         key = await new_key(before)
-        assert (await Rotation(after).run(quiet)).let_go == ["one"]
+        assert (await KeyRotation(after).run(quiet)).removed_keys == ["one"]
         text = new_text()
         await writer(before).commit([submission(key, [text])])
         # So that it stays under its key.
         await sql(after, "UPDATE text_inputs SET sealed = sealed || '\\x00' WHERE id = %s", text.id)
-        assert held(await Rotation(after).run(quiet)) == {"one": (1, 0, 0)}
+        assert held(await KeyRotation(after).run(quiet)) == {"one": (1, 0, 0)}
         assert await sql(after, "SELECT id FROM text_keys ORDER BY id") == [("one",), ("two",)]
 
 
@@ -300,7 +300,7 @@ async def test_keys_change_while_others_write_and_nothing_is_lost(url: str) -> N
 
         async def rotate(rounds: int) -> None:
             for _ in range(rounds):
-                let_go.extend((await Rotation(after, step_rows=20).run(quiet)).let_go)
+                let_go.extend((await KeyRotation(after, step_rows=20).run(quiet)).removed_keys)
 
         async def read() -> None:
             while not ended.is_set():
@@ -317,12 +317,12 @@ async def test_keys_change_while_others_write_and_nothing_is_lost(url: str) -> N
         await asyncio.gather(*beside)
 
         # Nobody writes by the old key any more.
-        done = await Rotation(after).run(quiet)
+        done = await KeyRotation(after).run(quiet)
         assert set(held(done)) == {"two"}
         assert held(done)["two"] == (60, len(comments), await counted(after, "idempotency"))
-        assert set(let_go) | set(done.let_go) == {"one"}
+        assert set(let_go) | set(done.removed_keys) == {"one"}
         assert await sql(after, "SELECT id FROM text_keys") == [("two",)]
-        again = await Rotation(after).run(quiet)
+        again = await KeyRotation(after).run(quiet)
         assert set(again.rewritten.values()) == {0}
         [entry] = (await AuditRepository(after).list(AuditFilters(subject="two"), limit=1)).items
         assert (entry.action, entry.detail["let_go"]) == ("texts.encrypt", [])
@@ -346,9 +346,9 @@ async def test_keys_are_withdrawn_and_words_are_found_again(url: str) -> None:
         await writer(database).commit([new])
         with pytest.raises(Conflict):
             await KeywordRepository(database, space=SPACE).search("battery", limit=1)
-        done = await Rotation(database).run(quiet)
+        done = await KeyRotation(database).run(quiet)
         assert held(done) == {"plain": (2, 1, 2)}
-        assert done.let_go == ["two"]
+        assert done.removed_keys == ["two"]
     async with opened(url) as database:
         text, comment, answer, _ = await said(database, key, sent)
         assert (text, comment, answer) == ("a battery of tests", "the comment", b"the answer")
@@ -371,7 +371,7 @@ async def test_an_erasure_finds_comments_and_answers_that_it_cannot_read(url: st
         ) == [(1,)]
         assert (await said(database, bystander_key, bystander))[:2] == ("to stay", "its comment too")
         # The account of the erased is no text: what is nobody's is under no key.
-        assert held(await Rotation(database).run(quiet)) == {"one": (1, 1, 2)}
+        assert held(await KeyRotation(database).run(quiet)) == {"one": (1, 1, 2)}
         assert key.holder_id != bystander_key.holder_id
 
 
@@ -387,9 +387,9 @@ async def test_answers_that_a_release_before_kept_are_found_by_what_they_say(dat
 
 async def test_the_application_s_role_may_do_all_of_it(ways: Ways) -> None:
     async with opened(ways[Role.APPLICATION], cipher=OLD) as database:
-        assert (await Rotation(database).run(quiet)).let_go == []
+        assert (await KeyRotation(database).run(quiet)).removed_keys == []
     async with opened(ways[Role.APPLICATION], cipher=BOTH, read_url=ways[Role.READER]) as database:
-        assert (await Rotation(database).run(quiet)).let_go == ["one"]
+        assert (await KeyRotation(database).run(quiet)).removed_keys == ["one"]
         page = await PredictionRepository(database).list()
         assert page.items
         assert all(each.text.startswith("text ") for each in page.items)

@@ -11,7 +11,7 @@ from psycopg import errors as pg
 from db.backup.scrub import scrub
 from db.errors import Conflict, NotPermitted, SchemaMismatch
 from db.schema import versions
-from db.schema.roles import Login, Role, ensure
+from db.schema.roles import Login, Role, ensure_roles
 from serving.cli import main
 from tests.support.postgres import TestServer, opened
 from tests.support.tour import tour
@@ -35,7 +35,7 @@ def test_only_who_owns_the_tables_can_write_them_anew(ways: Ways) -> None:
 async def test_the_reader_serves_searches_and_lists(ways: Ways) -> None:
     async with opened(ways[Role.APPLICATION], read_url=ways[Role.READER]) as database:
         await tour(database)
-        async with database.searching() as connection:
+        async with database.search() as connection:
             row = await (await connection.execute("SELECT current_user")).fetchone()
             assert row == ("some reader",)
 
@@ -143,7 +143,7 @@ def test_again_it_changes_nothing(ways: Ways) -> None:
 
     before = state()
     keeping = {role: Login(name=login.name, connections=login.connections) for role, login in LOGINS.items()}
-    made = ensure(ways.superuser, keeping)
+    made = ensure_roles(ways.superuser, keeping)
     assert [(each.created, each.has_password) for each in made] == [(False, True)] * 3
     assert state() == before
     with psycopg.connect(ways[Role.APPLICATION]):
@@ -209,17 +209,17 @@ def test_the_application_is_told_that_migrating_is_the_owners(ways: Ways) -> Non
 def test_a_powerful_role_is_not_taken_for_one_of_these(server: TestServer, url: str) -> None:
     logins = {**LOGINS, Role.READER: Login(name="valence", connections=1)}
     with pytest.raises(Conflict, match="valence"):
-        ensure(url, logins)
+        ensure_roles(url, logins)
 
 
 def test_a_database_without_the_schema_is_refused(server: TestServer) -> None:
     with pytest.raises(SchemaMismatch, match="valence db upgrade"):
-        ensure(server.empty(), LOGINS)
+        ensure_roles(server.empty(), LOGINS)
 
 
 def test_only_who_owns_the_schema_makes_roles(ways: Ways) -> None:
     with pytest.raises(NotPermitted):
-        ensure(ways[Role.APPLICATION], LOGINS)
+        ensure_roles(ways[Role.APPLICATION], LOGINS)
 
 
 def test_an_administrator_who_is_no_superuser_makes_them_too(server: TestServer) -> None:
@@ -241,8 +241,8 @@ def test_an_administrator_who_is_no_superuser_makes_them_too(server: TestServer)
         role: Login(name=f"managed_{role}", password="m", connections=login.connections)
         for role, login in LOGINS.items()
     }
-    assert [each.created for each in ensure(mine, names)] == [True] * 3
-    assert [each.created for each in ensure(mine, names)] == [False] * 3
+    assert [each.created for each in ensure_roles(mine, names)] == [True] * 3
+    assert [each.created for each in ensure_roles(mine, names)] == [False] * 3
     refused(ways.of("managed_application", "m"), "DROP TABLE users")
     assert versions.upgrade(ways.of("managed_owner", "m")) == versions.head()
 

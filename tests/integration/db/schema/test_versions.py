@@ -34,7 +34,7 @@ def counted(url: str, statement: str) -> int:
 
 def test_up_from_empty_and_down_to_empty_again(server: TestServer) -> None:
     url = server.empty()
-    assert versions.current_at(url) is None
+    assert versions.read_current(url) is None
     assert versions.upgrade(url) == versions.head()
     assert counted(url, _TABLES) > 20
     assert versions.downgrade(url, "base") is None
@@ -44,13 +44,13 @@ def test_up_from_empty_and_down_to_empty_again(server: TestServer) -> None:
 
 
 def test_migrations_and_tables_agree(url: str) -> None:
-    assert versions.differences(url) == []
+    assert versions.find_differences(url) == []
 
 
 def test_a_missing_column_is_a_difference(url: str) -> None:
     with psycopg.connect(url) as connection:
         connection.execute("ALTER TABLE users DROP COLUMN email")
-    assert any("email" in difference for difference in versions.differences(url))
+    assert any("email" in difference for difference in versions.find_differences(url))
 
 
 def test_several_upgrades_at_once_are_one(server: TestServer) -> None:
@@ -72,7 +72,7 @@ async def test_a_release_works_on_under_the_schema_of_a_later_one_but_does_not_t
     database = Database(url, installation_key=KEY)
     await database.open()
     await database.close()
-    assert versions.wait_for(url, 0) == "9999"
+    assert versions.wait_until_compatible(url, 0) == "9999"
     with pytest.raises(SchemaMismatch, match="doesn't know"):
         versions.upgrade(url)
 
@@ -89,16 +89,16 @@ async def test_a_schema_of_an_earlier_release_is_refused(url: str) -> None:
 def test_whoever_waits_for_the_schema_goes_on_once_it_is_there(server: TestServer) -> None:
     url = server.empty()
     with pytest.raises(SchemaMismatch, match="valence db upgrade"):
-        versions.wait_for(url, 0)
+        versions.wait_until_compatible(url, 0)
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(versions.wait_for, url, 30)
+        waiting = pool.submit(versions.wait_until_compatible, url, 30)
         versions.upgrade(url)
         assert waiting.result() == versions.head()
 
 
 def test_whoever_waits_for_a_server_that_does_not_come_is_told_so() -> None:
     with pytest.raises(Unavailable):
-        versions.wait_for("postgresql://nobody@127.0.0.1:1/nothing", 0)
+        versions.wait_until_compatible("postgresql://nobody@127.0.0.1:1/nothing", 0)
 
 
 async def test_another_installation_key_is_refused(url: str) -> None:

@@ -18,7 +18,7 @@ import pytest
 from pydantic import SecretStr
 
 from db.backup.archive import Backup, BackupWriter
-from db.connection.databases import beside, ensure_beside
+from db.connection.databases import ensure_sibling, sibling_url
 from db.connection.engine import Database
 from db.embedded.server import EmbeddedPostgres
 from db.errors import BackupDamaged, BackupFailed, BackupTooNew, EmbeddedServerError, NotEmpty
@@ -75,7 +75,7 @@ async def running(home: Path, archive: Path | None = None) -> AsyncIterator[tupl
     server.start()
     try:
         url = server.create_database("valence")
-        ensure_beside(url, "_mlflow")
+        ensure_sibling(url, "_mlflow")
         versions.upgrade(url)
         async with opened(url) as database:
             yield url, database
@@ -130,7 +130,7 @@ async def test_what_was_acknowledged_before_a_backup_under_writes_comes_back(
 ) -> None:
     first, second = home(), home()
     async with running(first) as (url, database):
-        registry = Registry(beside(url, "_mlflow"), artifact_root=first / "artifacts")
+        registry = Registry(sibling_url(url, "_mlflow"), artifact_root=first / "artifacts")
         version = await asyncio.to_thread(registry.register, builtin("lexicon"), alias="champion")
         key = await new_key(database)
         acknowledged: list[UUID] = []
@@ -178,7 +178,7 @@ async def test_what_was_acknowledged_before_a_backup_under_writes_comes_back(
         }  # fmt: skip
         assert shape(url) == shaped
         assert await writer(database).commit([submission(key)]) == [Stored()]
-        moved = Registry(beside(url, "_mlflow"), artifact_root=second / "artifacts")
+        moved = Registry(sibling_url(url, "_mlflow"), artifact_root=second / "artifacts")
         champion = await asyncio.to_thread(moved.champion)
         assert champion.digest == version.digest
         assert await asyncio.to_thread(moved.fetch, champion, tmp_path / "cache") == next(
@@ -327,7 +327,7 @@ def test_the_commands_start_the_database_for_themselves(
     server = EmbeddedPostgres(first)
     server.start()
     versions.upgrade(server.create_database("valence"))
-    ensure_beside(server.url("valence"), "_mlflow")
+    ensure_sibling(server.url("valence"), "_mlflow")
     server.stop()
 
     def run(at: Path, *arguments: str) -> tuple[int, str, str]:

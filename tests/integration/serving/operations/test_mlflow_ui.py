@@ -14,7 +14,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from db.connection.databases import ensure_beside
+from db.connection.databases import ensure_sibling
 from registry.store.builtin_versions import builtin
 from registry.store.model_registry import CHAMPION, MODEL, Registry
 from serving.core.connections import DATABASE, REGISTRY_SUFFIX
@@ -29,7 +29,7 @@ from tests.support.postgres import TestServer
 def registry(server: TestServer) -> Registry:
     """The registry that the platform of the server's home would have."""
     home = server.server.home
-    uri = ensure_beside(server.server.create_database(DATABASE), REGISTRY_SUFFIX)
+    uri = ensure_sibling(server.server.create_database(DATABASE), REGISTRY_SUFFIX)
     store = Registry(uri, artifact_root=home / "artifacts")
     store.register(builtin("lexicon"))
     store.register(builtin("head"), alias=CHAMPION)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from db.backup.archive import FORMAT, MANIFEST, Backup, BackupWriter, File
+from db.backup.archive import FORMAT, MANIFEST, Backup, BackupEntry, BackupWriter
 from db.errors import BackupDamaged, BackupTooNew, BackupUnwritable
 
 
@@ -72,7 +72,9 @@ def test_a_file_that_grows_meanwhile_is_as_long_as_it_was(tmp_path: Path) -> Non
         writer.finish(contents="dump", release="1", schema=None, server="18", artifacts="file:///a")
     with closing(Backup(tmp_path / "b")) as found:
         found.check()
-        assert found.manifest.files["growing"] == File(size=10, sha256=hashlib.sha256(b"x" * 10).hexdigest())
+        assert found.manifest.files["growing"] == BackupEntry(
+            size=10, sha256=hashlib.sha256(b"x" * 10).hexdigest()
+        )
 
 
 def test_the_damaged_file_is_named(tmp_path: Path) -> None:

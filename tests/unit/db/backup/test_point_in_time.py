@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from db.embedded.config import archive_script, archiving, recovering
+from db.embedded.config import archive_script, archive_settings, recovery_settings
 
 
 @pytest.fixture
@@ -48,9 +48,9 @@ def test_a_segment_that_cant_be_kept_is_said_to_be_missing(script: Path, tmp_pat
 
 
 def test_a_percent_sign_in_a_path_is_no_placeholder() -> None:
-    assert archiving(Path("/a%f/archive.sh"))["archive_command"] == "/bin/sh /a%%f/archive.sh %p %f"
+    assert archive_settings(Path("/a%f/archive.sh"))["archive_command"] == "/bin/sh /a%%f/archive.sh %p %f"
     until = datetime(2026, 1, 31, 12, tzinfo=UTC)
-    settings = recovering(Path("/100%"), until)
+    settings = recovery_settings(Path("/100%"), until)
     assert settings["restore_command"] == "test -f /100%%/%f.gz && gzip -dc /100%%/%f.gz > %p"
     assert settings["recovery_target_time"] == "2026-01-31T12:00:00+00:00"
-    assert "recovery_target_time" not in recovering(Path("/a"), None)
+    assert "recovery_target_time" not in recovery_settings(Path("/a"), None)

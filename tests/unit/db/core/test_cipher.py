@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from db.core.cipher import BadTextKeys, Cipher, fresh_key, of_answer, of_comment, of_text
+from db.core.cipher import (
+    BadTextKeys,
+    Cipher,
+    answer_location,
+    comment_location,
+    generate_text_key,
+    text_location,
+)
 from db.errors import Unreadable
 
 ONE, TWO = b"1" * 32, b"2" * 32
@@ -28,55 +35,58 @@ def sealed(cipher: Cipher, place: str, value: bytes) -> bytes:
 @given(TEXTS)
 def test_whatever_is_sealed_is_read_again_and_stands_nowhere_in_it(text: str) -> None:
     cipher = Cipher({"one": ONE})
-    stored = sealed(cipher, of_text(TEXT), text.encode())
-    assert cipher.read(of_text(TEXT), "", stored) == text
+    stored = sealed(cipher, text_location(TEXT), text.encode())
+    assert cipher.read(text_location(TEXT), "", stored) == text
     assert len(stored) == len(text.encode()) + 2 + len("one") + 12 + 16
-    assert len(text.encode()) < 4 or text.encode() not in stored.removeprefix(cipher.head or b"")
+    assert len(text.encode()) < 4 or text.encode() not in stored.removeprefix(cipher.prefix or b"")
 
 
 def test_the_same_text_is_sealed_otherwise_each_time() -> None:
     cipher = Cipher({"one": ONE})
-    assert len({sealed(cipher, of_text(TEXT), b"same") for _ in range(100)}) == 100
+    assert len({sealed(cipher, text_location(TEXT), b"same") for _ in range(100)}) == 100
 
 
 def test_the_first_key_seals_and_every_key_opens() -> None:
     before, after = Cipher({"one": ONE}), Cipher({"two": TWO, "one": ONE})
-    old, new = (sealed(cipher, of_text(TEXT), b"so good") for cipher in (before, after))
-    assert (before.sealing, after.sealing) == ("one", "two")
-    assert after.head is not None
-    assert new.startswith(after.head)
-    assert not old.startswith(after.head)
-    assert after.open(of_text(TEXT), old) == after.open(of_text(TEXT), new) == b"so good"
+    old, new = (sealed(cipher, text_location(TEXT), b"so good") for cipher in (before, after))
+    assert (before.sealing_key, after.sealing_key) == ("one", "two")
+    assert after.prefix is not None
+    assert new.startswith(after.prefix)
+    assert not old.startswith(after.prefix)
+    assert after.open(text_location(TEXT), old) == after.open(text_location(TEXT), new) == b"so good"
 
 
 def test_without_keys_and_with_plain_before_them_nothing_is_sealed() -> None:
     for setting in ("", " ", f"plain, one:{encoded(ONE)}"):
         cipher = Cipher.parse(setting)
-        assert cipher.seal(of_text(TEXT), b"so good") is None
-        assert cipher.read(of_text(TEXT), "so good", None) == "so good"
+        assert cipher.seal(text_location(TEXT), b"so good") is None
+        assert cipher.read(text_location(TEXT), "so good", None) == "so good"
     assert not Cipher.parse("").given
     withdrawn = Cipher.parse(f"plain,one:{encoded(ONE)}")
     assert withdrawn.given
-    assert withdrawn.open(of_text(TEXT), sealed(Cipher({"one": ONE}), of_text(TEXT), b"old")) == b"old"
+    assert (
+        withdrawn.open(text_location(TEXT), sealed(Cipher({"one": ONE}), text_location(TEXT), b"old"))
+        == b"old"
+    )
 
 
 def test_a_text_that_looks_sealed_is_a_text() -> None:
     cipher = Cipher({"one": ONE})
-    looks = sealed(cipher, of_text(TEXT), b"so good").decode("latin-1")
-    assert cipher.read(of_text(TEXT), looks, None) == looks
-    assert cipher.read(of_text(TEXT), "", sealed(cipher, of_text(TEXT), looks.encode())) == looks
+    looks = sealed(cipher, text_location(TEXT), b"so good").decode("latin-1")
+    assert cipher.read(text_location(TEXT), looks, None) == looks
+    assert cipher.read(text_location(TEXT), "", sealed(cipher, text_location(TEXT), looks.encode())) == looks
 
 
 def test_a_value_of_another_row_or_column_is_refused_by_name() -> None:
     cipher, other = Cipher({"one": ONE}), UUID(int=8)
     places = [
-        of_text(TEXT),
-        of_text(other),
-        of_comment(TEXT, other),
-        of_comment(other, TEXT),
-        of_answer(TEXT, "/v1", "predict"),
-        of_answer(TEXT, "/v1\0", "predict"),
-        of_answer(other, "/v1", "predict"),
+        text_location(TEXT),
+        text_location(other),
+        comment_location(TEXT, other),
+        comment_location(other, TEXT),
+        answer_location(TEXT, "/v1", "predict"),
+        answer_location(TEXT, "/v1\0", "predict"),
+        answer_location(other, "/v1", "predict"),
     ]
     assert len(set(places)) == len(places)
     for at in places:
@@ -88,48 +98,48 @@ def test_a_value_of_another_row_or_column_is_refused_by_name() -> None:
                 with pytest.raises(Unreadable, match="moved here"):
                     cipher.open(other_place, value)
     with pytest.raises(Unreadable, match=str(other)):
-        cipher.open(of_text(other), sealed(cipher, of_text(TEXT), b"mine"))
+        cipher.open(text_location(other), sealed(cipher, text_location(TEXT), b"mine"))
 
 
 def test_a_change_of_any_byte_is_refused() -> None:
     cipher = Cipher({"one": ONE, "onf": TWO})
-    value = sealed(cipher, of_text(TEXT), b"so good")
+    value = sealed(cipher, text_location(TEXT), b"so good")
     for at in range(len(value)):
         changed = bytearray(value)
         changed[at] ^= 1
         with pytest.raises(Unreadable, match=str(TEXT)):
-            cipher.open(of_text(TEXT), bytes(changed))
+            cipher.open(text_location(TEXT), bytes(changed))
     for length in range(len(value)):
         with pytest.raises(Unreadable, match=str(TEXT)):
-            cipher.open(of_text(TEXT), value[:length])
+            cipher.open(text_location(TEXT), value[:length])
 
 
 def test_another_key_is_refused_by_the_name_of_the_one_that_is_wanted() -> None:
-    value = sealed(Cipher({"one": ONE}), of_text(TEXT), b"so good")
+    value = sealed(Cipher({"one": ONE}), text_location(TEXT), b"so good")
     for cipher in (Cipher(), Cipher({"two": TWO})):
         with pytest.raises(Unreadable, match="under the key one, which VALENCE_TEXT_KEYS doesn't give"):
-            cipher.open(of_text(TEXT), value)
+            cipher.open(text_location(TEXT), value)
     with pytest.raises(Unreadable, match="changed"):
-        Cipher({"one": TWO}).open(of_text(TEXT), value)
+        Cipher({"one": TWO}).open(text_location(TEXT), value)
 
 
 def test_a_refused_answer_is_named_without_what_the_client_called_it() -> None:
     cipher = Cipher({"one": ONE})
     with pytest.raises(Unreadable) as refused:
-        cipher.open(of_answer(TEXT, "/v1/predict", "a secret"), sealed(cipher, "elsewhere", b"x"))
+        cipher.open(answer_location(TEXT, "/v1/predict", "a secret"), sealed(cipher, "elsewhere", b"x"))
     assert str(TEXT) in str(refused.value)
     assert "secret" not in str(refused.value)
 
 
 def test_a_fresh_key_is_what_the_setting_takes() -> None:
-    made = {fresh_key("2026-11-25") for _ in range(3)}
+    made = {generate_text_key("2026-11-25") for _ in range(3)}
     assert len(made) == 3
     for key in made:
-        assert Cipher.parse(key).sealing == "2026-11-25"
+        assert Cipher.parse(key).sealing_key == "2026-11-25"
     with pytest.raises(BadTextKeys, match="letters, digits"):
-        fresh_key("a:b")
+        generate_text_key("a:b")
     with pytest.raises(BadTextKeys, match="plain"):
-        fresh_key("plain")
+        generate_text_key("plain")
 
 
 @pytest.mark.parametrize(

@@ -40,16 +40,16 @@ def test_a_clock_that_steps_back_never_makes_smaller_ids() -> None:
 
 def test_a_clock_before_the_first_partition_is_lifted_to_it() -> None:
     clock = Uuid7Clock(lambda: 0)
-    clock.bound(NOW, NOW + timedelta(days=30))
+    clock.set_bounds(NOW, NOW + timedelta(days=30))
     assert uuid7_time(clock.next()) >= NOW.replace(microsecond=123000)
 
 
 def test_a_clock_beyond_the_last_partition_is_refused_until_there_is_one() -> None:
     clock = Uuid7Clock(lambda: nanoseconds(NOW))
-    clock.bound(NOW - timedelta(days=60), NOW)
+    clock.set_bounds(NOW - timedelta(days=60), NOW)
     with pytest.raises(ClockBeyondPartitions):
         clock.next()
-    clock.bound(NOW - timedelta(days=60), NOW + timedelta(days=30))
+    clock.set_bounds(NOW - timedelta(days=60), NOW + timedelta(days=30))
     assert abs(uuid7_time(clock.next()) - NOW) < timedelta(milliseconds=1)
 
 

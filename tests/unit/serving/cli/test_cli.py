@@ -322,8 +322,8 @@ def test_a_backup_that_is_not_there_is_one_line_and_a_time_without_zone_wrong_us
 def test_a_text_key_is_made_as_the_setting_takes_it(run: Any) -> None:
     code, out, err = run("db", "key", "--id", "spring")
     assert (code, err, out.count("\n")) == (0, "", 1)
-    assert Cipher.parse(out).sealing == "spring"
-    assert Cipher.parse(run("db", "key")[1]).sealing == f"{datetime.now(UTC):%Y-%m-%d}"
+    assert Cipher.parse(out).sealing_key == "spring"
+    assert Cipher.parse(run("db", "key")[1]).sealing_key == f"{datetime.now(UTC):%Y-%m-%d}"
     code, out, err = run("db", "key", "--id", "a,b")
     assert (code, out, err.count("\n")) == (1, "", 1)
 

@@ -46,11 +46,11 @@ async def test_the_keys_of_texts_reach_the_database_and_wrong_ones_do_not() -> N
     given = f"one:{'MTEx' * 10}MTE="
     url, key = SecretStr(DIRECT), SecretStr("ab" * 32)
     database = database_of(Settings(database_url=url, installation_key=key, text_keys=SecretStr(given)))
-    assert database.cipher.sealing == "one"
+    assert database.cipher.sealing_key == "one"
     await database.close()
     for nothing in (None, SecretStr("")):
         database = database_of(Settings(database_url=url, installation_key=key, text_keys=nothing))
-        assert not database.cipher.given
+        assert not database.cipher.has_keys
         await database.close()
     with pytest.raises(BadTextKeys, match="VALENCE_TEXT_KEYS, key 1"):
         database_of(Settings(database_url=url, installation_key=key, text_keys=SecretStr("hush")))
