@@ -20,13 +20,13 @@ from benchmarks.report import middle, ratios, report
 from benchmarks.words import BATCH, SPACE, round_of
 from db.accounts.keys import KeyRepository, NewKey
 from db.connection.engine import Database
-from db.core.cipher import Cipher, fresh_key, text_location
+from db.core.cipher import Cipher, generate_text_key, text_location
 from db.embeddings.segments import Segments
 from db.predictions.partitions import Partitions
 from db.privacy.rotation import KeyRotation
 from registry.data.held_out import HeldOut
 
-ONE, TWO = fresh_key("one"), fresh_key("two")
+ONE, TWO = generate_text_key("one"), generate_text_key("two")
 
 
 def microseconds(texts: list[bytes]) -> dict[str, float]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from db.connection.databases import ensure_beside
+from db.connection.databases import ensure_sibling
 from db.embedded.server import EmbeddedPostgres
 from registry.store.model_registry import CHAMPION, Registry
 from tests.support.clock import eventually
@@ -53,7 +53,7 @@ def test_a_version_is_measured_promoted_followed_and_rolled_back(platform: LiveP
     assert platform.valence("models", "promote", "3", "--json").returncode == 0
     eventually(lambda: champion(platform) == "3", within=2, what="version 3 answers")
     another = Registry(
-        ensure_beside(EmbeddedPostgres(platform.home).url("valence"), "_mlflow"),
+        ensure_sibling(EmbeddedPostgres(platform.home).url("valence"), "_mlflow"),
         artifact_root=platform.home / "artifacts",
     )
     another.set_alias("sentiment", CHAMPION, "1")
