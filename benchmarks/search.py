@@ -23,7 +23,7 @@ from db.connection.engine import Database
 from db.embedded.server import EmbeddedPostgres
 from db.embeddings.segments import ROWS, Segments
 from serving.accounts.authentication import parse_key_id
-from serving.core.home import installation_key
+from serving.core.home import read_installation_key
 from serving.settings import Settings
 
 Shares: TypeAlias = dict[str, list[float]]
@@ -36,7 +36,7 @@ async def fill(mine: Platform, texts: int, known: np.ndarray) -> None:
     """Stored texts with vectors around known ones, each predicted once, in segments as housekeeping indexes them."""
     holder = parse_key_id(mine.key)
     assert holder is not None
-    key = installation_key(Settings(home=mine.home))
+    key = read_installation_key(Settings(home=mine.home))
     database = Database(EmbeddedPostgres(mine.home).url("valence"), installation_key=key)
     await database.open()
     try:

@@ -13,7 +13,7 @@ import ray
 from ray import serve
 
 from benchmarks.report import middle, ratios, report
-from serving.deployments.cluster import free_port, listen_on_loopback
+from serving.deployments.cluster import find_free_port, listen_on_loopback
 
 TEXTS = 64
 DIMENSIONS = 384
@@ -87,7 +87,7 @@ def main() -> None:
         object_store_memory=100 * 2**20,
         log_to_driver=False,
     )
-    serve.start(http_options={"host": "127.0.0.1", "port": free_port()})
+    serve.start(http_options={"host": "127.0.0.1", "port": find_free_port()})
     caller = serve.run(Caller.bind(Echo.bind()), route_prefix=None)
     found: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
     for way in ways:

@@ -59,8 +59,8 @@ def secret_faults(resources: list[Resource]) -> Iterator[str]:
 
 
 def environment_faults(resources: list[Resource]) -> Iterator[str]:
-    """Compare the environment of each Ray pod with `serving.deployments.cluster.environment` for the same settings."""
-    from serving.deployments.cluster import environment
+    """Compare the environment of each Ray pod with what `build_environment` gives for the same settings."""
+    from serving.deployments.cluster import build_environment
     from serving.settings import Settings
 
     for resource in of_kind(resources, "RayService"):
@@ -72,7 +72,9 @@ def environment_faults(resources: list[Resource]) -> Iterator[str]:
                 if field.removeprefix("VALENCE_").lower() in Settings.model_fields
                 and field.startswith("VALENCE_")
             }
-            wanted = environment(Settings(**fields | {"ray_address": "auto", "home": Path("/nonexistent")}))
+            wanted = build_environment(
+                Settings(**fields | {"ray_address": "auto", "home": Path("/nonexistent")})
+            )
             for variable, value in wanted.items():
                 if variable not in found:
                     yield f"{name}: {variable} is not set"

@@ -160,7 +160,7 @@ def answer(
     """An error in the shape of the route's protocol."""
     path: str = scope["path"]
     shape, media_type = _shape_of(path)
-    Services.of(scope).metrics.failed(kind.name)
+    Services.of(scope).metrics.count_error(kind.name)
     headers = {}
     if retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(retry_after)))

@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api.dependencies import Exchange, header
 from serving.api.errors import ClientLeft, unexpected
-from serving.core.logs import REQUEST
-from serving.core.tracing import Spans, route_of
+from serving.core.logs import REQUEST_ID
+from serving.core.tracing import Spans, record_route
 from serving.monitoring.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -43,16 +43,16 @@ class Edge:
         given = header(scope, b"x-request-id")
         request_id = given if given and _REQUEST_ID.fullmatch(given) else str(uuid4())
         scope["valence.exchange"] = Exchange(request_id)
-        before = REQUEST.set(request_id)
+        before = REQUEST_ID.set(request_id)
         try:
             if self._spans is None:
                 await self._serve(scope, receive, send, request_id)
                 return
             with self._spans.request(request_id, scope["method"], header(scope, b"traceparent")) as span:
                 status = await self._serve(scope, receive, send, request_id)
-                route_of(span, scope["method"], _route(scope), status)
+                record_route(span, scope["method"], _route(scope), status)
         finally:
-            REQUEST.reset(before)
+            REQUEST_ID.reset(before)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> int:
         """Answer, count, log; the status that was answered."""
@@ -67,7 +67,7 @@ class Edge:
                 message["headers"] = [*message["headers"], stamp]
             await send(message)
 
-        self._metrics.arrived()
+        self._metrics.start_request()
         try:
             await self._app(scope, receive, stamped)
         except ClientLeft:
@@ -80,7 +80,7 @@ class Edge:
             seconds = perf_counter() - started
             route = _route(scope)
             caller = Exchange.of(scope).caller
-            self._metrics.answered(scope["method"], route, status or _LEFT, seconds)
+            self._metrics.end_request(scope["method"], route, status or _LEFT, seconds)
             (log.info if status >= 400 else log.debug)(
                 "request",
                 request_id=request_id,

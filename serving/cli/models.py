@@ -194,12 +194,12 @@ def register(
     """
     from registry.bundles.bundle import Bundle
     from registry.store.registration import enrol
-    from serving.core.connections import running_registry
+    from serving.core.connections import build_running_registry
     from serving.settings import Settings
 
     settings = Settings()
     record = enrol(
-        running_registry(settings),
+        build_running_registry(settings),
         Bundle.open(folder),
         work=settings.home / "build",
         model=model,
@@ -227,7 +227,7 @@ def import_(
 ) -> None:
     """Import a text-classification model of transformers as a version with an encoder of its own."""
     from registry.store.huggingface_import import LabelMap, import_model
-    from serving.core.connections import running_registry
+    from serving.core.connections import build_running_registry
     from serving.settings import Settings
 
     settings = Settings()
@@ -236,7 +236,7 @@ def import_(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--labels") from None
     imported = import_model(
-        running_registry(settings),
+        build_running_registry(settings),
         source,
         mapping,
         work=settings.home / "build",

@@ -30,12 +30,12 @@ def register(
 ) -> None:
     """Register the encoder that defines a space; it must pool by the mean."""
     from registry.store.registration import enrol_space
-    from serving.core.connections import running_registry
+    from serving.core.connections import build_running_registry
     from serving.settings import Settings
 
     settings = Settings()
     record = enrol_space(
-        running_registry(settings),
+        build_running_registry(settings),
         folder,
         name,
         work=settings.home / "build",

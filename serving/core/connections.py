@@ -6,7 +6,7 @@ from db.core.cipher import Cipher
 from db.embedded.server import EmbeddedPostgres
 from db.errors import DatabaseError
 from registry.store.model_registry import Registry
-from serving.core.home import installation_key
+from serving.core.home import read_installation_key
 from serving.errors import NotReady
 from serving.settings import Settings
 
@@ -15,7 +15,7 @@ DATABASE = "valence"
 REGISTRY_SUFFIX = "_mlflow"
 
 
-def database_of(settings: Settings, *, watch: ConnectionObserver | None = None) -> Database:
+def build_database(settings: Settings, *, watch: ConnectionObserver | None = None) -> Database:
     """The database that the settings name; `watch` is entered around what it does.
 
     Raises:
@@ -28,15 +28,15 @@ def database_of(settings: Settings, *, watch: ConnectionObserver | None = None) 
         settings.database_url.get_secret_value(),
         read_url=read_url.get_secret_value() if read_url else None,
         direct_url=direct_url.get_secret_value() if direct_url else None,
-        installation_key=installation_key(settings),
-        cipher=cipher_of(settings),
+        installation_key=read_installation_key(settings),
+        cipher=build_cipher(settings),
         limits=Limits(writers=settings.store_connections),
         pooler={"auto": None, "on": True, "off": False}[settings.database_pooler],
         watch=watch,
     )
 
 
-def cipher_of(settings: Settings) -> Cipher:
+def build_cipher(settings: Settings) -> Cipher:
     """What encrypts and decrypts what people wrote.
 
     Raises:
@@ -45,7 +45,7 @@ def cipher_of(settings: Settings) -> Cipher:
     return Cipher.parse(settings.text_keys.get_secret_value() if settings.text_keys else "")
 
 
-def registry_of(settings: Settings) -> Registry:
+def build_registry(settings: Settings) -> Registry:
     """The registry that the settings name.
 
     Raises:
@@ -56,7 +56,7 @@ def registry_of(settings: Settings) -> Registry:
     return Registry(settings.mlflow_tracking_uri, artifact_root=settings.home / "artifacts")
 
 
-def tracking_uri(settings: Settings) -> str:
+def find_tracking_uri(settings: Settings) -> str:
     """Where MLflow keeps the registry: what the settings name, or the database of the platform that runs here.
 
     Raises:
@@ -75,6 +75,6 @@ def tracking_uri(settings: Settings) -> str:
     return uri
 
 
-def running_registry(settings: Settings) -> Registry:
+def build_running_registry(settings: Settings) -> Registry:
     """The registry that the settings name, or that of the platform that runs here. Raises NotReady if neither is."""
-    return registry_of(settings.model_copy(update={"mlflow_tracking_uri": tracking_uri(settings)}))
+    return build_registry(settings.model_copy(update={"mlflow_tracking_uri": find_tracking_uri(settings)}))

@@ -20,7 +20,7 @@ class BadInstallationKey(ValueError):
     """The installation key can't be used; the message says what to do."""
 
 
-def installation_key(settings: Settings) -> bytes:
+def read_installation_key(settings: Settings) -> bytes:
     """The key behind text ids and tokens: from the settings, or made once and kept in the home.
 
     Raises:

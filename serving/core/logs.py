@@ -16,7 +16,7 @@ import structlog
 from structlog.types import EventDict
 
 # The request that the present task works for. A batch works for many, so its task has none.
-REQUEST: Final[ContextVar[str | None]] = ContextVar("valence_request", default=None)
+REQUEST_ID: Final[ContextVar[str | None]] = ContextVar("valence_request", default=None)
 
 
 class _Lossy:
@@ -45,7 +45,7 @@ def configure_logging(
     said = {"process": process, "pid": os.getpid()} | ({"replica": replica} if replica else {})
 
     def stamp(_logger: Any, _method: str, event: EventDict) -> EventDict:
-        if (request_id := REQUEST.get()) is not None:
+        if (request_id := REQUEST_ID.get()) is not None:
             event.setdefault("request_id", request_id)
         return {**said, **event}
 

@@ -19,7 +19,7 @@ _DELAY_MILLISECONDS = 1000
 _LINKS = 128
 
 
-class Stores(Protocol):
+class SubmissionWriter(Protocol):
     """The writer, as a span is put around it."""
 
     async def commit(self, submissions: Sequence[Submission]) -> list[Outcome]:
@@ -130,17 +130,17 @@ class Spans:
             {"db.system.name": "postgresql", "db.operation.name": name},
         )
 
-    def writer(self, stores: Stores) -> Stores:
+    def writer(self, stores: SubmissionWriter) -> SubmissionWriter:
         """The same writer, with a span around each transaction."""
-        return _TracedStores(stores, self)
+        return _TracedWriter(stores, self)
 
     def close(self) -> None:
         """Send what is left."""
         self._processor.shutdown()  # type: ignore[no-untyped-call]
 
 
-class _TracedStores:
-    def __init__(self, stores: Stores, spans: Spans) -> None:
+class _TracedWriter:
+    def __init__(self, stores: SubmissionWriter, spans: Spans) -> None:
         self._stores = stores
         self._spans = spans
 
@@ -151,7 +151,7 @@ class _TracedStores:
             return await self._stores.commit(submissions)
 
 
-def spans_of(
+def build_spans(
     endpoint: str | None, *, process: str, replica: str | None = None, share: float = 1.0
 ) -> Spans | None:
     """Spans that go to an OTLP/HTTP collector at this base address; None if there is none."""
@@ -163,7 +163,7 @@ def spans_of(
     return Spans(exporter, process=process, replica=replica, share=share)
 
 
-def route_of(span: "Span", method: str, route: str, status: int) -> None:
+def record_route(span: "Span", method: str, route: str, status: int) -> None:
     """What is known of a request once it is answered."""
     from opentelemetry.trace import StatusCode
 

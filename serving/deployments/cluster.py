@@ -14,14 +14,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from serving.deployments.haproxy.config import BIND, ROOM
+from serving.deployments.haproxy.config import BIND_VARIABLE, ROOM_VARIABLE
 from serving.settings import Settings
 
 # Off Linux Ray keeps to 127.0.0.1 unless told otherwise; this is its switch for doing so anywhere.
 _LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
-def run_folder(home: Path) -> Path:
+def make_run_folder(home: Path) -> Path:
     """A private folder for this home's sockets: short, because HAProxy takes 97 bytes, 70 of them Ray's."""
     name = hashlib.sha256(f"{os.getuid()} {home.absolute()}".encode()).hexdigest()[:8]
     folder = Path("/tmp") / f"valence-{name}"  # noqa: S108  (made 0700, owner checked below)
@@ -33,7 +33,7 @@ def run_folder(home: Path) -> Path:
     return folder
 
 
-def haproxy_wanted(settings: Settings) -> bool:
+def uses_haproxy(settings: Settings) -> bool:
     """Whether HAProxy goes in front: told so, or its binary exists."""
     if settings.haproxy != "auto":
         return settings.haproxy == "on"
@@ -44,9 +44,9 @@ def haproxy_wanted(settings: Settings) -> bool:
     return False
 
 
-def environment(settings: Settings) -> dict[str, str]:
+def build_environment(settings: Settings) -> dict[str, str]:
     """What must stand in the environment before Ray starts, on every node alike."""
-    run = run_folder(settings.home)
+    run = make_run_folder(settings.home)
     drain = f"{settings.drain_seconds:g}"
     names = {
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -67,7 +67,7 @@ def environment(settings: Settings) -> dict[str, str]:
     }
     if settings.ray_address is None:
         names |= _LOOPBACK_ONLY | {"RAY_AUTH_TOKEN_PATH": str(_token(settings.home))}
-    if haproxy_wanted(settings):
+    if uses_haproxy(settings):
         files = run / "h"
         names |= {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -84,10 +84,10 @@ def environment(settings: Settings) -> dict[str, str]:
             # Past what the ingress waits for itself: nobody waits for ever on a connection that leads nowhere.
             "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(round(settings.request_seconds) + 30),
             "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(max(1, round(settings.drain_seconds) + 1)),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(settings.stats_port or free_port()),
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(settings.haproxy_metrics_port or free_port()),
-            BIND: "127.0.0.1",
-            ROOM: str(settings.ingress_max_ongoing),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(settings.stats_port or find_free_port()),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(settings.haproxy_metrics_port or find_free_port()),
+            BIND_VARIABLE: "127.0.0.1",
+            ROOM_VARIABLE: str(settings.ingress_max_ongoing),
         }
     else:
         names["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
@@ -103,7 +103,7 @@ def start(settings: Settings) -> None:
     if settings.ray_address is not None:
         ray.init(address=settings.ray_address, log_to_driver=False)
     else:
-        folder = run_folder(settings.home) / "ray"
+        folder = make_run_folder(settings.home) / "ray"
         shutil.rmtree(folder, ignore_errors=True)
         own: dict[str, Any] = {"_temp_dir": str(folder)}
         with _core_only():
@@ -128,7 +128,7 @@ def stop(settings: Settings) -> None:
         serve.shutdown()
     ray.shutdown()
     if settings.ray_address is None:
-        shutil.rmtree(run_folder(settings.home) / "ray", ignore_errors=True)
+        shutil.rmtree(make_run_folder(settings.home) / "ray", ignore_errors=True)
 
 
 def listen_on_loopback() -> None:
@@ -166,7 +166,7 @@ def _core_only() -> Iterator[None]:
             setattr(Node, name, start)
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     """A port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -175,7 +175,7 @@ def free_port() -> int:
 
 
 def _token(home: Path) -> Path:
-    path = run_folder(home) / "ray.token"
+    path = make_run_folder(home) / "ray.token"
     if not path.exists():
         with os.fdopen(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
             file.write(secrets.token_hex(32))

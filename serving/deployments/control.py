@@ -12,7 +12,7 @@ from registry.experiments.decisions import Decision
 from registry.store.records import EncoderRecord
 from serving.control.pool import ServePool
 from serving.core.catalog import Catalog
-from serving.core.connections import database_of, registry_of
+from serving.core.connections import build_database, build_registry
 from serving.deployments.encoder import encoder_application
 from serving.deployments.options import start_logging
 from serving.errors import ServingError
@@ -42,8 +42,8 @@ class Control:
 
         settings = Settings()
         start_logging(settings, "control")
-        registry = registry_of(settings)
-        self._database = database_of(settings)
+        registry = build_registry(settings)
+        self._database = build_database(settings)
         await self._database.open()
         self._needed: list[tuple[str, str]] = []
         self._spaces = SpaceRepository(self._database)

@@ -12,8 +12,8 @@ from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import Engine
 from registry.store.records import EncoderRecord, VersionRecord
 from serving.control.pool import DEPLOYMENT
-from serving.core.connections import registry_of
-from serving.core.tracing import spans_of
+from serving.core.connections import build_registry
+from serving.core.tracing import build_spans
 from serving.deployments.options import drain_options, start_logging
 from serving.inference.encoder import Encoder
 from serving.inference.engines.factory import open_encoder
@@ -34,7 +34,7 @@ class EncoderReplica(Replica):
         replica = start_logging(settings, "encoder")
         # The threads that compute inherit it: whoever speaks to clients or to the database goes first.
         os.nice(settings.encoder_niceness)
-        registry = registry_of(settings)
+        registry = build_registry(settings)
         cache = settings.home / "cache"
         encoder = _encoder(Bundle.open(registry.fetch(record, cache)), settings)
         warm = encoder.warm_up(settings.encoder_warm_up_seconds)
@@ -54,7 +54,7 @@ class EncoderReplica(Replica):
             encoder,
             fetch,
             threads=2 * settings.batches_in_flight,
-            spans=spans_of(settings.otlp_endpoint, process="encoder", replica=replica),
+            spans=build_spans(settings.otlp_endpoint, process="encoder", replica=replica),
         )
         if not warm.complete:
             self.warm_up_when_idle()

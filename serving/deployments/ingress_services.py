@@ -38,14 +38,14 @@ from serving.analytics.service import AnalyticsService
 from serving.api.dependencies import Services, SpaceServices
 from serving.control.lifecycle import Lifecycle
 from serving.core.catalog import Catalog, short_digest
-from serving.core.connections import database_of
+from serving.core.connections import build_database
 from serving.core.executor import BackgroundExecutor
-from serving.core.home import installation_key
-from serving.core.tracing import Spans, spans_of
+from serving.core.home import read_installation_key
+from serving.core.tracing import Spans, build_spans
 from serving.errors import NotFound, NotReady
 from serving.experiments.service import ExperimentService, traffic_of
 from serving.inference.dispatcher import BatchLimits, EncoderClient
-from serving.monitoring.collectors import Platform, Process, Stored
+from serving.monitoring.collectors import PlatformCollector, ReplicaCollector, StoredStatistics
 from serving.monitoring.metrics import Metrics
 from serving.predictions.history import PredictionHistoryService
 from serving.predictions.routing import Traffic
@@ -87,13 +87,15 @@ async def services(
         NotReady: personal data is to be found, and what finds it isn't installed.
     """
     privacy = privacy_of(settings)
-    spans = spans_of(settings.otlp_endpoint, process="ingress", replica=replica, share=settings.trace_share)
-    database = database_of(settings, watch=spans.database if spans else None)
+    spans = build_spans(
+        settings.otlp_endpoint, process="ingress", replica=replica, share=settings.trace_share
+    )
+    database = build_database(settings, watch=spans.database if spans else None)
     await database.open()
-    key = installation_key(settings)
+    key = read_installation_key(settings)
     clock = Uuid7Clock()
     metrics = Metrics(replica)
-    stored = Stored()
+    stored = StoredStatistics()
     users, keys = UserRepository(database), KeyRepository(database)
     authenticator = Authenticator(
         keys,
@@ -103,13 +105,13 @@ async def services(
     )
     split = _Splits()
     writer = PredictionWriter(database, space=settings.space)
-    metrics.add(Process(pools=database.list_pools, stored=stored), of_replica=True)
-    metrics.add(
-        Platform(catalog=catalog, traffic=split.current, stored=stored, version=version("valence")),
+    metrics.add_collector(ReplicaCollector(pools=database.list_pools, stored=stored), of_replica=True)
+    metrics.add_collector(
+        PlatformCollector(catalog=catalog, traffic=split.current, stored=stored, version=version("valence")),
         of_replica=False,
     )
     service = PredictionService(
-        replicas=lambda encoder: metrics.watched(short_digest(encoder), replicas(encoder, spans)),
+        replicas=lambda encoder: metrics.count_texts(short_digest(encoder), replicas(encoder, spans)),
         writer=spans.writer(writer) if spans else writer,
         idempotency=IdempotencyRepository(database),
         users=users,
@@ -128,8 +130,8 @@ async def services(
             store_connections=settings.store_connections,
             request_seconds=settings.request_seconds,
         ),
-        meter=metrics.meter,
-        counted=metrics.stored,
+        meter=metrics.observer_of,
+        counted=metrics.count_predictions,
         privacy=privacy,
     )
     evidence = CountRepository(database)
@@ -269,18 +271,18 @@ async def _keep_faults(faults: Faults, evidence: CountRepository) -> None:
             log.warning("faults.postponed", error=str(error))
 
 
-async def _keep_census(censuses: StatisticsRepository, stored: Stored) -> None:
+async def _keep_census(censuses: StatisticsRepository, stored: StoredStatistics) -> None:
     """Count what is stored, outside the request path; how versions answer, only now and then."""
     due = 0
     while True:
         try:
             async with asyncio.timeout(_CENSUS_PATIENCE):
-                stored.took(await censuses.take())
+                stored.update(await censuses.take())
                 if due == 0:
                     stored.distributions = await censuses.distributions()
             due = (due + 1) % _DISTRIBUTIONS_EVERY
         except (DatabaseError, TimeoutError) as error:
-            stored.missed()
+            stored.clear()
             due = 0
             log.warning("census.postponed", error=str(error))
         await asyncio.sleep(_CENSUS_SECONDS)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from registry.store.records import VersionRecord
 from serving.core.catalog import Placement
-from serving.core.logs import REQUEST
+from serving.core.logs import REQUEST_ID
 from serving.inference.batcher import Batcher, BatchObserver, BatchResult
 
 # A request of more texts is bulk: it yields to smaller ones, which wait for none of it.
@@ -116,7 +116,7 @@ class Dispatcher:
     async def _joined(
         self, texts: Sequence[str], record: VersionRecord | None, place: Placement, *, bulk: bool
     ) -> BatchResult[Inference]:
-        request_id = REQUEST.get()
+        request_id = REQUEST_ID.get()
         asks = [InferenceItem(text=text, record=record, request_id=request_id) for text in texts]
         if place.scorer == place.embedder:
             return await self._door(place.scorer, bulk=bulk).submit(asks)

@@ -298,7 +298,7 @@ class EvaluationWorker:
 
 async def run(evaluation_id: int) -> int:
     """Works on a claimed evaluation: 0 with a report, else not."""
-    from serving.core.connections import database_of, registry_of
+    from serving.core.connections import build_database, build_registry
     from serving.core.logs import configure_logging
     from serving.settings import Settings
 
@@ -311,8 +311,8 @@ async def run(evaluation_id: int) -> int:
         engine=engine,
         share=settings.evaluation_share,
     )
-    registry, cache = registry_of(settings), settings.home / "cache"
-    database = database_of(settings)
+    registry, cache = build_registry(settings), settings.home / "cache"
+    database = build_database(settings)
     await database.open()
     try:
         records = EvaluationRepository(database)

@@ -1,7 +1,7 @@
 """What stands rather than happens: versions, replicas, pools, what is stored. Read when somebody looks.
 
-`Platform` says the same at every ingress replica, so that the largest of several is the truth; `Process` is one
-replica's own. Knows no SQL: the census is taken by a chore and read here as it was last.
+`PlatformCollector` says the same at every ingress replica, so that the largest of several is the truth;
+`ReplicaCollector` is one replica's own. Knows no SQL: the census is taken by a chore and read here as it was last.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from serving.core.catalog import Catalog
 from serving.predictions.routing import Traffic
 
 
-class Stored:
+class StoredStatistics:
     """The last census and the last distributions, and whether the database answered."""
 
     def __init__(self) -> None:
@@ -24,18 +24,18 @@ class Stored:
         self.census = Statistics()
         self.distributions = Distributions()
 
-    def took(self, census: Statistics) -> None:
+    def update(self, census: Statistics) -> None:
         """A census was taken."""
         self.census, self.up = census, True
 
-    def missed(self) -> None:
+    def clear(self) -> None:
         """The database did not answer: what was known of it is of the past, and no longer told."""
         self.up = False
         self.census = Statistics()
         self.distributions = Distributions()
 
 
-class Platform(Collector):
+class PlatformCollector(Collector):
     """The whole platform's figures, the same at every ingress replica."""
 
     def __init__(
@@ -43,7 +43,7 @@ class Platform(Collector):
         *,
         catalog: Callable[[], Catalog],
         traffic: Callable[[], Traffic],
-        stored: Stored,
+        stored: StoredStatistics,
         version: str,
     ) -> None:
         self._catalog = catalog
@@ -61,10 +61,10 @@ class Platform(Collector):
         yield from _distributions(self._stored.distributions)
 
 
-class Process(Collector):
+class ReplicaCollector(Collector):
     """One ingress process's own figures."""
 
-    def __init__(self, *, pools: Callable[[], Sequence[PoolState]], stored: Stored) -> None:
+    def __init__(self, *, pools: Callable[[], Sequence[PoolState]], stored: StoredStatistics) -> None:
         self._pools = pools
         self._stored = stored
 
@@ -159,12 +159,12 @@ def _distributions(found: Distributions) -> Iterator[Metric]:
         for label, count in recent.labels.items():
             share.add_metric((*version, label), count / recent.total)
         confidence.add_metric(version, recent.confidence)
-        for of, index in drifted(found.reference.get(version, AnswerDistribution()), recent).items():
+        for of, index in measure_drift(found.reference.get(version, AnswerDistribution()), recent).items():
             drift.add_metric((*version, of), index)
     yield from (share, confidence, drift)
 
 
-def drifted(reference: AnswerDistribution, recent: AnswerDistribution) -> Mapping[str, float]:
+def measure_drift(reference: AnswerDistribution, recent: AnswerDistribution) -> Mapping[str, float]:
     """How far the recent answers lie from those of reference, by label and by confidence, where that can be said."""
     labels = sorted(reference.labels.keys() | recent.labels.keys())
     indices = {

@@ -23,7 +23,7 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
-class DoorMeter:
+class BatchMetrics:
     """Counts one door's batches and what waits before it."""
 
     def __init__(self, sizes: Histogram, seconds: Histogram, waits: Gauge) -> None:
@@ -55,7 +55,7 @@ class Metrics(Collector):
     def __init__(self, replica: str | None = None) -> None:
         self._replica = replica
         self._registry = registry = CollectorRegistry()
-        self._standing: list[Collector] = []
+        self._collectors: list[Collector] = []
         self._requests = Counter(
             "valence_http_requests", "Answered requests.", ("method", "route", "status"), registry=registry
         )
@@ -110,54 +110,56 @@ class Metrics(Collector):
             self._stage_seconds.labels(stage) for stage in ("queue", "infer", "store")
         )
 
-    def meter(self, door: str) -> DoorMeter:
+    def observer_of(self, door: str) -> BatchMetrics:
         """The meter of the door with this name."""
-        return DoorMeter(
+        return BatchMetrics(
             self._batch_sizes.labels(door), self._batch_seconds.labels(door), self._waiting.labels(door)
         )
 
-    def arrived(self) -> None:
+    def start_request(self) -> None:
         """A request is held from now on."""
         self._in_flight.inc()
 
-    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+    def end_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """A request has left."""
         self._in_flight.dec()
         self._requests.labels(method if method in _METHODS else "other", route, status).inc()
         self._request_seconds.labels(route).observe(seconds)
 
-    def failed(self, kind: str) -> None:
+    def count_error(self, kind: str) -> None:
         """A request was answered with an error of this kind."""
         self._errors.labels(kind).inc()
 
-    def stored(self, predictions: Iterable[NewPrediction]) -> None:
+    def count_predictions(self, predictions: Iterable[NewPrediction]) -> None:
         """Predictions of one request are stored."""
         tally = Tally((each.model, each.version, each.arm, each.label) for each in predictions)
         for labels, count in tally.items():
             self._predictions.labels(*labels).inc(count)
 
-    def timed(self, timing: Timing) -> None:
+    def observe_timing(self, timing: Timing) -> None:
         """A request for predictions is answered."""
         self._queue.observe(timing.queue_ms / 1e3)
         self._infer.observe(timing.infer_ms / 1e3)
         self._store.observe(timing.store_ms / 1e3)
 
-    def watched(self, name: str, encoders: EncoderClient) -> EncoderClient:
+    def count_texts(self, name: str, encoders: EncoderClient) -> EncoderClient:
         """The same replicas, and what they read is counted under this name."""
-        return _Watched(encoders, name, self._texts.labels(name), self._tokens.labels(name), self._faults)
+        return _CountedEncoders(
+            encoders, name, self._texts.labels(name), self._tokens.labels(name), self._faults
+        )
 
-    def judged(self, *, is_correct: bool) -> None:
+    def count_feedback(self, *, is_correct: bool) -> None:
         """A judgement is stored."""
         self._feedback.labels("true" if is_correct else "false").inc()
 
-    def add(self, standing: Collector, *, of_replica: bool) -> None:
+    def add_collector(self, collector: Collector, *, of_replica: bool) -> None:
         """Tell what stands, too; `of_replica` if it belongs to this process and not to the whole platform."""
         if of_replica:
-            self._registry.register(standing)
+            self._registry.register(collector)
         else:
-            self._standing.append(standing)
+            self._collectors.append(collector)
 
-    def exposition(self) -> bytes:
+    def render(self) -> bytes:
         """Everything, in Prometheus' text format."""
         return generate_latest(self)
 
@@ -170,11 +172,11 @@ class Metrics(Collector):
                     for sample in metric.samples
                 ]
             yield metric
-        for collector in self._standing:
-            yield from collector.collect()
+        for each in self._collectors:
+            yield from each.collect()
 
 
-class _Watched:
+class _CountedEncoders:
     """Encoders whose answers are counted, a batch at a time."""
 
     def __init__(

@@ -20,10 +20,10 @@ from db.embedded.server import EmbeddedPostgres
 from db.errors import AlreadyOwned, BackupError, BackupTooNew, NotEmpty
 from db.schema import versions
 from serving.core.connections import DATABASE, REGISTRY_SUFFIX
-from serving.core.home import INSTALLATION_KEY, RESTORE_MARK, installation_key, write_secret
+from serving.core.home import INSTALLATION_KEY, RESTORE_MARK, read_installation_key, write_secret
 from serving.errors import Conflict, Invalid
 from serving.settings import Settings
-from serving.standalone.state import Record
+from serving.standalone.state import PlatformState
 
 SUFFIX: Final = ".backup"
 _DATABASE, _REGISTRY, _ARTIFACTS = "database.dump", "registry.dump", "artifacts"
@@ -211,7 +211,7 @@ def _require_database(settings: Settings) -> None:
 
 
 def _require_empty(home: Path) -> None:
-    if Record(home).owned():
+    if PlatformState(home).is_owned():
         raise NotEmpty(f"a platform runs in {home}: choose an empty home")
     there = sorted(path.name for path in home.iterdir() if path.name != "logs") if home.exists() else []
     if RESTORE_MARK in there:
@@ -236,7 +236,7 @@ def _require_usable(settings: Settings, found: Backup, until: datetime | None) -
 def _same_key(settings: Settings, found: Backup) -> str:
     """The backup's installation key, in hex."""
     key = found.text(INSTALLATION_KEY)
-    if settings.installation_key is not None and installation_key(settings) != bytes.fromhex(key):
+    if settings.installation_key is not None and read_installation_key(settings) != bytes.fromhex(key):
         raise Conflict(
             "VALENCE_INSTALLATION_KEY isn't the key of the backup, whose texts couldn't be met again: unset it"
         )
@@ -252,7 +252,7 @@ def _revision(url: str) -> str:
 
 def _key(settings: Settings, url: str) -> str:
     """The installation key, in hex."""
-    key = installation_key(settings)
+    key = read_installation_key(settings)
     filled = dump.read_key_fingerprint(url)
     if filled is not None and filled != fingerprint(key):
         raise Conflict("the database was filled under another installation key than this home's")

@@ -8,7 +8,7 @@ from db.connection.engine import Database
 from db.core.cipher import Cipher
 from db.errors import Unreadable
 from db.privacy.rotation import KeyRotation, RotationResult
-from serving.core.connections import cipher_of
+from serving.core.connections import build_cipher
 from serving.errors import Invalid
 from serving.settings import Settings
 
@@ -20,7 +20,7 @@ def encrypt(settings: Settings, url: str, say: Callable[[str], None]) -> dict[st
         Invalid: the settings name no key.
         DatabaseError: the database can't be used, or holds what none of the keys opens; the rest is done then.
     """
-    cipher = cipher_of(settings)
+    cipher = build_cipher(settings)
     if not cipher.has_keys:
         raise Invalid("VALENCE_TEXT_KEYS is not set: `valence db key` makes a key for it")
     done = asyncio.run(_rotated(url, cipher, say))

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from db.connection.databases import require_reachable
-from serving.core.connections import tracking_uri
+from serving.core.connections import find_tracking_uri
 from serving.core.subprocesses import end_with_parent
 from serving.errors import Invalid
 from serving.settings import Settings
@@ -146,7 +146,7 @@ def serve(
         Invalid: what is named is no database.
         LaunchFailed: the port is taken, or the server doesn't come up or ends by itself.
     """
-    store = tracking_uri(settings)
+    store = find_tracking_uri(settings)
     scheme = urlsplit(store).scheme.split("+")[0]
     if scheme in ("http", "https"):
         raise Invalid(f"MLFLOW_TRACKING_URI names a server that runs already: open {store}")

@@ -287,19 +287,19 @@ def _embedded(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.float32]:
 
 async def run() -> None:
     """Works by the settings."""
-    from serving.core.connections import database_of, registry_of
+    from serving.core.connections import build_database, build_registry
     from serving.core.logs import configure_logging
     from serving.settings import Settings
 
     settings = Settings()
     configure_logging(settings.log_level, process="reembedding", file=settings.log_file)
     encoders = SpaceEncoders(
-        registry_of(settings),
+        build_registry(settings),
         cache=settings.home / "cache",
         engine=None if settings.engine in ("auto", "torch") else Engine(settings.engine),
         share=settings.reembedding_share,
     )
-    database = database_of(settings)
+    database = build_database(settings)
     await database.open()
     try:
         log.info("reembedding.begun")

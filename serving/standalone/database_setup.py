@@ -13,20 +13,20 @@ from db.embeddings.spaces import SpaceRepository
 from db.predictions.partitions import Partitions
 from serving.accounts.authentication import digest, generate_key, parse_key_id
 from serving.core.caller import Role
-from serving.core.connections import database_of
+from serving.core.connections import build_database
 from serving.core.home import admin_key_path, write_secret
 from serving.core.logs import configure_logging
 from serving.settings import Settings
 
 
-async def furnish(settings: Settings) -> None:
+async def set_up_database(settings: Settings) -> None:
     """Put in what is missing.
 
     Raises:
         DatabaseError: the database can't be reached or used.
         ValueError: the admin key's file holds no key.
     """
-    database = database_of(settings)
+    database = build_database(settings)
     await database.open()
     try:
         await Partitions(database).ensure(datetime.now(UTC))
@@ -57,7 +57,7 @@ def main() -> None:
     """Furnish the database that the settings name."""
     settings = Settings()
     configure_logging(settings.log_level, process="furnish", file=settings.log_file)
-    asyncio.run(furnish(settings))
+    asyncio.run(set_up_database(settings))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import httpx
 
 from serving.core.home import RESTORE_MARK, admin_key_path
 from serving.settings import Settings
-from serving.standalone.state import Record
+from serving.standalone.state import PlatformState
 
 Say = Callable[[str], None]
 
@@ -38,10 +38,10 @@ def up(settings: Settings, *, foreground: bool = False, say: Say = print) -> dic
         LaunchFailed: the port is taken, or a part does not come up.
     """
     settings = settings.model_copy(update={"home": settings.home.absolute()})
-    record = Record(settings.home)
+    record = PlatformState(settings.home)
     if (settings.home / RESTORE_MARK).exists():
         raise LaunchFailed(f"a restore into {settings.home} was cut off: remove it and restore again")
-    was_up = record.owned()
+    was_up = record.is_owned()
     if not was_up:
         require_free_port(settings.host, settings.port, otherwise="set VALENCE_PORT")
         if foreground:
@@ -66,13 +66,13 @@ def down(settings: Settings, *, say: Say = print) -> bool:
         LaunchFailed: it does not end in time.
     """
     home = settings.home.absolute()
-    record = Record(home)
+    record = PlatformState(home)
     pid = record.read().get("pid")
-    if not record.owned() or not isinstance(pid, int):
+    if not record.is_owned() or not isinstance(pid, int):
         return False
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + _DOWN_SECONDS
-    while record.owned():
+    while record.is_owned():
         if time.monotonic() > deadline:
             raise LaunchFailed(f"process {pid} does not end: see {home / 'logs'}")
         time.sleep(0.1)
@@ -83,8 +83,8 @@ def down(settings: Settings, *, say: Say = print) -> bool:
 def status(settings: Settings) -> dict[str, Any]:
     """Whether the platform of this home is up, what it is at, and what it lacks."""
     home = settings.home.absolute()
-    record = Record(home)
-    owned = record.owned()
+    record = PlatformState(home)
+    owned = record.is_owned()
     found = record.read() if owned else {}
     with httpx.Client(timeout=5) as client:
         health = _health(settings, client) if owned else None
@@ -118,7 +118,7 @@ def _become(settings: Settings) -> None:
     sys.exit(Supervisor(settings).run())
 
 
-def _spawn(settings: Settings, record: Record) -> None:
+def _spawn(settings: Settings, record: PlatformState) -> None:
     logs = settings.home / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     settings.home.chmod(0o755)
@@ -131,18 +131,18 @@ def _spawn(settings: Settings, record: Record) -> None:
             start_new_session=True,
             env=os.environ | {"VALENCE_HOME": str(settings.home), "VALENCE_PORT": str(settings.port)},
         )
-    while not record.owned() or record.read().get("pid") != process.pid:
+    while not record.is_owned() or record.read().get("pid") != process.pid:
         if process.poll() is not None:
             _fail(settings, record)
         time.sleep(0.05)
 
 
-def _wait_until_ready(settings: Settings, record: Record, say: Say) -> float:
+def _wait_until_ready(settings: Settings, record: PlatformState, say: Say) -> float:
     started = time.monotonic()
     shown = ""
     with httpx.Client(timeout=5) as client:
         while (health := _health(settings, client)) is None or health.status_code != httpx.codes.OK:
-            if not record.owned():
+            if not record.is_owned():
                 _fail(settings, record)
             phase = str(record.read().get("phase", ""))
             if phase != shown:
@@ -154,7 +154,7 @@ def _wait_until_ready(settings: Settings, record: Record, say: Say) -> float:
     return time.monotonic() - started
 
 
-def _fail(settings: Settings, record: Record) -> None:
+def _fail(settings: Settings, record: PlatformState) -> None:
     error = record.read().get("error") or "the supervisor ended"
     raise LaunchFailed(f"{error}; see {settings.home / 'logs' / 'platform.log'}")
 

@@ -31,12 +31,12 @@ _RAY_CORE = ("gcs_server", "raylet")
 _LATER_NICENESS = 19
 
 
-def models(settings: Settings) -> None:
+def register_models(settings: Settings) -> None:
     """Register the first versions, unless they are, and note the champion's encoder as soon as there is one."""
     from registry.store.builtin_versions import bootstrap
-    from serving.core.connections import registry_of
+    from serving.core.connections import build_registry
 
-    registry = registry_of(settings)
+    registry = build_registry(settings)
 
     def answering() -> None:
         note = encoder_note(settings)
@@ -60,7 +60,7 @@ def encoder_note(settings: Settings) -> Path:
     return settings.home / "build" / f"{settings.space}.json"
 
 
-def serve(settings: Settings, ended: threading.Event, *, note: Path | None) -> int:
+def run_serve(settings: Settings, ended: threading.Event, *, note: Path | None) -> int:
     """Run Ray and the application until told to end (0) or until a process of Ray dies (1).
 
     `note` is where an encoder is noted, or will be; None asks the registry.
@@ -118,9 +118,9 @@ def _encoder(settings: Settings, ended: threading.Event, note: Path | None) -> E
             return EncoderRecord(**json.loads(note.read_text()))
         if ended.wait(0.1):
             return None
-    from serving.core.connections import registry_of
+    from serving.core.connections import build_registry
 
-    registry = registry_of(settings)
+    registry = build_registry(settings)
     while not ended.is_set():
         try:
             return _first_encoder(registry, settings)
@@ -152,10 +152,10 @@ def main() -> int:
     configure_logging(settings.log_level, process="stage", file=settings.log_file)
     match sys.argv[1:]:
         case ["models"]:
-            models(settings)
+            register_models(settings)
             return 0
         case ["serve", *notes]:
-            return serve(settings, threading.Event(), note=Path(notes[0]) if notes else None)
+            return run_serve(settings, threading.Event(), note=Path(notes[0]) if notes else None)
         case _:
             raise SystemExit("python -m serving.standalone.processes models | serve [NOTE]")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO
 
 
-class Record:
+class PlatformState:
     """What runs for a home: a file that its supervisor writes, and a lock that it holds while it lives."""
 
     def __init__(self, home: Path) -> None:
@@ -15,7 +15,7 @@ class Record:
         self._lock_file = home / "platform.lock"
         self._lock: IO[str] | None = None
 
-    def own(self) -> bool:
+    def acquire(self) -> bool:
         """Become this home's supervisor; False if another one lives. The kernel frees the lock at any death."""
         self._lock_file.parent.mkdir(parents=True, exist_ok=True)
         lock = self._lock_file.open("a")
@@ -33,7 +33,7 @@ class Record:
             self._lock.close()
             self._lock = None
 
-    def owned(self) -> bool:
+    def is_owned(self) -> bool:
         """Whether a supervisor lives."""
         if not self._lock_file.exists():
             return False

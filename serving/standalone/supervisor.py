@@ -24,11 +24,11 @@ from db.errors import DatabaseError
 from db.schema import versions
 from serving.core.connections import DATABASE, REGISTRY_SUFFIX
 from serving.core.logs import configure_logging
-from serving.deployments.cluster import environment
+from serving.deployments.cluster import build_environment
 from serving.settings import Settings
-from serving.standalone.database_setup import furnish
+from serving.standalone.database_setup import set_up_database
 from serving.standalone.processes import encoder_note
-from serving.standalone.state import Record
+from serving.standalone.state import PlatformState
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +37,7 @@ _LATER_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE, _STEADY_SECONDS = 0.5, 30.0, 60.0
 
 
-class Child:
+class ChildProcess:
     """A process that is started again when it ends, after a pause that doubles while it keeps ending."""
 
     def __init__(self, arguments: list[str], names: Mapping[str, str], *, delay: float = 0) -> None:
@@ -86,32 +86,34 @@ class Supervisor:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._record = Record(settings.home)
+        self._record = PlatformState(settings.home)
         self._ending = False
         self._server: EmbeddedPostgres | None = None
 
     def run(self) -> int:
         """Bring everything up and keep it up; 0 after a signal, 1 if it can't be brought up."""
-        if not self._record.own():
+        if not self._record.acquire():
             sys.stderr.write(f"valence: another platform runs in {self._settings.home}\n")
             return 1
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
         log.info("supervisor.started", home=str(self._settings.home))
-        stage: Child | None = None
-        models: Child | None = None
+        stage: ChildProcess | None = None
+        models: ChildProcess | None = None
         try:
             self._record.write("starting the database and Ray")
             names = self._names()
             # Ray takes longer than the database, and asks for it last.
             note = self._note()
             known = note is not None and note.exists()
-            stage = Child(["serving.standalone.processes", "serve", *([str(note)] if note else [])], names)
+            stage = ChildProcess(
+                ["serving.standalone.processes", "serve", *([str(note)] if note else [])], names
+            )
             stage.look()
             self._prepare(names)
             self._record.write("starting the models")
             # Once they were registered, making sure of it can wait until the platform answers.
-            models = Child(
+            models = ChildProcess(
                 ["serving.standalone.processes", "models"], names, delay=_LATER_SECONDS if known else 0
             )
             self._watch(models, stage)
@@ -129,7 +131,7 @@ class Supervisor:
             self._record.release()
         return 0
 
-    def _watch(self, models: Child, stage: Child) -> None:
+    def _watch(self, models: ChildProcess, stage: ChildProcess) -> None:
         models_done = False
         while not self._ending:
             if not models_done and (status := models.look()) is not None:
@@ -147,7 +149,7 @@ class Supervisor:
     def _names(self) -> dict[str, str]:
         """The environment of the other processes; makes the database's files, but starts nothing."""
         settings = self._settings
-        names = dict(os.environ) | environment(settings)
+        names = dict(os.environ) | build_environment(settings)
         names["VALENCE_HOME"] = str(settings.home)
         if settings.log_file is None:
             # Where the supervisor's own lines are, unless it was started in the foreground.
@@ -177,7 +179,7 @@ class Supervisor:
             ensure_sibling(direct, REGISTRY_SUFFIX)
         versions.upgrade(direct)
         database = {"database_url": SecretStr(names["DATABASE_URL"])}
-        asyncio.run(furnish(self._settings.model_copy(update=database)))
+        asyncio.run(set_up_database(self._settings.model_copy(update=database)))
 
     def _note(self) -> Path | None:
         """Where the champion's encoder is noted, or will be, if nobody else can have moved the registry on."""

@@ -47,8 +47,7 @@ from serving.experiments.service import ExperimentService
 from serving.inference.dispatcher import BatchLimits
 from serving.models.evaluation_queue import EvaluationQueue
 from serving.models.promotion import PromotionService
-from serving.monitoring.collectors import Platform as PlatformCollector
-from serving.monitoring.collectors import Stored
+from serving.monitoring.collectors import PlatformCollector, StoredStatistics
 from serving.monitoring.metrics import Metrics
 from serving.predictions.history import PredictionHistoryService
 from serving.predictions.routing import Split, Traffic
@@ -183,7 +182,7 @@ def _platform(
         records["keys"], installation_key=KEY, now=clock.now, monotonic=clock.monotonic
     )
     service = PredictionService(
-        replicas=lambda digest: metrics.watched(digest[:16], encoders),
+        replicas=lambda digest: metrics.count_texts(digest[:16], encoders),
         writer=records["writer"],
         idempotency=records["idempotency"],
         users=records["users"],
@@ -194,12 +193,12 @@ def _platform(
         text_ids=TextIds(KEY),
         default_model=MODEL,
         bounds=bounds,
-        meter=metrics.meter,
-        counted=metrics.stored,
+        meter=metrics.observer_of,
+        counted=metrics.count_predictions,
         privacy=privacy,
     )
-    metrics.add(
-        PlatformCollector(catalog=catalog, traffic=traffic.current, stored=Stored(), version="0"),
+    metrics.add_collector(
+        PlatformCollector(catalog=catalog, traffic=traffic.current, stored=StoredStatistics(), version="0"),
         of_replica=False,
     )
 
@@ -233,7 +232,7 @@ def _platform(
         label_suggestions=LabelSuggestionService(
             predictions=records["predictions"],
             truths=records["truths"],
-            search=searching,
+            searching=searching,
             catalog=catalog,
         ),
         analytics=AnalyticsService(

@@ -16,7 +16,7 @@ import psutil
 from registry.encoders.export import build_encoder
 from registry.encoders.sources import default_source, joint_source
 from registry.store.builtin_versions import builtin
-from serving.deployments.cluster import free_port
+from serving.deployments.cluster import find_free_port
 from tests.support.clock import eventually
 
 _FAST = {
@@ -177,7 +177,7 @@ def unstarted_platform(
     # Not pytest's own folder: of mode 700, it would keep the database's user out.
     with tempfile.TemporaryDirectory(prefix="valence-live-", dir=within) as folder:
         Path(folder).chmod(0o755)
-        platform = LivePlatform(home=Path(folder) / "home", port=free_port(), settings=settings)
+        platform = LivePlatform(home=Path(folder) / "home", port=find_free_port(), settings=settings)
         if not fresh:
             with_encoders(platform.home)
         try:

@@ -23,7 +23,7 @@ import yaml
 
 from k8s.rendered import Resource, of_kind, settings_of
 from serving.accounts.authentication import generate_key
-from serving.deployments.cluster import free_port
+from serving.deployments.cluster import find_free_port
 from tests.support.clock import eventually
 from tests.support.live import with_encoders
 
@@ -45,9 +45,9 @@ class Nodes:
     folder: Path
     outside: Mapping[str, str]
     changed: Mapping[str, str] = field(default_factory=dict)
-    port: int = field(default_factory=free_port)
-    dashboard: int = field(default_factory=free_port)
-    gcs: int = field(default_factory=free_port)
+    port: int = field(default_factory=find_free_port)
+    dashboard: int = field(default_factory=find_free_port)
+    gcs: int = field(default_factory=find_free_port)
     token: str = field(default_factory=lambda: secrets.token_hex(32))
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     workers: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -81,8 +81,8 @@ class Nodes:
         }
         own |= {
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(_TOOLS / "valence-haproxy"),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(find_free_port()),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(find_free_port()),
             "VALENCE_HAPROXY_BIND": "127.0.0.1",
             "VALENCE_HOST": "127.0.0.1",
             "VALENCE_HOME": str(place),
@@ -228,7 +228,7 @@ class Nodes:
                 subprocess.Popen(
                     [
                         *(sys.executable, "-c", _RAY, "start", "--block", "--node-ip-address=127.0.0.1"),
-                        *(*given, *arguments, f"--dashboard-agent-listen-port={free_port()}"),
+                        *(*given, *arguments, f"--dashboard-agent-listen-port={find_free_port()}"),
                     ],
                     env=self.environment(container, name),
                     cwd=self.folder,

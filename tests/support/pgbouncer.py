@@ -15,7 +15,7 @@ import psycopg
 
 from db.embedded.account import Account
 from db.embedded.server import EmbeddedPostgres
-from serving.deployments.cluster import free_port
+from serving.deployments.cluster import find_free_port
 from tests.support.clock import eventually
 from tests.support.tools import required_tool
 
@@ -46,7 +46,7 @@ def pgbouncer(
     """
     program = required_tool("pgbouncer")
     account = Account.current()
-    port = free_port()
+    port = find_free_port()
     with tempfile.TemporaryDirectory(prefix="valence-pgbouncer-") as folder:
         where = Path(folder)
         users = "".join(f'"{name}" "{password}"\n' for name, password in passwords.items())

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from serving.deployments.cluster import free_port
+from serving.deployments.cluster import find_free_port
 from tests.support.clock import eventually
 from tests.support.tools import required_tool
 
@@ -88,7 +88,7 @@ def scraping(port: int, folder: Path, rules: Path) -> Iterator[Prometheus]:
     tool = required_tool("prometheus")
     config = folder / "prometheus.yml"
     config.write_text(_CONFIG.format(port=port, rules=rules))
-    own = free_port()
+    own = find_free_port()
     with (folder / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(
             [

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import httpx
 
-from serving.deployments.cluster import free_port
+from serving.deployments.cluster import find_free_port
 from tests.support.clock import eventually
 
 
 @contextmanager
 def tracking_server() -> Iterator[str]:
     """The URL of a server over files of its own; gone with them afterwards."""
-    port = free_port()
+    port = find_free_port()
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory(prefix="valence-mlflow-") as folder:
         where = Path(folder)

@@ -38,6 +38,6 @@ async def feedback(request: Request) -> Response:
         given, caller_of(request), lambda judgement: serializers.encode(serializers.judgement(judgement))
     )
     if not answer.replayed:
-        services.metrics.judged(is_correct=body.is_correct)
+        services.metrics.count_feedback(is_correct=body.is_correct)
     headers = {"Idempotency-Replayed": "true"} if answer.replayed else None
     return Response(answer.body, answer.status, headers, "application/json")

@@ -21,7 +21,7 @@ def router(*, is_open: bool) -> APIRouter:
 
     async def metrics(request: Request) -> Response:
         """Metrics in Prometheus' format."""
-        content = services_of(request).metrics.exposition()
+        content = services_of(request).metrics.render()
         return Response(content, headers={"Content-Type": CONTENT_TYPE})
 
     made.get(

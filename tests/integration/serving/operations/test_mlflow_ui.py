@@ -18,7 +18,7 @@ from db.connection.databases import ensure_sibling
 from registry.store.builtin_versions import builtin
 from registry.store.model_registry import CHAMPION, MODEL, Registry
 from serving.core.connections import DATABASE, REGISTRY_SUFFIX
-from serving.deployments.cluster import free_port
+from serving.deployments.cluster import find_free_port
 from serving.errors import Invalid
 from serving.operations.mlflow_ui import TrackingServer
 from tests.support.clock import eventually
@@ -77,7 +77,7 @@ def ended(process: subprocess.Popen[str], number: int) -> None:
 def test_runs_versions_aliases_and_artifacts_are_seen_through_it(
     server: TestServer, registry: Registry
 ) -> None:
-    port = free_port()
+    port = find_free_port()
     with running(server.server.home, port) as process:
         url = f"http://127.0.0.1:{port}"
         client = MlflowClient(tracking_uri=url, registry_uri=url)
@@ -117,7 +117,7 @@ def test_runs_versions_aliases_and_artifacts_are_seen_through_it(
 def test_it_ends_on_sigterm_and_a_taken_port_is_said_in_one_line(
     server: TestServer, registry: Registry
 ) -> None:
-    port = free_port()
+    port = find_free_port()
     with running(server.server.home, port) as process:
         second = valence(server.server.home, "mlflow", "--port", str(port))
         _, err = second.communicate(timeout=60)
@@ -132,7 +132,7 @@ def test_it_ends_on_sigterm_and_a_taken_port_is_said_in_one_line(
 
 
 def test_its_workers_end_when_it_is_killed(server: TestServer, registry: Registry) -> None:
-    with running(server.server.home, free_port()) as process:
+    with running(server.server.home, find_free_port()) as process:
         family = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()

@@ -4,7 +4,7 @@ import pytest
 from pydantic import SecretStr
 
 from db.core.cipher import BadTextKeys
-from serving.core.connections import database_of
+from serving.core.connections import build_database
 from serving.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -35,7 +35,7 @@ async def test_every_url_reaches_the_database(said: str, known: bool | None) -> 
         database_pooler=said,
         installation_key=SecretStr("ab" * 32),
     )
-    database = database_of(settings)
+    database = build_database(settings)
     assert (database._url, database._direct_url) == (POOLED, DIRECT)
     assert database._read_url == "postgresql://reader@replica/valence"
     assert database._pooler is known
@@ -45,12 +45,12 @@ async def test_every_url_reaches_the_database(said: str, known: bool | None) -> 
 async def test_the_keys_of_texts_reach_the_database_and_wrong_ones_do_not() -> None:
     given = f"one:{'MTEx' * 10}MTE="
     url, key = SecretStr(DIRECT), SecretStr("ab" * 32)
-    database = database_of(Settings(database_url=url, installation_key=key, text_keys=SecretStr(given)))
+    database = build_database(Settings(database_url=url, installation_key=key, text_keys=SecretStr(given)))
     assert database.cipher.sealing_key == "one"
     await database.close()
     for nothing in (None, SecretStr("")):
-        database = database_of(Settings(database_url=url, installation_key=key, text_keys=nothing))
+        database = build_database(Settings(database_url=url, installation_key=key, text_keys=nothing))
         assert not database.cipher.has_keys
         await database.close()
     with pytest.raises(BadTextKeys, match="VALENCE_TEXT_KEYS, key 1"):
-        database_of(Settings(database_url=url, installation_key=key, text_keys=SecretStr("hush")))
+        build_database(Settings(database_url=url, installation_key=key, text_keys=SecretStr("hush")))

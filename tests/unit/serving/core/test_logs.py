@@ -13,7 +13,7 @@ from typing import NoReturn
 import pytest
 import structlog
 
-from serving.core.logs import REQUEST, configure_logging
+from serving.core.logs import REQUEST_ID, configure_logging
 from serving.errors import NotReady
 from serving.inference.dispatcher import InferenceItem
 from serving.inference.messages import InferenceReply, InferenceRequest
@@ -76,7 +76,7 @@ async def test_a_line_within_a_request_bears_its_id(lines: Lines) -> None:
         await client.get("/no/such/path", headers={"X-Request-Id": "lost"})
     assert answer.status_code == 201
     assert [line["request_id"] for line in lines("request")] == ["lost"]
-    assert REQUEST.get() is None
+    assert REQUEST_ID.get() is None
 
 
 class Gone:

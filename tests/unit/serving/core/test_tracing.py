@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from db.predictions.submissions import Outcome, Stored, Submission
-from serving.core.tracing import Spans, spans_of
+from serving.core.tracing import Spans, build_spans
 from serving.errors import NotReady
 from serving.inference.dispatcher import InferenceItem
 from serving.inference.messages import InferenceReply, InferenceRequest
@@ -51,8 +51,11 @@ class Calls:
 
 
 def test_without_an_endpoint_nothing_is_made_and_nothing_imported() -> None:
-    assert spans_of(None, process="test") is None
-    code = "import sys, serving.core.tracing as t; t.spans_of(None, process='x'); print('opentelemetry' in sys.modules)"
+    assert build_spans(None, process="test") is None
+    code = (
+        "import sys, serving.core.tracing as t; "
+        "t.build_spans(None, process='x'); print('opentelemetry' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -135,7 +138,7 @@ async def test_a_transaction_is_linked_with_its_requests_and_the_database_is_und
 
 def test_spans_reach_a_collector() -> None:
     with collector() as received:
-        spans = spans_of(received.url + "/", process="ingress", replica="r1")
+        spans = build_spans(received.url + "/", process="ingress", replica="r1")
         assert spans is not None
         with spans.request("a", "GET", PARENT):
             pass

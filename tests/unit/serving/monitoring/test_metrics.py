@@ -11,7 +11,7 @@ from serving.core.caller import Role
 from serving.core.catalog import Catalog
 from serving.errors import ModelNotReady, NotReady
 from serving.inference.dispatcher import Inference, InferenceItem
-from serving.monitoring.collectors import Platform, Process, Stored, drifted
+from serving.monitoring.collectors import PlatformCollector, ReplicaCollector, StoredStatistics, measure_drift
 from serving.monitoring.metrics import Metrics
 from serving.predictions.routing import Split, Traffic
 from tests.support.app import catalog, fake_platform
@@ -22,7 +22,7 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 def read(metrics: Metrics) -> Samples:
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(metrics.exposition().decode())
+        for family in text_string_to_metric_families(metrics.render().decode())
         for sample in family.samples
     }
 
@@ -31,8 +31,10 @@ def at(samples: Samples, metric: str, **labels: str) -> float:
     return samples[metric, tuple(sorted(labels.items()))]
 
 
-def standing(stored: Stored, known: Catalog | None = None, traffic: Traffic | None = None) -> Platform:
-    return Platform(
+def standing(
+    stored: StoredStatistics, known: Catalog | None = None, traffic: Traffic | None = None
+) -> PlatformCollector:
+    return PlatformCollector(
         catalog=lambda: known or catalog(),
         traffic=lambda: traffic or Traffic(),
         stored=stored,
@@ -54,11 +56,11 @@ class Some:
 
 
 def test_a_replica_is_told_apart_in_what_is_its_own_and_not_in_what_is_the_platforms() -> None:
-    metrics, stored = Metrics("r1"), Stored()
+    metrics, stored = Metrics("r1"), StoredStatistics()
     pool = PoolState(name="writers", limit=2, open=2, idle=1, waiting=3)
-    metrics.add(Process(pools=lambda: [pool], stored=stored), of_replica=True)
-    metrics.add(standing(stored), of_replica=False)
-    metrics.failed("overloaded")
+    metrics.add_collector(ReplicaCollector(pools=lambda: [pool], stored=stored), of_replica=True)
+    metrics.add_collector(standing(stored), of_replica=False)
+    metrics.count_error("overloaded")
     samples = read(metrics)
     assert at(samples, "valence_errors_total", kind="overloaded", replica="r1") == 1
     assert at(samples, "valence_database_up", replica="r1") == 0
@@ -81,17 +83,19 @@ def test_replicas_experiments_and_states_follow_catalog_and_traffic() -> None:
         shadow=True,  # type: ignore[arg-type]
     )
     known = Catalog(replicas={"e": {"running": 2, "starting": 1}})
-    metrics.add(standing(Stored(), known, Traffic(splits={"sentiment": split})), of_replica=False)
+    metrics.add_collector(
+        standing(StoredStatistics(), known, Traffic(splits={"sentiment": split})), of_replica=False
+    )
     samples = read(metrics)
     assert at(samples, "valence_encoder_replicas", encoder="e", state="running") == 2
     assert at(samples, "valence_experiment_share", model="sentiment", version="1", kind="shadow") == 0.25
 
 
 def test_what_is_stored_is_told_as_it_was_last_counted_and_not_once_the_database_is_away() -> None:
-    metrics, stored = Metrics(), Stored()
-    metrics.add(standing(stored), of_replica=False)
-    metrics.add(Process(pools=list, stored=stored), of_replica=True)
-    stored.took(
+    metrics, stored = Metrics(), StoredStatistics()
+    metrics.add_collector(standing(stored), of_replica=False)
+    metrics.add_collector(ReplicaCollector(pools=list, stored=stored), of_replica=True)
+    stored.update(
         Statistics(
             segments=[SegmentRow(space="s", state="open", segments=1, rows=40)],
             evaluations={"running": 1, "waiting": 2},
@@ -122,7 +126,7 @@ def test_what_is_stored_is_told_as_it_was_last_counted_and_not_once_the_database
     assert at(samples, "valence_drift_psi", model="sentiment", version="2", of="label") > 0.25
     assert at(samples, "valence_drift_psi", model="sentiment", version="2", of="confidence") == 0
     assert at(samples, "valence_database_up") == 1
-    stored.missed()
+    stored.clear()
     samples = read(metrics)
     assert at(samples, "valence_database_up") == 0
     assert not [
@@ -132,13 +136,13 @@ def test_what_is_stored_is_told_as_it_was_last_counted_and_not_once_the_database
 
 def test_drift_is_not_told_before_enough_was_answered() -> None:
     few = AnswerDistribution(labels={"positive": 20}, confidences=[0] * 9 + [20], confidence=0.9)
-    assert drifted(AnswerDistribution(), few) == {}
+    assert measure_drift(AnswerDistribution(), few) == {}
 
 
 @pytest.mark.anyio
 async def test_tokens_and_faults_are_counted_by_encoder() -> None:
     metrics, some = Metrics(), Some()
-    encoders = metrics.watched("e", some)
+    encoders = metrics.count_texts("e", some)
     asks = [InferenceItem(text="secret words", record=None)] * 3
     assert len(await encoders.infer(asks, bulk=False)) == 3
     some.gone = True
@@ -149,7 +153,7 @@ async def test_tokens_and_faults_are_counted_by_encoder() -> None:
     assert at(samples, "valence_texts_total", encoder="e") == 2
     assert at(samples, "valence_text_faults_total", encoder="e", kind="ModelNotReady") == 1
     assert at(samples, "valence_text_faults_total", encoder="e", kind="NotReady") == 3
-    assert "secret" not in metrics.exposition().decode()
+    assert "secret" not in metrics.render().decode()
 
 
 @pytest.mark.anyio
@@ -180,6 +184,6 @@ async def test_labels_stay_bounded_whatever_is_asked() -> None:
         few = await ask(0)
         for number in range(1, 20):
             assert await ask(number) == few
-        page = platform.services.metrics.exposition().decode()
+        page = platform.services.metrics.render().decode()
     for secret in ("id-1", "unit-1", "/path/1", "model-1", "BREW", "good"):
         assert secret not in page

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.deployments.cluster import environment, run_folder
+from serving.deployments.cluster import build_environment, make_run_folder
 from serving.settings import Settings
 
 SERVING = (
@@ -35,30 +35,30 @@ def test_a_process_imports_only_what_it_needs(modules: str, heavy: str) -> None:
 
 
 def test_a_ray_of_our_own_is_private_and_on_loopback(tmp_path: Path) -> None:
-    names = environment(Settings(home=tmp_path, haproxy="on"))
+    names = build_environment(Settings(home=tmp_path, haproxy="on"))
     assert names["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     token = Path(names["RAY_AUTH_TOKEN_PATH"])
     assert token.stat().st_mode & 0o777 == 0o600
     assert token.parent.stat().st_mode & 0o777 == 0o700
     assert names["RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"] == "1"
     for name in ("SOCKET_PATH", "METRICS_SOCKET_PATH", "SERVER_STATE_FILE", "CONFIG_FILE_LOC"):
-        assert Path(names[f"RAY_SERVE_HAPROXY_{name}"]).is_relative_to(run_folder(tmp_path))
-    assert environment(Settings(home=tmp_path, haproxy="on"))["RAY_AUTH_TOKEN_PATH"] == str(token)
+        assert Path(names[f"RAY_SERVE_HAPROXY_{name}"]).is_relative_to(make_run_folder(tmp_path))
+    assert build_environment(Settings(home=tmp_path, haproxy="on"))["RAY_AUTH_TOKEN_PATH"] == str(token)
 
 
 def test_a_cluster_that_is_there_keeps_its_own_addresses_and_token(tmp_path: Path) -> None:
-    names = environment(Settings(home=tmp_path, ray_address="auto", haproxy="off"))
+    names = build_environment(Settings(home=tmp_path, ray_address="auto", haproxy="off"))
     assert "RAY_AUTH_TOKEN_PATH" not in names
     assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in names
     assert names["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
 
 
 def test_a_run_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = run_folder(tmp_path)
+    folder = make_run_folder(tmp_path)
     folder.rmdir()
     folder.symlink_to(tmp_path)
     try:
         with pytest.raises(PermissionError, match="belongs to somebody else"):
-            run_folder(tmp_path)
+            make_run_folder(tmp_path)
     finally:
         folder.unlink()

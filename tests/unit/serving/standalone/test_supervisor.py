@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from serving.standalone import supervisor
-from serving.standalone.state import Record
-from serving.standalone.supervisor import Child
+from serving.standalone.state import PlatformState
+from serving.standalone.supervisor import ChildProcess
 
 
 class FakeProcess:
@@ -41,7 +41,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_child_comes_back_after_pauses_that_double(started: list[FakeProcess], clock: list[float]) -> None:
-    child = Child(["x"], {})
+    child = ChildProcess(["x"], {})
     for number, pause in enumerate((0.5, 1.0, 2.0, 4.0), start=1):
         assert child.look() is None
         assert len(started) == number
@@ -56,7 +56,7 @@ def test_child_comes_back_after_pauses_that_double(started: list[FakeProcess], c
 def test_pause_is_bounded_and_a_steady_run_starts_over(
     started: list[FakeProcess], clock: list[float]
 ) -> None:
-    child = Child(["x"], {})
+    child = ChildProcess(["x"], {})
     for _ in range(20):
         child.look()
         started[-1].status = 1
@@ -73,7 +73,7 @@ def test_pause_is_bounded_and_a_steady_run_starts_over(
 
 
 def test_delayed_child_waits(started: list[FakeProcess], clock: list[float]) -> None:
-    child = Child(["x"], {}, delay=60)
+    child = ChildProcess(["x"], {}, delay=60)
     child.look()
     assert not started
     clock[0] += 60
@@ -82,7 +82,7 @@ def test_delayed_child_waits(started: list[FakeProcess], clock: list[float]) -> 
 
 
 def test_child_that_does_not_end_is_ended() -> None:
-    child = Child(["http.server", "--bind", "127.0.0.1", "0"], {})
+    child = ChildProcess(["http.server", "--bind", "127.0.0.1", "0"], {})
     child.look()
     child.stop(10)
     assert child.look() is None
@@ -91,21 +91,21 @@ def test_child_that_does_not_end_is_ended() -> None:
 
 def test_one_owner_a_home(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    first, second = Record(home), Record(home)
-    assert not second.owned()
-    assert first.own()
-    assert second.owned()
-    assert not second.own()
+    first, second = PlatformState(home), PlatformState(home)
+    assert not second.is_owned()
+    assert first.acquire()
+    assert second.is_owned()
+    assert not second.acquire()
     first.write("starting", error=None)
     assert second.read()["phase"] == "starting"
     first.release()
-    assert not second.owned()
+    assert not second.is_owned()
 
 
 def test_a_killed_owner_owns_nothing(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from serving.standalone.state import Record; "
-        "r = Record(Path(sys.argv[1])); assert r.own(); print('own', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from serving.standalone.state import PlatformState; "
+        "r = PlatformState(Path(sys.argv[1])); assert r.acquire(); print('own', flush=True); sys.stdin.read()"
     )
     owner = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -113,15 +113,15 @@ def test_a_killed_owner_owns_nothing(tmp_path: Path) -> None:
     with owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == b"own\n"
-        assert Record(tmp_path).owned()
+        assert PlatformState(tmp_path).is_owned()
         owner.kill()
         owner.wait()
-    heir = Record(tmp_path)
-    assert not heir.owned()
-    assert heir.own()
+    heir = PlatformState(tmp_path)
+    assert not heir.is_owned()
+    assert heir.acquire()
     heir.release()
 
 
 def test_unreadable_record_says_nothing(tmp_path: Path) -> None:
     (tmp_path / "platform.json").write_text("{")
-    assert Record(tmp_path).read() == {}
+    assert PlatformState(tmp_path).read() == {}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
 
-from serving.deployments.haproxy.config import mended
+from serving.deployments.haproxy.config import rewrite_config
 
 CONFIG = """global
     stats socket /run/h/admin.sock mode 666 level admin expose-fd listeners
@@ -34,7 +34,7 @@ listen stats
 
 @pytest.fixture
 def config() -> str:
-    return mended(CONFIG, bind="127.0.0.1", refusal=Path("/run/h/refusal.http"), room=400)
+    return rewrite_config(CONFIG, bind="127.0.0.1", refusal=Path("/run/h/refusal.http"), room=400)
 
 
 def test_every_port_binds_where_told(config: str) -> None:
@@ -61,7 +61,7 @@ def test_predictions_beyond_the_room_of_the_replicas_are_told_429(config: str) -
 
 def test_a_configuration_that_is_not_understood_is_refused() -> None:
     with pytest.raises(ValueError, match="stats socket"):
-        mended(CONFIG.replace("mode 666", "mode 644"), bind="127.0.0.1", refusal=Path("/r"), room=1)
+        rewrite_config(CONFIG.replace("mode 666", "mode 644"), bind="127.0.0.1", refusal=Path("/r"), room=1)
 
 
 def test_the_template_of_the_installed_ray_still_has_the_lines_that_are_mended() -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.deployments.cluster import free_port
-from serving.deployments.haproxy.config import frontend
-from serving.deployments.haproxy.fallback import listeners
+from serving.deployments.cluster import find_free_port
+from serving.deployments.haproxy.config import find_frontend
+from serving.deployments.haproxy.fallback import count_listeners
 from tests.support.clock import eventually
 
 HOST = "127.0.0.1"
@@ -36,7 +36,7 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture
 def port() -> int:
-    return free_port()
+    return find_free_port()
 
 
 def understudy(
@@ -84,10 +84,10 @@ def ended(process: subprocess.Popen[bytes]) -> bool:
 def test_it_refuses_while_haproxy_is_away(start: Start, port: int) -> None:
     haproxy, raylet = start("sleep", "60"), start("sleep", "60")
     waiting = understudy(start, port, haproxy, raylet.pid)
-    assert listeners(port) == 0
+    assert count_listeners(port) == 0
     haproxy.kill()
     haproxy.wait()
-    eventually(lambda: listeners(port) == 1, within=10, what="it listens")
+    eventually(lambda: count_listeners(port) == 1, within=10, what="it listens")
     for method, body in (("GET", None), ("POST", b"x" * 1_000_000)):
         client = HTTPConnection(HOST, port, timeout=10)
         client.request(method, "/v1/predict", body)
@@ -104,11 +104,11 @@ def test_it_ends_with_the_raylet(start: Start, port: int) -> None:
     waiting = understudy(start, port, haproxy, raylet.pid)
     haproxy.kill()
     haproxy.wait()
-    eventually(lambda: listeners(port) == 1, within=10, what="it listens")
+    eventually(lambda: count_listeners(port) == 1, within=10, what="it listens")
     raylet.kill()
     raylet.wait()
     eventually(lambda: ended(waiting), within=10, what="it has ended")
-    assert listeners(port) == 0
+    assert count_listeners(port) == 0
 
 
 def test_nobody_is_needed_where_the_next_haproxy_has_taken_over(start: Start, port: int) -> None:
@@ -118,7 +118,7 @@ def test_nobody_is_needed_where_the_next_haproxy_has_taken_over(start: Start, po
         haproxy.kill()
         haproxy.wait()
         eventually(lambda: ended(waiting), within=10, what="it has ended")
-        assert listeners(port) == 1
+        assert count_listeners(port) == 1
 
 
 @pytest.mark.parametrize(
@@ -126,5 +126,5 @@ def test_nobody_is_needed_where_the_next_haproxy_has_taken_over(start: Start, po
     [("127.0.0.1:8000", ("127.0.0.1", 8000)), (":80", ("", 80)), ("[::1]:8000", ("::1", 8000))],
 )
 def test_it_knows_the_address_by_the_configuration(bind: str, address: tuple[str, int]) -> None:
-    assert frontend(f"global\nfrontend http_frontend\n    bind {bind}\n") == address
-    assert frontend("global\n") is None
+    assert find_frontend(f"global\nfrontend http_frontend\n    bind {bind}\n") == address
+    assert find_frontend("global\n") is None
