@@ -24,7 +24,7 @@ from db.core.cipher import Cipher, generate_text_key, text_location
 from db.embeddings.segments import Segments
 from db.predictions.partitions import Partitions
 from db.privacy.rotation import KeyRotation
-from registry.data.held_out import HeldOut
+from registry.data.held_out import HeldOutSet
 
 ONE, TWO = generate_text_key("one"), generate_text_key("two")
 
@@ -69,7 +69,7 @@ async def rotated(url: str, keys: str) -> float:
 
 async def measured(url: str, arguments: argparse.Namespace) -> None:
     """Fill, measure, print."""
-    texts = [text.encode() for text in HeldOut.builtin().texts]
+    texts = [text.encode() for text in HeldOutSet.load_builtin().texts]
     alone = microseconds(texts)
     longest = microseconds([os.urandom(20_000)] * 500)
     both = {False: await opened(url, ""), True: await opened(url, ONE)}

@@ -20,7 +20,7 @@ from registry.bundles.manifest_schema import ENGINES, Engine
 from registry.data import corpora
 from registry.data.corpora import Part
 from registry.evaluation import metrics
-from registry.store.builtin_versions import builtin
+from registry.store.builtin_versions import open_builtin
 from serving.inference.encoder import Encoder
 from serving.inference.engines.factory import open_encoder
 from serving.inference.heads import Head, load_head
@@ -66,7 +66,7 @@ def nearest(found: NDArray[np.float32]) -> NDArray[np.int64]:
 
 def measures(name: str, probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> Sequence[object]:
     """One row of the table of quality."""
-    report = metrics.report(probabilities, labels)
+    report = metrics.classification_report(probabilities, labels)
     recalls = (f"{report[f'recall_{label}']:.3f}" for label in ("negative", "neutral", "positive"))
     return name, *(f"{report[measure]:.3f}" for measure in ("accuracy", "macro_f1", "ece")), *recalls
 
@@ -116,7 +116,7 @@ def main() -> None:
     ]
     chosen = []
     for name, folder in (("head", space_folder()), ("joint", encoder_folder())):
-        bundle, head = Bundle.open(folder), load_head(builtin(name))
+        bundle, head = Bundle.open(folder), load_head(open_builtin(name))
         for engine, file in ENGINES.items():
             if file not in bundle.manifest.files:
                 continue

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.load import sentences
 from benchmarks.peers.model import MAX_BATCH, Model
-from registry.store.builtin_versions import builtin
+from registry.store.builtin_versions import open_builtin
 from tests.support.live import built_encoders
 
 
@@ -23,7 +23,7 @@ def space_folder() -> Path:
 
 def head_folder() -> Path:
     """The bundle of the version that a fresh installation answers with."""
-    return builtin("joint").path
+    return open_builtin("joint").path
 
 
 class Limit:

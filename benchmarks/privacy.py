@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 
 from benchmarks.report import report
-from registry.data.held_out import HeldOut
+from registry.data.held_out import HeldOutSet
 from serving.privacy.masking import merge_spans
 from serving.privacy.pii import PatternTimedOut, PersonalDataFinder
 
@@ -47,7 +47,7 @@ def main() -> None:
     before, started = process.memory_info().rss, time.perf_counter()
     find = PersonalDataFinder()
     loading, memory = time.perf_counter() - started, (process.memory_info().rss - before) / 2**20
-    texts = HeldOut.builtin().texts
+    texts = HeldOutSet.load_builtin().texts
     digits = [text for text in texts if any(letter.isdigit() for letter in text)]
     cases = {
         "held-out texts": texts,

@@ -14,7 +14,7 @@ from benchmarks.load import Load, measured, start
 from benchmarks.report import report
 from benchmarks.servers import Platform, platform
 from registry.encoders.sources import SPACE
-from registry.store.model_registry import CHAMPION, MODEL, Registry
+from registry.store.model_registry import CHAMPION, MODEL, ModelRegistry
 from tests.support.versions import registry_at, twin_encoder, twin_head
 
 CLIENTS = 32
@@ -27,7 +27,7 @@ def answering(mine: Platform) -> str:
     return str(mine.call("/v1/predict", {"text": f"who answers? {time.time_ns()}"})["model_version"])
 
 
-def followed(mine: Platform, registry: Registry, version: str) -> float:
+def followed(mine: Platform, registry: ModelRegistry, version: str) -> float:
     """Moves the alias; seconds until its version answers."""
     registry.set_alias(MODEL, CHAMPION, version)
     moved = time.monotonic()

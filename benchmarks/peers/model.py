@@ -22,7 +22,7 @@ class PlainModel:
 
     def __init__(self, encoder: str, head: str, *, threads: int = 2) -> None:
         bundle = Bundle.open(Path(encoder))
-        settings = EncoderSettings.of(bundle.manifest)
+        settings = EncoderSettings.from_manifest(bundle.manifest)
         self._tokenizer = load_tokenizer(bundle, settings)
         self._run = _session(bundle.file(ENGINES[settings.engine]), settings.engine, threads)
         self._head = load_head(Bundle.open(Path(head)))

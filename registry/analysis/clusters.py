@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Fewer texts to a group say nothing of it.
-LEAST: Final = 8
+MIN_CLUSTER_SIZE: Final = 8
 _ITERATIONS: Final = 30
 # A start may be unlucky: the best of so many is kept.
 _STARTS: Final = 3
@@ -23,33 +23,37 @@ _PRIOR: Final = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Group:
+class TextCluster:
     """Rows of the texts in a group, int64 [m], those nearest its centre first, with their cosines to it [m]."""
 
     rows: NDArray[np.int64]
     cosines: NDArray[np.float32]
 
 
-def grouped(vectors: NDArray[np.float32], *, most: int, seed: int = 0) -> list[Group]:
-    """At most `most` groups of unit vectors [n, d], the largest first; one of `LEAST` texts or so at least.
+def cluster_vectors(vectors: NDArray[np.float32], *, max_clusters: int, seed: int = 0) -> list[TextCluster]:
+    """Cluster unit vectors [n, d] into at most `max_clusters` groups, the largest first.
+
+    A cluster has about `MIN_CLUSTER_SIZE` texts at least.
 
     Spherical k-means (Dhillon & Modha, Machine Learning 42, 2001), started by k-means++ (Arthur & Vassilvitskii, 2007).
     """
     if not len(vectors):
         return []
     random = np.random.default_rng(seed)
-    count = max(1, min(most, len(vectors) // LEAST))
+    count = max(1, min(max_clusters, len(vectors) // MIN_CLUSTER_SIZE))
     tries = [_clustered(vectors, _started(vectors, count, random)) for _ in range(_STARTS)]
     labels, cosines = max(tries, key=lambda found: float(found[1].sum()))
     groups = []
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         rows = rows[np.argsort(-cosines[rows], kind="stable")]
-        groups.append(Group(rows=rows, cosines=cosines[rows]))
+        groups.append(TextCluster(rows=rows, cosines=cosines[rows]))
     return sorted(groups, key=lambda group: -len(group.rows))
 
 
-def telling(texts: Sequence[str], groups: Sequence[Group], *, most: int = 8) -> list[list[str]]:
+def find_distinctive_words(
+    texts: Sequence[str], groups: Sequence[TextCluster], *, limit: int = 8
+) -> list[list[str]]:
     """For each group the words that are in its texts more than in the others', the most telling first.
 
     By the z-score of the log-odds ratio with an informative Dirichlet prior (Monroe, Colaresi & Quinn, Political
@@ -73,7 +77,7 @@ def telling(texts: Sequence[str], groups: Sequence[Group], *, most: int = 8) -> 
             everywhere = np.array([whole[word] for word in known], np.float64)
             scores = _z(here, everywhere, sum(inside.values()), whole.total())
         order = sorted(range(len(known)), key=lambda at: (-scores[at], known[at]))
-        found.append([known[at] for at in order if scores[at] > 0][:most])
+        found.append([known[at] for at in order if scores[at] > 0][:limit])
     return found
 
 

@@ -21,7 +21,7 @@ class Vote:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Worth:
+class Informativeness:
     """What feedback on each of n texts would teach, float64 [n]: the score and its three parts, each in 0…1."""
 
     score: NDArray[np.float64]
@@ -43,19 +43,19 @@ def vote(said: str, labels: Sequence[str], cosines: Sequence[float]) -> Vote:
     return Vote(agreement=weights.get(said, 0.0) / total, suggests=suggests)
 
 
-def worth(
+def score_informativeness(
     scores: NDArray[np.float64],
     vectors: NDArray[np.float32],
     judged: NDArray[np.float32],
     labels: Sequence[int],
     *,
-    least: float,
-) -> Worth:
+    min_cosine: float,
+) -> Informativeness:
     """For n texts with class scores [n, 3] and unit vectors [n, d], beside m judged ones [m, d] of known class [m].
 
     The score is density × (uncertainty + disagreement) / 2, by information density (Settles & Craven, EMNLP 2008):
     uncertainty is 1 less the margin of the best class over the second; density the mean cosine to the 10 nearest
-    other texts; disagreement the share of the weight of judged texts of a cosine of `least` at least, of the 10
+    other texts; disagreement the share of the weight of judged texts of a cosine of `min_cosine` at least, of the 10
     nearest, that were judged otherwise, and 0 where there is none.
     """
     ordered = np.sort(scores, axis=1)
@@ -71,13 +71,13 @@ def worth(
         cosines = (vectors @ judged.T).astype(np.float64)
         places = np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBOURS]
         weights = np.take_along_axis(cosines, places, axis=1)
-        weights = np.where(weights >= least, np.maximum(weights, 0.0), 0.0)
+        weights = np.where(weights >= min_cosine, np.maximum(weights, 0.0), 0.0)
         others = np.asarray(labels)[places] != scores.argmax(axis=1)[:, None]
         total = weights.sum(axis=1)
         disagreement = np.where(
             total > 0, (weights * others).sum(axis=1) / np.where(total > 0, total, 1), 0.0
         )
-    return Worth(
+    return Informativeness(
         score=density * (uncertainty + disagreement) / 2,
         uncertainty=uncertainty,
         density=density,
@@ -85,12 +85,14 @@ def worth(
     )
 
 
-def chosen(score: NDArray[np.float64], vectors: NDArray[np.float32], *, most: int, bound: float) -> list[int]:
-    """Rows by falling score, without those whose cosine to one before them is `bound` or more."""
+def select_diverse(
+    score: NDArray[np.float64], vectors: NDArray[np.float32], *, limit: int, max_cosine: float
+) -> list[int]:
+    """Rows by falling score, without those whose cosine to one before them is `max_cosine` or more."""
     found: list[int] = []
     for row in np.argsort(-score, kind="stable"):
-        if len(found) == most:
+        if len(found) == limit:
             break
-        if not found or float((vectors[found] @ vectors[row]).max()) < bound:
+        if not found or float((vectors[found] @ vectors[row]).max()) < max_cosine:
             found.append(int(row))
     return found

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import Final
 
 # Fewer answers than these say nothing: chance alone would look like drift.
-ENOUGH: Final = 200
+MIN_COUNT: Final = 200
 _PRIOR: Final = 0.5
 
 
-def stability(reference: Sequence[int], recent: Sequence[int]) -> float | None:
+def compute_psi(reference: Sequence[int], recent: Sequence[int]) -> float | None:
     """The population stability index of counts over the same bins; None if either side has too few.
 
     Σ (p - q) ln(p / q), each count raised by a half so that an empty bin stays finite. By custom below 0.1 is
@@ -22,7 +22,7 @@ def stability(reference: Sequence[int], recent: Sequence[int]) -> float | None:
         raise ValueError(f"{len(reference)} bins can't be compared with {len(recent)}")
     # Bins that are empty on both sides say nothing, and shouldn't shrink the others by their halves.
     pairs = [(before, after) for before, after in zip(reference, recent, strict=True) if before or after]
-    if min(sum(reference), sum(recent)) < ENOUGH:
+    if min(sum(reference), sum(recent)) < MIN_COUNT:
         return None
     before_total = sum(before + _PRIOR for before, _ in pairs)
     after_total = sum(after + _PRIOR for _, after in pairs)

@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-class Kind(StrEnum):
+class BundleKind(StrEnum):
     """What a bundle holds. An encoder answers nothing by itself; the other kinds are versions of a model."""
 
     ENCODER = "encoder"
@@ -44,7 +44,7 @@ class Manifest:
     what was measured and from what.
     """
 
-    kind: Kind
+    kind: BundleKind
     name: str
     encoder: str | None = None
     space: str | None = None
@@ -71,7 +71,7 @@ class Manifest:
             if raw["format"] != FORMAT:
                 raise BundleInvalid(f"{where} has format {raw['format']}; this release reads {FORMAT}")
             manifest = cls(
-                kind=Kind(raw["kind"]),
+                kind=BundleKind(raw["kind"]),
                 name=str(raw["name"]),
                 encoder=raw["encoder"],
                 space=raw["space"],
@@ -87,7 +87,7 @@ class Manifest:
             claimed = _checked_digest(raw["digest"])
         except (ValueError, TypeError, KeyError, AttributeError) as exc:
             raise BundleInvalid(f"{where} isn't a manifest: {exc!r}") from exc
-        if manifest.kind is not Kind.ENCODER and manifest.labels != LABELS:
+        if manifest.kind is not BundleKind.ENCODER and manifest.labels != LABELS:
             raise BundleInvalid(f"{where} names the labels {manifest.labels}, not {LABELS}")
         if claimed != manifest.digest:
             raise BundleCorrupt(path=where, expected=claimed, actual=manifest.digest)

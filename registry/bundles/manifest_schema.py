@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.bundles.bundle import Kind, Manifest
+from registry.bundles.bundle import BundleKind, Manifest
 from registry.errors import BundleInvalid
 
 TOKENIZER = "tokenizer.json"
@@ -71,9 +71,9 @@ class EncoderSettings:
     labels: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, manifest: Manifest) -> Self:
+    def from_manifest(cls, manifest: Manifest) -> Self:
         """Raises BundleInvalid if the manifest isn't an encoder's."""
-        if manifest.kind is not Kind.ENCODER or manifest.encoder is None:
+        if manifest.kind is not BundleKind.ENCODER or manifest.encoder is None:
             raise BundleInvalid(f"{manifest.name} is a {manifest.kind.value}, not an encoder")
         raw = manifest.settings
         try:

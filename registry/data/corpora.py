@@ -81,10 +81,10 @@ class Example:
 
     @property
     def part(self) -> Part:
-        return part_of(self.text)
+        return assign_part(self.text)
 
 
-def folded(text: str) -> str:
+def fold(text: str) -> str:
     """The text as near-copies share it: lower case; no URLs, user names, punctuation or repeated spaces."""
     plain = unicodedata.normalize("NFKC", html.unescape(text)).lower().replace("\ufffd", " ")
     words = _SEPARATING.sub(" ", _NAMED.sub(" ", plain)).split()
@@ -93,14 +93,14 @@ def folded(text: str) -> str:
     return " ".join(words)
 
 
-def part_of(text: str) -> Part:
+def assign_part(text: str) -> Part:
     """The part by the hash of the folded text, so that near-copies are on one side: a tenth is held out."""
-    digest = hashlib.sha256((folded(text) or text).encode("utf-8", "replace")).digest()
+    digest = hashlib.sha256((fold(text) or text).encode("utf-8", "replace")).digest()
     bucket = int.from_bytes(digest[:8], "big") % 10
     return (Part.HELD_OUT, Part.VALIDATION)[bucket] if bucket < 2 else Part.TRAIN
 
 
-def label_of(rating: float) -> int:
+def label_rating(rating: float) -> int:
     """The class of a mean rating: above 0.5 positive, below -0.5 negative, else neutral."""
     name = "positive" if rating > _POLAR else "negative" if rating < -_POLAR else "neutral"
     return LABELS.index(name)
@@ -162,7 +162,7 @@ def _rated_lines(source: str, content: str) -> Iterable[Example]:
         fields = line.split("\t", 2)
         if len(fields) == 3 and fields[2].strip():
             rating = float(fields[1])
-            yield Example(text=fields[2].strip(), label=label_of(rating), source=source, rating=rating)
+            yield Example(text=fields[2].strip(), label=label_rating(rating), source=source, rating=rating)
 
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes:

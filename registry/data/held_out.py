@@ -25,7 +25,7 @@ FILE = "held-out.jsonl.gz"
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOut:
+class HeldOutSet:
     """Labelled texts in a fixed order; `digest` names exactly these texts, labels and sources."""
 
     examples: tuple[Example, ...]
@@ -84,13 +84,13 @@ class HeldOut:
         return cls(examples=examples)
 
     @classmethod
-    def builtin(cls) -> Self:
+    def load_builtin(cls) -> Self:
         """The rated held-out tenth of the corpora, as it comes with the package."""
         path = Path(str(importlib.resources.files("registry"))) / "builtin" / "held-out" / FILE
         return cls.parse(path.read_bytes(), where=str(path))
 
     @classmethod
-    def of_corpora(cls, cache: Path) -> Self:
+    def from_corpora(cls, cache: Path) -> Self:
         """The same, from the corpora themselves. Raises CorpusUnavailable."""
         held = [each for each in corpora.load(cache) if each.rated and each.part is Part.HELD_OUT]
         return cls(examples=tuple(held))
@@ -100,8 +100,8 @@ def main(arguments: list[str]) -> int:
     """Writes the file; an equal one that is there stays as it is."""
     if len(arguments) != 2:
         raise SystemExit("usage: python -m registry.data.held_out CACHE OUT")
-    made, out = HeldOut.of_corpora(Path(arguments[0])), Path(arguments[1])
-    if not out.exists() or HeldOut.parse(out.read_bytes(), where=str(out)).digest != made.digest:
+    made, out = HeldOutSet.from_corpora(Path(arguments[0])), Path(arguments[1])
+    if not out.exists() or HeldOutSet.parse(out.read_bytes(), where=str(out)).digest != made.digest:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(made.dump())
     sys.stdout.write(f"{out}: {len(made.examples)} texts, digest {made.digest}\n")

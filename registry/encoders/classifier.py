@@ -19,9 +19,9 @@ from tokenizers import Tokenizer
 
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import TOKENIZER, Engine
-from registry.encoders.engine_selection import run_of
+from registry.encoders.engine_selection import load_engine
 from registry.encoders.export import calibration_batches, calibration_texts
-from registry.encoders.sources import RECIPE, quiet
+from registry.encoders.sources import RECIPE, silence_libraries
 from registry.errors import ExportFailed, ImportRefused, RegistryError
 
 # Longer texts are cut, as they are for every encoder, and the answer says so.
@@ -47,12 +47,12 @@ class ClassifierSource:
     weights: str
     max_length: int
     labels: tuple[str, ...]
-    several: bool
+    multi_label: bool
     padding: int
     architecture: Mapping[str, Any]
     model: Any = field(repr=False)
-    reader: Any = field(repr=False)
-    spelling: str = field(repr=False)
+    fast_tokenizer: Any = field(repr=False)
+    tokenizer_json: str = field(repr=False)
     space: None = None
     base: None = None
     token_layers: tuple[int, ...] = ()
@@ -63,27 +63,27 @@ class ClassifierSource:
 
         Raises ImportRefused if it isn't there, isn't a text classifier as a whole, or has no fast tokenizer.
         """
-        with _refused(source), quiet(offline=not online):
+        with _refused(source), silence_libraries(offline=not online):
             folder, name, revision = _found(source, online=online)
             model = _model(folder)
-            reader = _reader(folder)
+            fast_tokenizer = _reader(folder)
             config = model.config
-            padding = config.pad_token_id = _padding(config, reader)
-            spelling = Tokenizer.from_str(reader.backend_tokenizer.to_str())
-            spelling.no_padding()
-            spelling.no_truncation()
+            padding = config.pad_token_id = _padding(config, fast_tokenizer)
+            tokenizer_json = Tokenizer.from_str(fast_tokenizer.backend_tokenizer.to_str())
+            tokenizer_json.no_padding()
+            tokenizer_json.no_truncation()
             return cls(
                 name=name,
                 revision=revision,
                 weights=_weights_digest(model),
-                max_length=_max_length(folder, model, reader, padding),
+                max_length=_max_length(folder, model, fast_tokenizer, padding),
                 labels=_labels(folder, config),
-                several=config.problem_type == "multi_label_classification",
+                multi_label=config.problem_type == "multi_label_classification",
                 padding=padding,
                 architecture=_architecture(config),
                 model=model,
-                reader=reader,
-                spelling=spelling.to_str(),
+                fast_tokenizer=fast_tokenizer,
+                tokenizer_json=tokenizer_json.to_str(),
             )
 
     @property
@@ -96,7 +96,7 @@ class ClassifierSource:
                 self.padding,
                 dict(self.architecture),
                 self.weights,
-                hashlib.sha256(self.spelling.encode()).hexdigest(),
+                hashlib.sha256(self.tokenizer_json.encode()).hexdigest(),
             ],
             sort_keys=True,
         )
@@ -111,7 +111,7 @@ class ClassifierSource:
         """It was checked when it was loaded."""
 
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_str(self.spelling)
+        return Tokenizer.from_str(self.tokenizer_json)
 
     def graph(self) -> Any:
         return _with_logits(self.model, self.padding)
@@ -119,7 +119,7 @@ class ClassifierSource:
     def update_weights(self, graph: Any) -> None:
         """There is no update."""
 
-    def prove(self, bundle: Bundle) -> None:
+    def verify(self, bundle: Bundle) -> None:
         """That the bundle's float32 graph says what transformers' own tokenizer and model say, alone and in batches.
 
         Raises ExportFailed.
@@ -130,7 +130,7 @@ class ClassifierSource:
         texts = sorted(
             [*texts[::_PROOF_STEP], " ".join(texts)], key=lambda text: len(tokenizer.encode(text).ids)
         )
-        run = run_of(bundle.path, Engine.FP32)
+        run = load_engine(bundle.path, Engine.FP32)
         found = np.concatenate([run(batch)[1][:, 0, :] for batch in calibration_batches(tokenizer, texts)])
         off = float(np.abs(self._scores(found) - self._scores(self.logits(texts))).max())
         if not off <= _PROOF_TOLERANCE:
@@ -141,11 +141,13 @@ class ClassifierSource:
         import torch
 
         # Every encoder reads the beginning of a text that is too long.
-        self.reader.truncation_side = "right"
+        self.fast_tokenizer.truncation_side = "right"
         with torch.inference_mode():
             rows = [
                 self.model(
-                    **self.reader(text, truncation=True, max_length=self.max_length, return_tensors="pt")
+                    **self.fast_tokenizer(
+                        text, truncation=True, max_length=self.max_length, return_tensors="pt"
+                    )
                 ).logits[0]
                 for text in texts
             ]
@@ -154,7 +156,7 @@ class ClassifierSource:
 
     def _scores(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         wide = logits.astype(np.float64)
-        scores: NDArray[np.float64] = expit(wide) if self.several else softmax(wide, axis=1)
+        scores: NDArray[np.float64] = expit(wide) if self.multi_label else softmax(wide, axis=1)
         return scores
 
 
@@ -222,16 +224,20 @@ def _model(folder: Path) -> Any:
 def _reader(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    reader = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if not reader.is_fast:
+    fast_tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if not fast_tokenizer.is_fast:
         raise ImportRefused(
-            f"{folder} has no fast tokenizer ({type(reader).__name__} is slow): add its tokenizer.json"
+            f"{folder} has no fast tokenizer ({type(fast_tokenizer).__name__} is slow): add its tokenizer.json"
         )
-    return reader
+    return fast_tokenizer
 
 
-def _padding(config: Any, reader: Any) -> int:
-    for token in (getattr(config, "pad_token_id", None), reader.pad_token_id, reader.eos_token_id):
+def _padding(config: Any, fast_tokenizer: Any) -> int:
+    for token in (
+        getattr(config, "pad_token_id", None),
+        fast_tokenizer.pad_token_id,
+        fast_tokenizer.eos_token_id,
+    ):
         if token is not None:
             return int(token)
     return 0
@@ -261,10 +267,10 @@ def _weights_digest(model: Any) -> str:
     return content.hexdigest()
 
 
-def _max_length(folder: Path, model: Any, reader: Any, padding: int) -> int:
+def _max_length(folder: Path, model: Any, fast_tokenizer: Any, padding: int) -> int:
     """The most tokens that the network reads, with what an engine may pad them to."""
     positions = getattr(model.config, "max_position_embeddings", None) or _MOST_TOKENS
-    most = min(reader.model_max_length, positions, _MOST_TOKENS)
+    most = min(fast_tokenizer.model_max_length, positions, _MOST_TOKENS)
     # Some count positions from their padding id on, and so have fewer than they say.
     lengths = {most, most - padding - 1}
     lengths |= {length // _PADDED_TO * _PADDED_TO for length in lengths}

@@ -30,15 +30,17 @@ Vectors: TypeAlias = NDArray[np.float32]
 Run: TypeAlias = Callable[[Inputs], tuple[Vectors, NDArray[np.float32]]]
 
 
-def run_of(folder: Path, engine: Engine) -> Run:
+def load_engine(folder: Path, engine: Engine) -> Run:
     """An engine on one thread: token ids and mask [b, t] to vectors [b, d] and tokens [b, t, w]."""
     file = folder / ENGINES[engine]
     return _openvino_run(file) if engine is Engine.INT8 else _onnx_run(file)
 
 
-def runs_of(folder: Path) -> dict[Engine, Run]:
+def load_engines(folder: Path) -> dict[Engine, Run]:
     """Each engine that there is a file for."""
-    return {engine: run_of(folder, engine) for engine, name in ENGINES.items() if (folder / name).exists()}
+    return {
+        engine: load_engine(folder, engine) for engine, name in ENGINES.items() if (folder / name).exists()
+    }
 
 
 def check_space(name: str, vectors: Vectors, reference: Vectors) -> dict[str, float]:
@@ -54,7 +56,7 @@ def check_space(name: str, vectors: Vectors, reference: Vectors) -> dict[str, fl
     return {"cosine_mean": round(mean, 4), "cosine_worst": round(worst, 4)}
 
 
-def faster(runs: Mapping[Engine, Run], spent: Callable[[], float] = time.process_time) -> Engine:
+def select_engine(runs: Mapping[Engine, Run], spent: Callable[[], float] = time.process_time) -> Engine:
     """The engine to serve with on this machine: an int8 one where it pays, on one thread, in alternating rounds.
 
     Measured in seconds of processor time that this process has `spent`, because a first start keeps the cores busy
@@ -84,16 +86,16 @@ def quantise_to(folder: Path, engine: Engine, batches: Sequence[Inputs]) -> None
         quantise(onnx, target, batches)
 
 
-def quantise_agreeing(folder: Path, batches: Sequence[Inputs]) -> dict[str, float]:
+def quantise_classifier(folder: Path, batches: Sequence[Inputs]) -> dict[str, float]:
     """Both int8 files, without those that can't be made or decide otherwise; how they compare with float32."""
     measured: dict[str, float] = {}
-    exact = _probabilities(run_of(folder, Engine.FP32), batches)
+    exact = _probabilities(load_engine(folder, Engine.FP32), batches)
     for engine in (Engine.INT8, Engine.INT8_PER_TOKEN):
         agrees = False
         # Whatever a quantiser raises of a graph that it can't read: float32 serves them all.
         with contextlib.suppress(Exception):
             quantise_to(folder, engine, batches)
-            rough = _probabilities(run_of(folder, engine), batches)
+            rough = _probabilities(load_engine(folder, engine), batches)
             agreement = float((rough.argmax(axis=1) == exact.argmax(axis=1)).mean())
             shift = float(np.abs(rough - exact).mean())
             agrees = agreement >= _LEAST_AGREEMENT and shift <= _MOST_SHIFT
@@ -125,13 +127,13 @@ def _quantised(model: Any, batches: Sequence[Inputs]) -> Any:
     )
 
 
-def keep_to_space(folder: Path, name: str, batches: Sequence[Inputs], reference: Vectors) -> dict[str, float]:
+def check_engines(folder: Path, name: str, batches: Sequence[Inputs], reference: Vectors) -> dict[str, float]:
     """How near the vectors of each engine are to the space's own.
 
     Removes an int8 file that is too far. Raises OutOfSpace if float32 is.
     """
     metrics: dict[str, float] = {}
-    for engine, run in runs_of(folder).items():
+    for engine, run in load_engines(folder).items():
         found = np.concatenate([run(batch)[0] for batch in batches])
         before = "" if engine is Engine.FP32 else f"{engine}."
         try:

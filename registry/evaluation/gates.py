@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from registry.evaluation.report import Report
+from registry.evaluation.report import EvaluationReport
 
 # Of a normal distribution: 95 % lie within.
 _Z = 1.959964
@@ -35,7 +35,7 @@ class Gates:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Check:
+class GateCheck:
     """One gate: what was measured, where the bound lies; `why` in words. `value` None: there was nothing to measure."""
 
     name: str
@@ -55,7 +55,7 @@ class GateReport:
     passed: bool
     candidate: str
     champion: str | None
-    checks: tuple[Check, ...] = ()
+    checks: tuple[GateCheck, ...] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -73,12 +73,14 @@ class GateReport:
         return {**content, "checks": list(content["checks"])}
 
 
-def unevaluated(candidate: str, champion: str | None, missing: Mapping[str, str]) -> GateReport:
+def report_unevaluated(candidate: str, champion: str | None, missing: Mapping[str, str]) -> GateReport:
     """The report where there is nothing to judge by."""
     return GateReport(passed=False, candidate=candidate, champion=champion, missing=dict(missing))
 
 
-def judge(gates: Gates, candidate: Report, champion: Report | None) -> GateReport:
+def evaluate_gates(
+    gates: Gates, candidate: EvaluationReport, champion: EvaluationReport | None
+) -> GateReport:
     """All gates that are on; without a champion those that compare are left out.
 
     Raises ValueError if the two were measured on different held-out sets.
@@ -96,7 +98,7 @@ def judge(gates: Gates, candidate: Report, champion: Report | None) -> GateRepor
     )
 
 
-def paired_difference(candidate: Report, champion: Report) -> tuple[float, float, float]:
+def paired_difference(candidate: EvaluationReport, champion: EvaluationReport) -> tuple[float, float, float]:
     """The difference of accuracies on the same texts, with its 95 % interval: value, low, high.
 
     By the variance of the differences text by text (McNemar's setting), which is far smaller than that of
@@ -110,7 +112,7 @@ def paired_difference(candidate: Report, champion: Report) -> tuple[float, float
     return value, value - spread, value + spread
 
 
-def _alone(gates: Gates, candidate: Report) -> Iterator[Check]:
+def _alone(gates: Gates, candidate: EvaluationReport) -> Iterator[GateCheck]:
     if gates.ece is not None:
         yield _most("ece", candidate.held_out.ece.value, gates.ece, "the calibration error")
     agreement = candidate.agreement
@@ -121,7 +123,7 @@ def _alone(gates: Gates, candidate: Report) -> Iterator[Check]:
             yield _least("cosine_worst", agreement.worst, gates.cosine_worst, "the worst cosine to the space")
 
 
-def _compared(gates: Gates, candidate: Report, champion: Report) -> Iterator[Check]:
+def _compared(gates: Gates, candidate: EvaluationReport, champion: EvaluationReport) -> Iterator[GateCheck]:
     if gates.accuracy_difference is not None:
         value, low, _ = paired_difference(candidate, champion)
         what = f"the accuracy differs by {value:+.4f} from the champion's, and its low end"
@@ -135,7 +137,7 @@ def _compared(gates: Gates, candidate: Report, champion: Report) -> Iterator[Che
     yield from _replayed(gates, candidate, champion)
 
 
-def _replayed(gates: Gates, candidate: Report, champion: Report) -> Iterator[Check]:
+def _replayed(gates: Gates, candidate: EvaluationReport, champion: EvaluationReport) -> Iterator[GateCheck]:
     """What one run measured of both is compared, where there is such a run."""
     replay = candidate.replay
     fresh = replay if replay is not None and replay.champion_bundle == champion.bundle else None
@@ -157,20 +159,20 @@ def _replayed(gates: Gates, candidate: Report, champion: Report) -> Iterator[Che
                 f"it was replayed against version {replay.champion_version}, and version {champion.version} "
                 "is champion now: evaluate it again"
             )
-            yield Check(name="flips_share", value=None, bound=gates.flips_share, passed=False, why=why)
+            yield GateCheck(name="flips_share", value=None, bound=gates.flips_share, passed=False, why=why)
 
 
-def _most(name: str, value: float, bound: float, what: str) -> Check:
+def _most(name: str, value: float, bound: float, what: str) -> GateCheck:
     # A value that is no number passes nothing.
     passed = round(value, 6) <= bound
     why = f"{what} is {value:.4f}, {'within' if passed else 'over'} the bound of {bound:g}"
-    return Check(name=name, value=_finite(value), bound=bound, passed=passed, why=why)
+    return GateCheck(name=name, value=_finite(value), bound=bound, passed=passed, why=why)
 
 
-def _least(name: str, value: float, bound: float, what: str) -> Check:
+def _least(name: str, value: float, bound: float, what: str) -> GateCheck:
     passed = round(value, 6) >= bound
     why = f"{what} is {value:.4f}, {'within' if passed else 'under'} the bound of {bound:g}"
-    return Check(name=name, value=_finite(value), bound=bound, passed=passed, why=why)
+    return GateCheck(name=name, value=_finite(value), bound=bound, passed=passed, why=why)
 
 
 def _finite(value: float) -> float | None:

@@ -68,7 +68,7 @@ def ece(probabilities: Probabilities, labels: Labels, *, bins: int = ECE_BINS) -
     return float(sum(gaps))
 
 
-def report(probabilities: Probabilities, labels: Labels) -> dict[str, float]:
+def classification_report(probabilities: Probabilities, labels: Labels) -> dict[str, float]:
     """Every measure by name, as it goes into a manifest."""
     recalls = {f"recall_{name}": value for name, value in per_class_recall(probabilities, labels).items()}
     measured = {
@@ -82,7 +82,7 @@ def report(probabilities: Probabilities, labels: Labels) -> dict[str, float]:
     }
 
 
-def report_by_source(
+def classification_report_by_group(
     probabilities: Probabilities, labels: Labels, groups: Mapping[str, NDArray[np.bool_]]
 ) -> dict[str, float]:
     """`report` of each group of rows that isn't empty, as `group.measure`."""
@@ -90,7 +90,7 @@ def report_by_source(
         f"{group}.{name}": value
         for group, rows in groups.items()
         if rows.any()
-        for name, value in report(probabilities[rows], labels[rows]).items()
+        for name, value in classification_report(probabilities[rows], labels[rows]).items()
     }
 
 

@@ -12,7 +12,7 @@ from scipy.cluster.vq import kmeans2
 
 from registry.bundles.bundle import LABELS
 from registry.evaluation.metrics import Probabilities
-from registry.evaluation.report import Corrected, Disagreement, Latency, Replay, Stratum
+from registry.evaluation.report import CorrectedAccuracy, Disagreement, Latency, Replay, Stratum
 
 CLUSTERS = 20
 FURTHEST = 20
@@ -84,7 +84,7 @@ def compare(
             )
             for cluster in np.unique(clusters)
         ),
-        corrected=Corrected(
+        corrected=CorrectedAccuracy(
             texts=len(told),
             candidate=round(float((ours[told] == right).mean()), 6),
             champion=round(float((theirs[told] == right).mean()), 6),

@@ -38,7 +38,7 @@ class HeldOutResult:
     hits: str = field(repr=False)
 
     @classmethod
-    def of(
+    def measure(
         cls,
         probabilities: Probabilities,
         labels: Labels,
@@ -106,7 +106,7 @@ class Latency:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Size:
+class ModelSize:
     """Bytes of the files of the version's bundle, and of its encoder's; 0 without one."""
 
     version_bytes: int
@@ -133,7 +133,7 @@ class Disagreement:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Corrected:
+class CorrectedAccuracy:
     """Accuracy of both on the texts whose right label feedback tells."""
 
     texts: int
@@ -156,7 +156,7 @@ class Replay:
     flips: int
     matrix: Mapping[str, Mapping[str, int]]
     strata: tuple[Stratum, ...]
-    corrected: Corrected | None
+    corrected: CorrectedAccuracy | None
     furthest: tuple[Disagreement, ...]
 
     @property
@@ -165,7 +165,7 @@ class Replay:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
+class EvaluationReport:
     """One evaluation of one bundle on one held-out set.
 
     `bundle` and `data` are the digests that it is stored by. `agreement` is None for a version without an
@@ -182,7 +182,7 @@ class Report:
     held_out: HeldOutResult
     agreement: Agreement | None
     latency: Latency
-    size: Size
+    size: ModelSize
     replay: Replay | None
     measured_at: datetime
     seconds: float
@@ -227,7 +227,7 @@ class Report:
                 ),
                 agreement=None if agreement is None else Agreement(**agreement),
                 latency=Latency(**raw["latency"]),
-                size=Size(**raw["size"]),
+                size=ModelSize(**raw["size"]),
                 replay=None if replay is None else _replay(replay),
                 measured_at=datetime.fromisoformat(raw["measured_at"]),
             )
@@ -244,6 +244,6 @@ def _replay(raw: Mapping[str, Any]) -> Replay:
         flips=raw["flips"],
         matrix={said: dict(row) for said, row in raw["matrix"].items()},
         strata=tuple(Stratum(**each) for each in raw["strata"]),
-        corrected=None if raw["corrected"] is None else Corrected(**raw["corrected"]),
+        corrected=None if raw["corrected"] is None else CorrectedAccuracy(**raw["corrected"]),
         furthest=tuple(Disagreement(**each) for each in raw["furthest"]),
     )

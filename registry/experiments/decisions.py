@@ -78,7 +78,7 @@ class Evidence:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Decision:
+class PolicyDecision:
     """What to do, and why.
 
     `promote` makes the challenger champion, `stop` leaves the champion alone, `ramp` sets the challenger's
@@ -98,7 +98,7 @@ class Decision:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Found:
+class _Measurements:
     """The numbers behind a verdict; None where there is too little to say one."""
 
     alpha: float
@@ -112,7 +112,7 @@ class _Found:
     latency_ratio: float | None
 
 
-def decide(evidence: Evidence, policy: Policy) -> Decision:
+def decide(evidence: Evidence, policy: Policy) -> PolicyDecision:
     """The first of these that holds: a broken split or guardrail stops; better, worse; `max_units`; the ramp.
 
     The sample ratio is checked over all stages. Accuracy, faults and latency are compared within the present one,
@@ -127,12 +127,12 @@ def decide(evidence: Evidence, policy: Policy) -> Decision:
             f"; {evidence.present.challenger.units:,} units met the challenger at a share of"
             f" {evidence.present.share:.1%}, so the next is {share:.1%}"
         )
-    return Decision(
+    return PolicyDecision(
         action=action, verdict=verdict, reason=reason, share=share, numbers=_numbers(found, evidence)
     )
 
 
-def _found(evidence: Evidence, policy: Policy) -> _Found:
+def _found(evidence: Evidence, policy: Policy) -> _Measurements:
     present = evidence.present
     stage, planned = len(evidence.stages), policy.planned_stages(evidence.stages[0].share)
     alpha = statistics.spend(policy.alpha, stage=stage, planned=planned)
@@ -140,7 +140,7 @@ def _found(evidence: Evidence, policy: Policy) -> _Found:
     before, after = (
         (arm.faults, arm.answered + arm.faults) for arm in (present.champion, present.challenger)
     )
-    return _Found(
+    return _Measurements(
         alpha=alpha,
         champion=statistics.accuracy(present.champion.feedback, level=1 - alpha),
         challenger=statistics.accuracy(present.challenger.feedback, level=1 - alpha),
@@ -162,7 +162,7 @@ def _found(evidence: Evidence, policy: Policy) -> _Found:
     )
 
 
-def _verdict(found: _Found, present: Stage, policy: Policy) -> tuple[Verdict, str]:
+def _verdict(found: _Measurements, present: Stage, policy: Policy) -> tuple[Verdict, str]:
     if found.sample_ratio_p <= policy.sample_ratio_alpha:
         return "mismatch", (
             f"units did not fall to the arms by their shares (sequential p {found.sample_ratio_p:.2g}, bound"
@@ -192,7 +192,7 @@ def _verdict(found: _Found, present: Stage, policy: Policy) -> tuple[Verdict, st
     return "undecided", f"{measured}: undecided"
 
 
-def _broken(found: _Found, rails: Guardrails) -> str | None:
+def _broken(found: _Measurements, rails: Guardrails) -> str | None:
     most, faults = rails.max_fault_increase, found.fault_increase
     if most is not None and faults is not None and faults.low > most:
         return (
@@ -227,7 +227,7 @@ def _action(verdict: Verdict, present: Stage, policy: Policy) -> tuple[Action, f
     return "ramp", share
 
 
-def _numbers(found: _Found, evidence: Evidence) -> dict[str, Any]:
+def _numbers(found: _Measurements, evidence: Evidence) -> dict[str, Any]:
     present = evidence.present
     return {
         "stage": len(evidence.stages),

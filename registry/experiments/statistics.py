@@ -48,7 +48,7 @@ class ArmFeedback:
         return self.units, self.total, self.squares
 
     @classmethod
-    def of(cls, shares: Iterable[float]) -> Self:
+    def from_shares(cls, shares: Iterable[float]) -> Self:
         """The sums over units, of each the share of its judged answers that were right."""
         kept = list(shares)
         return cls(units=len(kept), total=math.fsum(kept), squares=math.fsum(share**2 for share in kept))

@@ -10,54 +10,54 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from registry.bundles.bundle import Bundle
-from registry.data.held_out import HeldOut
+from registry.data.held_out import HeldOutSet
 from registry.encoders.sources import default_source, joint_source
 from registry.errors import ExportFailed, NotRegistered
-from registry.store.model_registry import CHAMPION, MODEL, Registry
+from registry.store.model_registry import CHAMPION, MODEL, ModelRegistry
 from registry.store.records import VersionRecord
-from registry.store.registration import Say, enrol_encoder
+from registry.store.registration import Say, ensure_encoder
 
 # The order gives the version numbers.
 BUILTIN = ("lexicon", "head", "joint")
 
 
 def bootstrap(
-    registry: Registry,
+    registry: ModelRegistry,
     *,
     space: str,
     model: str = MODEL,
     work: Path,
     progress: Say = lambda _: None,
-    answering: Callable[[], None] = lambda: None,
+    on_champion_ready: Callable[[], None] = lambda: None,
 ) -> list[VersionRecord]:
     """Registers what is missing: the lexicon as version 1, the head as 2, the joint model as 3, the held-out set.
 
-    `champion` is set on the joint model if nothing has it. Its encoder is built first, then `answering` is called,
-    and the space's own, which the head needs, follows. Two at once on one machine: the second waits and finds
+    `champion` is set on the joint model if nothing has it. Its encoder is built first, then `on_champion_ready`
+    is called, and the space's own, which the head needs, follows. Two at once on one machine: the second waits and finds
     everything done. Raises RegistryUnavailable; ExportFailed if the space isn't the built-in one.
     """
     with _alone(work):
         own = default_source()
         if space != own.space:
             raise ExportFailed(f"no encoder is built in for the space {space!r}, only for {own.space!r}")
-        bundles = [builtin(name) for name in BUILTIN]
-        enrol_encoder(registry, joint_source(bundles[-1], own), work=work, progress=progress)
+        bundles = [open_builtin(name) for name in BUILTIN]
+        ensure_encoder(registry, joint_source(bundles[-1], own), work=work, progress=progress)
         progress("registering the first versions")
         records = [registry.register(bundle, model=model) for bundle in bundles]
         try:
             registry.held_out_digest(model)
         except NotRegistered:
-            registry.put_held_out(HeldOut.builtin())
+            registry.put_held_out(HeldOutSet.load_builtin())
         try:
             registry.champion(model)
         except NotRegistered:
             registry.set_alias(model, CHAMPION, records[-1].version)
-        answering()
-        enrol_encoder(registry, own, work=work, progress=progress)
+        on_champion_ready()
+        ensure_encoder(registry, own, work=work, progress=progress)
         return [registry.version(model, record.version) for record in records]
 
 
-def builtin(name: str) -> Bundle:
+def open_builtin(name: str) -> Bundle:
     """A version's bundle that comes with the package."""
     return Bundle.open(Path(str(importlib.resources.files("registry"))) / "builtin" / name)
 

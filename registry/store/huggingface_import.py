@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from registry.bundles.bundle import LABELS, Bundle, Kind, Manifest
+from registry.bundles.bundle import LABELS, Bundle, BundleKind, Manifest
 from registry.bundles.manifest_schema import HEAD_WEIGHTS, MAPPING
 from registry.encoders.classifier import ClassifierSource
 from registry.encoders.export import build_encoder
 from registry.errors import ImportRefused, NotRegistered
-from registry.store.model_registry import MODEL, Registry
+from registry.store.model_registry import MODEL, ModelRegistry
 from registry.store.records import EncoderRecord, VersionRecord
 
 Say = Callable[[str], None]
@@ -81,7 +81,7 @@ class LabelMap:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Imported:
+class ImportResult:
     """What an import registered."""
 
     version: VersionRecord
@@ -89,7 +89,7 @@ class Imported:
 
 
 def import_model(
-    registry: Registry,
+    registry: ModelRegistry,
     source: str,
     labels: LabelMap,
     *,
@@ -98,7 +98,7 @@ def import_model(
     name: str | None = None,
     online: bool = False,
     progress: Say = lambda _: None,
-) -> Imported:
+) -> ImportResult:
     """Registers a text-classification model, from a folder or a name on the hub, as a version and its encoder.
 
     Importing the same again gives what is registered already. Raises ImportRefused, ExportFailed, RegistryUnavailable.
@@ -113,23 +113,23 @@ def import_model(
         except NotRegistered:
             built = build_encoder(loaded, Path(scratch) / "encoder", progress=progress)
             progress("comparing with transformers")
-            loaded.prove(built)
+            loaded.verify(built)
             progress("registering")
             encoder = registry.register_encoder(built)
         bundle = classifier_bundle(loaded, labels, Path(scratch) / "version", name=name or loaded.name)
-        return Imported(version=registry.register(bundle, model=model), encoder=encoder)
+        return ImportResult(version=registry.register(bundle, model=model), encoder=encoder)
 
 
 def classifier_bundle(source: ClassifierSource, labels: LabelMap, out: Path, *, name: str) -> Bundle:
     """A sealed version at `out` that maps the logits of the source's encoder to our classes. Raises ImportRefused."""
     matrix = labels.matrix(source.labels)
     manifest = Manifest(
-        kind=Kind.CLASSIFIER,
+        kind=BundleKind.CLASSIFIER,
         name=name,
         encoder=source.digest,
         labels=LABELS,
         settings={
-            "activation": "sigmoid" if source.several else "softmax",
+            "activation": "sigmoid" if source.multi_label else "softmax",
             "labels": list(source.labels),
             "mapping": {ours: list(theirs) for ours, theirs in labels.theirs.items()},
             "ignored": list(labels.ignored),

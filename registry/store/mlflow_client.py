@@ -29,7 +29,7 @@ _MLFLOW_DEFAULTS = {
 }
 
 
-class Connection:
+class MlflowConnection:
     """Connects when first asked; safe to use from several threads.
 
     `artifact_root` is where artifacts are kept if MLflow is reached as a database; a tracking server keeps them where
@@ -72,7 +72,7 @@ class Connection:
         """An artifact, a file or a folder, in a scratch folder below `parent`, from where it can be moved."""
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=parent, prefix=".incoming-") as scratch:
-            with translated():
+            with translate_errors():
                 _ = self.client
                 from mlflow.artifacts import download_artifacts
 
@@ -89,7 +89,7 @@ def local_path(uri: str) -> Path | None:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """Wraps what MLflow, its drivers and its HTTP client raise; no other exception leaves this module."""
     try:
         yield

@@ -10,17 +10,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from registry.bundles.bundle import Bundle, Kind, Manifest
+from registry.bundles.bundle import Bundle, BundleKind, Manifest
 from registry.bundles.manifest_schema import EncoderSettings
 from registry.data.held_out import FILE as HELD_OUT_FILE
-from registry.data.held_out import HeldOut
+from registry.data.held_out import HeldOutSet
 from registry.errors import (
     BundleCorrupt,
     BundleInvalid,
     CorpusUnavailable,
     NotRegistered,
 )
-from registry.store.mlflow_client import EXPERIMENT, Connection, local_path, translated
+from registry.store.mlflow_client import EXPERIMENT, MlflowConnection, local_path, translate_errors
 from registry.store.records import EncoderRecord, VersionRecord
 from registry.store.revision import code_revision
 
@@ -28,7 +28,7 @@ MODEL = "sentiment"
 CHAMPION = "champion"
 ENCODERS = "encoders"
 
-__all__ = ["CHAMPION", "ENCODERS", "MODEL", "EncoderRecord", "Registry", "VersionRecord"]
+__all__ = ["CHAMPION", "ENCODERS", "MODEL", "EncoderRecord", "ModelRegistry", "VersionRecord"]
 
 _ROLE, _DIGEST, _KIND, _ENCODER, _METRICS, _SPACE, _NAME, _DIMENSIONS, _DATA, _CODE = (
     f"valence.{key}"
@@ -42,7 +42,7 @@ _HELD_OUT = "valence.held-out"
 _PAGE = 200
 
 
-class Registry:
+class ModelRegistry:
     """The versions in one MLflow. Connects when first asked; safe to use from several threads.
 
     `artifact_root` is where bundles are kept if MLflow is reached as a database; a tracking server keeps
@@ -50,7 +50,7 @@ class Registry:
     """
 
     def __init__(self, tracking_uri: str, *, artifact_root: Path) -> None:
-        self._mlflow = Connection(tracking_uri, artifact_root=artifact_root)
+        self._mlflow = MlflowConnection(tracking_uri, artifact_root=artifact_root)
 
     def register(
         self,
@@ -69,10 +69,10 @@ class Registry:
         Raises BundleInvalid for an encoder.
         """
         manifest = bundle.manifest
-        if manifest.kind is Kind.ENCODER:
+        if manifest.kind is BundleKind.ENCODER:
             raise BundleInvalid(f"{manifest.name} is an encoder, not a version of a model")
         measured = dict(manifest.metrics if metrics is None else metrics)
-        with translated():
+        with translate_errors():
             self._ensure_model(model, _MODEL_ROLE)
             version = self._version_with(model, _DIGEST, bundle.digest)
             if version is None:
@@ -86,8 +86,8 @@ class Registry:
 
         Raises BundleInvalid for anything but an encoder.
         """
-        settings = EncoderSettings.of(bundle.manifest)
-        with translated():
+        settings = EncoderSettings.from_manifest(bundle.manifest)
+        with translate_errors():
             self._ensure_model(ENCODERS, _ENCODER_ROLE)
             version = self._version_with(ENCODERS, _ENCODER, settings.digest)
             if version is None:
@@ -100,7 +100,7 @@ class Registry:
 
     def models(self) -> list[str]:
         """The names of the models, sorted."""
-        with translated():
+        with translate_errors():
             found = self._mlflow.client.search_registered_models(
                 filter_string=f"tags.`{_ROLE}` = '{_MODEL_ROLE}'", max_results=_PAGE
             )
@@ -108,27 +108,27 @@ class Registry:
 
     def versions(self, model: str = MODEL) -> list[VersionRecord]:
         """All versions of a model, oldest first. Raises NotRegistered if there is no such model."""
-        with translated():
+        with translate_errors():
             aliases = self._aliases(model)
             return [_version_record(entry, aliases) for entry in self._entries(model)]
 
     def version(self, model: str, version: str) -> VersionRecord:
         """Raises NotRegistered."""
-        with translated():
+        with translate_errors():
             return _version_record(
                 self._mlflow.client.get_model_version(model, version), self._aliases(model)
             )
 
     def champion(self, model: str = MODEL) -> VersionRecord:
         """The version that the alias `champion` names. Raises NotRegistered if it names none."""
-        with translated():
+        with translate_errors():
             version = self._mlflow.client.get_model_version_by_alias(model, CHAMPION).version
         return self.version(model, str(version))
 
     def set_alias(self, model: str, alias: str, version: str) -> None:
         """Raises NotRegistered if there is no such version."""
         self.version(model, version)
-        with translated():
+        with translate_errors():
             self._mlflow.client.set_registered_model_alias(model, alias, version)
 
     def champion_version(self, model: str = MODEL) -> str | None:
@@ -136,16 +136,16 @@ class Registry:
 
         Raises NotRegistered if there is no such model.
         """
-        with translated():
+        with translate_errors():
             found = self._mlflow.client.get_registered_model(model).aliases.get(CHAMPION)
         return None if found is None else str(found)
 
-    def put_held_out(self, held_out: HeldOut, *, model: str | None = None) -> str:
+    def put_held_out(self, held_out: HeldOutSet, *, model: str | None = None) -> str:
         """Makes it the held-out set of a model, or of every model without one of its own; returns its digest.
 
         Logged as an artifact of a run of its own; the set that is there already is not logged again.
         """
-        with translated():
+        with translate_errors():
             experiment = self._mlflow.experiment()
             if self._held_out_entry(model, own=True).get("digest") == held_out.digest:
                 return held_out.digest
@@ -170,7 +170,7 @@ class Registry:
 
     def held_out_digest(self, model: str = MODEL) -> str:
         """Which set a model is judged on. Raises NotRegistered if there is none."""
-        with translated():
+        with translate_errors():
             entry = self._held_out_entry(model)
         if not entry:
             raise NotRegistered(
@@ -178,13 +178,13 @@ class Registry:
             )
         return entry["digest"]
 
-    def held_out(self, model: str, cache: Path) -> HeldOut:
+    def held_out(self, model: str, cache: Path) -> HeldOutSet:
         """The set that a model is judged on; `cache` keeps it if it lies elsewhere.
 
         Raises NotRegistered, or CorpusUnavailable if it is gone or isn't what it was.
         """
         digest = self.held_out_digest(model)
-        with translated():
+        with translate_errors():
             uri = self._held_out_entry(model)["uri"]
         folder = local_path(uri) or cache / "held-out" / digest
         path = folder / HELD_OUT_FILE
@@ -193,20 +193,20 @@ class Registry:
                 raise CorpusUnavailable(f"{path} is gone: bring it back, or log the set again")
             with self._mlflow.download(f"{uri}/{HELD_OUT_FILE}", path.parent) as file:
                 file.replace(path)
-        found = HeldOut.parse(path.read_bytes(), where=str(path))
+        found = HeldOutSet.parse(path.read_bytes(), where=str(path))
         if found.digest != digest:
             raise CorpusUnavailable(f"{path} is the set {found.digest}, not {digest}")
         return found
 
     def revision(self, model: str = MODEL) -> str:
         """A value that changes whenever a version or an alias of the model does; one cheap read."""
-        with translated():
+        with translate_errors():
             found = self._mlflow.client.get_registered_model(model)
         return json.dumps([found.last_updated_timestamp, sorted(found.aliases.items())])
 
     def encoder(self, digest: str) -> EncoderRecord:
         """The encoder with this identity. Raises NotRegistered."""
-        with translated():
+        with translate_errors():
             for entry in self._entries(ENCODERS):
                 if entry.tags.get(_ENCODER) == digest:
                     return _encoder_record(entry)
@@ -214,7 +214,7 @@ class Registry:
 
     def space_encoder(self, space: str) -> EncoderRecord:
         """The encoder that defines an embedding space. Raises NotRegistered."""
-        with translated():
+        with translate_errors():
             return _encoder_record(self._mlflow.client.get_model_version_by_alias(ENCODERS, space))
 
     def fetch(self, record: VersionRecord | EncoderRecord, cache: Path) -> Path:

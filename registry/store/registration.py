@@ -5,18 +5,18 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from registry.bundles.bundle import Bundle, Kind
+from registry.bundles.bundle import Bundle, BundleKind
 from registry.encoders.export import build_encoder
-from registry.encoders.sources import EncoderSource, joint_source
+from registry.encoders.sources import SentenceEncoderSource, joint_source
 from registry.errors import ExportFailed, NotRegistered
-from registry.store.model_registry import MODEL, Registry
+from registry.store.model_registry import MODEL, ModelRegistry
 from registry.store.records import EncoderRecord, VersionRecord
 
 Say = Callable[[str], None]
 
 
-def enrol(
-    registry: Registry,
+def register_with_encoder(
+    registry: ModelRegistry,
     bundle: Bundle,
     *,
     work: Path,
@@ -29,13 +29,13 @@ def enrol(
     One that is registered stays. Raises RegistryUnavailable; ExportFailed if a joint version updates another encoder
     than the default one, OutOfSpace if its vectors leave the space.
     """
-    if bundle.manifest.kind is Kind.JOINT:
-        enrol_encoder(registry, joint_source(bundle), work=work, progress=progress)
+    if bundle.manifest.kind is BundleKind.JOINT:
+        ensure_encoder(registry, joint_source(bundle), work=work, progress=progress)
     return registry.register(bundle, model=model, alias=alias)
 
 
-def enrol_encoder(
-    registry: Registry, source: EncoderSource, *, work: Path, progress: Say = lambda _: None
+def ensure_encoder(
+    registry: ModelRegistry, source: SentenceEncoderSource, *, work: Path, progress: Say = lambda _: None
 ) -> EncoderRecord:
     """The registered encoder of a source, built in `work` if it isn't there yet."""
     try:
@@ -47,14 +47,14 @@ def enrol_encoder(
     return registry.register_encoder(bundle)
 
 
-def enrol_space(
-    registry: Registry, folder: Path, space: str, *, work: Path, progress: Say = lambda _: None
+def ensure_space_encoder(
+    registry: ModelRegistry, folder: Path, space: str, *, work: Path, progress: Say = lambda _: None
 ) -> EncoderRecord:
     """The registered encoder that defines a space, from a folder of sentence-transformers' layout.
 
     Raises ExportFailed if the folder holds no such encoder, or if this encoder or this space is another one's already.
     """
-    source = EncoderSource(path=folder, name=space, space=space)
+    source = SentenceEncoderSource(path=folder, name=space, space=space)
     source.check()
     # Fewer layers than the default encoder's have fewer states that heads may read.
     depth = int(source.architecture["num_hidden_layers"])
@@ -64,7 +64,7 @@ def enrol_space(
     with suppress(NotRegistered):
         if (defining := registry.space_encoder(space).digest) != source.digest:
             raise ExportFailed(f"the space {space!r} is defined by another encoder already, {defining}")
-    record = enrol_encoder(registry, source, work=work, progress=progress)
+    record = ensure_encoder(registry, source, work=work, progress=progress)
     if record.space != space:
         raise ExportFailed(f"this encoder is registered already, for the space {record.space!r}")
     return record

@@ -16,8 +16,11 @@ _CHUNK = 1024
 Progress = Callable[[str, float], None]
 
 
-class States(Protocol):
-    """Token states of some texts: `rows` int64 [b] into those texts, `tokens` [b, t, w], `mask` [b, t]."""
+class EncodedBatch(Protocol):
+    """Some of a call's texts, encoded.
+
+    `rows` int64 [b] into the texts, `tokens` [b, t, w], `mask` [b, t], `embedding` [b, d] of unit length.
+    """
 
     @property
     def rows(self) -> NDArray[np.int64]: ...
@@ -28,16 +31,12 @@ class States(Protocol):
     @property
     def mask(self) -> NDArray[np.bool_]: ...
 
-
-class Passes(States, Protocol):
-    """Token states with the vectors of their texts: `embedding` [b, d] of unit length."""
-
     @property
     def embedding(self) -> NDArray[np.float32]: ...
 
 
-class StateEncoder(Protocol):
-    """What training needs of an encoder: its identity, how it computes, and token states in any order."""
+class TextEncoder(Protocol):
+    """An encoder as training needs it: its identity, its engine, and every text once in any order."""
 
     @property
     def digest(self) -> str: ...
@@ -45,19 +44,7 @@ class StateEncoder(Protocol):
     @property
     def engine(self) -> str: ...
 
-    def run(self, texts: Sequence[str]) -> Iterator[States]: ...
-
-
-class PassEncoder(Protocol):
-    """A `StateEncoder` that gives the vectors as well."""
-
-    @property
-    def digest(self) -> str: ...
-
-    @property
-    def engine(self) -> str: ...
-
-    def run(self, texts: Sequence[str]) -> Iterator[Passes]: ...
+    def run(self, texts: Sequence[str]) -> Iterator[EncodedBatch]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +73,7 @@ class TokenStates:
 
 
 def collect_vectors(
-    texts: Sequence[str], encoder: PassEncoder, *, cache: Path, progress: Progress
+    texts: Sequence[str], encoder: TextEncoder, *, cache: Path, progress: Progress
 ) -> NDArray[np.float16]:
     """The vectors of `texts` [n, d], of unit length; read from `cache` like those of `collect`."""
     file = cache / f"vectors-{_digest(texts, encoder)}.npy"
@@ -103,7 +90,7 @@ def collect_vectors(
     return found
 
 
-def vectors(texts: Sequence[str], encoder: PassEncoder) -> NDArray[np.float32]:
+def vectors(texts: Sequence[str], encoder: TextEncoder) -> NDArray[np.float32]:
     """The vectors of `texts` [n, d], of unit length."""
     found: dict[int, NDArray[np.float32]] = {}
     for batch in encoder.run(texts):
@@ -111,7 +98,7 @@ def vectors(texts: Sequence[str], encoder: PassEncoder) -> NDArray[np.float32]:
     return np.stack([found[row] for row in range(len(texts))])
 
 
-def collect(texts: Sequence[str], encoder: StateEncoder, *, cache: Path, progress: Progress) -> TokenStates:
+def collect(texts: Sequence[str], encoder: TextEncoder, *, cache: Path, progress: Progress) -> TokenStates:
     """The states of `texts`; read from `cache` if the same engine of the same encoder saw them before.
 
     Takes 2 bytes a value: with three layers of 384 dimensions, 4.3 GB for 62,000 sentences.
@@ -129,11 +116,11 @@ def collect(texts: Sequence[str], encoder: StateEncoder, *, cache: Path, progres
     return TokenStates(states=states, offsets=offsets)
 
 
-def _digest(texts: Sequence[str], encoder: StateEncoder) -> str:
+def _digest(texts: Sequence[str], encoder: TextEncoder) -> str:
     return hashlib.sha256(json.dumps([encoder.digest, encoder.engine, *texts]).encode()).hexdigest()[:16]
 
 
-def _write(texts: Sequence[str], encoder: StateEncoder, file: Path, progress: Progress) -> list[int]:
+def _write(texts: Sequence[str], encoder: TextEncoder, file: Path, progress: Progress) -> list[int]:
     lengths: list[int] = []
     with file.open("wb") as stream:
         for start in range(0, len(texts), _CHUNK):

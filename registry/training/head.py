@@ -18,7 +18,7 @@ from registry.training.features import TokenStates
 from registry.training.samples import Targets
 
 # Rated logits [b, 3], ratings [b] and unrated logits [b, 3].
-Said: TypeAlias = tuple[Tensor, Tensor, Tensor]
+HeadOutput: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 _CLASSES = len(LABELS)
 _ROWS = 256
@@ -54,7 +54,7 @@ class AttentiveNetwork(nn.Module):  # type: ignore[misc]
         self.input_dropout = nn.Dropout(input_dropout)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Said:
+    def forward(self, tokens: Tensor, mask: Tensor) -> HeadOutput:
         """Tokens [b, t, w] and mask [b, t] to what they are judged to say."""
         rows, length, _ = tokens.shape
         states = self.norm(self.project(self.input_dropout(tokens)))
@@ -85,7 +85,7 @@ class AttentiveNetwork(nn.Module):  # type: ignore[misc]
             group["lr"] = learning_rate
         self.train()
         tokens, mask = (torch.from_numpy(array) for array in inputs)
-        loss = misjudged(self(tokens, mask), targets, rating_weight=rating_weight)
+        loss = head_loss(self(tokens, mask), targets, rating_weight=rating_weight)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters(), _CLIP)
@@ -121,7 +121,7 @@ class AttentiveNetwork(nn.Module):  # type: ignore[misc]
         return {name: np.ascontiguousarray(array.T) for name, array in state.items()}
 
 
-def misjudged(said: Said, targets: Targets, *, rating_weight: float) -> Tensor:
+def head_loss(said: HeadOutput, targets: Targets, *, rating_weight: float) -> Tensor:
     """A batch's loss: cross-entropy of the output that its targets ask, and the error of the rating."""
     for_rated, rating, for_unrated = said
     has_rating = torch.from_numpy(targets.rated)

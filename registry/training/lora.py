@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from registry.bundles.manifest_schema import DOWN, UP
-from registry.training.head import AttentiveNetwork, Said, misjudged
+from registry.training.head import AttentiveNetwork, HeadOutput, head_loss
 from registry.training.samples import Targets
 
 _CLIP = 1.0
@@ -23,7 +23,7 @@ _PEFT = {".lora_A.default.weight": DOWN, ".lora_B.default.weight": UP}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
+class StepMetrics:
     """What one update saw: its loss, the share of classes that were right, the mean cosine of the vectors."""
 
     loss: float
@@ -68,7 +68,7 @@ class JointNetwork(nn.Module):  # type: ignore[misc]
         self.head = head
         self._token_layers = tuple(token_layers)
 
-    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Said]:
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, HeadOutput]:
         """Token ids [b, t] and mask [b, t] to vectors [b, d] of unit length and what the head says."""
         states = self.encoder(
             input_ids=ids, attention_mask=mask.long(), output_hidden_states=True
@@ -99,7 +99,7 @@ class JointNetwork(nn.Module):  # type: ignore[misc]
         vectors: NDArray[np.float32],
         rating_weight: float,
         space_weight: float,
-    ) -> Step:
+    ) -> StepMetrics:
         """One update on one batch, at a share of the highest rates; `vectors` [b, d] are those to stay near."""
         for group in optimiser.param_groups:
             group["lr"] = share * group["highest"]
@@ -108,14 +108,14 @@ class JointNetwork(nn.Module):  # type: ignore[misc]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found, said = self(ids, mask)
         cosine = (found * torch.from_numpy(vectors)).sum(dim=1).mean()
-        loss = misjudged(said, targets, rating_weight=rating_weight) + space_weight * (1 - cosine)
+        loss = head_loss(said, targets, rating_weight=rating_weight) + space_weight * (1 - cosine)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_([*self.trained().values()], _CLIP)
         optimiser.step()
         classes = np.where(targets.rated[:, None], *(said[place].detach().numpy() for place in (0, 2)))
         right = classes.argmax(axis=1) == targets.soft.argmax(axis=1)
-        return Step(loss=float(loss.item()), accuracy=float(right.mean()), cosine=float(cosine.item()))
+        return StepMetrics(loss=float(loss.item()), accuracy=float(right.mean()), cosine=float(cosine.item()))
 
     def judge(
         self, ids: NDArray[np.int64], mask: NDArray[np.bool_]

@@ -9,7 +9,12 @@ from numpy.typing import NDArray
 from registry.bundles.bundle import LABELS
 from registry.data.corpora import Example, Part
 from registry.errors import TrainingFailed
-from registry.evaluation.metrics import accuracy, bootstrap, report, report_by_source
+from registry.evaluation.metrics import (
+    accuracy,
+    bootstrap,
+    classification_report,
+    classification_report_by_group,
+)
 
 Rows = NDArray[np.int64]
 _POOL = 50
@@ -39,7 +44,7 @@ class Samples:
     parts: NDArray[np.str_]
 
     @classmethod
-    def of(cls, examples: Sequence[Example]) -> "Samples":
+    def from_examples(cls, examples: Sequence[Example]) -> "Samples":
         return cls(
             labels=np.array([example.label for example in examples], dtype=np.int64),
             ratings=np.array([example.rating or 0.0 for example in examples], dtype=np.float32),
@@ -74,14 +79,15 @@ class Samples:
         labels, rated, sources = self.labels[rows], self.rated[rows], self.sources[rows]
         groups = {str(source): sources == source for source in sorted(set(sources.tolist()))}
         found = {
-            f"rated.{name}": value for name, value in report(probabilities[rated], labels[rated]).items()
+            f"rated.{name}": value
+            for name, value in classification_report(probabilities[rated], labels[rated]).items()
         }
         interval = bootstrap(accuracy, probabilities[rated], labels[rated])
         found |= {
             "rated.accuracy_low": round(interval.low, 4),
             "rated.accuracy_high": round(interval.high, 4),
         }
-        return found | report_by_source(probabilities, labels, groups)
+        return found | classification_report_by_group(probabilities, labels, groups)
 
 
 def batches(rng: np.random.Generator, rows: Rows, lengths: NDArray[np.int64], size: int) -> Iterator[Rows]:

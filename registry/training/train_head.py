@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from registry.bundles.bundle import LABELS, Bundle, Kind, Manifest
+from registry.bundles.bundle import LABELS, Bundle, BundleKind, Manifest
 from registry.bundles.manifest_schema import HEAD_WEIGHTS, lexicon_features
 from registry.data.corpora import Example, Part, data_digest
 from registry.errors import TrainingFailed
 from registry.evaluation.metrics import fit_temperature
-from registry.training.features import Progress, StateEncoder, TokenStates, collect
+from registry.training.features import Progress, TextEncoder, TokenStates, collect
 from registry.training.head import AttentiveNetwork, deterministic
 from registry.training.samples import Samples, batches, softmax
 
@@ -51,14 +51,14 @@ class HeadPlan:
 
 def train_head(
     examples: Sequence[Example],
-    encoder: StateEncoder,
+    encoder: TextEncoder,
     out: Path,
     *,
     name: str,
     space: str | None,
     cache: Path,
     plan: HeadPlan | None = None,
-    judges: Mapping[str, StateEncoder] | None = None,
+    other_engines: Mapping[str, TextEncoder] | None = None,
     progress: Progress = lambda _step, _share: None,
 ) -> Bundle:
     """A sealed head bundle at `out`, with its measures on the held-out part.
@@ -67,7 +67,7 @@ def train_head(
     `engine.group.measure`. Raises TrainingFailed.
     """
     plan = plan or HeadPlan()
-    data = Samples.of(examples)
+    data = Samples.from_examples(examples)
     states = collect([example.text for example in examples], encoder, cache=cache, progress=progress)
     with deterministic(seed=plan.seed, threads=plan.threads):
         network = AttentiveNetwork(
@@ -83,13 +83,13 @@ def train_head(
         temperature = fit_temperature(network.logits(states, validation), data.labels[validation])
         held = data.rows(Part.HELD_OUT)
         metrics = data.judged(softmax(network.logits(states, held) / temperature), held)
-        for engine, judge in (judges or {}).items():
+        for engine, judge in (other_engines or {}).items():
             seen = collect([examples[row].text for row in held], judge, cache=cache, progress=progress)
             logits = network.logits(seen, np.arange(len(held)))
             judged = data.judged(softmax(logits / temperature), held)
             metrics |= {f"{engine}.{measure}": value for measure, value in judged.items()}
     manifest = Manifest(
-        kind=Kind.HEAD,
+        kind=BundleKind.HEAD,
         name=name,
         encoder=encoder.digest,
         space=space,
@@ -110,7 +110,7 @@ def fit_lexicon(
     """
     from scipy.optimize import minimize
 
-    data = Samples.of(examples)
+    data = Samples.from_examples(examples)
     features = lexicon_features([compound(example.text) for example in examples]).astype(np.float64)
     train = data.rows(Part.TRAIN, rated=True)
     inputs, wanted = features[train], np.eye(len(LABELS))[data.labels[train]]
@@ -128,7 +128,7 @@ def fit_lexicon(
     validation, held = data.rows(Part.VALIDATION, rated=True), data.rows(Part.HELD_OUT)
     temperature = fit_temperature(features[validation] @ weight, data.labels[validation])
     manifest = Manifest(
-        kind=Kind.LEXICON,
+        kind=BundleKind.LEXICON,
         name=name,
         labels=LABELS,
         temperature=temperature,

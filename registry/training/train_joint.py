@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
-from registry.bundles.bundle import LABELS, Bundle, Kind, Manifest
+from registry.bundles.bundle import LABELS, Bundle, BundleKind, Manifest
 from registry.bundles.manifest_schema import HEAD_WEIGHTS, TOKENIZER, UPDATE, Engine
 from registry.data.corpora import Example, Part, data_digest
-from registry.encoders.sources import EncoderSource, quiet
+from registry.encoders.sources import SentenceEncoderSource, silence_libraries
 from registry.errors import TrainingFailed
 from registry.evaluation.metrics import agreement, fit_temperature
-from registry.training.features import PassEncoder, Progress, collect_vectors
+from registry.training.features import Progress, TextEncoder, collect_vectors
 from registry.training.head import AttentiveNetwork, deterministic
-from registry.training.lora import JointNetwork, Step
+from registry.training.lora import JointNetwork, StepMetrics
 from registry.training.samples import Rows, Samples, batches, softmax
 
 _JUDGED_ROWS = 64
@@ -37,7 +37,7 @@ _REPORTS = 100
 _SMOOTHING = 0.95
 
 # Builds an encoder and opens it in each engine.
-Serve: TypeAlias = Callable[[EncoderSource], Mapping[Engine, PassEncoder]]
+OpenEngines: TypeAlias = Callable[[SentenceEncoderSource], Mapping[Engine, TextEncoder]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +77,7 @@ class JointPlan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Texts:
+class _TokenisedTexts:
     """Texts as token ids, with the vectors of the original encoder, float16 [n, d]."""
 
     ids: Sequence[NDArray[np.int64]]
@@ -85,7 +85,9 @@ class _Texts:
     vectors: NDArray[np.float16]
 
     @classmethod
-    def of(cls, texts: Sequence[str], source: EncoderSource, vectors: NDArray[np.float16]) -> "_Texts":
+    def tokenise(
+        cls, texts: Sequence[str], source: SentenceEncoderSource, vectors: NDArray[np.float16]
+    ) -> "_TokenisedTexts":
         tokenizer = Tokenizer.from_file(str(source.path / TOKENIZER))
         tokenizer.no_padding()
         tokenizer.enable_truncation(source.max_length)
@@ -104,12 +106,12 @@ class _Texts:
 
 def train_joint(
     examples: Sequence[Example],
-    source: EncoderSource,
+    source: SentenceEncoderSource,
     out: Path,
     *,
     name: str,
-    original: PassEncoder,
-    serve: Serve,
+    original: TextEncoder,
+    open_engines: OpenEngines,
     cache: Path,
     plan: JointPlan | None = None,
     checkpoint_seconds: float = 120.0,
@@ -124,15 +126,15 @@ def train_joint(
     if original.digest != source.digest:
         raise TrainingFailed(f"{source.name} is {source.digest}, not {original.digest}")
     texts = [example.text for example in examples]
-    data, seen = Samples.of(examples), data_digest(examples)
+    data, seen = Samples.from_examples(examples), data_digest(examples)
     held = data.rows(Part.HELD_OUT)
     vectors = collect_vectors(texts, original, cache=cache, progress=progress)
     identity = json.dumps([seen, source.digest, asdict(plan)])
     file = cache / f"joint-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.pt"
     with deterministic(seed=plan.seed, threads=plan.threads):
-        with quiet():
+        with silence_libraries():
             network = _network(source, plan)
-        run = _Run(network, data, _Texts.of(texts, source, vectors), plan, file)
+        run = _TrainingRun(network, data, _TokenisedTexts.tokenise(texts, source, vectors), plan, file)
         chosen = run.to_the_end(checkpoint_seconds, progress)
         network.round_to_half()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -142,8 +144,8 @@ def train_joint(
         save_file(network.head.tensors(), folder / HEAD_WEIGHTS)
         save_file(network.tensors(), folder / UPDATE)
         merged = replace(source, name=name, update=folder / UPDATE)
-        judge = _Judge(network.head, texts, data, vectors.astype(np.float32), progress)
-        served = serve(merged)
+        judge = _Evaluator(network.head, texts, data, vectors.astype(np.float32), progress)
+        served = open_engines(merged)
         temperature = judge.temperature(served[Engine.FP32])
         metrics: dict[str, float] = {}
         for engine, encoder in served.items():
@@ -151,7 +153,7 @@ def train_joint(
             found = judge.metrics(encoder, held, temperature)
             metrics |= {f"{before}{measure}": value for measure, value in found.items()}
         manifest = Manifest(
-            kind=Kind.JOINT,
+            kind=BundleKind.JOINT,
             name=name,
             encoder=merged.digest,
             space=source.space,
@@ -170,7 +172,7 @@ def train_joint(
     return bundle
 
 
-def _network(source: EncoderSource, plan: JointPlan) -> JointNetwork:
+def _network(source: SentenceEncoderSource, plan: JointPlan) -> JointNetwork:
     states = int(source.architecture["hidden_size"]) * len(source.token_layers)
     head = AttentiveNetwork(
         states,
@@ -184,11 +186,11 @@ def _network(source: EncoderSource, plan: JointPlan) -> JointNetwork:
     )
 
 
-class _Run:
+class _TrainingRun:
     """A training run that ends as it would have ended without the interruptions between its checkpoints."""
 
     def __init__(
-        self, network: JointNetwork, data: Samples, texts: _Texts, plan: JointPlan, file: Path
+        self, network: JointNetwork, data: Samples, texts: _TokenisedTexts, plan: JointPlan, file: Path
     ) -> None:
         self._network = network
         self._data = data
@@ -207,7 +209,7 @@ class _Run:
         self._step = 0
         self._seconds = 0.0
         self._best: dict[str, Any] = {}
-        self._shown: Step | None = None
+        self._shown: StepMetrics | None = None
 
     def to_the_end(self, checkpoint_seconds: float, progress: Progress) -> dict[str, float]:
         """Train what is left and leave the network as it was best; returns when that was and how good."""
@@ -274,7 +276,7 @@ class _Run:
         for name, value in self._network.trained().items():
             self._mean[name].lerp_(value.detach(), pace)
         old = self._shown or found
-        self._shown = Step(
+        self._shown = StepMetrics(
             **{
                 name: _SMOOTHING * getattr(old, name) + (1 - _SMOOTHING) * value
                 for name, value in asdict(found).items()
@@ -339,7 +341,7 @@ class _Run:
         torch.set_rng_state(saved["random"])
 
 
-class _Judge:
+class _Evaluator:
     """What a head says of texts by the engines of its encoder, and how near their vectors are to the space."""
 
     def __init__(
@@ -356,13 +358,13 @@ class _Judge:
         self._vectors = vectors
         self._progress = progress
 
-    def temperature(self, encoder: PassEncoder) -> float:
+    def temperature(self, encoder: TextEncoder) -> float:
         """Fitted on the validation part."""
         rows = self._data.rows(Part.VALIDATION, rated=True)
         logits, _ = self._read(encoder, rows)
         return fit_temperature(logits, self._data.labels[rows])
 
-    def metrics(self, encoder: PassEncoder, rows: Rows, temperature: float) -> dict[str, float]:
+    def metrics(self, encoder: TextEncoder, rows: Rows, temperature: float) -> dict[str, float]:
         """The measures on some rows; those of the vectors on the rated ones."""
         logits, vectors = self._read(encoder, rows)
         rated = self._data.rated[rows]
@@ -370,7 +372,7 @@ class _Judge:
             vectors[rated], self._vectors[rows[rated]]
         )
 
-    def _read(self, encoder: PassEncoder, rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    def _read(self, encoder: TextEncoder, rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """Rated logits [n, 3] and vectors [n, d]."""
         logits = np.zeros((len(rows), len(LABELS)))
         vectors = np.zeros((len(rows), self._vectors.shape[1]), dtype=np.float32)

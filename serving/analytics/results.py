@@ -7,7 +7,7 @@ from typing import Final
 
 from db.analytics.disagreements import Disagreement
 from db.analytics.windows import SampledText, Window
-from registry.analysis.mmd import Discrepancy
+from registry.analysis.mmd import MmdResult
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -121,7 +121,7 @@ class Drift:
     model: str
     recent: SampleSummary
     reference: SampleSummary
-    embeddings: Discrepancy | None
+    embeddings: MmdResult | None
     labels: float | None
     confidences: float | None
     novel: Sequence[tuple[SampledText, float]]

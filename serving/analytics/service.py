@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from db.analytics.disagreements import Disagreement, Disagreements
 from db.analytics.labels import LabelledText
 from db.analytics.windows import JudgedPrediction, SampledText, Window
-from registry.analysis.clusters import Group, grouped, telling
-from registry.analysis.mmd import discrepancy, novel
-from registry.analysis.neighbour_vote import chosen, worth
-from registry.analysis.psi import stability
+from registry.analysis.clusters import TextCluster, cluster_vectors, find_distinctive_words
+from registry.analysis.mmd import compute_mmd, find_novel
+from registry.analysis.neighbour_vote import score_informativeness, select_diverse
+from registry.analysis.psi import compute_psi
 from registry.bundles.bundle import LABELS
 from serving.analytics.results import (
     Accuracy,
@@ -207,9 +207,9 @@ def _vectors(texts: Sequence[SampledText] | Sequence[Disagreement] | Sequence[La
 
 def _groups(
     texts: Sequence[SampledText] | Sequence[Disagreement], most: int
-) -> list[tuple[Group, list[str]]]:
-    groups = grouped(_vectors(texts), most=most)
-    return list(zip(groups, telling([each.text for each in texts], groups), strict=True))
+) -> list[tuple[TextCluster, list[str]]]:
+    groups = cluster_vectors(_vectors(texts), max_clusters=most)
+    return list(zip(groups, find_distinctive_words([each.text for each in texts], groups), strict=True))
 
 
 def _topics(sample: Sequence[SampledText], judged: Sequence[JudgedPrediction], most: int) -> list[Topic]:
@@ -251,7 +251,7 @@ def _review(
     vectors = _vectors(candidates)
     scores = np.array([[each.scores[label] for label in LABELS] for each in candidates], np.float64)
     labels = [LABELS.index(each.label) for each in truths]
-    found = worth(scores, vectors, _vectors(truths), labels, least=HEARD)
+    found = score_informativeness(scores, vectors, _vectors(truths), labels, min_cosine=HEARD)
     return [
         ReviewCandidate(
             text=candidates[row],
@@ -260,7 +260,7 @@ def _review(
             density=float(found.density[row]),
             disagreement=float(found.disagreement[row]),
         )
-        for row in chosen(found.score, vectors, most=most, bound=DUPLICATE)
+        for row in select_diverse(found.score, vectors, limit=most, max_cosine=DUPLICATE)
     ]
 
 
@@ -303,13 +303,13 @@ def _drift(
         model=model,
         recent=recent,
         reference=reference,
-        embeddings=discrepancy(_spread(before, KERNEL_TEXTS), _spread(after, KERNEL_TEXTS)),
-        labels=stability(
+        embeddings=compute_mmd(_spread(before, KERNEL_TEXTS), _spread(after, KERNEL_TEXTS)),
+        labels=compute_psi(
             [reference.labels.get(label, 0) for label in LABELS],
             [recent.labels.get(label, 0) for label in LABELS],
         ),
-        confidences=stability(reference.confidences, recent.confidences),
-        novel=[(new[each.row], each.nearest) for each in novel(before, after, most=most)],
+        confidences=compute_psi(reference.confidences, recent.confidences),
+        novel=[(new[each.row], each.nearest) for each in find_novel(before, after, limit=most)],
     )
 
 

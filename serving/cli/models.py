@@ -193,12 +193,12 @@ def register(
     The encoder of a joint version is built first, and refused if its vectors leave the space.
     """
     from registry.bundles.bundle import Bundle
-    from registry.store.registration import enrol
+    from registry.store.registration import register_with_encoder
     from serving.core.connections import build_running_registry
     from serving.settings import Settings
 
     settings = Settings()
-    record = enrol(
+    record = register_with_encoder(
         build_running_registry(settings),
         Bundle.open(folder),
         work=settings.home / "build",

@@ -29,12 +29,12 @@ def register(
     as_json: AsJson = False,
 ) -> None:
     """Register the encoder that defines a space; it must pool by the mean."""
-    from registry.store.registration import enrol_space
+    from registry.store.registration import ensure_space_encoder
     from serving.core.connections import build_running_registry
     from serving.settings import Settings
 
     settings = Settings()
-    record = enrol_space(
+    record = ensure_space_encoder(
         build_running_registry(settings),
         folder,
         name,

@@ -12,7 +12,7 @@ from serving.cli.output import AsJson, show_record
 
 if TYPE_CHECKING:
     from registry.bundles.bundle import Bundle
-    from registry.encoders.sources import EncoderSource
+    from registry.encoders.sources import SentenceEncoderSource
 
 Say: TypeAlias = Callable[[str, float], None]
 
@@ -45,7 +45,7 @@ def head(
             space=source.space,
             cache=cache / "states",
             plan=plan,
-            judges={"int8": open_encoder(encoder, engine=Engine.INT8, threads=plan.threads)},
+            other_engines={"int8": open_encoder(encoder, engine=Engine.INT8, threads=plan.threads)},
             progress=progress,
         )
     _show(trained, as_json=as_json)
@@ -79,7 +79,7 @@ def joint(
         plan = replace(plan, epochs=epochs)
     with _progress() as progress:
 
-        def serve(merged: "EncoderSource") -> "dict[Engine, Encoder]":
+        def open_engines(merged: "SentenceEncoderSource") -> "dict[Engine, Encoder]":
             built = _encoder(merged, cache, progress)
             there = [engine for engine, name in ENGINES.items() if name in built.manifest.files]
             return {engine: open_encoder(built, engine=engine, threads=plan.threads) for engine in there}
@@ -93,7 +93,7 @@ def joint(
             out,
             name=f"joint model of {source.name}",
             original=open_encoder(encoder, engine=Engine.FP32, threads=plan.threads),
-            serve=serve,
+            open_engines=open_engines,
             cache=cache / "joint",
             plan=plan,
             progress=progress,
@@ -101,7 +101,7 @@ def joint(
     _show(trained, as_json=as_json)
 
 
-def _encoder(source: "EncoderSource", cache: Path, progress: Say) -> "Bundle":
+def _encoder(source: "SentenceEncoderSource", cache: Path, progress: Say) -> "Bundle":
     """The bundle of an encoder, built unless the cache has it."""
     from registry.bundles.bundle import Bundle
     from registry.encoders.export import build_encoder

@@ -12,7 +12,7 @@ from db.errors import DatabaseError
 from db.models.evaluations import Evaluation
 from db.models.promotions import Act, ChampionPeriodPage
 from registry.errors import NotRegistered, RegistryError
-from registry.experiments.decisions import Decision as PolicyDecision
+from registry.experiments.decisions import PolicyDecision
 from registry.store.records import EncoderRecord, VersionRecord
 from serving.core.caller import Caller
 from serving.errors import NotFound, NotReady

@@ -11,7 +11,7 @@ from db.connection.engine import Database
 from db.models.evaluations import Evaluation, EvaluationRepository
 from db.models.promotions import ChampionPeriodPage, PromotionRepository
 from registry.evaluation.gates import Gates
-from registry.store.model_registry import Registry
+from registry.store.model_registry import ModelRegistry
 from registry.store.records import EncoderRecord
 from serving.control.lifecycle import LocalLifecycle
 from serving.core.caller import Caller
@@ -23,7 +23,7 @@ from serving.settings import Settings
 
 
 def lifecycle(
-    settings: Settings, *, database: Database, registry: Registry, catalog: Callable[[], Catalog]
+    settings: Settings, *, database: Database, registry: ModelRegistry, catalog: Callable[[], Catalog]
 ) -> LocalLifecycle:
     """What the control holds: `evaluations.run()` is a loop of its own, `promotions.reconcile` for the fleet."""
     stored = EvaluationRepository(database)

@@ -5,7 +5,7 @@ from db.connection.engine import ConnectionObserver, Database, Limits
 from db.core.cipher import Cipher
 from db.embedded.server import EmbeddedPostgres
 from db.errors import DatabaseError
-from registry.store.model_registry import Registry
+from registry.store.model_registry import ModelRegistry
 from serving.core.home import read_installation_key
 from serving.errors import NotReady
 from serving.settings import Settings
@@ -45,7 +45,7 @@ def build_cipher(settings: Settings) -> Cipher:
     return Cipher.parse(settings.text_keys.get_secret_value() if settings.text_keys else "")
 
 
-def build_registry(settings: Settings) -> Registry:
+def build_registry(settings: Settings) -> ModelRegistry:
     """The registry that the settings name.
 
     Raises:
@@ -53,7 +53,7 @@ def build_registry(settings: Settings) -> Registry:
     """
     if settings.mlflow_tracking_uri is None:
         raise NotReady("MLFLOW_TRACKING_URI is not set: start with `valence up`, or name a server or a store")
-    return Registry(settings.mlflow_tracking_uri, artifact_root=settings.home / "artifacts")
+    return ModelRegistry(settings.mlflow_tracking_uri, artifact_root=settings.home / "artifacts")
 
 
 def find_tracking_uri(settings: Settings) -> str:
@@ -75,6 +75,6 @@ def find_tracking_uri(settings: Settings) -> str:
     return uri
 
 
-def build_running_registry(settings: Settings) -> Registry:
+def build_running_registry(settings: Settings) -> ModelRegistry:
     """The registry that the settings name, or that of the platform that runs here. Raises NotReady if neither is."""
     return build_registry(settings.model_copy(update={"mlflow_tracking_uri": find_tracking_uri(settings)}))

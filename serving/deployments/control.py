@@ -8,7 +8,7 @@ import structlog
 
 from db.errors import DatabaseError
 from db.experiments.experiments import Experiment
-from registry.experiments.decisions import Decision
+from registry.experiments.decisions import PolicyDecision
 from registry.store.records import EncoderRecord
 from serving.control.pool import ServePool
 from serving.core.catalog import Catalog
@@ -162,5 +162,5 @@ class Control:
     def _champion(self, model: str) -> str | None:
         return self._fleet.catalog.champions.get(model)
 
-    async def _promote(self, experiment: Experiment, decision: Decision) -> None:
+    async def _promote(self, experiment: Experiment, decision: PolicyDecision) -> None:
         await self._lifecycle.decided(experiment.model, experiment.challenger, decision)

@@ -14,7 +14,7 @@ from serving.experiments.service import EvidenceRecords, ExperimentRecords, evid
 
 log = structlog.get_logger(__name__)
 
-Promote = Callable[[Experiment, decisions.Decision], Awaitable[None]]
+Promote = Callable[[Experiment, decisions.PolicyDecision], Awaitable[None]]
 
 
 class PolicyRunner:
@@ -97,7 +97,7 @@ class PolicyRunner:
                 await self._carry_out(experiment, decision)
         log.info("experiment.decided", experiment=str(experiment.id), action=decision.action)
 
-    async def _carry_out(self, experiment: Experiment, decision: decisions.Decision) -> None:
+    async def _carry_out(self, experiment: Experiment, decision: decisions.PolicyDecision) -> None:
         try:
             await self._promote(experiment, decision)
         except Conflict as error:
@@ -107,6 +107,6 @@ class PolicyRunner:
         await self._records.stop(experiment.id, actor=None, reason=reason)
 
 
-def _again(stored: Decision) -> decisions.Decision:
+def _again(stored: Decision) -> decisions.PolicyDecision:
     """A stored decision, recomputed from what it was based on."""
     return decisions.decide(Evidence.parse(stored.evidence), Policy.parse(stored.policy))

@@ -77,7 +77,7 @@ class ExperimentReport:
 
     experiment: Experiment
     counts: ExperimentCounts
-    finding: decisions.Decision
+    finding: decisions.PolicyDecision
     decided: Sequence[Decision]
 
 

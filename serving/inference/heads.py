@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from registry.bundles.bundle import LABELS, Bundle, Kind, file_digest
+from registry.bundles.bundle import LABELS, Bundle, BundleKind, file_digest
 from registry.bundles.manifest_schema import ATTENTIVE_TENSORS, HEAD_WEIGHTS, MAPPING, lexicon_features
 from registry.errors import BundleInvalid
 from serving.inference.microbatches import MicroBatch
@@ -144,12 +144,12 @@ class ClassifierHead:
         return normed
 
 
-_BUILDERS: dict[Kind, Callable[[Bundle], Head]] = {
-    Kind.LEXICON: LexiconHead,
-    Kind.HEAD: AttentiveHead,
-    Kind.CLASSIFIER: ClassifierHead,
+_BUILDERS: dict[BundleKind, Callable[[Bundle], Head]] = {
+    BundleKind.LEXICON: LexiconHead,
+    BundleKind.HEAD: AttentiveHead,
+    BundleKind.CLASSIFIER: ClassifierHead,
     # Its head is like any other: what it reads are the states of the encoder that it brings.
-    Kind.JOINT: AttentiveHead,
+    BundleKind.JOINT: AttentiveHead,
 }
 
 

@@ -24,10 +24,10 @@ from db.errors import DatabaseError
 from db.models.evaluations import Evaluation, EvaluationRepository
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import Engine
-from registry.data.held_out import HeldOut
+from registry.data.held_out import HeldOutSet
 from registry.errors import NotRegistered, RegistryError
 from registry.evaluation.replay import compare, stratify
-from registry.evaluation.report import Agreement, HeldOutResult, Replay, Report, Size
+from registry.evaluation.report import Agreement, EvaluationReport, HeldOutResult, ModelSize, Replay
 from registry.store.records import EncoderRecord, VersionRecord
 from serving.core.subprocesses import yield_to_others
 from serving.errors import Invalid, ServingError
@@ -59,7 +59,7 @@ class Source(Protocol):
     def space_encoder(self, space: str) -> EncoderRecord:
         """The one that defines a space."""
 
-    def held_out(self, model: str, cache: Path) -> HeldOut:
+    def held_out(self, model: str, cache: Path) -> HeldOutSet:
         """The set that a model is judged on."""
 
     def fetch(self, record: VersionRecord | EncoderRecord, cache: Path) -> Path:
@@ -111,10 +111,10 @@ class VersionEvaluator:
     def examine(
         self,
         record: VersionRecord,
-        held_out: HeldOut,
+        held_out: HeldOutSet,
         champion: VersionRecord | None,
         stored: Callable[[], list[StoredText]],
-    ) -> Report:
+    ) -> EvaluationReport:
         """The report on a version, by a held-out set and against a champion on `stored` texts.
 
         Raises:
@@ -128,19 +128,19 @@ class VersionEvaluator:
         replay = None
         if champion is not None and champion.digest != record.digest:
             replay = self._replay(opened, champion, stored(), texts)
-        return Report(
+        return EvaluationReport(
             model=record.model,
             version=record.version,
             kind=record.kind,
             bundle=record.digest,
             encoder=record.encoder,
             data=held_out.digest,
-            held_out=HeldOutResult.of(
+            held_out=HeldOutResult.measure(
                 answers.scores, held_out.labels, held_out.sources, rounds=self._plan.rounds
             ),
             agreement=self._agreement(opened, held_out, answers.vectors),
             latency=opened.scorer.latency(texts),
-            size=Size(
+            size=ModelSize(
                 version_bytes=_size(opened.bundle),
                 encoder_bytes=_size(opened.encoder) if opened.encoder is not None else 0,
             ),
@@ -174,7 +174,7 @@ class VersionEvaluator:
         )
 
     def _agreement(
-        self, opened: _Opened, held_out: HeldOut, vectors: "np.ndarray[Any, np.dtype[np.float32]]"
+        self, opened: _Opened, held_out: HeldOutSet, vectors: "np.ndarray[Any, np.dtype[np.float32]]"
     ) -> Agreement | None:
         if opened.encoder is None:
             return None
@@ -275,7 +275,7 @@ class EvaluationWorker:
                 await beating
         return await self._records.finish(evaluation.id, report.dump())
 
-    async def _report(self, evaluation: Evaluation, cache: Path, plan: EvaluationPlan) -> Report:
+    async def _report(self, evaluation: Evaluation, cache: Path, plan: EvaluationPlan) -> EvaluationReport:
         record = await asyncio.to_thread(self._registry.version, evaluation.model, evaluation.version)
         if record.digest != evaluation.bundle_digest:
             raise Invalid(f"version {evaluation.version} has another bundle now, {record.digest}")

@@ -5,8 +5,8 @@ from typing import Protocol
 
 from db.models.evaluations import Evaluation
 from registry.errors import NotRegistered, ReportInvalid
-from registry.evaluation.gates import GateReport, Gates, judge, unevaluated
-from registry.evaluation.report import Report
+from registry.evaluation.gates import GateReport, Gates, evaluate_gates, report_unevaluated
+from registry.evaluation.report import EvaluationReport
 from registry.store.records import VersionRecord
 from serving.core.catalog import Catalog
 from serving.core.database_errors import translate_database_errors
@@ -56,7 +56,9 @@ class GateRunner:
         try:
             data = await call_registry(self._registry.held_out_digest, model)
         except NotRegistered:
-            return unevaluated(record.version, champion, {record.version: "the model has no held-out set"})
+            return report_unevaluated(
+                record.version, champion, {record.version: "the model has no held-out set"}
+            )
         wanted = {record.version: record.digest}
         if champion is not None and (digest := await self._digest_of(model, champion)) is not None:
             wanted[champion] = digest
@@ -68,8 +70,8 @@ class GateRunner:
                 for version, report in found.items()
                 if report is None
             }
-            return unevaluated(record.version, champion, missing)
-        return judge(self._gates, ours, theirs if champion != record.version else None)
+            return report_unevaluated(record.version, champion, missing)
+        return evaluate_gates(self._gates, ours, theirs if champion != record.version else None)
 
     async def _digest_of(self, model: str, version: str) -> str | None:
         """The bundle of a version, None if it is gone."""
@@ -90,10 +92,14 @@ class GateRunner:
             return f"its evaluation failed: {last.reason}"
         return "its evaluation runs" if last.state == "running" else "its report can't be read"
 
-    async def _stored_report(self, bundle: str, data: str) -> Report | None:
+    async def _stored_report(self, bundle: str, data: str) -> EvaluationReport | None:
         with translate_database_errors():
             found = await self._reports.reported(bundle, data)
         try:
-            return Report.parse(found.report) if found is not None and found.report is not None else None
+            return (
+                EvaluationReport.parse(found.report)
+                if found is not None and found.report is not None
+                else None
+            )
         except ReportInvalid:
             return None

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from db.analytics.statistics import AnswerDistribution, Distributions, Statistics
 from db.connection.engine import PoolState
-from registry.analysis.psi import stability
+from registry.analysis.psi import compute_psi
 from serving.core.catalog import Catalog
 from serving.predictions.routing import Traffic
 
@@ -168,11 +168,11 @@ def measure_drift(reference: AnswerDistribution, recent: AnswerDistribution) -> 
     """How far the recent answers lie from those of reference, by label and by confidence, where that can be said."""
     labels = sorted(reference.labels.keys() | recent.labels.keys())
     indices = {
-        "label": stability(
+        "label": compute_psi(
             [reference.labels.get(label, 0) for label in labels],
             [recent.labels.get(label, 0) for label in labels],
         ),
-        "confidence": stability(reference.confidences, recent.confidences),
+        "confidence": compute_psi(reference.confidences, recent.confidences),
     }
     return {of: index for of, index in indices.items() if index is not None}
 

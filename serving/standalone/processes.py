@@ -18,7 +18,7 @@ import psutil
 import structlog
 
 from registry.errors import NotRegistered, RegistryError
-from registry.store.model_registry import Registry
+from registry.store.model_registry import ModelRegistry
 from registry.store.records import EncoderRecord
 from serving.core.logs import configure_logging
 from serving.core.subprocesses import end_with_parent
@@ -51,7 +51,7 @@ def register_models(settings: Settings) -> None:
         space=settings.space,
         model=settings.model,
         work=settings.home / "build",
-        answering=answering,
+        on_champion_ready=answering,
     )
 
 
@@ -132,7 +132,7 @@ def _encoder(settings: Settings, ended: threading.Event, note: Path | None) -> E
     return None
 
 
-def _first_encoder(registry: Registry, settings: Settings) -> EncoderRecord:
+def _first_encoder(registry: ModelRegistry, settings: Settings) -> EncoderRecord:
     """The champion's encoder, or the space's if it has none. Raises NotRegistered until there is a champion."""
     champion = registry.champion(settings.model)
     if champion.encoder is not None:

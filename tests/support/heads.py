@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from registry.bundles.bundle import LABELS, Bundle, Kind, Manifest
+from registry.bundles.bundle import LABELS, Bundle, BundleKind, Manifest
 from registry.bundles.manifest_schema import HEAD_WEIGHTS
 from tests.support.tiny import DIMENSIONS, TINY_SPACE
 
@@ -40,6 +40,6 @@ def head(
     folder.mkdir(parents=True)
     save_file(tensors or weights(seed=seed), folder / HEAD_WEIGHTS)
     manifest = Manifest(
-        kind=Kind.HEAD, name=f"tiny head {seed}", encoder=encoder, space=TINY_SPACE, labels=LABELS
+        kind=BundleKind.HEAD, name=f"tiny head {seed}", encoder=encoder, space=TINY_SPACE, labels=LABELS
     )
     return Bundle.seal(folder, manifest)

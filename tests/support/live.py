@@ -15,7 +15,7 @@ import psutil
 
 from registry.encoders.export import build_encoder
 from registry.encoders.sources import default_source, joint_source
-from registry.store.builtin_versions import builtin
+from registry.store.builtin_versions import open_builtin
 from serving.deployments.cluster import find_free_port
 from tests.support.clock import eventually
 
@@ -142,7 +142,7 @@ def built_encoders() -> dict[str, Path]:
     """The encoders of a fresh installation by digest, as the benchmarks keep them; the champion's is last."""
     own = default_source()
     folders: dict[str, Path] = {}
-    for source in (own, joint_source(builtin("joint"), own)):
+    for source in (own, joint_source(open_builtin("joint"), own)):
         folder = folders[source.digest] = ENCODERS / source.digest[:16]
         if not folder.exists():
             build_encoder(source, folder)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from registry.evaluation.metrics import Interval
-from registry.evaluation.report import Agreement, HeldOutResult, Latency, Replay, Report, Size
+from registry.evaluation.report import Agreement, EvaluationReport, HeldOutResult, Latency, ModelSize, Replay
 
 TEXTS = 1000
 DATA = "d" * 64
@@ -53,7 +53,7 @@ def replay(*, champion: str = "1", bundle: str = "1" * 64, flips: int = 10, text
     )
 
 
-def report(version: str, accuracy: float = 0.75, **changes: Any) -> Report:
+def report(version: str, accuracy: float = 0.75, **changes: Any) -> EvaluationReport:
     values: dict[str, Any] = {
         "model": "sentiment",
         "version": version,
@@ -64,10 +64,10 @@ def report(version: str, accuracy: float = 0.75, **changes: Any) -> Report:
         "held_out": held_out(accuracy),
         "agreement": Agreement(space="s", claims_space=True, mean=0.995, worst=0.97, texts=256),
         "latency": latency(),
-        "size": Size(version_bytes=100, encoder_bytes=1000),
+        "size": ModelSize(version_bytes=100, encoder_bytes=1000),
         "replay": None,
         "measured_at": datetime(2026, 1, 1, tzinfo=UTC),
         "seconds": 1.0,
         "machine": "a machine",
     }
-    return Report(**(values | changes))
+    return EvaluationReport(**(values | changes))

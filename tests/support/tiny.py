@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel
 
 from registry.data.corpora import Example
-from registry.encoders.sources import EncoderSource
+from registry.encoders.sources import SentenceEncoderSource
 
 WORDS = (
     "a and awful bad best boring broke fine good great is it joy late loved not of ok sad so the thing worst"
@@ -32,7 +32,7 @@ def tiny_source(
     space: str = TINY_SPACE,
     dimensions: int = DIMENSIONS,
     seed: int = 3,
-) -> EncoderSource:
+) -> SentenceEncoderSource:
     """Written to `folder`; the same every time."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS.split(), *(f"n{number}" for number in range(40))]
@@ -61,7 +61,7 @@ def tiny_source(
     (folder / "1_Pooling" / "config.json").write_text(
         json.dumps({"word_embedding_dimension": dimensions, pooling: True})
     )
-    return EncoderSource(path=folder, name="tiny", space=space, token_layers=(1, 2))
+    return SentenceEncoderSource(path=folder, name="tiny", space=space, token_layers=(1, 2))
 
 
 def sentences(count: int) -> list[str]:

@@ -14,21 +14,21 @@ from db.embedded.server import EmbeddedPostgres
 from registry.bundles.bundle import Bundle, Manifest
 from registry.bundles.manifest_schema import HEAD_WEIGHTS, UP, UPDATE
 from registry.encoders.sources import default_source
-from registry.store.builtin_versions import builtin
-from registry.store.model_registry import Registry
+from registry.store.builtin_versions import open_builtin
+from registry.store.model_registry import ModelRegistry
 from registry.store.records import EncoderRecord, VersionRecord
 from tests.support.live import LivePlatform
 
 Weights = dict[str, NDArray[np.float16]]
 
 
-def registry_at(home: Path) -> Registry:
+def registry_at(home: Path) -> ModelRegistry:
     """The registry of a platform on embedded defaults, as another MLflow client reaches it."""
     url = sibling_url(EmbeddedPostgres(home).url("valence"), "_mlflow")
-    return Registry(url, artifact_root=home / "artifacts")
+    return ModelRegistry(url, artifact_root=home / "artifacts")
 
 
-def registry_of(platform: LivePlatform) -> Registry:
+def registry_of(platform: LivePlatform) -> ModelRegistry:
     """That of a live platform."""
     return registry_at(platform.home)
 
@@ -41,18 +41,18 @@ def twin_head(
     change: Callable[[Weights], None] = lambda _: None,
 ) -> Bundle:
     """The head of the built-in champion as a version of its own, on another encoder or with other weights."""
-    champion = builtin("joint")
+    champion = open_builtin("joint")
     folder.mkdir(parents=True)
     weights = load_file(champion.file(HEAD_WEIGHTS))
     change(weights)
     save_file(weights, folder / HEAD_WEIGHTS)
-    manifest = replace(builtin("head").manifest, name=name, encoder=encoder or champion.manifest.encoder)
+    manifest = replace(open_builtin("head").manifest, name=name, encoder=encoder or champion.manifest.encoder)
     return Bundle.seal(folder, manifest)
 
 
 def twin_joint(folder: Path, name: str, *, change: Callable[[Weights], None] = lambda _: None) -> Bundle:
     """The built-in champion under another name, or with another update."""
-    champion = builtin("joint")
+    champion = open_builtin("joint")
     folder.mkdir(parents=True)
     update = load_file(champion.file(UPDATE))
     change(update)
@@ -63,7 +63,7 @@ def twin_joint(folder: Path, name: str, *, change: Callable[[Weights], None] = l
 
 
 def twin_encoder(
-    registry: Registry,
+    registry: ModelRegistry,
     folder: Path,
     name: str,
     digest: str,
@@ -72,7 +72,7 @@ def twin_encoder(
     of: EncoderRecord | None = None,
 ) -> str:
     """The files of an encoder, the champion's unless told, under another identity, registered; gives that identity."""
-    champion = builtin("joint").manifest
+    champion = open_builtin("joint").manifest
     assert champion.encoder is not None
     there = Path((of or registry.encoder(champion.encoder)).uri.removeprefix("file://"))
     shutil.copytree(there, folder)

@@ -18,7 +18,7 @@ def open_encoder(
 
         return TorchEncoder(bundle, device=device)
     if engine is None or ENGINES[engine] not in bundle.manifest.files:
-        engine = EncoderSettings.of(bundle.manifest).engine
+        engine = EncoderSettings.from_manifest(bundle.manifest).engine
     if engine is Engine.INT8:
         from serving.inference.engines.openvino import OpenVinoEncoder
 

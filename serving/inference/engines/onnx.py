@@ -29,7 +29,7 @@ class OnnxEncoder:
 
     def __init__(self, bundle: Bundle, *, engine: Engine = Engine.FP32, threads: int = 1) -> None:
         self.engine = engine
-        self.settings = EncoderSettings.of(bundle.manifest)
+        self.settings = EncoderSettings.from_manifest(bundle.manifest)
         self.digest = self.settings.digest
         self.threads = threads
         self._tokenizer = load_tokenizer(bundle, self.settings)

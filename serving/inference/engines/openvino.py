@@ -45,7 +45,7 @@ class OpenVinoEncoder:
     engine = Engine.INT8
 
     def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
-        self.settings = EncoderSettings.of(bundle.manifest)
+        self.settings = EncoderSettings.from_manifest(bundle.manifest)
         self.digest = self.settings.digest
         self.threads = threads
         self._tokenizer = load_tokenizer(bundle, self.settings)

@@ -30,7 +30,7 @@ class TorchEncoder:
     engine = "torch"
 
     def __init__(self, bundle: Bundle, *, device: str = "cuda", max_rows: int = 64) -> None:
-        self.settings = EncoderSettings.of(bundle.manifest)
+        self.settings = EncoderSettings.from_manifest(bundle.manifest)
         self.digest = self.settings.digest
         self._device = device
         self._max_rows = max_rows

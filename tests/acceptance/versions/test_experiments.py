@@ -13,7 +13,7 @@ import pytest
 
 from db.embedded.server import EmbeddedPostgres
 from registry.bundles.bundle import LABELS
-from registry.data.held_out import HeldOut
+from registry.data.held_out import HeldOutSet
 from registry.experiments import decisions
 from registry.experiments.policies import Policy
 from registry.store.model_registry import CHAMPION, MODEL
@@ -54,7 +54,7 @@ def seen(platform: LivePlatform, experiment: str) -> dict[str, Any]:
 
 async def judged(platform: LivePlatform, experiment: str) -> None:
     """Predicts held-out texts and judges the answers by their ratings until the experiment stops."""
-    held = HeldOut.builtin()
+    held = HeldOutSet.load_builtin()
     waiting = list(enumerate(zip(held.texts, held.labels.tolist(), strict=True)))
     async with platform.async_client() as client:
 

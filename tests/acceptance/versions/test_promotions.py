@@ -8,7 +8,7 @@ import pytest
 
 from db.connection.databases import ensure_sibling
 from db.embedded.server import EmbeddedPostgres
-from registry.store.model_registry import CHAMPION, Registry
+from registry.store.model_registry import CHAMPION, ModelRegistry
 from tests.support.clock import eventually
 from tests.support.live import LivePlatform, live_platform
 
@@ -52,7 +52,7 @@ def test_a_version_is_measured_promoted_followed_and_rolled_back(platform: LiveP
     eventually(lambda: champion(platform) == "1", within=2, what="version 1 answers")
     assert platform.valence("models", "promote", "3", "--json").returncode == 0
     eventually(lambda: champion(platform) == "3", within=2, what="version 3 answers")
-    another = Registry(
+    another = ModelRegistry(
         ensure_sibling(EmbeddedPostgres(platform.home).url("valence"), "_mlflow"),
         artifact_root=platform.home / "artifacts",
     )

@@ -8,16 +8,16 @@ import pytest
 from db.connection.databases import ensure_sibling
 from db.connection.engine import Database
 from registry.encoders.export import build_encoder
-from registry.store.model_registry import Registry
+from registry.store.model_registry import ModelRegistry
 from tests.support.postgres import TestServer, opened
 from tests.support.tiny import sentences, tiny_source
 
 
 @pytest.fixture(scope="package")
-def registry(server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+def registry(server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelRegistry]:
     folder = tmp_path_factory.mktemp("registry")
     with server.database() as url:
-        registry = Registry(ensure_sibling(url, "_mlflow"), artifact_root=folder / "artifacts")
+        registry = ModelRegistry(ensure_sibling(url, "_mlflow"), artifact_root=folder / "artifacts")
         source = tiny_source(folder / "source")
         registry.register_encoder(build_encoder(source, folder / "encoder", calibration=sentences(32)))
         yield registry

@@ -249,8 +249,8 @@ def test_mlflow_reaches_its_database_by_the_same_certificate(
         "valence_owner", f"{name}_mlflow", sslmode="verify-full", sslrootcert=str(authority.certificate)
     )
     program = (
-        "import sys; from pathlib import Path; from registry.store.model_registry import Registry; "
-        "print(Registry(sys.argv[1], artifact_root=Path(sys.argv[2])).models())"
+        "import sys; from pathlib import Path; from registry.store.model_registry import ModelRegistry; "
+        "print(ModelRegistry(sys.argv[1], artifact_root=Path(sys.argv[2])).models())"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, url.replace("postgresql://", "postgresql+psycopg://"), str(tmp_path)],

@@ -12,7 +12,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import EncoderSettings, Engine
 from registry.encoders.export import build_encoder
-from registry.encoders.sources import EncoderSource, default_source
+from registry.encoders.sources import SentenceEncoderSource, default_source
 from registry.errors import BundleCorrupt, ExportFailed
 from serving.inference.encoder import Encoder
 from serving.inference.engines.factory import open_encoder
@@ -51,7 +51,7 @@ def encoder(request: pytest.FixtureRequest, encoder_bundle: Bundle) -> Encoder:
 
 
 @pytest.fixture(scope="module")
-def reference(source: EncoderSource) -> np.ndarray:
+def reference(source: SentenceEncoderSource) -> np.ndarray:
     """What sentence-transformers would give: the mean of the last layer, of unit length."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(source.path / "tokenizer.json"), pad_token="[PAD]", model_max_length=48
@@ -66,8 +66,8 @@ def reference(source: EncoderSource) -> np.ndarray:
     return np.stack(found)
 
 
-def test_settings_say_what_the_runtime_needs(encoder_bundle: Bundle, source: EncoderSource) -> None:
-    settings = EncoderSettings.of(encoder_bundle.manifest)
+def test_settings_say_what_the_runtime_needs(encoder_bundle: Bundle, source: SentenceEncoderSource) -> None:
+    settings = EncoderSettings.from_manifest(encoder_bundle.manifest)
     assert settings.digest == source.digest
     assert (settings.space, settings.dimensions, settings.max_length) == (TINY_SPACE, DIMENSIONS, 48)
     assert settings.token_layers == (1, 2)
@@ -156,12 +156,12 @@ def test_every_text_is_in_one_micro_batch_within_the_budget(mixed: bool) -> None
 
 
 def test_building_twice_gives_the_same_identity_and_keeps_the_first(
-    source: EncoderSource, encoder_bundle: Bundle, tmp_path: Path
+    source: SentenceEncoderSource, encoder_bundle: Bundle, tmp_path: Path
 ) -> None:
     copy = tiny_source(tmp_path / "copy")
     assert copy.digest == source.digest
     with pytest.raises(ExportFailed, match="can't be read"):
-        build_encoder(EncoderSource(path=tmp_path, name="none", space=None), tmp_path / "out")
+        build_encoder(SentenceEncoderSource(path=tmp_path, name="none", space=None), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

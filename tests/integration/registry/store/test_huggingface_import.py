@@ -20,14 +20,14 @@ from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from registry.bundles.bundle import Bundle, Kind
+from registry.bundles.bundle import Bundle, BundleKind
 from registry.bundles.manifest_schema import ENGINES, EncoderSettings, Engine
 from registry.encoders import engine_selection
 from registry.encoders.classifier import ClassifierSource
 from registry.encoders.export import build_encoder
 from registry.errors import BundleInvalid, ImportRefused
-from registry.store.huggingface_import import Imported, LabelMap, classifier_bundle, import_model
-from registry.store.model_registry import Registry
+from registry.store.huggingface_import import ImportResult, LabelMap, classifier_bundle, import_model
+from registry.store.model_registry import ModelRegistry
 from serving.cli import main
 from serving.cli.output import variable
 from serving.inference.encoder import Encoder
@@ -61,9 +61,9 @@ CASES: dict[str, tuple[dict[str, Any], LabelMap]] = {
 class Case:
     """One imported model, and what transformers says of the texts."""
 
-    def __init__(self, name: str, made: Made, labels: LabelMap, store: Registry, work: Path) -> None:
+    def __init__(self, name: str, made: Made, labels: LabelMap, store: ModelRegistry, work: Path) -> None:
         self.name, self.made, self.labels, self.store, self.work = name, made, labels, store, work
-        self.imported: Imported = import_model(
+        self.imported: ImportResult = import_model(
             store, str(made.folder), labels, work=work, model=f"imported-{name}"
         )
         self.encoder = Bundle.open(store.fetch(self.imported.encoder, work / "cache"))
@@ -99,7 +99,7 @@ class Case:
 
 @pytest.fixture(scope="module", params=CASES)
 def case(
-    request: pytest.FixtureRequest, database_store: Registry, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, database_store: ModelRegistry, tmp_path_factory: pytest.TempPathFactory
 ) -> Case:
     options, labels = CASES[request.param]
     folder = tmp_path_factory.mktemp(request.param)
@@ -172,14 +172,14 @@ def test_int8_is_kept_only_where_it_decides_as_float32_does(case: Case) -> None:
             manifest.metrics[f"{engine}.agreement"] >= 0.98 and manifest.metrics[f"{engine}.shift"] <= 0.02
         )
         assert (ENGINES[engine] in manifest.files) is agrees
-    assert ENGINES[EncoderSettings.of(manifest).engine] in manifest.files
+    assert ENGINES[EncoderSettings.from_manifest(manifest).engine] in manifest.files
 
 
 def test_bundles_say_what_they_are_and_where_they_come_from(case: Case) -> None:
-    settings = EncoderSettings.of(case.encoder.manifest)
+    settings = EncoderSettings.from_manifest(case.encoder.manifest)
     version, record = case.version.manifest, case.imported.version
     assert (settings.space, settings.dimensions, settings.max_length) == (None, WIDTH, case.made.reads)
-    assert (record.kind, record.encoder) == (Kind.CLASSIFIER.value, case.imported.encoder.digest)
+    assert (record.kind, record.encoder) == (BundleKind.CLASSIFIER.value, case.imported.encoder.digest)
     assert (version.encoder, version.space, version.settings["labels"]) == (
         settings.digest,
         None,
@@ -229,7 +229,7 @@ def test_importing_again_registers_nothing_new(case: Case) -> None:
 
 
 def test_other_mapping_is_another_version_of_the_same_encoder(
-    made: Made, database_store: Registry, tmp_path: Path
+    made: Made, database_store: ModelRegistry, tmp_path: Path
 ) -> None:
     maps = [LabelMap.parse(THREE), LabelMap.parse("negative=LABEL_2,neutral=LABEL_1,positive=LABEL_0")]
     one, two = (
@@ -250,7 +250,7 @@ def test_int8_that_decides_otherwise_gives_way_to_float32(
     assert {ENGINES[Engine.INT8], "int8.bin", ENGINES[Engine.INT8_PER_TOKEN]}.isdisjoint(
         bundle.manifest.files
     )
-    assert EncoderSettings.of(bundle.manifest).engine is Engine.FP32
+    assert EncoderSettings.from_manifest(bundle.manifest).engine is Engine.FP32
     assert open_encoder(bundle, engine=Engine.INT8).engine == Engine.FP32
 
 
@@ -318,7 +318,7 @@ def test_labels_of_theirs_may_hold_commas_and_equal_signs() -> None:
 
 
 def test_unknown_and_unmapped_labels_are_refused_with_the_models_own(
-    made: Made, database_store: Registry, tmp_path: Path
+    made: Made, database_store: ModelRegistry, tmp_path: Path
 ) -> None:
     known = "0: LABEL_0, 1: LABEL_1, 2: LABEL_2"
     for text, reason in (
@@ -544,7 +544,7 @@ def test_command_registers_a_folder_with_an_alias(
     run: Any,
     made: Made,
     database_uri: str,
-    database_store: Registry,
+    database_store: ModelRegistry,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:

@@ -6,9 +6,9 @@ from uuid import uuid4
 
 import pytest
 
-from registry.bundles.bundle import LABELS, Bundle, Kind, Manifest
+from registry.bundles.bundle import LABELS, Bundle, BundleKind, Manifest
 from registry.bundles.manifest_schema import EncoderSettings, Engine
-from registry.data.held_out import HeldOut
+from registry.data.held_out import HeldOutSet
 from registry.errors import (
     BundleCorrupt,
     BundleInvalid,
@@ -16,18 +16,18 @@ from registry.errors import (
     NotRegistered,
     RegistryUnavailable,
 )
-from registry.store.model_registry import CHAMPION, ENCODERS, Registry
+from registry.store.model_registry import CHAMPION, ENCODERS, ModelRegistry
 from registry.store.revision import code_revision
 from tests.support.tiny import TINY_SPACE
 
 
 @pytest.fixture(scope="module", params=["database", "server"])
-def store(request: pytest.FixtureRequest) -> Registry:
+def store(request: pytest.FixtureRequest) -> ModelRegistry:
     if request.param == "database":
-        found: Registry = request.getfixturevalue("database_store")
+        found: ModelRegistry = request.getfixturevalue("database_store")
         return found
     # An artifact root that can't be made: behind a server nothing of it may be used.
-    return Registry(request.getfixturevalue("mlflow_url"), artifact_root=Path("/proc/nowhere"))
+    return ModelRegistry(request.getfixturevalue("mlflow_url"), artifact_root=Path("/proc/nowhere"))
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def head(folder: Path, content: str = "weights") -> Bundle:
     folder.mkdir()
     (folder / "head.safetensors").write_text(content)
     manifest = Manifest(
-        kind=Kind.HEAD,
+        kind=BundleKind.HEAD,
         name=f"head of {content}",
         encoder="e" * 64,
         space=TINY_SPACE,
@@ -50,13 +50,13 @@ def head(folder: Path, content: str = "weights") -> Bundle:
     return Bundle.seal(folder, manifest)
 
 
-def run_of(store: Registry, version: str, model: str) -> Any:
+def run_of(store: ModelRegistry, version: str, model: str) -> Any:
     client = store._mlflow.client
     return client.get_run(client.get_model_version(model, version).run_id)
 
 
 def test_version_is_registered_once_with_run_metrics_and_artifacts(
-    store: Registry, model: str, tmp_path: Path
+    store: ModelRegistry, model: str, tmp_path: Path
 ) -> None:
     bundle = head(tmp_path / "head")
     first = store.register(bundle, model=model)
@@ -70,7 +70,7 @@ def test_version_is_registered_once_with_run_metrics_and_artifacts(
 
 
 def test_bundle_is_fetched_whole_and_refused_by_name_when_forged(
-    store: Registry, model: str, tmp_path: Path
+    store: ModelRegistry, model: str, tmp_path: Path
 ) -> None:
     bundle = head(tmp_path / "head")
     record = store.register(bundle, model=model)
@@ -81,7 +81,7 @@ def test_bundle_is_fetched_whole_and_refused_by_name_when_forged(
         store.fetch(record, tmp_path / "cache")
 
 
-def test_whole_bundle_of_another_version_is_refused(store: Registry, model: str, tmp_path: Path) -> None:
+def test_whole_bundle_of_another_version_is_refused(store: ModelRegistry, model: str, tmp_path: Path) -> None:
     record = store.register(head(tmp_path / "head"), model=model)
     folder = store.fetch(record, tmp_path / "cache")
     other = head(tmp_path / "other", "other weights")
@@ -92,7 +92,7 @@ def test_whole_bundle_of_another_version_is_refused(store: Registry, model: str,
 
 
 def test_run_says_which_data_and_which_code_made_the_version(
-    store: Registry, model: str, tmp_path: Path
+    store: ModelRegistry, model: str, tmp_path: Path
 ) -> None:
     record = store.register(head(tmp_path / "head"), model=model, params={"budget": "7"}, tags={"team": "a"})
     assert (record.tags["valence.data"], record.tags["valence.code"]) == ("d" * 64, code_revision())
@@ -105,7 +105,7 @@ def test_run_says_which_data_and_which_code_made_the_version(
 
 
 def test_two_caches_hold_the_same_bundle_and_nothing_is_printed(
-    store: Registry, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store: ModelRegistry, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = head(tmp_path / "head")
     record = store.register(bundle, model=model)
@@ -116,7 +116,7 @@ def test_two_caches_hold_the_same_bundle_and_nothing_is_printed(
 
 
 def test_bundle_that_is_gone_is_an_error_that_says_what_to_do(
-    database_store: Registry, model: str, tmp_path: Path
+    database_store: ModelRegistry, model: str, tmp_path: Path
 ) -> None:
     store = database_store
     record = store.register(head(tmp_path / "head"), model=model)
@@ -127,7 +127,7 @@ def test_bundle_that_is_gone_is_an_error_that_says_what_to_do(
 
 
 def test_champion_is_the_alias_and_moving_it_changes_the_revision(
-    store: Registry, model: str, tmp_path: Path
+    store: ModelRegistry, model: str, tmp_path: Path
 ) -> None:
     one = store.register(head(tmp_path / "one", "one"), model=model)
     with pytest.raises(NotRegistered):
@@ -142,7 +142,7 @@ def test_champion_is_the_alias_and_moving_it_changes_the_revision(
     assert store.revision(model) != before
 
 
-def test_what_is_not_there_is_said(store: Registry, model: str, tmp_path: Path) -> None:
+def test_what_is_not_there_is_said(store: ModelRegistry, model: str, tmp_path: Path) -> None:
     with pytest.raises(NotRegistered):
         store.versions(model)
     store.register(head(tmp_path / "head"), model=model)
@@ -155,7 +155,7 @@ def test_what_is_not_there_is_said(store: Registry, model: str, tmp_path: Path) 
 
 
 def test_first_encoder_of_a_space_defines_it(
-    store: Registry, model: str, encoder_bundle: Bundle, tmp_path: Path
+    store: ModelRegistry, model: str, encoder_bundle: Bundle, tmp_path: Path
 ) -> None:
     with pytest.raises(NotRegistered):
         store.space_encoder(TINY_SPACE)
@@ -168,7 +168,7 @@ def test_first_encoder_of_a_space_defines_it(
         store.register(encoder_bundle, model=model)
 
 
-def test_updated_encoder_never_defines_a_space(store: Registry, tmp_path: Path) -> None:
+def test_updated_encoder_never_defines_a_space(store: ModelRegistry, tmp_path: Path) -> None:
     tmp_path.joinpath("weights").write_text("some")
     settings = EncoderSettings(
         digest="1" * 64,
@@ -181,7 +181,7 @@ def test_updated_encoder_never_defines_a_space(store: Registry, tmp_path: Path) 
         architecture={},
     )
     manifest = Manifest(
-        kind=Kind.ENCODER,
+        kind=BundleKind.ENCODER,
         name="updated",
         encoder=settings.digest,
         space=settings.space,
@@ -193,19 +193,19 @@ def test_updated_encoder_never_defines_a_space(store: Registry, tmp_path: Path) 
         store.space_encoder("elsewhere")
 
 
-def test_head_is_no_encoder(store: Registry, tmp_path: Path) -> None:
+def test_head_is_no_encoder(store: ModelRegistry, tmp_path: Path) -> None:
     with pytest.raises(BundleInvalid, match="not an encoder"):
         store.register_encoder(head(tmp_path / "head"))
 
 
 def test_unreachable_store_is_said_so(tmp_path: Path) -> None:
-    registry = Registry("http://127.0.0.1:9", artifact_root=tmp_path)
+    registry = ModelRegistry("http://127.0.0.1:9", artifact_root=tmp_path)
     with pytest.raises(RegistryUnavailable):
         registry.models()
 
 
 def test_held_out_set_is_logged_once_and_found_by_a_model_without_its_own(
-    store: Registry, model: str, tmp_path: Path
+    store: ModelRegistry, model: str, tmp_path: Path
 ) -> None:
     def runs() -> list[Any]:
         return list(
@@ -213,8 +213,8 @@ def test_held_out_set_is_logged_once_and_found_by_a_model_without_its_own(
         )
 
     before = len(runs())
-    everybody = HeldOut(examples=HeldOut.builtin().examples[:20])
-    own = HeldOut(examples=HeldOut.builtin().examples[20:30])
+    everybody = HeldOutSet(examples=HeldOutSet.load_builtin().examples[:20])
+    own = HeldOutSet(examples=HeldOutSet.load_builtin().examples[20:30])
     assert store.put_held_out(everybody) == store.put_held_out(everybody) == everybody.digest
     assert store.held_out_digest(model) == everybody.digest
     assert store.held_out(model, tmp_path) == everybody
@@ -225,7 +225,7 @@ def test_held_out_set_is_logged_once_and_found_by_a_model_without_its_own(
 
 
 def test_where_no_held_out_set_was_logged_it_is_said_how_to_log_one(
-    store: Registry, model: str, monkeypatch: pytest.MonkeyPatch
+    store: ModelRegistry, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("registry.store.model_registry._HELD_OUT", "valence.nobody-logged-this")
     with pytest.raises(NotRegistered, match=r"no held-out set for .* `valence up`"):
@@ -233,17 +233,17 @@ def test_where_no_held_out_set_was_logged_it_is_said_how_to_log_one(
 
 
 def test_held_out_set_that_was_changed_is_refused(
-    database_store: Registry, model: str, tmp_path: Path
+    database_store: ModelRegistry, model: str, tmp_path: Path
 ) -> None:
     store = database_store
-    held = HeldOut(examples=HeldOut.builtin().examples[30:40])
+    held = HeldOutSet(examples=HeldOutSet.load_builtin().examples[30:40])
     store.put_held_out(held, model=model)
     (file,) = [
         path
         for path in store._mlflow.artifact_root.rglob("held-out.jsonl.gz")
-        if HeldOut.parse(path.read_bytes(), where="").digest == held.digest
+        if HeldOutSet.parse(path.read_bytes(), where="").digest == held.digest
     ]
-    file.write_bytes(HeldOut(examples=held.examples[:5]).dump())
+    file.write_bytes(HeldOutSet(examples=held.examples[:5]).dump())
     with pytest.raises(CorpusUnavailable, match=held.digest):
         store.held_out(model, tmp_path)
     file.unlink()
@@ -251,7 +251,7 @@ def test_held_out_set_that_was_changed_is_refused(
         store.held_out(model, tmp_path)
 
 
-def test_champion_version_is_one_cheap_read(store: Registry, model: str, tmp_path: Path) -> None:
+def test_champion_version_is_one_cheap_read(store: ModelRegistry, model: str, tmp_path: Path) -> None:
     with pytest.raises(NotRegistered):
         store.champion_version(model)
     store.register(head(tmp_path / "head"), model=model)

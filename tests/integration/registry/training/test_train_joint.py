@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from registry.bundles.bundle import LABELS, Bundle, Kind
+from registry.bundles.bundle import LABELS, Bundle, BundleKind
 from registry.bundles.manifest_schema import DOWN, HEAD_WEIGHTS, UP, UPDATE, EncoderSettings, Engine
 from registry.data.corpora import Part, data_digest
 from registry.encoders import engine_selection
 from registry.encoders.export import build_encoder
-from registry.encoders.sources import EncoderSource, joint_source
+from registry.encoders.sources import SentenceEncoderSource, joint_source
 from registry.errors import ExportFailed, OutOfSpace, TrainingFailed
 from registry.training.features import vectors
 from registry.training.head import AttentiveNetwork
@@ -70,10 +70,10 @@ def built() -> dict[str, Bundle]:
 
 
 @pytest.fixture(scope="module")
-def train(source: EncoderSource, original: Encoder, built: dict[str, Bundle], tmp_path_factory):
+def train(source: SentenceEncoderSource, original: Encoder, built: dict[str, Bundle], tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoders")
 
-    def serve(merged: EncoderSource) -> Mapping[Engine, Encoder]:
+    def open_engines(merged: SentenceEncoderSource) -> Mapping[Engine, Encoder]:
         if merged.digest not in built:
             built[merged.digest] = build_encoder(
                 merged, folder / merged.digest, calibration=sentences(32), probe=TEXTS
@@ -87,7 +87,7 @@ def train(source: EncoderSource, original: Encoder, built: dict[str, Bundle], tm
             out / "joint",
             name="tiny joint",
             original=options.pop("original", original),
-            serve=serve,
+            open_engines=open_engines,
             cache=out / "cache",
             plan=plan,
             **options,
@@ -117,9 +117,9 @@ def test_it_learns_what_the_texts_say_and_keeps_to_the_space(trained: Bundle) ->
     assert metrics["cosine_mean"] > 0.95
 
 
-def test_manifest_names_encoder_base_data_and_plan(trained: Bundle, source: EncoderSource) -> None:
+def test_manifest_names_encoder_base_data_and_plan(trained: Bundle, source: SentenceEncoderSource) -> None:
     manifest = trained.manifest
-    assert (manifest.kind, manifest.space, manifest.labels) == (Kind.JOINT, TINY_SPACE, LABELS)
+    assert (manifest.kind, manifest.space, manifest.labels) == (BundleKind.JOINT, TINY_SPACE, LABELS)
     assert manifest.encoder == joint_source(trained, source).digest != source.digest
     assert manifest.settings["base"] == source.digest
     assert manifest.provenance["data"] == data_digest(examples())
@@ -172,7 +172,7 @@ def test_held_out_labels_change_nothing_but_the_report(trained: Bundle, train, t
 
 
 def test_merged_encoder_gives_what_the_network_gives(
-    trained: Bundle, merged: Bundle, source: EncoderSource
+    trained: Bundle, merged: Bundle, source: SentenceEncoderSource
 ) -> None:
     head = AttentiveNetwork(64, width=32, attention=4, dropout=0.0, input_dropout=0.0)
     network = JointNetwork(source.path, head, token_layers=source.token_layers, rank=PLAN.rank)
@@ -208,14 +208,14 @@ def test_one_pass_gives_scores_and_vector(trained: Bundle, merged: Bundle, origi
     assert np.mean(cosines) == pytest.approx(trained.manifest.metrics["cosine_mean"], abs=1e-3)
 
 
-def test_encoder_names_its_base_and_how_near_it_is(merged: Bundle, source: EncoderSource) -> None:
-    settings = EncoderSettings.of(merged.manifest)
+def test_encoder_names_its_base_and_how_near_it_is(merged: Bundle, source: SentenceEncoderSource) -> None:
+    settings = EncoderSettings.from_manifest(merged.manifest)
     assert (settings.base, settings.space) == (source.digest, TINY_SPACE)
     assert merged.manifest.metrics["cosine_mean"] > 0.9
 
 
 def test_update_that_leaves_the_space_is_refused(
-    trained: Bundle, source: EncoderSource, tmp_path: Path
+    trained: Bundle, source: SentenceEncoderSource, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(0)
     far = {
@@ -241,6 +241,6 @@ def test_run_that_never_keeps_to_the_space_makes_nothing(train, tmp_path: Path) 
     assert not (tmp_path / "joint").exists()
 
 
-def test_original_of_another_encoder_is_refused(train, source: EncoderSource, tmp_path: Path) -> None:
+def test_original_of_another_encoder_is_refused(train, source: SentenceEncoderSource, tmp_path: Path) -> None:
     with pytest.raises(TrainingFailed, match=source.digest):
         train(tmp_path, original=SimpleNamespace(digest="0" * 64))

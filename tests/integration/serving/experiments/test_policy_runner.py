@@ -33,7 +33,7 @@ class Promoter:
     def present(self, model: str) -> str:
         return self.champion
 
-    async def promote(self, experiment: Experiment, decision: decisions.Decision) -> None:
+    async def promote(self, experiment: Experiment, decision: decisions.PolicyDecision) -> None:
         self.champion = experiment.challenger
 
 

@@ -18,14 +18,14 @@ from db.embeddings.segments import Segments
 from db.models.evaluations import Evaluation, EvaluationRepository, NewEvaluation
 from db.predictions.feedback import FeedbackRepository, NewFeedback
 from registry.bundles.bundle import Bundle
-from registry.data.held_out import HeldOut
+from registry.data.held_out import HeldOutSet
 from registry.encoders.export import build_encoder
 from registry.encoders.sources import default_source
 from registry.errors import NotRegistered
-from registry.evaluation.gates import Gates, judge
-from registry.evaluation.report import Report
-from registry.store.builtin_versions import builtin
-from registry.store.model_registry import CHAMPION, Registry
+from registry.evaluation.gates import Gates, evaluate_gates
+from registry.evaluation.report import EvaluationReport
+from registry.store.builtin_versions import open_builtin
+from registry.store.model_registry import CHAMPION, ModelRegistry
 from registry.store.records import EncoderRecord, VersionRecord
 from serving.core.catalog import Catalog, CatalogEntry, VersionState
 from serving.models.evaluation_queue import EvaluationQueue as Runner
@@ -39,11 +39,11 @@ from tests.support.tiny import TINY_SPACE
 pytestmark = pytest.mark.anyio
 
 PLAN = EvaluationPlan(replayed=40, drawn=200, judged=50, rounds=50)
-FEW = HeldOut(examples=HeldOut.builtin().examples[::40])
+FEW = HeldOutSet(examples=HeldOutSet.load_builtin().examples[::40])
 
 
 @pytest.fixture
-def model(registry: Registry) -> str:
+def model(registry: ModelRegistry) -> str:
     """A model of its own, whose versions are judged on few texts."""
     name = f"model-{uuid4().hex[:8]}"
     registry.put_held_out(FEW, model=name)
@@ -69,7 +69,7 @@ async def predictions(database: Database, model: str, texts: int) -> None:
 
 async def evaluated(
     database: Database,
-    registry: Registry,
+    registry: ModelRegistry,
     record: VersionRecord,
     cache: Path,
     *,
@@ -95,15 +95,15 @@ async def evaluated(
     return ended
 
 
-def report_of(evaluation: Evaluation) -> Report:
+def report_of(evaluation: Evaluation) -> EvaluationReport:
     assert evaluation.report is not None, evaluation.reason
-    return Report.parse(evaluation.report)
+    return EvaluationReport.parse(evaluation.report)
 
 
 async def test_a_head_is_measured_and_replayed_against_the_champion(
-    database: Database, registry: Registry, model: str, cache: Path, tmp_path: Path
+    database: Database, registry: ModelRegistry, model: str, cache: Path, tmp_path: Path
 ) -> None:
-    lexicon = registry.register(builtin("lexicon"), model=model, alias=CHAMPION)
+    lexicon = registry.register(open_builtin("lexicon"), model=model, alias=CHAMPION)
     encoder = registry.space_encoder(TINY_SPACE)
     candidate = registry.register(head(tmp_path / "head", encoder.digest), model=model)
     await Segments(database, TINY_SPACE).ensure()
@@ -132,13 +132,13 @@ async def test_a_head_is_measured_and_replayed_against_the_champion(
     assert FEW.examples[0].text not in dumped
     champion = report_of(await evaluated(database, registry, lexicon, cache))
     assert (champion.agreement, champion.replay, champion.encoder) == (None, None, None)
-    judge(Gates(), found, champion)
+    evaluate_gates(Gates(), found, champion)
 
 
 async def test_an_evaluation_waits_for_the_space_s_own_encoder(
-    database: Database, registry: Registry, model: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+    database: Database, registry: ModelRegistry, model: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lexicon = registry.register(builtin("lexicon"), model=model)
+    lexicon = registry.register(open_builtin("lexicon"), model=model)
     found, asked = registry.space_encoder, []
 
     def later(space: str) -> EncoderRecord:
@@ -152,7 +152,7 @@ async def test_an_evaluation_waits_for_the_space_s_own_encoder(
     assert report_of(await evaluated(database, registry, lexicon, cache)).version == lexicon.version
     asked.clear()
     ended = await evaluated(
-        database, registry, registry.register(builtin("head"), model=model), cache,
+        database, registry, registry.register(open_builtin("head"), model=model), cache,
         plan=replace(PLAN, patience=-1.0),
     )  # fmt: skip
     assert (ended.state, ended.reason) == ("failed", "it is being built")
@@ -192,7 +192,7 @@ def of_nan(folder: Path, encoder: str) -> Bundle:
 )
 async def test_a_broken_head_fails_its_evaluation_with_the_reason(
     database: Database,
-    registry: Registry,
+    registry: ModelRegistry,
     model: str,
     cache: Path,
     tmp_path: Path,
@@ -208,7 +208,13 @@ async def test_a_broken_head_fails_its_evaluation_with_the_reason(
 
 @pytest.mark.parametrize(("damage", "why"), [("forged", "is corrupt"), ("missing", "can't be read")])
 async def test_a_damaged_bundle_fails_its_evaluation_by_name(
-    database: Database, registry: Registry, model: str, cache: Path, tmp_path: Path, damage: str, why: str
+    database: Database,
+    registry: ModelRegistry,
+    model: str,
+    cache: Path,
+    tmp_path: Path,
+    damage: str,
+    why: str,
 ) -> None:
     bundle = head(tmp_path / "head", registry.space_encoder(TINY_SPACE).digest, seed=1)
     record = registry.register(bundle, model=model)
@@ -228,7 +234,7 @@ Settle = Callable[[str], None]
 
 
 @pytest.fixture
-def settle(registry: Registry, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settle:
+def settle(registry: ModelRegistry, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settle:
     """Sets what a process of this test's platform reads, for a space."""
 
     def settled(space: str) -> None:
@@ -247,7 +253,9 @@ def settle(registry: Registry, url: str, tmp_path: Path, monkeypatch: pytest.Mon
     return settled
 
 
-def runner_of(database: Database, registry: Registry, model: str, launch: Launch = run_evaluation) -> Runner:
+def runner_of(
+    database: Database, registry: ModelRegistry, model: str, launch: Launch = run_evaluation
+) -> Runner:
     """Evaluations of a model whose versions are all ready."""
     versions = {
         record.version: CatalogEntry(record=record, state=VersionState.READY)
@@ -261,13 +269,13 @@ def runner_of(database: Database, registry: Registry, model: str, launch: Launch
 
 async def test_a_process_of_its_own_measures_at_the_lowest_priority(
     database: Database,
-    registry: Registry,
+    registry: ModelRegistry,
     model: str,
     url: str,
     settle: Settle,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    record = registry.register(builtin("lexicon"), model=model)
+    record = registry.register(open_builtin("lexicon"), model=model)
     settle(TINY_SPACE)
     nice: set[int] = set()
 
@@ -301,13 +309,13 @@ async def test_a_process_of_its_own_measures_at_the_lowest_priority(
 
 
 async def test_the_built_in_head_passes_against_the_lexicon_and_the_lexicon_fails(
-    database: Database, registry: Registry, model: str, settle: Settle, tmp_path: Path
+    database: Database, registry: ModelRegistry, model: str, settle: Settle, tmp_path: Path
 ) -> None:
     source = default_source()
     registry.register_encoder(build_encoder(source, tmp_path / "encoder"))
-    registry.put_held_out(HeldOut(examples=HeldOut.builtin().examples[::6]), model=model)
+    registry.put_held_out(HeldOutSet(examples=HeldOutSet.load_builtin().examples[::6]), model=model)
     settle(source.space or "")
-    lexicon, head_ = (registry.register(builtin(name), model=model) for name in ("lexicon", "head"))
+    lexicon, head_ = (registry.register(open_builtin(name), model=model) for name in ("lexicon", "head"))
     registry.set_alias(model, CHAMPION, lexicon.version)
     records, runner = EvaluationRepository(database), runner_of(database, registry, model)
     # The champion is measured on the way.
@@ -321,7 +329,7 @@ async def test_the_built_in_head_passes_against_the_lexicon_and_the_lexicon_fail
     assert reports["head"].held_out.accuracy.value > 0.7
     assert reports["head"].agreement is not None
     assert reports["head"].agreement.mean > 0.98
-    passed = judge(Gates(), reports["head"], reports["lexicon"])
+    passed = evaluate_gates(Gates(), reports["head"], reports["lexicon"])
     assert passed.passed, passed.reason
-    failed = judge(Gates(), reports["lexicon"], reports["head"])
+    failed = evaluate_gates(Gates(), reports["lexicon"], reports["head"])
     assert "accuracy_difference" in {check.name for check in failed.checks if not check.passed}

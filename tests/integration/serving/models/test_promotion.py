@@ -12,8 +12,8 @@ from db.accounts.audit import AuditFilters, AuditRepository
 from db.connection.engine import Database
 from db.models.evaluations import EvaluationRepository, NewEvaluation
 from db.models.promotions import Act, NewPromotion, PromotionRepository
-from registry.data.held_out import HeldOut
-from registry.store.model_registry import CHAMPION, Registry
+from registry.data.held_out import HeldOutSet
+from registry.store.model_registry import CHAMPION, ModelRegistry
 from registry.store.records import VersionRecord
 from serving.core.caller import Caller, Role
 from serving.core.catalog import Catalog, CatalogEntry, VersionState
@@ -32,7 +32,7 @@ ADA, BOB = (Caller(key_id=(key := uuid4()), holder_id=key, role=Role.ENGINEER) f
 class Case:
     """A model with three versions, the first one champion, and whoever acts on it."""
 
-    def __init__(self, database: Database, registry: Registry, folder: Path) -> None:
+    def __init__(self, database: Database, registry: ModelRegistry, folder: Path) -> None:
         self.database = database
         self.registry = registry
         self.model = f"model-{uuid4().hex[:8]}"
@@ -49,7 +49,7 @@ class Case:
         }
         return Catalog(models={self.model: versions})
 
-    def promotions(self, *, grace: float = 60, registry: Registry | None = None) -> PromotionService:
+    def promotions(self, *, grace: float = 60, registry: ModelRegistry | None = None) -> PromotionService:
         """As one process has it."""
         return PromotionService(
             records=self.history,
@@ -83,9 +83,9 @@ class Case:
 
 
 @pytest.fixture
-def case(database: Database, registry: Registry, tmp_path: Path) -> Case:
+def case(database: Database, registry: ModelRegistry, tmp_path: Path) -> Case:
     made = Case(database, registry, tmp_path / "heads")
-    registry.put_held_out(HeldOut(examples=HeldOut.builtin().examples[:30]))
+    registry.put_held_out(HeldOutSet(examples=HeldOutSet.load_builtin().examples[:30]))
     return made
 
 
@@ -147,10 +147,10 @@ class Interrupted(BaseException):
     """A process ends."""
 
 
-class Dying(Registry):
+class Dying(ModelRegistry):
     """A registry whose user dies right before or right after the alias moves."""
 
-    def __init__(self, registry: Registry, *, after: bool) -> None:
+    def __init__(self, registry: ModelRegistry, *, after: bool) -> None:
         super().__init__(registry._mlflow.tracking_uri, artifact_root=registry._mlflow.artifact_root)
         self._after = after
 
@@ -196,14 +196,14 @@ from uuid import uuid4
 from db.connection.engine import Database
 from db.models.evaluations import Evaluations
 from db.models.promotions import Promotions as History
-from registry.store.model_registry import Registry
+from registry.store.model_registry import ModelRegistry
 from serving.core.catalog import Catalog, Entry, State
 from serving.core.caller import Caller, Role
 from serving.models.promotion import Promotions
 
 url, mlflow, root, model, after, key = sys.argv[1:]
 
-class Killed(Registry):
+class Killed(ModelRegistry):
     def set_alias(self, *arguments):
         if after == "True":
             super().set_alias(*arguments)

@@ -25,8 +25,8 @@ from db.errors import BackupDamaged, BackupFailed, BackupTooNew, EmbeddedServerE
 from db.predictions.feedback import FeedbackRepository, NewFeedback
 from db.predictions.submissions import Stored
 from db.schema import versions
-from registry.store.builtin_versions import builtin
-from registry.store.model_registry import Registry
+from registry.store.builtin_versions import open_builtin
+from registry.store.model_registry import ModelRegistry
 from serving.cli import main
 from serving.errors import Conflict, Invalid
 from serving.operations.backups import backup, base_backup, restore
@@ -130,8 +130,8 @@ async def test_what_was_acknowledged_before_a_backup_under_writes_comes_back(
 ) -> None:
     first, second = home(), home()
     async with running(first) as (url, database):
-        registry = Registry(sibling_url(url, "_mlflow"), artifact_root=first / "artifacts")
-        version = await asyncio.to_thread(registry.register, builtin("lexicon"), alias="champion")
+        registry = ModelRegistry(sibling_url(url, "_mlflow"), artifact_root=first / "artifacts")
+        version = await asyncio.to_thread(registry.register, open_builtin("lexicon"), alias="champion")
         key = await new_key(database)
         acknowledged: list[UUID] = []
 
@@ -178,7 +178,7 @@ async def test_what_was_acknowledged_before_a_backup_under_writes_comes_back(
         }  # fmt: skip
         assert shape(url) == shaped
         assert await writer(database).commit([submission(key)]) == [Stored()]
-        moved = Registry(sibling_url(url, "_mlflow"), artifact_root=second / "artifacts")
+        moved = ModelRegistry(sibling_url(url, "_mlflow"), artifact_root=second / "artifacts")
         champion = await asyncio.to_thread(moved.champion)
         assert champion.digest == version.digest
         assert await asyncio.to_thread(moved.fetch, champion, tmp_path / "cache") == next(

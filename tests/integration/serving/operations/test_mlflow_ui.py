@@ -15,8 +15,8 @@ import pytest
 from mlflow import MlflowClient
 
 from db.connection.databases import ensure_sibling
-from registry.store.builtin_versions import builtin
-from registry.store.model_registry import CHAMPION, MODEL, Registry
+from registry.store.builtin_versions import open_builtin
+from registry.store.model_registry import CHAMPION, MODEL, ModelRegistry
 from serving.core.connections import DATABASE, REGISTRY_SUFFIX
 from serving.deployments.cluster import find_free_port
 from serving.errors import Invalid
@@ -26,13 +26,13 @@ from tests.support.postgres import TestServer
 
 
 @pytest.fixture(scope="module")
-def registry(server: TestServer) -> Registry:
+def registry(server: TestServer) -> ModelRegistry:
     """The registry that the platform of the server's home would have."""
     home = server.server.home
     uri = ensure_sibling(server.server.create_database(DATABASE), REGISTRY_SUFFIX)
-    store = Registry(uri, artifact_root=home / "artifacts")
-    store.register(builtin("lexicon"))
-    store.register(builtin("head"), alias=CHAMPION)
+    store = ModelRegistry(uri, artifact_root=home / "artifacts")
+    store.register(open_builtin("lexicon"))
+    store.register(open_builtin("head"), alias=CHAMPION)
     return store
 
 
@@ -75,7 +75,7 @@ def ended(process: subprocess.Popen[str], number: int) -> None:
 
 
 def test_runs_versions_aliases_and_artifacts_are_seen_through_it(
-    server: TestServer, registry: Registry
+    server: TestServer, registry: ModelRegistry
 ) -> None:
     port = find_free_port()
     with running(server.server.home, port) as process:
@@ -103,7 +103,7 @@ def test_runs_versions_aliases_and_artifacts_are_seen_through_it(
 
         client.set_registered_model_alias(MODEL, "challenger", "1")
         assert registry.version(MODEL, "1").aliases == ("challenger",)
-        through = Registry(url, artifact_root=Path("/proc/nowhere"))
+        through = ModelRegistry(url, artifact_root=Path("/proc/nowhere"))
         assert through.fetch(through.champion(), Path("/proc/nowhere")) == registry.fetch(
             registry.champion(), Path("/proc/nowhere")
         )
@@ -115,7 +115,7 @@ def test_runs_versions_aliases_and_artifacts_are_seen_through_it(
 
 
 def test_it_ends_on_sigterm_and_a_taken_port_is_said_in_one_line(
-    server: TestServer, registry: Registry
+    server: TestServer, registry: ModelRegistry
 ) -> None:
     port = find_free_port()
     with running(server.server.home, port) as process:
@@ -131,7 +131,7 @@ def test_it_ends_on_sigterm_and_a_taken_port_is_said_in_one_line(
         probe.bind(("127.0.0.1", port))
 
 
-def test_its_workers_end_when_it_is_killed(server: TestServer, registry: Registry) -> None:
+def test_its_workers_end_when_it_is_killed(server: TestServer, registry: ModelRegistry) -> None:
     with running(server.server.home, find_free_port()) as process:
         family = psutil.Process(process.pid).children(recursive=True)
         process.kill()

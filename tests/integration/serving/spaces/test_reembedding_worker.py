@@ -15,8 +15,8 @@ from db.embeddings.vectors import VectorRepository
 from db.predictions.submissions import Stored
 from registry.bundles.bundle import Bundle
 from registry.errors import ExportFailed
-from registry.store.model_registry import Registry
-from registry.store.registration import enrol_space
+from registry.store.model_registry import ModelRegistry
+from registry.store.registration import ensure_space_encoder
 from serving.core.subprocesses import run_module
 from serving.inference.engines.factory import open_encoder
 from serving.spaces.reembedding_runner import ReembeddingRunner
@@ -32,11 +32,13 @@ WIDE = "tiny-384"
 
 
 @pytest.fixture
-def platform(registry: Registry, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+def platform(
+    registry: ModelRegistry, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> ModelRegistry:
     """What a process of this test's platform reads, and an encoder that defines a space of the index's width."""
     folder = tmp_path / "wide"
     tiny_source(folder, dimensions=384)
-    record = enrol_space(registry, folder, WIDE, work=tmp_path / "work")
+    record = ensure_space_encoder(registry, folder, WIDE, work=tmp_path / "work")
     assert (record.space, record.dimensions) == (WIDE, 384)
     for name in list(os.environ):
         if name.startswith("VALENCE_"):
@@ -89,7 +91,7 @@ async def until(happened: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def test_a_killed_process_is_begun_again_and_every_text_has_its_vector(
-    database: Database, platform: Registry, tmp_path: Path
+    database: Database, platform: ModelRegistry, tmp_path: Path
 ) -> None:
     key = await new_key(database)
     texts = [new_text(sentence) for sentence in dict.fromkeys(sentences(400))]
@@ -124,7 +126,7 @@ async def test_a_killed_process_is_begun_again_and_every_text_has_its_vector(
 
 
 async def test_a_space_that_no_encoder_defines_says_so(
-    database: Database, platform: Registry, tmp_path: Path
+    database: Database, platform: ModelRegistry, tmp_path: Path
 ) -> None:
     key = await new_key(database)
     assert await writer(database).commit([submission(key)]) == [Stored()]
@@ -138,10 +140,10 @@ async def test_a_space_that_no_encoder_defines_says_so(
 
 
 async def test_an_encoder_defines_one_space_and_a_space_has_one_encoder(
-    platform: Registry, tmp_path: Path
+    platform: ModelRegistry, tmp_path: Path
 ) -> None:
     with pytest.raises(ExportFailed, match=f"for the space '{WIDE}'"):
-        enrol_space(platform, tmp_path / "wide", "by-another-name", work=tmp_path / "work")
+        ensure_space_encoder(platform, tmp_path / "wide", "by-another-name", work=tmp_path / "work")
     tiny_source(tmp_path / "other", seed=4)
     with pytest.raises(ExportFailed, match="another encoder already"):
-        enrol_space(platform, tmp_path / "other", TINY_SPACE, work=tmp_path / "work")
+        ensure_space_encoder(platform, tmp_path / "other", TINY_SPACE, work=tmp_path / "work")

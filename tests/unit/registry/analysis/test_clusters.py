@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registry.analysis.clusters import LEAST, grouped, telling
+from registry.analysis.clusters import MIN_CLUSTER_SIZE, cluster_vectors, find_distinctive_words
 
 
 def unit(rows):
@@ -23,7 +23,7 @@ def test_three_heaps_are_three_groups_the_largest_first_and_their_centres_first(
     vectors = np.concatenate(
         [around(centres[:1], 40), around(centres[1:2], 20, seed=1), around(centres[2:], 30, seed=2)]
     )
-    groups = grouped(vectors, most=3)
+    groups = cluster_vectors(vectors, max_clusters=3)
     assert [len(group.rows) for group in groups] == [40, 30, 20]
     assert set(groups[0].rows) == set(range(40))
     for group in groups:
@@ -34,7 +34,7 @@ def test_three_heaps_are_three_groups_the_largest_first_and_their_centres_first(
 
 def test_the_same_seed_gives_the_same_groups() -> None:
     vectors = around(np.eye(8), 20, noise=0.6)
-    first, again = (grouped(vectors, most=5, seed=3) for _ in range(2))
+    first, again = (cluster_vectors(vectors, max_clusters=5, seed=3) for _ in range(2))
     assert [group.rows.tolist() for group in first] == [group.rows.tolist() for group in again]
 
 
@@ -47,9 +47,9 @@ def test_every_row_is_in_exactly_one_group_and_there_are_never_too_many(
     vectors = unit(random.standard_normal((rows, 6))) if rows else np.zeros((0, 6), np.float32)
     if same and rows:
         vectors = np.repeat(vectors[:1], rows, axis=0)
-    groups = grouped(vectors, most=most, seed=seed)
+    groups = cluster_vectors(vectors, max_clusters=most, seed=seed)
     assert sorted(row for group in groups for row in group.rows) == list(range(rows))
-    assert len(groups) <= max(1, min(most, rows // LEAST))
+    assert len(groups) <= max(1, min(most, rows // MIN_CLUSTER_SIZE))
 
 
 def test_words_tell_the_groups_apart_and_common_ones_tell_nothing() -> None:
@@ -57,9 +57,10 @@ def test_words_tell_the_groups_apart_and_common_ones_tell_nothing() -> None:
         f"the screen is bright {n}" for n in range(10)
     ]
     vectors = around(np.eye(8)[:2], 10)
-    groups = grouped(vectors, most=2)
+    groups = cluster_vectors(vectors, max_clusters=2)
     by_row = {
-        int(group.rows[0]) // 10: words for group, words in zip(groups, telling(texts, groups), strict=True)
+        int(group.rows[0]) // 10: words
+        for group, words in zip(groups, find_distinctive_words(texts, groups), strict=True)
     }
     assert set(by_row[0][:3]) == {"battery", "lasts", "days"}
     assert set(by_row[1][:3]) == {"screen", "is", "bright"}
@@ -68,7 +69,10 @@ def test_words_tell_the_groups_apart_and_common_ones_tell_nothing() -> None:
 
 def test_a_group_alone_tells_its_frequent_words_and_wordless_texts_none() -> None:
     texts = ["good good phone", "good case", "!!!"]
-    groups = grouped(around(np.eye(4)[:1], 3), most=1)
-    assert telling(texts, groups) == [["good"]]
-    assert telling(["!", "?", "…"], groups) == [[]]
-    assert telling(["same"] * 16, grouped(around(np.eye(4)[:2], 8), most=2)) is not None
+    groups = cluster_vectors(around(np.eye(4)[:1], 3), max_clusters=1)
+    assert find_distinctive_words(texts, groups) == [["good"]]
+    assert find_distinctive_words(["!", "?", "…"], groups) == [[]]
+    assert (
+        find_distinctive_words(["same"] * 16, cluster_vectors(around(np.eye(4)[:2], 8), max_clusters=2))
+        is not None
+    )

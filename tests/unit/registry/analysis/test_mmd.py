@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from registry.analysis.mmd import ENOUGH, discrepancy, novel
+from registry.analysis.mmd import MIN_VECTORS, compute_mmd, find_novel
 
 
 def cloud(rows: int, *, seed: int, shift: float = 0.0, width: int = 8):
@@ -15,7 +15,7 @@ def cloud(rows: int, *, seed: int, shift: float = 0.0, width: int = 8):
 
 def test_it_is_the_unbiased_sum_over_pairs() -> None:
     one, other = cloud(25, seed=1), cloud(31, seed=2, shift=1)
-    found = discrepancy(one, other, permutations=9)
+    found = compute_mmd(one, other, permutations=9)
     assert found is not None
 
     def kernel(a, b):
@@ -35,7 +35,7 @@ def test_under_the_null_p_is_small_no_oftener_than_it_says() -> None:
     """300 null runs: a test of 5 % passes 0.05 + 4 standard errors in one of some 30,000 suites."""
     values = []
     for seed in range(300):
-        found = discrepancy(
+        found = compute_mmd(
             cloud(30, seed=2 * seed), cloud(40, seed=2 * seed + 1), permutations=99, seed=seed
         )
         assert found is not None
@@ -48,16 +48,16 @@ def test_under_the_null_p_is_small_no_oftener_than_it_says() -> None:
 
 
 def test_a_shift_is_found_and_its_p_value_is_the_least_there_is() -> None:
-    found = discrepancy(cloud(150, seed=1), cloud(150, seed=2, shift=1.5), permutations=199)
+    found = compute_mmd(cloud(150, seed=1), cloud(150, seed=2, shift=1.5), permutations=199)
     assert found is not None
     assert found.p_value == 1 / 200
     assert found.mmd2 > 0
 
 
 def test_too_few_say_nothing_and_equal_vectors_no_drift() -> None:
-    assert discrepancy(cloud(ENOUGH - 1, seed=1), cloud(100, seed=2)) is None
+    assert compute_mmd(cloud(MIN_VECTORS - 1, seed=1), cloud(100, seed=2)) is None
     same = np.repeat(cloud(1, seed=1), 30, axis=0)
-    found = discrepancy(same, same)
+    found = compute_mmd(same, same)
     assert found is not None
     assert (found.mmd2, found.p_value) == (0.0, 1.0)
 
@@ -66,8 +66,8 @@ def test_the_newest_is_farthest_from_all_that_was() -> None:
     reference = cloud(50, seed=1)
     recent = np.concatenate([reference[:5], -reference.mean(axis=0, keepdims=True)])
     recent[-1] /= np.linalg.norm(recent[-1])
-    found = novel(reference, recent, most=2)
+    found = find_novel(reference, recent, limit=2)
     assert found[0].row == 5
     assert found[1].nearest == pytest.approx(1, abs=1e-5)
-    assert novel(reference[:0], recent, most=2) == []
-    assert novel(reference, recent[:0], most=2) == []
+    assert find_novel(reference[:0], recent, limit=2) == []
+    assert find_novel(reference, recent[:0], limit=2) == []

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.analysis.neighbour_vote import QUORUM, chosen, vote, worth
+from registry.analysis.neighbour_vote import QUORUM, score_informativeness, select_diverse, vote
 from registry.bundles.bundle import LABELS
 
 voices = st.lists(st.tuples(st.sampled_from(LABELS), st.floats(-1, 1)), max_size=12)
@@ -45,13 +45,13 @@ def test_each_part_of_the_score_moves_it() -> None:
     scores = np.tile([0.1, 0.1, 0.8], (13, 1))
     scores[0] = [0.34, 0.33, 0.33]
     scores[12] = [0.34, 0.33, 0.33]
-    found = worth(scores, vectors, np.zeros((0, 0), np.float32), [], least=0.5)
+    found = score_informativeness(scores, vectors, np.zeros((0, 0), np.float32), [], min_cosine=0.5)
     assert found.uncertainty[0] == pytest.approx(0.99)
     assert found.uncertainty[1] == pytest.approx(0.3)
     assert found.density[0] > 0.9 > 0.3 > found.density[12]
     assert not found.disagreement.any()
     assert found.score[0] > found.score[1] > found.score[12]
-    judged = worth(scores, vectors, heap[:3], [LABELS.index("negative")] * 3, least=0.5)
+    judged = score_informativeness(scores, vectors, heap[:3], [LABELS.index("negative")] * 3, min_cosine=0.5)
     assert judged.disagreement[1] == pytest.approx(1)
     assert judged.disagreement[0] == 0, "what it says is what was judged"
     assert judged.disagreement[12] == 0, "none of them is near"
@@ -59,13 +59,13 @@ def test_each_part_of_the_score_moves_it() -> None:
 
 
 def test_one_text_alone_is_worth_nothing_by_density() -> None:
-    found = worth(
-        np.array([[0.3, 0.3, 0.4]]), unit(np.eye(4)[:1]), np.zeros((0, 0), np.float32), [], least=0.5
+    found = score_informativeness(
+        np.array([[0.3, 0.3, 0.4]]), unit(np.eye(4)[:1]), np.zeros((0, 0), np.float32), [], min_cosine=0.5
     )
     assert found.score.tolist() == [0]
 
 
 def test_near_duplicates_of_what_was_chosen_are_left_out() -> None:
     vectors = unit(np.array([[1.0, 0], [1, 0.01], [0, 1]]))
-    assert chosen(np.array([0.5, 0.9, 0.1]), vectors, most=3, bound=0.95) == [1, 2]
-    assert chosen(np.array([0.5, 0.9, 0.1]), vectors, most=1, bound=0.95) == [1]
+    assert select_diverse(np.array([0.5, 0.9, 0.1]), vectors, limit=3, max_cosine=0.95) == [1, 2]
+    assert select_diverse(np.array([0.5, 0.9, 0.1]), vectors, limit=1, max_cosine=0.95) == [1]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.bundles.bundle import LABELS, MANIFEST, Bundle, Kind, Manifest
+from registry.bundles.bundle import LABELS, MANIFEST, Bundle, BundleKind, Manifest
 from registry.errors import BundleCorrupt, BundleInvalid
 
 
@@ -15,7 +15,7 @@ def bundle(tmp_path: Path) -> Bundle:
     (folder / "deep").mkdir(parents=True)
     (folder / "head.safetensors").write_bytes(b"weights")
     (folder / "deep" / "note.txt").write_text("note")
-    return Bundle.seal(folder, Manifest(kind=Kind.HEAD, name="a head", encoder="e" * 64, labels=LABELS))
+    return Bundle.seal(folder, Manifest(kind=BundleKind.HEAD, name="a head", encoder="e" * 64, labels=LABELS))
 
 
 def rewrite(bundle: Bundle, **changes: object) -> None:
@@ -30,8 +30,10 @@ def test_sealed_bundle_opens_as_it_was(bundle: Bundle) -> None:
 
 def test_equal_content_has_an_equal_digest_whatever_the_order(bundle: Bundle) -> None:
     settings = {"b": 1, "a": [1, 2]}
-    first = Manifest(kind=Kind.LEXICON, name="x", labels=LABELS, settings=settings)
-    second = Manifest(kind=Kind.LEXICON, name="x", labels=LABELS, settings=dict(reversed(settings.items())))
+    first = Manifest(kind=BundleKind.LEXICON, name="x", labels=LABELS, settings=settings)
+    second = Manifest(
+        kind=BundleKind.LEXICON, name="x", labels=LABELS, settings=dict(reversed(settings.items()))
+    )
     assert first.digest == second.digest != bundle.digest
 
 
@@ -100,7 +102,7 @@ def test_moving_onto_an_equal_bundle_keeps_it_and_onto_another_fails(bundle: Bun
         folder = tmp_path / name
         folder.mkdir()
         (folder / "file").write_text(text)
-        copies.append(Bundle.seal(folder, Manifest(kind=Kind.LEXICON, name="l", labels=LABELS)))
+        copies.append(Bundle.seal(folder, Manifest(kind=BundleKind.LEXICON, name="l", labels=LABELS)))
     there = copies[0].move_to(tmp_path / "there")
     assert copies[1].move_to(tmp_path / "there") == there
     with pytest.raises(BundleInvalid, match="another bundle"):

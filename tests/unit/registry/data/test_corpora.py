@@ -13,10 +13,10 @@ from registry.data import corpora
 from registry.data.corpora import (
     Example,
     Part,
+    assign_part,
     data_digest,
-    folded,
-    label_of,
-    part_of,
+    fold,
+    label_rating,
     read_rated,
     read_tweets,
 )
@@ -34,22 +34,22 @@ from registry.errors import CorpusUnavailable
     ],
 )
 def test_near_copies_are_on_one_side(copy: str) -> None:
-    assert folded(copy) == folded("The film is great.") == "the film is great"
-    assert part_of(copy) is part_of("The film is great.")
+    assert fold(copy) == fold("The film is great.") == "the film is great"
+    assert assign_part(copy) is assign_part("The film is great.")
 
 
 def test_other_words_are_another_text() -> None:
-    assert folded("The film is not great") != folded("The film is great")
+    assert fold("The film is not great") != fold("The film is great")
 
 
 def test_a_tenth_is_held_out_and_a_tenth_validates() -> None:
-    parts = Counter(part_of(f"sentence number {number}") for number in range(10_000))
+    parts = Counter(assign_part(f"sentence number {number}") for number in range(10_000))
     assert 900 < parts[Part.HELD_OUT] < 1100
     assert 900 < parts[Part.VALIDATION] < 1100
 
 
 def test_texts_of_nothing_but_punctuation_are_split_too() -> None:
-    assert {part_of(mark * length) for mark in "!?." for length in range(1, 40)} == set(Part)
+    assert {assign_part(mark * length) for mark in "!?." for length in range(1, 40)} == set(Part)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_texts_of_nothing_but_punctuation_are_split_too() -> None:
     [(0.51, "positive"), (0.5, "neutral"), (-0.5, "neutral"), (-0.51, "negative"), (0.0, "neutral")],
 )
 def test_rating_bounds_are_neutral(rating: float, label: str) -> None:
-    assert LABELS[label_of(rating)] == label
+    assert LABELS[label_rating(rating)] == label
 
 
 def test_data_digest_changes_with_a_label() -> None:

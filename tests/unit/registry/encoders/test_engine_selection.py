@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from registry.bundles.manifest_schema import Engine
-from registry.encoders.engine_selection import SPACE_COSINE_MEAN, SPACE_COSINE_WORST, Run, check_space, faster
+from registry.encoders.engine_selection import (
+    SPACE_COSINE_MEAN,
+    SPACE_COSINE_WORST,
+    Run,
+    check_space,
+    select_engine,
+)
 from registry.encoders.int8 import Inputs
 from registry.errors import OutOfSpace, RegistryError
 
@@ -39,5 +45,5 @@ def test_int8_serves_only_where_it_saves_time() -> None:
 
     spent = 0.0
     runs = {Engine.INT8: busy(0.004), Engine.INT8_PER_TOKEN: busy(0.002), Engine.FP32: busy(0.006)}
-    assert faster(runs, lambda: spent) is Engine.INT8_PER_TOKEN
-    assert faster(runs | {Engine.FP32: busy(0.001)}, lambda: spent) is Engine.FP32
+    assert select_engine(runs, lambda: spent) is Engine.INT8_PER_TOKEN
+    assert select_engine(runs | {Engine.FP32: busy(0.001)}, lambda: spent) is Engine.FP32

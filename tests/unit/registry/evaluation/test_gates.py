@@ -5,8 +5,8 @@ import json
 import pytest
 
 from registry.errors import ReportInvalid
-from registry.evaluation.gates import GateReport, Gates, judge, paired_difference, unevaluated
-from registry.evaluation.report import Agreement, Report
+from registry.evaluation.gates import GateReport, Gates, evaluate_gates, paired_difference, report_unevaluated
+from registry.evaluation.report import Agreement, EvaluationReport
 from tests.support.reports import held_out, latency, replay, report
 
 OFF = Gates(
@@ -30,15 +30,15 @@ def agreeing(mean: float, worst: float, *, claims: bool = True) -> Agreement:
 
 def test_the_better_version_passes_and_the_worse_one_fails() -> None:
     better, worse = report("2", 0.77), report("1", 0.62)
-    assert judge(Gates(), better, worse).passed
-    found = judge(Gates(), worse, better)
+    assert evaluate_gates(Gates(), better, worse).passed
+    found = evaluate_gates(Gates(), worse, better)
     assert not found.passed
     assert [check.name for check in found.checks if not check.passed] == ["accuracy_difference"]
     assert "accuracy differs by -0.1500" in found.reason
 
 
 def test_a_version_as_good_as_the_champion_passes() -> None:
-    assert judge(Gates(), report("2"), report("1")).passed
+    assert evaluate_gates(Gates(), report("2"), report("1")).passed
 
 
 def test_the_interval_of_the_difference_is_that_of_pairs() -> None:
@@ -64,7 +64,9 @@ def test_a_gate_from_both_sides(
     gate: dict[str, float], good: dict[str, object], bad: dict[str, object]
 ) -> None:
     champion = report("1")
-    passed, failed = (judge(only(**gate), report("2", **changes), champion) for changes in (good, bad))
+    passed, failed = (
+        evaluate_gates(only(**gate), report("2", **changes), champion) for changes in (good, bad)
+    )
     assert passed.passed
     assert not failed.passed
     assert [check.name for check in failed.checks] == list(gate)
@@ -72,24 +74,24 @@ def test_a_gate_from_both_sides(
 
 
 def test_gates_that_are_off_ask_nothing() -> None:
-    found = judge(OFF, report("2", 0.1), report("1", 0.9))
+    found = evaluate_gates(OFF, report("2", 0.1), report("1", 0.9))
     assert (found.passed, found.checks, found.reason) == (True, (), "every gate passed")
 
 
 def test_without_a_champion_nothing_is_compared() -> None:
-    found = judge(Gates(flips_share=0.0), report("2", 0.1), None)
+    found = evaluate_gates(Gates(flips_share=0.0), report("2", 0.1), None)
     assert found.passed
     assert {check.name for check in found.checks} == {"ece", "cosine_mean", "cosine_worst"}
 
 
 def test_vectors_that_stay_out_of_the_index_may_be_anything() -> None:
     gates = only(cosine_mean=0.98)
-    assert judge(gates, report("2", agreement=agreeing(0.1, 0, claims=False)), None).checks == ()
-    assert judge(gates, report("2", agreement=None), None).checks == ()
+    assert evaluate_gates(gates, report("2", agreement=agreeing(0.1, 0, claims=False)), None).checks == ()
+    assert evaluate_gates(gates, report("2", agreement=None), None).checks == ()
 
 
 def test_flips_against_another_champion_say_nothing_of_this_one() -> None:
-    found = judge(only(flips_share=0.5), report("3", replay=replay(champion="1")), report("2"))
+    found = evaluate_gates(only(flips_share=0.5), report("3", replay=replay(champion="1")), report("2"))
     assert not found.passed
     assert "evaluate it again" in found.reason
     assert found.checks[0].value is None
@@ -97,17 +99,17 @@ def test_flips_against_another_champion_say_nothing_of_this_one() -> None:
 
 def test_latencies_of_one_run_are_compared_where_there_is_one() -> None:
     gates, slow_then = only(latency_ratio=2.0), report("1", latency=latency(1.0))
-    assert not judge(gates, report("2"), slow_then).passed
-    assert judge(gates, report("2", replay=replay()), slow_then).passed
+    assert not evaluate_gates(gates, report("2"), slow_then).passed
+    assert evaluate_gates(gates, report("2", replay=replay()), slow_then).passed
 
 
 def test_reports_on_different_sets_are_not_compared() -> None:
     with pytest.raises(ValueError, match="different held-out sets"):
-        judge(Gates(), report("2"), report("1", data="0" * 64))
+        evaluate_gates(Gates(), report("2"), report("1", data="0" * 64))
 
 
 def test_a_missing_evaluation_is_said_with_why() -> None:
-    found = unevaluated("3", "2", {"3": "never evaluated"})
+    found = report_unevaluated("3", "2", {"3": "never evaluated"})
     assert isinstance(found, GateReport)
     assert not found.passed
     assert found.reason == "evaluation missing: version 3 (never evaluated)"
@@ -115,11 +117,11 @@ def test_a_missing_evaluation_is_said_with_why() -> None:
 
 def test_a_report_comes_back_from_json_as_it_was() -> None:
     for whole in (report("2", replay=replay()), report("1", agreement=None, encoder=None)):
-        assert Report.parse(json.loads(json.dumps(whole.dump()))) == whole
+        assert EvaluationReport.parse(json.loads(json.dumps(whole.dump()))) == whole
 
 
 def test_a_report_of_another_format_is_refused() -> None:
     with pytest.raises(ReportInvalid, match="evaluate the version again"):
-        Report.parse(report("2").dump() | {"format": 0})
+        EvaluationReport.parse(report("2").dump() | {"format": 0})
     with pytest.raises(ReportInvalid):
-        Report.parse({"format": 1})
+        EvaluationReport.parse({"format": 1})

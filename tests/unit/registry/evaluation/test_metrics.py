@@ -18,7 +18,7 @@ def test_accuracy_recall_and_f1() -> None:
 def test_class_without_rows_has_no_recall_and_is_left_out_of_the_report() -> None:
     only = np.zeros(4, dtype=np.int64)
     assert np.isnan(metrics.per_class_recall(SURE, only)["positive"])
-    assert "recall_positive" not in metrics.report(SURE, only)
+    assert "recall_positive" not in metrics.classification_report(SURE, only)
 
 
 def test_ece_is_the_gap_between_confidence_and_accuracy() -> None:
@@ -47,7 +47,7 @@ def test_bootstrap_is_repeatable_and_holds_the_estimate() -> None:
 
 def test_groups_without_rows_are_left_out() -> None:
     groups = {"some": np.array([True, True, False, False]), "none": np.zeros(4, dtype=np.bool_)}
-    found = metrics.report_by_source(SURE, LABELS, groups)
+    found = metrics.classification_report_by_group(SURE, LABELS, groups)
     assert found["some.accuracy"] == 0.5
     assert not any(name.startswith("none") for name in found)
 

@@ -69,7 +69,7 @@ def test_a_held_out_result_keeps_which_texts_were_right() -> None:
     labels = np.array([0, 1, 2, 0, 1] * 3)
     answers = SURE[[0, 1, 1, 0, 2] * 3]
     sources = np.array(["a", "a", "b", "b", "b"] * 3)
-    found = HeldOutResult.of(answers, labels, sources, rounds=50)
+    found = HeldOutResult.measure(answers, labels, sources, rounds=50)
     assert found.right.tolist() == [True, True, False, True, False] * 3
     assert found.accuracy.value == pytest.approx(0.6)
     assert found.accuracy.low <= 0.6 <= found.accuracy.high

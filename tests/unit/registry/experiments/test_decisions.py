@@ -193,7 +193,7 @@ COUNTS = st.builds(
         answered=answered,
         faults=faults,
         p95_ms=p95,
-        feedback=ArmFeedback.of(means),
+        feedback=ArmFeedback.from_shares(means),
     ),
     st.integers(0, 10_000),
     st.lists(st.floats(0, 1), max_size=150),

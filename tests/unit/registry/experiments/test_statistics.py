@@ -26,8 +26,8 @@ def votes(units: int, right: int) -> ArmFeedback:
 
 
 def test_units_are_summed_by_their_shares() -> None:
-    assert ArmFeedback.of([1.0, 0.5, 0.0]) == ArmFeedback(units=3, total=1.5, squares=1.25)
-    assert ArmFeedback.of([]) == ArmFeedback()
+    assert ArmFeedback.from_shares([1.0, 0.5, 0.0]) == ArmFeedback(units=3, total=1.5, squares=1.25)
+    assert ArmFeedback.from_shares([]) == ArmFeedback()
 
 
 def test_error_of_four_units_with_the_two_that_are_added() -> None:
@@ -105,15 +105,15 @@ def test_small_arm_decides_how_wide_the_interval_is() -> None:
 
 @given(shares=MEANS)
 def test_accuracy_lies_in_its_interval_and_the_interval_in_the_possible(shares: list[float]) -> None:
-    found = statistics.accuracy(ArmFeedback.of(shares), level=0.95)
+    found = statistics.accuracy(ArmFeedback.from_shares(shares), level=0.95)
     assert 0 <= found.low <= found.value <= found.high <= 1
     assert found.low < found.high
 
 
 @given(one=MEANS, other=MEANS)
 def test_swapped_arms_swap_the_difference(one: list[float], other: list[float]) -> None:
-    forth = statistics.difference(ArmFeedback.of(one), ArmFeedback.of(other), alpha=0.05)
-    back = statistics.difference(ArmFeedback.of(other), ArmFeedback.of(one), alpha=0.05)
+    forth = statistics.difference(ArmFeedback.from_shares(one), ArmFeedback.from_shares(other), alpha=0.05)
+    back = statistics.difference(ArmFeedback.from_shares(other), ArmFeedback.from_shares(one), alpha=0.05)
     assert (forth.value, forth.low, forth.high) == pytest.approx((-back.value, -back.high, -back.low))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from registry.bundles.bundle import LABELS
-from registry.data.corpora import Example, Part, part_of
+from registry.data.corpora import Example, Part, assign_part
 from registry.errors import TrainingFailed
 from registry.training.samples import Samples, batches
 
@@ -12,7 +12,7 @@ RATINGS = (-3.0, -0.5, 0.0, 0.5, 3.0, None)
 
 
 def samples() -> Samples:
-    return Samples.of(
+    return Samples.from_examples(
         [
             Example(text=f"text {number}", label=LABELS.index("neutral"), source="some", rating=rating)
             for number, rating in enumerate(RATINGS)
@@ -41,8 +41,10 @@ def test_batches_hold_every_row_once_and_texts_of_like_length() -> None:
 
 
 def test_part_without_rows_is_refused_by_name() -> None:
-    text = next(text for text in (f"text {number}" for number in range(99)) if part_of(text) is Part.TRAIN)
-    only = Samples.of([Example(text=text, label=0, source="some")])
+    text = next(
+        text for text in (f"text {number}" for number in range(99)) if assign_part(text) is Part.TRAIN
+    )
+    only = Samples.from_examples([Example(text=text, label=0, source="some")])
     assert only.rows(Part.TRAIN).tolist() == [0]
     with pytest.raises(TrainingFailed, match="no held-out part"):
         only.rows(Part.HELD_OUT)

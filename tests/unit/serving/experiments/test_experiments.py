@@ -173,7 +173,7 @@ class Promoter:
     def present(self, model: str) -> str | None:
         return self.champion
 
-    async def promote(self, experiment: Experiment, decision: decisions.Decision) -> None:
+    async def promote(self, experiment: Experiment, decision: decisions.PolicyDecision) -> None:
         if self.fault is not None:
             raise self.fault
         self.promoted.append(experiment.challenger)

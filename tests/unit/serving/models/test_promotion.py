@@ -10,7 +10,7 @@ from db.models.evaluations import NewEvaluation
 from db.models.promotions import Act
 from registry.errors import RegistryUnavailable
 from registry.evaluation.gates import Gates
-from registry.evaluation.report import Report
+from registry.evaluation.report import EvaluationReport
 from serving.core.caller import Caller, Role
 from serving.errors import Conflict, Invalid, NotFound, NotReady, Refused
 from serving.models.promotion import PromotionDecision, PromotionService
@@ -42,7 +42,7 @@ class Desk:
             grace_seconds=grace,
         )
 
-    async def report(self, made: Report) -> None:
+    async def report(self, made: EvaluationReport) -> None:
         asked = await self.evaluations.request(
             NewEvaluation(bundle_digest=made.bundle, data_digest=made.data, model=MODEL, version=made.version)
         )
