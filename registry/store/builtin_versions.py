@@ -1,6 +1,6 @@
 """The first versions of a fresh installation: a lexicon baseline, a head, a joint model, and their two encoders.
 
-Adds what is missing and moves no alias that is set; never trains, and measures nothing anew.
+Adds what is missing and moves no alias that is set. Never trains or measures.
 """
 
 import fcntl
@@ -11,11 +11,12 @@ from pathlib import Path
 
 from registry.bundles.bundle import Bundle
 from registry.data.held_out import HeldOutSet
+from registry.encoders.export import Progress
 from registry.encoders.sources import default_source, joint_source
 from registry.errors import ExportFailed, NotRegistered
 from registry.store.model_registry import CHAMPION, MODEL, ModelRegistry
 from registry.store.records import VersionRecord
-from registry.store.registration import Say, ensure_encoder
+from registry.store.registration import ensure_encoder
 
 # The order gives the version numbers.
 BUILTIN = ("lexicon", "head", "joint")
@@ -27,16 +28,18 @@ def bootstrap(
     space: str,
     model: str = MODEL,
     work: Path,
-    progress: Say = lambda _: None,
+    progress: Progress = lambda _: None,
     on_champion_ready: Callable[[], None] = lambda: None,
 ) -> list[VersionRecord]:
-    """Registers what is missing: the lexicon as version 1, the head as 2, the joint model as 3, the held-out set.
+    """Register the lexicon as version 1, the head as 2, the joint model as 3, and the held-out set.
 
-    `champion` is set on the joint model if nothing has it. Its encoder is built first, then `on_champion_ready`
-    is called, and the space's own, which the head needs, follows. Two at once on one machine: the second waits and finds
-    everything done. Raises RegistryUnavailable; ExportFailed if the space isn't the built-in one.
+    Registers only what is missing, and makes the joint model champion unless a champion is set. The joint model's
+    encoder is built first, then `on_champion_ready` is called, then the space's own encoder is built, which the head
+    needs. If two processes of one machine call it, the second waits and finds everything done.
+
+    Raises RegistryUnavailable, or ExportFailed if the space isn't the built-in one.
     """
-    with _alone(work):
+    with _locked(work):
         own = default_source()
         if space != own.space:
             raise ExportFailed(f"no encoder is built in for the space {space!r}, only for {own.space!r}")
@@ -58,12 +61,12 @@ def bootstrap(
 
 
 def open_builtin(name: str) -> Bundle:
-    """A version's bundle that comes with the package."""
+    """Open the bundle of a version that comes with the package."""
     return Bundle.open(Path(str(importlib.resources.files("registry"))) / "builtin" / name)
 
 
 @contextmanager
-def _alone(work: Path) -> Iterator[None]:
+def _locked(work: Path) -> Iterator[None]:
     work.mkdir(parents=True, exist_ok=True)
     with (work / "bootstrap.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,11 +1,11 @@
-"""Foreign classifiers to versions: their labels mapped to ours, their network as an encoder of no space.
+"""Import of Hugging Face classifiers: labels mapped to our classes, the network as an encoder without a space.
 
 Never trains or measures a version, and moves no alias.
 """
 
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -17,57 +17,55 @@ from safetensors.numpy import save_file
 from registry.bundles.bundle import LABELS, Bundle, BundleKind, Manifest
 from registry.bundles.manifest_schema import HEAD_WEIGHTS, MAPPING
 from registry.encoders.classifier import ClassifierSource
-from registry.encoders.export import build_encoder
+from registry.encoders.export import Progress, build_encoder
 from registry.errors import ImportRefused, NotRegistered
 from registry.store.model_registry import MODEL, ModelRegistry
 from registry.store.records import EncoderRecord, VersionRecord
 
-Say = Callable[[str], None]
-
-# A comma in a label of theirs is no border.
-_BORDER = re.compile(rf",\s*(?=(?:{'|'.join(LABELS)})=)")
+# A label of the model may contain a comma, so only a comma before one of our classes separates.
+_SEPARATOR = re.compile(rf",\s*(?=(?:{'|'.join(LABELS)})=)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelMap:
-    """Which labels of a model stand for which of ours; several may stand for one, and their probabilities add up.
+    """A mapping of a model's labels to our classes.
 
-    `theirs` has every one of `LABELS`, with nothing where the model has no such class; `ignored` are labels whose
-    probability counts for none, so that the others share it.
+    `mapping` gives for each of `LABELS` the model's labels, none if the model has no such class; the probabilities of
+    several labels add up. The probability of `ignored` labels is shared out among the others.
     """
 
-    theirs: Mapping[str, tuple[str, ...]]
+    mapping: Mapping[str, tuple[str, ...]]
     ignored: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str, *, ignored: Sequence[str] = ()) -> Self:
-        """From `negative=A,neutral=,positive=B,positive=C`. Raises ValueError."""
-        theirs: dict[str, list[str]] = {}
-        for part in _BORDER.split(text.strip()):
-            ours, border, label = part.partition("=")
-            if ours not in LABELS or not border:
-                raise ValueError(f"{part!r} isn't one of {', '.join(f'{name}=LABEL' for name in LABELS)}")
-            theirs.setdefault(ours, []).append(label.strip())
-        if missing := [name for name in LABELS if name not in theirs]:
+        """Parse `negative=A,neutral=,positive=B,positive=C`. Raises ValueError."""
+        mapping: dict[str, list[str]] = {}
+        for part in _SEPARATOR.split(text.strip()):
+            name, separator, label = part.partition("=")
+            if name not in LABELS or not separator:
+                raise ValueError(f"{part!r} isn't one of {', '.join(f'{each}=LABEL' for each in LABELS)}")
+            mapping.setdefault(name, []).append(label.strip())
+        if missing := [name for name in LABELS if name not in mapping]:
             raise ValueError(f"{missing[0]} isn't mapped: write {missing[0]}= if the model has no such class")
-        used = [label for labels in theirs.values() for label in labels if label]
-        if any("" in labels and len(labels) > 1 for labels in theirs.values()):
+        if any("" in labels and len(labels) > 1 for labels in mapping.values()):
             raise ValueError("a class has labels or it has none, not both")
-        if twice := sorted({label for label in [*used, *ignored] if [*used, *ignored].count(label) > 1}):
-            raise ValueError(f"{twice[0]!r} is named more than once")
-        if sum(labels != [""] for labels in theirs.values()) < 2:
-            raise ValueError("fewer than two classes are mapped: every text would be of the same one")
+        named = [label for labels in mapping.values() for label in labels if label] + [*ignored]
+        if repeated := sorted({label for label in named if named.count(label) > 1}):
+            raise ValueError(f"{repeated[0]!r} is named more than once")
+        if sum(labels != [""] for labels in mapping.values()) < 2:
+            raise ValueError("fewer than two classes are mapped, so every text would get the same class")
         return cls(
-            theirs={name: tuple(label for label in theirs[name] if label) for name in LABELS},
+            mapping={name: tuple(label for label in mapping[name] if label) for name in LABELS},
             ignored=tuple(ignored),
         )
 
     def matrix(self, labels: Sequence[str]) -> NDArray[np.float32]:
-        """Float32 [n, 3]: 1 where label i of the model is of our class j.
+        """Return float32 [n, 3]: 1 where label i of the model belongs to our class j.
 
-        Raises ImportRefused if a named label is none of the model's, or one of the model's isn't named.
+        Raises ImportRefused if a named label isn't one of the model's, or one of the model's isn't named.
         """
-        classes = {label: place for place, name in enumerate(LABELS) for label in self.theirs[name]}
+        classes = {label: index for index, name in enumerate(LABELS) for label in self.mapping[name]}
         known = ", ".join(f"{number}: {label}" for number, label in enumerate(labels))
         if unknown := sorted({*classes, *self.ignored} - {*labels}):
             raise ImportRefused(f"the model has no label {unknown[0]!r}; it has {known}")
@@ -82,7 +80,7 @@ class LabelMap:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportResult:
-    """What an import registered."""
+    """The version and the encoder that an import registered."""
 
     version: VersionRecord
     encoder: EncoderRecord
@@ -97,11 +95,12 @@ def import_model(
     model: str = MODEL,
     name: str | None = None,
     online: bool = False,
-    progress: Say = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> ImportResult:
-    """Registers a text-classification model, from a folder or a name on the hub, as a version and its encoder.
+    """Register a text-classification model, from a folder or the hub, as a version and its encoder.
 
-    Importing the same again gives what is registered already. Raises ImportRefused, ExportFailed, RegistryUnavailable.
+    A second import of the same model returns what is registered. Raises ImportRefused, ExportFailed,
+    RegistryUnavailable.
     """
     progress("loading")
     loaded = ClassifierSource.load(source, online=online)
@@ -121,7 +120,7 @@ def import_model(
 
 
 def classifier_bundle(source: ClassifierSource, labels: LabelMap, out: Path, *, name: str) -> Bundle:
-    """A sealed version at `out` that maps the logits of the source's encoder to our classes. Raises ImportRefused."""
+    """Seal a version at `out` that maps the logits of the source's encoder to our classes. Raises ImportRefused."""
     matrix = labels.matrix(source.labels)
     manifest = Manifest(
         kind=BundleKind.CLASSIFIER,
@@ -131,7 +130,7 @@ def classifier_bundle(source: ClassifierSource, labels: LabelMap, out: Path, *, 
         settings={
             "activation": "sigmoid" if source.multi_label else "softmax",
             "labels": list(source.labels),
-            "mapping": {ours: list(theirs) for ours, theirs in labels.theirs.items()},
+            "mapping": {name: list(mapped) for name, mapped in labels.mapping.items()},
             "ignored": list(labels.ignored),
         },
         provenance=source.provenance,

@@ -1,4 +1,4 @@
-"""The connection to one MLflow: its client, its one experiment, its artifacts, and what its errors become.
+"""The connection to one MLflow: its client, its experiment, its artifacts, and the translation of its errors.
 
 Knows no version, no bundle and no alias.
 """
@@ -20,9 +20,9 @@ _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _MLFLOW_DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    # What a command prints as JSON is JSON alone.
+    # Commands print JSON to stdout; MLflow must not add lines to it.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # Whoever asks, asks again: by itself MLflow would keep one question for four minutes.
+    # Callers retry. With MLflow's own retries one call could block for four minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
@@ -30,10 +30,9 @@ _MLFLOW_DEFAULTS = {
 
 
 class MlflowConnection:
-    """Connects when first asked; safe to use from several threads.
+    """A connection that opens on first use; safe to use from several threads.
 
-    `artifact_root` is where artifacts are kept if MLflow is reached as a database; a tracking server keeps them where
-    it was told to.
+    `artifact_root` is the folder of artifacts if MLflow is reached as a database; a tracking server uses its own.
     """
 
     def __init__(self, tracking_uri: str, *, artifact_root: Path) -> None:
@@ -49,13 +48,13 @@ class MlflowConnection:
 
         return MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
 
-    def experiment(self) -> str:
-        """The id of the experiment of all runs; made unless it is there."""
+    def ensure_experiment(self) -> str:
+        """Return the id of the experiment of all runs; create it if there is none."""
         from mlflow.exceptions import MlflowException
 
-        found = self.client.get_experiment_by_name(EXPERIMENT)
-        if found is not None:
-            return str(found.experiment_id)
+        experiment = self.client.get_experiment_by_name(EXPERIMENT)
+        if experiment is not None:
+            return str(experiment.experiment_id)
         location = None
         if urlsplit(self.tracking_uri).scheme not in ("http", "https"):
             self.artifact_root.mkdir(parents=True, exist_ok=True)
@@ -69,19 +68,19 @@ class MlflowConnection:
 
     @contextmanager
     def download(self, uri: str, parent: Path) -> Iterator[Path]:
-        """An artifact, a file or a folder, in a scratch folder below `parent`, from where it can be moved."""
+        """Yield an artifact, file or folder, in a scratch folder below `parent`; the caller may move it away."""
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=parent, prefix=".incoming-") as scratch:
             with translate_errors():
                 _ = self.client
                 from mlflow.artifacts import download_artifacts
 
-                found = download_artifacts(artifact_uri=uri, dst_path=scratch, tracking_uri=self.tracking_uri)
-            yield Path(found)
+                path = download_artifacts(artifact_uri=uri, dst_path=scratch, tracking_uri=self.tracking_uri)
+            yield Path(path)
 
 
 def local_path(uri: str) -> Path | None:
-    """The folder that a file URI or a plain path names, None for anything else."""
+    """Return the folder that a file URI or a plain path names, None for any other URI."""
     parts = urlsplit(uri)
     if parts.scheme == "file":
         return Path(unquote(parts.path))
@@ -90,7 +89,7 @@ def local_path(uri: str) -> Path | None:
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Wraps what MLflow, its drivers and its HTTP client raise; no other exception leaves this module."""
+    """Turn any error of MLflow, its drivers or its HTTP client into a RegistryError."""
     try:
         yield
     except RegistryError:

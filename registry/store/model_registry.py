@@ -1,4 +1,4 @@
-"""MLflow: registered versions, encoders, aliases and where their bundles lie. Never serves, trains or judges.
+"""Versions, encoders, aliases and held-out sets as they are registered in MLflow. Never serves, trains or evaluates.
 
 Encoders are versions of a registered model of their own, `ENCODERS`; the alias of a space names its encoder.
 """
@@ -43,10 +43,10 @@ _PAGE = 200
 
 
 class ModelRegistry:
-    """The versions in one MLflow. Connects when first asked; safe to use from several threads.
+    """The models, versions and encoders of one MLflow. Connects on first use; safe to use from several threads.
 
-    `artifact_root` is where bundles are kept if MLflow is reached as a database; a tracking server keeps
-    them where it was told to. Every method raises RegistryUnavailable if MLflow can't answer.
+    `artifact_root` is the folder of bundles if MLflow is reached as a database; a tracking server uses its own.
+    Every method raises RegistryUnavailable if MLflow can't answer.
     """
 
     def __init__(self, tracking_uri: str, *, artifact_root: Path) -> None:
@@ -62,29 +62,30 @@ class ModelRegistry:
         tags: Mapping[str, str] | None = None,
         alias: str | None = None,
     ) -> VersionRecord:
-        """A version for this bundle: the one that has it already, or a new one with a run and its artifacts.
+        """Return the version that has this bundle, or create one with a run and its artifacts.
 
-        The run says which data made it, by the digest in the manifest, and which code registered it.
-        `metrics` default to those of the manifest. `alias` is set even on a version that was there before.
+        The run records the digest of the training data, from the manifest, and the revision of the registering code.
+        `metrics` default to those of the manifest. `alias` is set on an existing version, too.
         Raises BundleInvalid for an encoder.
         """
         manifest = bundle.manifest
         if manifest.kind is BundleKind.ENCODER:
             raise BundleInvalid(f"{manifest.name} is an encoder, not a version of a model")
-        measured = dict(manifest.metrics if metrics is None else metrics)
+        logged = dict(manifest.metrics if metrics is None else metrics)
         with translate_errors():
             self._ensure_model(model, _MODEL_ROLE)
             version = self._version_with(model, _DIGEST, bundle.digest)
             if version is None:
-                version = self._create(model, bundle, measured, params or {}, tags or {})
+                version = self._create(model, bundle, logged, params or {}, tags or {})
             if alias is not None:
                 self._mlflow.client.set_registered_model_alias(model, alias, version)
         return self.version(model, version)
 
     def register_encoder(self, bundle: Bundle) -> EncoderRecord:
-        """The encoder's entry, there or new; the first encoder of a space that updates no other defines it.
+        """Return the encoder's record, registering it if need be.
 
-        Raises BundleInvalid for anything but an encoder.
+        The first encoder of a space that isn't an update of another one defines the space.
+        Raises BundleInvalid for a bundle that isn't an encoder.
         """
         settings = EncoderSettings.from_manifest(bundle.manifest)
         with translate_errors():
@@ -99,54 +100,54 @@ class ModelRegistry:
         return self.encoder(settings.digest)
 
     def models(self) -> list[str]:
-        """The names of the models, sorted."""
+        """Return the names of the models, sorted."""
         with translate_errors():
-            found = self._mlflow.client.search_registered_models(
+            models = self._mlflow.client.search_registered_models(
                 filter_string=f"tags.`{_ROLE}` = '{_MODEL_ROLE}'", max_results=_PAGE
             )
-        return sorted(model.name for model in found)
+        return sorted(model.name for model in models)
 
     def versions(self, model: str = MODEL) -> list[VersionRecord]:
-        """All versions of a model, oldest first. Raises NotRegistered if there is no such model."""
+        """Return all versions of a model, oldest first. Raises NotRegistered if there is no such model."""
         with translate_errors():
             aliases = self._aliases(model)
             return [_version_record(entry, aliases) for entry in self._entries(model)]
 
     def version(self, model: str, version: str) -> VersionRecord:
-        """Raises NotRegistered."""
+        """Return a version of a model. Raises NotRegistered."""
         with translate_errors():
             return _version_record(
                 self._mlflow.client.get_model_version(model, version), self._aliases(model)
             )
 
     def champion(self, model: str = MODEL) -> VersionRecord:
-        """The version that the alias `champion` names. Raises NotRegistered if it names none."""
+        """Return the version that the alias `champion` names. Raises NotRegistered if it names none."""
         with translate_errors():
             version = self._mlflow.client.get_model_version_by_alias(model, CHAMPION).version
         return self.version(model, str(version))
 
     def set_alias(self, model: str, alias: str, version: str) -> None:
-        """Raises NotRegistered if there is no such version."""
+        """Point an alias at a version. Raises NotRegistered if there is no such version."""
         self.version(model, version)
         with translate_errors():
             self._mlflow.client.set_registered_model_alias(model, alias, version)
 
     def champion_version(self, model: str = MODEL) -> str | None:
-        """The number of the version that the alias `champion` names, None if it names none; one cheap read.
+        """Return the number of the champion's version, None without a champion. One cheap read.
 
         Raises NotRegistered if there is no such model.
         """
         with translate_errors():
-            found = self._mlflow.client.get_registered_model(model).aliases.get(CHAMPION)
-        return None if found is None else str(found)
+            version = self._mlflow.client.get_registered_model(model).aliases.get(CHAMPION)
+        return None if version is None else str(version)
 
     def put_held_out(self, held_out: HeldOutSet, *, model: str | None = None) -> str:
-        """Makes it the held-out set of a model, or of every model without one of its own; returns its digest.
+        """Make this the held-out set of a model, or of all models that have no set; return its digest.
 
-        Logged as an artifact of a run of its own; the set that is there already is not logged again.
+        Logs the set as an artifact of a new run, unless it is the present set already.
         """
         with translate_errors():
-            experiment = self._mlflow.experiment()
+            experiment = self._mlflow.ensure_experiment()
             if self._held_out_entry(model, own=True).get("digest") == held_out.digest:
                 return held_out.digest
             run = self._mlflow.client.create_run(
@@ -160,7 +161,7 @@ class ModelRegistry:
                 self._mlflow.client.log_artifact(run_id, str(Path(scratch) / HELD_OUT_FILE))
             self._mlflow.client.set_terminated(run_id)
             entry = json.dumps({"digest": held_out.digest, "uri": run.info.artifact_uri})
-            # Last: whoever finds the tag finds the artifact.
+            # The tag is set last, so that a reader who sees it finds the artifact.
             if model is None:
                 self._mlflow.client.set_experiment_tag(experiment, _HELD_OUT, entry)
             else:
@@ -169,7 +170,7 @@ class ModelRegistry:
         return held_out.digest
 
     def held_out_digest(self, model: str = MODEL) -> str:
-        """Which set a model is judged on. Raises NotRegistered if there is none."""
+        """Return the digest of a model's held-out set. Raises NotRegistered if there is none."""
         with translate_errors():
             entry = self._held_out_entry(model)
         if not entry:
@@ -179,9 +180,9 @@ class ModelRegistry:
         return entry["digest"]
 
     def held_out(self, model: str, cache: Path) -> HeldOutSet:
-        """The set that a model is judged on; `cache` keeps it if it lies elsewhere.
+        """Return a model's held-out set; `cache` keeps a copy of a set that isn't a local file.
 
-        Raises NotRegistered, or CorpusUnavailable if it is gone or isn't what it was.
+        Raises NotRegistered, or CorpusUnavailable if the file is missing or has another digest.
         """
         digest = self.held_out_digest(model)
         with translate_errors():
@@ -190,22 +191,22 @@ class ModelRegistry:
         path = folder / HELD_OUT_FILE
         if not path.is_file():
             if local_path(uri) is not None:
-                raise CorpusUnavailable(f"{path} is gone: bring it back, or log the set again")
+                raise CorpusUnavailable(f"{path} is missing: restore it, or log the set again")
             with self._mlflow.download(f"{uri}/{HELD_OUT_FILE}", path.parent) as file:
                 file.replace(path)
-        found = HeldOutSet.parse(path.read_bytes(), where=str(path))
-        if found.digest != digest:
-            raise CorpusUnavailable(f"{path} is the set {found.digest}, not {digest}")
-        return found
+        held_out = HeldOutSet.parse(path.read_bytes(), where=str(path))
+        if held_out.digest != digest:
+            raise CorpusUnavailable(f"{path} is the set {held_out.digest}, not {digest}")
+        return held_out
 
     def revision(self, model: str = MODEL) -> str:
-        """A value that changes whenever a version or an alias of the model does; one cheap read."""
+        """Return a value that changes with every version and alias of the model. One cheap read."""
         with translate_errors():
-            found = self._mlflow.client.get_registered_model(model)
-        return json.dumps([found.last_updated_timestamp, sorted(found.aliases.items())])
+            entry = self._mlflow.client.get_registered_model(model)
+        return json.dumps([entry.last_updated_timestamp, sorted(entry.aliases.items())])
 
     def encoder(self, digest: str) -> EncoderRecord:
-        """The encoder with this identity. Raises NotRegistered."""
+        """Return the encoder with this identity. Raises NotRegistered."""
         with translate_errors():
             for entry in self._entries(ENCODERS):
                 if entry.tags.get(_ENCODER) == digest:
@@ -213,38 +214,38 @@ class ModelRegistry:
         raise NotRegistered(f"no encoder {digest} is registered")
 
     def space_encoder(self, space: str) -> EncoderRecord:
-        """The encoder that defines an embedding space. Raises NotRegistered."""
+        """Return the encoder that defines an embedding space. Raises NotRegistered."""
         with translate_errors():
             return _encoder_record(self._mlflow.client.get_model_version_by_alias(ENCODERS, space))
 
     def fetch(self, record: VersionRecord | EncoderRecord, cache: Path) -> Path:
-        """A verified local folder with the bundle of a record; `cache` is used if it lies elsewhere.
+        """Return a verified local folder with a record's bundle; a remote bundle is downloaded into `cache`.
 
-        Two at once are safe. Raises BundleInvalid or BundleCorrupt, naming the file.
+        Concurrent calls are safe. Raises BundleInvalid or BundleCorrupt, naming the file.
         """
         digest = record.bundle if isinstance(record, EncoderRecord) else record.digest
         path = local_path(record.uri) or cache / digest
         if not path.exists():
             if local_path(record.uri) is not None:
-                raise BundleInvalid(f"{path} is gone: register its bundle again, or bring the folder back")
+                raise BundleInvalid(f"{path} is missing: restore the folder, or register its bundle again")
             with self._mlflow.download(record.uri, path.parent) as folder:
                 Bundle.open(folder).move_to(path)
-        found = Bundle.open(path).digest
-        if found != digest:
-            raise BundleCorrupt(path=path, expected=digest, actual=found)
+        actual = Bundle.open(path).digest
+        if actual != digest:
+            raise BundleCorrupt(path=path, expected=digest, actual=actual)
         return path
 
     def _entries(self, model: str) -> Iterator[Any]:
-        """All versions of a registered model, oldest first."""
-        found: list[Any] = []
+        """Yield all versions of a registered model, oldest first."""
+        entries: list[Any] = []
         token = None
         while token != "":
             page = self._mlflow.client.search_model_versions(
                 f"name = '{model}'", max_results=_PAGE, page_token=token
             )
-            found.extend(page)
+            entries.extend(page)
             token = page.token or ""
-        yield from sorted(found, key=lambda entry: int(entry.version))
+        yield from sorted(entries, key=lambda entry: int(entry.version))
 
     def _aliases(self, model: str) -> dict[str, list[str]]:
         aliases: dict[str, list[str]] = {}
@@ -253,11 +254,14 @@ class ModelRegistry:
         return aliases
 
     def _held_out_entry(self, model: str | None, *, own: bool = False) -> dict[str, str]:
-        """The digest and the place of a model's set, or unless `own` of everybody's; empty if there is none."""
+        """Return digest and URI of a model's held-out set, empty if there is none.
+
+        A model without a set has the set of all models, unless `own`.
+        """
         tags: Mapping[str, str] = {}
         if model is not None:
-            found = self._mlflow.client.search_registered_models(filter_string=f"name = '{model}'")
-            tags = found[0].tags if found else {}
+            models = self._mlflow.client.search_registered_models(filter_string=f"name = '{model}'")
+            tags = models[0].tags if models else {}
         if _HELD_OUT not in tags and (model is None or not own):
             experiment = self._mlflow.client.get_experiment_by_name(EXPERIMENT)
             tags = experiment.tags if experiment is not None else {}
@@ -290,20 +294,21 @@ class ModelRegistry:
         tags: Mapping[str, str],
     ) -> str:
         manifest = bundle.manifest
-        made_of = {_CODE: code_revision()}
+        origin = {_CODE: code_revision()}
         if "data" in manifest.provenance:
-            made_of[_DATA] = str(manifest.provenance["data"])
-        run = self._mlflow.client.create_run(self._mlflow.experiment(), run_name=manifest.name, tags=made_of)
+            origin[_DATA] = str(manifest.provenance["data"])
+        experiment = self._mlflow.ensure_experiment()
+        run = self._mlflow.client.create_run(experiment, run_name=manifest.name, tags=origin)
         run_id = run.info.run_id
         for name, value in metrics.items():
             self._mlflow.client.log_metric(run_id, name, value)
-        given = {tag.removeprefix("valence."): value for tag, value in made_of.items()}
-        for name, text in {**_params(manifest), **given, **params}.items():
+        origin_params = {tag.removeprefix("valence."): value for tag, value in origin.items()}
+        for name, text in {**_params(manifest), **origin_params, **params}.items():
             self._mlflow.client.log_param(run_id, name, text)
         self._mlflow.client.log_artifacts(run_id, str(bundle.path), artifact_path="bundle")
         self._mlflow.client.set_terminated(run_id)
-        own = {
-            **made_of,
+        own_tags = {
+            **origin,
             _DIGEST: bundle.digest,
             _KIND: manifest.kind.value,
             _METRICS: json.dumps(dict(metrics), sort_keys=True),
@@ -311,16 +316,16 @@ class ModelRegistry:
             **({_SPACE: manifest.space} if manifest.space else {}),
         }
         created = self._mlflow.client.create_model_version(
-            model, source=f"{run.info.artifact_uri}/bundle", run_id=run_id, tags={**tags, **own}
+            model, source=f"{run.info.artifact_uri}/bundle", run_id=run_id, tags={**tags, **own_tags}
         )
         return str(created.version)
 
 
 def _params(manifest: Manifest) -> dict[str, str]:
-    """What a run shows of how its bundle was made; MLflow takes 6,000 characters a value."""
-    shown = {f"settings.{name}": value for name, value in manifest.settings.items()}
-    shown |= {f"provenance.{name}": value for name, value in manifest.provenance.items()}
-    return {name: str(value)[:6000] for name, value in shown.items()}
+    """Return a bundle's settings and provenance as a run's params, cut to MLflow's 6,000 characters a value."""
+    params = {f"settings.{name}": value for name, value in manifest.settings.items()}
+    params |= {f"provenance.{name}": value for name, value in manifest.provenance.items()}
+    return {name: str(value)[:6000] for name, value in params.items()}
 
 
 def _version_record(entry: Any, aliases: Mapping[str, list[str]]) -> VersionRecord:

@@ -1,4 +1,4 @@
-"""What is registered, as frozen values that cross processes. Never reads or writes anything."""
+"""The records of registered versions and encoders: frozen values that cross processes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,11 +7,11 @@ from datetime import datetime
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VersionRecord:
-    """A registered version of a model. `version` is MLflow's number, as a string.
+    """A registered version of a model.
 
-    `digest` is the bundle's; `encoder` the identity of the encoder whose states its head reads, None if it
-    reads the text itself; `uri` where the bundle lies. A version that Valence did not register has the
-    kind `unknown` and can't be fetched.
+    `version` is MLflow's number, as a string. `digest` is the bundle's. `encoder` is the identity of the encoder
+    whose states the head reads, None if the version reads the text itself. `uri` is the bundle's location. A version
+    that Valence didn't register has the kind `unknown` and can't be fetched.
     """
 
     model: str
@@ -28,7 +28,7 @@ class VersionRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderRecord:
-    """A registered encoder. `digest` is its identity, `bundle` the digest of its files as they were built."""
+    """A registered encoder. `digest` is its identity, `bundle` the digest of its built files."""
 
     digest: str
     bundle: str

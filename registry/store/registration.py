@@ -1,18 +1,15 @@
-"""Bundles to registered versions, with the encoders that they bring."""
+"""Registration of bundles as versions, with the encoders that they need."""
 
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from registry.bundles.bundle import Bundle, BundleKind
-from registry.encoders.export import build_encoder
+from registry.encoders.export import Progress, build_encoder
 from registry.encoders.sources import SentenceEncoderSource, joint_source
 from registry.errors import ExportFailed, NotRegistered
 from registry.store.model_registry import MODEL, ModelRegistry
 from registry.store.records import EncoderRecord, VersionRecord
-
-Say = Callable[[str], None]
 
 
 def register_with_encoder(
@@ -22,12 +19,12 @@ def register_with_encoder(
     work: Path,
     model: str = MODEL,
     alias: str | None = None,
-    progress: Say = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> VersionRecord:
-    """Registers a bundle as a version, and before it the updated encoder that a joint one brings.
+    """Register a bundle as a version, and first the updated encoder if it is a joint version.
 
-    One that is registered stays. Raises RegistryUnavailable; ExportFailed if a joint version updates another encoder
-    than the default one, OutOfSpace if its vectors leave the space.
+    Keeps what is registered already. Raises RegistryUnavailable; ExportFailed if a joint version updates another
+    encoder than the default one; OutOfSpace if its vectors leave the space.
     """
     if bundle.manifest.kind is BundleKind.JOINT:
         ensure_encoder(registry, joint_source(bundle), work=work, progress=progress)
@@ -35,9 +32,13 @@ def register_with_encoder(
 
 
 def ensure_encoder(
-    registry: ModelRegistry, source: SentenceEncoderSource, *, work: Path, progress: Say = lambda _: None
+    registry: ModelRegistry,
+    source: SentenceEncoderSource,
+    *,
+    work: Path,
+    progress: Progress = lambda _: None,
 ) -> EncoderRecord:
-    """The registered encoder of a source, built in `work` if it isn't there yet."""
+    """Return the registered encoder of a source; build and register it in `work` if there is none."""
     try:
         return registry.encoder(source.digest)
     except NotRegistered:
@@ -48,15 +49,16 @@ def ensure_encoder(
 
 
 def ensure_space_encoder(
-    registry: ModelRegistry, folder: Path, space: str, *, work: Path, progress: Say = lambda _: None
+    registry: ModelRegistry, folder: Path, space: str, *, work: Path, progress: Progress = lambda _: None
 ) -> EncoderRecord:
-    """The registered encoder that defines a space, from a folder of sentence-transformers' layout.
+    """Register the encoder in a folder of sentence-transformers' layout as the one that defines a space.
 
-    Raises ExportFailed if the folder holds no such encoder, or if this encoder or this space is another one's already.
+    Raises ExportFailed if the folder holds no such encoder, if the space is defined by another encoder, or if the
+    encoder is registered for another space.
     """
     source = SentenceEncoderSource(path=folder, name=space, space=space)
     source.check()
-    # Fewer layers than the default encoder's have fewer states that heads may read.
+    # An encoder with fewer layers than the default one has fewer states that heads may read.
     depth = int(source.architecture["num_hidden_layers"])
     source = replace(
         source, token_layers=tuple(layer for layer in source.token_layers if layer <= depth) or (depth,)

@@ -1,4 +1,4 @@
-"""Which code runs: the commit of the repository it lies in, or the version of the installed package."""
+"""The revision of the running code: a commit, or the version of the installed package."""
 
 import subprocess
 from functools import cache
@@ -8,9 +8,9 @@ from pathlib import Path
 
 @cache
 def code_revision() -> str:
-    """A commit, with `-dirty` if files differ from it; `valence X.Y.Z` where the code isn't a repository's own."""
+    """Return the commit, with `-dirty` if files differ from it; outside a repository `valence X.Y.Z`."""
     here = Path(__file__).resolve()
-    # Installed inside somebody else's repository, the code isn't what its commits are about.
+    # The package may be installed inside another project's repository, whose commits don't describe it.
     if _git(here.parent, "ls-files", "--error-unmatch", here.name) is not None:
         described = _git(here.parent, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
         if described:
@@ -23,9 +23,9 @@ def code_revision() -> str:
 
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(
+        finished = subprocess.run(
             ["git", "-C", folder, *arguments], capture_output=True, text=True, check=True, timeout=10
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return finished.stdout.strip()

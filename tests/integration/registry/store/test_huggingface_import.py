@@ -90,7 +90,7 @@ class Case:
         for said in asked(TEXTS, truncation=True, max_length=self.made.reads, batch_size=1):
             scores = {each["label"]: each["score"] for each in said}
             mapped = [
-                sum(scores[label] for label in self.labels.theirs[ours])
+                sum(scores[label] for label in self.labels.mapping[ours])
                 for ours in ("negative", "neutral", "positive")
             ]
             rows.append(np.array(mapped) / sum(mapped))
@@ -314,7 +314,7 @@ def test_mapping_that_says_too_little_or_too_much_is_refused(text: str, reason: 
 
 def test_labels_of_theirs_may_hold_commas_and_equal_signs() -> None:
     found = LabelMap.parse("negative=bad, or worse,neutral=x=y,positive=good")
-    assert found.theirs == {"negative": ("bad, or worse",), "neutral": ("x=y",), "positive": ("good",)}
+    assert found.mapping == {"negative": ("bad, or worse",), "neutral": ("x=y",), "positive": ("good",)}
 
 
 def test_unknown_and_unmapped_labels_are_refused_with_the_models_own(

@@ -209,7 +209,9 @@ def test_held_out_set_is_logged_once_and_found_by_a_model_without_its_own(
 ) -> None:
     def runs() -> list[Any]:
         return list(
-            store._mlflow.client.search_runs([store._mlflow.experiment()], "tags.`valence.role` = 'held-out'")
+            store._mlflow.client.search_runs(
+                [store._mlflow.ensure_experiment()], "tags.`valence.role` = 'held-out'"
+            )
         )
 
     before = len(runs())
@@ -247,7 +249,7 @@ def test_held_out_set_that_was_changed_is_refused(
     with pytest.raises(CorpusUnavailable, match=held.digest):
         store.held_out(model, tmp_path)
     file.unlink()
-    with pytest.raises(CorpusUnavailable, match="is gone"):
+    with pytest.raises(CorpusUnavailable, match="is missing"):
         store.held_out(model, tmp_path)
 
 
