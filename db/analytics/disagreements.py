@@ -103,7 +103,7 @@ class DisagreementRepository:
         self._scanned = scanned
         self._compared = compared
 
-    async def between(
+    async def compare(
         self,
         model: str,
         one: str,

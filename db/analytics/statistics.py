@@ -129,7 +129,7 @@ class StatisticsRepository:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def take(self) -> Statistics:
+    async def collect(self) -> Statistics:
         """Segments, evaluations, judgements."""
         async with self._database.begin() as connection:
             await connection.exec_driver_sql("SET TRANSACTION READ ONLY")

@@ -139,7 +139,7 @@ class WindowRepository:
             for row, vector in zip(rows, vectors, strict=True)
         ]
 
-    async def judged(
+    async def list_judged(
         self, model: str, window: Window, text_ids: Sequence[UUID]
     ) -> Sequence[JudgedPrediction]:
         """The judged predictions of these texts in the window."""

@@ -64,7 +64,7 @@ class ReembeddingRepository:
         self._database = database
         self._space = space
 
-    async def page(self, after: UUID = NIL_ID, *, limit: int) -> TextPage:
+    async def read_page(self, after: UUID = NIL_ID, *, limit: int) -> TextPage:
         """Looks at the `limit` texts after an id."""
         values = {"space": self._space, "after": after, "limit": limit}
         async with self._database.hot_read() as connection:
@@ -73,13 +73,13 @@ class ReembeddingRepository:
             lacking=[row[0] for row in rows if row[1]], last=rows[-1][0] if len(rows) == limit else None
         )
 
-    async def recent(self, since: datetime, *, limit: int) -> Sequence[UUID]:
+    async def list_recent(self, since: datetime, *, limit: int) -> Sequence[UUID]:
         """Texts without a vector among those that were predicted since then."""
         values = {"space": self._space, "since": uuid7_floor(since), "nobody": NIL_ID, "limit": limit}
         async with self._database.hot_read() as connection:
             return [row[0] for row in await (await connection.execute(_RECENT, values)).fetchall()]
 
-    async def contents(self, ids: Sequence[UUID]) -> Sequence[tuple[UUID, str]]:
+    async def read_contents(self, ids: Sequence[UUID]) -> Sequence[tuple[UUID, str]]:
         """Those of the texts that are still there, and still lack a vector, by id."""
         values = {"space": self._space, "ids": binary.encode_uuids(ids)}
         async with self._database.hot_read() as connection:
@@ -105,7 +105,7 @@ class ReembeddingRepository:
                 await connection.execute(_LOCKED, values)
                 return (await connection.execute(_ADDED, values)).rowcount
 
-    async def strike(self, after: UUID = NIL_ID, *, limit: int) -> UUID | None:
+    async def remove_space(self, after: UUID = NIL_ID, *, limit: int) -> UUID | None:
         """Strikes the space off the `limit` texts after an id: the last id, None once there are no more."""
         values = {"space": self._space, "after": after, "limit": limit}
         with translate_driver_errors():

@@ -78,11 +78,11 @@ class Segments:
             )
             return await self._add(connection)
 
-    async def index_next(self, *, patience: float = 0.2) -> int | None:
+    async def index_next(self, *, timeout: float = 0.2) -> int | None:
         """Indexes the oldest closed segment; its id, or None if there is nothing to do or another does it.
 
         Writers that still saw it open have ended before: one that came when it is merged already would add to what
-        nobody searches. `patience`: seconds that it may wait for them, while others wait behind it.
+        nobody searches. `timeout`: seconds that it may wait for them, while others wait behind it.
 
         Raises:
             Unavailable: it waited in vain; try later.
@@ -95,7 +95,7 @@ class Segments:
             segment: int | None = found.scalar_one_or_none()
             if segment is None:
                 return None
-            await _wait_at_most(connection, patience)
+            await _wait_at_most(connection, timeout)
             # Whoever adds vectors has this lock before it looks for the open segment.
             await connection.exec_driver_sql("LOCK TABLE ONLY embeddings IN SHARE MODE")
         async with self._database.begin() as connection:
@@ -146,10 +146,10 @@ class Segments:
             await self._indexed(connection, merged)
             return merged
 
-    async def drop_next(self, *, grace: float = 60.0, patience: float = 0.2) -> int | None:
+    async def drop_next(self, *, grace: float = 60.0, timeout: float = 0.2) -> int | None:
         """Drops the oldest retired segment: its id, or None if there is nothing to do.
 
-        `grace`: seconds since its retirement, so that searches which still read it have ended. `patience`: seconds
+        `grace`: seconds since its retirement, so that searches which still read it have ended. `timeout`: seconds
         that it may wait for the table, while others wait behind it.
 
         Raises:
@@ -168,7 +168,7 @@ class Segments:
             )
             segment: int | None = found.scalar_one_or_none()
             if segment is not None:
-                await _wait_at_most(connection, patience)
+                await _wait_at_most(connection, timeout)
                 await connection.execute(text("SELECT drop_segment(:segment)"), {"segment": segment})
             return segment
 
@@ -233,7 +233,7 @@ class Segments:
         )
 
 
-async def stay(connection: AsyncConnection) -> None:
+async def prevent_moves(connection: AsyncConnection) -> None:
     """Until the transaction ends no vector moves on: who removes vectors calls it before.
 
     A removal that waits for a segment while it is merged doesn't know of the segment that takes its place, and would

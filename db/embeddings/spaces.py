@@ -167,7 +167,7 @@ class SpaceRepository:
                 connection, actor=actor, action="space.switch", subject=name, detail={"before": before}
             )
 
-    async def caught_up(self, name: str, *, within: float = 2.0) -> bool:
+    async def is_caught_up(self, name: str, *, within: float = 2.0) -> bool:
         """Whether the live space holds what was stored since its switch, but for the last `within` seconds."""
         async with self._database.begin() as connection:
             found = await connection.execute(
@@ -218,13 +218,13 @@ class SpaceRepository:
             )
             await audit.append(connection, actor=actor, action="space.leave", subject=name)
 
-    async def became_whole(self, name: str) -> bool:
+    async def mark_whole(self, name: str) -> bool:
         """Notes that every text has a vector of a space that was being built; False if it wasn't."""
         return await self._note(
             "UPDATE spaces SET state = 'whole' WHERE name = :name AND state = 'building'", name=name
         )
 
-    async def worked(self, name: str, *, pace: float | None) -> bool:
+    async def record_progress(self, name: str, *, pace: float | None) -> bool:
         """A sign that texts get their vectors."""
         return await self._note(
             "UPDATE spaces SET pace = :pace, seen_at = clock_timestamp(), reason = NULL WHERE name = :name",
@@ -232,7 +232,7 @@ class SpaceRepository:
             pace=pace,
         )
 
-    async def stuck(self, name: str, reason: str) -> bool:
+    async def record_obstacle(self, name: str, reason: str) -> bool:
         """Why it doesn't get on."""
         return await self._note(
             "UPDATE spaces SET reason = :reason, seen_at = clock_timestamp() WHERE name = :name",

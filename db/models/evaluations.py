@@ -123,7 +123,7 @@ class EvaluationRepository:
             ).one_or_none()
         return Evaluation(**row._mapping) if row is not None else None
 
-    async def beat(self, evaluation_id: int) -> bool:
+    async def heartbeat(self, evaluation_id: int) -> bool:
         """A sign that its process lives; False if it isn't running any more."""
         seen = update(_E).where(_E.id == evaluation_id, _E.state == "running").values(seen_at=func.now())
         async with self._database.begin() as connection:
@@ -150,7 +150,7 @@ class EvaluationRepository:
             raise NotFound(f"there is no evaluation {evaluation_id}")
         return Evaluation(**row._mapping)
 
-    async def reported(self, bundle_digest: str, data_digest: str) -> Evaluation | None:
+    async def find_report(self, bundle_digest: str, data_digest: str) -> Evaluation | None:
         """The latest with a report, of a bundle by a set."""
         query = select(*_COLUMNS).where(
             _E.bundle_digest == bundle_digest, _E.data_digest == data_digest, _E.state == "done"
@@ -159,7 +159,7 @@ class EvaluationRepository:
             row = (await connection.execute(query.order_by(_E.id.desc()).limit(1))).one_or_none()
         return Evaluation(**row._mapping) if row is not None else None
 
-    async def of_bundle(self, bundle_digest: str, *, limit: int = 10) -> tuple[Evaluation, ...]:
+    async def list_of_bundle(self, bundle_digest: str, *, limit: int = 10) -> tuple[Evaluation, ...]:
         """Those of a bundle, by any set, newest first."""
         query = select(*_COLUMNS).where(_E.bundle_digest == bundle_digest).order_by(_E.id.desc())
         async with self._database.begin() as connection:

@@ -118,11 +118,11 @@ class LockedHistory:
         self._connection = connection
         self._model = model
 
-    async def standing(self) -> PromotionState:
+    async def state(self) -> PromotionState:
         """Where the model stands."""
         return await _standing(self._connection, self._model)
 
-    async def settle(self, promotion: Promotion, state: PromotionPhase, *, why: str | None = None) -> None:
+    async def finish(self, promotion: Promotion, state: PromotionPhase, *, why: str | None = None) -> None:
         """Ends an intended change, once.
 
         Raises:
@@ -169,7 +169,7 @@ class PromotionRepository:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def standing(self, model: str) -> PromotionState:
+    async def state(self, model: str) -> PromotionState:
         """Where a model stands."""
         async with self._database.begin() as connection:
             return await _standing(connection, model)
@@ -204,17 +204,17 @@ class PromotionRepository:
         Raises:
             Contested: another change is under way, or was done meanwhile; the message says whose and what.
         """
-        async with self.holding(new.model) as held:
-            standing = await held.standing()
+        async with self.lock(new.model) as held:
+            standing = await held.state()
             if standing.intended is not None:
-                raise Contested(f"another change is under way: {described(standing.intended)}")
+                raise Contested(f"another change is under way: {describe(standing.intended)}")
             last = standing.champion
             if last is not None and last.id != after:
-                raise Contested(f"another change came first: {described(last)}")
+                raise Contested(f"another change came first: {describe(last)}")
             return await _insert(held._connection, new, PromotionPhase.INTENDED)
 
     @asynccontextmanager
-    async def holding(self, model: str) -> AsyncIterator[LockedHistory]:
+    async def lock(self, model: str) -> AsyncIterator[LockedHistory]:
         """The model's lock, in a transaction that commits at the end of the block.
 
         The lock goes with the transaction, and so with a process that dies; a transaction pooler may stand between.
@@ -224,14 +224,14 @@ class PromotionRepository:
             yield LockedHistory(connection, model)
 
     @asynccontextmanager
-    async def trying(self, model: str) -> AsyncIterator[LockedHistory | None]:
+    async def try_lock(self, model: str) -> AsyncIterator[LockedHistory | None]:
         """As `holding`, but None at once if somebody else holds it."""
         async with self._database.begin() as connection:
             wanted = select(func.pg_try_advisory_xact_lock(_LOCK, func.hashtext(model)))
             got = (await connection.execute(wanted)).scalar_one()
             yield LockedHistory(connection, model) if got else None
 
-    async def refused(
+    async def record_refusal(
         self, model: str, version: str, *, actor: UUID | None, why: str, evidence: Mapping[str, Any]
     ) -> None:
         """Notes in the audit log that a change was refused."""
@@ -280,7 +280,7 @@ class PromotionRepository:
         )
 
 
-def described(change: Promotion) -> str:
+def describe(change: Promotion) -> str:
     """Who did what when, in one line."""
     who = f"key {change.actor}" if change.actor is not None else "the platform"
     at = change.at.isoformat(timespec="seconds")

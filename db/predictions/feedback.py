@@ -17,7 +17,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 from db.connection.engine import Database
 from db.core.cipher import Cipher, comment_location
 from db.errors import NotFound
-from db.predictions.idempotency import answer_with, claim
+from db.predictions.idempotency import claim, set_answer
 from db.predictions.submissions import Mismatch, NewIdempotency, Replayed
 from db.schema import tables
 
@@ -81,7 +81,7 @@ class FeedbackRepository:
                     return standing
             stored = await _upsert(connection, self._database.cipher, feedback, scope)
             if idempotency is not None and render is not None:
-                await answer_with(connection, self._database.cipher, idempotency, render(stored))
+                await set_answer(connection, self._database.cipher, idempotency, render(stored))
         return stored
 
 
@@ -114,10 +114,10 @@ async def _upsert(
     row = (await connection.execute(statement)).one_or_none()
     if row is None:
         raise NotFound(f"there is no prediction {feedback.prediction_id}")
-    return judgement(cipher, row._mapping)
+    return judgement_from_row(cipher, row._mapping)
 
 
-async def judgements(
+async def load_judgements(
     connection: AsyncConnection, cipher: Cipher, prediction_ids: Sequence[UUID]
 ) -> dict[UUID, tuple[Judgement, ...]]:
     """The feedback on each of the predictions, oldest first."""
@@ -126,7 +126,7 @@ async def judgements(
     query = select(*_columns()).where(_F.prediction_id.in_(prediction_ids)).order_by(_F.created_at)
     grouped: dict[UUID, tuple[Judgement, ...]] = {}
     for row in await connection.execute(query):
-        one = judgement(cipher, row._mapping)
+        one = judgement_from_row(cipher, row._mapping)
         grouped[one.prediction_id] = (*grouped.get(one.prediction_id, ()), one)
     return grouped
 
@@ -136,7 +136,7 @@ def _columns() -> tuple[InstrumentedAttribute[Any], ...]:
     return (*columns, _F.created_at, _F.updated_at)
 
 
-def judgement(cipher: Cipher, row: Mapping[Any, Any]) -> Judgement:
+def judgement_from_row(cipher: Cipher, row: Mapping[Any, Any]) -> Judgement:
     """The judgement of a row that has its columns and `sealed`."""
     values = dict(row)
     sealed = values.pop("sealed")

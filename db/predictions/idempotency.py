@@ -132,9 +132,7 @@ async def claim(
     return StoredAnswer.read(cipher, place_of(new), tuple(row)).outcome(new.body_digest)
 
 
-async def answer_with(
-    connection: AsyncConnection, cipher: Cipher, new: NewIdempotency, answer: bytes
-) -> None:
+async def set_answer(connection: AsyncConnection, cipher: Cipher, new: NewIdempotency, answer: bytes) -> None:
     """Sets the answer of a row that the caller's transaction has claimed."""
     await connection.execute(
         text(

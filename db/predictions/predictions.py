@@ -18,7 +18,7 @@ from db.connection.engine import Database
 from db.core.cipher import Cipher, text_location
 from db.core.ids import uuid7_floor, uuid7_time
 from db.errors import NotFound, Rejected
-from db.predictions.feedback import Judgement, judgements
+from db.predictions.feedback import Judgement, load_judgements
 from db.schema import tables
 
 _P = tables.PredictionRow
@@ -174,11 +174,13 @@ def _narrowed(query: _Query, filters: PredictionFilters) -> _Query:
 
 async def _load(connection: AsyncConnection, cipher: Cipher, query: _Query) -> tuple[Prediction, ...]:
     rows: Sequence[Row[Any]] = (await connection.execute(query)).all()
-    given = await judgements(connection, cipher, [row.id for row in rows])
-    return tuple(prediction(cipher, row._mapping, given.get(row.id, ())) for row in rows)
+    given = await load_judgements(connection, cipher, [row.id for row in rows])
+    return tuple(prediction_from_row(cipher, row._mapping, given.get(row.id, ())) for row in rows)
 
 
-def prediction(cipher: Cipher, row: Mapping[Any, Any], feedback: tuple[Judgement, ...]) -> Prediction:
+def prediction_from_row(
+    cipher: Cipher, row: Mapping[Any, Any], feedback: tuple[Judgement, ...]
+) -> Prediction:
     """The prediction of a row that has its columns, and of the text `text` and `sealed`."""
     values = dict(row)
     values["text"] = cipher.read(text_location(row["text_id"]), row["text"], values.pop("sealed"))

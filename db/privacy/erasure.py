@@ -205,7 +205,7 @@ class ErasureRepository:
         repeatable = await connection.execute(text(REPEATABLE), named)
         await connection.execute(text(FEEDBACK), named)
         await connection.execute(text(PREDICTIONS), named)
-        await segments.stay(connection)
+        await segments.prevent_moves(connection)
         vectors = (await connection.execute(text(VECTORS), named)).all()
         gone = frozenset((await connection.execute(text(TEXTS), named)).scalars())
         return _Step(

@@ -53,7 +53,7 @@ class Retention:
             if ids:
                 ids = list((await connection.execute(text(_LOCKED), {"ids": ids})).scalars())
                 ids = list((await connection.execute(text(_UNNAMED), {"ids": ids})).scalars())
-                await segments.stay(connection)
+                await segments.prevent_moves(connection)
                 await connection.execute(text(_VECTORS), {"ids": ids})
                 await connection.execute(text(_TEXTS), {"ids": ids})
         self._after = rows[-1].id if len(rows) == limit else NIL_ID

@@ -12,7 +12,7 @@ from psycopg import sql
 
 from db.connection.engine import Database
 from db.errors import Conflict
-from db.search.similarity_sql import SimilarityFilters, fitting
+from db.search.similarity_sql import SimilarityFilters, fitting_condition
 
 # What is ranked of the texts that hold frequent words, whose ranks cost more than finding them.
 RANKED: Final = 2_000
@@ -66,7 +66,7 @@ class KeywordRepository:
                 "the search by words is off, because texts are encrypted here and their words in no index: "
                 "leave `keywords` out, and search by meaning"
             )
-        condition, values = fitting(filters or SimilarityFilters(), holder)
+        condition, values = fitting_condition(filters or SimilarityFilters(), holder)
         statement = _FOUND.format(fits=_FITS.format(fitting=condition))
         parameters = {
             **values,

@@ -16,7 +16,7 @@ from db.errors import Rejected
 from db.predictions.feedback import Judgement
 from db.predictions.predictions import Prediction
 from db.search.similarity_sql import Found, SimilarityFilters, SimilarityQuery
-from db.search.text_history import histories
+from db.search.text_history import load_histories
 
 __all__ = ["Neighbour", "Neighbours", "SimilarityFilters", "SimilarityRepository"]
 
@@ -111,7 +111,7 @@ class SimilarityRepository:
                 raise
         return await self._search(query, holder, exact=exact)
 
-    async def described(self, found: Found, *, holder: UUID | None = None) -> tuple[Neighbour, ...]:
+    async def describe(self, found: Found, *, holder: UUID | None = None) -> tuple[Neighbour, ...]:
         """The texts, each with its similarity, and what is known of them; one that was erased meanwhile is left out."""
         if not found:
             return ()
@@ -178,7 +178,7 @@ class SimilarityRepository:
     async def _described(
         self, connection: PsycopgConnection, found: Found, holder: UUID | None
     ) -> tuple[Neighbour, ...]:
-        known = await histories(
+        known = await load_histories(
             connection, self._database.cipher, [text_id for text_id, _ in found], holder=holder
         )
         return tuple(

@@ -78,7 +78,7 @@ class SimilarityQuery:
         min_similarity: float | None,
     ) -> None:
         self.k = k
-        self._fitting, values = fitting(filters, holder)
+        self._fitting, values = fitting_condition(filters, holder)
         self.narrowed = bool(values)
         self._parameters = {
             **values,
@@ -160,7 +160,7 @@ def _partition(segment: int) -> sql.Identifier:
     return sql.Identifier(f"embeddings_{segment}")
 
 
-def fitting(filters: SimilarityFilters, holder: UUID | None) -> tuple[sql.Composed, dict[str, Any]]:
+def fitting_condition(filters: SimilarityFilters, holder: UUID | None) -> tuple[sql.Composed, dict[str, Any]]:
     """The condition on a prediction `p` that makes its text fit, and its parameters; none if any text does."""
     conditions, values = _conditions(filters, holder)
     return sql.SQL(" AND ").join([sql.SQL("p.arm <> 'shadow'"), *conditions]), values

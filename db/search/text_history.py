@@ -13,8 +13,8 @@ from psycopg.rows import dict_row
 from db.connection.engine import PsycopgConnection
 from db.core import binary
 from db.core.cipher import Cipher
-from db.predictions.feedback import Judgement, judgement
-from db.predictions.predictions import Prediction, prediction
+from db.predictions.feedback import Judgement, judgement_from_row
+from db.predictions.predictions import Prediction, prediction_from_row
 
 _VISIBLE: Final[LiteralString] = """
     p.text_id = ANY(%(texts)b::uuid[]) AND p.arm <> 'shadow'
@@ -40,7 +40,7 @@ class TextHistory:
     feedback: tuple[Judgement, ...]
 
 
-async def histories(
+async def load_histories(
     connection: PsycopgConnection, cipher: Cipher, text_ids: Sequence[UUID], *, holder: UUID | None = None
 ) -> dict[UUID, TextHistory]:
     """Of each text; one without a prediction that `holder` (None: anybody) may see isn't in it."""
@@ -53,13 +53,13 @@ async def histories(
     given: dict[UUID, list[Judgement]] = {}
     for row in await judged.fetchall():
         text_id = row.pop("text_id")
-        one = judgement(cipher, row)
+        one = judgement_from_row(cipher, row)
         feedback.setdefault(text_id, []).append(one)
         given.setdefault(one.prediction_id, []).append(one)
     predictions: dict[UUID, list[Prediction]] = {}
     for row in rows:
         predictions.setdefault(row["text_id"], []).append(
-            prediction(cipher, row, tuple(given.get(row["id"], ())))
+            prediction_from_row(cipher, row, tuple(given.get(row["id"], ())))
         )
     return {
         text_id: TextHistory(predictions=tuple(found), feedback=tuple(feedback.get(text_id, ())))

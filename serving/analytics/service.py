@@ -61,7 +61,7 @@ class WindowRecords(Protocol):
     async def sample(self, model: str, window: Window, *, size: int, seed: int = 0) -> Sequence[SampledText]:
         """Texts of a window."""
 
-    async def judged(
+    async def list_judged(
         self, model: str, window: Window, text_ids: Sequence[UUID]
     ) -> Sequence[JudgedPrediction]:
         """The judged predictions of texts."""
@@ -77,7 +77,7 @@ class JudgedTexts(Protocol):
 class ContrastRecords(Protocol):
     """What two versions said of the same texts."""
 
-    async def between(
+    async def compare(
         self,
         model: str,
         one: str,
@@ -122,7 +122,7 @@ class AnalyticsService:
         window = span.window(RECENT)
         with translate_database_errors():
             sample = await self._windows.sample(model, window, size=TOPIC_TEXTS)
-            judged = await self._windows.judged(model, window, [each.text_id for each in sample])
+            judged = await self._windows.list_judged(model, window, [each.text_id for each in sample])
         topics = await self._aside.run(lambda: _topics(sample, judged, most))
         return Topics(model=model, window=window, sampled=len(sample), topics=topics)
 
@@ -163,7 +163,7 @@ class AnalyticsService:
             self._catalog().entry(model, version)
         window = span.window(RECENT)
         with translate_database_errors():
-            found = await self._contrasts.between(
+            found = await self._contrasts.compare(
                 model, one, other, window, one_label=one_label, other_label=other_label, size=DIFF_TEXTS
             )
         clusters = await self._aside.run(lambda: _clusters(found.differences, most))

@@ -154,7 +154,7 @@ class Control:
     async def _caught_up(self, space: str) -> bool:
         """Whether a space holds what was stored until a moment ago."""
         try:
-            return await self._spaces.caught_up(space)
+            return await self._spaces.is_caught_up(space)
         except DatabaseError as error:
             log.warning("spaces.unreadable", error=str(error))
             return False

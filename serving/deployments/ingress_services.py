@@ -277,7 +277,7 @@ async def _keep_census(censuses: StatisticsRepository, stored: StoredStatistics)
     while True:
         try:
             async with asyncio.timeout(_CENSUS_PATIENCE):
-                stored.update(await censuses.take())
+                stored.update(await censuses.collect())
                 if due == 0:
                     stored.distributions = await censuses.distributions()
             due = (due + 1) % _DISTRIBUTIONS_EVERY

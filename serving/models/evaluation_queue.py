@@ -37,10 +37,10 @@ class EvaluationRecords(Protocol):
     async def fail(self, evaluation_id: int, reason: str) -> bool:
         """End one without a report."""
 
-    async def reported(self, bundle_digest: str, data_digest: str) -> Evaluation | None:
+    async def find_report(self, bundle_digest: str, data_digest: str) -> Evaluation | None:
         """The latest with a report."""
 
-    async def of_bundle(self, bundle_digest: str, *, limit: int = 10) -> tuple[Evaluation, ...]:
+    async def list_of_bundle(self, bundle_digest: str, *, limit: int = 10) -> tuple[Evaluation, ...]:
         """Those of a bundle, newest first."""
 
 
@@ -92,7 +92,7 @@ class EvaluationQueue:
                 # A candidate is judged against it, so that it is measured first.
                 if CHAMPION in other.record.aliases and other.record.digest != entry.record.digest:
                     digest = other.record.digest
-                    if await self._records.reported(digest, data) is None:
+                    if await self._records.find_report(digest, data) is None:
                         await self._records.request(
                             NewEvaluation(
                                 bundle_digest=digest,

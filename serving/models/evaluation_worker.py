@@ -292,7 +292,7 @@ class EvaluationWorker:
     async def _beat(self, evaluation_id: int) -> None:
         while True:
             with suppress(DatabaseError):
-                await self._records.beat(evaluation_id)
+                await self._records.heartbeat(evaluation_id)
             await asyncio.sleep(_BEAT_SECONDS)
 
 

@@ -16,10 +16,10 @@ from serving.core.registry_errors import call_registry
 class Reports(Protocol):
     """The stored reports."""
 
-    async def reported(self, bundle_digest: str, data_digest: str) -> Evaluation | None:
+    async def find_report(self, bundle_digest: str, data_digest: str) -> Evaluation | None:
         """The latest of a bundle by a held-out set."""
 
-    async def of_bundle(self, bundle_digest: str, *, limit: int = 10) -> tuple[Evaluation, ...]:
+    async def list_of_bundle(self, bundle_digest: str, *, limit: int = 10) -> tuple[Evaluation, ...]:
         """Those of a bundle, newest first."""
 
 
@@ -85,7 +85,9 @@ class GateRunner:
 
     async def _why_missing(self, bundle: str, data: str) -> str:
         with translate_database_errors():
-            last = next((e for e in await self._reports.of_bundle(bundle) if e.data_digest == data), None)
+            last = next(
+                (e for e in await self._reports.list_of_bundle(bundle) if e.data_digest == data), None
+            )
         if last is None:
             return "never evaluated: POST …/evaluate does it"
         if last.state == "failed":
@@ -94,7 +96,7 @@ class GateRunner:
 
     async def _stored_report(self, bundle: str, data: str) -> EvaluationReport | None:
         with translate_database_errors():
-            found = await self._reports.reported(bundle, data)
+            found = await self._reports.find_report(bundle, data)
         try:
             return (
                 EvaluationReport.parse(found.report)

@@ -18,7 +18,7 @@ from db.models.promotions import (
     Promotion,
     PromotionPhase,
     PromotionState,
-    described,
+    describe,
 )
 from serving.core.database_errors import translate_database_errors
 from serving.core.registry_errors import call_registry
@@ -33,10 +33,10 @@ GRACE_SECONDS = 10.0
 class HeldHistory(Protocol):
     """A model's history while nobody else can record a change."""
 
-    async def standing(self) -> PromotionState:
+    async def state(self) -> PromotionState:
         """Where the model stands."""
 
-    async def settle(self, promotion: Promotion, state: PromotionPhase, *, why: str | None = None) -> None:
+    async def finish(self, promotion: Promotion, state: PromotionPhase, *, why: str | None = None) -> None:
         """End an intended change."""
 
     async def record(self, new: NewPromotion) -> Promotion:
@@ -46,7 +46,7 @@ class HeldHistory(Protocol):
 class PromotionRecords(Protocol):
     """The stored history of champions."""
 
-    async def standing(self, model: str) -> PromotionState:
+    async def state(self, model: str) -> PromotionState:
         """Where a model stands."""
 
     async def get(self, promotion_id: int) -> Promotion:
@@ -58,15 +58,15 @@ class PromotionRecords(Protocol):
     async def intend(self, new: NewPromotion, *, after: int | None) -> Promotion:
         """Record what is about to be done."""
 
-    def holding(self, model: str) -> AbstractAsyncContextManager[HeldHistory]:
+    def lock(self, model: str) -> AbstractAsyncContextManager[HeldHistory]:
         """The model's lock."""
         ...
 
-    def trying(self, model: str) -> AbstractAsyncContextManager[HeldHistory | None]:
+    def try_lock(self, model: str) -> AbstractAsyncContextManager[HeldHistory | None]:
         """The same, if nobody holds it."""
         ...
 
-    async def refused(
+    async def record_refusal(
         self, model: str, version: str, *, actor: UUID | None, why: str, evidence: Mapping[str, Any]
     ) -> None:
         """Note a refusal."""
@@ -106,11 +106,11 @@ class ChampionHistory:
     async def _reconcile(self, model: str, champion: str | None, *, wait: bool) -> None:
         """`wait`: for another reconciler, but never for a change that is under way."""
         with translate_database_errors():
-            standing = await self._records.standing(model)
+            standing = await self._records.state(model)
             known = standing.champion is not None or champion is None
             if standing.intended is None and known and standing.version == champion:
                 return
-            lock = self._records.holding if wait and standing.intended is None else self._records.trying
+            lock = self._records.lock if wait and standing.intended is None else self._records.try_lock
             async with lock(model) as held:
                 # Whoever holds the lock lives, and settles what it does itself.
                 if held is not None:
@@ -119,18 +119,18 @@ class ChampionHistory:
     async def _follow(self, held: HeldHistory, model: str) -> None:
         # Read again: under the lock no change of ours can come between this and what is recorded.
         champion = await call_registry(self._registry.champion_version, model)
-        standing = await held.standing()
+        standing = await held.state()
         intended = standing.intended
         if intended is not None:
             if champion == intended.version_to:
-                await held.settle(intended, PromotionPhase.DONE, why="its process died after the alias moved")
+                await held.finish(intended, PromotionPhase.DONE, why="its process died after the alias moved")
             elif intended.age < self._grace:
                 return
             else:
-                await held.settle(
+                await held.finish(
                     intended, PromotionPhase.ABANDONED, why="its process died before the alias moved"
                 )
-            standing = await held.standing()
+            standing = await held.state()
         if standing.version == champion:
             return
         known = standing.champion
@@ -154,9 +154,9 @@ class ChampionHistory:
         champion = await call_registry(self._registry.champion_version, model)
         await self._reconcile(model, champion, wait=True)
         with translate_database_errors():
-            standing = await self._records.standing(model)
+            standing = await self._records.state(model)
         if standing.intended is not None:
-            raise Conflict(f"another change is under way: {described(standing.intended)}")
+            raise Conflict(f"another change is under way: {describe(standing.intended)}")
         return standing
 
     async def below(self, standing: PromotionState) -> Promotion | None:

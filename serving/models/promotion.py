@@ -174,7 +174,7 @@ class PromotionService:
         champion = await call_registry(self._registry.champion_version, model)
         preview = await self._gatekeeper.judged(model, entry.record, champion)
         with translate_database_errors():
-            evaluations = await self._reports.of_bundle(entry.record.digest)
+            evaluations = await self._reports.list_of_bundle(entry.record.digest)
         return VersionDetail(
             record=entry.record,
             state=entry.state,
@@ -252,8 +252,8 @@ class PromotionService:
         after = standing.champion.id if standing.champion is not None else None
         with translate_database_errors(), _contests():
             intended = await self._records.intend(new, after=after)
-            async with self._records.holding(new.model) as held:
-                now = (await held.standing()).intended
+            async with self._records.lock(new.model) as held:
+                now = (await held.state()).intended
                 if now is None or now.id != intended.id:
                     raise Conflict("the change took too long to begin and was given up: try again")
                 seen = await call_registry(self._registry.champion_version, new.model)
@@ -262,7 +262,7 @@ class PromotionService:
                     why = f"another MLflow client made version {seen} champion meanwhile"
                 elif not await self._moved(new):
                     why = f"version {new.version_to} isn't registered any more"
-                await held.settle(intended, PromotionPhase.ABANDONED if why else PromotionPhase.DONE, why=why)
+                await held.finish(intended, PromotionPhase.ABANDONED if why else PromotionPhase.DONE, why=why)
         if why is not None:
             await self._chronicle.reconcile(new.model, seen)
             raise Conflict(f"{why}: look, and try again")
@@ -304,7 +304,7 @@ class PromotionService:
             "gates": content,
         }
         with translate_database_errors():
-            await self._records.refused(
+            await self._records.record_refusal(
                 model, version or "", actor=decision.actor, why=why, evidence=evidence
             )
         raise Refused(why, content)

@@ -45,7 +45,7 @@ class SimilarityIndex(Protocol):
     ) -> Neighbours:
         """The nearest texts."""
 
-    async def described(
+    async def describe(
         self, found: list[tuple[UUID, float]], *, holder: UUID | None = None
     ) -> tuple[Neighbour, ...]:
         """What is known of texts."""
@@ -266,7 +266,7 @@ class SearchService:
             )[: search.k]
             known = {each.text_id: each for each in near.results}
             lacking = [(each.text_id, cosines[each.text_id]) for each in fused if each.text_id not in known]
-            described = await self._similarity.described(lacking, holder=caller.scope)
+            described = await self._similarity.describe(lacking, holder=caller.scope)
         known |= {each.text_id: each for each in described}
         results = tuple(known[each.text_id] for each in fused if each.text_id in known)
         return SearchResult(

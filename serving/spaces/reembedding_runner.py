@@ -28,7 +28,7 @@ class SpaceStates(Protocol):
     async def states(self) -> Mapping[str, SpaceState]:
         """The state of each."""
 
-    async def stuck(self, name: str, reason: str) -> bool:
+    async def record_obstacle(self, name: str, reason: str) -> bool:
         """Note why one doesn't get on."""
 
 
@@ -58,5 +58,5 @@ class ReembeddingRunner:
             return True
         log.warning("reembedding.died", reason=why)
         for name in waiting:
-            await self._spaces.stuck(name, why)
+            await self._spaces.record_obstacle(name, why)
         return False

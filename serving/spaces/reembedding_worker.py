@@ -51,13 +51,13 @@ Embed: TypeAlias = Callable[[Sequence[str]], Awaitable[NDArray[np.float32]]]
 class Lacking(Protocol):
     """The texts, as whoever fills a space sees them."""
 
-    async def page(self, after: UUID = NIL_ID, *, limit: int) -> TextPage:
+    async def read_page(self, after: UUID = NIL_ID, *, limit: int) -> TextPage:
         """The next texts by id."""
 
-    async def recent(self, since: datetime, *, limit: int) -> Sequence[UUID]:
+    async def list_recent(self, since: datetime, *, limit: int) -> Sequence[UUID]:
         """What came lately and lacks a vector."""
 
-    async def contents(self, ids: Sequence[UUID]) -> Sequence[tuple[UUID, str]]:
+    async def read_contents(self, ids: Sequence[UUID]) -> Sequence[tuple[UUID, str]]:
         """What they say."""
 
     async def add(self, ids: Sequence[UUID], vectors: Sequence[bytes]) -> int:
@@ -122,7 +122,7 @@ class SpaceFiller:
         now = self._now()
         is_due = now >= self._due
         if is_due:
-            if lately := await self._texts.recent(self._seen - _OVERLAP, limit=self._batch):
+            if lately := await self._texts.list_recent(self._seen - _OVERLAP, limit=self._batch):
                 await self._fill(lately)
                 return True
             self._seen, self._due = now, now + self._look
@@ -133,14 +133,14 @@ class SpaceFiller:
         # After the first round it goes on for what nobody expects, a small page a look.
         if is_due or not self._rounds:
             limit = self._later_page if self._rounds else self._page
-            page = await self._texts.page(self._after, limit=limit)
+            page = await self._texts.read_page(self._after, limit=limit)
             self._waiting, self._after = list(page.lacking), page.last or NIL_ID
             self._rounds += page.last is None
         return bool(self._waiting) or not self._rounds
 
     async def _fill(self, ids: Sequence[UUID]) -> None:
         # What was erased meanwhile, or stored with its vector, isn't among them.
-        found = await self._texts.contents(ids)
+        found = await self._texts.read_contents(ids)
         if not found:
             return
         vectors = await self._embed([content for _, content in found])
@@ -247,11 +247,11 @@ class ReembeddingWorker:
             # It leaves, as the next look will say.
             return False
         except RegistryError as error:
-            await self._spaces.stuck(space, str(error))
+            await self._spaces.record_obstacle(space, str(error))
             log.warning("reembedding.stuck", space=space, error=str(error))
             await asyncio.sleep(self._mend)
             return False
-        if state is SpaceState.BUILDING and filling.whole and await self._spaces.became_whole(space):
+        if state is SpaceState.BUILDING and filling.whole and await self._spaces.mark_whole(space):
             log.info("space.whole", space=space)
         await self._note(space, filling)
         return busy
@@ -261,10 +261,10 @@ class ReembeddingWorker:
         since, before = self._noted.setdefault(space, (now, filling.filled))
         if now - since >= _NOTE_SECONDS:
             self._noted[space] = (now, filling.filled)
-            await self._spaces.worked(space, pace=(filling.filled - before) / (now - since) or None)
+            await self._spaces.record_progress(space, pace=(filling.filled - before) / (now - since) or None)
 
     async def _strike(self, space: str) -> bool:
-        last = await ReembeddingRepository(self._database, space=space).strike(
+        last = await ReembeddingRepository(self._database, space=space).remove_space(
             self._struck.get(space, NIL_ID), limit=_STRIKE
         )
         self._struck[space] = last or NIL_ID

@@ -21,7 +21,7 @@ from db.models.promotions import (
     Promotion,
     PromotionPhase,
     PromotionState,
-    described,
+    describe,
 )
 from registry.errors import NotRegistered
 from registry.store.records import EncoderRecord, VersionRecord
@@ -87,7 +87,7 @@ class FakePromotions:
         self.settled: list[str | None] = []
         self._lock = asyncio.Lock()
 
-    async def standing(self, model: str) -> PromotionState:
+    async def state(self, model: str) -> PromotionState:
         """Where a model stands."""
         rows = [self._aged(row) for row in self.rows if row.model == model]
         done = [row for row in rows if row.state == PromotionPhase.DONE]
@@ -109,15 +109,15 @@ class FakePromotions:
 
     async def intend(self, new: NewPromotion, *, after: int | None) -> Promotion:
         """Record what is about to be done."""
-        standing = await self.standing(new.model)
+        standing = await self.state(new.model)
         if standing.intended is not None:
-            raise Contested(f"another change is under way: {described(standing.intended)}")
+            raise Contested(f"another change is under way: {describe(standing.intended)}")
         if standing.champion is not None and standing.champion.id != after:
-            raise Contested(f"another change came first: {described(standing.champion)}")
+            raise Contested(f"another change came first: {describe(standing.champion)}")
         return self.add(new, PromotionPhase.INTENDED)
 
     @asynccontextmanager
-    async def holding(self, model: str) -> AsyncIterator["FakeHeld"]:
+    async def lock(self, model: str) -> AsyncIterator["FakeHeld"]:
         """The lock; what was done under it is undone by an exception."""
         async with self._lock:
             kept = list(self.rows)
@@ -128,15 +128,15 @@ class FakePromotions:
                 raise
 
     @asynccontextmanager
-    async def trying(self, model: str) -> AsyncIterator["FakeHeld | None"]:
+    async def try_lock(self, model: str) -> AsyncIterator["FakeHeld | None"]:
         """The lock, if nobody holds it."""
         if self._lock.locked():
             yield None
             return
-        async with self.holding(model) as held:
+        async with self.lock(model) as held:
             yield held
 
-    async def refused(
+    async def record_refusal(
         self,
         model: str,
         version: str,
@@ -198,11 +198,11 @@ class FakeHeld:
         self._records = records
         self._model = model
 
-    async def standing(self) -> PromotionState:
+    async def state(self) -> PromotionState:
         """Where the model stands."""
-        return await self._records.standing(self._model)
+        return await self._records.state(self._model)
 
-    async def settle(self, promotion: Promotion, state: PromotionPhase, *, why: str | None = None) -> None:
+    async def finish(self, promotion: Promotion, state: PromotionPhase, *, why: str | None = None) -> None:
         """End an intended change."""
         place = promotion.id - 1
         row = self._records.rows[place]
@@ -262,12 +262,12 @@ class FakeEvaluations:
         """End one without a report."""
         return self._end(evaluation_id, state="failed", reason=reason)
 
-    async def reported(self, bundle_digest: str, data_digest: str) -> Evaluation | None:
+    async def find_report(self, bundle_digest: str, data_digest: str) -> Evaluation | None:
         """The latest with a report."""
-        found = await self.of_bundle(bundle_digest)
+        found = await self.list_of_bundle(bundle_digest)
         return next((row for row in found if row.state == "done" and row.data_digest == data_digest), None)
 
-    async def of_bundle(self, bundle_digest: str, *, limit: int = 10) -> tuple[Evaluation, ...]:
+    async def list_of_bundle(self, bundle_digest: str, *, limit: int = 10) -> tuple[Evaluation, ...]:
         """Those of a bundle, newest first."""
         found = [row for _, row in sorted(self.rows.items()) if row.bundle_digest == bundle_digest]
         return tuple(found[::-1][:limit])

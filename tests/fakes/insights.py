@@ -82,7 +82,7 @@ class FakeWindows:
             for each in list(latest.values())[:size]
         ]
 
-    async def judged(
+    async def list_judged(
         self, model: str, window: Window, text_ids: Sequence[UUID]
     ) -> Sequence[JudgedPrediction]:
         """The judged predictions of texts."""
@@ -102,7 +102,7 @@ class FakeContrasts:
     def __init__(self, store: FakeStore) -> None:
         self._store = store
 
-    async def between(
+    async def compare(
         self,
         model: str,
         one: str,

@@ -39,7 +39,7 @@ class FakeSimilarity:
         )
         return Neighbours(results=results[:k], exact=True, complete=True)
 
-    async def described(
+    async def describe(
         self, found: list[tuple[UUID, float]], *, holder: UUID | None = None
     ) -> tuple[Neighbour, ...]:
         """What is known of texts."""

@@ -49,7 +49,7 @@ class FakeSpaces:
             raise Conflict(f"the space {name!r} is live: switch to another one first")
         self.rows[name] = replace(self.rows[name], state=SpaceState.LEAVING)
 
-    async def stuck(self, name: str, reason: str) -> bool:
+    async def record_obstacle(self, name: str, reason: str) -> bool:
         """Why it doesn't get on."""
         self.rows[name] = replace(self.rows[name], reason=reason)
         return True

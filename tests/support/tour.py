@@ -96,7 +96,7 @@ async def tour(database: Database, *, many: int = 12) -> list[NewText]:
     await KeyRepository(database).touch({key.id: now()})
     assert (await KeyRepository(database).revoke(key.id, actor=None)).revoked_at is not None
     assert (await AuditRepository(database).list(limit=1)).items
-    await StatisticsRepository(database).take()
+    await StatisticsRepository(database).collect()
     await StatisticsRepository(database).distributions()
     return texts
 
@@ -134,9 +134,9 @@ async def _change(database: Database) -> None:
     history = PromotionRepository(database)
     wanted = NewPromotion(model=model, version_from=None, version_to="1", act=Act.BOOTSTRAP)
     intended = await history.intend(wanted, after=None)
-    async with history.holding(model) as held:
-        await held.settle(intended, PromotionPhase.DONE)
-    assert (await history.standing(model)).version == "1"
+    async with history.lock(model) as held:
+        await held.finish(intended, PromotionPhase.DONE)
+    assert (await history.state(model)).version == "1"
 
     evaluations = EvaluationRepository(database)
     new = NewEvaluation(bundle_digest=str(uuid4()), data_digest="d", model=model, version="1")
@@ -144,5 +144,5 @@ async def _change(database: Database) -> None:
     claimed = await evaluations.claim()
     assert claimed is not None
     assert claimed.id == asked.id
-    assert await evaluations.beat(asked.id)
+    assert await evaluations.heartbeat(asked.id)
     assert await evaluations.finish(asked.id, {"accuracy": 1.0})

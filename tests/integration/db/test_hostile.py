@@ -125,7 +125,7 @@ def test_no_filter_is_read_as_sql(place: tuple[str, Key], value: str, other: str
             await _nothing(holdable, AuditRepository(database).list(AuditFilters(subject=value)))
             await _nothing(holdable, PromotionRepository(database).history(value))
             await _nothing(False, PromotionRepository(database).history("sentiment", cursor=other))
-            await _nothing(holdable, EvaluationRepository(database).reported(value, other))
+            await _nothing(holdable, EvaluationRepository(database).find_report(value, other))
             await _nothing(holdable, ReplayRepository(database, space=value).sample(other, size=3, judged=3))
             await _nothing(holdable, SimilarityRepository(database, space=value).search(VECTOR))
             await standing(database)

@@ -21,7 +21,7 @@ async def test_segments_are_counted_by_state(database: Database) -> None:
     await writer(database).commit([submission(key, [new_text() for _ in range(5)])])
     await Segments(database, SPACE).roll(5)
     await writer(database).commit([submission(key, [new_text() for _ in range(2)])])
-    census = await StatisticsRepository(database).take()
+    census = await StatisticsRepository(database).collect()
     assert {(row.space, row.state, row.segments, row.rows) for row in census.segments} == {
         (SPACE, "closed", 1, 5),
         (SPACE, "open", 1, 2),
@@ -35,7 +35,7 @@ async def test_evaluations_wait_or_run(database: Database) -> None:
             NewEvaluation(bundle_digest=f"{number}", data_digest="d", model="sentiment", version=f"{number}")
         )
     await evaluations.claim()
-    census = await StatisticsRepository(database).take()
+    census = await StatisticsRepository(database).collect()
     assert census.evaluations == {"running": 1, "waiting": 2}
     assert 0 <= census.oldest_waiting < 60
 
@@ -58,7 +58,7 @@ async def test_judgements_are_counted_by_version_as_they_stand(database: Databas
                 )
             )
     assert other.holder_id != key.holder_id
-    census = await StatisticsRepository(database).take()
+    census = await StatisticsRepository(database).collect()
     assert census.judged == {
         ("sentiment", "1"): FeedbackCounts(judged=2, right=1),
         ("sentiment", "2"): FeedbackCounts(judged=1, right=1),
@@ -86,7 +86,7 @@ async def test_the_last_hour_is_told_apart_from_the_week_before(database: Databa
 
 async def test_an_empty_installation_has_nothing_to_tell(database: Database) -> None:
     censuses = StatisticsRepository(database)
-    census, found = await censuses.take(), await censuses.distributions()
+    census, found = await censuses.collect(), await censuses.distributions()
     assert census.judged == {}
     assert census.evaluations == {"running": 0, "waiting": 0}
     assert (found.recent, found.reference) == ({}, {})

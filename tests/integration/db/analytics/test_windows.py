@@ -123,7 +123,7 @@ async def test_a_small_window_is_sampled_whole_by_its_last_words(database: Datab
     )
     assert np.array_equal(one.vector, rounded(texts[1]))
     assert [each.text_id for each in sample if each.judged] == [texts[0].id]
-    given = await windows.judged("sentiment", window(), list(said))
+    given = await windows.list_judged("sentiment", window(), list(said))
     assert [(each.text_id, each.version, each.is_correct) for each in given] == [(texts[0].id, "2", False)]
 
 
@@ -152,7 +152,7 @@ async def test_a_window_has_bounds_and_a_crowded_part_is_read_in_part(database: 
     assert len(before) + len(after) == 30
     assert {each.prediction_id for each in before} == {each.id for each in made if uuid7_time(each.id) < cut}
     assert await windows.sample("sentiment", Window(since=cut, until=cut), size=99) == []
-    assert await windows.judged("sentiment", Window(since=cut, until=cut), [made[0].text_id]) == []
+    assert await windows.list_judged("sentiment", Window(since=cut, until=cut), [made[0].text_id]) == []
     crowded = WindowRepository(database, space=SPACE, slices=2, picked=5)
     assert 5 <= len(await crowded.sample("sentiment", window(), size=99)) <= 10
 
@@ -166,7 +166,7 @@ async def test_contrasts_count_pairs_and_show_what_was_asked_for(database: Datab
     await stored(database, key, new_text(), version="1")
     await stored(database, key, texts[0], version="2", label="positive")
     contrasts = DisagreementRepository(database, space=SPACE)
-    found = await contrasts.between("sentiment", "1", "2", window(), size=100)
+    found = await contrasts.compare("sentiment", "1", "2", window(), size=100)
     assert found.matrix == {
         ("negative", "negative"): 3,
         ("negative", "neutral"): 4,
@@ -176,7 +176,7 @@ async def test_contrasts_count_pairs_and_show_what_was_asked_for(database: Datab
         text.id for at, text in enumerate(texts) if at % 3 or at == 0
     }
     assert found.complete
-    asked = await contrasts.between(
+    asked = await contrasts.compare(
         "sentiment", "1", "2", window(), one_label="negative", other_label="neutral", size=3
     )
     assert [each.other.label for each in asked.differences] == ["neutral"] * 3
@@ -186,9 +186,9 @@ async def test_contrasts_count_pairs_and_show_what_was_asked_for(database: Datab
     content = {text.id: text for text in texts}[one.text_id]
     assert one.text == content.content
     assert np.array_equal(one.vector, rounded(content))
-    back = await contrasts.between("sentiment", "2", "1", window(), size=100)
+    back = await contrasts.compare("sentiment", "2", "1", window(), size=100)
     assert back.matrix["positive", "negative"] == 5
-    none = await contrasts.between("sentiment", "1", "9", window(), size=100)
+    none = await contrasts.compare("sentiment", "1", "9", window(), size=100)
     assert (none.matrix, none.differences, none.complete) == ({}, [], True)
 
 
@@ -199,15 +199,15 @@ async def test_a_contrast_reads_a_bounded_part_and_says_so(database: Database) -
         await stored(
             database, key, *texts, version=version, label="positive" if version == "1" else "neutral"
         )
-    few = await DisagreementRepository(database, space=SPACE, scanned=5).between(
+    few = await DisagreementRepository(database, space=SPACE, scanned=5).compare(
         "sentiment", "1", "2", window(), size=9
     )
     assert (sum(few.matrix.values()), few.complete) == (5, False)
-    fewer = await DisagreementRepository(database, space=SPACE, compared=3).between(
+    fewer = await DisagreementRepository(database, space=SPACE, compared=3).compare(
         "sentiment", "1", "2", window(), size=9
     )
     assert (sum(fewer.matrix.values()), fewer.complete) == (3, False)
     empty = Window(since=now(), until=now() - timedelta(hours=1))
     assert (
-        await DisagreementRepository(database, space=SPACE).between("sentiment", "1", "2", empty, size=9)
+        await DisagreementRepository(database, space=SPACE).compare("sentiment", "1", "2", empty, size=9)
     ).matrix == {}

@@ -163,7 +163,7 @@ class Index(Step):
     length = 9
 
     async def run(self, ground: "Interleavings", into: "Run") -> None:
-        await ground.segments.index_next(patience=0.05)
+        await ground.segments.index_next(timeout=0.05)
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class Drop(Step):
     length = 4
 
     async def run(self, ground: "Interleavings", into: "Run") -> None:
-        await ground.segments.drop_next(grace=0, patience=0.05)
+        await ground.segments.drop_next(grace=0, timeout=0.05)
 
 
 @dataclass(frozen=True)

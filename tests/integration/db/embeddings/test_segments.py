@@ -160,7 +160,7 @@ async def test_a_segment_is_indexed_once_who_saw_it_open_has_ended(url: str, dat
         await waiting(database)
         assert await segments.roll(1) == 2
         with pytest.raises(Unavailable):
-            await segments.index_next(patience=0.05)
+            await segments.index_next(timeout=0.05)
     assert await late == [Stored()]
     assert await segments.index_next() == 1
     assert await sql(database, _STATES) == [(1, "indexed", 2), (2, "open", None)]
@@ -174,7 +174,7 @@ async def test_nobody_waits_for_long_behind_a_segment_that_is_read(url: str, dat
     async with await psycopg.AsyncConnection.connect(url) as reader:
         await reader.execute("SELECT FROM embeddings_1")
         with pytest.raises(Unavailable):
-            await segments.drop_next(grace=0, patience=0.05)
+            await segments.drop_next(grace=0, timeout=0.05)
     assert await segments.drop_next(grace=0) == 1
 
 

@@ -131,10 +131,10 @@ async def test_a_switch_is_refused_while_texts_lack_a_vector(database: Database)
     await spaces.switch(NEXT, actor=None)
     assert await spaces.live() == NEXT
     # What is written into the space before until everybody has gone over is waited for.
-    assert not await spaces.caught_up(NEXT, within=0)
+    assert not await spaces.is_caught_up(NEXT, within=0)
     await filled(work_of(database))
-    assert await spaces.caught_up(NEXT, within=0)
-    assert not await spaces.caught_up("unknown")
+    assert await spaces.is_caught_up(NEXT, within=0)
+    assert not await spaces.is_caught_up("unknown")
 
 
 async def test_what_is_killed_in_the_middle_goes_on_and_doubles_nothing(database: Database) -> None:
@@ -305,16 +305,16 @@ async def test_why_it_does_not_get_on_is_told_until_it_does(database: Database) 
     spaces = SpaceRepository(database)
     await spaces.ensure(SPACE)
     await spaces.begin(NEXT, actor=None)
-    assert await spaces.stuck(NEXT, "no encoder")
+    assert await spaces.record_obstacle(NEXT, "no encoder")
     assert (await spaces.list())[1].reason == "no encoder"
-    assert await spaces.worked(NEXT, pace=2.5)
+    assert await spaces.record_progress(NEXT, pace=2.5)
     _, beside = await spaces.list()
     assert (beside.reason, beside.pace, beside.seen_at is not None) == (None, 2.5, True)
-    assert not await spaces.worked("unknown", pace=None)
+    assert not await spaces.record_progress("unknown", pace=None)
     recent = ReembeddingRepository(database, space=NEXT)
     now = datetime.now(UTC)
-    assert len(await recent.recent(now - timedelta(minutes=1), limit=10)) == 2
-    assert await recent.recent(now + timedelta(minutes=1), limit=10) == []
+    assert len(await recent.list_recent(now - timedelta(minutes=1), limit=10)) == 2
+    assert await recent.list_recent(now + timedelta(minutes=1), limit=10) == []
 
 
 def _in(space: str, sent: Submission) -> Submission:

@@ -36,11 +36,11 @@ async def test_one_is_worked_on_at_a_time_the_oldest_first(database: Database) -
     claims = await asyncio.gather(*(evaluations.claim() for _ in range(6)))
     (claimed,) = [claim for claim in claims if claim is not None]
     assert (claimed.id, claimed.attempts) == (first.id, 1)
-    assert await evaluations.beat(first.id)
+    assert await evaluations.heartbeat(first.id)
     assert await evaluations.claim() is None
     assert await evaluations.finish(first.id, {"a": 1})
     assert not await evaluations.fail(first.id, "late")
-    assert not await evaluations.beat(first.id)
+    assert not await evaluations.heartbeat(first.id)
     following = await evaluations.claim()
     assert following is not None
     assert following.id == second.id
@@ -55,11 +55,11 @@ async def test_a_report_is_found_by_both_digests_the_latest_first(database: Data
         await evaluations.finish(asked.id, {"number": number})
     failed = await evaluations.request(wanted())
     await evaluations.fail(failed.id, "it raises")
-    found = await evaluations.reported("b", "d")
+    found = await evaluations.find_report("b", "d")
     assert isinstance(found, Evaluation)
     assert found.report == {"number": 2}
-    assert await evaluations.reported("b", "e") is None
-    listed = await evaluations.of_bundle("b", limit=2)
+    assert await evaluations.find_report("b", "e") is None
+    listed = await evaluations.list_of_bundle("b", limit=2)
     assert [(each.state, each.reason) for each in listed] == [("failed", "it raises"), ("done", None)]
 
 

@@ -23,7 +23,7 @@ def change(old: str | None, new: str | None, act: Act = Act.PROMOTE, **more: obj
 
 async def done(history: PromotionRepository, new: NewPromotion) -> Promotion:
     """A change that happened."""
-    async with history.holding(new.model) as held:
+    async with history.lock(new.model) as held:
         return await held.record(new)
 
 
@@ -32,13 +32,13 @@ async def test_a_change_is_intended_then_done_and_audited(database: Database) ->
     first = await done(history, change(None, "1", Act.BOOTSTRAP))
     wanted = change("1", "2", actor=actor, gated=True, reason="better", evidence={"a": 1}, below_id=first.id)
     intended = await history.intend(wanted, after=first.id)
-    standing = await history.standing(MODEL)
+    standing = await history.state(MODEL)
     assert (standing.version, standing.intended and standing.intended.id) == ("1", intended.id)
-    async with history.holding(MODEL) as held:
-        await held.settle(intended, PromotionPhase.DONE)
+    async with history.lock(MODEL) as held:
+        await held.finish(intended, PromotionPhase.DONE)
         with pytest.raises(Contested):
-            await held.settle(intended, PromotionPhase.ABANDONED)
-    standing = await history.standing(MODEL)
+            await held.finish(intended, PromotionPhase.ABANDONED)
+    standing = await history.state(MODEL)
     assert (standing.version, standing.intended) == ("2", None)
     made = await history.get(intended.id)
     assert made.settled_at is not None
@@ -56,9 +56,9 @@ async def test_a_change_is_intended_then_done_and_audited(database: Database) ->
 async def test_what_is_abandoned_was_never_champion(database: Database) -> None:
     history = PromotionRepository(database)
     intended = await history.intend(change(None, "1"), after=None)
-    async with history.holding(MODEL) as held:
-        await held.settle(intended, PromotionPhase.ABANDONED, why="died")
-    assert (await history.standing(MODEL)).champion is None
+    async with history.lock(MODEL) as held:
+        await held.finish(intended, PromotionPhase.ABANDONED, why="died")
+    assert (await history.state(MODEL)).champion is None
     assert await history.champion_at(MODEL, now()) is None
     assert (await history.history(MODEL)).items == ()
     (entry,) = (await AuditRepository(database).list(AuditFilters(subject=MODEL))).items
@@ -92,22 +92,22 @@ async def test_of_many_at_once_one_is_intended(database: Database) -> None:
 
 async def test_the_lock_is_held_by_one_goes_with_its_transaction_and_is_a_models(database: Database) -> None:
     history = PromotionRepository(database)
-    async with history.holding(MODEL):
-        async with history.trying(MODEL) as held:
+    async with history.lock(MODEL):
+        async with history.try_lock(MODEL) as held:
             assert held is None
-        async with history.trying("other") as other:
+        async with history.try_lock("other") as other:
             assert other is not None
 
     async def die() -> None:
-        async with history.holding(MODEL) as held:
+        async with history.lock(MODEL) as held:
             await held.record(change(None, "1"))
             raise RuntimeError("died")
 
     with pytest.raises(RuntimeError):
         await die()
-    async with history.trying(MODEL) as held:
+    async with history.try_lock(MODEL) as held:
         assert held is not None
-        assert (await held.standing()).champion is None
+        assert (await held.state()).champion is None
 
 
 async def test_who_was_champion_at_any_moment_and_why(database: Database) -> None:
@@ -189,7 +189,9 @@ async def test_force_without_a_reason_is_refused_by_the_schema_too(database: Dat
 
 async def test_a_refusal_is_in_the_audit_log_alone(database: Database) -> None:
     history, actor = PromotionRepository(database), uuid4()
-    await history.refused(MODEL, "3", actor=actor, why="a gate failed", evidence={"gates": {"passed": False}})
+    await history.record_refusal(
+        MODEL, "3", actor=actor, why="a gate failed", evidence={"gates": {"passed": False}}
+    )
     (entry,) = (await AuditRepository(database).list(AuditFilters(subject=MODEL))).items
     assert (entry.action, entry.actor, entry.detail["to"]) == ("champion.refuse", actor, "3")
     assert (await history.history(MODEL)).items == ()

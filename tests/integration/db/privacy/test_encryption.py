@@ -166,11 +166,11 @@ async def test_every_reader_of_texts_reads_plain_and_encrypted_rows_alike(url: s
         assert {each.text_id: each.text for each in sampled} == both
         replayed = await ReplayRepository(database, space=SPACE).sample("sentiment", size=9, judged=9)
         assert {each.text_id: each.text for each in replayed} == both
-        contrast = await DisagreementRepository(database, space=SPACE).between(
+        contrast = await DisagreementRepository(database, space=SPACE).compare(
             "sentiment", "1", "2", window, size=9
         )
         assert {each.text_id: each.text for each in contrast.differences} == both
-        embedded = await ReembeddingRepository(database, space="another").contents(list(both))
+        embedded = await ReembeddingRepository(database, space="another").read_contents(list(both))
         assert dict(embedded) == both
 
 

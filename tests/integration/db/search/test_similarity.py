@@ -287,7 +287,10 @@ async def test_a_search_claims_nothing_if_what_it_found_is_erased_before_it_is_t
     key, texts = await new_key(database), [new_text() for _ in range(3)]
     await writer(database).commit([submission(key, texts)])
     similarity = SimilarityRepository(database, space=SPACE)
-    told, query = db.search.similarity.histories, np.frombuffer(texts[0].embedding, "<f2").astype(np.float32)
+    told, query = (
+        db.search.similarity.load_histories,
+        np.frombuffer(texts[0].embedding, "<f2").astype(np.float32),
+    )
 
     async def later(*arguments: Any, **named: Any) -> Any:
         await ErasureRepository(database, similarity, space=SPACE).erase_text(texts[0].id, actor=None)
@@ -295,7 +298,7 @@ async def test_a_search_claims_nothing_if_what_it_found_is_erased_before_it_is_t
 
     with monkeypatch.context() as meanwhile:
         meanwhile.setattr(ErasureRepository, "_near", no_near_copies)
-        meanwhile.setattr(db.similarity, "histories", later)
+        meanwhile.setattr(db.search.similarity, "load_histories", later)
         found = await similarity.search(query, k=2)
     assert (len(found.results), found.complete) == (1, False)
     assert (await similarity.search(query, k=2)).complete

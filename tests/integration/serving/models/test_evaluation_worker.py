@@ -324,7 +324,7 @@ async def test_the_built_in_head_passes_against_the_lexicon_and_the_lexicon_fail
         pass
     reports = {}
     for record in (lexicon, head_):
-        (ended,) = await records.of_bundle(record.digest)
+        (ended,) = await records.list_of_bundle(record.digest)
         reports[record.kind] = report_of(ended)
     assert reports["head"].held_out.accuracy.value > 0.7
     assert reports["head"].agreement is not None

@@ -167,18 +167,18 @@ async def test_a_death_around_the_move_is_settled_by_the_alias(
     promotions = case.promotions(registry=Dying(case.registry, after=after))
     with pytest.raises(Interrupted):
         await promotions.promote(case.model, "2", ADA, force=True, reason="a test")
-    assert (await case.history.standing(case.model)).intended is not None
+    assert (await case.history.state(case.model)).intended is not None
     seen = case.registry.champion_version(case.model)
     for _ in range(2):
         await asyncio.gather(*(case.promotions(grace=0).reconcile(case.model, seen) for _ in range(3)))
-    assert (await case.history.standing(case.model)).intended is None
+    assert (await case.history.state(case.model)).intended is None
     assert await case.acts() == [("bootstrap", "1"), *acts]
     assert (await case.force("3")).changed
 
 
 async def test_a_death_between_intention_and_lock_gives_way_to_the_next(case: Case) -> None:
     await case.promotions().reconcile(case.model, "1")
-    standing = await case.history.standing(case.model)
+    standing = await case.history.state(case.model)
     assert standing.champion is not None
     new = NewPromotion(model=case.model, version_from="1", version_to="2", act=Act.PROMOTE)
     await case.history.intend(new, after=standing.champion.id)
@@ -239,7 +239,7 @@ async def test_a_killed_process_leaves_no_lock_and_nothing_doubled(case: Case, u
     assert done.returncode == -9, done.stderr
     async with asyncio.timeout(10):
         seen = registry.champion_version(case.model)
-        while (await case.history.standing(case.model)).intended is not None:
+        while (await case.history.state(case.model)).intended is not None:
             await asyncio.gather(*(case.promotions(grace=0).reconcile(case.model, seen) for _ in range(2)))
             await asyncio.sleep(0.1)
     await case.promotions().reconcile(case.model, seen)

@@ -33,16 +33,16 @@ class Shelf:
         self.texts[UUID(int=number)] = at
         return UUID(int=number)
 
-    async def page(self, after: UUID = NIL_ID, *, limit: int) -> TextPage:
+    async def read_page(self, after: UUID = NIL_ID, *, limit: int) -> TextPage:
         self.pages += 1
         ids = sorted(each for each in self.texts if each > after)[:limit]
         lacking = [each for each in ids if each not in self.vectors]
         return TextPage(lacking=lacking, last=ids[-1] if len(ids) == limit else None)
 
-    async def recent(self, since: datetime, *, limit: int) -> Sequence[UUID]:
+    async def list_recent(self, since: datetime, *, limit: int) -> Sequence[UUID]:
         return [each for each, at in self.texts.items() if at >= since and each not in self.vectors][:limit]
 
-    async def contents(self, ids: Sequence[UUID]) -> Sequence[tuple[UUID, str]]:
+    async def read_contents(self, ids: Sequence[UUID]) -> Sequence[tuple[UUID, str]]:
         return [(each, str(each.int)) for each in ids if each in self.texts and each not in self.vectors]
 
     async def add(self, ids: Sequence[UUID], vectors: Sequence[bytes]) -> int:
