@@ -1,6 +1,9 @@
 """A whole platform in processes of its own, started as a user would: `valence up`, with its own home and port."""
 
+import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,8 +16,9 @@ from typing import Any
 import httpx
 import psutil
 
+from registry import encoders
 from registry.encoders.export import build_encoder
-from registry.encoders.sources import default_source, joint_source
+from registry.encoders.sources import SentenceEncoderSource, default_source, joint_source
 from registry.store.builtin_versions import open_builtin
 from serving.deployments.cluster import find_free_port
 from tests.support.clock import eventually
@@ -88,6 +92,13 @@ class LivePlatform:
         path = self.home / "logs" / "platform.log"
         return path.read_text()[-4000:] if path.exists() else ""
 
+    def log_lines(self) -> list[dict[str, Any]]:
+        """Return the platform's own lines of the log; those that Ray writes as it starts are no JSON."""
+        log = (self.home / "logs" / "platform.log").read_text()
+        # A line that is being written has no end yet.
+        complete = log[: log.rfind("\n") + 1]
+        return [json.loads(line) for line in complete.splitlines() if line.startswith("{")]
+
     def client(self, **arguments: Any) -> httpx.Client:
         """A client with the admin's key."""
         headers = {"Authorization": f"Bearer {self.key}"}
@@ -139,14 +150,8 @@ class LivePlatform:
 
 
 def built_encoders() -> dict[str, Path]:
-    """The encoders of a fresh installation by digest, as the benchmarks keep them; the champion's is last."""
-    own = default_source()
-    folders: dict[str, Path] = {}
-    for source in (own, joint_source(open_builtin("joint"), own)):
-        folder = folders[source.digest] = ENCODERS / source.digest[:16]
-        if not folder.exists():
-            build_encoder(source, folder)
-    return folders
+    """Return the encoders of a fresh installation by digest, built once; the champion's is last."""
+    return {source.digest: _built(source) for source in _sources()}
 
 
 def with_encoders(home: Path) -> None:
@@ -154,6 +159,36 @@ def with_encoders(home: Path) -> None:
     (home / "build").mkdir(parents=True)
     for digest, folder in built_encoders().items():
         (home / "build" / digest).symlink_to(folder.absolute())
+
+
+def keep_encoders(home: Path) -> None:
+    """Keep the encoders that a fresh installation has built for the platforms that come after it."""
+    for source in _sources():
+        built, kept = home / "build" / source.digest, _kept(source)
+        if built.exists() and not kept.exists():
+            ENCODERS.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=ENCODERS) as folder:
+                shutil.copytree(built, Path(folder) / "encoder").rename(kept)
+
+
+def _sources() -> tuple[SentenceEncoderSource, SentenceEncoderSource]:
+    own = default_source()
+    return own, joint_source(open_builtin("joint"), own)
+
+
+def _built(source: SentenceEncoderSource) -> Path:
+    folder = _kept(source)
+    if not folder.exists():
+        build_encoder(source, folder)
+    return folder
+
+
+def _kept(source: SentenceEncoderSource) -> Path:
+    """The place of an encoder by what it is made of: its source, and the code and the libraries that build it."""
+    digest = hashlib.sha256(source.digest.encode())
+    for file in [*sorted(Path(encoders.__file__).parent.glob("*.py")), Path("constraints.txt")]:
+        digest.update(file.read_bytes())
+    return ENCODERS / digest.hexdigest()[:16]
 
 
 @contextmanager

@@ -1,13 +1,14 @@
-"""One live platform a session for the acceptance tests that leave it as it was."""
+"""A fresh installation, as a new user gets it: it builds its encoders itself."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support.live import LivePlatform, live_platform
+from tests.support.live import LivePlatform, keep_encoders, live_platform
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def live() -> Iterator[LivePlatform]:
     with live_platform(fresh=True) as platform:
         yield platform
+        keep_encoders(platform.home)

@@ -1,21 +1,13 @@
 """The short form of `make faults`: quick faults on one platform, by the same code, against the same goal."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.support.faults.catalogue import FAULTS, SHORT
 from tests.support.faults.fault import Fault
 from tests.support.faults.trial import Plan, undergo
-from tests.support.live import LivePlatform, live_platform
+from tests.support.live import LivePlatform
 
 PLAN = Plan(before=1.0, steady=2.0)
-
-
-@pytest.fixture(scope="module")
-def hurt() -> Iterator[LivePlatform]:
-    with live_platform() as platform:
-        yield platform
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,15 @@
-"""What kills cost: at most what was in flight. On a platform of its own, because it is hurt."""
+"""What kills cost: at most what was in flight."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
 import httpx
 import psycopg
-import pytest
 
 from db.embedded.server import EmbeddedPostgres
 from tests.support.clock import eventually
-from tests.support.live import LivePlatform, live_platform
-
-
-@pytest.fixture(scope="module")
-def hurt() -> Iterator[LivePlatform]:
-    with live_platform() as platform:
-        yield platform
+from tests.support.live import LivePlatform
 
 
 class Load:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 
@@ -12,7 +12,7 @@ from registry.bundles.bundle import Bundle
 from registry.store.model_registry import CHAMPION, MODEL
 from tests.support.clients import Clients
 from tests.support.clock import eventually
-from tests.support.live import LivePlatform, live_platform
+from tests.support.live import LivePlatform
 from tests.support.versions import (
     Weights,
     far_away,
@@ -27,12 +27,6 @@ from tests.support.versions import (
 )
 
 CLIENTS = 8
-
-
-@pytest.fixture(scope="module")
-def platform() -> Iterator[LivePlatform]:
-    with live_platform(VALENCE_ENCODER_GRACE_SECONDS="3600") as live:
-        yield live
 
 
 def answers(platform: LivePlatform, version: str | None = None) -> str:

@@ -4,12 +4,10 @@ Labels are human ratings of held-out texts; each text is a unit of its own.
 """
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import psycopg
-import pytest
 
 from db.embedded.server import EmbeddedPostgres
 from registry.bundles.bundle import LABELS
@@ -18,19 +16,12 @@ from registry.experiments import decisions
 from registry.experiments.policies import Policy
 from registry.store.model_registry import CHAMPION, MODEL
 from tests.support.clock import eventually
-from tests.support.live import LivePlatform, live_platform
+from tests.support.live import LivePlatform
 from tests.support.versions import registry_of
 
 LEXICON, JOINT = "1", "3"
 AT_ONCE = 16
 POLICY = {"action": "decide", "min_units": 100, "guardrails": {"max_latency_ratio": None}}
-
-
-@pytest.fixture(scope="module")
-def platform() -> Iterator[LivePlatform]:
-    # The joint model takes longer than a lexicon, and is worth it.
-    with live_platform(VALENCE_JUDGE_SECONDS="0.5", VALENCE_GATE_LATENCY_RATIO="off") as live:
-        yield live
 
 
 def champion(platform: LivePlatform) -> str:

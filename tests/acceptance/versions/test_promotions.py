@@ -1,22 +1,13 @@
 """A version's life on a live platform: measured beside serving, promoted, moved by another client, rolled back."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
-
-import pytest
 
 from db.connection.databases import ensure_sibling
 from db.embedded.server import EmbeddedPostgres
 from registry.store.model_registry import CHAMPION, ModelRegistry
 from tests.support.clock import eventually
-from tests.support.live import LivePlatform, live_platform
-
-
-@pytest.fixture(scope="module")
-def platform() -> Iterator[LivePlatform]:
-    with live_platform() as running:
-        yield running
+from tests.support.live import LivePlatform
 
 
 def champion(platform: LivePlatform) -> str:
@@ -61,10 +52,6 @@ def test_a_version_is_measured_promoted_followed_and_rolled_back(platform: LiveP
     eventually(lambda: history(platform)[0] == ("external", "1"), within=5, what="it is in the history")
     assert platform.valence("models", "rollback", "--reason", "by mistake").returncode == 0
     eventually(lambda: champion(platform) == "3", within=2, what="the rollback is followed")
-    assert history(platform) == [
-        ("rollback", "3"),
-        ("external", "1"),
-        ("promote", "3"),
-        ("promote", "1"),
-        ("bootstrap", "3"),
-    ]
+    acts = history(platform)
+    assert acts[:4] == [("rollback", "3"), ("external", "1"), ("promote", "3"), ("promote", "1")]
+    assert acts[-1] == ("bootstrap", "3")

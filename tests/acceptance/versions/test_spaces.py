@@ -1,23 +1,13 @@
 """The embedding space of a live platform changes under load, and back, and no request fails."""
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.support.clients import Clients
 from tests.support.clock import eventually
-from tests.support.live import LivePlatform, live_platform
+from tests.support.live import LivePlatform
 from tests.support.versions import registry_of, twin_encoder
-
-
-# Of its own: Ray has CPUs for few encoders on a small machine.
-@pytest.fixture(scope="module")
-def platform() -> Iterator[LivePlatform]:
-    with live_platform(VALENCE_ENCODER_GRACE_SECONDS="3600") as live:
-        yield live
 
 
 def test_the_embedding_space_changes_under_load_and_back(platform: LivePlatform, tmp_path: Path) -> None:
@@ -60,3 +50,5 @@ def test_the_embedding_space_changes_under_load_and_back(platform: LivePlatform,
     assert not clients.failures
     for answer in clients.answers[:: len(clients.answers) // 20]:
         eventually(partial(found, answer), within=20, what="a text is found in the other space")
+    eventually(partial(switched, old), within=60, what="the first space is switched to for good")
+    eventually(lambda: spaces()[old]["answers"], within=10, what="the first space answers for good")

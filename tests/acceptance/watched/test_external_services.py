@@ -5,21 +5,14 @@ from pathlib import Path
 
 from tests.support.classifiers import tiny_classifier
 from tests.support.clock import eventually
-from tests.support.live import live_platform
-from tests.support.postgres import TestServer
+from tests.support.live import LivePlatform
 
 MAPPING = "negative=LABEL_0,neutral=LABEL_1,positive=LABEL_2"
 
 
-def test_it_runs_on_an_external_database_and_registry(
-    server: TestServer, mlflow_url: str, tmp_path: Path
-) -> None:
-    with (
-        server.database() as database,
-        live_platform(DATABASE_URL=database, MLFLOW_TRACKING_URI=mlflow_url) as platform,
-        platform.client() as client,
-    ):
-        assert not (platform.home / "postgres").exists()
+def test_it_runs_on_an_external_database_and_registry(watched: LivePlatform, tmp_path: Path) -> None:
+    with watched.client() as client:
+        assert not (watched.home / "postgres").exists()
         made = client.post("/v1/predict", json={"text": "The battery lasts for days, I love it!"})
         assert (made.status_code, made.json()["sentiment"]) == (201, "positive")
         found = client.post("/v1/similar", json={"text": "great battery life", "k": 1}).json()
@@ -30,8 +23,9 @@ def test_it_runs_on_an_external_database_and_registry(
             "3": "ready",
         }
 
-        made = tiny_classifier(tmp_path / "classifier")
-        done = platform.valence("models", "import", str(made.folder), "--labels", MAPPING, "--json")
+        classifier = tiny_classifier(tmp_path / "classifier")
+        arguments = ("models", "import", str(classifier.folder), "--labels", MAPPING, "--json")
+        done = watched.valence(*arguments)
         assert done.returncode == 0, done.stderr
         imported = json.loads(done.stdout)
         assert (imported["version"], imported["kind"]) == ("4", "classifier")

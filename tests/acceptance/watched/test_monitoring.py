@@ -1,7 +1,5 @@
 """Eyes: dashboards against a real Prometheus, logs of every process, traces across all of them, on a live platform."""
 
-import json
-import threading
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -11,8 +9,8 @@ import pytest
 import yaml
 
 from tests.support.clock import eventually
-from tests.support.collector import Collector, collector
-from tests.support.live import LivePlatform, live_platform
+from tests.support.collector import Collector
+from tests.support.live import LivePlatform
 from tests.support.prometheus import Prometheus, Query, queries, scraping
 from tests.support.rules import alert_rules
 
@@ -22,23 +20,6 @@ EMPTY = {
     'kind="store-unavailable"': "the database answers",
     "valence_text_faults_total": "every text is answered",
 }
-
-
-@pytest.fixture(scope="module")
-def receiver() -> Iterator[Collector]:
-    with collector() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def watched(receiver: Collector) -> Iterator[LivePlatform]:
-    with live_platform(
-        VALENCE_METRICS_OPEN="1",
-        VALENCE_INGRESS_REPLICAS="2",
-        VALENCE_LOG_LEVEL="debug",
-        VALENCE_OTLP_ENDPOINT=receiver.url,
-    ) as platform:
-        yield platform
 
 
 @pytest.fixture(scope="module")
@@ -128,21 +109,13 @@ def test_alert_rules_are_healthy_and_silent_on_a_healthy_platform(prometheus: Pr
     print(f"\n{len(rules)} alert rules are evaluated, none fires")  # noqa: T201
 
 
-def lines(platform: LivePlatform) -> list[dict[str, Any]]:
-    """Every line of ours; what Ray itself says as it starts is no JSON and has no say in it."""
-    log = (platform.home / "logs" / "platform.log").read_text()
-    # What is being written now has no end yet.
-    whole = log[: log.rfind("\n") + 1]
-    return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
-
-
 def test_every_process_logs_json_at_once_with_the_request_id(watched: LivePlatform) -> None:
     with watched.client() as client:
         mine = f"eyes-{uuid4()}"
         client.post("/v1/predict", json={"text": "to be found"}, headers={"X-Request-Id": mine})
 
         def logged() -> bool:
-            return any(line.get("request_id") == mine for line in lines(watched))
+            return any(line.get("request_id") == mine for line in watched.log_lines())
 
         eventually(logged, within=3, what="the request's line is written")
         asked = client.post("/v1/models/sentiment/versions/1/evaluate")
@@ -150,7 +123,7 @@ def test_every_process_logs_json_at_once_with_the_request_id(watched: LivePlatfo
         eventually(
             lambda: (
                 {"supervisor", "stage", "ingress", "encoder", "control", "evaluation"}
-                <= {line["process"] for line in lines(watched) if "process" in line}
+                <= {line["process"] for line in watched.log_lines() if "process" in line}
             ),
             within=300,
             what="every kind of process has logged",
@@ -190,58 +163,3 @@ def test_a_request_is_traced_through_ingress_replica_and_database(
         )
 
     eventually(whole, within=15, what="spans of ingress, replica and database belong together")
-
-
-def test_a_batch_that_its_replica_takes_along_is_followed_to_its_requests(watched: LivePlatform) -> None:
-    refused: set[str] = set()
-    asked: dict[str, int] = {}
-    done = threading.Event()
-
-    def load(name: str) -> None:
-        with watched.client() as client:
-            number = 0
-            while not done.is_set():
-                number += 1
-                asked[name] = number
-                mine = f"{name}-{number}"
-                texts = [f"{mine} {each}" for each in range(100)]
-                try:
-                    answer = client.post(
-                        "/v1/predict/batch", json={"texts": texts}, headers={"X-Request-Id": mine}
-                    )
-                except httpx.HTTPError:
-                    continue
-                if answer.status_code == 503 and "is gone" in answer.text:
-                    refused.add(mine)
-
-    threads = [threading.Thread(target=load, args=(f"load{number}",)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    try:
-        eventually(lambda: len(asked) == len(threads), within=30, what="the load is on")
-        # Of the champion and of the space: whichever the load needs can't answer from here on.
-        named = {line["pid"] for line in lines(watched) if line.get("process") == "encoder"}
-        encoders = [process for process in watched.processes() if process.pid in named]
-        for process in encoders:
-            process.suspend()
-        seen = [dict(asked)]
-
-        def stands_still() -> bool:
-            seen.append(dict(asked))
-            return seen[-20:].count(seen[-1]) == 20
-
-        eventually(stands_still, within=60, what="every request waits for an encoder")
-        for process in encoders:
-            process.kill()
-        eventually(lambda: bool(refused), within=60, what="a request was lost with its replica")
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join()
-
-    def told() -> set[str]:
-        failed = [line for line in lines(watched) if line["event"] == "batch.failed"]
-        return {request for line in failed for request in line["requests"]}
-
-    eventually(lambda: refused <= told(), within=10, what="each of them stands in a line on its batch")
-    watched.until_ready(120)

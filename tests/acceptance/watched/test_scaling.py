@@ -2,31 +2,12 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
 
 import httpx
-import pytest
 
 from tests.support.clients import Clients
 from tests.support.clock import eventually
-from tests.support.live import LivePlatform, live_platform
-
-ROOM = 30
-INGRESS_REPLICAS = 2
-
-
-@pytest.fixture(scope="module")
-def elastic() -> Iterator[LivePlatform]:
-    with live_platform(
-        VALENCE_ENCODER_MAX_REPLICAS="2",
-        VALENCE_ENCODER_TARGET_ONGOING="0.5",
-        VALENCE_ENCODER_UPSCALE_SECONDS="1",
-        VALENCE_ENCODER_DOWNSCALE_SECONDS="2",
-        VALENCE_ENCODER_CPUS="0.3",
-        VALENCE_INGRESS_REPLICAS=str(INGRESS_REPLICAS),
-        VALENCE_INGRESS_MAX_ONGOING=str(ROOM),
-    ) as platform:
-        yield platform
+from tests.support.live import LivePlatform
 
 
 def computing(platform: LivePlatform, clients: Clients) -> int:
@@ -39,22 +20,26 @@ def computing(platform: LivePlatform, clients: Clients) -> int:
     return sum(share > 0.1 for share in shares)
 
 
-def test_replicas_come_and_go_with_the_load_and_no_request_fails(elastic: LivePlatform) -> None:
-    assert len(elastic.named("ServeReplica:encoder-")) == 1
-    assert len(elastic.named("ServeReplica:valence:ingress")) == INGRESS_REPLICAS
-    with Clients(elastic, 16) as many:
+def test_replicas_come_and_go_with_the_load_and_no_request_fails(watched: LivePlatform) -> None:
+    eventually(
+        lambda: len(watched.named("ServeReplica:encoder-")) == 1, within=120, what="one replica is enough"
+    )
+    assert len(watched.named("ServeReplica:valence:ingress")) == int(
+        watched.settings["VALENCE_INGRESS_REPLICAS"]
+    )
+    with Clients(watched, 16) as many:
         eventually(
-            lambda: computing(elastic, many) == 2, within=120, what="a second replica computes under load"
+            lambda: computing(watched, many) == 2, within=120, what="a second replica computes under load"
         )
     assert not many.failures
-    with Clients(elastic, 1) as few:
+    with Clients(watched, 1) as few:
         eventually(
-            lambda: len(elastic.named("ServeReplica:encoder-")) == 1,
+            lambda: len(watched.named("ServeReplica:encoder-")) == 1,
             within=120,
             what="the second replica is gone",
         )
     assert not few.failures
-    with elastic.client() as client:
+    with watched.client() as client:
         stored = [
             client.get(f"/v1/predictions/{prediction}").status_code
             for prediction in (answer["id"] for answer in many.answers[::50])
@@ -71,8 +56,9 @@ async def crowd(platform: LivePlatform, size: int) -> list[httpx.Response]:
         return list(await asyncio.gather(*(ask(client, number) for number in range(size))))
 
 
-def test_beyond_the_room_of_all_ingress_replicas_haproxy_says_429(elastic: LivePlatform) -> None:
-    answers = asyncio.run(crowd(elastic, 4 * ROOM * INGRESS_REPLICAS))
+def test_beyond_the_room_of_all_ingress_replicas_haproxy_says_429(watched: LivePlatform) -> None:
+    each, replicas = (watched.settings[f"VALENCE_INGRESS_{name}"] for name in ("MAX_ONGOING", "REPLICAS"))
+    answers = asyncio.run(crowd(watched, 4 * int(each) * int(replicas)))
     told = Counter(answer.status_code for answer in answers)
     assert set(told) == {201, 429}
     for answer in answers:

@@ -1,0 +1,13 @@
+"""A platform on its defaults that tests hurt; each leaves it able to recover, and the last one takes it down."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.live import LivePlatform, live_platform
+
+
+@pytest.fixture(scope="package")
+def hurt() -> Iterator[LivePlatform]:
+    with live_platform() as platform:
+        yield platform

@@ -1,0 +1,20 @@
+"""A platform whose versions, experiments and spaces change; each test leaves version 3 as the champion."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.live import LivePlatform, live_platform
+
+
+@pytest.fixture(scope="package")
+def platform() -> Iterator[LivePlatform]:
+    with live_platform(
+        # No encoder that a test brings is stopped, and there is room for all of them.
+        VALENCE_ENCODER_GRACE_SECONDS="3600",
+        VALENCE_ENCODER_CPUS="0.2",
+        # The joint model takes longer than a lexicon, and is worth it.
+        VALENCE_GATE_LATENCY_RATIO="off",
+        VALENCE_JUDGE_SECONDS="0.5",
+    ) as live:
+        yield live

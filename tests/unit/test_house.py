@@ -1,0 +1,94 @@
+"""The layout of the packages: imports without circles, and folders that one can read through."""
+
+import ast
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LAYERS = ("serving", "registry", "db")
+MOST_MODULES = 15
+"""About a dozen; folders that list one thing of a kind each may hold more."""
+MOST_OF_A_KIND = 24
+OF_A_KIND = ("routes", "schemas", "cli")
+
+
+@cache
+def modules() -> dict[str, ast.Module]:
+    """Every module of the packages by its dotted name; a package's is that of its `__init__`."""
+    found = {}
+    for layer in LAYERS:
+        for file in sorted((ROOT / layer).rglob("*.py")):
+            name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = ast.parse(file.read_text())
+    return found
+
+
+def run_time(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes below this one, without those that only type checkers read."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            for other in child.orelse:
+                yield from (other, *run_time(other))
+            continue
+        yield from (child, *run_time(child))
+
+
+def imports(name: str, tree: ast.Module, known: set[str]) -> set[str]:
+    """Return the modules among the known ones that a module imports, at its top or inside a function."""
+    found: set[str] = set()
+    for node in run_time(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            # A name that is no module comes from the module itself.
+            found.update(inner & known or {node.module}, {node.module} if inner - known else set())
+    return (found & known) - {name}
+
+
+def circle(trees: dict[str, ast.Module]) -> list[str]:
+    """Return the modules of one import circle, or none."""
+    graph = {name: imports(name, tree, set(trees)) for name, tree in trees.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    assert circle(modules()) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "found"),
+    [
+        ("import b", True),
+        ("from b import thing", True),
+        ("def later():\n    import b", True),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import b", False),
+    ],
+)
+def test_a_circle_is_found_wherever_the_import_stands(first: str, found: bool) -> None:
+    trees = {"a": ast.parse(first), "b": ast.parse("class thing:\n    import a")}
+    assert bool(circle(trees)) is found
+
+
+def test_no_folder_is_crowded() -> None:
+    names = Counter(
+        file.parent.relative_to(ROOT)
+        for layer in LAYERS
+        for file in (ROOT / layer).rglob("*.py")
+        if file.name != "__init__.py" and "versions" not in file.parts[-2:]
+    )
+    crowded = {
+        str(folder): count
+        for folder, count in names.items()
+        if count > (MOST_OF_A_KIND if folder.name in OF_A_KIND else MOST_MODULES)
+    }
+    assert crowded == {}
