@@ -10,6 +10,7 @@ ServingError
 ├── EvaluationFailed         a version has no report
 ├── Unreadable               what is stored can't be decrypted
 ├── TooLarge                 more than the platform takes at once
+├── InternalError            a fault of the platform
 └── Retryable                try again later
     ├── Overloaded           no room now
     │   └── RateLimited      your share is used up
@@ -79,6 +80,10 @@ class Unreadable(ServingError):
 
 class TooLarge(ServingError):
     """The request holds more than the platform takes at once."""
+
+
+class InternalError(ServingError):
+    """A fault of the platform, which no change of the request avoids."""
 
 
 class Retryable(ServingError):

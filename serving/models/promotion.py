@@ -4,15 +4,13 @@ Knows no HTTP and no SQL.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol, TypeVar
 from uuid import UUID
 
 import structlog
 
-from db.errors import Contested
 from db.models.evaluations import Evaluation
 from db.models.promotions import (
     Act,
@@ -250,7 +248,7 @@ class PromotionService:
     ) -> PromotionOutcome:
         """Intend, move, settle. Whatever dies in between, `reconcile` settles by the alias."""
         after = standing.champion.id if standing.champion is not None else None
-        with translate_database_errors(), _contests():
+        with translate_database_errors():
             intended = await self._records.intend(new, after=after)
             async with self._records.lock(new.model) as held:
                 now = (await held.state()).intended
@@ -315,11 +313,3 @@ class PromotionService:
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
         return await asyncio.shield(task)
-
-
-@contextmanager
-def _contests() -> Iterator[None]:
-    try:
-        yield
-    except Contested as error:
-        raise Conflict(str(error)) from error
