@@ -27,7 +27,7 @@ Version: TypeAlias = tuple[str, str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SegmentRow:
+class SegmentCounts:
     """The segments of a space in one state, and the vectors in them."""
 
     space: str
@@ -66,7 +66,7 @@ class Statistics:
     `JUDGED` predictions that were judged.
     """
 
-    segments: Sequence[SegmentRow] = ()
+    segments: Sequence[SegmentCounts] = ()
     evaluations: Mapping[str, int] = field(default_factory=dict)
     oldest_waiting: float = 0.0
     judged: Mapping[Version, FeedbackCounts] = field(default_factory=dict)
@@ -134,7 +134,7 @@ class StatisticsRepository:
         async with self._database.begin() as connection:
             await connection.exec_driver_sql("SET TRANSACTION READ ONLY")
             segments = await connection.execute(text(_SEGMENTS), {"counted": OPEN_ROWS_COUNTED})
-            rows = [SegmentRow(**row._mapping) for row in segments]
+            rows = [SegmentCounts(**row._mapping) for row in segments]
             asked = (await connection.execute(text(_EVALUATIONS), {"stale": STALE_SECONDS})).one()
             judged = await connection.execute(text(_JUDGED), {"judged": JUDGED})
             return Statistics(

@@ -18,7 +18,7 @@ SETTLING_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ArmRow:
+class ArmCounts:
     """One arm in one stage.
 
     `units` are distinct; `new_units` those that the experiment met first here, in the arm that answered first.
@@ -39,7 +39,7 @@ class ArmRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StageRow:
+class ExperimentStage:
     """A time in which the share stood still."""
 
     number: int
@@ -50,13 +50,13 @@ class StageRow:
 class ExperimentCounts:
     """The stages of an experiment in order, and what each arm did in them."""
 
-    stages: Sequence[StageRow]
-    arms: Sequence[ArmRow]
+    stages: Sequence[ExperimentStage]
+    arms: Sequence[ArmCounts]
 
-    def of(self, stage: int, arm: str) -> ArmRow:
+    def of(self, stage: int, arm: str) -> ArmCounts:
         """One arm in one stage; zeros if it did nothing."""
         found = (row for row in self.arms if row.stage == stage and row.arm == arm)
-        return next(found, ArmRow(stage=stage, arm=arm))
+        return next(found, ArmCounts(stage=stage, arm=arm))
 
 
 _STAGES: Final[LiteralString] = """
@@ -139,8 +139,8 @@ class CountRepository:
                 },
             )
             return ExperimentCounts(
-                stages=[StageRow(number=stage.number, share=stage.share) for stage in stages],
-                arms=[ArmRow(**row._mapping) for row in counted],
+                stages=[ExperimentStage(number=stage.number, share=stage.share) for stage in stages],
+                arms=[ArmCounts(**row._mapping) for row in counted],
             )
 
     async def add_faults(self, faults: Mapping[tuple[UUID, int, str], int]) -> None:

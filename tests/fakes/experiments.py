@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from db.errors import Conflict, Duplicate, NotFound
-from db.experiments.counts import ExperimentCounts, StageRow
+from db.experiments.counts import ExperimentCounts, ExperimentStage
 from db.experiments.experiments import Decision, Experiment, NewDecision, NewExperiment
 
 
@@ -103,7 +103,7 @@ class FakeExperiments:
     async def counts(self, experiment_id: UUID) -> ExperimentCounts:
         """What the arms did: nothing, unless a test says otherwise."""
         now = await self.get(experiment_id)
-        stages = [StageRow(number=number, share=now.share) for number in range(1, now.stage + 1)]
+        stages = [ExperimentStage(number=number, share=now.share) for number in range(1, now.stage + 1)]
         return self.counted.get(experiment_id, ExperimentCounts(stages=stages, arms=[]))
 
     async def _running(self, experiment_id: UUID, stage: int | None) -> Experiment:

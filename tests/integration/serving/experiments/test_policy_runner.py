@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 
 from db.connection.engine import Database
-from db.experiments.counts import ArmRow, ExperimentCounts, StageRow
+from db.experiments.counts import ArmCounts, ExperimentCounts, ExperimentStage
 from db.experiments.experiments import Experiment, ExperimentRepository, NewExperiment
 from registry.experiments import decisions
 from serving.experiments.policy_runner import PolicyRunner
@@ -39,7 +39,7 @@ class Promoter:
 
 def counts(champion: int, challenger: int) -> ExperimentCounts:
     arms = [
-        ArmRow(
+        ArmCounts(
             stage=1,
             arm=arm,
             units=2_000,
@@ -51,7 +51,7 @@ def counts(champion: int, challenger: int) -> ExperimentCounts:
         )
         for arm, right in (("champion", champion), ("challenger", challenger))
     ]
-    return ExperimentCounts(stages=[StageRow(number=1, share=0.5)], arms=arms)
+    return ExperimentCounts(stages=[ExperimentStage(number=1, share=0.5)], arms=arms)
 
 
 @pytest.mark.parametrize(

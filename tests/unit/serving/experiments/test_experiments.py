@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from db.experiments.counts import ArmRow, ExperimentCounts, StageRow
+from db.experiments.counts import ArmCounts, ExperimentCounts, ExperimentStage
 from db.experiments.experiments import Experiment, NewExperiment
 from registry.experiments import decisions
 from serving.core.caller import Role
@@ -180,9 +180,9 @@ class Promoter:
         self.champion = experiment.challenger
 
 
-def arm(name: str, right: int, judged: int, *, stage: int = 1, units: int | None = None) -> ArmRow:
+def arm(name: str, right: int, judged: int, *, stage: int = 1, units: int | None = None) -> ArmCounts:
     seen = units or judged
-    return ArmRow(
+    return ArmCounts(
         stage=stage,
         arm=name,
         units=seen,
@@ -207,7 +207,7 @@ def judge(records: FakeExperiments, promoter: Promoter) -> PolicyRunner:
 
 def counts(champion: tuple[int, int], challenger: tuple[int, int]) -> ExperimentCounts:
     return ExperimentCounts(
-        stages=[StageRow(number=1, share=0.5)],
+        stages=[ExperimentStage(number=1, share=0.5)],
         arms=[arm("champion", *champion), arm("challenger", *challenger)],
     )
 

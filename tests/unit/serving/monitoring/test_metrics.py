@@ -5,7 +5,13 @@ from collections.abc import Sequence
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from db.analytics.statistics import AnswerDistribution, Distributions, FeedbackCounts, SegmentRow, Statistics
+from db.analytics.statistics import (
+    AnswerDistribution,
+    Distributions,
+    FeedbackCounts,
+    SegmentCounts,
+    Statistics,
+)
 from db.connection.engine import PoolState
 from serving.core.caller import Role
 from serving.core.catalog import Catalog
@@ -97,7 +103,7 @@ def test_what_is_stored_is_told_as_it_was_last_counted_and_not_once_the_database
     metrics.add_collector(ReplicaCollector(pools=list, stored=stored), of_replica=True)
     stored.update(
         Statistics(
-            segments=[SegmentRow(space="s", state="open", segments=1, rows=40)],
+            segments=[SegmentCounts(space="s", state="open", segments=1, rows=40)],
             evaluations={"running": 1, "waiting": 2},
             oldest_waiting=12.0,
             judged={("sentiment", "2"): FeedbackCounts(judged=10, right=9)},
