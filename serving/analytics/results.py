@@ -1,4 +1,4 @@
-"""What looking at the whole memory finds: values, and the window that is looked at. Computes nothing."""
+"""The results of the analytics, and the window that an analysis reads. Values only."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,25 +9,27 @@ from db.analytics.disagreements import Disagreement
 from db.analytics.windows import SampledText, Window
 from registry.analysis.mmd import MmdResult
 
+# Drift in meaning is significant below this p-value.
+ALPHA: Final = 0.01
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimeRange:
-    """A window as a caller gives it; None: now, and as long before as the use case says."""
+    """A window as a caller gives it; None: the default of the analysis."""
 
     since: datetime | None = None
     until: datetime | None = None
 
     def window(self, length: timedelta, *, until: datetime | None = None) -> Window:
-        """The window meant: it ends at `until`, if its end isn't given."""
+        """Return the window; by default it is `length` long and ends at `until`, or now."""
         end = max(self.until or until or datetime.now(UTC), _EPOCH + length)
         return Window(since=max(self.since or end - length, _EPOCH), until=end)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Accuracy:
-    """Judged predictions of a version, and how many of them are right."""
+    """The number of judged predictions of a version, and of the right ones among them."""
 
     version: str
     judged: int
@@ -36,7 +38,7 @@ class Accuracy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Topic:
-    """A group of texts of like meaning; `examples` are nearest its centre, with their cosine to it."""
+    """A group of texts of similar meaning; `examples` are the nearest to its centre, with their cosine to it."""
 
     texts: int
     words: Sequence[str]
@@ -57,7 +59,7 @@ class Topics:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReviewCandidate:
-    """A text that is worth a judgement, and why: the parts of its score, each in 0…1."""
+    """A text worth judging, with its score and the parts of the score, each in 0…1."""
 
     text: SampledText
     score: float
@@ -68,7 +70,7 @@ class ReviewCandidate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Review:
-    """The texts most worth a judgement, of `candidates` without one, beside `judged` texts with one."""
+    """The texts most worth judging among `candidates` texts without feedback, given `judged` texts with it."""
 
     model: str
     window: Window
@@ -79,7 +81,7 @@ class Review:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DisagreementCluster:
-    """Texts of like meaning on which two versions differ."""
+    """Texts of similar meaning on which two versions disagree."""
 
     texts: int
     words: Sequence[str]
@@ -88,7 +90,10 @@ class DisagreementCluster:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VersionDiff:
-    """Where two versions differ in a window: counts of all texts compared, groups of a sample of those asked for."""
+    """The disagreements of two versions in a window.
+
+    `matrix` counts all compared texts by the two labels; `clusters` groups a sample of the requested disagreements.
+    """
 
     model: str
     window: Window
@@ -100,7 +105,7 @@ class VersionDiff:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleSummary:
-    """How a sample was judged: texts by label, by tenth of the confidence and by version; the mean confidence."""
+    """A sample's texts counted by label, by tenth of the confidence and by version, and its mean confidence."""
 
     window: Window
     sampled: int
@@ -112,9 +117,9 @@ class SampleSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drift:
-    """How a window differs from a reference: in meaning, in labels and in confidence; and its newest texts.
+    """The difference of a recent window from a reference, in meaning, in labels and in confidence.
 
-    `labels` and `confidences` are population stability indices, None where too little is known. `novel` texts come
+    `labels` and `confidences` are population stability indices, None if there are too few texts. `novel` texts come
     with the cosine to the nearest text of the reference.
     """
 

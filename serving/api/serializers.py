@@ -13,8 +13,7 @@ from db.predictions.feedback import Judgement
 from db.predictions.predictions import Prediction as StoredPrediction
 from db.search.similarity import Neighbour
 from registry.bundles.bundle import LABELS
-from serving.analytics.results import Accuracy, Drift, Review, SampleSummary, Topics, VersionDiff
-from serving.analytics.service import ALPHA
+from serving.analytics.results import ALPHA, Accuracy, Drift, Review, SampleSummary, Topics, VersionDiff
 from serving.api.dependencies import Json
 from serving.predictions.prediction import Prediction
 from serving.predictions.service import Answer, Timing
@@ -175,7 +174,7 @@ def opinion(found: LabelSuggestion) -> Json:
                 "similarity": round(voice.neighbour.similarity, 6),
                 "sentiment": voice.label,
             }
-            for voice in found.voices
+            for voice in found.neighbours
         ],
         "complete": found.complete,
     }
@@ -199,7 +198,7 @@ def corrections(found: CorrectionSuggestions) -> Json:
                 "similarity": round(fix.neighbour.similarity, 6),
                 "prediction": stored(fix.prediction),
             }
-            for fix in found.fixes
+            for fix in found.suggestions
         ],
         "complete": found.complete,
     }

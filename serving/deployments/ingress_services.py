@@ -140,27 +140,27 @@ async def services(
 
     @cache
     def services_in(space: str) -> SpaceServices:
-        truths, similarity = (
+        labels, similarity = (
             LabelRepository(database, space=space),
             SimilarityRepository(database, space=space),
         )
-        searching = SearchService(
+        search = SearchService(
             similarity=similarity,
             vectors=VectorRepository(database, space=space),
             keywords=KeywordRepository(database, space=space),
             embed=partial(service.embed, space=space),
         )
         return SpaceServices(
-            search=searching,
+            search=search,
             label_suggestions=LabelSuggestionService(
-                predictions=predictions, truths=truths, searching=searching, catalog=catalog
+                predictions=predictions, labels=labels, search=search, catalog=catalog
             ),
             analytics=AnalyticsService(
                 windows=WindowRepository(database, space=space),
-                truths=truths,
-                contrasts=DisagreementRepository(database, space=space),
+                labels=labels,
+                disagreements=DisagreementRepository(database, space=space),
                 catalog=catalog,
-                aside=aside,
+                executor=aside,
                 default_model=settings.model,
             ),
             erasure=ErasureService(

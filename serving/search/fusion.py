@@ -1,4 +1,4 @@
-"""How queries are combined and rankings fused. Pure: vectors and ids in, a vector or a ranking out."""
+"""Combine query vectors and fuse rankings: pure functions of vectors and ids."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ import numpy as np
 
 from db.core.binary import Vector
 
-# Rocchio's weights of the query, of what it should be like, and of what not (Manning et al., Introduction to
-# Information Retrieval, 2008, section 9.1.1).
+# Rocchio's weights of the query, of the examples it should be like, and of those it should not be like (Manning et al.,
+# Introduction to Information Retrieval, 2008, section 9.1.1).
 QUERY: Final = 1.0
 LIKE: Final = 0.75
 UNLIKE: Final = 0.15
@@ -27,9 +27,9 @@ class FusedText:
 
 
 def rocchio(query: "Vector | None", like: Sequence[Vector], unlike: Sequence[Vector]) -> "Vector | None":
-    """The query, moved towards the mean of `like` and away from that of `unlike` (Rocchio, 1971); unit length.
+    """Move the query towards the mean of `like` and away from that of `unlike` (Rocchio, 1971).
 
-    None if nothing is left of it. All vectors are of unit length.
+    All vectors have unit length, the result too; it is None if the vectors cancel out.
     """
     total = np.zeros(0)
     for weight, vectors in ((QUERY, [query] if query is not None else []), (LIKE, like), (-UNLIKE, unlike)):
@@ -44,7 +44,7 @@ def rocchio(query: "Vector | None", like: Sequence[Vector], unlike: Sequence[Vec
 
 
 def fuse(rankings: Mapping[str, Sequence[UUID]]) -> list[FusedText]:
-    """The texts of all rankings, best first, by the sum of 1 / (60 + rank) (Cormack et al., SIGIR 2009)."""
+    """Order the texts of all rankings, best first, by the sum of 1 / (60 + rank) (Cormack et al., SIGIR 2009)."""
     ranks: dict[UUID, dict[str, int]] = {}
     for name, ranking in rankings.items():
         for rank, text_id in enumerate(ranking, start=1):
@@ -52,9 +52,9 @@ def fuse(rankings: Mapping[str, Sequence[UUID]]) -> list[FusedText]:
     fused = [
         FusedText(
             text_id=text_id,
-            score=sum(1 / (RANK_OFFSET + rank) for rank in found.values()),
-            ranks=found,
+            score=sum(1 / (RANK_OFFSET + rank) for rank in by_ranking.values()),
+            ranks=by_ranking,
         )
-        for text_id, found in ranks.items()
+        for text_id, by_ranking in ranks.items()
     ]
     return sorted(fused, key=lambda each: (-each.score, each.text_id))

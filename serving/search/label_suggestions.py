@@ -1,40 +1,32 @@
-"""Use cases of what people said before: a second opinion on a prediction, and what else a correction would mend.
+"""Labels that feedback suggests: for a prediction, and for the near-duplicates of a corrected text.
 
-Knows no HTTP and no SQL. A caller with a scope hears only of texts and feedback in that holder's predictions.
+Knows no HTTP and no SQL. A caller with a scope sees only the texts and feedback of that holder's predictions.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 from uuid import UUID
 
-from db.predictions.predictions import Prediction
+from db.analytics.labels import LabelRepository
+from db.predictions.predictions import Prediction, PredictionRepository
 from db.search.similarity import Neighbour, SimilarityFilters
 from registry.analysis.neighbour_vote import NEIGHBOURS, Vote, vote
 from serving.core.caller import Caller
 from serving.core.catalog import Catalog
 from serving.core.database_errors import translate_database_errors
 from serving.errors import Conflict
-from serving.predictions.history import PredictionRecords
-from serving.search.service import DUPLICATE, SearchExample, SearchQuery, SearchService
+from serving.search.service import DUPLICATE_SIMILARITY, SearchExample, SearchQuery, SearchService
 
-# Texts farther than this have no say, and so many of the judged ones are looked at for those whose label is told.
-HEARD: Final = 0.5
-_JUDGED: Final = 50
-
-
-class TruthRecords(Protocol):
-    """What people hold for right."""
-
-    async def of_texts(
-        self, text_ids: Sequence[UUID], *, model: str, holder: UUID | None = None
-    ) -> dict[UUID, str]:
-        """The right label of texts."""
+# Texts with a smaller cosine don't vote.
+MIN_VOTE_SIMILARITY: Final = 0.5
+# Judged texts that are looked at for those whose feedback tells the right label.
+_JUDGED_TEXTS: Final = 50
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NeighbourLabel:
-    """A judged text near to another, and the label that people hold for right."""
+    """A judged text near another one, and its right label according to feedback."""
 
     neighbour: Neighbour
     label: str
@@ -42,18 +34,18 @@ class NeighbourLabel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelSuggestion:
-    """What the nearest judged texts say of a prediction; `complete` as of the search for them."""
+    """The vote of the nearest judged texts on a prediction; `complete` if the search for them was."""
 
     prediction_id: UUID
     label: str
     vote: Vote
-    voices: Sequence[NeighbourLabel]
+    neighbours: Sequence[NeighbourLabel]
     complete: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SuggestedCorrection:
-    """A near-duplicate of a corrected text, and the champion's prediction of it that the correction speaks against."""
+    """A near-duplicate of a corrected text, and the champion's prediction that the correction contradicts."""
 
     neighbour: Neighbour
     prediction: Prediction
@@ -61,10 +53,10 @@ class SuggestedCorrection:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CorrectionSuggestions:
-    """What a correction to `label` suggests for the near-duplicates of its text, of which there are `duplicates`.
+    """The corrections that one correction to `label` suggests for the near-duplicates of its text.
 
-    Of them the `champion` says the same of `agreeing`, hasn't judged `unpredicted`, and people have said otherwise of
-    `judged`, which are left alone; the rest are `fixes`.
+    Of the `duplicates`, the `champion` predicted `label` for `agreeing` and nothing for `unpredicted`; feedback gives
+    another label to `judged`, which are left alone; the rest are `suggestions`.
     """
 
     prediction_id: UUID
@@ -75,42 +67,44 @@ class CorrectionSuggestions:
     agreeing: int
     unpredicted: int
     judged: int
-    fixes: Sequence[SuggestedCorrection]
+    suggestions: Sequence[SuggestedCorrection]
     complete: bool
 
 
 class LabelSuggestionService:
-    """Says what feedback says, and changes nothing."""
+    """Suggests labels by the feedback on similar texts, and changes nothing."""
 
     def __init__(
         self,
         *,
-        predictions: PredictionRecords,
-        truths: TruthRecords,
-        searching: SearchService,
+        predictions: PredictionRepository,
+        labels: LabelRepository,
+        search: SearchService,
         catalog: Callable[[], Catalog],
     ) -> None:
         self._predictions = predictions
-        self._truths = truths
-        self._searching = searching
+        self._labels = labels
+        self._search = search
         self._catalog = catalog
 
-    async def of(self, prediction_id: UUID, caller: Caller) -> LabelSuggestion:
-        """The vote of the judged texts nearest to a prediction's; its own text has none.
+    async def suggest(self, prediction_id: UUID, caller: Caller) -> LabelSuggestion:
+        """Return the vote of the judged texts nearest to a prediction's text, which has no vote itself.
 
         Raises:
             NotFound: no such prediction, or not the caller's.
         """
         with translate_database_errors():
             prediction = await self._predictions.get(prediction_id, holder=caller.scope)
-        judged = SimilarityFilters(has_feedback=True)
-        search = SearchQuery(
-            query=SearchExample(text_id=prediction.text_id), filters=judged, min_similarity=HEARD, k=_JUDGED
+        query = SearchQuery(
+            query=SearchExample(text_id=prediction.text_id),
+            filters=SimilarityFilters(has_feedback=True),
+            min_similarity=MIN_VOTE_SIMILARITY,
+            k=_JUDGED_TEXTS,
         )
-        found = (await self._searching.similar(search, caller)).neighbours
-        near = [each for each in found.results if each.text_id != prediction.text_id]
-        labels = await self._right([each.text_id for each in near], prediction.model, caller)
-        voices = [
+        judged = (await self._search.find_similar(query, caller)).neighbours
+        near = [each for each in judged.results if each.text_id != prediction.text_id]
+        labels = await self._labels_of([each.text_id for each in near], prediction.model, caller)
+        voters = [
             NeighbourLabel(neighbour=each, label=labels[each.text_id])
             for each in near
             if each.text_id in labels
@@ -120,66 +114,71 @@ class LabelSuggestionService:
             label=prediction.label,
             vote=vote(
                 prediction.label,
-                [voice.label for voice in voices],
-                [voice.neighbour.similarity for voice in voices],
+                [voter.label for voter in voters],
+                [voter.neighbour.similarity for voter in voters],
             ),
-            voices=voices,
-            complete=found.complete,
+            neighbours=voters,
+            complete=judged.complete,
         )
 
-    async def corrections(
-        self, prediction_id: UUID, caller: Caller, *, min_similarity: float = DUPLICATE, k: int = 100
+    async def suggest_corrections(
+        self,
+        prediction_id: UUID,
+        caller: Caller,
+        *,
+        min_similarity: float = DUPLICATE_SIMILARITY,
+        k: int = 100,
     ) -> CorrectionSuggestions:
-        """What else the latest correction of a prediction's text speaks against.
+        """Return the predictions that the latest correction of a prediction's text contradicts.
 
         Raises:
             NotFound: no such prediction, or not the caller's.
-            Conflict: no feedback on its text says which label is right, or it holds the prediction for right.
-            ModelNotReady: its model has no champion.
+            Conflict: no feedback tells the right label of its text, or it confirms the prediction.
+            ModelNotReady: the model has no champion.
         """
         with translate_database_errors():
             prediction = await self._predictions.get(prediction_id, holder=caller.scope)
         model = prediction.model
-        label = (await self._right([prediction.text_id], model, caller)).get(prediction.text_id)
+        label = (await self._labels_of([prediction.text_id], model, caller)).get(prediction.text_id)
         if label is None or label == prediction.label:
             raise Conflict(
                 "no feedback corrects this prediction: POST /v1/feedback with is_correct false and the right label"
             )
         champion = self._catalog().champion(model).version
-        found = await self._searching.duplicates(
+        duplicates = await self._search.find_duplicates(
             SearchExample(text_id=prediction.text_id), caller, min_similarity=min_similarity, k=k
         )
-        right = await self._right([each.text_id for each in found.results], model, caller)
-        fixes, agreeing, unpredicted, judged = [], 0, 0, 0
-        for neighbour in found.results:
-            said = _said(neighbour, model, champion)
-            if said is None:
+        labels = await self._labels_of([each.text_id for each in duplicates.results], model, caller)
+        suggestions, agreeing, unpredicted, judged = [], 0, 0, 0
+        for neighbour in duplicates.results:
+            predicted = _prediction_by(neighbour, model, champion)
+            if predicted is None:
                 unpredicted += 1
-            elif said.label == label:
+            elif predicted.label == label:
                 agreeing += 1
-            elif right.get(neighbour.text_id, label) != label:
+            elif labels.get(neighbour.text_id, label) != label:
                 judged += 1
             else:
-                fixes.append(SuggestedCorrection(neighbour=neighbour, prediction=said))
+                suggestions.append(SuggestedCorrection(neighbour=neighbour, prediction=predicted))
         return CorrectionSuggestions(
             prediction_id=prediction.id,
             label=label,
             champion=champion,
             min_similarity=min_similarity,
-            duplicates=len(found.results),
+            duplicates=len(duplicates.results),
             agreeing=agreeing,
             unpredicted=unpredicted,
             judged=judged,
-            fixes=fixes,
-            complete=found.complete and len(found.results) < k,
+            suggestions=suggestions,
+            complete=duplicates.complete and len(duplicates.results) < k,
         )
 
-    async def _right(self, text_ids: Sequence[UUID], model: str, caller: Caller) -> dict[UUID, str]:
+    async def _labels_of(self, text_ids: Sequence[UUID], model: str, caller: Caller) -> dict[UUID, str]:
         with translate_database_errors():
-            return await self._truths.of_texts(text_ids, model=model, holder=caller.scope)
+            return await self._labels.of_texts(text_ids, model=model, holder=caller.scope)
 
 
-def _said(neighbour: Neighbour, model: str, version: str) -> Prediction | None:
-    """The latest prediction of a version for a text."""
-    found = (each for each in neighbour.predictions if (each.model, each.version) == (model, version))
-    return next(found, None)
+def _prediction_by(neighbour: Neighbour, model: str, version: str) -> Prediction | None:
+    """Return a version's latest prediction for a text."""
+    predictions = (each for each in neighbour.predictions if (each.model, each.version) == (model, version))
+    return next(predictions, None)

@@ -1,20 +1,21 @@
-"""Use cases of search: by meaning, by examples, by words too, and near-duplicates.
+"""Search over the stored texts: by meaning, by examples, by keywords too, and for near-duplicates.
 
-Knows no HTTP and no SQL. A caller with a scope finds only texts in that holder's predictions.
+Knows no HTTP and no SQL. A caller with a scope finds only the texts of that holder's predictions.
 """
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol, TypeAlias
+from typing import Final, TypeAlias
 from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
 
 from db.core.binary import Vector
-from db.search.keywords import KeywordHits
-from db.search.similarity import Neighbour, Neighbours, SimilarityFilters
+from db.embeddings.vectors import VectorRepository
+from db.search.keywords import KeywordRepository
+from db.search.similarity import Neighbours, SimilarityFilters, SimilarityRepository
 from serving.core.caller import Caller
 from serving.core.database_errors import translate_database_errors
 from serving.errors import Invalid, NotFound, Problem
@@ -22,64 +23,17 @@ from serving.search.fusion import fuse, rocchio
 
 Embed: TypeAlias = Callable[[Sequence[str]], Awaitable[tuple[NDArray[np.float32], int]]]
 
-# Texts that have nothing to do with each other stay far below; a full stop or a link more stays above, and so does a
-# "not" more (docs/performance.md).
-DUPLICATE: Final = 0.95
+# Unrelated texts have a far smaller cosine. Texts that differ by a full stop, by a link, or by a "not", have a larger
+# one (docs/performance.md).
+DUPLICATE_SIMILARITY: Final = 0.95
 MEANING, KEYWORDS = "meaning", "keywords"
-# How far either ranking is read before they are fused.
-_FUSED: Final = 100
-
-
-class SimilarityIndex(Protocol):
-    """The vectors that can be searched."""
-
-    async def search(
-        self,
-        vector: Vector,
-        *,
-        k: int = 10,
-        filters: SimilarityFilters | None = None,
-        holder: UUID | None = None,
-        min_similarity: float | None = None,
-        exact: bool = False,
-    ) -> Neighbours:
-        """The nearest texts."""
-
-    async def describe(
-        self, found: list[tuple[UUID, float]], *, holder: UUID | None = None
-    ) -> tuple[Neighbour, ...]:
-        """What is known of texts."""
-
-
-class VectorRecords(Protocol):
-    """The stored vectors."""
-
-    async def of_texts(self, text_ids: Sequence[UUID], *, holder: UUID | None = None) -> dict[UUID, Vector]:
-        """Those of these texts."""
-
-    async def texts_of(
-        self, prediction_ids: Sequence[UUID], *, holder: UUID | None = None
-    ) -> dict[UUID, UUID]:
-        """The texts of these predictions."""
-
-
-class KeywordIndex(Protocol):
-    """The words that can be searched."""
-
-    async def search(
-        self,
-        words: str,
-        *,
-        limit: int,
-        filters: SimilarityFilters | None = None,
-        holder: UUID | None = None,
-    ) -> KeywordHits:
-        """The texts that hold them."""
+# The length of each ranking that is fused.
+_FUSION_DEPTH: Final = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchExample:
-    """Something to be near to; exactly one of these says what."""
+    """An example text of a query; exactly one of the attributes is set."""
 
     text: str | None = None
     prediction_id: UUID | None = None
@@ -87,8 +41,8 @@ class SearchExample:
     embedding: Sequence[float] | None = None
 
     @property
-    def given(self) -> bool:
-        """Whether it says anything."""
+    def is_given(self) -> bool:
+        """Return whether an attribute is set."""
         return any(
             value is not None for value in (self.text, self.prediction_id, self.text_id, self.embedding)
         )
@@ -96,9 +50,9 @@ class SearchExample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchQuery:
-    """What similar texts are wanted: like `query` or `like`, of which one says something, and not like `unlike`.
+    """A search for texts like `query` or `like`, of which at least one is given, and not like `unlike`.
 
-    `keywords`: the words that they should hold, too, as a web search writes them.
+    `keywords`: words that the texts should contain too, in the syntax of a web search.
     """
 
     query: SearchExample = field(default_factory=SearchExample)
@@ -113,7 +67,7 @@ class SearchQuery:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FusedRanks:
-    """Where a text stands in each ranking that has it, from 1, and the score of them together."""
+    """A text's fused score and its rank, from 1, in each ranking; None if that ranking lacks it."""
 
     score: float
     meaning: int | None
@@ -122,7 +76,7 @@ class FusedRanks:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchResult:
-    """What was found, best first; `ranks` by text, if it was searched by words too."""
+    """The texts found, best first; `ranks` by text id for a search with keywords, else None."""
 
     neighbours: Neighbours
     ranks: Mapping[UUID, FusedRanks] | None = None
@@ -130,21 +84,21 @@ class SearchResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NeighbourCounts:
-    """Texts by the label of their latest prediction, and by that of each version's latest."""
+    """The number of texts by the label of their latest prediction, in all and by model and version."""
 
     sentiments: Mapping[str, int]
     versions: Mapping[tuple[str, str], Mapping[str, int]]
 
 
 class SearchService:
-    """Finds what its caller may see, in a bounded amount of work."""
+    """Searches find only what their caller may see, and do a bounded amount of work."""
 
     def __init__(
         self,
         *,
-        similarity: SimilarityIndex,
-        vectors: VectorRecords,
-        keywords: KeywordIndex,
+        similarity: SimilarityRepository,
+        vectors: VectorRepository,
+        keywords: KeywordRepository,
         embed: Embed,
     ) -> None:
         self._similarity = similarity
@@ -152,123 +106,128 @@ class SearchService:
         self._keywords = keywords
         self._embed = embed
 
-    async def similar(self, search: SearchQuery, caller: Caller) -> SearchResult:
-        """The stored texts nearest in meaning; stored examples themselves are left out.
+    async def find_similar(self, query: SearchQuery, caller: Caller) -> SearchResult:
+        """Return the stored texts nearest in meaning, without the stored examples.
 
         Raises:
-            NotFound: an example that doesn't exist, or isn't the caller's.
-            Invalid: a vector without a direction, or examples that cancel each other out.
-            Conflict: words are sought where texts are encrypted.
+            NotFound: an example doesn't exist or isn't the caller's.
+            Invalid: a vector has no direction, or the examples cancel each other out.
+            Conflict: keywords are given, but the texts are encrypted.
         """
-        vector, stored = await self._wanted(search, caller)
-        filters = search.filters or SimilarityFilters()
-        if search.keywords is not None:
-            return await self._fused(search, vector, filters, stored, caller)
+        vector, example_ids = await self._query_vector(query, caller)
+        if query.keywords is not None:
+            return await self._find_fused(query, vector, example_ids, caller)
         with translate_database_errors():
-            found = await self._similarity.search(
-                vector,
-                k=search.k + len(stored),
-                filters=filters,
-                holder=caller.scope,
-                min_similarity=search.min_similarity,
-                exact=search.exact,
-            )
-        return SearchResult(neighbours=_without(found, stored, search.k))
+            near = await self._find_near(query, vector, query.k + len(example_ids), caller)
+        return SearchResult(neighbours=_without(near, example_ids, query.k))
 
-    async def duplicates(
-        self, example: SearchExample, caller: Caller, *, min_similarity: float = DUPLICATE, k: int = 100
+    async def find_duplicates(
+        self,
+        example: SearchExample,
+        caller: Caller,
+        *,
+        min_similarity: float = DUPLICATE_SIMILARITY,
+        k: int = 100,
     ) -> Neighbours:
-        """At most `k` stored texts of this cosine or more to an example, without the example itself.
+        """Return at most `k` stored texts with at least this cosine to an example, without the example itself.
 
         Raises:
-            NotFound: of the example.
-            Invalid: a vector without a direction.
+            NotFound: the example doesn't exist or isn't the caller's.
+            Invalid: a vector has no direction.
         """
-        (vector,), stored = await self._vectors_of([example], caller, "query")
+        (vector,), example_ids = await self._vectors_of([example], caller, "query")
         with translate_database_errors():
-            found = await self._similarity.search(
+            near = await self._similarity.search(
                 vector, k=k + 1, holder=caller.scope, min_similarity=min_similarity
             )
-        return _without(found, stored, k)
+        return _without(near, example_ids, k)
 
-    async def _wanted(self, search: SearchQuery, caller: Caller) -> tuple[Vector, frozenset[UUID]]:
-        """The vector to be near to, and the stored texts among the examples."""
-        queries = [search.query] if search.query.given else []
-        query, _ = await self._vectors_of(queries, caller, "query")
-        if not search.like and not search.unlike:
-            return query[0], frozenset()
-        like, liked = await self._vectors_of(search.like, caller, "like")
-        unlike, unliked = await self._vectors_of(search.unlike, caller, "unlike")
-        vector = rocchio(query[0] if query else None, like, unlike)
+    async def _find_near(self, query: SearchQuery, vector: Vector, k: int, caller: Caller) -> Neighbours:
+        return await self._similarity.search(
+            vector,
+            k=k,
+            filters=query.filters,
+            holder=caller.scope,
+            min_similarity=query.min_similarity,
+            exact=query.exact,
+        )
+
+    async def _query_vector(self, query: SearchQuery, caller: Caller) -> tuple[Vector, frozenset[UUID]]:
+        """Return the vector to search near, and the ids of the stored texts among the examples."""
+        queries = [query.query] if query.query.is_given else []
+        vectors, _ = await self._vectors_of(queries, caller, "query")
+        if not query.like and not query.unlike:
+            return vectors[0], frozenset()
+        like, like_ids = await self._vectors_of(query.like, caller, "like")
+        unlike, unlike_ids = await self._vectors_of(query.unlike, caller, "unlike")
+        vector = rocchio(vectors[0] if vectors else None, like, unlike)
         if vector is None:
             raise Invalid("the examples cancel each other out: leave some of them out")
-        return vector, liked | unliked
+        return vector, like_ids | unlike_ids
 
     async def _vectors_of(
-        self, examples: Sequence[SearchExample], caller: Caller, place: str
+        self, examples: Sequence[SearchExample], caller: Caller, field_name: str
     ) -> tuple[list[Vector], frozenset[UUID]]:
-        """Unit vectors of the examples, in order, and the ids of those that are stored texts."""
+        """Return the unit vectors of the examples, in order, and the ids of those that are stored texts."""
         texts = [example.text for example in examples if example.text is not None]
         embedded = iter((await self._embed(texts))[0] if texts else ())
-        predictions = [each.prediction_id for each in examples if each.prediction_id is not None]
+        prediction_ids = [each.prediction_id for each in examples if each.prediction_id is not None]
         with translate_database_errors():
-            texts_of = await self._vectors.texts_of(predictions, holder=caller.scope)
-            stored = {each.text_id for each in examples if each.text_id is not None} | set(texts_of.values())
-            vectors = await self._vectors.of_texts(list(stored), holder=caller.scope)
-        found = []
-        for at, example in enumerate(examples):
+            texts_of = await self._vectors.texts_of(prediction_ids, holder=caller.scope)
+            text_ids = {each.text_id for each in examples if each.text_id is not None} | set(
+                texts_of.values()
+            )
+            stored = await self._vectors.of_texts(list(text_ids), holder=caller.scope)
+        vectors = []
+        for index, example in enumerate(examples):
             if example.text is not None:
-                found.append(np.ascontiguousarray(next(embedded), np.float32))
+                vectors.append(np.ascontiguousarray(next(embedded), np.float32))
             elif example.embedding is not None:
-                where: tuple[str | int, ...] = (
-                    ("body", "embedding") if place == "query" else ("body", place, at, "embedding")
+                location: tuple[str | int, ...] = (
+                    ("body", "embedding")
+                    if field_name == "query"
+                    else ("body", field_name, index, "embedding")
                 )
-                found.append(_unit(example.embedding, where))
+                vectors.append(_normalize(example.embedding, location))
             else:
-                found.append(_known(example, texts_of, vectors))
-        return found, frozenset(stored)
+                vectors.append(_stored_vector(example, texts_of, stored))
+        return vectors, frozenset(text_ids)
 
-    async def _fused(
-        self,
-        search: SearchQuery,
-        vector: Vector,
-        filters: SimilarityFilters,
-        stored: frozenset[UUID],
-        caller: Caller,
+    async def _find_fused(
+        self, query: SearchQuery, vector: Vector, example_ids: frozenset[UUID], caller: Caller
     ) -> SearchResult:
+        depth = _FUSION_DEPTH + len(example_ids)
         with translate_database_errors():
             hits = await self._keywords.search(
-                search.keywords or "", limit=_FUSED + len(stored), filters=filters, holder=caller.scope
+                query.keywords or "", limit=depth, filters=query.filters, holder=caller.scope
             )
-            near = await self._similarity.search(
-                vector,
-                k=_FUSED + len(stored),
-                filters=filters,
-                holder=caller.scope,
-                min_similarity=search.min_similarity,
-                exact=search.exact,
-            )
+            near = await self._find_near(query, vector, depth, caller)
             cosines = {each.text_id: each.similarity for each in near.results}
             others = [text_id for text_id in hits.text_ids if text_id not in cosines]
             for text_id, other in (await self._vectors.of_texts(others)).items():
                 cosines[text_id] = min(1.0, max(-1.0, float(other @ vector)))
-            least = -1.0 if search.min_similarity is None else search.min_similarity
+            minimum = -1.0 if query.min_similarity is None else query.min_similarity
 
-            def ranked(text_ids: Sequence[UUID]) -> list[UUID]:
+            def eligible(text_ids: Sequence[UUID]) -> list[UUID]:
                 return [
                     text_id
                     for text_id in text_ids
-                    if text_id not in stored and cosines.get(text_id, -2.0) >= least
-                ][:_FUSED]
+                    if text_id not in example_ids and cosines.get(text_id, -2.0) >= minimum
+                ][:_FUSION_DEPTH]
 
             fused = fuse(
-                {MEANING: ranked([each.text_id for each in near.results]), KEYWORDS: ranked(hits.text_ids)}
-            )[: search.k]
-            known = {each.text_id: each for each in near.results}
-            lacking = [(each.text_id, cosines[each.text_id]) for each in fused if each.text_id not in known]
-            described = await self._similarity.describe(lacking, holder=caller.scope)
-        known |= {each.text_id: each for each in described}
-        results = tuple(known[each.text_id] for each in fused if each.text_id in known)
+                {
+                    MEANING: eligible([each.text_id for each in near.results]),
+                    KEYWORDS: eligible(hits.text_ids),
+                }
+            )[: query.k]
+            neighbours = {each.text_id: each for each in near.results}
+            missing = [
+                (each.text_id, cosines[each.text_id]) for each in fused if each.text_id not in neighbours
+            ]
+            described = await self._similarity.describe(missing, holder=caller.scope)
+        neighbours |= {each.text_id: each for each in described}
+        results = tuple(neighbours[each.text_id] for each in fused if each.text_id in neighbours)
         return SearchResult(
             neighbours=replace(near, results=results, complete=near.complete and hits.complete),
             ranks={
@@ -281,7 +240,7 @@ class SearchService:
 
 
 def count_predictions(neighbours: Neighbours) -> NeighbourCounts:
-    """How the neighbourhood was predicted."""
+    """Count how the found texts were predicted."""
     sentiments: Counter[str] = Counter()
     versions: dict[tuple[str, str], Counter[str]] = {}
     for neighbour in neighbours.results:
@@ -292,12 +251,14 @@ def count_predictions(neighbours: Neighbours) -> NeighbourCounts:
     return NeighbourCounts(sentiments=sentiments, versions=versions)
 
 
-def _without(found: Neighbours, left_out: frozenset[UUID], k: int) -> Neighbours:
-    kept = tuple(each for each in found.results if each.text_id not in left_out)
-    return replace(found, results=kept[:k])
+def _without(neighbours: Neighbours, excluded: frozenset[UUID], k: int) -> Neighbours:
+    kept = tuple(each for each in neighbours.results if each.text_id not in excluded)
+    return replace(neighbours, results=kept[:k])
 
 
-def _known(example: SearchExample, texts_of: Mapping[UUID, UUID], vectors: Mapping[UUID, Vector]) -> Vector:
+def _stored_vector(
+    example: SearchExample, texts_of: Mapping[UUID, UUID], vectors: Mapping[UUID, Vector]
+) -> Vector:
     text_id = example.text_id
     if example.prediction_id is not None:
         text_id = texts_of.get(example.prediction_id)
@@ -308,12 +269,12 @@ def _known(example: SearchExample, texts_of: Mapping[UUID, UUID], vectors: Mappi
     return vectors[text_id]
 
 
-def _unit(values: Sequence[float], where: tuple[str | int, ...]) -> Vector:
+def _normalize(values: Sequence[float], location: tuple[str | int, ...]) -> Vector:
     vector = np.asarray(values, np.float64)
     largest = float(np.abs(vector).max(initial=0.0))
     if largest == 0.0:
         raise Invalid(
-            "the embedding can't be compared", [Problem(loc=where, message="all of its numbers are 0")]
+            "the embedding can't be compared", [Problem(loc=location, message="all of its numbers are 0")]
         )
     # Divided by the largest first, so that no square overflows.
     vector = vector / largest

@@ -33,7 +33,7 @@ async def topics(request: Request, query: Annotated[TopicsQuery, Query()]) -> Re
     services = services_of(request)
     span = TimeRange(since=query.since, until=query.until)
     found = await while_connected(
-        request.receive, services.analytics.topics(query.model, span, most=query.topics)
+        request.receive, services.analytics.find_topics(query.model, span, most=query.topics)
     )
     return serializers.json_response(serializers.topics(found))
 
@@ -45,7 +45,7 @@ async def review(request: Request, query: Annotated[ReviewQuery, Query()]) -> Re
     services = services_of(request)
     span = TimeRange(since=query.since, until=query.until)
     found = await while_connected(
-        request.receive, services.analytics.review(query.model, span, most=query.limit)
+        request.receive, services.analytics.select_for_review(query.model, span, most=query.limit)
     )
     return serializers.json_response(serializers.review(found))
 
@@ -56,7 +56,7 @@ async def diff(request: Request, name: str, query: Annotated[DiffQuery, Query()]
     """The texts on which two versions differ, by meaning."""
     found = await while_connected(
         request.receive,
-        services_of(request).analytics.diff(
+        services_of(request).analytics.compare_versions(
             name,
             query.version_from,
             query.version_to,
@@ -76,7 +76,7 @@ async def drift(request: Request, query: Annotated[DriftQuery, Query()]) -> Resp
     services = services_of(request)
     found = await while_connected(
         request.receive,
-        services.analytics.drift(
+        services.analytics.measure_drift(
             query.model,
             TimeRange(since=query.since, until=query.until),
             TimeRange(since=query.reference_since, until=query.reference_until),

@@ -136,7 +136,9 @@ async def _explained(request: Request, answer: Answer) -> Answer:
     content = orjson.loads(answer.body)
     opinions = services_of(request).label_suggestions
     try:
-        found = await while_connected(request.receive, opinions.of(UUID(content["id"]), caller_of(request)))
+        found = await while_connected(
+            request.receive, opinions.suggest(UUID(content["id"]), caller_of(request))
+        )
         content["second_opinion"] = serializers.opinion(found)
     except ServingError:
         content["second_opinion"] = None

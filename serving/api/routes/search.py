@@ -43,7 +43,7 @@ async def similar(request: Request) -> Response:
         min_similarity=body.min_similarity,
         exact=body.exact,
     )
-    found = await while_connected(request.receive, services.search.similar(search, caller))
+    found = await while_connected(request.receive, services.search.find_similar(search, caller))
     counts = count_predictions(found.neighbours) if body.counts else None
     return serializers.json_response(serializers.found(found, counts))
 
@@ -57,7 +57,7 @@ async def duplicates(request: Request) -> Response:
     services.rate_limiter.take(caller, 1)
     found = await while_connected(
         request.receive,
-        services.search.duplicates(_example(body), caller, min_similarity=body.min_similarity, k=body.k),
+        services.search.find_duplicates(_example(body), caller, min_similarity=body.min_similarity, k=body.k),
     )
     return serializers.json_response(serializers.found(SearchResult(neighbours=found), None))
 

@@ -23,7 +23,7 @@ async def second_opinion(request: Request, prediction_id: UUID) -> Response:
     """What people said of the texts nearest to a prediction's."""
     services, caller = services_of(request), caller_of(request)
     services.rate_limiter.take(caller, 1)
-    found = await while_connected(request.receive, services.label_suggestions.of(prediction_id, caller))
+    found = await while_connected(request.receive, services.label_suggestions.suggest(prediction_id, caller))
     return serializers.json_response(serializers.opinion(found))
 
 
@@ -37,7 +37,7 @@ async def corrections(
     services.rate_limiter.take(caller, 1)
     found = await while_connected(
         request.receive,
-        services.label_suggestions.corrections(
+        services.label_suggestions.suggest_corrections(
             prediction_id, caller, min_similarity=query.min_similarity, k=query.k
         ),
     )

@@ -8,7 +8,7 @@ from pydantic import AwareDatetime, ConfigDict, Field
 from serving.api.schemas.data import PredictionAnswer
 from serving.api.schemas.fields import Body, Moment, Name, Sentiment, Shape
 from serving.api.schemas.search import Cosine
-from serving.search.service import DUPLICATE
+from serving.search.service import DUPLICATE_SIMILARITY
 
 Few = Annotated[int, Field(ge=1, le=50)]
 Some = Annotated[int, Field(ge=1, le=100)]
@@ -48,7 +48,7 @@ class CorrectionsQuery(Body):
 
     model_config = ConfigDict(strict=False)
 
-    min_similarity: Cosine = DUPLICATE
+    min_similarity: Cosine = DUPLICATE_SIMILARITY
     k: Some = 100
 
 

@@ -9,7 +9,7 @@ from pydantic.config import JsonDict
 from db.schema.tables import DIMENSIONS
 from serving.api.schemas.data import FeedbackAnswer, PredictionAnswer
 from serving.api.schemas.fields import WHOLE, Body, Moment, Name, Sentiment, Shape, Text
-from serving.search.service import DUPLICATE
+from serving.search.service import DUPLICATE_SIMILARITY
 
 MAX_EXAMPLES: Final = 20
 
@@ -111,7 +111,7 @@ class DuplicatesRequest(ExampleRequest):
         }
     )
 
-    min_similarity: Cosine = DUPLICATE
+    min_similarity: Cosine = DUPLICATE_SIMILARITY
     k: Neighbours = 100
 
 

@@ -1,0 +1,159 @@
+"""The computations behind the analytics, on samples in memory. Pure."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final, TypeAlias
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+
+from db.analytics.disagreements import Disagreement
+from db.analytics.labels import LabelledText
+from db.analytics.windows import JudgedPrediction, SampledText, Window
+from registry.analysis.clusters import TextCluster, cluster_vectors, find_distinctive_words
+from registry.analysis.mmd import compute_mmd, find_novel
+from registry.analysis.neighbour_vote import score_informativeness, select_diverse
+from registry.analysis.psi import compute_psi
+from registry.bundles.bundle import LABELS
+from serving.analytics.results import (
+    Accuracy,
+    DisagreementCluster,
+    Drift,
+    ReviewCandidate,
+    SampleSummary,
+    Topic,
+)
+from serving.search.label_suggestions import MIN_VOTE_SIMILARITY
+from serving.search.service import DUPLICATE_SIMILARITY
+
+# The kernel compares every text with every other, so fewer of them are compared.
+KERNEL_TEXTS: Final = 500
+EXAMPLES: Final = 3
+CONFIDENCE_BINS: Final = 10
+
+Vectors: TypeAlias = NDArray[np.float32]
+
+
+def group_topics(sample: Sequence[SampledText], judged: Sequence[JudgedPrediction], most: int) -> list[Topic]:
+    """Group a sample into at most `most` topics, with the accuracy of each version by the judged predictions."""
+    judgements: dict[UUID, list[JudgedPrediction]] = {}
+    for each in judged:
+        judgements.setdefault(each.text_id, []).append(each)
+    topics = []
+    for group, words in _groups(sample, most):
+        members = [sample[row] for row in group.rows]
+        given = [each for member in members for each in judgements.get(member.text_id, ())]
+        versions = sorted({each.version for each in given}, key=lambda version: (len(version), version))
+        topics.append(
+            Topic(
+                texts=len(members),
+                words=words,
+                sentiments=Counter(member.label for member in members),
+                accuracy=[
+                    Accuracy(
+                        version=version,
+                        judged=sum(each.version == version for each in given),
+                        right=sum(each.version == version and each.is_correct for each in given),
+                    )
+                    for version in versions
+                ],
+                examples=[
+                    (member, float(cosine))
+                    for member, cosine in zip(members[:EXAMPLES], group.cosines[:EXAMPLES], strict=True)
+                ],
+            )
+        )
+    return topics
+
+
+def rank_for_review(
+    candidates: Sequence[SampledText], labelled: Sequence[LabelledText], most: int
+) -> list[ReviewCandidate]:
+    """Return at most `most` candidates, no two of them near-duplicates, the most useful to judge first."""
+    if not candidates:
+        return []
+    vectors = _vectors(candidates)
+    scores = np.array([[each.scores[label] for label in LABELS] for each in candidates], np.float64)
+    labels = [LABELS.index(each.label) for each in labelled]
+    value = score_informativeness(scores, vectors, _vectors(labelled), labels, min_cosine=MIN_VOTE_SIMILARITY)
+    return [
+        ReviewCandidate(
+            text=candidates[row],
+            score=float(value.score[row]),
+            uncertainty=float(value.uncertainty[row]),
+            density=float(value.density[row]),
+            disagreement=float(value.disagreement[row]),
+        )
+        for row in select_diverse(value.score, vectors, limit=most, max_cosine=DUPLICATE_SIMILARITY)
+    ]
+
+
+def cluster_differences(differences: Sequence[Disagreement], most: int) -> list[DisagreementCluster]:
+    """Group texts on which two versions disagree into at most `most` clusters."""
+    return [
+        DisagreementCluster(
+            texts=len(group.rows),
+            words=words,
+            examples=[differences[row] for row in group.rows[:EXAMPLES]],
+        )
+        for group, words in _groups(differences, most)
+    ]
+
+
+def measure_drift(
+    model: str,
+    reference: tuple[Window, Sequence[SampledText]],
+    recent: tuple[Window, Sequence[SampledText]],
+    most: int,
+) -> Drift:
+    """Compare the sample of a recent window with that of a reference window."""
+    before, after = _summarize(*reference), _summarize(*recent)
+    old, new = _vectors(reference[1]), _vectors(recent[1])
+    # Samples are ordered by time: evenly spaced rows cover the whole window.
+    return Drift(
+        model=model,
+        recent=after,
+        reference=before,
+        embeddings=compute_mmd(_thinned(old, KERNEL_TEXTS), _thinned(new, KERNEL_TEXTS)),
+        labels=compute_psi(
+            [before.labels.get(label, 0) for label in LABELS],
+            [after.labels.get(label, 0) for label in LABELS],
+        ),
+        confidences=compute_psi(before.confidences, after.confidences),
+        novel=[(recent[1][each.row], each.nearest) for each in find_novel(old, new, limit=most)],
+    )
+
+
+def _summarize(window: Window, sample: Sequence[SampledText]) -> SampleSummary:
+    bins = [0] * CONFIDENCE_BINS
+    for each in sample:
+        bins[min(int(each.confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)] += 1
+    return SampleSummary(
+        window=window,
+        sampled=len(sample),
+        labels=Counter(each.label for each in sample),
+        confidences=bins,
+        versions=Counter(each.version for each in sample),
+        confidence=sum(each.confidence for each in sample) / len(sample) if sample else None,
+    )
+
+
+def _groups(
+    texts: Sequence[SampledText] | Sequence[Disagreement], most: int
+) -> list[tuple[TextCluster, list[str]]]:
+    """Group texts by meaning; each group comes with its distinctive words."""
+    groups = cluster_vectors(_vectors(texts), max_clusters=most)
+    return list(zip(groups, find_distinctive_words([each.text for each in texts], groups), strict=True))
+
+
+def _vectors(texts: Sequence[SampledText] | Sequence[Disagreement] | Sequence[LabelledText]) -> Vectors:
+    """Stack the vectors of texts: float32 [n, d]."""
+    return np.stack([each.vector for each in texts]) if texts else np.zeros((0, 0), np.float32)
+
+
+def _thinned(vectors: Vectors, most: int) -> Vectors:
+    """Return at most `most` of the rows, evenly spaced."""
+    if len(vectors) <= most:
+        return vectors
+    return vectors[np.linspace(0, len(vectors) - 1, most).round().astype(np.int64)]
