@@ -10,22 +10,22 @@ DatabaseError
 │   ├── ForeignInstallation
 │   └── ForeignTextKeys
 ├── Unreadable             a stored value can't be decrypted
-├── NotFound               no such row, or not the caller's
+├── NotFound               no such row, or another caller's
 ├── Duplicate              a row with that name exists
-├── Contested              another change of the same thing is under way, or came first
+├── Contested              another change of the same thing is in progress, or came first
 ├── Conflict               the row's state forbids it
 ├── Rejected               the database refuses the value
-│   └── NotPermitted       the database's role may not do that
+│   └── NotPermitted       the database's role lacks the right
 ├── EmbeddedServerError    the embedded server can't be set up, started or stopped
 │   └── AlreadyOwned
-└── BackupError            a backup can't be made or brought back
+└── BackupError            a backup can't be taken or restored
     ├── BackupFailed       a tool of PostgreSQL failed
-    ├── BackupUnwritable   where it should lie something lies already, or no folder is
+    ├── BackupUnwritable   the target exists already, or its folder doesn't
     ├── BackupDamaged
     ├── BackupTooNew
-    └── NotEmpty           where it should be brought back there are data
+    └── NotEmpty           the target of the restore holds data
 
-`translated` wraps psycopg's and SQLAlchemy's exceptions once; nothing foreign leaves this package.
+`translate_driver_errors` wraps the exceptions of psycopg and SQLAlchemy once; none of them leaves this package.
 """
 
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ from sqlalchemy.exc import TimeoutError as SqlAlchemyTimeout
 
 
 class DatabaseError(Exception):
-    """The database can't do what was asked; the message says why and what to do."""
+    """The database can't do it; the message says why and what to do."""
 
 
 class Unavailable(DatabaseError):
@@ -47,7 +47,7 @@ class Unavailable(DatabaseError):
 
 
 class ClockBeyondPartitions(Unavailable):
-    """The clock reads a time for which no partition exists yet."""
+    """No partition exists yet for the time that the clock reads."""
 
 
 class Unsuitable(DatabaseError):
@@ -71,15 +71,15 @@ class ForeignInstallation(Unsuitable):
 
 
 class ForeignTextKeys(Unsuitable):
-    """Values are stored under a text key that isn't given, or that isn't the one given under its id."""
+    """Values are encrypted under a text key that is missing, or whose id is given for another key."""
 
 
 class Unreadable(DatabaseError):
-    """A stored value can't be decrypted: its key isn't given, or it isn't what was stored there."""
+    """A stored value can't be decrypted: its key is missing, or the value was changed or moved."""
 
 
 class NotFound(DatabaseError):
-    """No such row, or not the caller's."""
+    """No such row, or it belongs to another caller."""
 
 
 class Duplicate(DatabaseError):
@@ -87,11 +87,11 @@ class Duplicate(DatabaseError):
 
 
 class Contested(DatabaseError):
-    """Another change of the same thing is under way, or came first."""
+    """Another change of the same thing is in progress, or came first."""
 
 
 class Conflict(DatabaseError):
-    """The row's present state forbids what was asked."""
+    """The row's present state forbids the change."""
 
 
 class Rejected(DatabaseError):
@@ -99,7 +99,7 @@ class Rejected(DatabaseError):
 
 
 class NotPermitted(Rejected):
-    """The role that Valence connects as may not do that."""
+    """The role that Valence connects as lacks the right."""
 
 
 class EmbeddedServerError(DatabaseError):
@@ -111,7 +111,7 @@ class AlreadyOwned(EmbeddedServerError):
 
 
 class BackupError(DatabaseError):
-    """A backup can't be made or brought back."""
+    """A backup can't be taken or restored."""
 
 
 class BackupFailed(BackupError):
@@ -119,22 +119,22 @@ class BackupFailed(BackupError):
 
 
 class BackupUnwritable(BackupError):
-    """Where the backup should lie something lies already, or no folder is."""
+    """The backup's file exists already, or its folder doesn't."""
 
 
 class BackupDamaged(BackupError):
-    """A backup isn't whole, or a file of it differs from its digest."""
+    """A backup is incomplete, or a file in it differs from its digest."""
 
 
 class BackupTooNew(BackupError):
-    """A backup was made by a release that knows more than this one."""
+    """A backup has the format of a later release."""
 
 
 class NotEmpty(BackupError):
-    """Where a backup should be brought back there are data."""
+    """The target of the restore already holds data."""
 
 
-# Besides psycopg's OperationalError: states in which the same statement may succeed later.
+# The same statement may succeed later.
 _TRANSIENT = (
     psycopg.OperationalError,
     psycopg.InternalError,
@@ -146,14 +146,14 @@ _TRANSIENT = (
 
 
 def translate(error: Exception, *, detailed: bool = False) -> DatabaseError:
-    """The db error that stands for a foreign one. Never carries a row's values, only names and codes.
+    """Return the db error for an exception of a driver; it carries names and codes, never values of rows.
 
-    `says_why`: with the words of a connection that failed, which name host and role: for operators, not for clients.
+    `detailed` adds the message of a failed connection, which names host and role: for operators, not for clients.
     """
     if isinstance(error, DatabaseError):
         return error
     if isinstance(error, SqlAlchemyTimeout):
-        return Unavailable("no connection to the database came free in time")
+        return Unavailable("no connection to the database became free in time")
     original = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(original, Exception) and isinstance(original, _TRANSIENT):
         code = getattr(original, "sqlstate", None)
@@ -174,8 +174,8 @@ def translate(error: Exception, *, detailed: bool = False) -> DatabaseError:
             "owner, everything else the grants that `valence db roles` gives"
         )
     if isinstance(original, psycopg.Error):
-        place = original.diag.constraint_name or original.diag.column_name or original.diag.table_name
-        where = f" at {place}" if place else ""
+        name = original.diag.constraint_name or original.diag.column_name or original.diag.table_name
+        where = f" at {name}" if name else ""
         return Rejected(
             f"the database refused the value{where} ({type(original).__name__}, {original.sqlstate})"
         )
@@ -186,7 +186,7 @@ def translate(error: Exception, *, detailed: bool = False) -> DatabaseError:
 
 @contextmanager
 def translate_driver_errors(*, detailed: bool = False) -> Iterator[None]:
-    """Turns what psycopg, its pool and SQLAlchemy raise into this tree; `says_why` as `translate` has it."""
+    """Raise the exceptions of psycopg, its pool and SQLAlchemy as errors of this tree; see `translate`."""
     try:
         yield
     except (psycopg.Error, DBAPIError, SqlAlchemyTimeout) as error:

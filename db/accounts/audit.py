@@ -4,7 +4,7 @@ Holds ids and names, never texts.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from operator import eq, ge, lt
 from typing import Any
@@ -30,6 +30,9 @@ class AuditEntry:
     action: str
     subject: str
     detail: Mapping[str, Any]
+
+
+_COLUMNS = [getattr(_A, each.name) for each in fields(AuditEntry)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,11 +74,7 @@ class AuditRepository:
             Rejected: no page gave this cursor.
         """
         filters = filters or AuditFilters()
-        query = (
-            select(_A.id, _A.at, _A.actor, _A.action, _A.subject, _A.detail)
-            .order_by(_A.id.desc())
-            .limit(limit + 1)
-        )
+        query = select(*_COLUMNS).order_by(_A.id.desc()).limit(limit + 1)
         for column, compare, value in (
             (_A.actor, eq, filters.actor),
             (_A.action, eq, filters.action),

@@ -1,8 +1,9 @@
-"""API keys: digests, roles, owners, and the end of each. Never sees a key itself."""
+"""API keys: digests, roles, owners and ends. Never sees a key itself."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
+from typing import Final, LiteralString
 from uuid import UUID
 
 import psycopg
@@ -20,7 +21,7 @@ _K = tables.ApiKeyRow
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewKey:
-    """A key to be added; `digest` is the SHA-256 of the key, `rate_limit` texts a second."""
+    """A key to be added; `digest` is the SHA-256 of the key, `rate_limit` is in texts a second."""
 
     id: UUID
     digest: bytes = field(repr=False)
@@ -48,8 +49,15 @@ class Key:
 
     @property
     def holder_id(self) -> UUID:
-        """Whom predictions made with this key belong to: its owner, or the key itself."""
+        """The owner of the predictions made with this key: the key's owner, or the key itself."""
         return self.owner_id or self.id
+
+
+_COLUMNS = [getattr(_K, each.name) for each in fields(Key)]
+_FIND: Final[LiteralString] = (
+    "SELECT id, owner_id, digest, role, name, rate_limit, created_at, expires_at, revoked_at, last_used_at "
+    "FROM api_keys WHERE id = %s"
+)
 
 
 class KeyRepository:
@@ -59,24 +67,15 @@ class KeyRepository:
         self._database = database
 
     async def create(self, new: NewKey, *, actor: UUID | None) -> Key:
-        """Adds a key; `actor` is the key that asks, None the platform at its first start.
+        """Add a key; `actor` is the key that asks for it, None the platform at its first start.
 
         Raises:
             NotFound: the owner isn't a user.
-            Duplicate: the id or the digest is there already.
+            Duplicate: the id or the digest exists already.
         """
-        values = {
-            "id": new.id,
-            "digest": new.digest,
-            "role": new.role,
-            "name": new.name,
-            "owner_id": new.owner_id,
-            "rate_limit": new.rate_limit,
-            "expires_at": new.expires_at,
-        }
         async with self._database.begin() as connection:
             try:
-                row = (await connection.execute(insert(_K).values(values).returning(*_COLUMNS))).one()
+                row = (await connection.execute(insert(_K).values(asdict(new)).returning(*_COLUMNS))).one()
             except IntegrityError as error:
                 if isinstance(error.orig, psycopg.errors.ForeignKeyViolation):
                     raise NotFound(f"there is no user {new.owner_id}") from error
@@ -89,16 +88,16 @@ class KeyRepository:
         return Key(**row._mapping)
 
     async def find(self, key_id: UUID) -> Key | None:
-        """The key as it is now, revoked or not; for every authentication that no cache answers."""
+        """Return the key, revoked or not, or None; each authentication that misses the cache asks for it."""
         async with (
             self._database.hot_read() as connection,
             connection.cursor(row_factory=class_row(Key)) as cursor,
         ):
-            await cursor.execute(_BY_ID, (key_id,), binary=True)
+            await cursor.execute(_FIND, (key_id,), binary=True)
             return await cursor.fetchone()
 
     async def list(self, *, owner_id: UUID | None = None) -> tuple[Key, ...]:
-        """All keys, or one owner's, oldest first."""
+        """Return all keys, or one owner's, oldest first."""
         query = select(*_COLUMNS).where(_K.id != tables.NIL_ID).order_by(_K.created_at, _K.id)
         if owner_id is not None:
             query = query.where(_K.owner_id == owner_id)
@@ -106,14 +105,14 @@ class KeyRepository:
             return tuple(Key(**row._mapping) for row in await connection.execute(query))
 
     async def revoke(self, key_id: UUID, *, actor: UUID | None) -> Key:
-        """Ends a key; again: changes nothing.
+        """Revoke a key; if it is revoked already, change nothing.
 
         Raises:
             NotFound: no such key.
         """
-        ended = update(_K).where(_K.id == key_id, _K.revoked_at.is_(None)).values(revoked_at=func.now())
+        statement = update(_K).where(_K.id == key_id, _K.revoked_at.is_(None)).values(revoked_at=func.now())
         async with self._database.begin() as connection:
-            changed = await connection.execute(ended)
+            changed = await connection.execute(statement)
             row = (await connection.execute(select(*_COLUMNS).where(_K.id == key_id))).one_or_none()
             if row is None:
                 raise NotFound(f"there is no key {key_id}")
@@ -122,7 +121,7 @@ class KeyRepository:
         return Key(**row._mapping)
 
     async def touch(self, used: Mapping[UUID, datetime]) -> None:
-        """Notes when keys were last used; never earlier than noted already."""
+        """Record when keys were last used; an earlier time never replaces a later one."""
         async with self._database.begin() as connection:
             await connection.execute(
                 text(
@@ -132,21 +131,3 @@ class KeyRepository:
                 ),
                 {"ids": list(used), "times": list(used.values())},
             )
-
-
-_COLUMNS = (
-    _K.id,
-    _K.owner_id,
-    _K.digest,
-    _K.role,
-    _K.name,
-    _K.rate_limit,
-    _K.created_at,
-    _K.expires_at,
-    _K.revoked_at,
-    _K.last_used_at,
-)
-_BY_ID = (
-    "SELECT id, owner_id, digest, role, name, rate_limit, created_at, expires_at, revoked_at, last_used_at "
-    "FROM api_keys WHERE id = %s"
-)

@@ -1,6 +1,6 @@
-"""Users: whom predictions are about and who may own keys."""
+"""Users: the people that predictions are about and that own keys."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from uuid import UUID, uuid4
 
@@ -26,6 +26,9 @@ class User:
     created_at: datetime
 
 
+_COLUMNS = [getattr(_U, each.name) for each in fields(User)]
+
+
 class UserRepository:
     """Usernames and e-mail addresses are unique, whatever their case."""
 
@@ -33,7 +36,7 @@ class UserRepository:
         self._database = database
 
     async def create(self, *, username: str, email: str, actor: UUID | None) -> User:
-        """Adds a user; `actor` is the key that asks.
+        """Add a user; `actor` is the key that asks for it.
 
         Raises:
             Duplicate: the username or the address is taken.
@@ -44,11 +47,8 @@ class UserRepository:
                 row = (await connection.execute(statement)).one()
             except IntegrityError as error:
                 if isinstance(error.orig, psycopg.errors.UniqueViolation):
-                    taken = (
-                        "e-mail address"
-                        if error.orig.diag.constraint_name == "uq_users_email"
-                        else "username"
-                    )
+                    by_email = error.orig.diag.constraint_name == "uq_users_email"
+                    taken = "e-mail address" if by_email else "username"
                     raise Duplicate(f"a user with this {taken} exists already") from error
                 raise
             user = User(**row._mapping)
@@ -56,7 +56,7 @@ class UserRepository:
         return user
 
     async def get(self, user_id: UUID) -> User:
-        """One user.
+        """Return one user.
 
         Raises:
             NotFound: no such user.
@@ -68,10 +68,7 @@ class UserRepository:
         return User(**row._mapping)
 
     async def exists(self, user_id: UUID) -> bool:
-        """Whether there is such a user, at little cost: for the prediction path."""
+        """Return whether there is such a user; cheap, because the prediction path asks."""
         async with self._database.hot_read() as connection:
             cursor = await connection.execute("SELECT 1 FROM users WHERE id = %s", (user_id,))
             return await cursor.fetchone() is not None
-
-
-_COLUMNS = (_U.id, _U.username, _U.email, _U.created_at)

@@ -1,1 +1,1 @@
-"""What every other package of db stands on: ids, encryption, URLs, binary arrays. Knows no table."""
+"""Foundations of the other packages of db: ids, encryption, URLs, binary arrays. Knows no table."""

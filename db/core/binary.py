@@ -1,6 +1,6 @@
 """PostgreSQL's binary arrays, built column by column without psycopg's per-value dispatch.
 
-Owns bytes and layouts only; never knows tables or statements.
+Owns bytes and layouts; never knows tables or statements.
 """
 
 import struct
@@ -31,7 +31,7 @@ _LENGTH: Final = struct.Struct(">I").pack
 
 
 class BinaryParameter:
-    """A parameter that is in PostgreSQL's binary format already; the statement's cast names its type."""
+    """A parameter already in PostgreSQL's binary format; the statement's cast names its type."""
 
     __slots__ = ("data",)
 
@@ -51,46 +51,46 @@ psycopg.adapters.register_dumper(BinaryParameter, _BinaryParameterDumper)
 
 
 def encode_uuids(values: Sequence[UUID | None]) -> BinaryParameter:
-    """uuid[]"""
+    """Return a uuid[]."""
     body = b"".join([_NULL if value is None else _UUID_LENGTH + value.bytes for value in values])
     return _array(_UUID, len(values), body, nulls=True)
 
 
 def encode_texts(values: Sequence[str | None]) -> BinaryParameter:
-    """text[]"""
+    """Return a text[]."""
     return _variable(_TEXT, [None if value is None else value.encode() for value in values])
 
 
 def encode_blobs(values: Sequence[bytes | None]) -> BinaryParameter:
-    """bytea[]"""
+    """Return a bytea[]."""
     return _variable(_BYTEA, values)
 
 
 def encode_reals(values: Sequence[float]) -> BinaryParameter:
-    """real[]"""
+    """Return a real[]."""
     return _fixed(_REAL, ">f4", values)
 
 
 def encode_booleans(values: Sequence[bool]) -> BinaryParameter:
-    """boolean[]"""
+    """Return a boolean[]."""
     return _fixed(_BOOL, "?", values)
 
 
 def encode_smallints(values: Sequence[int]) -> BinaryParameter:
-    """smallint[]"""
+    """Return a smallint[]."""
     return _fixed(_SMALLINT, ">i2", values)
 
 
 def encode_integers(values: Sequence[int]) -> BinaryParameter:
-    """integer[]"""
+    """Return an integer[]."""
     return _fixed(_INTEGER, ">i4", values)
 
 
 def encode_halfvecs(values: Sequence[bytes], *, dimensions: int, oid: int) -> BinaryParameter:
-    """halfvec[] from vectors of little-endian float16; `oid` is the type's number in this database.
+    """Return a halfvec[] of vectors of little-endian float16; `oid` is the type's number in this database.
 
     Raises:
-        ValueError: a vector has another length.
+        ValueError: a vector has another number of dimensions.
     """
     size = 2 * dimensions
     if any(len(value) != size for value in values):
@@ -107,12 +107,12 @@ def encode_halfvecs(values: Sequence[bytes], *, dimensions: int, oid: int) -> Bi
 
 
 def encode_halfvec(vector: "np.ndarray[tuple[int], np.dtype[np.float32]]") -> BinaryParameter:
-    """One halfvec, rounded to float16."""
+    """Return one halfvec, rounded to float16."""
     return BinaryParameter(struct.pack(">HH", len(vector), 0) + vector.astype(">f2").tobytes())
 
 
 def decode_vectors(values: Sequence[bytes], *, dimensions: int) -> "np.ndarray[Any, np.dtype[np.float32]]":
-    """float32 [n, dimensions] of what `halfvec_send` gave."""
+    """Return float32 [n, dimensions] from the output of `halfvec_send`."""
     if not values:
         return np.zeros((0, dimensions), np.float32)
     rows = np.frombuffer(b"".join(values), [("head", ">u4"), ("vector", ">f2", (dimensions,))])

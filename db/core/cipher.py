@@ -1,6 +1,7 @@
-"""What people wrote, sealed: AES-256-GCM under keys from outside, each value bound to the row that it stands in.
+"""Encryption of what people wrote: AES-256-GCM, each value bound to the row that holds it.
 
-Owns the keys, the sealed form and what it is bound to (docs/decisions/0010). Never reads or writes the database.
+Owns the keys, the sealed form and the location that a value is bound to (docs/decisions/0010). Never reads or writes
+the database.
 """
 
 import base64
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from db.errors import Unreadable
 
-# Stands before the keys in a setting under which nothing new is encrypted.
+# Comes before the keys in a setting that encrypts nothing new.
 PLAIN: Final = "plain"
 _VARIABLE: Final = "VALENCE_TEXT_KEYS"
 _KEY_BYTES: Final = 32
@@ -29,30 +30,30 @@ _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 
 
 class BadTextKeys(ValueError):
-    """VALENCE_TEXT_KEYS can't be used; the message says which part of it, and never what stands there."""
+    """VALENCE_TEXT_KEYS can't be used; the message says which part is wrong, and never quotes a key."""
 
 
 class Cipher:
-    """The first key seals, every key opens; without keys nothing is sealed and nothing can be opened.
+    """The first key seals, every key opens; without keys nothing is sealed or opened.
 
     A sealed value is: the form (a byte, 1), the length of the key's id (a byte), the id, 12 random bytes, ciphertext,
-    16 bytes of tag. The tag covers all of it and the place. `seals` False: what is there can be opened, nothing is
-    sealed any more.
+    16 bytes of tag. The tag covers all of it and the location. If `seals` is False, values are opened but no longer
+    sealed.
     """
 
     def __init__(self, keys: Mapping[str, bytes] | None = None, *, seals: bool = True) -> None:
         keys = keys or {}
-        self._boxes = {key_id: AESGCM(key) for key_id, key in keys.items()}
+        self._ciphers = {key_id: AESGCM(key) for key_id, key in keys.items()}
         self.fingerprints: Mapping[str, bytes] = {key_id: _fingerprint(key) for key_id, key in keys.items()}
         self.sealing_key: str | None = next(iter(keys), None) if seals else None
         self.prefix: bytes | None = None if self.sealing_key is None else _prefix(self.sealing_key)
 
     @classmethod
     def parse(cls, setting: str) -> Self:
-        """A cipher of `id:base64,id:base64,…`, each of 32 bytes; `plain` before them: nothing new is sealed.
+        """Return the cipher of `id:base64,id:base64,…`, keys of 32 bytes; after a leading `plain` it seals nothing.
 
         Raises:
-            BadTextKeys: it isn't that.
+            BadTextKeys: the setting has another form.
         """
         parts = [part.strip() for part in setting.split(",")] if setting.strip() else []
         seals = parts[:1] != [PLAIN]
@@ -60,97 +61,97 @@ class Cipher:
         for number, part in enumerate(parts, start=1):
             if number == 1 and not seals:
                 continue
-            key_id, key = _parsed(part, number)
+            key_id, key = _parse_key(part, number)
             if key_id in keys:
-                raise BadTextKeys(
-                    f"{_VARIABLE} gives two keys of the id {key_id}: give each an id of its own"
-                )
+                raise BadTextKeys(f"{_VARIABLE} gives two keys with the id {key_id}: give each its own id")
             if key in keys.values():
-                raise BadTextKeys(f"{_VARIABLE} gives the key {key_id} twice, under another id")
+                raise BadTextKeys(f"{_VARIABLE} gives the key {key_id} twice, under two ids: remove one")
             keys[key_id] = key
         if not seals and not keys:
             raise BadTextKeys(
-                f"{_VARIABLE} says `{PLAIN}` and gives no key to decrypt by: leave it unset instead"
+                f"{_VARIABLE} says `{PLAIN}` but gives no key to decrypt with: unset it instead"
             )
         return cls(keys, seals=seals)
 
     @property
     def has_keys(self) -> bool:
         """Whether there is any key."""
-        return bool(self._boxes)
+        return bool(self._ciphers)
 
-    def seal(self, place: str, value: bytes) -> bytes | None:
-        """The value as it is stored at its place; None if it is stored as it is."""
+    def seal(self, location: str, value: bytes) -> bytes | None:
+        """Return the sealed value for its location, or None if nothing is sealed."""
         if self.sealing_key is None or self.prefix is None:
             return None
         nonce = os.urandom(_NONCE_BYTES)
-        sealed = self._boxes[self.sealing_key].encrypt(nonce, value, self.prefix + place.encode())
+        sealed = self._ciphers[self.sealing_key].encrypt(nonce, value, self.prefix + location.encode())
         return self.prefix + nonce + sealed
 
-    def open(self, place: str, sealed: bytes) -> bytes:
-        """What was sealed for this place.
+    def open(self, location: str, sealed: bytes) -> bytes:
+        """Return the value that was sealed for this location.
 
         Raises:
-            Unreadable: the key isn't given, or the value isn't what was sealed here.
+            Unreadable: the key is missing, or the value was changed or moved here.
         """
-        where = place.partition("\0")[0]
+        where = location.partition("\0")[0]
         if len(sealed) < 2 or sealed[0] != _FORM:
-            raise Unreadable(f"{where} is stored in a form that this release doesn't know")
+            raise Unreadable(
+                f"{where} is stored in a form that this release doesn't know: use a later release"
+            )
         end = 2 + sealed[1]
         key_id = sealed[2:end].decode("ascii", "replace")
-        box = self._boxes.get(key_id)
-        if box is None:
+        cipher = self._ciphers.get(key_id)
+        if cipher is None:
             raise Unreadable(f"{where} is encrypted under the key {key_id}, which {_VARIABLE} doesn't give")
-        head, nonce, rest = sealed[:end], sealed[end : end + _NONCE_BYTES], sealed[end + _NONCE_BYTES :]
+        prefix, nonce, rest = sealed[:end], sealed[end : end + _NONCE_BYTES], sealed[end + _NONCE_BYTES :]
         try:
             if len(rest) < _TAG_BYTES:
                 raise InvalidTag
-            return box.decrypt(nonce, rest, head + place.encode())
+            return cipher.decrypt(nonce, rest, prefix + location.encode())
         except InvalidTag:
             raise Unreadable(
                 f"{where} isn't what was encrypted there under the key {key_id}: it was changed, or moved here"
             ) from None
 
-    def read(self, place: str, plain: str, sealed: bytes | None) -> str:
-        """The text of a row, whichever of its two columns holds it. Raises as `open`."""
-        return plain if sealed is None else self.open(place, sealed).decode()
+    def read(self, location: str, plain: str, sealed: bytes | None) -> str:
+        """Return the text of a row from whichever of its two columns holds it; raise as `open` does."""
+        return plain if sealed is None else self.open(location, sealed).decode()
 
 
 def text_location(text_id: UUID) -> str:
-    """The place of a text."""
+    """Return the location of a text."""
     return f"text {text_id}"
 
 
 def comment_location(prediction_id: UUID, holder_id: UUID) -> str:
-    """The place of a comment."""
+    """Return the location of a comment."""
     return f"comment {prediction_id} {holder_id}"
 
 
 def answer_location(holder_id: UUID, route: str, key: str) -> str:
-    """The place of an answer that is kept for repetitions. No column holds a NUL, so that places stay apart."""
+    """Return the location of a stored answer. No column holds a NUL, so no two locations are equal."""
     return f"answer {holder_id}\0{route}\0{key}"
 
 
 def generate_text_key(key_id: str) -> str:
-    """A new key as the setting takes it.
+    """Return a new key in the setting's form, `id:base64`.
 
     Raises:
-        BadTextKeys: that can't be a key's id.
+        BadTextKeys: the id is malformed.
     """
     _require_id(key_id, "a key's id")
     return f"{key_id}:{base64.b64encode(os.urandom(_KEY_BYTES)).decode()}"
 
 
-def _parsed(part: str, number: int) -> tuple[str, bytes]:
+def _parse_key(part: str, number: int) -> tuple[str, bytes]:
     key_id, colon, text = part.partition(":")
     where = f"{_VARIABLE}, key {number}"
     if not colon:
-        raise BadTextKeys(f"{where}: there is no `id:` (`valence db key` makes one as it should be)")
+        raise BadTextKeys(f"{where}: there is no `id:` (`valence db key` makes a key in the right form)")
     _require_id(key_id, where)
     try:
         key = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise BadTextKeys(f"{where}: what follows `{key_id}:` is not base64") from None
+        raise BadTextKeys(f"{where}: the part after `{key_id}:` is not base64") from None
     if len(key) != _KEY_BYTES:
         raise BadTextKeys(f"{where}: {key_id} has {len(key)} bytes instead of {_KEY_BYTES}")
     return key_id, key

@@ -1,6 +1,6 @@
-"""Identities: UUIDv7 for predictions, keyed hashes for texts.
+"""Ids: UUIDv7 for predictions, keyed hashes for texts.
 
-Owns what an id means and how it is made. Never reads or writes the database.
+Owns how ids are made and read. Never reads or writes the database.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ _TICKS = 4096  # of a millisecond: the 12 bits after the version
 class Uuid7Clock:
     """UUIDv7 ids (RFC 9562, method 3) that only grow within a process, whatever its clock does.
 
-    A wall clock that steps back is waited out by counting on from the last id. `bound` keeps the ids within
-    the partitions that exist: an earlier time is lifted to the first of them, a later one is refused.
+    If the wall clock steps back, ids count on from the last one. `set_bounds` keeps them within the existing
+    partitions: an earlier time is raised to the first partition, a later one is refused.
     """
 
     def __init__(self, now_ns: Callable[[], int] = time.time_ns) -> None:
@@ -36,13 +36,13 @@ class Uuid7Clock:
         self._lock = threading.Lock()
 
     def set_bounds(self, start: datetime, end: datetime) -> None:
-        """Ids lie in [start, end) from now on; both are bounds of partitions."""
+        """Keep ids in [start, end) from now on; both are bounds of partitions."""
         with self._lock:
             self._last = max(self._last, _milliseconds(start) * _TICKS - 1)
             self._end = _milliseconds(end) * _TICKS
 
     def next(self) -> UUID:
-        """The next id.
+        """Return the next id.
 
         Raises:
             ClockBeyondPartitions: the clock has passed the last partition.
@@ -53,7 +53,7 @@ class Uuid7Clock:
             tick = max(now, self._last + 1)
             if tick >= self._end:
                 raise ClockBeyondPartitions(
-                    "the clock reads a time beyond the partitions made so far: they are made ahead of time, "
+                    "the clock reads a time beyond the last partition: partitions are made ahead of time, "
                     "so check this machine's clock"
                 )
             self._last = tick
@@ -62,15 +62,15 @@ class Uuid7Clock:
 
 
 def uuid7_time(value: UUID) -> datetime:
-    """When a UUIDv7 was made, cut to the microsecond, in UTC."""
+    """Return when a UUIDv7 was made, in UTC, cut to the microsecond."""
     bits = value.int
     return _EPOCH + timedelta(milliseconds=bits >> 80, microseconds=((bits >> 64) & 0xFFF) * 1000 // _TICKS)
 
 
 def uuid7_floor(moment: datetime) -> UUID:
-    """The smallest id that a UUIDv7 made at or after `moment` can have; also a bound between partitions.
+    """Return the smallest UUIDv7 that can be made at or after `moment`; also a bound between partitions.
 
-    None was made before the epoch, so that an earlier moment has the same floor.
+    No id was made before the epoch, so an earlier moment has the epoch's floor.
     """
     milliseconds, rest = divmod((max(moment, _EPOCH) - _EPOCH) // timedelta(microseconds=1), 1000)
     return UUID(int=milliseconds << 80 | _VERSION_7 | (rest * _TICKS // 1000) << 64)
@@ -81,7 +81,7 @@ def _milliseconds(moment: datetime) -> int:
 
 
 class TextIds:
-    """Ids of texts: the same text has the same id, and without the key nobody can test a guess."""
+    """Ids of texts: equal texts have equal ids, and only the holder of the key can test a guess."""
 
     def __init__(self, key: bytes) -> None:
         if len(key) < 32:
@@ -94,5 +94,5 @@ class TextIds:
 
 
 def fingerprint(key: bytes) -> bytes:
-    """16 bytes by which a database knows the installation key again without holding it."""
+    """Return 16 bytes by which a database recognises the installation key without holding it."""
     return hmac.digest(key, b"valence installation fingerprint", hashlib.sha256)[:16]

@@ -61,9 +61,9 @@ def test_without_keys_and_with_plain_before_them_nothing_is_sealed() -> None:
         cipher = Cipher.parse(setting)
         assert cipher.seal(text_location(TEXT), b"so good") is None
         assert cipher.read(text_location(TEXT), "so good", None) == "so good"
-    assert not Cipher.parse("").given
+    assert not Cipher.parse("").has_keys
     withdrawn = Cipher.parse(f"plain,one:{encoded(ONE)}")
-    assert withdrawn.given
+    assert withdrawn.has_keys
     assert (
         withdrawn.open(text_location(TEXT), sealed(Cipher({"one": ONE}), text_location(TEXT), b"old"))
         == b"old"
@@ -149,15 +149,15 @@ def test_a_fresh_key_is_what_the_setting_takes() -> None:
         ("one:", "one has 0 bytes instead of 32"),
         (f"one:{encoded(ONE[:16])}", "one has 16 bytes instead of 32"),
         (f"one:{ONE.hex()}", "one has 48 bytes instead of 32"),
-        ("one:hush hush", "key 1: what follows `one:` is not base64"),
+        ("one:hush hush", "key 1: the part after `one:` is not base64"),
         (f"one:{encoded(ONE)},", "key 2: there is no `id:`"),
-        (f"one:{encoded(ONE)},one:{encoded(TWO)}", "two keys of the id one"),
+        (f"one:{encoded(ONE)},one:{encoded(TWO)}", "two keys with the id one"),
         (f"one:{encoded(ONE)},two:{encoded(ONE)}", "the key two twice"),
         (f":{encoded(ONE)}", "an id is 1 to 32 letters"),
         (f"{'x' * 33}:{encoded(ONE)}", "an id is 1 to 32 letters"),
         (f"naïve:{encoded(ONE)}", "an id is 1 to 32 letters"),
         (f"plain:{encoded(ONE)}", "isn't `plain`"),
-        ("plain", "leave it unset"),
+        ("plain", "unset it"),
         (f"one:{encoded(ONE)},plain", "key 2: there is no `id:`"),
     ],
 )
