@@ -18,7 +18,7 @@ SETTLING_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ArmCounts:
+class ArmStageCounts:
     """One arm in one stage.
 
     `units` are distinct; `new_units` those that the experiment met first here, in the arm that answered first.
@@ -51,12 +51,12 @@ class ExperimentCounts:
     """The stages of an experiment in order, and what each arm did in them."""
 
     stages: Sequence[ExperimentStage]
-    arms: Sequence[ArmCounts]
+    arms: Sequence[ArmStageCounts]
 
-    def of(self, stage: int, arm: str) -> ArmCounts:
+    def of(self, stage: int, arm: str) -> ArmStageCounts:
         """One arm in one stage; zeros if it did nothing."""
         found = (row for row in self.arms if row.stage == stage and row.arm == arm)
-        return next(found, ArmCounts(stage=stage, arm=arm))
+        return next(found, ArmStageCounts(stage=stage, arm=arm))
 
 
 _STAGES: Final[LiteralString] = """
@@ -140,7 +140,7 @@ class CountRepository:
             )
             return ExperimentCounts(
                 stages=[ExperimentStage(number=stage.number, share=stage.share) for stage in stages],
-                arms=[ArmCounts(**row._mapping) for row in counted],
+                arms=[ArmStageCounts(**row._mapping) for row in counted],
             )
 
     async def add_faults(self, faults: Mapping[tuple[UUID, int, str], int]) -> None:

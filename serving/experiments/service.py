@@ -11,7 +11,7 @@ from uuid import UUID
 
 import structlog
 
-from db.experiments.counts import ArmCounts, ExperimentCounts
+from db.experiments.counts import ArmStageCounts, ExperimentCounts
 from db.experiments.experiments import Decision, Experiment, NewDecision, NewExperiment
 from registry.experiments import decisions
 from registry.experiments.decisions import ArmCounts, Evidence, Stage
@@ -230,7 +230,7 @@ def evidence_of(experiment: Experiment, counts: ExperimentCounts) -> Evidence:
     )
 
 
-def _arm(row: ArmCounts, *, splits: bool) -> ArmCounts:
+def _arm(row: ArmStageCounts, *, splits: bool) -> ArmCounts:
     return ArmCounts(
         units=row.units,
         new_units=row.new_units if splits else 0,

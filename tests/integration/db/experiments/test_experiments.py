@@ -13,7 +13,7 @@ from db.accounts.keys import Key
 from db.connection.engine import Database
 from db.core.ids import Uuid7Clock
 from db.errors import Conflict, DatabaseError, NotFound
-from db.experiments.counts import SETTLING_SECONDS, ArmCounts, CountRepository
+from db.experiments.counts import SETTLING_SECONDS, ArmStageCounts, CountRepository
 from db.experiments.experiments import Experiment, ExperimentRepository, NewDecision, NewExperiment
 from db.experiments.traffic import TrafficFeed
 from db.predictions.feedback import FeedbackRepository, NewFeedback
@@ -172,7 +172,7 @@ class Arms:
             )
         )
 
-    async def of(self, arm: str, stage: int = 1) -> ArmCounts:
+    async def of(self, arm: str, stage: int = 1) -> ArmStageCounts:
         return (await CountRepository(self.database).counts(self.experiment.id)).of(stage, arm)
 
 

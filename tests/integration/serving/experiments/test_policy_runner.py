@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 
 from db.connection.engine import Database
-from db.experiments.counts import ArmCounts, ExperimentCounts, ExperimentStage
+from db.experiments.counts import ArmStageCounts, ExperimentCounts, ExperimentStage
 from db.experiments.experiments import Experiment, ExperimentRepository, NewExperiment
 from registry.experiments import decisions
 from serving.experiments.policy_runner import PolicyRunner
@@ -39,7 +39,7 @@ class Promoter:
 
 def counts(champion: int, challenger: int) -> ExperimentCounts:
     arms = [
-        ArmCounts(
+        ArmStageCounts(
             stage=1,
             arm=arm,
             units=2_000,

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from db.experiments.counts import ArmCounts, ExperimentCounts, ExperimentStage
+from db.experiments.counts import ArmStageCounts, ExperimentCounts, ExperimentStage
 from db.experiments.experiments import Experiment, NewExperiment
 from registry.experiments import decisions
 from serving.core.caller import Role
@@ -180,9 +180,9 @@ class Promoter:
         self.champion = experiment.challenger
 
 
-def arm(name: str, right: int, judged: int, *, stage: int = 1, units: int | None = None) -> ArmCounts:
+def arm(name: str, right: int, judged: int, *, stage: int = 1, units: int | None = None) -> ArmStageCounts:
     seen = units or judged
-    return ArmCounts(
+    return ArmStageCounts(
         stage=stage,
         arm=name,
         units=seen,
