@@ -4,7 +4,6 @@ One per cluster, beside the fleet. Each chore is safe to kill and safe to run tw
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -17,6 +16,7 @@ from db.predictions.idempotency import IdempotencyRepository
 from db.predictions.partitions import Partitions
 from db.privacy.retention import Retention
 from db.search.keywords import KeywordRepository
+from serving.core.periodic import run_periodically
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +49,15 @@ class Maintenance:
         """Do what is due every so many seconds, for ever; builds take minutes, and hold nothing else up."""
         async with asyncio.TaskGroup() as chores:
             for chore in (self.tidy, self.index, self.merge):
-                chores.create_task(_repeat(chore, every))
+                chores.create_task(
+                    run_periodically(
+                        chore,
+                        every=every,
+                        errors=DatabaseError,
+                        event="housekeeping.postponed",
+                        chore=chore.__name__,
+                    )
+                )
 
     async def tidy(self) -> None:
         """Do what is due now and soon done."""
@@ -98,12 +106,3 @@ class Maintenance:
         if removed := await self._retention.sweep_texts(before):
             log.info("texts.removed", texts=removed)
         await self._retention.sweep_jobs(before)
-
-
-async def _repeat(chore: Callable[[], Awaitable[None]], every: float) -> None:
-    while True:
-        try:
-            await chore()
-        except DatabaseError as error:
-            log.warning("housekeeping.postponed", chore=chore.__name__, error=str(error))
-        await asyncio.sleep(every)

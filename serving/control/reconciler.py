@@ -7,6 +7,7 @@ that it loads and answers. Ingress replicas follow by a long poll. Never touches
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from time import monotonic
 from typing import Protocol, TypeAlias
 
@@ -18,6 +19,7 @@ from serving.control.backoff import Backoff
 from serving.control.pool import EncoderState, EncoderStatus
 from serving.control.registry_cache import Registered, RegistryCache
 from serving.core.catalog import CHAMPION, Catalog, CatalogEntry, VersionState, short_digest
+from serving.core.periodic import run_periodically, wait_at_most
 from serving.errors import ServingError
 
 log = structlog.get_logger(__name__)
@@ -160,19 +162,21 @@ class Reconciler:
 
     async def follow(self, every: float) -> None:
         """Look every so many seconds, sooner while something starts; a registry that is down changes nothing."""
-        while True:
-            self._soon.clear()
-            try:
-                await self.look()
-            except (RegistryError, ServingError) as error:
-                log.warning("registry.unreachable", error=str(error))
-            soon = self._starting or self._postponed
-            pause = min(every, _LOOK_SOON_SECONDS) if soon else every
-            try:
-                async with asyncio.timeout(pause):
-                    await self._soon.wait()
-            except TimeoutError:
-                continue
+
+        def pause() -> float:
+            return min(every, _LOOK_SOON_SECONDS) if self._starting or self._postponed else every
+
+        await run_periodically(
+            self._look_when_woken,
+            every=pause,
+            errors=(RegistryError, ServingError),
+            event="registry.unreachable",
+            sleep=partial(wait_at_most, self._soon),
+        )
+
+    async def _look_when_woken(self) -> None:
+        self._soon.clear()
+        await self.look()
 
     async def look(self) -> None:
         """Compare once, start and load what is needed, publish what changed, stop what nobody needs."""

@@ -13,6 +13,7 @@ from registry.store.records import EncoderRecord
 from serving.control.pool import ServePool
 from serving.core.catalog import Catalog
 from serving.core.connections import build_database, build_registry
+from serving.core.periodic import run_periodically
 from serving.deployments.encoder import encoder_application
 from serving.deployments.options import start_logging
 from serving.errors import ServingError
@@ -79,7 +80,14 @@ class Control:
         )
         self._tasks = [
             asyncio.create_task(self._fleet.follow(settings.registry_poll_seconds)),
-            asyncio.create_task(self._follow_experiments(settings.judge_seconds)),
+            asyncio.create_task(
+                run_periodically(
+                    self._judge.look,
+                    every=settings.judge_seconds,
+                    errors=ServingError,
+                    event="experiments.postponed",
+                )
+            ),
             asyncio.create_task(self._lifecycle.evaluations.run()),
             asyncio.create_task(ReembeddingRunner(self._spaces).run()),
             asyncio.create_task(housekeeping.run()),
@@ -124,15 +132,6 @@ class Control:
         if ended := [task for task in self._tasks if task.done()]:
             log.error("control.ended", task=repr(ended[0]))
             raise RuntimeError(f"a control loop ended: {ended[0]!r}")
-
-    async def _follow_experiments(self, every: float) -> None:
-        """Judge what runs, for ever; a database that is away postpones it."""
-        while True:
-            try:
-                await self._judge.look()
-            except ServingError as error:
-                log.warning("experiments.postponed", error=str(error))
-            await asyncio.sleep(every)
 
     async def _tried(self) -> list[tuple[str, str]]:
         """What the running experiments need; while the database is away, what they needed last."""

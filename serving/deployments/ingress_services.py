@@ -7,8 +7,6 @@ from datetime import UTC, datetime
 from functools import cache, partial
 from importlib.metadata import version
 
-import structlog
-
 from db.accounts.keys import KeyRepository
 from db.accounts.users import UserRepository
 from db.analytics.disagreements import DisagreementRepository
@@ -41,6 +39,7 @@ from serving.core.catalog import Catalog, short_digest
 from serving.core.connections import build_database
 from serving.core.executor import BackgroundExecutor
 from serving.core.home import read_installation_key
+from serving.core.periodic import run_periodically
 from serving.core.tracing import Spans, build_spans
 from serving.errors import NotFound, NotReady
 from serving.experiments.service import ExperimentService, traffic_of
@@ -58,13 +57,11 @@ from serving.search.service import SearchService
 from serving.settings import Settings
 from serving.spaces.service import SpaceService
 
-log = structlog.get_logger(__name__)
-
-_HOUR = 3600.0
+_PARTITIONS_SECONDS = 3600.0
 _KEY_USES_SECONDS = 30.0
 _FAULTS_SECONDS = 2.0
-_CENSUS_SECONDS = 5.0
-_CENSUS_PATIENCE = 5.0
+_STATISTICS_SECONDS = 5.0
+_STATISTICS_TIMEOUT_SECONDS = 5.0
 _DISTRIBUTIONS_EVERY = 6
 
 
@@ -103,7 +100,7 @@ async def services(
         token_seconds=settings.token_seconds,
         trust_seconds=settings.credential_cache_seconds,
     )
-    split = _Splits()
+    split = _TrafficSplits()
     writer = PredictionWriter(database, space=settings.space)
     metrics.add_collector(ReplicaCollector(pools=database.list_pools, stored=stored), of_replica=True)
     metrics.add_collector(
@@ -168,14 +165,46 @@ async def services(
             ),
         )
 
-    await _bound(clock, database)
+    await _bound_clock(clock, database)
     await split.read(TrafficFeed(database))
-    chores = [
-        asyncio.create_task(_keep_bounded(clock, database)),
-        asyncio.create_task(_keep_uses(authenticator)),
+    statistics = _StatisticsReader(StatisticsRepository(database), stored)
+    tasks = [
         asyncio.create_task(split.follow(TrafficFeed(database))),
-        asyncio.create_task(_keep_faults(service.faults, evidence)),
-        asyncio.create_task(_keep_census(StatisticsRepository(database), stored)),
+        asyncio.create_task(
+            run_periodically(
+                partial(_bound_clock, clock, database),
+                every=_PARTITIONS_SECONDS,
+                pause_first=True,
+                errors=DatabaseError,
+                event="partitions.postponed",
+            )
+        ),
+        asyncio.create_task(
+            run_periodically(
+                authenticator.note_uses,
+                every=_KEY_USES_SECONDS,
+                pause_first=True,
+                errors=Exception,
+                event="key_uses.postponed",
+            )
+        ),
+        asyncio.create_task(
+            run_periodically(
+                partial(_store_faults, service.faults, evidence),
+                every=_FAULTS_SECONDS,
+                pause_first=True,
+                errors=DatabaseError,
+                event="faults.postponed",
+            )
+        ),
+        asyncio.create_task(
+            run_periodically(
+                statistics.read,
+                every=_STATISTICS_SECONDS,
+                errors=(DatabaseError, TimeoutError),
+                event="census.postponed",
+            )
+        ),
     ]
 
     async def missing_parts() -> Sequence[str]:
@@ -214,8 +243,8 @@ async def services(
             spans=spans,
         )
     finally:
-        for chore in chores:
-            chore.cancel()
+        for task in tasks:
+            task.cancel()
         await service.close()
         await aside.close()
         with suppress(DatabaseError):
@@ -239,76 +268,58 @@ def privacy_of(settings: Settings) -> TextMasker | None:
     return TextMasker(PersonalDataFinder(), settings.privacy)
 
 
-class _Splits:
-    """How traffic is split, as this process knows it: one frozen value, replaced whole."""
+class _TrafficSplits:
+    """The traffic splits that this process knows, as one frozen value that is replaced whole."""
 
     def __init__(self) -> None:
         self._traffic = Traffic()
 
     def current(self) -> Traffic:
-        """The splits now."""
+        """Return the present splits."""
         return self._traffic
 
     async def read(self, feed: TrafficFeed) -> None:
-        """Read them once."""
+        """Read the splits once."""
         self._traffic = traffic_of(await feed.current())
 
     async def follow(self, feed: TrafficFeed) -> None:
-        """Follow every change, for ever."""
+        """Read the splits after every change, for ever."""
         async for experiments in feed.changes():
             self._traffic = traffic_of(experiments)
 
 
-async def _keep_faults(faults: Faults, evidence: CountRepository) -> None:
-    """Store what arms could not answer, outside the request path."""
-    while True:
-        await asyncio.sleep(_FAULTS_SECONDS)
-        counted = faults.take()
+async def _store_faults(faults: Faults, counts: CountRepository) -> None:
+    counted = faults.take()
+    try:
+        await counts.add_faults(counted)
+    except DatabaseError:
+        faults.give_back(counted)
+        raise
+
+
+class _StatisticsReader:
+    """Reads the stored statistics in time; the distributions, which cost most, only at every sixth reading."""
+
+    def __init__(self, repository: StatisticsRepository, stored: StoredStatistics) -> None:
+        self._repository = repository
+        self._stored = stored
+        self._readings = 0
+
+    async def read(self) -> None:
+        """Read once; statistics that can't be read are forgotten."""
         try:
-            await evidence.add_faults(counted)
-        except DatabaseError as error:
-            faults.give_back(counted)
-            log.warning("faults.postponed", error=str(error))
+            async with asyncio.timeout(_STATISTICS_TIMEOUT_SECONDS):
+                self._stored.update(await self._repository.collect())
+                if self._readings == 0:
+                    self._stored.distributions = await self._repository.distributions()
+            self._readings = (self._readings + 1) % _DISTRIBUTIONS_EVERY
+        except (DatabaseError, TimeoutError):
+            self._stored.clear()
+            self._readings = 0
+            raise
 
 
-async def _keep_census(censuses: StatisticsRepository, stored: StoredStatistics) -> None:
-    """Count what is stored, outside the request path; how versions answer, only now and then."""
-    due = 0
-    while True:
-        try:
-            async with asyncio.timeout(_CENSUS_PATIENCE):
-                stored.update(await censuses.collect())
-                if due == 0:
-                    stored.distributions = await censuses.distributions()
-            due = (due + 1) % _DISTRIBUTIONS_EVERY
-        except (DatabaseError, TimeoutError) as error:
-            stored.clear()
-            due = 0
-            log.warning("census.postponed", error=str(error))
-        await asyncio.sleep(_CENSUS_SECONDS)
-
-
-async def _bound(clock: Uuid7Clock, database: Database) -> None:
-    made = await Partitions(database).ensure(datetime.now(UTC))
-    clock.set_bounds(made.start, made.end)
-
-
-async def _keep_bounded(clock: Uuid7Clock, database: Database) -> None:
-    """Move the clock's bound along with the partitions."""
-    while True:
-        await asyncio.sleep(_HOUR)
-        try:
-            await _bound(clock, database)
-        except DatabaseError as error:
-            log.warning("partitions.postponed", error=str(error))
-
-
-async def _keep_uses(authenticator: Authenticator) -> None:
-    """Store when keys were used last, outside the request path."""
-    while True:
-        await asyncio.sleep(_KEY_USES_SECONDS)
-        try:
-            await authenticator.note_uses()
-        except Exception as error:
-            # A figure that is late must not end the chore.
-            log.warning("key_uses.postponed", error=str(error))
+async def _bound_clock(clock: Uuid7Clock, database: Database) -> None:
+    """Keep the times of ids within the partitions that exist."""
+    partitions = await Partitions(database).ensure(datetime.now(UTC))
+    clock.set_bounds(partitions.start, partitions.end)

@@ -5,6 +5,7 @@ One per cluster is enough, several do no harm: who works on what is said in the 
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from db.models.evaluations import Evaluation, NewEvaluation
 from registry.errors import NotRegistered, RegistryError
 from serving.core.catalog import CHAMPION, Catalog
 from serving.core.database_errors import translate_database_errors
+from serving.core.periodic import run_periodically, wait_at_most
 from serving.core.subprocesses import run_module
 from serving.errors import Conflict, NotReady
 
@@ -115,18 +117,18 @@ class EvaluationQueue:
 
     async def run(self) -> None:
         """Work on what was asked for, one after the other, for ever; a database that is down is waited for."""
-        while True:
-            try:
-                while await self.step():
-                    pass
-            except DatabaseError as error:
-                log.warning("evaluations.postponed", error=str(error))
-            self._asked.clear()
-            try:
-                async with asyncio.timeout(LOOK_SECONDS):
-                    await self._asked.wait()
-            except TimeoutError:
-                pass
+        await run_periodically(
+            self._work,
+            every=LOOK_SECONDS,
+            errors=DatabaseError,
+            event="evaluations.postponed",
+            sleep=partial(wait_at_most, self._asked),
+        )
+
+    async def _work(self) -> None:
+        self._asked.clear()
+        while await self.step():
+            pass
 
     async def step(self) -> bool:
         """Work on the next evaluation to its end; False if there was none."""

@@ -3,7 +3,6 @@
 One per cluster is enough. Never reads a text.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final, Protocol
@@ -12,6 +11,7 @@ import structlog
 
 from db.embeddings.spaces import SpaceState
 from db.errors import DatabaseError
+from serving.core.periodic import run_periodically
 from serving.core.subprocesses import run_module
 
 log = structlog.get_logger(__name__)
@@ -42,12 +42,12 @@ class ReembeddingRunner:
     async def run(self, every: float = _LOOK_SECONDS) -> None:
         """Look every so many seconds, for ever, and after pauses that double while the work keeps dying."""
         pause = every
-        while True:
-            try:
-                pause = every if await self.look() else min(_LONGEST_PAUSE, 2 * pause)
-            except DatabaseError as error:
-                log.warning("reembedding.postponed", error=str(error))
-            await asyncio.sleep(pause)
+
+        async def look() -> None:
+            nonlocal pause
+            pause = every if await self.look() else min(_LONGEST_PAUSE, 2 * pause)
+
+        await run_periodically(look, every=lambda: pause, errors=DatabaseError, event="reembedding.postponed")
 
     async def look(self) -> bool:
         """Have done what there is to do: False if that died."""
