@@ -1,4 +1,4 @@
-"""Databases of one server: a neighbour for what must not share the schema, and whether it answers. Never drops one."""
+"""Databases of one server: siblings with their own schema, and whether they answer. Never drops one."""
 
 from contextlib import suppress
 from typing import Any
@@ -10,75 +10,75 @@ from sqlalchemy import make_url
 from db.core.urls import conninfo
 from db.errors import NotPermitted, Unsuitable, translate_driver_errors
 
-_PATIENCE_SECONDS = 5
+_CONNECT_SECONDS = 5
 
 
 def sibling_url(url: str, suffix: str) -> str:
-    """The SQLAlchemy URL of the database that is named like that of `url` with `suffix`; it may not exist yet."""
-    here = make_url(conninfo(url))
-    there = here.set(drivername="postgresql+psycopg", database=f"{here.database}{suffix}")
-    return there.render_as_string(hide_password=False)
+    """Return the SQLAlchemy URL of the database named like that of `url` plus `suffix`; it may not exist yet."""
+    own = make_url(conninfo(url))
+    sibling = own.set(drivername="postgresql+psycopg", database=f"{own.database}{suffix}")
+    return sibling.render_as_string(hide_password=False)
 
 
 def ensure_sibling(url: str, suffix: str) -> str:
-    """Makes that database unless it exists; returns its URL.
+    """Create that database unless it exists, and return its URL.
 
     Raises:
         Unavailable: the server can't be reached.
-        NotPermitted: the role may not make a database.
+        NotPermitted: the role may not create databases.
     """
-    there = sibling_url(url, suffix)
-    name = make_url(there).database or ""
+    sibling = sibling_url(url, suffix)
+    name = make_url(sibling).database or ""
     with (
         translate_driver_errors(detailed=True),
         psycopg.connect(conninfo(url), autocommit=True, prepare_threshold=None) as connection,
     ):
         if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
-            # Somebody else may just have made it.
+            # Another process may have created it meanwhile.
             with suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
-                _make(connection, name)
-    return there
+                _create(connection, name)
+    return sibling
 
 
-def _make(connection: psycopg.Connection[Any], name: str) -> None:
+def _create(connection: psycopg.Connection[Any], name: str) -> None:
     try:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     except psycopg.errors.InsufficientPrivilege as error:
         raise NotPermitted(
-            f"the database's role may not make the database {name}: have it made for that role, or name MLflow's "
-            "database or server by MLFLOW_TRACKING_URI"
+            f"the database's role may not create the database {name}: have it created for that role, or name "
+            "MLflow's database or server by MLFLOW_TRACKING_URI"
         ) from error
 
 
 def require_reachable(url: str) -> None:
-    """Connects once.
+    """Raise unless the database accepts a connection.
 
     Raises:
         Unavailable: the server can't be reached, or has no such database.
     """
     with (
         translate_driver_errors(detailed=True),
-        psycopg.connect(conninfo(url), connect_timeout=_PATIENCE_SECONDS),
+        psycopg.connect(conninfo(url), connect_timeout=_CONNECT_SECONDS),
     ):
         pass
 
 
-def require_own_session(url: str, what: str) -> None:
-    """Connects once, for `what`, that sets or prepares things for its session.
+def require_own_session(url: str, purpose: str) -> None:
+    """Raise unless a connection has its own session; `purpose`, which needs one, goes into the message.
 
     Raises:
-        Unsuitable: a pooler stands in between: what is left in a session is met by others.
-        Unavailable: as above.
+        Unsuitable: a transaction pooler is in between, and other clients would share the session's state.
+        Unavailable: the server can't be reached, or has no such database.
     """
     with (
         translate_driver_errors(detailed=True),
         psycopg.connect(
-            conninfo(url), prepare_threshold=None, connect_timeout=_PATIENCE_SECONDS
+            conninfo(url), prepare_threshold=None, connect_timeout=_CONNECT_SECONDS
         ) as connection,
     ):
         row = connection.execute("SELECT pg_backend_pid()").fetchone()
         if row is None or row[0] != connection.info.backend_pid:
             raise Unsuitable(
-                f"a pooler stands before the database, and {what} needs sessions of its own: name the way past the "
-                "pooler by DATABASE_DIRECT_URL"
+                f"a pooler is in front of the database, and {purpose} needs its own session: set DATABASE_DIRECT_URL "
+                "to a URL past the pooler"
             )

@@ -1,6 +1,6 @@
-"""Connections: one `Database` a process, reading and writing told apart.
+"""Connections: one `Database` a process, with separate pools for reading and writing.
 
-Owns pools, timeouts and the checks at opening. Holds no table and no statement of its own but those checks'.
+Owns pools, timeouts and the checks at opening. Knows no table and no statement except those of the checks.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from db.core.cipher import Cipher
 from db.core.ids import fingerprint
 from db.core.urls import check_server, conninfo
-from db.errors import ForeignInstallation, ForeignTextKeys, SchemaMismatch, translate_driver_errors
+from db.errors import ForeignInstallation, ForeignTextKeys, translate_driver_errors
 from db.schema import versions
 from db.schema.text_keys import INSERT_TEXT_KEY
 
@@ -31,7 +31,7 @@ _Pool: TypeAlias = AsyncConnectionPool[PsycopgConnection]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """How long the database may take, in seconds, and how many connections of each kind a process holds."""
+    """The time limits of the database, in seconds, and the most connections of each kind in a process."""
 
     statement_seconds: float = 30.0
     lock_seconds: float = 5.0
@@ -42,19 +42,14 @@ class Limits:
     repositories: int = 4
 
 
-def _observe_nothing(_kind: str) -> AbstractContextManager[object]:
-    return _NOBODY
-
-
-_NOBODY: AbstractContextManager[object] = nullcontext()
 _PREPARE_AFTER = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolState:
-    """The connections of one kind in this process: how many there may be, are, and are free; who waits for one.
+    """The connections of one kind in this process: their limit, how many are open and idle, and the callers waiting.
 
-    `waiting` is None where the pool doesn't say.
+    `waiting` is None if the pool doesn't report it.
     """
 
     name: str
@@ -65,12 +60,15 @@ class PoolState:
 
 
 class Database:
-    """PostgreSQL as the repositories and the writer use it; usable between `open` and `close`.
+    """PostgreSQL for the repositories and the writer; usable between `open` and `close`.
 
-    `pooler`: whether a transaction pooler (PgBouncer) stands in between, where nothing is prepared, no session
-    parameter is asked for and timeouts come from the roles; None: each connection finds out. `direct_url` leads
-    past the pooler, for notices. `watch` is entered around each use of a connection, with the name of its kind.
-    `cipher` seals and opens what people wrote, for whoever reads or writes it here.
+    Args:
+        read_url: a read replica, for searches and lists.
+        direct_url: a URL past the pooler, for notices.
+        cipher: seals and opens what people wrote.
+        pooler: whether a transaction pooler (PgBouncer) is in between: then nothing is prepared, no session parameter
+            is set, and timeouts come from the roles. None: each connection finds out.
+        watch: a context manager around each use of a connection, called with the name of its kind.
     """
 
     def __init__(
@@ -85,7 +83,7 @@ class Database:
         pooler: bool | None = None,
         watch: ConnectionObserver | None = None,
     ) -> None:
-        self._watch: ConnectionObserver = watch or _observe_nothing
+        self._watch: ConnectionObserver = watch or nullcontext
         self._limits = limits or Limits()
         self._pooler = pooler
         self._key = installation_key
@@ -102,10 +100,10 @@ class Database:
         self._checks: set[asyncio.Future[None]] = set()
 
     async def open(self) -> None:
-        """Connects and checks server, extension, schema, installation key and text keys.
+        """Connect, and check server, extension, schema, installation key and text keys.
 
         Raises:
-            Unavailable: it can't be reached.
+            Unavailable: the database can't be reached.
             Unsuitable: it can be reached but not used; the message says what to do.
         """
         with translate_driver_errors(detailed=True):
@@ -117,7 +115,7 @@ class Database:
             await pool.open()
 
     async def close(self) -> None:
-        """Closes every connection; what was borrowed is closed when it comes back."""
+        """Close every connection; borrowed ones are closed when they return."""
         for pool in (self._writers, self._readers, self._searchers):
             if pool is not None:
                 await pool.close()
@@ -131,32 +129,32 @@ class Database:
         return self._halfvec
 
     def list_pools(self) -> list[PoolState]:
-        """The state of every pool, as it is now; nothing is asked of the server."""
+        """Return the present state of every pool; the server isn't asked."""
         states = []
         for pool in (self._writers, self._readers, self._searchers):
             if pool is not None:
-                said = pool.get_stats()
+                stats = pool.get_stats()
                 states.append(
                     PoolState(
                         name=pool.name.removeprefix("valence-"),
                         limit=pool.max_size,
-                        open=said.get("pool_size", 0),
-                        idle=said.get("pool_available", 0),
-                        waiting=said.get("requests_waiting", 0),
+                        open=stats.get("pool_size", 0),
+                        idle=stats.get("pool_available", 0),
+                        waiting=stats.get("requests_waiting", 0),
                     )
                 )
         engines = {"repositories": self._engine}
         if self._read_engine is not self._engine:
             engines["lists"] = self._read_engine
         for name, engine in engines.items():
-            kept = engine.pool
-            if isinstance(kept, QueuePool):
+            queue = engine.pool
+            if isinstance(queue, QueuePool):
                 states.append(
                     PoolState(
                         name=name,
-                        limit=kept.size(),
-                        open=kept.checkedin() + kept.checkedout(),
-                        idle=kept.checkedin(),
+                        limit=queue.size(),
+                        open=queue.checkedin() + queue.checkedout(),
+                        idle=queue.checkedin(),
                         waiting=None,
                     )
                 )
@@ -164,31 +162,31 @@ class Database:
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction for a repository: committed at the end, rolled back by any exception."""
+        """Yield a transaction for a repository: committed at the end, rolled back by any exception."""
         with translate_driver_errors(), self._watch("transaction"):
             async with self._engine.begin() as connection:
                 yield connection
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A connection in autocommit, to the read replica if there is one, for a repository's lists."""
+        """Yield an autocommit connection for a repository's lists, to the read replica if there is one."""
         with translate_driver_errors(), self._watch("list"):
             async with self._read_engine.connect() as connection:
                 yield await connection.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager
     async def hot_read(self) -> AsyncIterator[PsycopgConnection]:
-        """A plain psycopg connection in autocommit, for cheap reads that must see the last commit."""
+        """Yield a plain psycopg connection in autocommit, for cheap reads that must see the last commit."""
         with translate_driver_errors(), self._watch("read"):
             async with self._borrow(self._readers) as connection:
                 yield connection
 
     @asynccontextmanager
     async def search(self) -> AsyncIterator[PsycopgConnection]:
-        """A plain psycopg connection in a transaction of its own, to the read replica if there is one.
+        """Yield a plain psycopg connection in a transaction, to the read replica if there is one.
 
-        Statements are sent together until one's rows are fetched: on a busy machine each wait for the server costs
-        more than the statement.
+        Statements are sent together until rows are fetched: on a busy machine each wait for the server costs more
+        than the statement.
         """
         with translate_driver_errors(), self._watch("search"):
             async with (
@@ -200,20 +198,23 @@ class Database:
 
     @asynccontextmanager
     async def hot_write(self) -> AsyncIterator[PsycopgConnection]:
-        """A plain psycopg connection in autocommit, for the writer, which needs psycopg's own errors."""
+        """Yield a plain psycopg connection in autocommit, for the writer, which needs psycopg's own errors."""
         with self._watch("write"):
             async with self._borrow(self._writers) as connection:
                 yield connection
 
     @asynccontextmanager
     async def listen(self, channel: str) -> AsyncIterator[WaitForNotice]:
-        """What waits for a notice on a channel, or for so many seconds; where none comes through, for the seconds."""
+        """Yield a function that waits for the next notice on a channel, at most the given seconds.
+
+        Behind a pooler, which passes no notices on, it waits for the seconds.
+        """
         with translate_driver_errors():
             connection = await psycopg.AsyncConnection.connect(
                 self._direct_url or self._url, **self._parameters(), autocommit=True
             )
             async with connection:
-                # What is known of one way says nothing of the other.
+                # `pooler` describes the main URL only.
                 if await _is_pooled(connection, None if self._direct_url else self._pooler):
                     await connection.close()
                     yield asyncio.sleep
@@ -235,7 +236,7 @@ class Database:
                 yield connection
             except psycopg.OperationalError:
                 if connection.broken:
-                    # A server that went away took the idle connections too: weed them out before their use.
+                    # The server went away, and the idle connections with it: remove them before their next use.
                     task = asyncio.ensure_future(pool.check())
                     self._checks.add(task)
                     task.add_done_callback(self._checks.discard)
@@ -244,13 +245,13 @@ class Database:
     def _parameters(self) -> dict[str, Any]:
         return {
             "connect_timeout": max(2, round(self._limits.connect_seconds)),
-            # Until the connection knows that its session is its own.
+            # Until the connection knows that no pooler shares its session.
             "prepare_threshold": None,
             "application_name": "valence",
         }
 
     async def _set_up(self, connection: PsycopgConnection, *, writing: bool) -> None:
-        """Sets the parameters of the session, in one statement; none behind a transaction pooler."""
+        """Set the session's parameters in one statement; none behind a transaction pooler."""
         if await _is_pooled(connection, self._pooler):
             return
         limits = self._limits
@@ -262,7 +263,7 @@ class Database:
             "client_connection_check_interval": "5000",
         }
         if writing:
-            # The writer's statement always has the same plan: planning it anew costs more than running it.
+            # The writer's statement always gets the same plan, and planning costs more than running.
             settings["plan_cache_mode"] = "force_generic_plan"
         values = [sql.SQL("set_config({}, {}, false)").format(*pair) for pair in settings.items()]
         await connection.execute(sql.SQL("SELECT {}").format(sql.SQL(", ").join(values)))
@@ -275,7 +276,7 @@ class Database:
                 await self._set_up(connection, writing=False)
                 await connection.commit()
             except BaseException:
-                # Whoever waited may have been cancelled: nobody else knows of it yet.
+                # The caller may have been cancelled, and nothing else knows this connection yet.
                 await connection.close()
                 raise
             return connection
@@ -303,7 +304,7 @@ class Database:
             configure=configure,
             name=f"valence-{name}",
             timeout=self._limits.connect_seconds,
-            # After an outage the next caller connects at once instead of after the pool's growing pauses.
+            # After an outage the next caller connects at once, not after the pool's growing pauses.
             reconnect_timeout=0.5,
         )
 
@@ -313,51 +314,50 @@ class Database:
             await self._check_schema(connection)
             await self._check_key(connection)
             await self._check_text_keys(connection)
-            found = await connection.exec_driver_sql("SELECT 'halfvec'::regtype::oid")
-            self._halfvec = int(found.scalar_one())
+            oid = await connection.exec_driver_sql("SELECT 'halfvec'::regtype::oid")
+            self._halfvec = int(oid.scalar_one())
 
     async def _check_schema(self, connection: AsyncConnection) -> None:
-        found = await connection.run_sync(versions.current)
-        if not versions.is_compatible(found):
-            raise SchemaMismatch(
-                f"the database's schema is at {found or 'nothing'}, this release needs {versions.head()}: "
-                "run `valence db upgrade`"
-            )
+        revision = await connection.run_sync(versions.current)
+        if not versions.is_compatible(revision):
+            raise versions.mismatch(revision)
 
     async def _check_key(self, connection: AsyncConnection) -> None:
         if self._key is None:
             return
-        mine = fingerprint(self._key)
+        own = fingerprint(self._key)
         await connection.exec_driver_sql(
-            "INSERT INTO installation (key_fingerprint) VALUES (%s) ON CONFLICT DO NOTHING", (mine,)
+            "INSERT INTO installation (key_fingerprint) VALUES (%s) ON CONFLICT DO NOTHING", (own,)
         )
-        found = await connection.exec_driver_sql("SELECT key_fingerprint FROM installation")
-        if bytes(found.scalar_one()) != mine:
+        stored = await connection.exec_driver_sql("SELECT key_fingerprint FROM installation")
+        if bytes(stored.scalar_one()) != own:
             raise ForeignInstallation(
-                "this database was filled under another installation key, so its text ids can't be met: "
-                "set VALENCE_INSTALLATION_KEY to that installation's key, or name another database"
+                "this database was filled under another installation key, so text ids would differ: "
+                "set VALENCE_INSTALLATION_KEY to that installation's key, or use another database"
             )
 
     async def _check_text_keys(self, connection: AsyncConnection) -> None:
-        given, sealing = self.cipher.fingerprints, self.cipher.sealing_key
-        if sealing is not None:
-            await connection.execute(text(INSERT_TEXT_KEY), {"id": sealing, "fingerprint": given[sealing]})
+        given, sealing_key = self.cipher.fingerprints, self.cipher.sealing_key
+        if sealing_key is not None:
+            await connection.execute(
+                text(INSERT_TEXT_KEY), {"id": sealing_key, "fingerprint": given[sealing_key]}
+            )
         for row in await connection.exec_driver_sql("SELECT id, fingerprint FROM text_keys ORDER BY id"):
             if row.id not in given:
                 raise ForeignTextKeys(
                     f"texts are encrypted under the key {row.id}, which VALENCE_TEXT_KEYS doesn't give: add it "
-                    "there; once `valence db encrypt` finds nothing under it, it may go"
+                    "there; remove it once `valence db encrypt` finds nothing under it"
                 )
             if bytes(row.fingerprint) != given[row.id]:
                 raise ForeignTextKeys(
                     f"VALENCE_TEXT_KEYS gives another key as {row.id} than the one that texts are encrypted under: "
-                    "give that one, and a new key a new id"
+                    "restore that key, and give the new one its own id"
                 )
 
 
 async def _is_pooled(connection: PsycopgConnection, known: bool | None) -> bool:
-    """Whether a pooler stands in between: then the process that answers isn't the one that took the connection."""
+    """Return whether a pooler is in between: then another process answers than the one that took the connection."""
     if known is not None:
         return known
-    found = await (await connection.execute("SELECT pg_backend_pid()")).fetchone()
-    return found is None or int(found[0]) != connection.info.backend_pid
+    row = await (await connection.execute("SELECT pg_backend_pid()")).fetchone()
+    return row is None or int(row[0]) != connection.info.backend_pid

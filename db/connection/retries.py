@@ -1,4 +1,4 @@
-"""A short transaction that others may push aside, by a deadlock or by holding its locks: it is tried again."""
+"""Retries of short transactions that lose to others by a deadlock or a lock timeout."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -19,18 +19,18 @@ _LOCK_LIMIT: Final = "SET LOCAL lock_timeout = '2s'"
 
 
 async def retry_transaction(
-    database: Database, act: Callable[[AsyncConnection], Awaitable[Result]]
+    database: Database, work: Callable[[AsyncConnection], Awaitable[Result]]
 ) -> Result:
-    """What `act` gives, in a transaction of its own; it may be called several times, the last one counts.
+    """Run `work` in its own transaction and return its result; after a lock conflict, roll back and run it again.
 
     Raises:
-        Unavailable: it was pushed aside too often.
+        Unavailable: every attempt met a lock conflict.
     """
     for number in range(1, _ATTEMPTS + 1):
         try:
             async with database.begin() as connection:
                 await connection.exec_driver_sql(_LOCK_LIMIT)
-                return await act(connection)
+                return await work(connection)
         except Unavailable as error:
             if number == _ATTEMPTS or not _is_lock_conflict(error):
                 raise

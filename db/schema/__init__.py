@@ -1,1 +1,1 @@
-"""The tables, their versions and the roles that may use them. Knows no query."""
+"""The tables, the schema's versions and the roles that use them. Knows no query."""

@@ -1,6 +1,6 @@
-"""The schema's version: up, down, where it is, and whether migrations and tables agree.
+"""The schema's version: upgrade, downgrade, and whether migrations and tables agree.
 
-Owns how Alembic is called. A change is one transaction under one advisory lock: two at once are safe.
+Owns the calls of Alembic. A change is one transaction under one advisory lock, so two at once are safe.
 """
 
 import time
@@ -23,92 +23,97 @@ from db.errors import DatabaseError, SchemaMismatch, Unavailable, translate_driv
 from db.schema.tables import Base
 
 _LOCK = 0x56414C_454E_4345
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 _PARTITIONED = ("predictions_", "feedback_", "embeddings_")
 
 
 @cache
 def head() -> str:
-    """The revision this release needs."""
+    """Return the revision that this release needs."""
     revision = ScriptDirectory.from_config(_config()).get_current_head()
     if revision is None:
-        raise SchemaMismatch("this installation of Valence holds no migrations: install it again")
+        raise SchemaMismatch("this installation of Valence has no migrations: reinstall it")
     return revision
 
 
 def current(connection: Connection) -> str | None:
-    """The revision the database is at; None if it holds no schema."""
+    """Return the database's revision; None without a schema."""
     return MigrationContext.configure(connection).get_current_revision()
 
 
 def read_current(url: str) -> str | None:
-    """As `current`, for whoever has no connection."""
-    with _connected(url) as connection:
+    """Return the revision of the database at `url`; None without a schema."""
+    with _connect(url) as connection:
         return current(connection)
 
 
 def can_upgrade_from(revision: str) -> bool:
-    """Whether this release can bring a schema of that revision up to its own."""
+    """Return whether this release can upgrade a schema from that revision."""
     return revision in _revisions()
 
 
-def is_compatible(found: str | None) -> bool:
-    """Whether this release works with that revision: its own, or one of a later release, which leaves it working."""
-    return found == head() or (found is not None and found > head())
+def is_compatible(revision: str | None) -> bool:
+    """Return whether this release works with that revision: its own, or a later one, which stays compatible."""
+    return revision is not None and revision >= head()
+
+
+def mismatch(revision: str | None) -> SchemaMismatch:
+    """Return the error for a revision that this release doesn't work with."""
+    return SchemaMismatch(
+        f"the database's schema is at {revision or 'nothing'}, this release needs {head()}: "
+        "run `valence db upgrade`"
+    )
 
 
 def wait_until_compatible(url: str, seconds: float) -> str:
-    """The revision, once this release works with it, however long the server takes to come.
+    """Wait until the schema suits this release, and return its revision; the server may start meanwhile.
 
     Raises:
-        SchemaMismatch: it doesn't in so many seconds.
-        Unavailable: the server doesn't answer in them.
+        SchemaMismatch: it didn't within `seconds`.
+        Unavailable: the server didn't answer within `seconds`.
     """
     deadline = time.monotonic() + seconds
     while True:
         try:
-            if (found := read_current(url)) is not None and is_compatible(found):
-                return found
-            late: DatabaseError = SchemaMismatch(
-                f"the database's schema is at {found or 'nothing'}, this release needs {head()}: "
-                "run `valence db upgrade`"
-            )
+            if (revision := read_current(url)) is not None and is_compatible(revision):
+                return revision
+            failure: DatabaseError = mismatch(revision)
         except Unavailable as error:
-            late = error
+            failure = error
         if time.monotonic() > deadline:
-            raise late
-        time.sleep(_LOOK_SECONDS)
+            raise failure
+        time.sleep(_POLL_SECONDS)
 
 
 def upgrade(url: str, revision: str = "head") -> str | None:
-    """Brings the schema up to `revision`; returns where it is now. Safe while others do the same."""
-    with _locked(url) as connection:
+    """Upgrade the schema to `revision` and return its new revision; safe while others do the same."""
+    with _connect_locked(url) as connection:
         check_server(connection)
-        _known(connection)
+        _require_known(connection)
         if revision == "head" and current(connection) == head():
-            # Whoever may not change the schema may still ask for what is there.
+            # A role that may not change the schema may still call this when nothing is to do.
             return head()
         command.upgrade(_config(connection), revision)
         return current(connection)
 
 
 def downgrade(url: str, revision: str) -> str | None:
-    """Takes the schema down to `revision` (`base`: to empty, data and all); returns where it is now."""
-    with _locked(url) as connection:
-        _known(connection)
+    """Downgrade the schema to `revision` and return its new revision; `base` removes everything, data included."""
+    with _connect_locked(url) as connection:
+        _require_known(connection)
         command.downgrade(_config(connection), revision)
         return current(connection)
 
 
 def find_differences(url: str) -> list[str]:
-    """How the tables in the database differ from those in `db.schema.tables`; empty if they agree."""
-    with _connected(url) as connection:
+    """Return the differences between the database's tables and `db.schema.tables`; empty if they agree."""
+    with _connect(url) as connection:
         context = MigrationContext.configure(connection, opts=comparison_options())
         return [str(difference) for difference in compare_metadata(context, Base.metadata)]
 
 
 def comparison_options() -> dict[str, Any]:
-    """How Alembic compares: types and defaults too; partitions are data, not schema."""
+    """Return Alembic's options of a comparison: types and defaults too; partitions are data, not schema."""
     return {
         "compare_type": True,
         "compare_server_default": True,
@@ -127,21 +132,21 @@ def _revisions() -> set[str]:
     return {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
 
 
-def _known(connection: Connection) -> None:
-    found = current(connection)
-    if found is not None and found not in _revisions():
+def _require_known(connection: Connection) -> None:
+    revision = current(connection)
+    if revision is not None and revision not in _revisions():
         raise SchemaMismatch(
-            f"the database's schema is at {found}, which this release doesn't know: "
-            "use the release that made it"
+            f"the database's schema is at {revision}, which this release doesn't know: "
+            "use the release that created it"
         )
 
 
 @contextmanager
-def _connected(url: str) -> Iterator[Connection]:
+def _connect(url: str) -> Iterator[Connection]:
     info = conninfo(url)
     engine = create_engine(
         "postgresql+psycopg://",
-        # Nothing is prepared: a transaction pooler may stand in between.
+        # Nothing is prepared: a transaction pooler may be in between.
         creator=lambda: psycopg.connect(info, prepare_threshold=None),
         poolclass=NullPool,
     )
@@ -150,10 +155,10 @@ def _connected(url: str) -> Iterator[Connection]:
 
 
 @contextmanager
-def _locked(url: str) -> Iterator[Connection]:
-    with _connected(url) as connection:
+def _connect_locked(url: str) -> Iterator[Connection]:
+    with _connect(url) as connection:
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-        # A migration that can't have its lock at once would make every query behind it wait.
+        # A migration that waits for its lock would block every query behind it.
         connection.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
         yield connection
