@@ -1,4 +1,4 @@
-"""Pure measures: class probabilities against human labels, vectors against those of a space.
+"""Measures of class probabilities against human labels, and of vectors against those of a space. Pure functions.
 
 Never loads a model, a corpus or a bundle.
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from registry.analysis.cosines import mean_and_worst_cosine
 from registry.bundles.bundle import LABELS
 
 Probabilities = NDArray[np.float32] | NDArray[np.float64]
@@ -30,12 +31,12 @@ class Interval:
 
 
 def accuracy(probabilities: Probabilities, labels: Labels) -> float:
-    """The share of rows whose most probable class is the label; probabilities [n, k], labels int [n]."""
+    """Return the share of rows whose most probable class is the label; probabilities [n, k], labels int [n]."""
     return float((probabilities.argmax(axis=1) == labels).mean())
 
 
 def per_class_recall(probabilities: Probabilities, labels: Labels) -> dict[str, float]:
-    """For each class, the share of its rows that are found; NaN for a class without rows."""
+    """Return for each class the share of its rows that are predicted right; NaN for a class without rows."""
     hits = probabilities.argmax(axis=1) == labels
     return {
         name: float(hits[labels == index].mean()) if (labels == index).any() else float("nan")
@@ -44,32 +45,32 @@ def per_class_recall(probabilities: Probabilities, labels: Labels) -> dict[str, 
 
 
 def macro_f1(probabilities: Probabilities, labels: Labels) -> float:
-    """The unweighted mean over the classes of F1; a class that is neither there nor predicted counts 0."""
+    """Return the unweighted mean of F1 over the classes; a class that is neither present nor predicted counts 0."""
     predicted = probabilities.argmax(axis=1)
     scores = []
     for index in range(len(LABELS)):
         hits = int(((predicted == index) & (labels == index)).sum())
-        named = int((predicted == index).sum() + (labels == index).sum())
-        scores.append(2 * hits / named if named else 0.0)
+        occurrences = int((predicted == index).sum() + (labels == index).sum())
+        scores.append(2 * hits / occurrences if occurrences else 0.0)
     return float(np.mean(scores))
 
 
 def ece(probabilities: Probabilities, labels: Labels, *, bins: int = ECE_BINS) -> float:
-    """Expected calibration error of the top class over bins of equal width (Guo et al., arXiv 1706.04599)."""
+    """Return the expected calibration error of the top class, in bins of equal width (Guo et al., arXiv 1706.04599)."""
     confidence = probabilities.max(axis=1)
     hits = probabilities.argmax(axis=1) == labels
-    place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    bin_of = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     gaps = [
-        abs(float(hits[place == index].mean()) - float(confidence[place == index].mean()))
-        * float((place == index).mean())
+        abs(float(hits[bin_of == index].mean()) - float(confidence[bin_of == index].mean()))
+        * float((bin_of == index).mean())
         for index in range(bins)
-        if (place == index).any()
+        if (bin_of == index).any()
     ]
     return float(sum(gaps))
 
 
 def classification_report(probabilities: Probabilities, labels: Labels) -> dict[str, float]:
-    """Every measure by name, as it goes into a manifest."""
+    """Return every measure by name, as a manifest stores it."""
     recalls = {f"recall_{name}": value for name, value in per_class_recall(probabilities, labels).items()}
     measured = {
         "accuracy": accuracy(probabilities, labels),
@@ -85,7 +86,7 @@ def classification_report(probabilities: Probabilities, labels: Labels) -> dict[
 def classification_report_by_group(
     probabilities: Probabilities, labels: Labels, groups: Mapping[str, NDArray[np.bool_]]
 ) -> dict[str, float]:
-    """`report` of each group of rows that isn't empty, as `group.measure`."""
+    """Return `classification_report` of each group of rows that isn't empty, as `group.measure`."""
     return {
         f"{group}.{name}": value
         for group, rows in groups.items()
@@ -95,25 +96,26 @@ def classification_report_by_group(
 
 
 def agreement(vectors: Vectors, reference: Vectors) -> dict[str, float]:
-    """How vectors [n, d] of unit length agree with those of the space itself.
+    """Measure the agreement of unit vectors [n, d] with those of the space itself.
 
-    Their cosines, mean and worst; the share of the 10 nearest others by the reference that are found again.
+    Gives the mean and the worst cosine, and recall@10: the share of the 10 nearest others by the reference that are
+    among the 10 nearest by the vectors.
     """
-    cosines = (vectors * reference).sum(axis=1)
-    near, wanted = _nearest(vectors), _nearest(reference)
-    again = [len(set(found) & set(row)) / len(row) for found, row in zip(near, wanted, strict=True)]
+    mean, worst = mean_and_worst_cosine(vectors, reference)
+    pairs = zip(_nearest(vectors), _nearest(reference), strict=True)
+    recalls = [len(set(row) & set(expected)) / len(expected) for row, expected in pairs]
     return {
-        "cosine_mean": round(float(cosines.mean()), 4),
-        "cosine_worst": round(float(cosines.min()), 4),
-        f"neighbour_recall_{NEIGHBOURS}": round(float(np.mean(again)), 4),
+        "cosine_mean": round(mean, 4),
+        "cosine_worst": round(worst, 4),
+        f"neighbour_recall_{NEIGHBOURS}": round(float(np.mean(recalls)), 4),
     }
 
 
 def _nearest(vectors: Vectors) -> NDArray[np.int64]:
     similarity = vectors @ vectors.T
     np.fill_diagonal(similarity, -np.inf)
-    found: NDArray[np.int64] = np.argsort(-similarity, axis=1, kind="stable")[:, :NEIGHBOURS]
-    return found
+    nearest: NDArray[np.int64] = np.argsort(-similarity, axis=1, kind="stable")[:, :NEIGHBOURS]
+    return nearest
 
 
 def bootstrap(
@@ -125,7 +127,7 @@ def bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """The percentile bootstrap over rows (Efron, 1979), deterministic by its seed."""
+    """Return a measure with its percentile bootstrap interval over rows (Efron, 1979), deterministic by `seed`."""
     rng = np.random.default_rng(seed)
     drawn: Sequence[float] = [
         measure(probabilities[rows], labels[rows])
@@ -136,7 +138,7 @@ def bootstrap(
 
 
 def fit_temperature(logits: NDArray[np.float64], labels: Labels) -> float:
-    """The temperature with the least log loss (Guo et al., 2017), by golden-section search."""
+    """Return the temperature with the least log loss (Guo et al., 2017), by golden-section search."""
     rows = np.arange(len(labels))
 
     def loss(log_temperature: float) -> float:
