@@ -1,14 +1,12 @@
-"""What a version or an encoder is on disk: a folder with a manifest that names and digests every file.
+"""A version or an encoder on disk: a folder with a manifest that names and digests every file.
 
-Never holds pickled objects, and never opens a folder that its manifest doesn't vouch for.
+Never holds pickled objects, and never opens a folder whose files differ from its manifest.
 """
 
 import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -25,7 +23,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class BundleKind(StrEnum):
-    """What a bundle holds. An encoder answers nothing by itself; the other kinds are versions of a model."""
+    """The content of a bundle: an encoder, or a version of a model of one of the other kinds."""
 
     ENCODER = "encoder"
     LEXICON = "lexicon"
@@ -36,12 +34,12 @@ class BundleKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What a bundle says of itself.
+    """The description of a bundle.
 
-    `encoder` is the identity of an encoder: an encoder bundle's own, or the one whose states a head reads, which a
-    joint version brings as an update of another; versions with equal identities share replicas. `files` maps
-    relative paths to sha256. `settings` is what the runtime of the kind needs, `metrics` and `provenance` are
-    what was measured and from what.
+    `encoder` is the identity of an encoder: an encoder bundle's own, or that of the encoder whose states a head
+    reads; a joint version brings that encoder as an update of another. Versions with equal identities share replicas.
+    `files` maps relative paths to sha256. `settings` configures the runtime of the kind; `metrics` and `provenance`
+    record the measures and the origin.
     """
 
     kind: BundleKind
@@ -57,7 +55,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """The sha256 of the canonical content, and through `files` of every byte of the bundle."""
+        """The sha256 of the canonical content, which covers every byte of the bundle through `files`."""
         return hashlib.sha256(_canonical(self._content())).hexdigest()
 
     def dump(self) -> str:
@@ -65,7 +63,7 @@ class Manifest:
 
     @classmethod
     def parse(cls, text: str, *, where: Path) -> Self:
-        """Raises BundleInvalid, and BundleCorrupt if the content isn't what its digest says."""
+        """Parse a manifest. Raises BundleInvalid, or BundleCorrupt if the content doesn't have its digest."""
         try:
             raw = json.loads(text)
             if raw["format"] != FORMAT:
@@ -88,7 +86,7 @@ class Manifest:
         except (ValueError, TypeError, KeyError, AttributeError) as exc:
             raise BundleInvalid(f"{where} isn't a manifest: {exc!r}") from exc
         if manifest.kind is not BundleKind.ENCODER and manifest.labels != LABELS:
-            raise BundleInvalid(f"{where} names the labels {manifest.labels}, not {LABELS}")
+            raise BundleInvalid(f"{where} names the labels {manifest.labels} instead of {LABELS}")
         if claimed != manifest.digest:
             raise BundleCorrupt(path=where, expected=claimed, actual=manifest.digest)
         return manifest
@@ -111,7 +109,7 @@ class Manifest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bundle:
-    """A folder whose every named file was read and found to be what the manifest says."""
+    """A folder of which every named file was read and has the digest in the manifest."""
 
     path: Path
     manifest: Manifest
@@ -121,14 +119,14 @@ class Bundle:
         return self.manifest.digest
 
     def file(self, name: str) -> Path:
-        """The path of a file that the manifest names. Raises BundleInvalid for any other."""
+        """Return the path of a file that the manifest names. Raises BundleInvalid for any other."""
         if name not in self.manifest.files:
             raise BundleInvalid(f"{self.path} has no {name}")
         return self.path / name
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Raises BundleInvalid or BundleCorrupt, naming the file."""
+        """Open a folder and verify its files. Raises BundleInvalid or BundleCorrupt, naming the file."""
         where = path / MANIFEST
         try:
             text = where.read_text(encoding="utf-8")
@@ -143,40 +141,29 @@ class Bundle:
 
     @classmethod
     def seal(cls, path: Path, manifest: Manifest) -> Self:
-        """Digests every file under `path`, writes the manifest beside them, and returns the bundle."""
+        """Digest every file under `path`, write the manifest next to them, and return the bundle."""
         names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
         files = {name: file_digest(path / name) for name in names if name != MANIFEST}
         for name in files:
-            # Some libraries write for their owner alone, but replicas may run as another user.
+            # Some libraries write files that only their owner can read, but replicas may run as another user.
             (path / name).chmod(0o644)
         sealed = replace(manifest, files=files)
         (path / MANIFEST).write_text(sealed.dump(), encoding="utf-8")
         return cls(path=path, manifest=sealed)
 
-    def copy_to(self, path: Path) -> Self:
-        """A verified copy at `path`, there whole or not at all; an equal bundle that is there is kept."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".incoming-") as scratch:
-            incoming = Path(scratch) / "bundle"
-            incoming.mkdir()
-            for name in (*self.manifest.files, MANIFEST):
-                (incoming / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self.path / name, incoming / name)
-            return type(self).open(incoming).move_to(path)
-
     def move_to(self, path: Path) -> Self:
-        """Moves the folder to `path` in one step; an equal bundle that got there first is kept instead."""
+        """Move the folder to `path` in one step; keep an equal bundle that is there already."""
         try:
             os.rename(self.path, path)
         except OSError:
-            there = type(self).open(path)
-            if there.digest != self.digest:
-                raise BundleInvalid(f"{path} already holds another bundle, {there.digest}") from None
+            present = type(self).open(path)
+            if present.digest != self.digest:
+                raise BundleInvalid(f"{path} already holds another bundle, {present.digest}") from None
         return type(self)(path=path, manifest=self.manifest)
 
 
 def file_digest(path: Path) -> str:
-    """The sha256 of a file."""
+    """Return the sha256 of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

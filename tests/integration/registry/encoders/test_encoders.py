@@ -1,6 +1,7 @@
 """An encoder's way from a folder of weights to vectors: exported, quantised, and run on every engine."""
 
 import random
+import shutil
 import threading
 from pathlib import Path
 
@@ -172,7 +173,7 @@ def test_other_pooling_is_refused(tmp_path: Path) -> None:
 
 
 def test_forged_engine_is_refused_by_name(encoder_bundle: Bundle, tmp_path: Path) -> None:
-    copy = encoder_bundle.copy_to(tmp_path / "copy")
+    copy = Bundle.open(shutil.copytree(encoder_bundle.path, tmp_path / "copy"))
     with copy.file("int8.bin").open("r+b") as stream:
         stream.seek(100)
         stream.write(b"forged")
