@@ -1,1 +1,1 @@
-"""Model bundles, MLflow versions and aliases, training, evaluation; never HTTP, Ray or the request path."""
+"""Model bundles, MLflow versions and aliases, training, evaluation. Knows no HTTP, no Ray and no request."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 
 class RegistryError(Exception):
-    """The registry could not do what it was asked to do."""
+    """The base of all errors of the registry."""
 
 
 class BundleError(RegistryError):
@@ -31,7 +31,7 @@ class BundleInvalid(BundleError):
 
 
 class BundleCorrupt(BundleError):
-    """A file of a bundle is not the file that its manifest names."""
+    """A file of a bundle doesn't have the digest that its manifest names."""
 
     def __init__(self, *, path: Path, expected: str, actual: str) -> None:
         super().__init__(f"{path} is corrupt: its manifest says sha256 {expected}, it has {actual}")
@@ -49,19 +49,19 @@ class RegistryUnavailable(RegistryError):
 
 
 class CorpusUnavailable(RegistryError):
-    """A training corpus can't be fetched or is not the one that is pinned."""
+    """A corpus or held-out set can't be fetched or read, or has another digest than expected."""
 
 
 class ExportFailed(RegistryError):
-    """An encoder could not be turned into a bundle."""
+    """An encoder can't be turned into a bundle."""
 
 
 class OutOfSpace(ExportFailed):
-    """The vectors of an encoder don't agree with those of the space that it would claim."""
+    """The vectors of an encoder don't agree with those of the space that it claims."""
 
 
 class ImportRefused(RegistryError):
-    """A foreign model isn't what can be imported, or its labels aren't mapped as they must be."""
+    """A foreign model can't be imported, or the mapping of its labels is wrong."""
 
 
 class TrainingFailed(RegistryError):
@@ -69,8 +69,8 @@ class TrainingFailed(RegistryError):
 
 
 class EvidenceInvalid(RegistryError):
-    """What is stored as the evidence of a decision isn't evidence."""
+    """The stored evidence of a decision can't be parsed."""
 
 
 class ReportInvalid(RegistryError):
-    """A stored report is of a format that this release doesn't read."""
+    """A stored report can't be read, or has a format that this release doesn't read."""

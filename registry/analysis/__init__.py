@@ -1,1 +1,1 @@
-"""Statistics on embeddings and labels: clusters, drift, votes of neighbours."""
+"""Statistics of embeddings and labels: clusters, drift, votes of neighbours. Pure functions on arrays."""

@@ -1,6 +1,6 @@
-"""Groups of texts by meaning, and the words that tell them apart. Pure: vectors and texts in, groups out.
+"""Clusters of texts by meaning, and the words that distinguish them. Pure functions.
 
-Plain products of numpy, which let other threads run meanwhile, as scipy's k-means does not.
+Computes with numpy's matrix products, because scipy's k-means holds the GIL and would block other threads.
 """
 
 import re
@@ -12,10 +12,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-# Fewer texts to a group say nothing of it.
+# A cluster of fewer texts isn't meaningful.
 MIN_CLUSTER_SIZE: Final = 8
 _ITERATIONS: Final = 30
-# A start may be unlucky: the best of so many is kept.
+# A start may be unlucky, so the best of several is kept.
 _STARTS: Final = 3
 _WORD: Final = re.compile(r"\w\w+")
 _READ: Final = 2_000
@@ -24,7 +24,7 @@ _PRIOR: Final = 0.1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextCluster:
-    """Rows of the texts in a group, int64 [m], those nearest its centre first, with their cosines to it [m]."""
+    """The rows of a cluster's texts, int64 [m], nearest to its centre first, with their cosines to it [m]."""
 
     rows: NDArray[np.int64]
     cosines: NDArray[np.float32]
@@ -33,7 +33,7 @@ class TextCluster:
 def cluster_vectors(vectors: NDArray[np.float32], *, max_clusters: int, seed: int = 0) -> list[TextCluster]:
     """Cluster unit vectors [n, d] into at most `max_clusters` groups, the largest first.
 
-    A cluster has about `MIN_CLUSTER_SIZE` texts at least.
+    There are so few that a cluster has `MIN_CLUSTER_SIZE` texts or more on average.
 
     Spherical k-means (Dhillon & Modha, Machine Learning 42, 2001), started by k-means++ (Arthur & Vassilvitskii, 2007).
     """
@@ -41,61 +41,64 @@ def cluster_vectors(vectors: NDArray[np.float32], *, max_clusters: int, seed: in
         return []
     random = np.random.default_rng(seed)
     count = max(1, min(max_clusters, len(vectors) // MIN_CLUSTER_SIZE))
-    tries = [_clustered(vectors, _started(vectors, count, random)) for _ in range(_STARTS)]
-    labels, cosines = max(tries, key=lambda found: float(found[1].sum()))
-    groups = []
+    runs = [_run_k_means(vectors, _choose_centres(vectors, count, random)) for _ in range(_STARTS)]
+    labels, cosines = max(runs, key=lambda run: float(run[1].sum()))
+    clusters = []
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         rows = rows[np.argsort(-cosines[rows], kind="stable")]
-        groups.append(TextCluster(rows=rows, cosines=cosines[rows]))
-    return sorted(groups, key=lambda group: -len(group.rows))
+        clusters.append(TextCluster(rows=rows, cosines=cosines[rows]))
+    return sorted(clusters, key=lambda cluster: -len(cluster.rows))
 
 
 def find_distinctive_words(
-    texts: Sequence[str], groups: Sequence[TextCluster], *, limit: int = 8
+    texts: Sequence[str], clusters: Sequence[TextCluster], *, limit: int = 8
 ) -> list[list[str]]:
-    """For each group the words that are in its texts more than in the others', the most telling first.
+    """Return for each cluster the words that its texts have more often than the others', most distinctive first.
 
-    By the z-score of the log-odds ratio with an informative Dirichlet prior (Monroe, Colaresi & Quinn, Political
-    Analysis 16, 2008), counting texts and not occurrences. A text's first 2,000 characters are read. Of a group that
-    is alone the most frequent words are told.
+    Ranks by the z-score of the log-odds ratio with an informative Dirichlet prior (Monroe, Colaresi & Quinn, Political
+    Analysis 16, 2008). Counts texts, not occurrences, and reads a text's first 2,000 characters. A single cluster gets
+    its most frequent words.
     """
     bags = [set(_WORD.findall(text[:_READ].lower())) for text in texts]
     whole = Counter(word for bag in bags for word in bag)
-    found: list[list[str]] = []
-    for group in groups:
-        inside = Counter(word for row in group.rows for word in bags[row])
-        # A word of one text alone says nothing of a group of many.
-        known = [word for word, count in inside.items() if count >= min(2, len(group.rows))]
-        if not known:
-            found.append([])
+    distinctive: list[list[str]] = []
+    for cluster in clusters:
+        inside = Counter(word for row in cluster.rows for word in bags[row])
+        # A word of a single text doesn't describe a cluster of many.
+        words = [word for word, count in inside.items() if count >= min(2, len(cluster.rows))]
+        if not words:
+            distinctive.append([])
             continue
-        here = np.array([inside[word] for word in known], np.float64)
-        if len(groups) == 1:
-            scores = here
+        counts = np.array([inside[word] for word in words], np.float64)
+        if len(clusters) == 1:
+            scores = counts
         else:
-            everywhere = np.array([whole[word] for word in known], np.float64)
-            scores = _z(here, everywhere, sum(inside.values()), whole.total())
-        order = sorted(range(len(known)), key=lambda at: (-scores[at], known[at]))
-        found.append([known[at] for at in order if scores[at] > 0][:limit])
-    return found
+            totals = np.array([whole[word] for word in words], np.float64)
+            scores = _log_odds_z(counts, totals, sum(inside.values()), whole.total())
+        order = sorted(range(len(words)), key=lambda index: (-scores[index], words[index]))
+        distinctive.append([words[index] for index in order if scores[index] > 0][:limit])
+    return distinctive
 
 
-def _clustered(
+def _run_k_means(
     vectors: NDArray[np.float32], centres: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The group of each row, and its cosine to that group's centre."""
+    """Return the cluster of each row, and the row's cosine to its centre."""
     labels = np.full(len(vectors), -1)
     for _ in range(_ITERATIONS):
         nearest = (vectors @ centres.T).argmax(axis=1)
         if (nearest == labels).all():
             break
         labels = nearest
-        centres = _centres(vectors, labels, centres)
+        centres = _mean_directions(vectors, labels, centres)
     return labels, (vectors @ centres.T)[np.arange(len(vectors)), labels]
 
 
-def _started(vectors: NDArray[np.float32], count: int, random: np.random.Generator) -> NDArray[np.float32]:
+def _choose_centres(
+    vectors: NDArray[np.float32], count: int, random: np.random.Generator
+) -> NDArray[np.float32]:
+    """Draw centres by k-means++."""
     chosen = [int(random.integers(len(vectors)))]
     distance = np.maximum(1 - vectors @ vectors[chosen[0]], 0.0).astype(np.float64)
     while len(chosen) < count and distance.sum() > 0:
@@ -104,23 +107,24 @@ def _started(vectors: NDArray[np.float32], count: int, random: np.random.Generat
     return vectors[chosen]
 
 
-def _centres(
+def _mean_directions(
     vectors: NDArray[np.float32], labels: NDArray[np.int64], before: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """The directions of the groups' means; a group that ran empty stays where it was."""
+    """Return the directions of the clusters' means; an empty cluster keeps its centre."""
     sums = (np.arange(len(before))[:, None] == labels[None, :]).astype(np.float32) @ vectors
     norms = np.linalg.norm(sums, axis=1, keepdims=True)
     centres: NDArray[np.float32] = np.where(norms > 0, sums / np.where(norms > 0, norms, 1), before)
     return centres
 
 
-def _z(
-    here: NDArray[np.float64], everywhere: NDArray[np.float64], inside: int, total: int
+def _log_odds_z(
+    counts: NDArray[np.float64], totals: NDArray[np.float64], inside: int, total: int
 ) -> NDArray[np.float64]:
-    # One word more than there are, so that nothing is divided by 0 where all texts have the same.
-    there, prior, mass = everywhere - here, _PRIOR * everywhere, _PRIOR * (total + 1)
-    ratio = np.log((here + prior) / (inside + mass - here - prior)) - np.log(
-        (there + prior) / (total - inside + mass - there - prior)
+    """Return the z-scores of words with `counts` in a cluster of `inside` words, and `totals` of all `total` words."""
+    # The prior counts one word more than there are, which prevents a division by 0 if all texts are equal.
+    others, prior, mass = totals - counts, _PRIOR * totals, _PRIOR * (total + 1)
+    ratio = np.log((counts + prior) / (inside + mass - counts - prior)) - np.log(
+        (others + prior) / (total - inside + mass - others - prior)
     )
-    scores: NDArray[np.float64] = ratio / np.sqrt(1 / (here + prior) + 1 / (there + prior))
+    scores: NDArray[np.float64] = ratio / np.sqrt(1 / (counts + prior) + 1 / (others + prior))
     return scores

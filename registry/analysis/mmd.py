@@ -1,4 +1,4 @@
-"""Whether two sets of vectors come from one distribution, and which vectors are new. Pure: vectors in, figures out."""
+"""The test whether two sets of vectors come from one distribution, and the search for new vectors. Pure functions."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,19 +6,19 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-# Fewer vectors than these on either side say nothing.
+# With fewer vectors on either side the test has no meaning.
 MIN_VECTORS: Final = 20
 PERMUTATIONS: Final = 499
 _TINY: Final = 1e-12
-# Vectors this near are the same, but for rounding.
+# Distances below this are rounding errors.
 _SAME: Final = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MmdResult:
-    """The squared maximum mean discrepancy, unbiased (so that it may fall below 0), and how likely it is by chance.
+    """The unbiased squared maximum mean discrepancy, which may be negative, and its p-value.
 
-    `bandwidth` is that of the Gaussian kernel; the least `p_value` is 1 / (`permutations` + 1).
+    `bandwidth` is that of the Gaussian kernel; the smallest possible `p_value` is 1 / (`permutations` + 1).
     """
 
     mmd2: float
@@ -29,7 +29,7 @@ class MmdResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NovelVector:
-    """A row of the recent vectors and the cosine to the nearest vector of the reference."""
+    """A row of the recent vectors, and its cosine to the nearest vector of the reference."""
 
     row: int
     nearest: float
@@ -42,11 +42,11 @@ def compute_mmd(
     permutations: int = PERMUTATIONS,
     seed: int = 0,
 ) -> MmdResult | None:
-    """The MMD² of two sets [n, d] and [m, d] of one space; None if either has fewer than `MIN_VECTORS`.
+    """Return the MMD² of two sets [n, d] and [m, d] of one space; None if either has fewer than `MIN_VECTORS`.
 
-    Gaussian kernel, its bandwidth the median distance of all pairs of both sets; p-value by permutations (Gretton et
-    al., JMLR 13, 2012). As nothing depends on which set a vector is of, the test is exact for independent vectors:
-    under the null p ≤ α in a share α of cases at most.
+    The kernel is Gaussian, its bandwidth the median distance of all pairs of both sets; the p-value comes from
+    permutations (Gretton et al., JMLR 13, 2012). The bandwidth doesn't depend on the assignment of vectors to sets, so
+    the test is exact for independent vectors: under the null hypothesis p ≤ α in at most a share α of cases.
     """
     n, m = len(reference), len(recent)
     if min(n, m) < MIN_VECTORS:
@@ -64,17 +64,17 @@ def compute_mmd(
     first[0, :n] = 1.0
     for row in first[1:]:
         row[random.permutation(n + m)[:n]] = 1.0
-    # What is inside the first set, and what is between both; the rest is inside the second.
-    towards = first @ kernel
-    inside = (towards * first).sum(axis=1)
-    between = (towards * (1 - first)).sum(axis=1)
-    outside = kernel.sum() - inside - 2 * between
-    found = inside / (n * (n - 1)) + outside / (m * (m - 1)) - 2 * between / (n * m)
-    beyond = int((found[1:] >= found[0] - _TINY).sum())
+    # Sums of the kernel within the first set, between both sets, and within the second.
+    sums = first @ kernel
+    within_first = (sums * first).sum(axis=1)
+    between = (sums * (1 - first)).sum(axis=1)
+    within_second = kernel.sum() - within_first - 2 * between
+    mmd2 = within_first / (n * (n - 1)) + within_second / (m * (m - 1)) - 2 * between / (n * m)
+    as_large = int((mmd2[1:] >= mmd2[0] - _TINY).sum())
     return MmdResult(
-        mmd2=float(found[0]),
+        mmd2=float(mmd2[0]),
         bandwidth=bandwidth,
-        p_value=(1 + beyond) / (permutations + 1),
+        p_value=(1 + as_large) / (permutations + 1),
         permutations=permutations,
     )
 
@@ -82,7 +82,7 @@ def compute_mmd(
 def find_novel(
     reference: NDArray[np.float32], recent: NDArray[np.float32], *, limit: int
 ) -> list[NovelVector]:
-    """The recent unit vectors farthest from all of the reference, the farthest first; none without a reference."""
+    """Return the recent unit vectors that are farthest from the reference, farthest first; none without a reference."""
     if not len(reference) or not len(recent):
         return []
     nearest = (recent @ reference.T).max(axis=1)

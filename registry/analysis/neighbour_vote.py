@@ -1,4 +1,4 @@
-"""What judged texts say of those near them: a vote by similarity, and which texts are worth a judgement. Pure."""
+"""Votes of labelled neighbours, and the choice of texts worth labelling. Pure functions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-# Fewer neighbours than these have no opinion.
+# With fewer neighbours there is no vote.
 QUORUM: Final = 3
 NEIGHBOURS: Final = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Vote:
-    """`agreement` is the share of the weight that is for what was said; both None without a quorum."""
+    """A vote on a label: the weight's share for it, and the label with the most weight; None without a quorum."""
 
     agreement: float | None
     suggests: str | None
@@ -22,7 +22,7 @@ class Vote:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Informativeness:
-    """What feedback on each of n texts would teach, float64 [n]: the score and its three parts, each in 0…1."""
+    """The expected gain from labelling each of n texts, float64 [n]: the score and its three parts, each in 0…1."""
 
     score: NDArray[np.float64]
     uncertainty: NDArray[np.float64]
@@ -30,33 +30,33 @@ class Informativeness:
     disagreement: NDArray[np.float64]
 
 
-def vote(said: str, labels: Sequence[str], cosines: Sequence[float]) -> Vote:
-    """The neighbours' labels, each with the weight of its cosine (after Dudani, IEEE SMC-6, 1976)."""
+def vote(label: str, neighbours: Sequence[str], cosines: Sequence[float]) -> Vote:
+    """Weigh the labels of neighbours by their cosines against a label (after Dudani, IEEE SMC-6, 1976)."""
     weights: dict[str, float] = {}
-    for label, cosine in zip(labels, cosines, strict=True):
-        weights[label] = weights.get(label, 0.0) + max(cosine, 0.0)
+    for neighbour, cosine in zip(neighbours, cosines, strict=True):
+        weights[neighbour] = weights.get(neighbour, 0.0) + max(cosine, 0.0)
     total = sum(weights.values())
-    if len(labels) < QUORUM or total <= 0:
+    if len(neighbours) < QUORUM or total <= 0:
         return Vote(agreement=None, suggests=None)
-    # Of equals the one that was said stays.
-    suggests = max(weights, key=lambda label: (weights[label], label == said))
-    return Vote(agreement=weights.get(said, 0.0) / total, suggests=suggests)
+    # A tie goes to the present label.
+    suggests = max(weights, key=lambda each: (weights[each], each == label))
+    return Vote(agreement=weights.get(label, 0.0) / total, suggests=suggests)
 
 
 def score_informativeness(
     scores: NDArray[np.float64],
     vectors: NDArray[np.float32],
-    judged: NDArray[np.float32],
+    labelled: NDArray[np.float32],
     labels: Sequence[int],
     *,
     min_cosine: float,
 ) -> Informativeness:
-    """For n texts with class scores [n, 3] and unit vectors [n, d], beside m judged ones [m, d] of known class [m].
+    """Score n texts of class scores [n, 3] and unit vectors [n, d], given m labelled vectors [m, d] and `labels` [m].
 
-    The score is density × (uncertainty + disagreement) / 2, by information density (Settles & Craven, EMNLP 2008):
-    uncertainty is 1 less the margin of the best class over the second; density the mean cosine to the 10 nearest
-    other texts; disagreement the share of the weight of judged texts of a cosine of `min_cosine` at least, of the 10
-    nearest, that were judged otherwise, and 0 where there is none.
+    The score is density × (uncertainty + disagreement) / 2, by information density (Settles & Craven, EMNLP 2008).
+    Uncertainty is 1 minus the margin of the best class over the second. Density is the mean cosine to the 10 nearest
+    other texts. Disagreement looks at the 10 nearest labelled texts with a cosine of at least `min_cosine`: it is the
+    share of their weight that has another class than predicted, 0 without such texts.
     """
     ordered = np.sort(scores, axis=1)
     uncertainty = 1 - (ordered[:, -1] - ordered[:, -2])
@@ -67,12 +67,12 @@ def score_informativeness(
     if count > 0:
         density = np.clip(np.partition(near, -count, axis=1)[:, -count:].mean(axis=1), 0.0, 1.0)
     disagreement = np.zeros(len(vectors))
-    if len(judged):
-        cosines = (vectors @ judged.T).astype(np.float64)
-        places = np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBOURS]
-        weights = np.take_along_axis(cosines, places, axis=1)
+    if len(labelled):
+        cosines = (vectors @ labelled.T).astype(np.float64)
+        nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBOURS]
+        weights = np.take_along_axis(cosines, nearest, axis=1)
         weights = np.where(weights >= min_cosine, np.maximum(weights, 0.0), 0.0)
-        others = np.asarray(labels)[places] != scores.argmax(axis=1)[:, None]
+        others = np.asarray(labels)[nearest] != scores.argmax(axis=1)[:, None]
         total = weights.sum(axis=1)
         disagreement = np.where(
             total > 0, (weights * others).sum(axis=1) / np.where(total > 0, total, 1), 0.0
@@ -88,11 +88,11 @@ def score_informativeness(
 def select_diverse(
     score: NDArray[np.float64], vectors: NDArray[np.float32], *, limit: int, max_cosine: float
 ) -> list[int]:
-    """Rows by falling score, without those whose cosine to one before them is `max_cosine` or more."""
-    found: list[int] = []
+    """Return rows by falling score, without those whose cosine to a row before them is `max_cosine` or more."""
+    selected: list[int] = []
     for row in np.argsort(-score, kind="stable"):
-        if len(found) == limit:
+        if len(selected) == limit:
             break
-        if not found or float((vectors[found] @ vectors[row]).max()) < max_cosine:
-            found.append(int(row))
-    return found
+        if not selected or float((vectors[selected] @ vectors[row]).max()) < max_cosine:
+            selected.append(int(row))
+    return selected

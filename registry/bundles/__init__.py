@@ -1,1 +1,1 @@
-"""A model bundle on disk: its manifest, its files, its digests."""
+"""Model bundles on disk: a manifest, its files and their digests."""

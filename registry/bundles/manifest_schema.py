@@ -1,4 +1,4 @@
-"""The files of bundles and what their manifests say to the runtime; shared by whatever builds and serves."""
+"""The names of a bundle's files and tensors, and the settings of an encoder's manifest."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,10 +14,10 @@ from registry.errors import BundleInvalid
 TOKENIZER = "tokenizer.json"
 WEIGHTS = "weights.safetensors"
 HEAD_WEIGHTS = "head.safetensors"
-# For each changed matrix [out, in] of an encoder, two tensors whose product is the change.
+# Holds two tensors for each changed matrix [out, in] of an encoder; their product is the change.
 UPDATE = "update.safetensors"
 UP, DOWN = ".up", ".down"
-# The tensor by which a classifier's labels become ours: [theirs, ours].
+# The tensor that maps the labels of a classifier to our classes: [labels, classes].
 MAPPING = "mapping"
 # Matrices are [in, out].
 ATTENTIVE_TENSORS = (
@@ -34,10 +34,10 @@ ATTENTIVE_TENSORS = (
 
 
 class Engine(StrEnum):
-    """How a CPU computes.
+    """The engines that compute on a CPU.
 
-    `INT8`: OpenVINO, with scales calibrated at building; best where the processor has VNNI. `INT8_PER_TOKEN`: ONNX
-    Runtime, with a scale for each token. `FP32`: ONNX Runtime in float32.
+    `INT8`: OpenVINO, with scales calibrated when the bundle is built; best on processors with VNNI.
+    `INT8_PER_TOKEN`: ONNX Runtime, with a scale for each token. `FP32`: ONNX Runtime in float32.
     """
 
     INT8 = "int8"
@@ -54,10 +54,11 @@ ENGINES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderSettings:
-    """`digest` is the encoder's identity; `token_layers` are the layers whose token states heads may read.
+    """The settings of an encoder's manifest.
 
-    `base` is the encoder that it is an update of; only an encoder without one can define a space.
-    An encoder with `labels` is a classifier's: in place of states it gives one row of their logits a text.
+    `digest` is the encoder's identity. `base` is the encoder that it updates; only an encoder without a base can
+    define a space. Heads may read the token states of `token_layers`. An encoder with `labels` is a classifier's:
+    instead of states it returns one row of logits a text.
     """
 
     digest: str
@@ -72,7 +73,7 @@ class EncoderSettings:
 
     @classmethod
     def from_manifest(cls, manifest: Manifest) -> Self:
-        """Raises BundleInvalid if the manifest isn't an encoder's."""
+        """Read the settings of an encoder. Raises BundleInvalid if the manifest isn't an encoder's."""
         if manifest.kind is not BundleKind.ENCODER or manifest.encoder is None:
             raise BundleInvalid(f"{manifest.name} is a {manifest.kind.value}, not an encoder")
         raw = manifest.settings
@@ -92,12 +93,12 @@ class EncoderSettings:
             raise BundleInvalid(f"{manifest.name} has unusable encoder settings: {exc!r}") from exc
 
     def dump(self) -> dict[str, Any]:
-        """The part that goes into `Manifest.settings`."""
+        """Return the part that goes into `Manifest.settings`."""
         fields = asdict(self)
         return {name: fields[name] for name in fields if name not in ("digest", "space")}
 
 
 def lexicon_features(compound: Sequence[float]) -> NDArray[np.float32]:
-    """What a lexicon head weighs: float32 [n, 4] of one, the compound score, its size, whether it is 0."""
+    """Return a lexicon head's features, float32 [n, 4]: 1, the compound score, its size, whether it is 0."""
     scores = np.asarray(compound, dtype=np.float32)
     return np.stack([np.ones_like(scores), scores, np.abs(scores), scores == 0], axis=1, dtype=np.float32)

@@ -1,1 +1,1 @@
-"""Texts with labels: the corpora and the held-out set."""
+"""Labelled texts: the corpora and the held-out set."""

@@ -1,1 +1,1 @@
-"""Encoders: where their weights come from, and the engines they are built for."""
+"""Encoder bundles: the sources of their weights, their export, and their CPU engines."""

@@ -1,1 +1,1 @@
-"""How a version is measured, and the gates that it must pass."""
+"""The measures of a version, and the gates that it must pass."""

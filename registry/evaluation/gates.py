@@ -10,19 +10,19 @@ from typing import Any
 
 from registry.evaluation.report import EvaluationReport
 
-# Of a normal distribution: 95 % lie within.
+# 95 % of a normal distribution lie within this many standard deviations.
 _Z = 1.959964
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gates:
-    """The bounds; None: that gate is off.
+    """The bounds of the gates; None turns a gate off.
 
-    `accuracy_difference`: least low end of the 95 % interval of the paired difference to the champion's accuracy
-    on the held-out set. `recall_drop`: most that the recall of any class may fall by. `ece`: most calibration
-    error. `cosine_mean`, `cosine_worst`: least agreement with the space, for versions that claim it.
-    `latency_ratio`: most times the champion's time for an answer, alone or in batches. `flips_share`: most of
-    the replayed texts that may get another label.
+    Lower bounds: `accuracy_difference`, for the low end of the 95 % interval of the paired difference to the champion's
+    accuracy on the held-out set; `cosine_mean` and `cosine_worst`, for versions that claim the space.
+    Upper bounds: `recall_drop`, for the fall of any class's recall; `ece`, for the calibration error; `latency_ratio`,
+    for the time of an answer over the champion's, alone or in batches; `flips_share`, for the share of replayed texts
+    with another label.
     """
 
     accuracy_difference: float | None = -0.02
@@ -36,7 +36,7 @@ class Gates:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateCheck:
-    """One gate: what was measured, where the bound lies; `why` in words. `value` None: there was nothing to measure."""
+    """The result of one gate, with `why` in words; `value` is None if there was nothing to measure."""
 
     name: str
     value: float | None
@@ -47,9 +47,9 @@ class GateCheck:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateReport:
-    """What all gates say of a candidate; `missing` has the versions without a stored report, and why.
+    """The results of all gates for a candidate; `missing` gives for each version without a report the reason.
 
-    `candidate` and `champion` are version numbers; no champion: nothing to compare with.
+    `candidate` and `champion` are version numbers; without a champion nothing is compared.
     """
 
     passed: bool
@@ -60,7 +60,7 @@ class GateReport:
 
     @property
     def reason(self) -> str:
-        """In one line why it didn't pass."""
+        """The reason in one line."""
         if self.missing:
             named = ", ".join(f"version {version} ({why})" for version, why in self.missing.items())
             return f"evaluation missing: {named}"
@@ -68,28 +68,28 @@ class GateReport:
         return f"a gate failed: {failed}" if failed else "every gate passed"
 
     def dump(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return a JSON object."""
         content = asdict(self)
         return {**content, "checks": list(content["checks"])}
 
 
 def report_unevaluated(candidate: str, champion: str | None, missing: Mapping[str, str]) -> GateReport:
-    """The report where there is nothing to judge by."""
+    """Return the report of a candidate that can't be checked, because stored reports are missing."""
     return GateReport(passed=False, candidate=candidate, champion=champion, missing=dict(missing))
 
 
 def evaluate_gates(
     gates: Gates, candidate: EvaluationReport, champion: EvaluationReport | None
 ) -> GateReport:
-    """All gates that are on; without a champion those that compare are left out.
+    """Check all gates that are on; without a champion, those that compare are skipped.
 
     Raises ValueError if the two were measured on different held-out sets.
     """
-    checks = list(_alone(gates, candidate))
+    checks = list(_check_alone(gates, candidate))
     if champion is not None:
         if champion.data != candidate.data:
             raise ValueError("the reports were measured on different held-out sets")
-        checks += _compared(gates, candidate, champion)
+        checks += _check_against(gates, candidate, champion)
     return GateReport(
         passed=all(check.passed for check in checks),
         candidate=candidate.version,
@@ -99,79 +99,94 @@ def evaluate_gates(
 
 
 def paired_difference(candidate: EvaluationReport, champion: EvaluationReport) -> tuple[float, float, float]:
-    """The difference of accuracies on the same texts, with its 95 % interval: value, low, high.
+    """Return the difference of accuracies on the same texts, with its 95 % interval: value, low, high.
 
-    By the variance of the differences text by text (McNemar's setting), which is far smaller than that of
+    Uses the variance of the differences text by text (McNemar's setting), which is far smaller than that of
     two independent samples.
     """
-    ours, theirs = candidate.held_out.right, champion.held_out.right
-    size = len(ours)
-    won, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    candidate_right, champion_right = candidate.held_out.right, champion.held_out.right
+    size = len(candidate_right)
+    won, lost = (
+        int((candidate_right & ~champion_right).sum()),
+        int((champion_right & ~candidate_right).sum()),
+    )
     value = (won - lost) / size
     spread = _Z * math.sqrt(max(0.0, (won + lost) / size - value * value) / size)
     return value, value - spread, value + spread
 
 
-def _alone(gates: Gates, candidate: EvaluationReport) -> Iterator[GateCheck]:
+def _check_alone(gates: Gates, candidate: EvaluationReport) -> Iterator[GateCheck]:
     if gates.ece is not None:
-        yield _most("ece", candidate.held_out.ece.value, gates.ece, "the calibration error")
+        yield _check_maximum("ece", candidate.held_out.ece.value, gates.ece, "the calibration error")
     agreement = candidate.agreement
     if agreement is not None and agreement.claims_space:
         if gates.cosine_mean is not None:
-            yield _least("cosine_mean", agreement.mean, gates.cosine_mean, "the mean cosine to the space")
+            yield _check_minimum(
+                "cosine_mean", agreement.mean, gates.cosine_mean, "the mean cosine to the space"
+            )
         if gates.cosine_worst is not None:
-            yield _least("cosine_worst", agreement.worst, gates.cosine_worst, "the worst cosine to the space")
+            yield _check_minimum(
+                "cosine_worst", agreement.worst, gates.cosine_worst, "the worst cosine to the space"
+            )
 
 
-def _compared(gates: Gates, candidate: EvaluationReport, champion: EvaluationReport) -> Iterator[GateCheck]:
+def _check_against(
+    gates: Gates, candidate: EvaluationReport, champion: EvaluationReport
+) -> Iterator[GateCheck]:
     if gates.accuracy_difference is not None:
         value, low, _ = paired_difference(candidate, champion)
-        what = f"the accuracy differs by {value:+.4f} from the champion's, and its low end"
-        yield _least("accuracy_difference", low, gates.accuracy_difference, what)
+        subject = f"the accuracy differs by {value:+.4f} from the champion's, and its low end"
+        yield _check_minimum("accuracy_difference", low, gates.accuracy_difference, subject)
     if gates.recall_drop is not None:
-        ours, theirs = candidate.held_out.recall, champion.held_out.recall
-        drops = {name: theirs[name].value - ours[name].value for name in theirs.keys() & ours.keys()}
+        after, before = candidate.held_out.recall, champion.held_out.recall
+        drops = {name: before[name].value - after[name].value for name in before.keys() & after.keys()}
         if drops:
             worst = max(sorted(drops), key=drops.__getitem__)
-            yield _most("recall_drop", drops[worst], gates.recall_drop, f"the fall of the recall of {worst}")
-    yield from _replayed(gates, candidate, champion)
+            yield _check_maximum(
+                "recall_drop", drops[worst], gates.recall_drop, f"the fall of the recall of {worst}"
+            )
+    yield from _check_replay(gates, candidate, champion)
 
 
-def _replayed(gates: Gates, candidate: EvaluationReport, champion: EvaluationReport) -> Iterator[GateCheck]:
-    """What one run measured of both is compared, where there is such a run."""
+def _check_replay(
+    gates: Gates, candidate: EvaluationReport, champion: EvaluationReport
+) -> Iterator[GateCheck]:
+    """Check latency and flips, by a run that measured both versions if there is one."""
     replay = candidate.replay
     fresh = replay if replay is not None and replay.champion_bundle == champion.bundle else None
     if gates.latency_ratio is not None:
-        ours = candidate.latency
-        theirs = fresh.champion_latency if fresh is not None else champion.latency
+        after = candidate.latency
+        before = fresh.champion_latency if fresh is not None else champion.latency
         ratio = max(
-            ours.alone_ms / max(theirs.alone_ms, 1e-6),
-            theirs.texts_per_second / max(ours.texts_per_second, 1e-6),
+            after.alone_ms / max(before.alone_ms, 1e-6),
+            before.texts_per_second / max(after.texts_per_second, 1e-6),
         )
-        yield _most("latency_ratio", ratio, gates.latency_ratio, "its time for an answer by the champion's")
+        yield _check_maximum(
+            "latency_ratio", ratio, gates.latency_ratio, "its time for an answer by the champion's"
+        )
     if gates.flips_share is not None:
         if fresh is not None:
-            yield _most(
+            yield _check_maximum(
                 "flips_share", fresh.flips_share, gates.flips_share, "the share of replayed texts that flip"
             )
         elif replay is not None:
             why = (
                 f"it was replayed against version {replay.champion_version}, and version {champion.version} "
-                "is champion now: evaluate it again"
+                "is the champion now: evaluate it again"
             )
             yield GateCheck(name="flips_share", value=None, bound=gates.flips_share, passed=False, why=why)
 
 
-def _most(name: str, value: float, bound: float, what: str) -> GateCheck:
-    # A value that is no number passes nothing.
+def _check_maximum(name: str, value: float, bound: float, subject: str) -> GateCheck:
+    # NaN passes no gate.
     passed = round(value, 6) <= bound
-    why = f"{what} is {value:.4f}, {'within' if passed else 'over'} the bound of {bound:g}"
+    why = f"{subject} is {value:.4f}, {'within' if passed else 'over'} the bound of {bound:g}"
     return GateCheck(name=name, value=_finite(value), bound=bound, passed=passed, why=why)
 
 
-def _least(name: str, value: float, bound: float, what: str) -> GateCheck:
+def _check_minimum(name: str, value: float, bound: float, subject: str) -> GateCheck:
     passed = round(value, 6) >= bound
-    why = f"{what} is {value:.4f}, {'within' if passed else 'under'} the bound of {bound:g}"
+    why = f"{subject} is {value:.4f}, {'within' if passed else 'under'} the bound of {bound:g}"
     return GateCheck(name=name, value=_finite(value), bound=bound, passed=passed, why=why)
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation found of a version, as one frozen value that is stored as JSON.
+"""The report of a version's evaluation: a frozen value that is stored as JSON.
 
 Owns the fields and their meaning. Holds ids of stored texts, never a text.
 """
@@ -20,13 +20,15 @@ from registry.evaluation.metrics import Interval, Labels, Probabilities
 FORMAT = 1
 ROUNDS = 1000
 
+_PLAIN_FIELDS = ("model", "version", "kind", "bundle", "encoder", "data", "seconds", "machine")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeldOutResult:
-    """How a version does on the held-out set, each measure with a 95 % bootstrap interval.
+    """The measures of a version on the held-out set, each with a 95 % bootstrap interval.
 
-    `recall` by class, a class without texts left out; `sources` is the accuracy by corpus. `hits` says which texts
-    were judged right, in the set's order, as base64 of packed bits: two versions are compared text by text.
+    `recall` is by class, without classes that have no texts; `sources` is the accuracy by corpus. `hits` is base64 of
+    one bit a text, in the set's order: 1 if the version is right. Two versions are compared text by text with it.
     """
 
     texts: int
@@ -46,20 +48,20 @@ class HeldOutResult:
         *,
         rounds: int = ROUNDS,
     ) -> Self:
-        """Probabilities [n, 3], labels int [n], sources str [n]."""
+        """Measure probabilities [n, 3] by labels, int [n], and sources, str [n]."""
         right = probabilities.argmax(axis=1) == labels
 
         def interval(measure: metrics.Measure, rows: NDArray[np.bool_] | None = None) -> Interval:
             chosen = slice(None) if rows is None else rows
-            found = metrics.bootstrap(measure, probabilities[chosen], labels[chosen], rounds=rounds)
-            return Interval(value=round(found.value, 6), low=round(found.low, 6), high=round(found.high, 6))
+            exact = metrics.bootstrap(measure, probabilities[chosen], labels[chosen], rounds=rounds)
+            return Interval(value=round(exact.value, 6), low=round(exact.low, 6), high=round(exact.high, 6))
 
         return cls(
             texts=len(labels),
             accuracy=interval(metrics.accuracy),
             macro_f1=interval(metrics.macro_f1),
             ece=interval(metrics.ece),
-            # Of the texts of a class, the share judged right: its recall.
+            # The accuracy on the texts of a class is its recall.
             recall={
                 name: interval(metrics.accuracy, labels == index)
                 for index, name in enumerate(LABELS)
@@ -73,16 +75,16 @@ class HeldOutResult:
 
     @property
     def right(self) -> NDArray[np.bool_]:
-        """Which texts were judged right: bool [texts]."""
+        """The texts on which the version is right: bool [texts]."""
         packed = np.frombuffer(base64.b64decode(self.hits), np.uint8)
         return np.unpackbits(packed, count=self.texts).astype(np.bool_)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Agreement:
-    """How near the vectors, as they are served, are to the space's own in float32: cosines over some texts.
+    """The cosines of the served vectors to the space's own in float32, over some texts.
 
-    `claims_space`: these vectors go into the index. Only then do the cosines have to be high.
+    `claims_space`: these vectors go into the index. Only then must the cosines be high.
     """
 
     space: str
@@ -94,10 +96,10 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Latency:
-    """What an answer costs on one thread, in time of the processor, so that what else runs counts little.
+    """The cost of an answer on one thread, in processor time, which other load hardly changes.
 
-    Everything that a prediction needs: the version's encoder and head, and the space's encoder if the version's
-    own isn't of the space. `alone_ms`: the median of single texts. `texts_per_second`: in batches of 32.
+    Covers all that a prediction needs: the version's encoder and head, and the space's encoder if the version's
+    own isn't of the space. `alone_ms` is the median of single texts; `texts_per_second` is in batches of 32.
     """
 
     engine: str
@@ -107,7 +109,7 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSize:
-    """Bytes of the files of the version's bundle, and of its encoder's; 0 without one."""
+    """The bytes of the version's bundle and of its encoder's; 0 without an encoder."""
 
     version_bytes: int
     encoder_bytes: int
@@ -115,7 +117,7 @@ class ModelSize:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stratum:
-    """One cluster of the stored texts: how many of the sample are in it, have feedback, and flipped."""
+    """The number of sampled texts in one cluster, of those with feedback (`judged`), and of those that flipped."""
 
     texts: int
     judged: int
@@ -124,7 +126,7 @@ class Stratum:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Disagreement:
-    """A stored text on which both differ, and by how much: total variation distance, 0 to 1."""
+    """A stored text on which both differ, and their total variation distance, 0 to 1."""
 
     text_id: str
     distance: float
@@ -134,7 +136,7 @@ class Disagreement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CorrectedAccuracy:
-    """Accuracy of both on the texts whose right label feedback tells."""
+    """The accuracy of both on the texts whose right label is known from feedback."""
 
     texts: int
     candidate: float
@@ -143,10 +145,10 @@ class CorrectedAccuracy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Replay:
-    """The candidate against the champion of the moment on a stratified sample of stored texts.
+    """The comparison of a candidate with the present champion on a stratified sample of stored texts.
 
-    `matrix[a][b]`: texts that the champion calls a and the candidate b. `flips` of `texts` differ.
-    `champion_latency` was measured in the same run. `corrected` is None where feedback tells no label.
+    `matrix[a][b]` counts texts with the label a by the champion and b by the candidate; `flips` of `texts` differ.
+    `champion_latency` was measured in the same run. `corrected` is None if no text has a label from feedback.
     """
 
     champion_version: str
@@ -166,11 +168,11 @@ class Replay:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationReport:
-    """One evaluation of one bundle on one held-out set.
+    """The evaluation of one bundle on one held-out set.
 
-    `bundle` and `data` are the digests that it is stored by. `agreement` is None for a version without an
-    encoder, `replay` for the champion itself and where no champion or no stored text was there. `seconds` is how long
-    it took, `machine` on what.
+    `bundle` and `data` are the digests that it is stored by. `agreement` is None for a version without an encoder.
+    `replay` is None for the champion itself, without a champion, and without stored texts. `seconds` is the duration
+    and `machine` the hardware.
     """
 
     model: str
@@ -189,7 +191,7 @@ class EvaluationReport:
     machine: str
 
     def dump(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the JSON object that `parse` reads."""
         content = {"format": FORMAT, **asdict(self), "measured_at": self.measured_at.isoformat()}
         if self.replay is not None:
             content["replay"]["flips_share"] = round(self.replay.flips_share, 6)
@@ -197,25 +199,13 @@ class EvaluationReport:
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> Self:
-        """Raises ReportInvalid."""
+        """Parse a stored report. Raises ReportInvalid."""
         try:
             if raw["format"] != FORMAT:
                 raise ReportInvalid(f"the report has format {raw['format']}: evaluate the version again")
             held, agreement, replay = raw["held_out"], raw["agreement"], raw["replay"]
             return cls(
-                **{
-                    name: raw[name]
-                    for name in (
-                        "model",
-                        "version",
-                        "kind",
-                        "bundle",
-                        "encoder",
-                        "data",
-                        "seconds",
-                        "machine",
-                    )
-                },
+                **{name: raw[name] for name in _PLAIN_FIELDS},
                 held_out=HeldOutResult(
                     texts=held["texts"],
                     accuracy=Interval(**held["accuracy"]),
@@ -242,7 +232,7 @@ def _replay(raw: Mapping[str, Any]) -> Replay:
         champion_latency=Latency(**raw["champion_latency"]),
         texts=raw["texts"],
         flips=raw["flips"],
-        matrix={said: dict(row) for said, row in raw["matrix"].items()},
+        matrix={label: dict(row) for label, row in raw["matrix"].items()},
         strata=tuple(Stratum(**each) for each in raw["strata"]),
         corrected=None if raw["corrected"] is None else CorrectedAccuracy(**raw["corrected"]),
         furthest=tuple(Disagreement(**each) for each in raw["furthest"]),

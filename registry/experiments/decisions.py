@@ -1,6 +1,6 @@
-"""What an experiment should do next, from all that was counted. Pure: never counts, stores or does it.
+"""The next step of an experiment, decided from its counts. Pure: never counts, stores or acts.
 
-The same evidence and policy always give the same decision, so that a stored one can be recomputed.
+The same evidence and policy always give the same decision, so a stored decision can be recomputed.
 """
 
 from collections.abc import Mapping
@@ -19,12 +19,11 @@ Action = Literal["none", "ramp", "promote", "stop"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArmCounts:
-    """What one arm did in one stage.
+    """The counts of one arm in one stage.
 
-    `units` are the distinct units that it answered; `new_units` those of them that the experiment met for the
-    first time in the stage, counted for the arm that answered first. `answered` and `faults` count
-    predictions; `p95_ms` is the 95th percentile of the time of an answer. `feedback` is that on answers of the
-    stage, as it stands.
+    `units` are the distinct units that the arm answered; `new_units` are those that the experiment saw for the first
+    time in this stage, counted for the arm that answered first. `answered` and `faults` count predictions; `p95_ms`
+    is the 95th percentile of the time of an answer. `feedback` is the present feedback on the stage's answers.
     """
 
     units: int = 0
@@ -37,7 +36,7 @@ class ArmCounts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    """The time in which the challenger's share stood still."""
+    """The counts of a period in which the challenger's share didn't change."""
 
     share: float
     champion: ArmCounts
@@ -46,7 +45,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evidence:
-    """All that was counted, by stages in the order of time; the last is the present one, and there is one."""
+    """All counts by stages, in the order of time; there is at least one, and the last is the present one."""
 
     stages: tuple[Stage, ...]
 
@@ -55,12 +54,12 @@ class Evidence:
         return self.stages[-1]
 
     def dump(self) -> dict[str, Any]:
-        """The JSON object that `parse` reads."""
+        """Return the JSON object that `parse` reads."""
         return {"stages": [asdict(stage) for stage in self.stages]}
 
     @classmethod
     def parse(cls, stored: Mapping[str, Any]) -> Self:
-        """Raises EvidenceInvalid."""
+        """Parse stored evidence. Raises EvidenceInvalid."""
         try:
             stages = tuple(
                 Stage(
@@ -71,19 +70,19 @@ class Evidence:
                 for stage in stored["stages"]
             )
         except (KeyError, TypeError, ValueError) as exc:
-            raise EvidenceInvalid(f"not the evidence of a decision: {exc!r}") from exc
+            raise EvidenceInvalid(f"the evidence can't be read: {exc!r}") from exc
         if not stages:
-            raise EvidenceInvalid("not the evidence of a decision: it has no stages")
+            raise EvidenceInvalid("the evidence has no stages")
         return cls(stages=stages)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyDecision:
-    """What to do, and why.
+    """The action to take, with its reason.
 
-    `promote` makes the challenger champion, `stop` leaves the champion alone, `ramp` sets the challenger's
-    share to `share`. `verdict` is what the evidence says, whatever the policy lets follow from it; `reason` is
-    a sentence, and `numbers` a JSON object of all that it was based on.
+    `promote` makes the challenger champion, `stop` keeps the champion, `ramp` sets the challenger's share to
+    `share`. `verdict` is the result of the comparison, whether or not the policy acts on it. `reason` is a sentence,
+    and `numbers` a JSON object of everything that the decision is based on.
     """
 
     action: Action
@@ -93,13 +92,13 @@ class PolicyDecision:
     numbers: Mapping[str, Any]
 
     def dump(self) -> dict[str, Any]:
-        """A JSON object."""
+        """Return a JSON object."""
         return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Measurements:
-    """The numbers behind a verdict; None where there is too little to say one."""
+    """The numbers behind a verdict; None if there are too few counts for one."""
 
     alpha: float
     champion: Interval | None
@@ -113,26 +112,26 @@ class _Measurements:
 
 
 def decide(evidence: Evidence, policy: Policy) -> PolicyDecision:
-    """The first of these that holds: a broken split or guardrail stops; better, worse; `max_units`; the ramp.
+    """Decide by the first rule that applies: broken split, broken guardrail, better, worse, `max_units`, ramp.
 
-    The sample ratio is checked over all stages. Accuracy, faults and latency are compared within the present one,
-    because what is asked changes with time, and arms weighted differently over time would differ by that
-    alone (Simpson's paradox of ramps; Kohavi et al., 2020, chapter 3). Every stage has its part of alpha.
+    The sample ratio is checked over all stages. Accuracy, faults and latency are compared within the present stage:
+    the requests change with time, so arms that are weighted differently over time would differ by that alone
+    (Simpson's paradox of ramps; Kohavi et al., 2020, chapter 3). Every stage has its part of alpha.
     """
-    found = _found(evidence, policy)
-    verdict, reason = _verdict(found, evidence.present, policy)
-    action, share = _action(verdict, evidence.present, policy)
+    measured = _measure(evidence, policy)
+    verdict, reason = _reach_verdict(measured, evidence.present, policy)
+    action, share = _choose_action(verdict, evidence.present, policy)
     if action == "ramp":
         reason += (
             f"; {evidence.present.challenger.units:,} units met the challenger at a share of"
             f" {evidence.present.share:.1%}, so the next is {share:.1%}"
         )
     return PolicyDecision(
-        action=action, verdict=verdict, reason=reason, share=share, numbers=_numbers(found, evidence)
+        action=action, verdict=verdict, reason=reason, share=share, numbers=_numbers(measured, evidence)
     )
 
 
-def _found(evidence: Evidence, policy: Policy) -> _Measurements:
+def _measure(evidence: Evidence, policy: Policy) -> _Measurements:
     present = evidence.present
     stage, planned = len(evidence.stages), policy.planned_stages(evidence.stages[0].share)
     alpha = statistics.spend(policy.alpha, stage=stage, planned=planned)
@@ -162,44 +161,44 @@ def _found(evidence: Evidence, policy: Policy) -> _Measurements:
     )
 
 
-def _verdict(found: _Measurements, present: Stage, policy: Policy) -> tuple[Verdict, str]:
-    if found.sample_ratio_p <= policy.sample_ratio_alpha:
+def _reach_verdict(measured: _Measurements, present: Stage, policy: Policy) -> tuple[Verdict, str]:
+    if measured.sample_ratio_p <= policy.sample_ratio_alpha:
         return "mismatch", (
-            f"units did not fall to the arms by their shares (sequential p {found.sample_ratio_p:.2g}, bound"
+            f"units did not fall to the arms by their shares (sequential p {measured.sample_ratio_p:.2g}, bound"
             f" {policy.sample_ratio_alpha:g}), so no comparison holds"
         )
-    if broken := _broken(found, policy.guardrails):
+    if broken := _broken_guardrail(measured, policy.guardrails):
         return "guardrail", broken
-    before, after, gap = found.champion, found.challenger, found.difference
-    judged = min(present.champion.feedback.units, present.challenger.feedback.units)
-    if before is None or after is None or gap is None or judged < policy.min_units:
+    before, after, gap = measured.champion, measured.challenger, measured.difference
+    units = min(present.champion.feedback.units, present.challenger.feedback.units)
+    if before is None or after is None or gap is None or units < policy.min_units:
         return "undecided", (
             f"{present.champion.feedback.units:,} units of the champion and"
             f" {present.challenger.feedback.units:,} of the challenger have feedback; a verdict needs"
             f" {policy.min_units:,} of each"
         )
-    measured = (
+    comparison = (
         f"the challenger is right in {after.value:.1%} of {present.challenger.feedback.units:,} units, the champion in"
         f" {before.value:.1%} of {present.champion.feedback.units:,}; the difference is {100 * gap.value:+.1f} points,"
         f" always-valid interval {100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
     )
     if gap.low > policy.min_effect:
-        return "better", f"{measured}: wholly above {100 * policy.min_effect:g}"
+        return "better", f"{comparison}: wholly above {100 * policy.min_effect:g}"
     if gap.high < 0:
-        return "worse", f"{measured}: wholly below 0"
-    if policy.max_units is not None and judged >= policy.max_units:
-        return "inconclusive", f"{measured}: undecided after {policy.max_units:,} units an arm"
-    return "undecided", f"{measured}: undecided"
+        return "worse", f"{comparison}: wholly below 0"
+    if policy.max_units is not None and units >= policy.max_units:
+        return "inconclusive", f"{comparison}: undecided after {policy.max_units:,} units an arm"
+    return "undecided", f"{comparison}: undecided"
 
 
-def _broken(found: _Measurements, rails: Guardrails) -> str | None:
-    most, faults = rails.max_fault_increase, found.fault_increase
-    if most is not None and faults is not None and faults.low > most:
+def _broken_guardrail(measured: _Measurements, rails: Guardrails) -> str | None:
+    limit, faults = rails.max_fault_increase, measured.fault_increase
+    if limit is not None and faults is not None and faults.low > limit:
         return (
             f"the challenger fails by {100 * faults.value:.2f} points of its predictions more than the champion"
-            f" (at least {100 * faults.low:.2f}); {100 * most:g} are allowed"
+            f" (at least {100 * faults.low:.2f}); {100 * limit:g} are allowed"
         )
-    ratio = found.latency_ratio
+    ratio = measured.latency_ratio
     if rails.max_latency_ratio is not None and ratio is not None and ratio > rails.max_latency_ratio:
         return f"the challenger's p95 is {ratio:.2f} times the champion's; {rails.max_latency_ratio:g} times is allowed"
     return None
@@ -212,7 +211,7 @@ def _latency_ratio(present: Stage, rails: Guardrails) -> float | None:
     return after.p95_ms / before.p95_ms
 
 
-def _action(verdict: Verdict, present: Stage, policy: Policy) -> tuple[Action, float | None]:
+def _choose_action(verdict: Verdict, present: Stage, policy: Policy) -> tuple[Action, float | None]:
     if policy.action == "observe":
         return "none", None
     if verdict == "better":
@@ -227,22 +226,22 @@ def _action(verdict: Verdict, present: Stage, policy: Policy) -> tuple[Action, f
     return "ramp", share
 
 
-def _numbers(found: _Measurements, evidence: Evidence) -> dict[str, Any]:
+def _numbers(measured: _Measurements, evidence: Evidence) -> dict[str, Any]:
     present = evidence.present
     return {
         "stage": len(evidence.stages),
         "share": present.share,
-        "alpha": found.alpha,
-        "champion": _arm(present.champion, found.champion, found.champion_faults),
-        "challenger": _arm(present.challenger, found.challenger, found.challenger_faults),
-        "difference": _json(found.difference),
-        "sample_ratio_p": found.sample_ratio_p,
-        "fault_increase": _json(found.fault_increase),
-        "latency_ratio": found.latency_ratio,
+        "alpha": measured.alpha,
+        "champion": _arm_numbers(present.champion, measured.champion, measured.champion_faults),
+        "challenger": _arm_numbers(present.challenger, measured.challenger, measured.challenger_faults),
+        "difference": _json(measured.difference),
+        "sample_ratio_p": measured.sample_ratio_p,
+        "fault_increase": _json(measured.fault_increase),
+        "latency_ratio": measured.latency_ratio,
     }
 
 
-def _arm(counts: ArmCounts, accuracy: Interval | None, faults: Interval | None) -> dict[str, Any]:
+def _arm_numbers(counts: ArmCounts, accuracy: Interval | None, faults: Interval | None) -> dict[str, Any]:
     return {
         "units": counts.units,
         "judged_units": counts.feedback.units,

@@ -1,6 +1,6 @@
-"""What an experiment may do by itself, and on how much evidence. Never looks at evidence.
+"""The policy of an experiment: the actions that it may take by itself, and the evidence that they need.
 
-A policy is a JSON object; every field has a default, and the default policy observes and decides nothing.
+A policy is a JSON object. Every field has a default, and the default policy only observes.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _CONFIG = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
 def _whole(number: Any) -> Any:
-    """JSON has one kind of number, so 3.0 is an integer, too."""
+    """Turn 3.0 into 3, because JSON has only one kind of number."""
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
@@ -33,11 +33,11 @@ _Count: TypeAlias = Annotated[int, Field(ge=1, strict=True), BeforeValidator(_wh
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_CONFIG)
 class Guardrails:
-    """How much worse a challenger may serve, whatever its accuracy is; null lifts a rail.
+    """The limits of how much worse a challenger may serve, whatever its accuracy is; null turns a limit off.
 
-    `max_fault_increase` is in faults a prediction, and broken once the always-valid bound at `alpha` says
-    so. `max_latency_ratio` is the challenger's p95 over the champion's, looked at from `min_answers` answers
-    of each arm; it isn't a test, so it needs a margin.
+    `max_fault_increase` is in faults a prediction; it is broken once the always-valid lower bound at `alpha` exceeds
+    it. `max_latency_ratio` is the challenger's p95 over the champion's, checked from `min_answers` answers
+    of each arm; this is no statistical test, so it needs a margin.
     """
 
     alpha: _Chance = 0.01
@@ -48,13 +48,13 @@ class Guardrails:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_CONFIG)
 class Policy:
-    """When an experiment ramps, promotes and stops.
+    """The rules by which an experiment ramps, promotes and stops.
 
     `alpha` bounds the chance of ever calling equal versions different, `sample_ratio_alpha` that of calling a
-    true split broken. No verdict on accuracy falls before both arms have `min_units` units with feedback; one
-    that is better by more than `min_effect` (in accuracy) is better; with `max_units` in both arms and no
-    verdict the experiment stops. The challenger's share goes to the next higher of `ramp` once `step_units`
-    distinct units met the challenger at the present share.
+    correct split broken. There is no verdict on accuracy before both arms have `min_units` units with feedback. A
+    challenger counts as better if its accuracy is higher by more than `min_effect`. The experiment stops if both arms
+    have `max_units` and there is no verdict. The challenger's share rises to the next step of `ramp` once
+    `step_units` distinct units met the challenger at the present share.
     """
 
     action: Literal["observe", "decide"] = "observe"
@@ -76,20 +76,20 @@ class Policy:
         return self
 
     @classmethod
-    def parse(cls, given: Mapping[str, Any]) -> "Policy":
-        """Raises ValueError, naming the field."""
-        return _POLICY.validate_python(given)
+    def parse(cls, raw: Mapping[str, Any]) -> "Policy":
+        """Parse a policy. Raises ValueError, naming the field."""
+        return _POLICY.validate_python(raw)
 
     def dump(self) -> dict[str, Any]:
-        """The JSON object that `parse` reads, with every field."""
+        """Return the JSON object that `parse` reads, with every field."""
         return {**asdict(self), "ramp": list(self.ramp)}
 
     def next_share(self, share: float) -> float | None:
-        """The share that follows on the ramp; None at its end."""
+        """Return the next share on the ramp; None at its end."""
         return min((step for step in self.ramp if step > share), default=None)
 
     def planned_stages(self, first: float) -> int:
-        """How many stages there are if nobody but the ramp changes the share from the `first` one on."""
+        """Return the number of stages if only the ramp changes the share after the `first` one."""
         return 1 + sum(step > first for step in self.ramp)
 
 

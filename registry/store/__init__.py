@@ -1,1 +1,1 @@
-"""MLflow: versions, aliases, artifacts, and what is registered there."""
+"""The versions, encoders, aliases and artifacts that MLflow keeps."""
