@@ -4,15 +4,18 @@ A route without a declaration can't be made. Credentials are checked before a by
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
+from fastapi import Depends
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from serving.api.dependencies import Exchange, Services, header
 from serving.api.errors import ClientLeft, UnsupportedMedia, documented
+from serving.api.schemas.fields import ParsedBody, parse
 from serving.core.caller import Caller, Role
 from serving.errors import Forbidden, TooLarge, Unauthenticated
 
@@ -60,6 +63,18 @@ class Access:
         return caller
 
 
+async def _parse_body(request: Request) -> BaseModel:
+    route: GuardedRoute = request.scope["route"]
+    if route.access.body is None:
+        raise RuntimeError("this route reads no body")
+    return parse(route.access.body, Exchange.of(request.scope).body)
+
+
+_PARSED: Final = Depends(_parse_body)
+# The request's body as this schema: `body: Parsed[KeyRequest]` also declares that the route reads one.
+Parsed: TypeAlias = Annotated[ParsedBody, _PARSED]
+
+
 def public(
     *, body: type[BaseModel] | None = None, media_type: str = JSON, errors: Iterable[int] = ()
 ) -> Callable[[Endpoint], Endpoint]:
@@ -70,21 +85,29 @@ def public(
 def requires(
     role: Role,
     *,
-    body: type[BaseModel] | None = None,
     errors: Iterable[int] = (),
     sheds: bool = False,
     optional: bool = False,
 ) -> Callable[[Endpoint], Endpoint]:
     """Declares a route that wants this role; `errors` are answered besides those of any such route."""
-    return _declare(Access(role=role, body=body, errors=tuple(errors), sheds=sheds, optional=optional))
+    return _declare(Access(role=role, errors=tuple(errors), sheds=sheds, optional=optional))
 
 
 def _declare(access: Access) -> Callable[[Endpoint], Endpoint]:
     def declared(endpoint: Endpoint) -> Endpoint:
-        endpoint.__access__ = access  # type: ignore[attr-defined]
+        endpoint.__access__ = replace(access, body=access.body or _body_of(endpoint))  # type: ignore[attr-defined]
         return endpoint
 
     return declared
+
+
+def _body_of(endpoint: Callable[..., Any]) -> type[BaseModel] | None:
+    """Return the schema of the endpoint's `Parsed` parameter."""
+    for annotation in endpoint.__annotations__.values():
+        if _PARSED in getattr(annotation, "__metadata__", ()):
+            shape: type[BaseModel] = annotation.__origin__
+            return shape
+    return None
 
 
 class GuardedRoute(APIRoute):
@@ -104,9 +127,13 @@ class GuardedRoute(APIRoute):
             exchange = Exchange.of(scope)
             exchange.caller = await self.access.admit(scope)
             if self.access.body is not None:
-                left_out = self.access.optional and not _announces_body(scope)
-                exchange.body = b"{}" if left_out else await read(scope, receive, self.access.media_type)
+                exchange.body = await self._read(scope, receive)
         await super().handle(scope, receive, send)
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+        if not self.access.optional:
+            return await read(scope, receive, self.access.media_type)
+        return (_announces_body(scope) and await read(scope, receive, self.access.media_type)) or b"{}"
 
 
 async def read(scope: Scope, receive: Receive, media_type: str) -> bytes:

@@ -1,24 +1,25 @@
-"""What the whole memory shows: topics, drift, where versions differ, what to judge next."""
+"""Analytics of many predictions: topics, drift, differences between versions, the review queue."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 from starlette.requests import Request
-from starlette.responses import Response
 
+from registry.bundles.bundle import LABELS
 from serving.analytics.results import TimeRange
-from serving.api import serializers
-from serving.api.dependencies import services_of
+from serving.api.dependencies import Json, services_of
 from serving.api.middleware import while_connected
-from serving.api.schemas.insights import (
-    DiffAnswer,
+from serving.api.schemas.analytics import (
     DiffQuery,
-    DriftAnswer,
+    DiffResponse,
     DriftQuery,
-    ReviewAnswer,
+    DriftResponse,
+    ExampleText,
     ReviewQuery,
-    TopicsAnswer,
+    ReviewResponse,
     TopicsQuery,
+    TopicsResponse,
 )
 from serving.api.security import GuardedRoute, requires
 from serving.core.caller import Role
@@ -26,34 +27,64 @@ from serving.core.caller import Role
 router = APIRouter(prefix="/v1", route_class=GuardedRoute, tags=["insights"])
 
 
-@router.get("/topics", responses={200: {"model": TopicsAnswer}})
+@router.get("/topics", response_model=TopicsResponse)
 @requires(Role.ENGINEER, errors=(404, 422, 429))
-async def topics(request: Request, query: Annotated[TopicsQuery, Query()]) -> Response:
-    """What the texts of a window are about."""
-    services = services_of(request)
+async def topics(request: Request, query: Annotated[TopicsQuery, Query()]) -> Json:
+    """Group the texts of a window by meaning."""
     span = TimeRange(since=query.since, until=query.until)
     found = await while_connected(
-        request.receive, services.analytics.find_topics(query.model, span, most=query.topics)
+        request.receive, services_of(request).analytics.find_topics(query.model, span, most=query.topics)
     )
-    return serializers.json_response(serializers.topics(found))
+    return {
+        "model": found.model,
+        **asdict(found.window),
+        "sampled": found.sampled,
+        "topics": [
+            {
+                "texts": topic.texts,
+                "share": topic.texts / found.sampled,
+                "words": topic.words,
+                "sentiments": topic.sentiments,
+                "accuracy": [
+                    asdict(each) | {"accuracy": each.right / each.judged} for each in topic.accuracy
+                ],
+                "examples": topic.examples,
+            }
+            for topic in found.topics
+        ],
+    }
 
 
-@router.get("/review", responses={200: {"model": ReviewAnswer}})
+@router.get("/review", response_model=ReviewResponse)
 @requires(Role.ENGINEER, errors=(404, 422, 429))
-async def review(request: Request, query: Annotated[ReviewQuery, Query()]) -> Response:
-    """The texts whose feedback would teach most."""
-    services = services_of(request)
+async def review(request: Request, query: Annotated[ReviewQuery, Query()]) -> Json:
+    """List the texts whose feedback would teach most."""
     span = TimeRange(since=query.since, until=query.until)
     found = await while_connected(
-        request.receive, services.analytics.select_for_review(query.model, span, most=query.limit)
+        request.receive, services_of(request).analytics.select_for_review(query.model, span, most=query.limit)
     )
-    return serializers.json_response(serializers.review(found))
+    return {
+        "model": found.model,
+        **asdict(found.window),
+        "candidates": found.candidates,
+        "judged": found.judged,
+        "items": [
+            ExampleText.model_validate(each.text).model_dump()
+            | {
+                "score": each.score,
+                "uncertainty": each.uncertainty,
+                "density": each.density,
+                "disagreement": each.disagreement,
+            }
+            for each in found.items
+        ],
+    }
 
 
-@router.get("/models/{name}/diff", responses={200: {"model": DiffAnswer}})
+@router.get("/models/{name}/diff", response_model=DiffResponse)
 @requires(Role.ENGINEER, errors=(404, 422, 429))
-async def diff(request: Request, name: str, query: Annotated[DiffQuery, Query()]) -> Response:
-    """The texts on which two versions differ, by meaning."""
+async def diff(request: Request, name: str, query: Annotated[DiffQuery, Query()]) -> Json:
+    """Group the texts that two versions predict differently by meaning."""
     found = await while_connected(
         request.receive,
         services_of(request).analytics.compare_versions(
@@ -66,21 +97,40 @@ async def diff(request: Request, name: str, query: Annotated[DiffQuery, Query()]
             most=query.clusters,
         ),
     )
-    return serializers.json_response(serializers.diff(found, query.version_from, query.version_to))
+    return {
+        "model": found.model,
+        "version_from": query.version_from,
+        "version_to": query.version_to,
+        **asdict(found.window),
+        "compared": sum(found.matrix.values()),
+        "differing": sum(texts for (before, after), texts in found.matrix.items() if before != after),
+        "matrix": {
+            before: {after: found.matrix.get((before, after), 0) for after in LABELS} for before in LABELS
+        },
+        "sampled": found.sampled,
+        "clusters": found.clusters,
+        "complete": found.complete,
+    }
 
 
-@router.get("/drift", responses={200: {"model": DriftAnswer}})
+@router.get("/drift", response_model=DriftResponse)
 @requires(Role.ENGINEER, errors=(404, 422, 429))
-async def drift(request: Request, query: Annotated[DriftQuery, Query()]) -> Response:
-    """How a window differs from a reference."""
-    services = services_of(request)
+async def drift(request: Request, query: Annotated[DriftQuery, Query()]) -> Json:
+    """Compare a window with a reference."""
     found = await while_connected(
         request.receive,
-        services.analytics.measure_drift(
+        services_of(request).analytics.measure_drift(
             query.model,
             TimeRange(since=query.since, until=query.until),
             TimeRange(since=query.reference_since, until=query.reference_until),
             most=query.limit,
         ),
     )
-    return serializers.json_response(serializers.drift(found))
+    return {
+        "model": found.model,
+        "window": found.recent,
+        "reference": found.reference,
+        "embeddings": found.embeddings,
+        "stability": {"sentiments": found.labels, "confidences": found.confidences},
+        "new": found.novel,
+    }

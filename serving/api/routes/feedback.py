@@ -4,12 +4,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.api import serializers
-from serving.api.dependencies import body_of, caller_of, services_of
+from serving.api.dependencies import caller_of, services_of
 from serving.api.parameters import IDEMPOTENCY_KEY, idempotency_of
-from serving.api.schemas.data import FeedbackAnswer, FeedbackRequest
-from serving.api.schemas.fields import parse
-from serving.api.security import GuardedRoute, requires
+from serving.api.schemas.predictions import FeedbackRequest, FeedbackResponse
+from serving.api.security import GuardedRoute, Parsed, requires
 from serving.core.caller import Role
 from serving.predictions.history import Feedback
 
@@ -19,13 +17,12 @@ router = APIRouter(route_class=GuardedRoute, tags=["feedback"])
 @router.post(
     "/v1/feedback",
     status_code=201,
-    responses={201: {"model": FeedbackAnswer}},
+    responses={201: {"model": FeedbackResponse}},
     openapi_extra=IDEMPOTENCY_KEY,
 )
-@requires(Role.CLIENT, body=FeedbackRequest, errors=(404, 409))
-async def feedback(request: Request) -> Response:
-    """Judge a prediction."""
-    body = parse(FeedbackRequest, body_of(request))
+@requires(Role.CLIENT, errors=(404, 409))
+async def feedback(request: Request, body: Parsed[FeedbackRequest]) -> Response:
+    """Say whether a prediction is correct."""
     services = services_of(request)
     given = Feedback(
         prediction_id=body.prediction_id,
@@ -34,8 +31,11 @@ async def feedback(request: Request) -> Response:
         comment=body.comment,
         idempotency=idempotency_of(request),
     )
+    # Rendered here, because the answer is stored in the feedback's transaction and replayed as it was.
     answer = await services.history.judge(
-        given, caller_of(request), lambda judgement: serializers.encode(serializers.judgement(judgement))
+        given,
+        caller_of(request),
+        lambda judgement: FeedbackResponse.model_validate(judgement).model_dump_json().encode(),
     )
     if not answer.replayed:
         services.metrics.count_feedback(is_correct=body.is_correct)

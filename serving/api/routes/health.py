@@ -1,38 +1,36 @@
-"""Health: whether the process runs, and whether the platform answers."""
+"""Health: whether the process runs, and whether the platform is ready."""
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response
 
-from serving.api import serializers
 from serving.api.dependencies import services_of
-from serving.api.schemas.control import HealthAnswer
+from serving.api.schemas.health import HealthResponse
 from serving.api.security import GuardedRoute, public
 from serving.errors import NotReady
 
 router = APIRouter(prefix="/health", route_class=GuardedRoute, tags=["health"])
 
 
-@router.get("/live", responses={200: {"model": HealthAnswer}})
+@router.get("/live")
 @public()
-async def live() -> Response:
-    """Whether the process runs."""
-    return serializers.json_response({"status": "live"})
+async def live() -> HealthResponse:
+    """Answer if the process runs."""
+    return HealthResponse(status="live")
 
 
-@router.get("/ready", responses={200: {"model": HealthAnswer}})
+@router.get("/ready")
 @public(errors=(503,))
-async def ready(request: Request) -> Response:
-    """Whether the platform answers."""
-    await when_ready(request)
-    return serializers.json_response({"status": "ready"})
+async def ready(request: Request) -> HealthResponse:
+    """Answer with 200 if the platform is ready."""
+    await require_ready(request)
+    return HealthResponse(status="ready")
 
 
-async def when_ready(request: Request) -> None:
+async def require_ready(request: Request) -> None:
     """Return if nothing is missing.
 
     Raises:
-        NotReady: it names what is.
+        NotReady: it names what is missing.
     """
     missing = await services_of(request).missing_parts()
     if missing:

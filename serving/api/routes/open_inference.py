@@ -11,21 +11,20 @@ from starlette.responses import Response
 from db.schema.tables import DIMENSIONS
 from registry.bundles.bundle import LABELS
 from serving.api import serializers
-from serving.api.dependencies import Json, body_of, services_of
+from serving.api.dependencies import Json, services_of
 from serving.api.parameters import predict_of
-from serving.api.routes.health import when_ready
+from serving.api.routes.health import require_ready
 from serving.api.routes.predictions import run
-from serving.api.schemas.fields import parse
-from serving.api.schemas.inference import (
-    InferAnswer,
+from serving.api.schemas.open_inference import (
     InferRequest,
-    Live,
-    ModelMetadata,
-    ModelReady,
-    Ready,
-    ServerMetadata,
+    InferResponse,
+    LiveResponse,
+    ModelMetadataResponse,
+    ModelReadyResponse,
+    ReadyResponse,
+    ServerMetadataResponse,
 )
-from serving.api.security import GuardedRoute, public, requires
+from serving.api.security import GuardedRoute, Parsed, public, requires
 from serving.core.caller import Role
 from serving.errors import Invalid, NotFound, Problem
 from serving.predictions.prediction import Prediction
@@ -34,94 +33,89 @@ from serving.privacy.masking import BodyLocation
 router = APIRouter(prefix="/v2", route_class=GuardedRoute, tags=["open inference protocol"])
 
 _COLUMNS: Final[Mapping[str, tuple[str, int | None, Callable[[Sequence[Prediction]], Any]]]] = {
-    "label": ("BYTES", None, lambda made: [each.label for each in made]),
-    "score": ("FP32", None, lambda made: [round(each.confidence, 6) for each in made]),
+    "label": ("BYTES", None, lambda predictions: [each.label for each in predictions]),
+    "score": ("FP32", None, lambda predictions: [round(each.confidence, 6) for each in predictions]),
     "probabilities": (
         "FP32",
         len(LABELS),
-        lambda made: [round(score, 6) for each in made for score in each.scores],
+        lambda predictions: [round(score, 6) for each in predictions for score in each.scores],
     ),
-    "prediction_id": ("BYTES", None, lambda made: [each.id for each in made]),
+    "prediction_id": ("BYTES", None, lambda predictions: [each.id for each in predictions]),
     "embedding": (
         "FP32",
         DIMENSIONS,
-        lambda made: np.concatenate([each.embedding for each in made]).astype(np.float32),
+        lambda predictions: np.concatenate([each.embedding for each in predictions]).astype(np.float32),
     ),
 }
 _BY_DEFAULT: Final = ("label", "score", "probabilities", "prediction_id")
 
 
-@router.get("", responses={200: {"model": ServerMetadata}})
+@router.get("")
 @requires(Role.CLIENT)
-async def server(request: Request) -> Response:
-    """The server."""
-    version = services_of(request).version
-    return serializers.json_response({"name": "valence", "version": version, "extensions": []})
+async def server(request: Request) -> ServerMetadataResponse:
+    """Return the server's name and version."""
+    return ServerMetadataResponse(name="valence", version=services_of(request).version, extensions=[])
 
 
-@router.get("/health/live", responses={200: {"model": Live}})
+@router.get("/health/live")
 @public()
-async def live() -> Response:
-    """Whether the server runs."""
-    return serializers.json_response({"live": True})
+async def live() -> LiveResponse:
+    """Answer if the process runs."""
+    return LiveResponse(live=True)
 
 
-@router.get("/health/ready", responses={200: {"model": Ready}})
+@router.get("/health/ready")
 @public(errors=(503,))
-async def ready(request: Request) -> Response:
-    """Whether the server answers."""
-    await when_ready(request)
-    return serializers.json_response({"ready": True})
+async def ready(request: Request) -> ReadyResponse:
+    """Answer with 200 if the platform is ready."""
+    await require_ready(request)
+    return ReadyResponse(ready=True)
 
 
-@router.get("/models/{name}", responses={200: {"model": ModelMetadata}})
-@router.get("/models/{name}/versions/{version}", responses={200: {"model": ModelMetadata}})
+@router.get("/models/{name}", response_model=ModelMetadataResponse)
+@router.get("/models/{name}/versions/{version}", response_model=ModelMetadataResponse)
 @requires(Role.CLIENT, errors=(404, 422))
-async def metadata(request: Request, name: str, version: str | None = None) -> Response:
-    """A model's tensors."""
+async def metadata(request: Request, name: str, version: str | None = None) -> Json:
+    """Return a model's versions and tensors."""
     catalog = services_of(request).catalog()
     versions = catalog.versions(name)
     if version is not None and version not in versions:
         raise NotFound(f"model {name!r} has no version {version!r}")
-    return serializers.json_response(
-        {
-            "name": name,
-            "versions": [version] if version else sorted(versions, key=lambda each: (len(each), each)),
-            "platform": "valence",
-            "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
-            "outputs": [
-                {"name": output, "datatype": datatype, "shape": [-1, width] if width else [-1]}
-                for output, (datatype, width, _) in _COLUMNS.items()
-            ],
-        }
-    )
+    return {
+        "name": name,
+        "versions": [version] if version else sorted(versions, key=lambda each: (len(each), each)),
+        "platform": "valence",
+        "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
+        "outputs": [
+            {"name": output, "datatype": datatype, "shape": [-1, width] if width else [-1]}
+            for output, (datatype, width, _) in _COLUMNS.items()
+        ],
+    }
 
 
-@router.get("/models/{name}/ready", responses={200: {"model": ModelReady}})
-@router.get(
-    "/models/{name}/versions/{version}/ready",
-    responses={200: {"model": ModelReady}},
-)
+@router.get("/models/{name}/ready", response_model=ModelReadyResponse)
+@router.get("/models/{name}/versions/{version}/ready", response_model=ModelReadyResponse)
 @requires(Role.CLIENT, errors=(404, 422))
-async def model_ready(request: Request, name: str, version: str | None = None) -> Response:
-    """Whether a model answers."""
+async def model_ready(request: Request, name: str, version: str | None = None) -> Json:
+    """Answer with 200 if a model or a version is ready."""
     catalog = services_of(request).catalog()
     if version is None:
         catalog.champion(name)
     else:
         catalog.ready_version(name, version)
-    return serializers.json_response({"name": name, "ready": True})
+    return {"name": name, "ready": True}
 
 
-@router.post("/models/{name}/infer", responses={200: {"model": InferAnswer}})
+@router.post("/models/{name}/infer", responses={200: {"model": InferResponse}})
 @router.post(
     "/models/{name}/versions/{version}/infer",
-    responses={200: {"model": InferAnswer}},
+    responses={200: {"model": InferResponse}},
 )
-@requires(Role.CLIENT, body=InferRequest, errors=(404, 429))
-async def infer(request: Request, name: str, version: str | None = None) -> Response:
-    """Predict with a model."""
-    body = parse(InferRequest, body_of(request))
+@requires(Role.CLIENT, errors=(404, 429))
+async def infer(
+    request: Request, name: str, body: Parsed[InferRequest], version: str | None = None
+) -> Response:
+    """PredictionInput with a model."""
     texts = body.inputs[0].data
     if body.inputs[0].shape != [len(texts)]:
         place = Problem(loc=("body", "inputs", 0, "shape"), message=f"it must be [{len(texts)}]")
@@ -137,20 +131,24 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
         idempotent=False,
     )
     outputs = [output.name for output in body.outputs] or _BY_DEFAULT
-    return serializers.answered(await run(request, ask, _drawn(outputs, body.id)), status=200)
+    return serializers.to_response(await run(request, ask, _renderer(outputs, body.id)), status=200)
 
 
-def _drawn(outputs: Sequence[str], request_id: str | None) -> Callable[[Sequence[Prediction]], bytes]:
-    def draw(made: Sequence[Prediction]) -> bytes:
-        content: Json = {"model_name": made[0].model, "model_version": made[0].version, "outputs": []}
+def _renderer(outputs: Sequence[str], request_id: str | None) -> Callable[[Sequence[Prediction]], bytes]:
+    def render(predictions: Sequence[Prediction]) -> bytes:
+        content: Json = {
+            "model_name": predictions[0].model,
+            "model_version": predictions[0].version,
+            "outputs": [],
+        }
         if request_id is not None:
             content["id"] = request_id
         for output in dict.fromkeys(outputs):
             datatype, width, column = _COLUMNS[output]
-            shape = [len(made), width] if width else [len(made)]
+            shape = [len(predictions), width] if width else [len(predictions)]
             content["outputs"].append(
-                {"name": output, "datatype": datatype, "shape": shape, "data": column(made)}
+                {"name": output, "datatype": datatype, "shape": shape, "data": column(predictions)}
             )
         return serializers.encode(content)
 
-    return draw
+    return render

@@ -1,4 +1,4 @@
-"""Embeddings in OpenAI's request and answer; nothing is stored."""
+"""Embeddings with OpenAI's request and response; nothing is stored."""
 
 import base64
 
@@ -8,11 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.api import serializers
-from serving.api.dependencies import body_of, caller_of, services_of
+from serving.api.dependencies import caller_of, services_of
 from serving.api.middleware import while_connected
-from serving.api.schemas.data import EmbeddingsAnswer, EmbeddingsRequest
-from serving.api.schemas.fields import parse
-from serving.api.security import GuardedRoute, requires
+from serving.api.schemas.openai import EmbeddingsRequest, EmbeddingsResponse
+from serving.api.security import GuardedRoute, Parsed, requires
 from serving.core.caller import Role
 from serving.errors import NotFound
 from serving.privacy.masking import BodyLocation
@@ -20,11 +19,10 @@ from serving.privacy.masking import BodyLocation
 router = APIRouter(route_class=GuardedRoute, tags=["embeddings"])
 
 
-@router.post("/v1/embeddings", responses={200: {"model": EmbeddingsAnswer}})
-@requires(Role.CLIENT, body=EmbeddingsRequest, errors=(404, 429))
-async def embeddings(request: Request) -> Response:
+@router.post("/v1/embeddings", responses={200: {"model": EmbeddingsResponse}})
+@requires(Role.CLIENT, errors=(404, 429))
+async def embeddings(request: Request, body: Parsed[EmbeddingsRequest]) -> Response:
     """Embed texts."""
-    body = parse(EmbeddingsRequest, body_of(request))
     services = services_of(request)
     catalog = services.catalog()
     space = catalog.space

@@ -10,22 +10,22 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from db.predictions.predictions import PredictionFilters
+from db.predictions.predictions import Prediction as StoredPrediction
+from db.predictions.predictions import PredictionFilters, PredictionPage
 from serving.api import serializers
-from serving.api.dependencies import body_of, caller_of, services_of
+from serving.api.dependencies import caller_of, services_of
 from serving.api.middleware import while_connected
 from serving.api.parameters import IDEMPOTENCY_KEY, predict_of
-from serving.api.schemas.data import (
-    PredictBatchAnswer,
+from serving.api.schemas.predictions import (
     PredictBatchRequest,
-    PredictionPage,
+    PredictBatchResponse,
+    PredictionListResponse,
     PredictionQuery,
     PredictRequest,
-    RememberedPrediction,
+    StoredPredictionResponse,
 )
-from serving.api.schemas.fields import parse
-from serving.api.schemas.insights import ExplainedPrediction
-from serving.api.security import GuardedRoute, requires
+from serving.api.schemas.second_opinions import ExplainedPredictionResponse, SecondOpinionResponse
+from serving.api.security import GuardedRoute, Parsed, requires
 from serving.core.caller import Role
 from serving.errors import ServingError
 from serving.predictions.prediction import Prediction, PredictionInput
@@ -36,12 +36,12 @@ router = APIRouter(route_class=GuardedRoute, tags=["predictions"])
 
 
 async def run(
-    request: Request, ask: PredictionInput, draw: Callable[[Sequence[Prediction]], bytes]
+    request: Request, ask: PredictionInput, render: Callable[[Sequence[Prediction]], bytes]
 ) -> Answer:
-    """Ask the gateway for predictions, as long as the client stays, and measure it."""
+    """PredictionInput while the client is connected, and record how long each step took."""
     services, caller = services_of(request), caller_of(request)
     services.rate_limiter.take(caller, len(ask.texts))
-    answer = await while_connected(request.receive, services.predictions.predict(ask, caller, draw))
+    answer = await while_connected(request.receive, services.predictions.predict(ask, caller, render))
     if answer.timing is not None:
         services.metrics.observe_timing(answer.timing)
     return answer
@@ -50,13 +50,12 @@ async def run(
 @router.post(
     "/v1/predict",
     status_code=201,
-    responses={201: {"model": ExplainedPrediction}},
+    responses={201: {"model": ExplainedPredictionResponse}},
     openapi_extra=IDEMPOTENCY_KEY,
 )
-@requires(Role.CLIENT, body=PredictRequest, errors=(404, 409, 429), sheds=True)
-async def predict(request: Request) -> Response:
-    """Predict the sentiment of a text, and remember it."""
-    body = parse(PredictRequest, body_of(request))
+@requires(Role.CLIENT, errors=(404, 409, 429), sheds=True)
+async def predict(request: Request, body: Parsed[PredictRequest]) -> Response:
+    """PredictionInput the sentiment of a text and store it."""
     ask = predict_of(
         request,
         (body.text,),
@@ -66,20 +65,19 @@ async def predict(request: Request) -> Response:
         unit=body.unit,
         place=TEXT,
     )
-    answer = await run(request, ask, serializers.one(with_embedding=body.return_embedding))
-    return serializers.answered(await _explained(request, answer) if body.explain else answer)
+    answer = await run(request, ask, serializers.render_one(with_embedding=body.return_embedding))
+    return serializers.to_response(await _explained(request, answer) if body.explain else answer)
 
 
 @router.post(
     "/v1/predict/batch",
     status_code=201,
-    responses={201: {"model": PredictBatchAnswer}},
+    responses={201: {"model": PredictBatchResponse}},
     openapi_extra=IDEMPOTENCY_KEY,
 )
-@requires(Role.CLIENT, body=PredictBatchRequest, errors=(404, 409, 429))
-async def predict_batch(request: Request) -> Response:
-    """Predict the sentiment of up to a thousand texts, and remember them."""
-    body = parse(PredictBatchRequest, body_of(request))
+@requires(Role.CLIENT, errors=(404, 409, 429))
+async def predict_batch(request: Request, body: Parsed[PredictBatchRequest]) -> Response:
+    """PredictionInput the sentiment of up to 1,000 texts and store them."""
     ask = predict_of(
         request,
         body.texts,
@@ -88,44 +86,26 @@ async def predict_batch(request: Request) -> Response:
         user_id=body.user_id,
         unit=body.unit,
     )
-    return serializers.answered(
-        await run(request, ask, serializers.many(with_embedding=body.return_embedding))
+    return serializers.to_response(
+        await run(request, ask, serializers.render_many(with_embedding=body.return_embedding))
     )
 
 
-@router.get(
-    "/v1/predictions",
-    responses={200: {"model": PredictionPage}},
-)
+@router.get("/v1/predictions", response_model=PredictionListResponse)
 @requires(Role.CLIENT, errors=(422,))
-async def predictions(request: Request, query: Annotated[PredictionQuery, Query()]) -> Response:
-    """Stored predictions, newest first."""
-    filters = PredictionFilters(
-        sentiment=query.sentiment,
-        model=query.model,
-        model_version=query.model_version,
-        arm=query.arm,
-        user_id=query.user_id,
-        since=query.since,
-        until=query.until,
-        has_feedback=query.has_feedback,
-    )
-    page = await services_of(request).history.predictions(
+async def predictions(request: Request, query: Annotated[PredictionQuery, Query()]) -> PredictionPage:
+    """List stored predictions, newest first."""
+    filters = PredictionFilters(**query.model_dump(exclude={"limit", "cursor"}))
+    return await services_of(request).history.predictions(
         filters, caller_of(request), limit=query.limit, cursor=query.cursor
     )
-    items = [serializers.remembered(found) for found in page.items]
-    return serializers.json_response({"items": items, "next_cursor": page.next_cursor})
 
 
-@router.get(
-    "/v1/predictions/{prediction_id}",
-    responses={200: {"model": RememberedPrediction}},
-)
+@router.get("/v1/predictions/{prediction_id}", response_model=StoredPredictionResponse)
 @requires(Role.CLIENT, errors=(404, 422))
-async def prediction(request: Request, prediction_id: UUID) -> Response:
-    """A stored prediction with its feedback."""
-    found = await services_of(request).history.prediction(prediction_id, caller_of(request))
-    return serializers.json_response(serializers.remembered(found))
+async def prediction(request: Request, prediction_id: UUID) -> StoredPrediction:
+    """Return a stored prediction with its feedback."""
+    return await services_of(request).history.prediction(prediction_id, caller_of(request))
 
 
 async def _explained(request: Request, answer: Answer) -> Answer:
@@ -139,7 +119,7 @@ async def _explained(request: Request, answer: Answer) -> Answer:
         found = await while_connected(
             request.receive, opinions.suggest(UUID(content["id"]), caller_of(request))
         )
-        content["second_opinion"] = serializers.opinion(found)
+        content["second_opinion"] = SecondOpinionResponse.model_validate(found).model_dump()
     except ServingError:
         content["second_opinion"] = None
     return replace(answer, body=serializers.encode(content))

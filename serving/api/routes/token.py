@@ -1,4 +1,4 @@
-"""Tokens: OAuth 2 client credentials (RFC 6749, section 4.4), a key for a JWT."""
+"""Tokens: a key for a JWT, by OAuth 2 client credentials (RFC 6749, section 4.4)."""
 
 import base64
 import binascii
@@ -10,9 +10,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.api import serializers
 from serving.api.dependencies import body_of, header, services_of
-from serving.api.schemas.control import TokenAnswer, TokenForm
+from serving.api.schemas.accounts import TokenRequest, TokenResponse
 from serving.api.security import FORM, GuardedRoute, public
 from serving.errors import Unauthenticated
 
@@ -23,14 +22,16 @@ _NO_STORE: Final = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 
 
 class _Refused(Exception):
+    """A refusal in the terms of RFC 6749, section 5.2."""
+
     def __init__(self, error: str, description: str) -> None:
         super().__init__(description)
         self.error = error
 
 
-@router.post("/v1/token", responses={200: {"model": TokenAnswer}})
-@public(body=TokenForm, media_type=FORM, errors=(400, 401, 413, 415, 503))
-async def token(request: Request) -> Response:
+@router.post("/v1/token", response_model=TokenResponse)
+@public(body=TokenRequest, media_type=FORM, errors=(400, 401, 413, 415, 503))
+async def token(request: Request, response: Response) -> TokenResponse | Response:
     """Exchange a key for a token."""
     try:
         form = _form(body_of(request))
@@ -46,14 +47,12 @@ async def token(request: Request) -> Response:
     except _Refused as refused:
         content = orjson.dumps({"error": refused.error, "error_description": str(refused)})
         return Response(content, 400, _NO_STORE, "application/json")
-    return serializers.json_response(
-        {
-            "access_token": issued.text,
-            "token_type": "Bearer",
-            "expires_in": issued.seconds,
-            "scope": issued.role,
-        },
-        headers=_NO_STORE,
+    response.headers.update(_NO_STORE)
+    return TokenResponse(
+        access_token=issued.text,
+        token_type="Bearer",  # noqa: S106
+        expires_in=issued.seconds,
+        scope=issued.role,
     )
 
 

@@ -1,1 +1,1 @@
-"""The shapes of requests and answers; they hold no behaviour beyond validation."""
+"""The bodies of requests and responses; no behaviour beyond validation and formatting."""

@@ -1,15 +1,15 @@
-"""Answers of erasure."""
+"""Responses about erasure."""
 
 from typing import Literal
 from uuid import UUID
 
-from pydantic import AwareDatetime
+from pydantic import AliasPath, AwareDatetime, Field
 
-from serving.api.schemas.fields import Shape
+from serving.api.schemas.fields import ResponseBody
 
 
-class ErasedCounts(Shape):
-    """Rows by kind. Predictions and feedback were unlinked and still count; `comments` of them were removed."""
+class ErasedCounts(ResponseBody):
+    """Erased rows by kind. Predictions and feedback lost their owner but still count; comments were removed."""
 
     predictions: int
     texts: int
@@ -20,28 +20,28 @@ class ErasedCounts(Shape):
     jobs: int
 
 
-class SharedTexts(Shape):
-    """Texts that stay because others sent them too; at most 1,000 are named."""
+class SharedTextsResponse(ResponseBody):
+    """Texts that remain because others sent them, too; at most 1,000 are listed."""
 
-    texts: int
-    text_ids: list[UUID]
+    texts: int = Field(validation_alias="shared")
+    text_ids: list[UUID] = Field(validation_alias="shared_text_ids")
 
 
-class NearCopiesAnswer(Shape):
-    """Stored texts at least so near to an erased one; `complete`: certainly no others are."""
+class NearCopiesResponse(ResponseBody):
+    """Stored texts whose cosine to an erased one is at least `cosine`; `complete`: there are no others."""
 
     cosine: float
     text_ids: list[UUID]
     complete: bool
 
 
-class ReceiptAnswer(Shape):
-    """What an erasure did; backups and archived log made before it are gone by `backups_expire_at`."""
+class ErasureResponse(ResponseBody):
+    """The receipt of an erasure; backups and archived log from before it are gone by `backups_expire_at`."""
 
-    kind: Literal["user", "text"]
-    id: UUID
+    kind: Literal["user", "text"] = Field(validation_alias=AliasPath("receipt", "kind"))
+    id: UUID = Field(validation_alias=AliasPath("receipt", "subject"))
     erased_at: AwareDatetime
-    erased: ErasedCounts
-    shared: SharedTexts
-    near_copies: NearCopiesAnswer
+    erased: ErasedCounts = Field(validation_alias=AliasPath("receipt", "erased"))
+    shared: SharedTextsResponse = Field(validation_alias="receipt")
+    near_copies: NearCopiesResponse = Field(validation_alias=AliasPath("receipt", "near_copies"))
     backups_expire_at: AwareDatetime

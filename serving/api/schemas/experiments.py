@@ -1,4 +1,4 @@
-"""Requests and answers of experiments."""
+"""Requests and responses about experiments."""
 
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -6,15 +6,15 @@ from uuid import UUID
 from pydantic import AwareDatetime, ConfigDict, Field
 
 from registry.experiments.policies import Policy
-from serving.api.schemas.fields import Body, Comment, Name, Shape
+from serving.api.schemas.fields import Comment, Name, RequestBody, ResponseBody
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
-_POLICY = "what it may do by itself; the default observes and decides nothing (docs/experiments.md)"
+_POLICY = "the actions it may take by itself; by default none (docs/experiments.md)"
 
 
-class ExperimentRequest(Body):
-    """A challenger to be tried; with `shadow` it scores its share beside the champion and answers nobody."""
+class ExperimentRequest(RequestBody):
+    """A challenger to try; with `shadow` it scores its share of the texts, but the champion answers."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"model": "sentiment", "challenger": "2", "share": 0.1}]}
@@ -27,8 +27,8 @@ class ExperimentRequest(Body):
     policy: Policy | None = Field(None, description=_POLICY)
 
 
-class ExperimentChange(Body):
-    """Another share, of which only the units that must move do, or another policy."""
+class ExperimentChangeRequest(RequestBody):
+    """Another share, for which as few units as possible change arms, or another policy."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"share": 0.25}]})
 
@@ -36,13 +36,13 @@ class ExperimentChange(Body):
     policy: Policy | None = Field(None, description=_POLICY)
 
 
-class ExperimentStop(Body):
-    """Why it is stopped."""
+class ExperimentStopRequest(RequestBody):
+    """The reason for stopping."""
 
     reason: Comment | None = None
 
 
-class IntervalShape(Shape):
+class IntervalResponse(ResponseBody):
     """An estimate with its always-valid interval."""
 
     value: float
@@ -50,8 +50,8 @@ class IntervalShape(Shape):
     high: float
 
 
-class ArmShape(Shape):
-    """An arm: what it answered over all stages, and its accuracy by feedback in the present one."""
+class ArmResponse(ResponseBody):
+    """An arm: its answers in all stages, and its accuracy by feedback in the present one."""
 
     arm: Literal["champion", "challenger", "shadow"]
     version: str
@@ -59,36 +59,36 @@ class ArmShape(Shape):
     units: int
     faults: int
     feedback: int
-    accuracy: IntervalShape | None
+    accuracy: IntervalResponse | None
     p95_ms: float | None
 
 
-class SampleRatio(Shape):
-    """Whether units fell to the arms by their shares: a sequential p-value."""
+class SampleRatioResponse(ResponseBody):
+    """Whether the arms got units according to their shares: a sequential p-value."""
 
     p: float
     mismatch: bool
 
 
-class VerdictShape(Shape):
-    """What the evidence says, whatever the policy lets follow from it."""
+class VerdictResponse(ResponseBody):
+    """The conclusion from the evidence, whether or not the policy acts on it."""
 
     verdict: Literal["mismatch", "guardrail", "better", "worse", "inconclusive", "undecided"]
     reason: str
-    difference: IntervalShape | None
-    fault_increase: IntervalShape | None
+    difference: IntervalResponse | None
+    fault_increase: IntervalResponse | None
     latency_ratio: float | None
 
 
-class StageShape(Shape):
-    """A time in which the share stood still."""
+class StageResponse(ResponseBody):
+    """A period with one share."""
 
     number: int
     share: float
 
 
-class DecisionShape(Shape):
-    """What the policy did, with all that lets it be recomputed."""
+class DecisionResponse(ResponseBody):
+    """A decision of the policy, with everything that is needed to compute it again."""
 
     at: AwareDatetime
     action: Literal["ramp", "promote", "stop"]
@@ -100,8 +100,8 @@ class DecisionShape(Shape):
     numbers: dict[str, Any]
 
 
-class ExperimentSummary(Shape):
-    """An experiment as it stands."""
+class ExperimentSummary(ResponseBody):
+    """An experiment's present state."""
 
     id: UUID
     model: str
@@ -118,17 +118,17 @@ class ExperimentSummary(Shape):
     stopped_at: AwareDatetime | None
 
 
-class ExperimentAnswer(ExperimentSummary):
-    """An experiment with its arms, its verdict and what was decided."""
+class ExperimentResponse(ExperimentSummary):
+    """An experiment with its arms, its verdict and its decisions."""
 
-    arms: list[ArmShape]
-    sample_ratio: SampleRatio
-    verdict: VerdictShape
-    stages: list[StageShape]
-    decisions: list[DecisionShape]
+    arms: list[ArmResponse]
+    sample_ratio: SampleRatioResponse
+    verdict: VerdictResponse
+    stages: list[StageResponse]
+    decisions: list[DecisionResponse]
 
 
-class ExperimentList(Shape):
+class ExperimentListResponse(ResponseBody):
     """Experiments, newest first."""
 
     items: list[ExperimentSummary]

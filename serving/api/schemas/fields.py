@@ -1,6 +1,6 @@
-"""The kinds of fields that requests share, and how a body is read into its shape.
+"""Base classes and field types that the schemas share, and `parse`, which reads a request's body.
 
-Messages never repeat what was sent.
+Error messages never repeat what the client sent.
 """
 
 import re
@@ -22,27 +22,38 @@ from pydantic_core import PydanticCustomError
 from serving.core.texts import MAX_BATCH, MAX_CHARACTERS, clean
 from serving.errors import Invalid, Problem, TooLarge
 
-Request = TypeVar("Request", bound=BaseModel)
+ParsedBody = TypeVar("ParsedBody", bound=BaseModel)
 
-# Pydantic also takes bare numbers for times; the document does not.
+# Pydantic also reads bare numbers as times; the OpenAPI document doesn't allow them.
 _DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]")
 
 Sentiment: TypeAlias = Literal["negative", "neutral", "positive"]
 
 
-class Body(BaseModel):
-    """A request's body: nothing unknown in it, nothing of another type."""
+class RequestBody(BaseModel):
+    """A request's body, or a part of it; unknown members and other types are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
 
 
-class Shape(BaseModel):
-    """An answer's body, for the document and the tests: answers are rendered without it."""
+class QueryParameters(RequestBody):
+    """A route's query parameters; text is converted to the type of each."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(strict=False)
 
 
-def _counted(texts: Any) -> Any:
+class ResponseBody(BaseModel):
+    """A response's body, or a part of it, read from the attributes of what a service returns.
+
+    `validation_alias` names the attribute where it differs from the JSON member.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", from_attributes=True, validate_by_alias=True, validate_by_name=True
+    )
+
+
+def _limit_texts(texts: Any) -> Any:
     if isinstance(texts, list) and len(texts) > MAX_BATCH:
         raise PydanticCustomError(
             "too_many_texts",
@@ -52,13 +63,13 @@ def _counted(texts: Any) -> Any:
     return texts
 
 
-def _without_nul(name: str) -> str:
+def _refuse_nul(name: str) -> str:
     if "\x00" in name:
         raise ValueError("it holds a NUL character (U+0000): remove it")
     return name
 
 
-# The bounds hold after trimming, which a schema can't say: it describes texts that need none.
+# The bounds hold after trimming, which a schema can't express: it describes texts without space around them.
 TEXT_SCHEMA: Final[JsonDict] = {
     "type": "string",
     "minLength": 1,
@@ -70,42 +81,56 @@ TEXT_SCHEMA: Final[JsonDict] = {
 Text: TypeAlias = Annotated[str, AfterValidator(clean), Field(json_schema_extra=TEXT_SCHEMA)]
 
 
-def _written_out(moment: Any) -> Any:
+def _refuse_numbers(moment: Any) -> Any:
     if not (isinstance(moment, str) and _DATE.match(moment)):
         raise ValueError("write a date and a time with its offset, as in 2026-01-31T12:00:00Z")
     return moment
 
 
-def _whole(number: Any) -> Any:
+def _to_integer(number: Any) -> Any:
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
-# JSON has one kind of number, so 3.0 is an integer, too. Stands after a field's bounds, or the schema loses them.
-WHOLE: Final = BeforeValidator(_whole)
+# JSON has one kind of number, so 3.0 is an integer, too. It must follow the field's bounds, or the schema loses them.
+WHOLE: Final = BeforeValidator(_to_integer)
 
-# Not strict: after a validator that runs before it, a strict field would no longer take a string.
-Moment: TypeAlias = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_written_out)]
+# Not strict: a strict field would refuse the string that a validator before it lets through.
+Moment: TypeAlias = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_refuse_numbers)]
 Texts: TypeAlias = Annotated[
     list[Text],
     Field(min_length=1, json_schema_extra={"maxItems": MAX_BATCH}),
-    BeforeValidator(_counted),
+    BeforeValidator(_limit_texts),
 ]
 Name: TypeAlias = Annotated[
     str,
     Field(min_length=1, max_length=255, json_schema_extra={"pattern": r"^[^\x00]*$"}),
-    AfterValidator(_without_nul),
+    AfterValidator(_refuse_nul),
 ]
 Comment: TypeAlias = Annotated[
-    str, Field(max_length=4000, json_schema_extra={"pattern": r"^[^\x00]*$"}), AfterValidator(_without_nul)
+    str, Field(max_length=4000, json_schema_extra={"pattern": r"^[^\x00]*$"}), AfterValidator(_refuse_nul)
 ]
+PageSize: TypeAlias = Annotated[int, Field(ge=1, le=200)]
+
+# A figure in a response: six decimals.
+Rounded: TypeAlias = Annotated[float, AfterValidator(lambda figure: round(figure, 6))]
 
 
-def parse(shape: type[Request], body: bytes) -> Request:
-    """The body as `shape`.
+def is_empty(value: object) -> bool:
+    """Return whether a response leaves this member out."""
+    return not value
+
+
+def is_none(value: object) -> bool:
+    """Return whether a response leaves this member out because there is none."""
+    return value is None
+
+
+def parse(shape: type[ParsedBody], body: bytes) -> ParsedBody:
+    """Return the body as `shape`.
 
     Raises:
         TooLarge: it holds more texts than a request may.
-        Invalid: it is no JSON, or not of this shape.
+        Invalid: it isn't JSON, or not of this shape.
     """
     try:
         return shape.model_validate_json(body)
@@ -114,11 +139,11 @@ def parse(shape: type[Request], body: bytes) -> Request:
         for fault in faults:
             if fault["type"] == "too_many_texts":
                 raise TooLarge(fault["msg"]) from None
-        raise Invalid("the body is invalid", problems(faults)) from None
+        raise Invalid("the body is invalid", _problems(faults)) from None
 
 
-def problems(faults: Sequence[Any]) -> list[Problem]:
-    """What pydantic says, in the platform's words; 20 at most, as a thousand texts may all be wrong."""
+def _problems(faults: Sequence[Any]) -> list[Problem]:
+    """Return the first 20 of pydantic's messages: a thousand texts may all be wrong."""
     return [
         Problem(loc=("body", *fault["loc"]), message=fault["msg"].removeprefix("Value error, "))
         for fault in faults[:20]

@@ -1,14 +1,25 @@
-"""Requests and answers of search: by meaning, by examples, by words too; near-duplicates."""
+"""Requests and responses of search: by meaning, by examples, by keywords; near-duplicates."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Self
 from uuid import UUID
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
 from db.schema.tables import DIMENSIONS
-from serving.api.schemas.data import FeedbackAnswer, PredictionAnswer
-from serving.api.schemas.fields import WHOLE, Body, Moment, Name, Sentiment, Shape, Text
+from serving.api.schemas.fields import (
+    WHOLE,
+    Moment,
+    Name,
+    RequestBody,
+    ResponseBody,
+    Rounded,
+    Sentiment,
+    Text,
+    is_none,
+)
+from serving.api.schemas.predictions import FeedbackResponse, PredictionResponse
 from serving.search.service import DUPLICATE_SIMILARITY
 
 MAX_EXAMPLES: Final = 20
@@ -16,7 +27,8 @@ MAX_EXAMPLES: Final = 20
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Vector = Annotated[list[Finite], Field(min_length=DIMENSIONS, max_length=DIMENSIONS)]
 Cosine = Annotated[float, Field(allow_inf_nan=False, ge=-1, le=1)]
-Neighbours = Annotated[int, Field(ge=1, le=100), WHOLE]
+UpTo100 = Annotated[int, Field(ge=1, le=100)]
+NeighbourCount = Annotated[UpTo100, WHOLE]
 
 _KINDS: Final = {"text": "string", "prediction_id": "string", "text_id": "string", "embedding": "array"}
 
@@ -25,12 +37,12 @@ def _one_of(*names: str) -> list[Any]:
     return [{"required": [name], "properties": {name: {"type": _KINDS[name]}}} for name in names]
 
 
-def _given(shape: Body, *names: str) -> int:
-    return sum(getattr(shape, name) is not None for name in names)
+def _count_present(body: RequestBody, *names: str) -> int:
+    return sum(getattr(body, name) is not None for name in names)
 
 
-class ExampleRequest(Body):
-    """Something to be near to, or far from: exactly one of a text, a prediction, a stored text and a vector."""
+class ExampleBody(RequestBody):
+    """An example to move towards or away from: exactly one of a text, a prediction, a stored text and a vector."""
 
     model_config = ConfigDict(
         json_schema_extra={"oneOf": _one_of("text", "prediction_id", "text_id", "embedding")}
@@ -43,13 +55,13 @@ class ExampleRequest(Body):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if _given(self, "text", "prediction_id", "text_id", "embedding") != 1:
+        if _count_present(self, "text", "prediction_id", "text_id", "embedding") != 1:
             raise ValueError("give exactly one of text, prediction_id, text_id and embedding")
         return self
 
 
-class SimilarFilters(Body):
-    """A text fits if one of its predictions satisfies all of these. `since` is included, `until` is not."""
+class SimilarFilters(RequestBody):
+    """A text matches if one of its predictions satisfies all of these; `since` is inclusive, `until` exclusive."""
 
     sentiment: Sentiment | None = None
     model_version: Name | None = None
@@ -61,7 +73,7 @@ class SimilarFilters(Body):
 
 
 def _examples(schema: JsonDict) -> None:
-    """A query, or something to be like, or both; never two queries."""
+    """Require a query, or `like`, or both; never two queries."""
     liked: JsonDict = {"required": ["like"], "properties": {"like": {"minItems": 1}}}
     queries = _one_of("text", "prediction_id", "embedding")
     none: JsonDict = {"properties": {name: {"type": "null"} for name in _KINDS if name != "text_id"}}
@@ -69,11 +81,11 @@ def _examples(schema: JsonDict) -> None:
     schema["examples"] = [{"text": "lasts long on one charge", "k": 5}]
 
 
-class SimilarRequest(Body):
-    """The nearest texts to a text, to a prediction's text or to a vector: at most one of the three.
+class SimilarRequest(RequestBody):
+    """The query: a text, a prediction or a vector, at most one of the three.
 
-    With `like` and `unlike` the query moves towards the ones and away from the others; without one of the three it
-    is `like` alone that is sought. `keywords` are sought besides.
+    `like` and `unlike` move it towards some examples and away from others; without one of the three, `like` is the
+    query. `keywords` are searched in addition.
     """
 
     model_config = ConfigDict(json_schema_extra=_examples)
@@ -81,28 +93,28 @@ class SimilarRequest(Body):
     text: Text | None = None
     prediction_id: UUID | None = None
     embedding: Vector | None = None
-    like: list[ExampleRequest] = Field(default=[], max_length=MAX_EXAMPLES)
-    unlike: list[ExampleRequest] = Field(default=[], max_length=MAX_EXAMPLES)
+    like: list[ExampleBody] = Field(default=[], max_length=MAX_EXAMPLES)
+    unlike: list[ExampleBody] = Field(default=[], max_length=MAX_EXAMPLES)
     keywords: Name | None = Field(
         None,
-        description='words that the text should hold, too: all of them, with `or`, `-word` and "a phrase"',
+        description='also search for these words: all of them, with `or`, `-word` and "a phrase"',
     )
-    k: Neighbours = 10
+    k: NeighbourCount = 10
     filters: SimilarFilters = SimilarFilters()
     min_similarity: Cosine | None = None
-    exact: bool = Field(False, description="compare every fitting text instead of asking the index")
-    counts: bool = Field(False, description="count what was found by sentiment and by version, too")
+    exact: bool = Field(False, description="compare every matching text instead of using the index")
+    counts: bool = Field(False, description="also count the results by sentiment and by version")
 
     @model_validator(mode="after")
     def _one_query(self) -> Self:
-        given = _given(self, "text", "prediction_id", "embedding")
-        if given > 1 or (given == 0 and not self.like):
+        queries = _count_present(self, "text", "prediction_id", "embedding")
+        if queries > 1 or (queries == 0 and not self.like):
             raise ValueError("give exactly one of text, prediction_id and embedding, or else like")
         return self
 
 
-class DuplicatesRequest(ExampleRequest):
-    """The near-duplicates of a text: stored texts of this cosine to it or more, without itself."""
+class DuplicatesRequest(ExampleBody):
+    """A text, and the lowest cosine to it at which another stored text is a near-duplicate."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -112,52 +124,59 @@ class DuplicatesRequest(ExampleRequest):
     )
 
     min_similarity: Cosine = DUPLICATE_SIMILARITY
-    k: Neighbours = 100
+    k: NeighbourCount = 100
 
 
-class RanksAnswer(Shape):
-    """Where a text stands by meaning and by words, from 1, null if not among the first 100; Σ 1 / (60 + rank)."""
+class RanksResponse(ResponseBody):
+    """A text's rank by meaning and by keywords, from 1, null after the first 100; `score` is Σ 1 / (60 + rank)."""
 
-    score: float
+    score: Rounded
     meaning: int | None
     keywords: int | None
 
 
-class NearText(Shape):
-    """A text, how near it is (cosine), its latest prediction per version, and their feedback."""
+class NearTextResponse(ResponseBody):
+    """A text, its cosine to the query, its latest prediction of each version, and their feedback."""
 
     text_id: UUID
     text: str
-    similarity: float
-    predictions: list[PredictionAnswer]
-    feedback: list[FeedbackAnswer]
+    similarity: Rounded
+    predictions: list[PredictionResponse]
+    feedback: list[FeedbackResponse]
 
 
-class SimilarText(NearText):
-    """A text that was found; `ranks` if it was searched by words, too."""
+class SimilarTextResponse(NearTextResponse):
+    """A result of a search; `ranks` if `keywords` were searched."""
 
-    ranks: RanksAnswer | None = Field(None, description="with keywords")
+    ranks: RanksResponse | None = Field(None, exclude_if=is_none, description="with keywords")
 
 
-class VersionCounts(Shape):
-    """Texts by the sentiment that this version judged them last."""
+def _list_versions(versions: Mapping[tuple[str, str], Mapping[str, int]]) -> list[dict[str, Any]]:
+    return [
+        {"model": model, "model_version": version, "sentiments": sentiments}
+        for (model, version), sentiments in sorted(versions.items())
+    ]
+
+
+class VersionCountsResponse(ResponseBody):
+    """Texts by the latest sentiment that this version predicted."""
 
     model: str
     model_version: str
     sentiments: dict[Sentiment, int]
 
 
-class CountsAnswer(Shape):
+class NeighbourCountsResponse(ResponseBody):
     """Texts by the sentiment of their latest prediction, and by version."""
 
     sentiments: dict[Sentiment, int]
-    versions: list[VersionCounts]
+    versions: Annotated[list[VersionCountsResponse], BeforeValidator(_list_versions)]
 
 
-class SimilarAnswer(Shape):
-    """Best first. `complete`: no fitting text is missing that should be here."""
+class SimilarResponse(ResponseBody):
+    """The results, best first. `complete`: no better match is missing."""
 
-    results: list[SimilarText]
+    results: list[SimilarTextResponse]
     exact: bool
     complete: bool
-    counts: CountsAnswer | None = Field(None, description="if asked for")
+    counts: NeighbourCountsResponse | None = Field(None, exclude_if=is_none, description="with counts")

@@ -1,15 +1,17 @@
-"""A stored prediction is told as its request was answered."""
+"""A stored prediction is shown with the figures that its request was answered with."""
 
 from dataclasses import fields
 from datetime import UTC, datetime
 from uuid import uuid4
 
 import numpy as np
+import orjson
 
 from db.core.ids import Uuid7Clock
 from db.predictions.predictions import Prediction as StoredPrediction
 from registry.bundles.bundle import LABELS
 from serving.api import serializers
+from serving.api.schemas.predictions import PredictionResponse
 from serving.predictions.prediction import Prediction
 
 # The exact value rounds to 0.95459, the shortest decimal that PostgreSQL tells, 0.9545905, to 0.954591.
@@ -40,6 +42,6 @@ def test_the_figures_of_a_prediction_dont_depend_on_when_it_is_asked_for() -> No
     rest = {field.name: None for field in fields(StoredPrediction) if field.name not in values}
     told = {label: float(str(score)) for label, score in zip(LABELS, (other, other, CONFIDENCE), strict=True)}
     found = StoredPrediction(**values, **rest | {"confidence": float(str(CONFIDENCE)), "scores": told})
-    first = serializers.prediction(made, with_embedding=False)
-    later = serializers.stored(found)
+    first = orjson.loads(serializers.render_one(with_embedding=False)([made]))
+    later = PredictionResponse.model_validate(found).model_dump(mode="json")
     assert (later["confidence"], later["scores"]) == (first["confidence"], first["scores"])

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from serving.api.schemas.erasures import ReceiptAnswer
+from serving.api.schemas.erasures import ErasureResponse
 from serving.core.caller import Role
 from tests.support.app import Platform, fake_platform
 
@@ -30,7 +30,7 @@ async def test_a_users_data_go_with_a_receipt_and_again_with_zeros(platform: Pla
         first = await admin.delete(f"/v1/users/{user['id']}/data")
         second = await admin.delete(f"/v1/users/{user['id']}/data")
         gone = await admin.get(f"/v1/predictions/{made[0]['id']}")
-    receipt = ReceiptAnswer.model_validate_json(first.content)
+    receipt = ErasureResponse.model_validate_json(first.content)
     assert (first.status_code, first.headers["cache-control"]) == (200, "no-store")
     assert (receipt.erased.predictions, receipt.erased.texts, receipt.erased.comments) == (2, 1, 1)
     assert [str(text_id) for text_id in receipt.shared.text_ids] == [made[1]["text_id"]]

@@ -1,15 +1,15 @@
-"""Requests and answers of the Open Inference Protocol, version 2."""
+"""Requests and responses of the Open Inference Protocol, version 2."""
 
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import ConfigDict, Field
 
-from serving.api.schemas.fields import WHOLE, Body, Name, Shape, Texts
+from serving.api.schemas.fields import WHOLE, Name, RequestBody, ResponseBody, Texts
 
 
-class InferParameters(Body):
-    """Whom the texts are of, and what sticks to an arm; other parameters are ignored."""
+class InferParameters(RequestBody):
+    """The user whom the texts belong to, and the unit of an experiment; other parameters are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -17,7 +17,7 @@ class InferParameters(Body):
     unit: Name | None = None
 
 
-class InferInput(Body):
+class InferInput(RequestBody):
     """The texts: a tensor of one dimension."""
 
     name: Literal["text"]
@@ -27,15 +27,15 @@ class InferInput(Body):
     data: Texts
 
 
-class InferOutput(Body):
-    """An output that is wanted."""
+class InferOutput(RequestBody):
+    """A requested output."""
 
     name: Literal["label", "score", "probabilities", "prediction_id", "embedding"]
     parameters: dict[str, Any] = Field(default={})
 
 
-class InferRequest(Body):
-    """A request for predictions; without `outputs` all but the embedding are answered."""
+class InferRequest(RequestBody):
+    """A request for predictions; without `outputs`, every output but the embedding."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -56,7 +56,7 @@ class InferRequest(Body):
     outputs: list[InferOutput] = Field(default=[])
 
 
-class Tensor(Shape):
+class OutputTensor(ResponseBody):
     """One output, flat in row-major order."""
 
     name: str
@@ -65,54 +65,55 @@ class Tensor(Shape):
     data: list[Any]
 
 
-class InferAnswer(Shape):
+class InferResponse(ResponseBody):
     """The outputs, in the order of the texts."""
 
     model_name: str
     model_version: str
     id: str = ""
-    outputs: list[Tensor]
+    outputs: list[OutputTensor]
 
 
-class TensorInfo(Shape):
-    """What a tensor looks like; -1: any length."""
+class TensorMetadata(ResponseBody):
+    """A tensor's type and shape; -1: any length."""
 
     name: str
     datatype: str
     shape: list[int]
 
 
-class ModelMetadata(Shape):
+class ModelMetadataResponse(ResponseBody):
     """A model and its tensors."""
 
     name: str
     versions: list[str]
     platform: str
-    inputs: list[TensorInfo]
-    outputs: list[TensorInfo]
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
 
 
-class ServerMetadata(Shape):
-    """The server."""
+class ServerMetadataResponse(ResponseBody):
+    """The server's name and version."""
 
     name: str
     version: str
     extensions: list[str]
 
 
-class Live(Shape):
-    """Whether the server runs."""
+class LiveResponse(ResponseBody):
+    """Whether the process runs."""
 
     live: bool
 
 
-class Ready(Shape):
-    """Whether the server answers."""
+class ReadyResponse(ResponseBody):
+    """Whether the platform is ready."""
 
     ready: bool
 
 
-class ModelReady(Ready):
-    """Whether the model answers."""
+class ModelReadyResponse(ResponseBody):
+    """Whether the model is ready."""
 
     name: str
+    ready: bool

@@ -1,0 +1,91 @@
+"""Requests and responses about users, API keys, tokens and the audit log."""
+
+from typing import Annotated, Literal
+from uuid import UUID
+
+from pydantic import AwareDatetime, ConfigDict, EmailStr, Field
+
+from serving.api.schemas.fields import Moment, Name, RequestBody, ResponseBody
+from serving.core.caller import Role
+
+Username = Annotated[
+    str, Field(pattern=r"^[^\s\x00-\x1f\x7f](?:[^\x00-\x1f\x7f]{0,148}[^\s\x00-\x1f\x7f])?$")
+]
+
+
+class UserRequest(RequestBody):
+    """A user to add."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"username": "ada", "email": "ada@example.org"}]}
+    )
+
+    username: Username
+    email: EmailStr
+
+
+class UserResponse(ResponseBody):
+    """A user."""
+
+    id: UUID
+    username: str
+    email: str
+    created_at: AwareDatetime
+
+
+class KeyRequest(RequestBody):
+    """A key to create; without `user_id` it has no owner."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"role": "client", "name": "web shop"}]})
+
+    role: Annotated[Role, Field(strict=False)]
+    name: Name = "unnamed"
+    user_id: UUID | None = None
+    rate_limit: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] | None = Field(
+        None, description="texts per second; 0: no limit; unset: the platform's"
+    )
+    expires_at: Moment | None = None
+
+
+class KeyResponse(ResponseBody):
+    """A key's record, without the key itself."""
+
+    id: UUID
+    role: Role
+    name: str
+    user_id: UUID | None = Field(validation_alias="owner_id")
+    rate_limit: float | None
+    created_at: AwareDatetime
+    expires_at: AwareDatetime | None
+    revoked_at: AwareDatetime | None
+    last_used_at: AwareDatetime | None
+
+
+class NewKeyResponse(KeyResponse):
+    """A new key: `key` is shown only here."""
+
+    key: str
+
+
+class KeyListResponse(ResponseBody):
+    """All keys, oldest first."""
+
+    items: list[KeyResponse]
+
+
+class TokenRequest(RequestBody):
+    """RFC 6749, section 4.4.2, with the client's credentials in the form (2.3.1)."""
+
+    grant_type: Literal["client_credentials"]
+    client_id: str = Field(min_length=1, description="the key's id")
+    client_secret: str = Field(min_length=1, description="the key")
+    scope: Role = Field(Role.CLIENT, description="if given, it must be the key's role")
+
+
+class TokenResponse(ResponseBody):
+    """RFC 6749, section 5.1; `scope` is the role."""
+
+    access_token: str
+    token_type: Literal["Bearer"]
+    expires_in: int
+    scope: Role
