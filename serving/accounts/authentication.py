@@ -1,7 +1,7 @@
-"""Who asks: API keys, tokens, and the check of both.
+"""Authentication: API keys, tokens, and the check of both.
 
-Owns the form of a key, its digest, the token's claims and how long a checked key is trusted. Never reads a
-header, never stores a key, and never lets one into a message.
+Owns the form of a key, its digest, the claims of a token and how long a checked key is trusted. Never reads a
+header, never stores a key, and never puts one into a message.
 """
 
 import asyncio
@@ -10,51 +10,51 @@ import hmac
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final
 from uuid import UUID, uuid4
 
 import jwt
 
-from db.accounts.keys import Key
+from db.accounts.keys import Key, KeyRepository
 from serving.core.caller import Caller, Role
 from serving.core.database_errors import translate_database_errors
 from serving.errors import Unauthenticated
 
 PREFIX: Final = "vk_"
 _ISSUER: Final = "valence"
-_MOST_CACHED: Final = 10_000
+_MAX_CACHED: Final = 10_000
 _WRONG_KEY: Final = "the API key is wrong, expired or revoked"
 _WRONG_JWT: Final = "the token is malformed, expired, or its key is revoked: ask POST /v1/token for another"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GeneratedKey:
-    """A key just made: `text` is shown once, `digest` is what may be stored."""
+    """A new key: `text` is shown once, `digest` may be stored."""
 
     id: UUID
     text: str = field(repr=False)
 
     @property
     def digest(self) -> bytes:
-        return digest(self.text)
+        return digest_key(self.text)
 
 
 def generate_key() -> GeneratedKey:
-    """A key `vk_<id>_<secret>` with 256 random bits in its secret."""
+    """Generate a key `vk_<id>_<secret>` with 256 random bits in its secret."""
     key_id = uuid4()
     return GeneratedKey(id=key_id, text=f"{PREFIX}{key_id.hex}_{secrets.token_urlsafe(32)}")
 
 
-def digest(key: str) -> bytes:
-    """SHA-256 of a key; its secret is random, so nothing slower is needed."""
+def digest_key(key: str) -> bytes:
+    """Return the SHA-256 of a key; its secret is random, so nothing slower is needed."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 def parse_key_id(key: str) -> UUID | None:
-    """The id that a key names; None if it hasn't the form of a key."""
+    """Return the id in a key; None if it hasn't the form of a key."""
     head, _, secret = key.removeprefix(PREFIX).partition("_")
     if not key.startswith(PREFIX) or len(head) != 32 or not secret:
         return None
@@ -64,19 +64,9 @@ def parse_key_id(key: str) -> UUID | None:
         return None
 
 
-class KeyRecords(Protocol):
-    """The stored keys, as authentication sees them."""
-
-    async def find(self, key_id: UUID) -> Key | None:
-        """The key as it is now, revoked or not."""
-
-    async def touch(self, used: Mapping[UUID, datetime]) -> None:
-        """Note when keys were last used."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Token:
-    """A JWT that stands for a key, and the seconds it lives."""
+    """A JWT that represents a key, and the seconds it lives."""
 
     text: str = field(repr=False)
     seconds: int
@@ -84,20 +74,20 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
-class _Trusted:
+class _CachedKey:
     key: Key | None
     until: float
 
 
 class Authenticator:
-    """Trusts a key it has checked for `trust_seconds` at most, so a revoked one dies within them.
+    """Trusts a checked key for at most `trust_seconds`, so a revoked one is refused after that.
 
-    While the database is down the keys it trusts go on; any other is answered with StoreUnavailable.
+    While the database is down trusted keys still work; any other raises StoreUnavailable.
     """
 
     def __init__(
         self,
-        keys: KeyRecords,
+        keys: KeyRepository,
         *,
         installation_key: bytes,
         token_seconds: float = 900,
@@ -106,37 +96,41 @@ class Authenticator:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         if not 0 <= trust_seconds <= 5:
-            raise ValueError("a revoked key must die within 5 seconds")
+            raise ValueError("trust_seconds must be 0 to 5: a revoked key must be refused within 5 seconds")
         self._keys = keys
         self._signing_key = hmac.digest(installation_key, b"valence token signing key", hashlib.sha256)
         self._token_seconds = round(token_seconds)
         self._trust_seconds = trust_seconds
         self._now = now
         self._monotonic = monotonic
-        self._trusted: OrderedDict[UUID, _Trusted] = OrderedDict()
-        self._looking: dict[UUID, asyncio.Future[Key | None]] = {}
+        self._cache: OrderedDict[UUID, _CachedKey] = OrderedDict()
+        self._lookups: dict[UUID, asyncio.Future[Key | None]] = {}
         self._used: dict[UUID, float] = {}
 
     async def check(self, credential: str) -> Caller:
-        """The caller behind a key or a token.
+        """Return the caller who holds a key or a token.
 
         Raises:
-            Unauthenticated: malformed, wrong, expired or revoked.
+            Unauthenticated: it is malformed, wrong, expired or revoked.
             StoreUnavailable: it can't be checked now.
         """
         return _caller(
-            await (self._of_key(credential) if credential.startswith(PREFIX) else self._of_token(credential))
+            await (
+                self._find_by_key(credential)
+                if credential.startswith(PREFIX)
+                else self._find_by_token(credential)
+            )
         )
 
-    async def token(self, client_id: str, key: str) -> Token:
-        """A token for a key; `client_id` must be that key's id.
+    async def issue_token(self, client_id: str, key: str) -> Token:
+        """Issue a token for a key; `client_id` must be that key's id.
 
         Raises:
-            Unauthenticated, StoreUnavailable: as `check`.
+            Unauthenticated, StoreUnavailable: as in `check`.
         """
-        found = await self._of_key(key)
+        record = await self._find_by_key(key)
         try:
-            same = UUID(client_id) == found.id
+            same = UUID(client_id) == record.id
         except ValueError:
             same = False
         if not same:
@@ -144,35 +138,35 @@ class Authenticator:
         issued = int(self._now())
         claims = {
             "iss": _ISSUER,
-            "sub": str(found.id),
-            "role": found.role,
+            "sub": str(record.id),
+            "role": record.role,
             "iat": issued,
             "exp": issued + self._token_seconds,
         }
         text = jwt.encode(claims, self._signing_key, algorithm="HS256")
-        return Token(text=text, seconds=self._token_seconds, role=Role(found.role))
+        return Token(text=text, seconds=self._token_seconds, role=Role(record.role))
 
     def forget(self, key_id: UUID) -> None:
-        """Look this key up anew at its next use."""
-        self._trusted.pop(key_id, None)
+        """Look this key up again at its next use."""
+        self._cache.pop(key_id, None)
 
     async def note_uses(self) -> None:
-        """Store when the keys checked since the last call were used."""
+        """Store the times at which the keys checked since the last call were used."""
         used, self._used = self._used, {}
         if used:
             with translate_database_errors():
                 await self._keys.touch({key: datetime.fromtimestamp(at, UTC) for key, at in used.items()})
 
-    async def _of_key(self, text: str) -> Key:
+    async def _find_by_key(self, text: str) -> Key:
         key_id = parse_key_id(text)
         if key_id is None:
             raise Unauthenticated(_WRONG_KEY)
-        key = await self._alive(key_id)
-        if key is None or not hmac.compare_digest(key.digest, digest(text)):
+        key = await self._find_valid(key_id)
+        if key is None or not hmac.compare_digest(key.digest, digest_key(text)):
             raise Unauthenticated(_WRONG_KEY)
         return key
 
-    async def _of_token(self, text: str) -> Key:
+    async def _find_by_token(self, text: str) -> Key:
         try:
             claims = jwt.decode(
                 text,
@@ -184,12 +178,12 @@ class Authenticator:
             key_id, expires = UUID(claims["sub"]), float(claims["exp"])
         except (jwt.InvalidTokenError, ValueError, TypeError, AttributeError) as error:
             raise Unauthenticated(_WRONG_JWT) from error
-        key = await self._alive(key_id) if self._now() < expires else None
+        key = await self._find_valid(key_id) if self._now() < expires else None
         if key is None or key.role != claims["role"]:
             raise Unauthenticated(_WRONG_JWT)
         return key
 
-    async def _alive(self, key_id: UUID) -> Key | None:
+    async def _find_valid(self, key_id: UUID) -> Key | None:
         key = await self._find(key_id)
         now = self._now()
         if key is None or key.revoked_at is not None:
@@ -200,18 +194,18 @@ class Authenticator:
         return key
 
     async def _find(self, key_id: UUID) -> Key | None:
-        known = self._trusted.get(key_id)
+        known = self._cache.get(key_id)
         if known is not None and self._monotonic() < known.until:
             return known.key
-        looking = self._looking.get(key_id)
-        if looking is None:
-            looking = self._looking[key_id] = asyncio.ensure_future(self._look_up(key_id))
-            looking.add_done_callback(lambda done: self._looked_up(key_id, done))
-        # A caller that leaves must not take the look-up from the others.
-        return await asyncio.shield(looking)
+        lookup = self._lookups.get(key_id)
+        if lookup is None:
+            lookup = self._lookups[key_id] = asyncio.ensure_future(self._look_up(key_id))
+            lookup.add_done_callback(lambda done: self._end_lookup(key_id, done))
+        # A caller that leaves must not cancel the lookup for the others.
+        return await asyncio.shield(lookup)
 
-    def _looked_up(self, key_id: UUID, done: "asyncio.Future[Key | None]") -> None:
-        self._looking.pop(key_id, None)
+    def _end_lookup(self, key_id: UUID, done: "asyncio.Future[Key | None]") -> None:
+        self._lookups.pop(key_id, None)
         if not done.cancelled():
             done.exception()
 
@@ -219,10 +213,10 @@ class Authenticator:
         until = self._monotonic() + self._trust_seconds
         with translate_database_errors():
             key = await self._keys.find(key_id)
-        self._trusted[key_id] = _Trusted(key, until)
-        self._trusted.move_to_end(key_id)
-        while len(self._trusted) > _MOST_CACHED:
-            self._trusted.popitem(last=False)
+        self._cache[key_id] = _CachedKey(key, until)
+        self._cache.move_to_end(key_id)
+        while len(self._cache) > _MAX_CACHED:
+            self._cache.popitem(last=False)
         return key
 
 

@@ -1,6 +1,6 @@
-"""Rate limits: how many texts a key may send, by a token bucket a key.
+"""Rate limits: the texts a key may send, by one token bucket for each key.
 
-Each ingress replica counts for itself. Never knows what a text is spent on.
+Each ingress replica counts for itself. Never knows what the texts are used for.
 """
 
 import time
@@ -12,10 +12,10 @@ from serving.errors import RateLimited
 
 
 class RateLimiter:
-    """A key gets its rate in texts a second, a second's worth at once; 0 means no limit.
+    """Limits each key to its rate in texts a second, with a second's worth at once; 0 means no limit.
 
-    A request larger than a second's worth passes when the bucket is full and leaves it in debt, so that no
-    request that the platform takes at all is refused for ever.
+    A request larger than a second's worth passes when the bucket is full and leaves it in debt, so that every valid
+    request passes sooner or later.
     """
 
     def __init__(self, default_rate: float = 0, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -24,10 +24,10 @@ class RateLimiter:
         self._buckets: dict[UUID, tuple[float, float]] = {}
 
     def take(self, caller: Caller, texts: int) -> None:
-        """Spend the caller's share.
+        """Take texts from the caller's bucket.
 
         Raises:
-            RateLimited: it is used up; `retry_after` says when this request will pass.
+            RateLimited: the bucket holds too few; `retry_after` says when this request will pass.
         """
         rate = self._default_rate if caller.rate_limit is None else caller.rate_limit
         if rate <= 0:

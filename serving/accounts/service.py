@@ -1,48 +1,24 @@
-"""Use cases of administration: users and API keys.
+"""The use cases of administration: users and API keys.
 
-Knows no HTTP and no SQL; every change is audited by the layer below in the transaction that makes it.
+Knows no HTTP and no SQL; the layer below audits every change in the transaction that makes it.
 """
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
 from uuid import UUID
 
 from db import errors as db_errors
-from db.accounts.keys import Key, NewKey
-from db.accounts.users import User
+from db.accounts.keys import Key, KeyRepository, NewKey
+from db.accounts.users import User, UserRepository
 from serving.accounts.authentication import Authenticator, generate_key
 from serving.core.caller import Caller, Role
 from serving.core.database_errors import translate_database_errors
 from serving.errors import Invalid, Problem
 
 
-class UserRecords(Protocol):
-    """The stored users, as administration sees them."""
-
-    async def create(self, *, username: str, email: str, actor: UUID | None) -> User:
-        """Add a user."""
-
-    async def get(self, user_id: UUID) -> User:
-        """One user."""
-
-
-class KeyRecords(Protocol):
-    """The stored keys, as administration sees them."""
-
-    async def create(self, new: NewKey, *, actor: UUID | None) -> Key:
-        """Add a key."""
-
-    async def list(self, *, owner_id: UUID | None = None) -> tuple[Key, ...]:
-        """All keys, oldest first."""
-
-    async def revoke(self, key_id: UUID, *, actor: UUID | None) -> Key:
-        """End a key."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeySpec:
-    """A key as an admin asks for it; `rate_limit` is in texts a second, `user_id` its owner."""
+    """The properties of a key to create; `rate_limit` is in texts a second, `user_id` its owner."""
 
     role: Role
     name: str
@@ -53,41 +29,41 @@ class KeySpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IssuedKey:
-    """A key just stored, with the text that is shown this once."""
+    """A new key with its text, which is shown only once."""
 
     record: Key
     text: str = field(repr=False)
 
 
 class AccountService:
-    """Users and keys change only here, and a key ended here is refused by this replica at once."""
+    """Creates users and keys, and revokes keys: this replica refuses a revoked key at once."""
 
-    def __init__(self, *, users: UserRecords, keys: KeyRecords, authenticator: Authenticator) -> None:
+    def __init__(self, *, users: UserRepository, keys: KeyRepository, authenticator: Authenticator) -> None:
         self._users = users
         self._keys = keys
         self._authenticator = authenticator
 
     async def add_user(self, username: str, email: str, caller: Caller) -> User:
-        """Raises Conflict if the name or the address is taken."""
+        """Create a user. Raises Conflict if the name or the address is taken."""
         with translate_database_errors():
             return await self._users.create(username=username, email=email, actor=caller.key_id)
 
-    async def user(self, user_id: UUID) -> User:
-        """Raises NotFound."""
+    async def get_user(self, user_id: UUID) -> User:
+        """Return a user. Raises NotFound."""
         with translate_database_errors():
             return await self._users.get(user_id)
 
-    async def add_key(self, wanted: KeySpec, caller: Caller) -> IssuedKey:
-        """Raises Invalid if the owner isn't a user."""
+    async def add_key(self, spec: KeySpec, caller: Caller) -> IssuedKey:
+        """Create a key. Raises Invalid if its owner is unknown."""
         key = generate_key()
         new = NewKey(
             id=key.id,
             digest=key.digest,
-            role=wanted.role,
-            name=wanted.name,
-            owner_id=wanted.user_id,
-            rate_limit=wanted.rate_limit,
-            expires_at=wanted.expires_at,
+            role=spec.role,
+            name=spec.name,
+            owner_id=spec.user_id,
+            rate_limit=spec.rate_limit,
+            expires_at=spec.expires_at,
         )
         with translate_database_errors():
             try:
@@ -98,13 +74,13 @@ class AccountService:
                 ) from error
         return IssuedKey(record=record, text=key.text)
 
-    async def keys(self) -> tuple[Key, ...]:
-        """All keys, ended ones too, oldest first."""
+    async def list_keys(self) -> tuple[Key, ...]:
+        """Return all keys, oldest first, with the revoked ones."""
         with translate_database_errors():
             return await self._keys.list()
 
     async def revoke_key(self, key_id: UUID, caller: Caller) -> None:
-        """Raises NotFound; ending a key again changes nothing."""
+        """Revoke a key; a second time changes nothing. Raises NotFound."""
         with translate_database_errors():
             await self._keys.revoke(key_id, actor=caller.key_id)
         self._authenticator.forget(key_id)

@@ -53,7 +53,7 @@ def predict_of(
     version: str | None,
     user_id: UUID | None,
     unit: str | None,
-    place: BodyLocation = TEXTS,
+    location: BodyLocation = TEXTS,
     idempotent: bool = True,
 ) -> PredictionInput:
     """The gateway's request for these texts."""
@@ -65,5 +65,5 @@ def predict_of(
         user_id=user_id,
         unit=unit,
         idempotency=idempotency_of(request) if idempotent else None,
-        place=place,
+        location=location,
     )

@@ -49,7 +49,7 @@ from serving.monitoring.metrics import Metrics
 from serving.predictions.history import PredictionHistoryService
 from serving.predictions.routing import Traffic
 from serving.predictions.service import PredictionService
-from serving.predictions.shadow import Faults
+from serving.predictions.shadow import FaultCounter
 from serving.privacy.erasure import ErasureService
 from serving.privacy.masking import TextMasker
 from serving.search.label_suggestions import LabelSuggestionService
@@ -114,11 +114,11 @@ async def services(
         users=users,
         catalog=catalog,
         traffic=split.current,
-        asked=asked,
+        on_version_requested=asked,
         clock=clock,
         text_ids=TextIds(key),
         default_model=settings.model,
-        bounds=BatchLimits(
+        limits=BatchLimits(
             batch_texts=settings.batch_texts,
             batches_in_flight=settings.slots,
             queue_texts=settings.queue_texts,
@@ -127,8 +127,8 @@ async def services(
             store_connections=settings.store_connections,
             request_seconds=settings.request_seconds,
         ),
-        meter=metrics.observer_of,
-        counted=metrics.count_predictions,
+        observers=metrics.observer_of,
+        on_stored=metrics.count_predictions,
         privacy=privacy,
     )
     evidence = CountRepository(database)
@@ -288,7 +288,7 @@ class _TrafficSplits:
             self._traffic = traffic_of(experiments)
 
 
-async def _store_faults(faults: Faults, counts: CountRepository) -> None:
+async def _store_faults(faults: FaultCounter, counts: CountRepository) -> None:
     counted = faults.take()
     try:
         await counts.add_faults(counted)

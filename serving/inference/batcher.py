@@ -1,7 +1,7 @@
-"""The door: bounded admission and timer-free batches.
+"""Bounded admission, and batches that wait for no timer.
 
-Owns when a batch leaves and who is in it: one leaves as soon as a slot is free, so an idle system answers at once
-and a busy one forms large batches by itself. Never knows what the items are, nor what running a batch does.
+Decides when a batch starts and which items it holds: a batch starts as soon as one more may run, so an idle system
+answers at once and a busy one forms large batches by itself. Never knows what the items are, nor what a run does.
 """
 
 import asyncio
@@ -20,28 +20,18 @@ Result = TypeVar("Result")
 
 
 class BatchObserver(Protocol):
-    """Who watches a door; called on the event loop, so it must be quick."""
+    """Watches a batcher. It is called on the event loop, so it must be quick."""
 
-    def batch(self, items: int, seconds: float) -> None:
-        """A batch of `items` ran for `seconds`."""
+    def observe_batch(self, items: int, seconds: float) -> None:
+        """Note that a batch of `items` ran for `seconds`."""
 
-    def waiting(self, weight: int) -> None:
-        """This much waits at the door now."""
-
-
-class Unwatched:
-    """A meter that reads nothing."""
-
-    def batch(self, items: int, seconds: float) -> None:
-        """Nothing."""
-
-    def waiting(self, weight: int) -> None:
-        """Nothing."""
+    def observe_waiting(self, weight: int) -> None:
+        """Note the weight that waits now."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchResult(Generic[Result]):
-    """What one party got: its results in order, and how long it waited and was worked on, in milliseconds."""
+    """The results of one entry in order, with its waiting time and its running time in milliseconds."""
 
     results: list[Result]
     queue_ms: float
@@ -49,95 +39,102 @@ class BatchResult(Generic[Result]):
 
 
 class Entry(Generic[Item, Result]):
-    """The items that came together, and the one answer they leave with."""
+    """The items that were submitted together, and the future of their common result."""
 
-    __slots__ = ("answer", "arrived", "deadline", "entered", "items", "left", "results", "taken", "weight")
+    __slots__ = (
+        "arrived_at",
+        "deadline",
+        "future",
+        "items",
+        "pending",
+        "results",
+        "started_at",
+        "taken",
+        "weight",
+    )
 
     def __init__(self, items: Sequence[Item], weight: int, deadline: float) -> None:
         self.items = items
         self.weight = weight
         self.deadline = deadline
-        self.arrived = perf_counter()
-        self.entered = 0.0
+        self.arrived_at = perf_counter()
+        self.started_at = 0.0
         self.taken = 0
-        self.left = len(items)
+        self.pending = len(items)
         self.results: list[Result | None] = [None] * len(items)
-        self.answer: asyncio.Future[BatchResult[Result]] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[BatchResult[Result]] = asyncio.get_running_loop().create_future()
 
     def take(self) -> int:
-        """The position of the next item to run."""
+        """Take the next item to run; return its position."""
         if self.taken == 0:
-            self.entered = perf_counter()
+            self.started_at = perf_counter()
         self.taken += 1
         return self.taken - 1
 
     def deliver(self, position: int, result: Result | Exception) -> None:
-        """Keep one result; the last one answers, the first error answers at once."""
-        if self.answer.done():
+        """Keep one result. The last one resolves the future, an error resolves it at once."""
+        if self.future.done():
             return
         if isinstance(result, Exception):
-            self.answer.set_exception(result)
+            self.future.set_exception(result)
             return
         self.results[position] = result
-        self.left -= 1
-        if not self.left:
-            self.answer.set_result(
+        self.pending -= 1
+        if not self.pending:
+            self.future.set_result(
                 BatchResult(
                     results=self.results,  # type: ignore[arg-type]  # the last None has just been replaced
-                    queue_ms=(self.entered - self.arrived) * 1e3,
-                    run_ms=(perf_counter() - self.entered) * 1e3,
+                    queue_ms=(self.started_at - self.arrived_at) * 1e3,
+                    run_ms=(perf_counter() - self.started_at) * 1e3,
                 )
             )
 
 
-def _one(_: object) -> int:
-    return 1
-
-
 class Batcher(Generic[Item, Result]):
-    """Every item that is admitted gets its own result or an error, once; what there is no room for is refused.
+    """Gives every admitted item its own result or an error, once; refuses an entry that doesn't fit.
 
-    Parties take turns: a batch takes at most `quantum` items of a party before it looks at the next one, so a
-    large party can't make a small one wait for all of it. A party whose caller left is dropped before it runs.
+    Entries take turns: a batch takes at most `quantum` of one entry before it looks at the next, so a large entry
+    can't make a small one wait for all of it. An entry whose caller left is dropped before it runs.
 
     Args:
-        run: runs one batch; gives a result or an exception for each item, in order, or raises for all of them.
+        run: runs one batch; returns a result or an exception for each item, in order, or raises for all of them.
+        weigh: the weight of an item.
+        observer: is called for each batch, and when the waiting weight changes.
         batch_weight: a batch is full at this weight (a heavier item runs alone).
-        slots: batches that run at the same time.
+        max_in_flight: the number of batches that run at the same time.
         capacity: the weight that may wait.
-        longest_wait: seconds; a party that would wait longer, at the rate of late, is refused at once.
-        patience: seconds a party may wait before it is refused.
-        quantum: weight that a party may send before the others have their turn.
-        weigh: weight of one item, 1 unless told.
+        timeout: seconds an entry may wait before it is refused.
+        longest_wait: seconds; an entry that would wait longer, at the recent rate, is refused at once.
+        quantum: the weight an entry may send before the others have their turn.
     """
 
     def __init__(
         self,
         run: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]],
         *,
+        weigh: Callable[[Item], int],
+        observer: BatchObserver,
         batch_weight: int,
-        slots: int,
+        max_in_flight: int,
         capacity: int,
-        patience: float,
+        timeout: float,
         longest_wait: float = inf,
         quantum: int = 16,
-        weigh: Callable[[Item], int] | None = None,
-        meter: BatchObserver | None = None,
     ) -> None:
         self._run = run
+        self._weigh = weigh
+        self._observer = observer
         self._batch_weight = batch_weight
-        self._slots = self._free_slots = slots
+        self._max_in_flight = self._free = max_in_flight
         self._capacity = capacity
-        self._patience = patience
+        self._timeout = timeout
         self._longest_wait = longest_wait
         self._quantum = quantum
-        self._weight_of: Callable[[Item], int] = weigh or _one
-        self._meter = meter or Unwatched()
         self._queue: deque[Entry[Item, Result]] = deque()
         self._waiting = 0
         self._rate = 0.0
         self._running: set[asyncio.Task[None]] = set()
-        self._pump_due = False
+        self._start_scheduled = False
         self._closed = False
 
     @property
@@ -146,69 +143,65 @@ class Batcher(Generic[Item, Result]):
         return self._waiting
 
     async def submit(self, items: Sequence[Item]) -> BatchResult[Result]:
-        """Wait for the turn of all items and give their results.
+        """Run the items in the coming batches and return their results.
 
         Raises:
-            Overloaded: there is no room, or the turn did not come in time.
-            NotReady: the door is closed.
+            Overloaded: the items don't fit, or waited too long.
+            NotReady: the batcher is closed.
             Exception: the first error among the items.
         """
         if not items:
             return BatchResult(results=[], queue_ms=0.0, run_ms=0.0)
         if self._closed:
             raise NotReady("this replica is stopping: send the request again")
-        weight = sum(map(self._weight_of, items))
+        weight = sum(map(self._weigh, items))
         self.require_room(weight)
-        party: Entry[Item, Result] = Entry(items, weight, perf_counter() + self._patience)
-        self._queue.append(party)
+        entry: Entry[Item, Result] = Entry(items, weight, perf_counter() + self._timeout)
+        self._queue.append(entry)
         self._waiting += weight
-        self._meter.waiting(self._waiting)
-        self._pump_soon()
-        return await party.answer
+        self._observer.observe_waiting(self._waiting)
+        self._schedule_start()
+        return await entry.future
 
     def require_room(self, weight: int = 1) -> None:
-        """Nothing, if a party of this weight would be let in now.
-
-        Raises:
-            Overloaded: it would not.
-        """
-        wait = self._wait()
+        """Raise Overloaded unless an entry of this weight would be admitted now."""
+        wait = self._estimate_wait()
         if self._waiting and (self._waiting + weight > self._capacity or wait > self._longest_wait):
             raise Overloaded(
-                f"{self._waiting:,} texts wait already: slow down and send again",
+                f"{self._waiting:,} texts are waiting already: slow down and send again",
                 retry_after=min(30.0, max(1.0, wait)),
             )
 
     async def close(self) -> None:
-        """Admit nobody more; return when everybody inside has an answer."""
+        """Admit no entry any more; return when each that was admitted has its result."""
         self._closed = True
         while self._running or self._queue:
-            self._pump()
+            self._start_batches()
             await asyncio.wait(self._running)
 
-    def _wait(self) -> float:
-        """Seconds until all that waits now has left, at the rate of late."""
+    def _estimate_wait(self) -> float:
+        """Return the seconds until all that waits now has run, at the recent rate."""
         return self._waiting / self._rate if self._rate else 0.0
 
-    def _learn(self, weight: int, seconds: float) -> None:
-        """Move the rate towards that of a full batch, and of those beside it; a small one says little."""
-        rate = weight * (self._slots - self._free_slots) / max(seconds, 1e-6)
+    def _update_rate(self, weight: int, seconds: float) -> None:
+        """Move the rate towards that of the batches in flight. Call it for full batches: a small one says little."""
+        rate = weight * (self._max_in_flight - self._free) / max(seconds, 1e-6)
         self._rate = rate if not self._rate else 0.9 * self._rate + 0.1 * rate
 
-    def _pump_soon(self) -> None:
-        # Deferred to the end of this turn of the loop, so that requests read in one go share a batch.
-        if not self._pump_due and self._free_slots:
-            self._pump_due = True
-            asyncio.get_running_loop().call_soon(self._pump)
+    def _schedule_start(self) -> None:
+        # At the end of this turn of the loop, so that requests read in the same turn share a batch.
+        if not self._start_scheduled and self._free:
+            self._start_scheduled = True
+            asyncio.get_running_loop().call_soon(self._start_batches)
 
-    def _pump(self) -> None:
-        self._pump_due = False
-        while self._free_slots:
+    def _start_batches(self) -> None:
+        self._start_scheduled = False
+        while self._free:
             batch = self._next_batch()
             if not batch:
                 return
-            self._free_slots -= 1
-            # A batch belongs to none of its parties, so it inherits no request's context either.
+            self._free -= 1
+            # A batch belongs to several requests, so it inherits the context of none.
             task = asyncio.create_task(self._run_batch(batch, full=bool(self._queue)), context=Context())
             self._running.add(task)
             task.add_done_callback(self._running.discard)
@@ -218,50 +211,51 @@ class Batcher(Generic[Item, Result]):
         room = self._batch_weight
         now = perf_counter()
         while self._queue and room > 0:
-            party = self._queue.popleft()
-            if party.answer.done():
-                self._leave(party)
+            entry = self._queue.popleft()
+            if entry.future.done():
+                self._subtract(entry)
                 continue
-            if party.taken == 0 and now > party.deadline:
-                self._leave(party)
-                party.answer.set_exception(
-                    Overloaded("the turn did not come in time: slow down and send again")
+            if entry.taken == 0 and now > entry.deadline:
+                self._subtract(entry)
+                entry.future.set_exception(
+                    Overloaded("the request waited too long for its turn: slow down and send again")
                 )
                 continue
             turn = min(self._quantum, room)
-            while turn > 0 and party.taken < len(party.items):
-                weight = self._weight_of(party.items[party.taken])
+            while turn > 0 and entry.taken < len(entry.items):
+                weight = self._weigh(entry.items[entry.taken])
                 if batch and weight > room:
-                    self._queue.appendleft(party)
+                    self._queue.appendleft(entry)
                     return batch
                 turn -= weight
                 room -= weight
-                batch.append((party, party.take()))
-            if party.taken < len(party.items):
-                self._queue.append(party)
+                batch.append((entry, entry.take()))
+            if entry.taken < len(entry.items):
+                self._queue.append(entry)
             else:
-                self._leave(party)
+                self._subtract(entry)
         return batch
 
-    def _leave(self, party: Entry[Item, Result]) -> None:
-        self._waiting -= party.weight
-        self._meter.waiting(self._waiting)
+    def _subtract(self, entry: Entry[Item, Result]) -> None:
+        """Take the weight of an entry that left the queue off the waiting weight."""
+        self._waiting -= entry.weight
+        self._observer.observe_waiting(self._waiting)
 
     async def _run_batch(self, batch: list[tuple[Entry[Item, Result], int]], *, full: bool) -> None:
         started = perf_counter()
         results: Sequence[Result | Exception]
         try:
-            results = await self._run([party.items[position] for party, position in batch])
+            results = await self._run([entry.items[position] for entry, position in batch])
             if len(results) != len(batch):
-                raise RuntimeError(f"a batch of {len(batch)} gave {len(results)} results")
+                raise RuntimeError(f"a batch of {len(batch)} items got {len(results)} results")
         except Exception as error:
             results = [error] * len(batch)
         seconds = perf_counter() - started
-        self._meter.batch(len(batch), seconds)
+        self._observer.observe_batch(len(batch), seconds)
         if full:
-            self._learn(sum(self._weight_of(party.items[position]) for party, position in batch), seconds)
-        self._free_slots += 1
-        # The next batch leaves before this one is answered: compute never waits for replies.
-        self._pump()
-        for (party, position), result in zip(batch, results, strict=True):
-            party.deliver(position, result)
+            self._update_rate(sum(self._weigh(entry.items[position]) for entry, position in batch), seconds)
+        self._free += 1
+        # The next batch starts before this one is answered: compute never waits for replies.
+        self._start_batches()
+        for (entry, position), result in zip(batch, results, strict=True):
+            entry.deliver(position, result)

@@ -1,6 +1,6 @@
-"""What the replicas compute for a request: through which door, on which encoder, and how the parts are joined.
+"""Inference of a request's texts: which batchers and encoders they pass, and how the parts are joined.
 
-Knows no HTTP, database, traffic or Ray; an `Encoders` is all that it sees of a kind of replica.
+Knows no HTTP, database, traffic or Ray; it sees the replicas of an encoder as an `EncoderClient` alone.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from serving.core.catalog import Placement
 from serving.core.logs import REQUEST_ID
 from serving.inference.batcher import Batcher, BatchObserver, BatchResult
 
-# A request of more texts is bulk: it yields to smaller ones, which wait for none of it.
-FEW = 4
+# A request of more texts is bulk: it yields to smaller ones, which don't wait for it.
+MAX_SMALL_TEXTS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InferenceItem:
-    """One text for one version, or for its vector alone: the door's item, and the request that it came by."""
+    """One text for one version, or for its vector alone, with the id of its request."""
 
     text: str
     record: VersionRecord | None
@@ -31,7 +31,7 @@ class InferenceItem:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inference:
-    """What a replica says of one text: probabilities of `LABELS`, its vector as float16 bytes, the tokens read."""
+    """A replica's result for one text: probabilities of `LABELS`, its vector as float16 bytes, the tokens read."""
 
     scores: tuple[float, float, float]
     embedding: bytes = field(repr=False)
@@ -40,15 +40,15 @@ class Inference:
 
 
 class EncoderClient(Protocol):
-    """The replicas of one encoder."""
+    """Access to all replicas of one encoder."""
 
-    async def infer(self, asks: Sequence[InferenceItem], *, bulk: bool) -> Sequence[Inference | Exception]:
-        """One remote call for a batch; a fault of one text is that text's alone. `bulk` lets others go first."""
+    async def infer(self, items: Sequence[InferenceItem], *, bulk: bool) -> Sequence[Inference | Exception]:
+        """Run a batch by one remote call. An error of one text is its result alone; `bulk` lets others go first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchLimits:
-    """The sizes of the doors."""
+    """The sizes of the batchers."""
 
     batch_texts: int = 64
     batches_in_flight: int = 2
@@ -60,69 +60,70 @@ class BatchLimits:
 
 
 class Dispatcher:
-    """Every text gets its own scores and vector, or the request an error.
+    """Gives every text its own scores and vector, or the request an error.
 
-    Each encoder has two doors, so that somebody's thousand texts never stand before somebody else's one, and so that
-    a slow encoder holds up nobody but those who asked for it.
+    Each encoder has two batchers, so that a bulk request doesn't hold up small ones, and a slow encoder holds up only
+    its own requests.
 
     Args:
-        replicas: the replicas of an encoder, by its digest.
-        meter: who watches the door of this name.
+        replicas: returns the client of the encoder with this digest.
+        observers: returns the observer of the batcher with this name.
     """
 
     def __init__(
         self,
         replicas: Callable[[str], EncoderClient],
-        bounds: BatchLimits,
-        meter: Callable[[str], BatchObserver] | None = None,
+        limits: BatchLimits,
+        observers: Callable[[str], BatchObserver],
     ) -> None:
         self._replicas = replicas
-        self._bounds = bounds
-        self._meter = meter
-        self._doors: dict[tuple[str, bool], Batcher[InferenceItem, Inference]] = {}
+        self._limits = limits
+        self._observers = observers
+        self._batchers: dict[tuple[str, bool], Batcher[InferenceItem, Inference]] = {}
 
     async def infer(
-        self, texts: Sequence[str], record: VersionRecord | None, place: Placement, *, yields: bool = False
+        self,
+        texts: Sequence[str],
+        record: VersionRecord | None,
+        placement: Placement,
+        *,
+        yields: bool = False,
     ) -> BatchResult[Inference]:
-        """Scores by a version and vectors of the space, in the order of the texts.
+        """Return a version's scores and the vectors of the texts, in their order.
 
-        `yields`: like a request of many texts, let others go first.
+        `yields`: let other requests go first, as a request of many texts does.
 
         Raises:
-            Overloaded: no room at a door.
-            ModelNotReady, NotReady: of a replica, or the first fault among the texts.
+            Overloaded: a batcher refuses the texts.
+            ModelNotReady, NotReady: from a replica, or the first error among the texts.
         """
-        bulk = yields or len(texts) > FEW
-        # Like lengths travel together: the less is padded.
+        bulk = yields or len(texts) > MAX_SMALL_TEXTS
+        # Texts of like length go together, which saves padding.
         order = sorted(range(len(texts)), key=lambda index: len(texts[index])) if bulk else range(len(texts))
-        passage = await self._joined([texts[index] for index in order], record, place, bulk=bulk)
+        batch = await self._join([texts[index] for index in order], record, placement, bulk=bulk)
         if not bulk:
-            return passage
-        ordered = sorted(zip(order, passage.results, strict=True), key=itemgetter(0))
-        return replace(passage, results=[result for _, result in ordered])
+            return batch
+        ordered = sorted(zip(order, batch.results, strict=True), key=itemgetter(0))
+        return replace(batch, results=[result for _, result in ordered])
 
-    def require_room(self, place: Placement) -> None:
-        """Nothing, if one text more would be let in.
-
-        Raises:
-            Overloaded: it would not.
-        """
-        self._door(place.scorer, bulk=False).require_room()
+    def require_room(self, placement: Placement) -> None:
+        """Raise Overloaded unless one more text would be admitted."""
+        self._batcher(placement.scorer, bulk=False).require_room()
 
     async def close(self) -> None:
-        """Answer everybody inside, admit nobody more."""
-        await asyncio.gather(*(door.close() for door in self._doors.values()))
+        """Admit no text any more; return when each that was admitted has its result."""
+        await asyncio.gather(*(batcher.close() for batcher in self._batchers.values()))
 
-    async def _joined(
-        self, texts: Sequence[str], record: VersionRecord | None, place: Placement, *, bulk: bool
+    async def _join(
+        self, texts: Sequence[str], record: VersionRecord | None, placement: Placement, *, bulk: bool
     ) -> BatchResult[Inference]:
         request_id = REQUEST_ID.get()
-        asks = [InferenceItem(text=text, record=record, request_id=request_id) for text in texts]
-        if place.scorer == place.embedder:
-            return await self._door(place.scorer, bulk=bulk).submit(asks)
+        items = [InferenceItem(text=text, record=record, request_id=request_id) for text in texts]
+        if placement.scorer == placement.embedder:
+            return await self._batcher(placement.scorer, bulk=bulk).submit(items)
         scored, embedded = await asyncio.gather(
-            self._door(place.scorer, bulk=bulk).submit(asks),
-            self._door(place.embedder, bulk=bulk).submit(
+            self._batcher(placement.scorer, bulk=bulk).submit(items),
+            self._batcher(placement.embedder, bulk=bulk).submit(
                 [InferenceItem(text=text, record=None, request_id=request_id) for text in texts]
             ),
         )
@@ -135,22 +136,22 @@ class Dispatcher:
             run_ms=max(scored.run_ms, embedded.run_ms),
         )
 
-    def _door(self, encoder: str, *, bulk: bool) -> Batcher[InferenceItem, Inference]:
-        door = self._doors.get((encoder, bulk))
-        if door is None:
-            door = self._doors[encoder, bulk] = self._new_door(self._replicas(encoder), bulk=bulk)
-        return door
+    def _batcher(self, encoder: str, *, bulk: bool) -> Batcher[InferenceItem, Inference]:
+        batcher = self._batchers.get((encoder, bulk))
+        if batcher is None:
+            batcher = self._batchers[encoder, bulk] = self._new_batcher(self._replicas(encoder), bulk=bulk)
+        return batcher
 
-    def _new_door(self, encoders: EncoderClient, *, bulk: bool) -> Batcher[InferenceItem, Inference]:
-        bounds = self._bounds
+    def _new_batcher(self, client: EncoderClient, *, bulk: bool) -> Batcher[InferenceItem, Inference]:
+        limits = self._limits
         return Batcher(
-            partial(encoders.infer, bulk=bulk),
-            batch_weight=bounds.batch_texts,
-            slots=bounds.batches_in_flight,
-            capacity=bounds.queue_texts,
-            longest_wait=inf if bulk else bounds.queue_seconds,
-            patience=bounds.request_seconds,
-            # A long text takes room: a batch is one message, of 4 MiB at most.
-            weigh=lambda ask: 1 + len(ask.text) // 2_000,
-            meter=self._meter("bulk" if bulk else "compute") if self._meter else None,
+            partial(client.infer, bulk=bulk),
+            # A long text weighs more: a batch is one message, of 4 MiB at most.
+            weigh=lambda item: 1 + len(item.text) // 2_000,
+            observer=self._observers("bulk" if bulk else "compute"),
+            batch_weight=limits.batch_texts,
+            max_in_flight=limits.batches_in_flight,
+            capacity=limits.queue_texts,
+            timeout=limits.request_seconds,
+            longest_wait=inf if bulk else limits.queue_seconds,
         )

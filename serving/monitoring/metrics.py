@@ -32,12 +32,12 @@ class BatchMetrics:
         self._waits = waits
         self._waiting = 0
 
-    def batch(self, items: int, seconds: float) -> None:
+    def observe_batch(self, items: int, seconds: float) -> None:
         """A batch of `items` ran for `seconds`."""
         self._sizes.observe(items)
         self._seconds.observe(seconds)
 
-    def waiting(self, weight: int) -> None:
+    def observe_waiting(self, weight: int) -> None:
         """This much waits at the door now."""
         # Several doors may bear one name, so each adds what it has.
         self._waits.inc(weight - self._waiting)
@@ -188,12 +188,12 @@ class _CountedEncoders:
         self._tokens = tokens
         self._faults = faults
 
-    async def infer(self, asks: Sequence[InferenceItem], *, bulk: bool) -> Sequence[Inference | Exception]:
+    async def infer(self, items: Sequence[InferenceItem], *, bulk: bool) -> Sequence[Inference | Exception]:
         """`Encoders.infer`."""
         try:
-            results = await self._encoders.infer(asks, bulk=bulk)
+            results = await self._encoders.infer(items, bulk=bulk)
         except Exception as error:
-            self._fault(error, len(asks))
+            self._fault(error, len(items))
             raise
         tokens = texts = 0
         for result in results:

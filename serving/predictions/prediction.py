@@ -1,4 +1,4 @@
-"""A prediction on its way: from what a replica said to what is answered and what is stored."""
+"""Predictions: from a replica's results to the answer and the rows that are stored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ InferenceResult: TypeAlias = BatchResult[Inference]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictionInput:
-    """A request for predictions; the texts are clean (`serving.core.texts`), and lay at `place`."""
+    """A request for predictions. The texts are clean (`serving.core.texts`); `location` is theirs in the body."""
 
     texts: Sequence[str]
     request_id: str
@@ -33,11 +33,11 @@ class PredictionInput:
     user_id: UUID | None = None
     unit: str | None = None
     idempotency: Idempotency | None = None
-    place: BodyLocation = TEXTS
+    location: BodyLocation = TEXTS
 
     @property
-    def sticky(self) -> str:
-        """What an experiment keeps on one arm: the unit, else the user, else this request."""
+    def unit_or_user(self) -> str:
+        """The id that an experiment keeps on one arm: the unit, else the user, else this request."""
         return self.unit or (str(self.user_id) if self.user_id else self.request_id)
 
 
@@ -67,21 +67,21 @@ class Prediction:
 
 
 class PredictionFactory:
-    """Gives predictions their ids, which ascend, and turns them into what the writer stores."""
+    """Creates predictions with ascending ids, and the submissions that the writer stores."""
 
     def __init__(self, clock: Uuid7Clock, text_ids: TextIds) -> None:
         self._clock = clock
         self._text_ids = text_ids
 
-    def predictions(
+    def create(
         self,
-        ask: PredictionInput,
+        request: PredictionInput,
         inferred: InferenceResult,
         record: VersionRecord,
         arm: Arm,
         experiment_id: UUID | None,
     ) -> list[Prediction]:
-        """The answers of one version to a request, in the order of its texts."""
+        """Return the predictions of one version for a request, in the order of its texts."""
         return [
             Prediction(
                 id=(prediction_id := self._clock.next()),
@@ -94,17 +94,17 @@ class PredictionFactory:
                 version=record.version,
                 arm=arm,
                 experiment_id=experiment_id,
-                user_id=ask.user_id,
+                user_id=request.user_id,
                 predicted_at=uuid7_time(prediction_id),
                 truncated=inference.truncated,
                 vector=inference.embedding,
             )
-            for text, inference in zip(ask.texts, inferred.results, strict=True)
+            for text, inference in zip(request.texts, inferred.results, strict=True)
         ]
 
-    def submission(
+    def create_submission(
         self,
-        ask: PredictionInput,
+        request: PredictionInput,
         caller: Caller,
         predictions: Sequence[Prediction],
         inferred: InferenceResult,
@@ -112,7 +112,7 @@ class PredictionFactory:
         *,
         space: str | None = None,
     ) -> Submission:
-        """The rows of a request's predictions, with its texts once each, and their vectors in a space."""
+        """Return the rows of a request's predictions, and each of its texts once, with its vector in a space."""
         texts = {
             each.text_id: NewText(id=each.text_id, content=each.text, embedding=each.vector)
             for each in predictions
@@ -130,11 +130,11 @@ class PredictionFactory:
                     version=each.version,
                     arm=each.arm,
                     experiment_id=each.experiment_id,
-                    unit=ask.unit,
+                    unit=request.unit,
                     label=each.label,
                     confidence=each.confidence,
                     scores=each.scores,
-                    request_id=ask.request_id,
+                    request_id=request.request_id,
                     truncated=each.truncated,
                     queue_ms=inferred.queue_ms,
                     infer_ms=inferred.run_ms,

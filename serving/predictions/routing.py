@@ -1,4 +1,4 @@
-"""Routing: which version answers a request, and as which arm. Pure: a catalog, the traffic and a request in."""
+"""Routing: which version answers a request, and as which arm. A pure function of catalog, traffic and request."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from serving.core.catalog import Catalog
 
 
 class Arm(StrEnum):
-    """The part a version plays in an answer."""
+    """The part of a version in an answer."""
 
     CHAMPION = "champion"
     CHALLENGER = "challenger"
@@ -23,7 +23,7 @@ class Arm(StrEnum):
 class Split:
     """How an experiment divides a model's units between champion and challenger.
 
-    In a `shadow` experiment the champion answers everybody, and the challenger scores its share beside.
+    In a `shadow` experiment the champion answers everybody, and the challenger scores its share unseen.
     """
 
     experiment_id: UUID
@@ -37,14 +37,14 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Traffic:
-    """The running experiments by model, at one moment."""
+    """The splits of the running experiments, by model."""
 
     splits: Mapping[str, Split] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """The version that answers, why it is the one, and which one scores beside it, unseen."""
+    """The version that answers, its arm, and the shadow version that scores too, unseen."""
 
     record: VersionRecord
     arm: Arm
@@ -53,15 +53,15 @@ class Choice:
 
     @property
     def experiment_id(self) -> UUID | None:
-        """The experiment that this choice counts for."""
+        """The experiment that this choice counts for, if any."""
         return None if self.split is None else self.split.experiment_id
 
 
 def choose(catalog: Catalog, traffic: Traffic, model: str, version: str | None, unit: str) -> Choice:
-    """A named version is never rerouted; without one the unit's arm answers, or the champion if nothing is tried.
+    """Return the version that answers: the named one, or else the unit's arm, or without an experiment the champion.
 
-    An experiment whose challenger isn't ready, or whose champion no longer is the champion, routes nobody: what is
-    answered meanwhile doesn't count for it.
+    An experiment whose challenger isn't ready, or whose champion has changed, routes nobody: answers given meanwhile
+    don't count for it.
 
     Raises:
         NotFound: no such model or version.
@@ -73,13 +73,13 @@ def choose(catalog: Catalog, traffic: Traffic, model: str, version: str | None, 
     split = traffic.splits.get(model)
     if split is None or split.champion != champion.version or not catalog.is_ready(model, split.challenger):
         return Choice(record=champion, arm=Arm.CHAMPION)
-    tried = catalog.ready_version(model, split.challenger)
-    chosen = in_challenger(split.salt, unit, split.share)
-    if chosen and not split.shadow:
-        return Choice(record=tried, arm=Arm.CHALLENGER, split=split)
+    challenger = catalog.ready_version(model, split.challenger)
+    in_share = in_challenger(split.salt, unit, split.share)
+    if in_share and not split.shadow:
+        return Choice(record=challenger, arm=Arm.CHALLENGER, split=split)
     return Choice(
         record=champion,
         arm=Arm.CHAMPION,
         split=split,
-        shadow=tried if chosen and split.shadow else None,
+        shadow=challenger if in_share and split.shadow else None,
     )

@@ -1,6 +1,6 @@
-"""Shadow arms: a version that scores what another one answers, unseen by whoever asked.
+"""Shadow arms: a version that scores what another one answers, unseen by the caller.
 
-Never delays or fails a request: what there is no room for is left out, and faults are only counted.
+Never delays or fails a request: it skips requests when too many run, and only counts faults.
 """
 
 import asyncio
@@ -23,108 +23,118 @@ from serving.predictions.routing import Arm, Split
 log = structlog.get_logger(__name__)
 
 # Experiment, stage, arm.
-Fault: TypeAlias = tuple[UUID, int, str]
+FaultKey: TypeAlias = tuple[UUID, int, str]
 
 
-class Faults:
-    """What the arms of experiments could not answer, counted until it is stored."""
+class FaultCounter:
+    """Counts the texts that the arms of experiments could not answer, until the counts are stored."""
 
     def __init__(self) -> None:
-        self._counts: Counter[Fault] = Counter()
+        self._counts: Counter[FaultKey] = Counter()
 
     def add(self, split: Split, arm: Arm, texts: int) -> None:
-        """An arm failed on so many texts."""
+        """Count texts on which an arm failed."""
         self._counts[split.experiment_id, split.stage, arm] += texts
 
-    def take(self) -> dict[Fault, int]:
-        """What came since the last time."""
+    def take(self) -> dict[FaultKey, int]:
+        """Return the counts since the last call, and start again at zero."""
         counts, self._counts = dict(self._counts), Counter()
         return counts
 
-    def give_back(self, counts: Mapping[Fault, int]) -> None:
-        """What was taken could not be stored yet."""
+    def give_back(self, counts: Mapping[FaultKey, int]) -> None:
+        """Add counts that were taken and could not be stored."""
         self._counts.update(counts)
 
 
 class ShadowRunner:
-    """Scores beside, and stores once the answer it stands beside is stored.
+    """Scores requests by their shadow version, and stores that once the request's own answer is stored.
 
-    A shadow on the champion's encoder joins the champion's batch and costs it no further pass.
+    A shadow on the champion's encoder joins the champion's batch and costs no further pass.
 
     Args:
-        store: stores a submission.
-        room: requests that may be in the shadow at once; what comes beyond is left out.
+        commit: stores a submission.
+        max_in_flight: the number of requests in the shadow at once; those beyond are skipped.
     """
 
     def __init__(
         self,
-        compute: Dispatcher,
-        store: Callable[[Submission], Awaitable[object]],
-        mint: PredictionFactory,
-        faults: Faults,
+        dispatcher: Dispatcher,
+        commit: Callable[[Submission], Awaitable[object]],
+        factory: PredictionFactory,
+        faults: FaultCounter,
         *,
-        room: int = 256,
+        max_in_flight: int = 256,
     ) -> None:
-        self._compute = compute
-        self._store = store
-        self._mint = mint
+        self._dispatcher = dispatcher
+        self._commit = commit
+        self._factory = factory
         self._faults = faults
-        self._room = room
+        self._max_in_flight = max_in_flight
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def begin(
+    def start(
         self,
-        ask: PredictionInput,
+        request: PredictionInput,
         caller: Caller,
         record: VersionRecord,
         split: Split,
-        place: Placement,
+        placement: Placement,
         *,
-        beside: Placement,
+        champion: Placement,
     ) -> asyncio.Future[bool] | None:
-        """Score beside the champion, which is computed at `beside`; None if there is no room.
+        """Score a request by `record`; return None if too many are in the shadow.
 
-        Give the future True once the answer is stored, or False if there is none.
+        `champion`: the placement of the version that answers. Set the future to True once the answer is stored, or to
+        False if there is none.
         """
-        if len(self._tasks) >= self._room:
+        if len(self._tasks) >= self._max_in_flight:
             return None
-        answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        shares = place.scorer == beside.scorer
+        is_answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(
-            self._score(ask, caller, record, split, place, answered, yields=not shares)
+            self._score(
+                request,
+                caller,
+                record,
+                split,
+                placement,
+                is_answered,
+                yields=placement.scorer != champion.scorer,
+            )
         )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return answered
+        return is_answered
 
     async def close(self) -> None:
-        """Wait for those that are under way."""
+        """Wait for the requests that are in the shadow."""
         if self._tasks:
             await asyncio.wait(self._tasks)
 
     async def _score(
         self,
-        ask: PredictionInput,
+        request: PredictionInput,
         caller: Caller,
         record: VersionRecord,
         split: Split,
-        place: Placement,
-        answered: asyncio.Future[bool],
+        placement: Placement,
+        is_answered: asyncio.Future[bool],
         *,
         yields: bool,
     ) -> None:
         try:
-            # On an encoder of its own it waits for the answer; on the champion's, for nothing but its batch.
-            if yields and not await answered:
+            # On the champion's encoder it shares the champion's batch; on another one it first waits for the answer.
+            if yields and not await is_answered:
                 return
-            inferred = await self._compute.infer(ask.texts, record, place, yields=yields)
-            if not await answered:
+            inferred = await self._dispatcher.infer(request.texts, record, placement, yields=yields)
+            if not await is_answered:
                 return
-            predictions = self._mint.predictions(ask, inferred, record, Arm.SHADOW, split.experiment_id)
-            await self._store(self._mint.submission(ask, caller, predictions, inferred, space=place.space))
+            predictions = self._factory.create(request, inferred, record, Arm.SHADOW, split.experiment_id)
+            await self._commit(
+                self._factory.create_submission(request, caller, predictions, inferred, space=placement.space)
+            )
         except Overloaded:
             return
         except ModelNotReady:
-            self._faults.add(split, Arm.SHADOW, len(ask.texts))
+            self._faults.add(split, Arm.SHADOW, len(request.texts))
         except ServingError as error:
             log.warning("shadow.left_out", error=str(error))

@@ -1,6 +1,6 @@
-"""What becomes of personal data in texts before a model reads them and the database keeps them: masked, or refused.
+"""Masking or refusal of personal data in texts, before a model reads them and the database keeps them.
 
-Owns the decision and the words put in the place of data. Never says, logs or keeps what it found.
+Owns the decision and the words that replace the data. Never shows, logs or keeps the data that it finds.
 """
 
 import asyncio
@@ -11,12 +11,12 @@ from typing import Final, Literal, TypeAlias
 
 from serving.errors import Invalid, Problem
 
-# Below, finding takes less than handing the work to a thread would be worth.
+# Up to this size a search takes less time than handing it to a thread.
 _INLINE_CHARACTERS: Final = 4_000
 
 
 class PersonalDataKind(StrEnum):
-    """A kind of personal data; where two overlap, the first of them names the whole."""
+    """A kind of personal data. If two overlap, the one listed first names both."""
 
     EMAIL = "email"
     IBAN = "iban"
@@ -27,7 +27,7 @@ class PersonalDataKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PersonalData:
-    """Where personal data lies in a text: characters [start, end)."""
+    """A span of personal data in a text: characters [start, end)."""
 
     kind: PersonalDataKind
     start: int
@@ -36,13 +36,13 @@ class PersonalData:
 
 @dataclass(frozen=True, slots=True)
 class BodyLocation:
-    """Where in a request a text lies, or several in a list: what a problem names."""
+    """The location of a text in a request's body, or of a list of texts, for the problems that name it."""
 
     path: tuple[str | int, ...]
     many: bool = True
 
     def of(self, index: int) -> tuple[str | int, ...]:
-        """The place of one of them."""
+        """Return the location of the text at this index."""
         return (*self.path, index) if self.many else self.path
 
 
@@ -53,48 +53,48 @@ Finder: TypeAlias = Callable[[str], Sequence[PersonalData]]
 
 
 class TextMasker:
-    """Nothing that the finder finds passes: it is masked, or the whole request is refused.
+    """Masks all personal data that `find` reports, or refuses the whole request.
 
-    The finder is called from several threads.
+    `find` is called from several threads.
     """
 
     def __init__(self, find: Finder, mode: Literal["mask", "refuse"]) -> None:
         self._find = find
         self._mode = mode
 
-    async def admit(self, texts: Sequence[str], place: BodyLocation) -> Sequence[str]:
-        """The texts as they may be read and kept, in order.
+    async def mask(self, texts: Sequence[str], location: BodyLocation) -> Sequence[str]:
+        """Return the texts as they may be read and kept, in order.
 
         Raises:
-            Invalid: there is personal data in them, and the mode is to refuse it; says what kind lies where.
+            Invalid: the texts hold personal data and the mode is "refuse"; names each kind and location.
         """
         if sum(map(len, texts)) <= _INLINE_CHARACTERS:
-            found = self._all(texts)
+            spans = self._find_all(texts)
         else:
-            found = await asyncio.to_thread(self._all, texts)
+            spans = await asyncio.to_thread(self._find_all, texts)
         if self._mode == "refuse":
-            _refuse(found, place)
-        return [mask_spans(text, spans) for text, spans in zip(texts, found, strict=True)]
+            _refuse(spans, location)
+        return [mask_spans(text, each) for text, each in zip(texts, spans, strict=True)]
 
-    def _all(self, texts: Sequence[str]) -> list[list[PersonalData]]:
+    def _find_all(self, texts: Sequence[str]) -> list[list[PersonalData]]:
         return [merge_spans(self._find(text)) for text in texts]
 
 
-def merge_spans(found: Sequence[PersonalData]) -> list[PersonalData]:
-    """The same characters in spans that don't overlap, in order."""
-    spans: list[PersonalData] = []
-    for each in sorted(found, key=lambda span: span.start):
-        if spans and each.start < spans[-1].end:
-            last = spans[-1]
+def merge_spans(spans: Sequence[PersonalData]) -> list[PersonalData]:
+    """Return spans of the same characters that don't overlap, in order."""
+    merged: list[PersonalData] = []
+    for each in sorted(spans, key=lambda span: span.start):
+        if merged and each.start < merged[-1].end:
+            last = merged[-1]
             kind = min(last.kind, each.kind, key=list(PersonalDataKind).index)
-            spans[-1] = PersonalData(kind=kind, start=last.start, end=max(last.end, each.end))
+            merged[-1] = PersonalData(kind=kind, start=last.start, end=max(last.end, each.end))
         else:
-            spans.append(each)
-    return spans
+            merged.append(each)
+    return merged
 
 
 def mask_spans(text: str, spans: Sequence[PersonalData]) -> str:
-    """The text with the name of its kind in the place of each span, e.g. `<EMAIL>`; spans as `merged` has them."""
+    """Replace each span by the name of its kind, e.g. `<EMAIL>`; the spans are those of `merge_spans`."""
     parts, end = [], 0
     for span in spans:
         parts += [text[end : span.start], f"<{span.kind.upper()}>"]
@@ -102,14 +102,14 @@ def mask_spans(text: str, spans: Sequence[PersonalData]) -> str:
     return "".join([*parts, text[end:]])
 
 
-def _refuse(found: Sequence[Sequence[PersonalData]], place: BodyLocation) -> None:
+def _refuse(spans: Sequence[Sequence[PersonalData]], location: BodyLocation) -> None:
     problems = [
         Problem(
-            loc=place.of(index),
-            message=f"it holds personal data ({span.kind}) at characters {span.start} to {span.end}: remove it",
+            loc=location.of(index),
+            message=f"the text holds personal data ({span.kind}) at characters {span.start} to {span.end}: remove it",
         )
-        for index, spans in enumerate(found)
-        for span in spans
+        for index, each in enumerate(spans)
+        for span in each
     ]
     if problems:
         raise Invalid("personal data is refused here", problems)

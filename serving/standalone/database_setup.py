@@ -11,7 +11,7 @@ from db.accounts.keys import KeyRepository, NewKey
 from db.embeddings.segments import Segments
 from db.embeddings.spaces import SpaceRepository
 from db.predictions.partitions import Partitions
-from serving.accounts.authentication import digest, generate_key, parse_key_id
+from serving.accounts.authentication import digest_key, generate_key, parse_key_id
 from serving.core.caller import Role
 from serving.core.connections import build_database
 from serving.core.home import admin_key_path, write_secret
@@ -49,7 +49,7 @@ async def _store_admin(keys: KeyRepository, text: str) -> None:
         raise ValueError("admin.key holds no key: remove the file, and another one is made")
     if await keys.find(key_id) is None:
         await keys.create(
-            NewKey(id=key_id, digest=digest(text), role=Role.ADMIN, name="first admin"), actor=None
+            NewKey(id=key_id, digest=digest_key(text), role=Role.ADMIN, name="first admin"), actor=None
         )
 
 

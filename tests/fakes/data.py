@@ -58,13 +58,13 @@ class FakeEncoders:
         self.fault: Exception | None = None
         self.broken_versions: set[str] = set()
 
-    async def infer(self, asks: Sequence[InferenceItem], *, bulk: bool) -> Sequence[Inference | Exception]:
+    async def infer(self, items: Sequence[InferenceItem], *, bulk: bool) -> Sequence[Inference | Exception]:
         """One batch."""
-        self.batches.append(len(asks))
-        return [self.fault or self._fault(ask) or self._one(ask.text) for ask in asks]
+        self.batches.append(len(items))
+        return [self.fault or self._fault(item) or self._one(item.text) for item in items]
 
-    def _fault(self, ask: InferenceItem) -> Exception | None:
-        broken = ask.record is not None and ask.record.version in self.broken_versions
+    def _fault(self, item: InferenceItem) -> Exception | None:
+        broken = item.record is not None and item.record.version in self.broken_versions
         return ModelNotReady("its head is broken") if broken else None
 
     def _one(self, text: str) -> Inference:
@@ -77,6 +77,20 @@ class FakeEncoders:
             tokens=len(text.split()),
             truncated=len(text) > _LONGEST,
         )
+
+
+class FakeObserver:
+    """Watches a batcher and keeps what it saw: each batch's size, and the waiting weight."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.waiting = 0
+
+    def observe_batch(self, items: int, seconds: float) -> None:
+        self.batches.append(items)
+
+    def observe_waiting(self, weight: int) -> None:
+        self.waiting = weight
 
 
 class FakeStore:

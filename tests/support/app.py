@@ -170,7 +170,7 @@ def _platform(
     records: dict[str, Any],
     clock: Hands,
     ids: Uuid7Clock,
-    bounds: BatchLimits | None,
+    limits: BatchLimits | None,
     rate: float,
     privacy: TextMasker | None = None,
     **settings: Any,
@@ -188,13 +188,13 @@ def _platform(
         users=records["users"],
         catalog=catalog,
         traffic=traffic.current,
-        asked=lambda model, version: asked.add((model, version)),
+        on_version_requested=lambda model, version: asked.add((model, version)),
         clock=ids,
         text_ids=TextIds(KEY),
         default_model=MODEL,
-        bounds=bounds,
-        meter=metrics.observer_of,
-        counted=metrics.count_predictions,
+        limits=limits or BatchLimits(),
+        observers=metrics.observer_of,
+        on_stored=metrics.count_predictions,
         privacy=privacy,
     )
     metrics.add_collector(
@@ -302,7 +302,7 @@ async def add_key(
 
 @asynccontextmanager
 async def fake_platform(
-    *, rate: float = 0, bounds: BatchLimits | None = None, **settings: Any
+    *, rate: float = 0, limits: BatchLimits | None = None, **settings: Any
 ) -> AsyncIterator[Platform]:
     """Everything in memory."""
     store = FakeStore()
@@ -330,7 +330,7 @@ async def fake_platform(
         },
         clock=Hands(),
         ids=Uuid7Clock(),
-        bounds=bounds,
+        limits=limits,
         rate=rate,
         **settings,
     )
@@ -373,7 +373,7 @@ async def stored_platform(
             },
             clock=Hands(),
             ids=Uuid7Clock(),
-            bounds=None,
+            limits=None,
             rate=rate,
             **settings,
         )

@@ -32,7 +32,7 @@ async def feedback(request: Request, body: Parsed[FeedbackRequest]) -> Response:
         idempotency=idempotency_of(request),
     )
     # Rendered here, because the answer is stored in the feedback's transaction and replayed as it was.
-    answer = await services.history.judge(
+    answer = await services.history.put_feedback(
         given,
         caller_of(request),
         lambda judgement: FeedbackResponse.model_validate(judgement).model_dump_json().encode(),

@@ -35,7 +35,7 @@ async def add_key(request: Request, response: Response, body: Parsed[KeyRequest]
 @requires(Role.ADMIN)
 async def keys(request: Request) -> Json:
     """List all keys, revoked ones too, oldest first."""
-    return {"items": await services_of(request).accounts.keys()}
+    return {"items": await services_of(request).accounts.list_keys()}
 
 
 @router.delete("/{key_id}", status_code=204)

@@ -127,7 +127,7 @@ async def infer(
         version=version,
         user_id=body.parameters.user_id,
         unit=body.parameters.unit,
-        place=BodyLocation(("body", "inputs", 0, "data")),
+        location=BodyLocation(("body", "inputs", 0, "data")),
         idempotent=False,
     )
     outputs = [output.name for output in body.outputs] or _BY_DEFAULT

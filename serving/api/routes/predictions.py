@@ -63,7 +63,7 @@ async def predict(request: Request, body: Parsed[PredictRequest]) -> Response:
         version=body.version,
         user_id=body.user_id,
         unit=body.unit,
-        place=TEXT,
+        location=TEXT,
     )
     answer = await run(request, ask, serializers.render_one(with_embedding=body.return_embedding))
     return serializers.to_response(await _explained(request, answer) if body.explain else answer)
@@ -96,7 +96,7 @@ async def predict_batch(request: Request, body: Parsed[PredictBatchRequest]) -> 
 async def predictions(request: Request, query: Annotated[PredictionQuery, Query()]) -> PredictionPage:
     """List stored predictions, newest first."""
     filters = PredictionFilters(**query.model_dump(exclude={"limit", "cursor"}))
-    return await services_of(request).history.predictions(
+    return await services_of(request).history.list_predictions(
         filters, caller_of(request), limit=query.limit, cursor=query.cursor
     )
 
@@ -105,7 +105,7 @@ async def predictions(request: Request, query: Annotated[PredictionQuery, Query(
 @requires(Role.CLIENT, errors=(404, 422))
 async def prediction(request: Request, prediction_id: UUID) -> StoredPrediction:
     """Return a stored prediction with its feedback."""
-    return await services_of(request).history.prediction(prediction_id, caller_of(request))
+    return await services_of(request).history.get_prediction(prediction_id, caller_of(request))
 
 
 async def _explained(request: Request, answer: Answer) -> Answer:

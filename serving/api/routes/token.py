@@ -41,7 +41,7 @@ async def token(request: Request, response: Response) -> TokenResponse | Respons
                 "unsupported_grant_type" if grant else "invalid_request",
                 "grant_type must be client_credentials",
             )
-        issued = await services_of(request).authenticator.token(client_id, secret)
+        issued = await services_of(request).authenticator.issue_token(client_id, secret)
         if form.get("scope", issued.role) != issued.role:
             raise _Refused("invalid_scope", "scope must be the key's role")
     except _Refused as refused:

@@ -25,4 +25,4 @@ async def add_user(request: Request, body: Parsed[UserRequest]) -> User:
 @requires(Role.ADMIN, errors=(404, 422))
 async def user(request: Request, user_id: UUID) -> User:
     """Return a user."""
-    return await services_of(request).accounts.user(user_id)
+    return await services_of(request).accounts.get_user(user_id)

@@ -8,7 +8,7 @@ import jwt
 import pytest
 
 from db.accounts.keys import NewKey
-from serving.accounts.authentication import Authenticator, digest, generate_key, parse_key_id
+from serving.accounts.authentication import Authenticator, digest_key, generate_key, parse_key_id
 from serving.accounts.rate_limits import RateLimiter
 from serving.core.caller import Caller, Role
 from serving.errors import RateLimited, StoreUnavailable, Unauthenticated
@@ -49,7 +49,7 @@ def test_a_key_names_its_id_and_hides_its_text() -> None:
     key = generate_key()
     assert parse_key_id(key.text) == key.id
     assert key.text not in repr(key)
-    assert key.digest == digest(key.text)
+    assert key.digest == digest_key(key.text)
     assert len(key.digest) == 32
 
 
@@ -118,7 +118,7 @@ async def test_an_expired_key_dies_at_once(world: World) -> None:
 
 async def test_a_token_stands_for_its_key_until_it_expires(world: World) -> None:
     key = await world.add(Role.ENGINEER)
-    token = await world.authenticator.token(str(key.id), key.text)
+    token = await world.authenticator.issue_token(str(key.id), key.text)
     assert (token.seconds, token.role) == (60, Role.ENGINEER)
     assert (await world.authenticator.check(token.text)).key_id == key.id
     world.time += 60
@@ -128,7 +128,7 @@ async def test_a_token_stands_for_its_key_until_it_expires(world: World) -> None
 
 async def test_a_token_dies_with_its_key(world: World) -> None:
     key = await world.add()
-    token = await world.authenticator.token(str(key.id), key.text)
+    token = await world.authenticator.issue_token(str(key.id), key.text)
     await world.keys.revoke(key.id, actor=None)
     world.time += 5
     with pytest.raises(Unauthenticated):
@@ -139,12 +139,12 @@ async def test_a_token_wants_the_key_of_its_client_id(world: World) -> None:
     key, other = await world.add(), await world.add()
     for client in (str(other.id), "nobody", ""):
         with pytest.raises(Unauthenticated):
-            await world.authenticator.token(client, key.text)
+            await world.authenticator.issue_token(client, key.text)
 
 
 async def test_forged_tokens_are_refused(world: World) -> None:
     key = await world.add()
-    token = await world.authenticator.token(str(key.id), key.text)
+    token = await world.authenticator.issue_token(str(key.id), key.text)
     claims = jwt.decode(token.text, options={"verify_signature": False})
     forged = [
         jwt.encode({**claims, "role": "admin"}, "another key of thirty-two bytes!", algorithm="HS256"),
@@ -159,7 +159,7 @@ async def test_forged_tokens_are_refused(world: World) -> None:
 
 async def test_a_token_for_another_role_than_its_key_has_is_refused(world: World) -> None:
     key = await world.add()
-    token = await world.authenticator.token(str(key.id), key.text)
+    token = await world.authenticator.issue_token(str(key.id), key.text)
     world.store.keys[key.id] = replace(world.store.keys[key.id], role="admin")
     world.time += 5
     with pytest.raises(Unauthenticated):

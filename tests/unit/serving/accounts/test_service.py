@@ -4,7 +4,7 @@ from uuid import uuid4
 
 import pytest
 
-from serving.accounts.authentication import Authenticator, digest
+from serving.accounts.authentication import Authenticator, digest_key
 from serving.accounts.service import AccountService, KeySpec
 from serving.core.caller import Caller, Role
 from serving.errors import Conflict, Invalid, NotFound, StoreUnavailable, Unauthenticated
@@ -32,7 +32,7 @@ def world() -> World:
 async def test_a_key_is_stored_as_its_digest_and_opens_the_door_for_its_owner(world: World) -> None:
     user = await world.accounts.add_user("ada", "ada@example.org", ADMIN)
     issued = await world.accounts.add_key(KeySpec(role=Role.CLIENT, name="shop", user_id=user.id), ADMIN)
-    assert issued.record.digest == digest(issued.text)
+    assert issued.record.digest == digest_key(issued.text)
     assert issued.text not in repr(issued)
     caller = await world.authenticator.check(issued.text)
     assert (caller.holder_id, caller.role) == (user.id, Role.CLIENT)
@@ -43,7 +43,7 @@ async def test_a_key_for_an_unknown_owner_is_invalid_by_field(world: World) -> N
     with pytest.raises(Invalid) as refused:
         await world.accounts.add_key(KeySpec(role=Role.CLIENT, name="shop", user_id=uuid4()), ADMIN)
     assert [problem.loc for problem in refused.value.problems] == [("body", "user_id")]
-    assert await world.accounts.keys() == ()
+    assert await world.accounts.list_keys() == ()
 
 
 async def test_a_revoked_key_is_refused_here_at_once(world: World) -> None:
@@ -63,9 +63,9 @@ async def test_a_second_user_of_the_same_name_conflicts_whatever_its_case(world:
 
 async def test_what_is_not_there_is_not_found_and_an_outage_is_an_outage(world: World) -> None:
     with pytest.raises(NotFound):
-        await world.accounts.user(uuid4())
+        await world.accounts.get_user(uuid4())
     with pytest.raises(NotFound):
         await world.accounts.revoke_key(uuid4(), ADMIN)
     world.store.down = True
     with pytest.raises(StoreUnavailable):
-        await world.accounts.keys()
+        await world.accounts.list_keys()

@@ -1,13 +1,15 @@
-"""The door: who is in which batch, who is refused, and that everybody gets their own answer."""
+"""The batcher: who is in which batch, who is refused, and that everybody gets their own answer."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import pytest
 
 from serving.errors import NotReady, Overloaded
-from serving.inference import batcher
+from serving.inference import batcher as module
 from serving.inference.batcher import Batcher
+from tests.fakes.data import FakeObserver
 
 pytestmark = pytest.mark.anyio
 
@@ -37,15 +39,24 @@ class Room:
         self._gates[batch].set()
 
 
-def door(
-    room: Room, *, slots: int = 1, batch: int = 4, capacity: int = 100, quantum: int = 2
+def new_batcher(
+    run: Callable[[Sequence[str]], Awaitable[Sequence[str | Exception]]], **options: Any
 ) -> Batcher[str, str]:
-    return Batcher(room.run, batch_weight=batch, slots=slots, capacity=capacity, patience=60, quantum=quantum)
+    defaults = {
+        "weigh": lambda _: 1,
+        "observer": FakeObserver(),
+        "batch_weight": 4,
+        "max_in_flight": 1,
+        "capacity": 100,
+        "timeout": 60,
+        "quantum": 2,
+    }
+    return Batcher(run, **{**defaults, **options})
 
 
-async def test_an_idle_door_lets_a_single_item_through_at_once() -> None:
+async def test_an_idle_batcher_runs_a_single_item_at_once() -> None:
     room = Room()
-    answer = asyncio.create_task(door(room).submit(["a"]))
+    answer = asyncio.create_task(new_batcher(room.run).submit(["a"]))
     await room.until(1)
     assert room.batches == [["a"]]
     room.open(0)
@@ -54,10 +65,10 @@ async def test_an_idle_door_lets_a_single_item_through_at_once() -> None:
 
 async def test_items_that_wait_share_the_next_batch() -> None:
     room = Room()
-    entry = door(room)
-    first = asyncio.create_task(entry.submit(["a"]))
+    batcher = new_batcher(room.run)
+    first = asyncio.create_task(batcher.submit(["a"]))
     await room.until(1)
-    others = [asyncio.create_task(entry.submit([name])) for name in "bcdef"]
+    others = [asyncio.create_task(batcher.submit([name])) for name in "bcdef"]
     await asyncio.sleep(0)
     room.open(0)
     await first
@@ -71,20 +82,20 @@ async def test_items_that_wait_share_the_next_batch() -> None:
 
 async def test_requests_that_arrive_in_one_turn_of_the_loop_share_a_batch() -> None:
     room = Room()
-    entry = door(room)
-    tasks = [asyncio.create_task(entry.submit([name])) for name in "abc"]
+    batcher = new_batcher(room.run)
+    tasks = [asyncio.create_task(batcher.submit([name])) for name in "abc"]
     await room.until(1)
     assert room.batches[0] == ["a", "b", "c"]
     room.open(0)
     await asyncio.gather(*tasks)
 
 
-async def test_a_large_party_does_not_keep_small_ones_waiting_for_all_of_it() -> None:
+async def test_a_large_entry_does_not_keep_small_ones_waiting_for_all_of_it() -> None:
     room = Room()
-    entry = door(room)
-    large = asyncio.create_task(entry.submit([f"l{number}" for number in range(8)]))
+    batcher = new_batcher(room.run)
+    large = asyncio.create_task(batcher.submit([f"l{number}" for number in range(8)]))
     await room.until(1)
-    small = asyncio.create_task(entry.submit(["s"]))
+    small = asyncio.create_task(batcher.submit(["s"]))
     await asyncio.sleep(0)
     room.open(0)
     await room.until(2)
@@ -96,10 +107,10 @@ async def test_a_large_party_does_not_keep_small_ones_waiting_for_all_of_it() ->
     assert (await large).results == [f"L{number}" for number in range(8)]
 
 
-async def test_a_bad_item_fails_its_own_party_only() -> None:
+async def test_a_bad_item_fails_its_own_entry_only() -> None:
     room = Room()
-    entry = door(room)
-    good, bad = asyncio.create_task(entry.submit(["good"])), asyncio.create_task(entry.submit(["bad"]))
+    batcher = new_batcher(room.run)
+    good, bad = asyncio.create_task(batcher.submit(["good"])), asyncio.create_task(batcher.submit(["bad"]))
     await room.until(1)
     room.open(0)
     assert (await good).results == ["GOOD"]
@@ -107,7 +118,7 @@ async def test_a_bad_item_fails_its_own_party_only() -> None:
         await bad
 
 
-async def test_a_batch_that_raises_answers_everybody_in_it_and_the_door_goes_on() -> None:
+async def test_a_batch_that_raises_answers_everybody_in_it_and_the_batcher_goes_on() -> None:
     calls = 0
 
     async def run(items: Sequence[str]) -> Sequence[str | Exception]:
@@ -117,72 +128,72 @@ async def test_a_batch_that_raises_answers_everybody_in_it_and_the_door_goes_on(
             raise NotReady("the replica is gone")
         return list(items)
 
-    entry: Batcher[str, str] = Batcher(run, batch_weight=4, slots=1, capacity=10, patience=60)
-    answers = await asyncio.gather(entry.submit(["a"]), entry.submit(["b"]), return_exceptions=True)
+    batcher = new_batcher(run, capacity=10)
+    answers = await asyncio.gather(batcher.submit(["a"]), batcher.submit(["b"]), return_exceptions=True)
     assert [type(answer) for answer in answers] == [NotReady, NotReady]
-    assert (await entry.submit(["c"])).results == ["c"]
+    assert (await batcher.submit(["c"])).results == ["c"]
 
 
 async def test_what_there_is_no_room_for_is_refused_with_a_time_to_come_back() -> None:
     room = Room()
-    entry = door(room, capacity=2)
-    inside = asyncio.create_task(entry.submit(["a"]))
+    batcher = new_batcher(room.run, capacity=2)
+    inside = asyncio.create_task(batcher.submit(["a"]))
     await room.until(1)
-    waiting = [asyncio.create_task(entry.submit([name])) for name in "bc"]
+    waiting = [asyncio.create_task(batcher.submit([name])) for name in "bc"]
     await asyncio.sleep(0)
     with pytest.raises(Overloaded) as refusal:
-        await entry.submit(["d"])
+        await batcher.submit(["d"])
     assert refusal.value.retry_after >= 1
     room.open(0)
     await room.until(2)
     room.open(1)
     await asyncio.gather(inside, *waiting)
-    assert entry.waiting == 0
+    assert batcher.waiting == 0
 
 
 async def test_who_would_wait_too_long_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(batcher, "perf_counter", lambda: now)
+    monkeypatch.setattr(module, "perf_counter", lambda: now)
     room = Room()
-    entry = Batcher(room.run, batch_weight=1, slots=1, capacity=100, patience=60, longest_wait=1.5)
-    first = asyncio.create_task(entry.submit(["a"]))
-    second = asyncio.create_task(entry.submit(["b"]))
-    third = asyncio.create_task(entry.submit(["c"]))
+    batcher = new_batcher(room.run, batch_weight=1, longest_wait=1.5)
+    first = asyncio.create_task(batcher.submit(["a"]))
+    second = asyncio.create_task(batcher.submit(["b"]))
+    third = asyncio.create_task(batcher.submit(["c"]))
     await room.until(1)
-    # One text a second: what leaves others waiting teaches the door its rate.
+    # One text a second: what leaves others waiting teaches the batcher its rate.
     now = 1.0
     room.open(0)
     await room.until(2)
-    fourth = asyncio.create_task(entry.submit(["d"]))
+    fourth = asyncio.create_task(batcher.submit(["d"]))
     await asyncio.sleep(0)
-    assert entry.waiting == 2
+    assert batcher.waiting == 2
     with pytest.raises(Overloaded) as refusal:
-        await entry.submit(["e"])
+        await batcher.submit(["e"])
     assert refusal.value.retry_after == pytest.approx(2)
     for batch in (1, 2, 3):
         await room.until(batch + 1)
         room.open(batch)
     await asyncio.gather(first, second, third, fourth)
-    # Nobody waits, so the next one is let in.
-    fifth = asyncio.create_task(entry.submit(["f"]))
+    # Nobody waits, so the next one is admitted.
+    fifth = asyncio.create_task(batcher.submit(["f"]))
     await room.until(5)
     room.open(4)
     assert (await fifth).results == ["F"]
 
 
-async def test_whose_patience_ends_before_the_turn_is_refused_and_never_computed(
+async def test_an_entry_that_times_out_in_the_queue_is_refused_and_never_computed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(batcher, "perf_counter", lambda: now)
+    monkeypatch.setattr(module, "perf_counter", lambda: now)
     room = Room()
-    entry = Batcher(room.run, batch_weight=4, slots=1, capacity=100, patience=30)
-    first = asyncio.create_task(entry.submit(["a"]))
+    batcher = new_batcher(room.run, timeout=30)
+    first = asyncio.create_task(batcher.submit(["a"]))
     await room.until(1)
-    late = asyncio.create_task(entry.submit(["b"]))
+    late = asyncio.create_task(batcher.submit(["b"]))
     await asyncio.sleep(0)
     now = 31.0
-    in_time = asyncio.create_task(entry.submit(["c"]))
+    in_time = asyncio.create_task(batcher.submit(["c"]))
     await asyncio.sleep(0)
     room.open(0)
     await room.until(2)
@@ -191,15 +202,15 @@ async def test_whose_patience_ends_before_the_turn_is_refused_and_never_computed
         await late
     room.open(1)
     await asyncio.gather(first, in_time)
-    assert entry.waiting == 0
+    assert batcher.waiting == 0
 
 
 async def test_a_caller_who_left_is_never_computed() -> None:
     room = Room()
-    entry = door(room)
-    first = asyncio.create_task(entry.submit(["a"]))
+    batcher = new_batcher(room.run)
+    first = asyncio.create_task(batcher.submit(["a"]))
     await room.until(1)
-    left, stays = asyncio.create_task(entry.submit(["b"])), asyncio.create_task(entry.submit(["c"]))
+    left, stays = asyncio.create_task(batcher.submit(["b"])), asyncio.create_task(batcher.submit(["c"]))
     await asyncio.sleep(0)
     left.cancel()
     room.open(0)
@@ -207,15 +218,13 @@ async def test_a_caller_who_left_is_never_computed() -> None:
     assert room.batches[1] == ["c"]
     room.open(1)
     await asyncio.gather(first, stays)
-    assert entry.waiting == 0
+    assert batcher.waiting == 0
 
 
 async def test_heavy_items_fill_a_batch_and_one_beyond_the_limit_runs_alone() -> None:
     room = Room()
-    entry: Batcher[str, str] = Batcher(
-        room.run, batch_weight=4, slots=1, capacity=100, patience=60, quantum=4, weigh=len
-    )
-    tasks = [asyncio.create_task(entry.submit([item])) for item in ("aaa", "bbb", "cccccc", "d")]
+    batcher = new_batcher(room.run, quantum=4, weigh=len)
+    tasks = [asyncio.create_task(batcher.submit([item])) for item in ("aaa", "bbb", "cccccc", "d")]
     for batch, expected in enumerate((["aaa"], ["bbb"], ["cccccc"], ["d"])):
         await room.until(batch + 1)
         assert room.batches[batch] == expected
@@ -225,13 +234,13 @@ async def test_heavy_items_fill_a_batch_and_one_beyond_the_limit_runs_alone() ->
 
 async def test_closing_answers_everybody_inside_and_admits_nobody_more() -> None:
     room = Room()
-    entry = door(room)
-    inside = asyncio.create_task(entry.submit(["a"]))
+    batcher = new_batcher(room.run)
+    inside = asyncio.create_task(batcher.submit(["a"]))
     await room.until(1)
-    closing = asyncio.create_task(entry.close())
+    closing = asyncio.create_task(batcher.close())
     await asyncio.sleep(0)
     with pytest.raises(NotReady):
-        await entry.submit(["b"])
+        await batcher.submit(["b"])
     room.open(0)
     await closing
     assert (await inside).results == ["A"]

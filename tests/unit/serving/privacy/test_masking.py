@@ -179,22 +179,22 @@ async def test_refusing_says_what_lies_where_and_never_the_value(find: PersonalD
     privacy = TextMasker(find, "refuse")
     texts = ["fine", "write to ada@example.org", "at 10.1.2.3"]
     with pytest.raises(Invalid) as caught:
-        await privacy.admit(texts, TEXTS)
+        await privacy.mask(texts, TEXTS)
     assert [problem.loc for problem in caught.value.problems] == [("body", "texts", 1), ("body", "texts", 2)]
     said = " ".join([str(caught.value), *(problem.message for problem in caught.value.problems)])
     assert "email" in said
     assert "characters 9 to 24" in said
     assert "ada" not in said
     assert "10.1" not in said
-    assert await privacy.admit(["fine"], TEXT) == ["fine"]
+    assert await privacy.mask(["fine"], TEXT) == ["fine"]
     with pytest.raises(Invalid) as caught:
-        await privacy.admit(texts[1:2], BodyLocation(("body", "comment"), many=False))
+        await privacy.mask(texts[1:2], BodyLocation(("body", "comment"), many=False))
     assert caught.value.problems[0].loc == ("body", "comment")
 
 
 async def test_many_texts_are_masked_in_order_beside_the_loop(find: PersonalDataFinder) -> None:
     texts = [f"text {index} by u{index}@example.org " + "x" * 100 for index in range(100)]
-    found = await TextMasker(find, "mask").admit(texts, TEXTS)
+    found = await TextMasker(find, "mask").mask(texts, TEXTS)
     assert found == [f"text {index} by <EMAIL> " + "x" * 100 for index in range(100)]
 
 
