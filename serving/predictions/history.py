@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from db.predictions.feedback import FeedbackRepository, Judgement, NewFeedback
-from db.predictions.predictions import PredictionPage, Prediction, PredictionFilters, PredictionRepository
+from db.predictions.predictions import Prediction, PredictionFilters, PredictionPage, PredictionRepository
 from db.predictions.submissions import Mismatch, Replayed
 from serving.core.caller import Caller, Idempotency
 from serving.core.database_errors import translate_database_errors

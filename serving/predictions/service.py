@@ -19,7 +19,7 @@ from db.predictions.submissions import Failed, Mismatch, NewPrediction, Outcome,
 from serving.core.caller import Caller, Idempotency
 from serving.core.catalog import Catalog
 from serving.core.database_errors import translate_database_errors
-from serving.core.tracing import Stores
+from serving.core.tracing import SubmissionWriter
 from serving.errors import (
     Conflict,
     Invalid,
@@ -59,7 +59,7 @@ Render = Callable[[Sequence[Prediction]], bytes]
 
 
 class PredictionService:
-    """Stores every prediction before it is acknowledged; raises when it can't.
+    """SubmissionWriter every prediction before it is acknowledged; raises when it can't.
 
     Args:
         replicas: returns the client of the encoder with this digest.
@@ -75,7 +75,7 @@ class PredictionService:
         self,
         *,
         replicas: Callable[[str], EncoderClient],
-        writer: Stores,
+        writer: SubmissionWriter,
         idempotency: IdempotencyRepository,
         users: UserRepository,
         catalog: Callable[[], Catalog],

@@ -270,8 +270,8 @@ async def test_a_client_that_leaves_is_dropped_before_its_text_is_computed(platf
     async def send(message: object) -> None:
         sent.append(message)
 
-    door = platform.services.predictions._compute._door("e" * 64, bulk=False)
-    door._free_slots = 0
+    batcher = platform.services.predictions._dispatcher._batcher("e" * 64, bulk=False)
+    batcher._free = 0
     scope = {
         "type": "http",
         "method": "POST",
@@ -284,11 +284,11 @@ async def test_a_client_that_leaves_is_dropped_before_its_text_is_computed(platf
         ],
     }
     served = asyncio.create_task(platform.app(scope, receive, send))
-    while not door.waiting:  # noqa: ASYNC110 - the door has no event for it
+    while not batcher.waiting:  # noqa: ASYNC110 - the batcher has no event for it
         await asyncio.sleep(0)
     gone.set()
     await served
-    door._free_slots = 2
+    batcher._free = 2
     async with platform.client() as client:
         assert (await client.post("/v1/predict", json={"text": "bad"})).status_code == 201
     assert sent == []
