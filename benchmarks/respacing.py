@@ -90,7 +90,7 @@ async def _removed(database: Database, spaces: SpaceRepository, gone: str) -> No
         await Segments(database, gone).retire()
         while await Segments(database, gone).drop_next(grace=0) is not None:
             pass
-        await ReembeddingWorker(database, OneEncoder(1.0), mend=0.1).run()
+        await ReembeddingWorker(database, OneEncoder(1.0), retry_seconds=0.1).run()
 
 
 def main() -> None:

@@ -113,6 +113,14 @@ class OfflineScorer:
                 pass
 
 
+def embed_texts(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.float32]:
+    """Return the vectors of texts, in their order: float32 [n, d]."""
+    vectors = np.zeros((len(texts), encoder.settings.dimensions), np.float32)
+    for micro in encoder.run(texts):
+        vectors[micro.rows] = micro.embedding
+    return vectors
+
+
 def cosines(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> NDArray[np.float64]:
     """Of vectors of unit length [n, d], row by row; 0 where their widths differ, as no two spaces compare."""
     if ours.shape != theirs.shape:

@@ -1,56 +1,54 @@
-"""Keeps `serving.spaces.reembedding_worker` running for as long as there is another embedding space than the live one.
+"""Run `serving.spaces.reembedding_worker` as long as there is a space beside the live one.
 
 One per cluster is enough. Never reads a text.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
-from db.embeddings.spaces import SpaceState
+from db.embeddings.spaces import SpaceRepository, SpaceState
 from db.errors import DatabaseError
 from serving.core.periodic import run_periodically
 from serving.core.subprocesses import run_module
 
 log = structlog.get_logger(__name__)
 
-_LOOK_SECONDS: Final = 2.0
+_POLL_SECONDS: Final = 2.0
 _LONGEST_PAUSE: Final = 60.0
 
 Launch = Callable[[], Awaitable[str | None]]
-
-
-class SpaceStates(Protocol):
-    """The spaces, as whoever starts the work sees them."""
-
-    async def states(self) -> Mapping[str, SpaceState]:
-        """The state of each."""
-
-    async def record_obstacle(self, name: str, reason: str) -> bool:
-        """Note why one doesn't get on."""
+run_worker: Launch = partial(run_module, "serving.spaces.reembedding_worker")
 
 
 class ReembeddingRunner:
-    """What died is begun again; `launch` works until nothing is left to do: why, if it ended badly."""
+    """Restarts the worker when it dies.
 
-    def __init__(self, spaces: SpaceStates, launch: Launch | None = None) -> None:
+    Args:
+        spaces: the embedding spaces.
+        launch: runs the worker until nothing is left to do; returns the reason if it failed.
+    """
+
+    def __init__(self, spaces: SpaceRepository, launch: Launch = run_worker) -> None:
         self._spaces = spaces
-        self._launch = launch or partial(run_module, "serving.spaces.reembedding_worker")
+        self._launch = launch
 
-    async def run(self, every: float = _LOOK_SECONDS) -> None:
-        """Look every so many seconds, for ever, and after pauses that double while the work keeps dying."""
+    async def run(self, every: float = _POLL_SECONDS) -> None:
+        """Check for work every `every` seconds, without end; double the pause each time the worker fails."""
         pause = every
 
-        async def look() -> None:
+        async def check() -> None:
             nonlocal pause
-            pause = every if await self.look() else min(_LONGEST_PAUSE, 2 * pause)
+            pause = every if await self.run_once() else min(_LONGEST_PAUSE, 2 * pause)
 
-        await run_periodically(look, every=lambda: pause, errors=DatabaseError, event="reembedding.postponed")
+        await run_periodically(
+            check, every=lambda: pause, errors=DatabaseError, event="reembedding.postponed"
+        )
 
-    async def look(self) -> bool:
-        """Have done what there is to do: False if that died."""
+    async def run_once(self) -> bool:
+        """Run the worker if a space needs it; return False if the worker failed."""
         waiting = [
             name for name, state in (await self._spaces.states()).items() if state is not SpaceState.LIVE
         ]

@@ -12,7 +12,8 @@ from db.embeddings.spaces import SpaceRepository
 from db.predictions.submissions import NewText
 from db.schema.tables import NIL_ID
 from db.search.similarity import SimilarityRepository
-from serving.spaces.reembedding_worker import ReembeddingWorker, SpaceFiller
+from serving.spaces.reembedding_worker import ReembeddingWorker
+from serving.spaces.space_filler import SpaceFiller
 from tests.support.postgres import SPACE
 from tests.support.rows import new_text, sql
 
@@ -48,7 +49,7 @@ class FakeEncoders:
 
 def work_of(database: Database, encoders: FakeEncoders | None = None) -> ReembeddingWorker:
     """The work as its process does it, over fake encoders."""
-    return ReembeddingWorker(database, encoders or FakeEncoders(), mend=0.0)
+    return ReembeddingWorker(database, encoders or FakeEncoders(), retry_seconds=0.0)
 
 
 async def filled(work: ReembeddingWorker | SpaceFiller) -> None:

@@ -27,11 +27,11 @@ class SpaceResponse(ResponseBody):
 
     name: str = Field(validation_alias=AliasPath("space", "name"))
     state: SpaceState = Field(validation_alias=AliasPath("space", "state"))
-    answers: bool
+    answers: bool = Field(validation_alias="is_searched")
     vectors: int = Field(validation_alias=AliasPath("space", "vectors"))
     share: float
     pace: float | None = Field(validation_alias=AliasPath("space", "pace"))
-    seconds_left: float | None = Field(validation_alias="left")
+    seconds_left: float | None
     begun_at: AwareDatetime = Field(validation_alias=AliasPath("space", "begun_at"))
     live_at: AwareDatetime | None = Field(validation_alias=AliasPath("space", "live_at"))
     reason: str | None = Field(validation_alias=AliasPath("space", "reason"))

@@ -18,7 +18,7 @@ from db.predictions.submissions import Failed, Stored, Submission
 from db.privacy.erasure import ErasureRepository
 from db.search.similarity import SimilarityRepository
 from serving.control.maintenance import Maintenance
-from serving.spaces.reembedding_worker import SpaceFiller
+from serving.spaces.space_filler import SpaceFiller
 from tests.support.postgres import SPACE
 from tests.support.respacing import (
     NEXT,
@@ -161,7 +161,7 @@ async def test_what_is_killed_in_the_middle_goes_on_and_doubles_nothing(database
     with pytest.raises(Lost):
         await filled(filling)
     assert sum((await vectors_by_text(database, NEXT)).values()) == 16
-    assert not filling.whole
+    assert not filling.is_whole
     # Two of them at once, as when a control is started beside one that is not dead yet.
     await asyncio.gather(filled(work_of(database)), filled(work_of(database)))
     assert await vectors_by_text(database, NEXT) == dict.fromkeys(ids, 1)

@@ -133,7 +133,9 @@ async def test_a_space_that_no_encoder_defines_says_so(
     spaces = SpaceRepository(database)
     await spaces.ensure(SPACE)
     await spaces.begin("nobodys", actor=None)
-    await filled(ReembeddingWorker(database, SpaceEncoders(platform, cache=tmp_path / "cache"), mend=0.0))
+    await filled(
+        ReembeddingWorker(database, SpaceEncoders(platform, cache=tmp_path / "cache"), retry_seconds=0.0)
+    )
     _, beside = await spaces.list()
     assert (beside.name, beside.state, beside.vectors) == ("nobodys", SpaceState.BUILDING, 0)
     assert beside.reason is not None

@@ -11,7 +11,7 @@ import pytest
 from db.embeddings.reembedding import TextPage
 from db.schema.tables import NIL_ID
 from serving.spaces.reembedding_runner import ReembeddingRunner
-from serving.spaces.reembedding_worker import SpaceFiller
+from serving.spaces.space_filler import SpaceFiller
 from tests.fakes.spaces import FakeSpaces
 
 pytestmark = pytest.mark.anyio
@@ -68,11 +68,11 @@ async def embed(texts: Sequence[str]) -> Any:
 async def test_every_text_gets_the_vector_of_its_own() -> None:
     shelf, hands = Shelf(10), Hands()
     filling = SpaceFiller(shelf, embed, page=4, batch=3, now=hands)
-    assert not filling.whole
+    assert not filling.is_whole
     while await filling.step():
         pass
-    assert filling.whole
-    assert filling.filled == 10
+    assert filling.is_whole
+    assert filling.added == 10
     assert {each.int: vectors for each, vectors in shelf.vectors.items()} == {
         number: [np.array([number, 1.0], "<f2").tobytes()] for number in range(1, 11)
     }
@@ -80,7 +80,7 @@ async def test_every_text_gets_the_vector_of_its_own() -> None:
 
 async def test_what_comes_while_a_page_is_filled_waits_for_no_round() -> None:
     shelf, hands = Shelf(100), Hands()
-    filling = SpaceFiller(shelf, embed, page=50, batch=5, look=1.0, now=hands)
+    filling = SpaceFiller(shelf, embed, page=50, batch=5, recent_seconds=1.0, now=hands)
     await filling.step()
     await filling.step()
     fresh = shelf.put(1000, hands.time)
@@ -93,7 +93,7 @@ async def test_what_comes_while_a_page_is_filled_waits_for_no_round() -> None:
 
 async def test_a_text_that_was_missed_is_found_by_the_next_round_a_page_a_look() -> None:
     shelf, hands = Shelf(10), Hands()
-    filling = SpaceFiller(shelf, embed, page=40, later_page=4, batch=8, look=1.0, now=hands)
+    filling = SpaceFiller(shelf, embed, page=40, later_page=4, batch=8, recent_seconds=1.0, now=hands)
     while await filling.step():
         pass
     # Committed long after it was predicted.
@@ -127,7 +127,7 @@ async def test_a_batch_that_fails_is_tried_again() -> None:
     for _ in range(2):
         with pytest.raises(OSError, match="no encoder"):
             await filling.step()
-        assert not filling.whole
+        assert not filling.is_whole
     while await filling.step():
         pass
     assert len(shelf.vectors) == 6
@@ -149,10 +149,10 @@ class Launches:
 async def test_the_work_runs_only_beside_the_live_space_and_its_death_is_told(why: str | None) -> None:
     spaces, launches = FakeSpaces("space"), Launches(why)
     reembeddings = ReembeddingRunner(spaces, launches)
-    assert await reembeddings.look()
+    assert await reembeddings.run_once()
     assert launches.count == 0
     await spaces.begin("next", actor=None)
-    assert await reembeddings.look() == (why is None)
+    assert await reembeddings.run_once() == (why is None)
     assert launches.count == 1
     reasons: Mapping[str, str | None] = {name: row.reason for name, row in spaces.rows.items()}
     assert reasons == {"space": None, "next": why}
