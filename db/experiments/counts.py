@@ -1,6 +1,6 @@
-"""What the arms of an experiment did, counted from predictions and feedback as they stand.
+"""Counts of an experiment by arm and stage, from the stored predictions and feedback.
 
-Counts units by arm and stage, and never texts or users by name. Decides nothing.
+Never names a text or a user. Decides nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,17 +13,17 @@ from sqlalchemy import text
 from db.connection.engine import Database
 from db.core.ids import uuid7_floor
 
-# Ingress replicas learn of a new share within a second; until then nothing counts for the stage it begins.
+# Ingress replicas learn of a new share within a second: the first seconds of a stage count for no stage.
 SETTLING_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArmStageCounts:
-    """One arm in one stage.
+    """The counts of one arm in one stage.
 
-    `units` are distinct; `new_units` those that the experiment met first here, in the arm that answered first.
-    `judged` units have feedback, and `total` and `squares` sum over them the share of their judged answers that were
-    right, and its square. `p95_ms` is that of the time from the door to the scores.
+    `units` are distinct; `new_units` are those whose first answer in the experiment came from this arm and stage.
+    `judged` units have feedback; a unit's mean is the share of its judged answers that were right, `total` and
+    `squares` are the sums of the means and of their squares. `p95_ms`: of queue and inference time together.
     """
 
     stage: int
@@ -40,7 +40,7 @@ class ArmStageCounts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExperimentStage:
-    """A time in which the share stood still."""
+    """A period in which the share stayed the same."""
 
     number: int
     share: float
@@ -48,15 +48,15 @@ class ExperimentStage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExperimentCounts:
-    """The stages of an experiment in order, and what each arm did in them."""
+    """The stages of an experiment in order, and the counts of each arm in them."""
 
     stages: Sequence[ExperimentStage]
     arms: Sequence[ArmStageCounts]
 
     def of(self, stage: int, arm: str) -> ArmStageCounts:
-        """One arm in one stage; zeros if it did nothing."""
-        found = (row for row in self.arms if row.stage == stage and row.arm == arm)
-        return next(found, ArmStageCounts(stage=stage, arm=arm))
+        """Return the counts of one arm in one stage; zeros if it has none."""
+        matching = (row for row in self.arms if row.stage == stage and row.arm == arm)
+        return next(matching, ArmStageCounts(stage=stage, arm=arm))
 
 
 _STAGES: Final[LiteralString] = """
@@ -65,8 +65,8 @@ _STAGES: Final[LiteralString] = """
         lead(started_at) OVER (ORDER BY number) AS high
     FROM experiment_stages WHERE experiment_id = :experiment ORDER BY number"""
 
-# A judgement stands until its holder replaces it; of several holders' the last one counts. A shadow is right where it
-# says what the feedback on the answer beside it holds for right.
+# A holder's judgement counts until they replace it, and of several holders' judgements the latest. A shadow's answer
+# is right if it equals the label that the feedback on the champion's answer to the same text tells.
 _COUNTS: Final[LiteralString] = """
 WITH stages AS (
     SELECT * FROM unnest(CAST(:numbers AS integer[]), CAST(:lows AS uuid[]), CAST(:highs AS uuid[]))
@@ -94,11 +94,12 @@ judged AS (
     FROM seen JOIN judgements j ON j.prediction_id = seen.id
     UNION ALL
     SELECT shadow.stage, shadow.arm, shadow.unit,
-        shadow.label = CASE WHEN j.is_correct THEN beside.label ELSE j.label END
+        shadow.label = CASE WHEN j.is_correct THEN champion.label ELSE j.label END
     FROM seen AS shadow
-    JOIN seen AS beside ON beside.request_id = shadow.request_id AND beside.text_id = shadow.text_id
-        AND beside.arm = 'champion'
-    JOIN judgements j ON j.prediction_id = beside.id
+    JOIN seen AS champion
+        ON champion.request_id = shadow.request_id AND champion.text_id = shadow.text_id
+        AND champion.arm = 'champion'
+    JOIN judgements j ON j.prediction_id = champion.id
     WHERE shadow.arm = 'shadow' AND (j.is_correct OR j.label IS NOT NULL)),
 means AS (
     SELECT stage, arm, unit, avg(is_right::integer)::float8 AS mean
@@ -116,13 +117,13 @@ ORDER BY stage, arm"""
 
 
 class CountRepository:
-    """Counts that anyone gets again from the same tables."""
+    """Counts that follow from the stored rows alone."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def counts(self, experiment_id: UUID) -> ExperimentCounts:
-        """Everything that an experiment's decision may be based on, at one moment."""
+        """Return all that an experiment's decision may be based on, at one moment."""
         values = {"experiment": experiment_id, "settling": SETTLING_SECONDS}
         async with self._database.begin() as connection:
             await connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -144,7 +145,7 @@ class CountRepository:
             )
 
     async def add_faults(self, faults: Mapping[tuple[UUID, int, str], int]) -> None:
-        """Adds what arms could not answer: texts by experiment, stage and arm."""
+        """Add the numbers of texts that arms failed to answer, by experiment, stage and arm."""
         if not faults:
             return
         statement = text(

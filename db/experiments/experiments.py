@@ -1,6 +1,6 @@
-"""Experiments: how a model's traffic is split, what its policy decided, and who changed it.
+"""Experiments: the split of a model's traffic, the decisions of its policy, and the changes to both.
 
-Each change is one transaction with its entry in the audit log. Never counts what the arms did.
+Each change is one transaction with its entry in the audit log. Never counts predictions or feedback.
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.accounts import audit
 from db.connection.engine import Database
+from db.core.rows import columns_of, values_of
 from db.errors import Conflict, Duplicate, NotFound
 from db.schema import tables
 
@@ -24,7 +25,7 @@ _E, _S, _D = tables.ExperimentRow, tables.ExperimentStageRow, tables.DecisionRow
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewExperiment:
-    """A challenger to be tried against the champion; `salt` decides which units it gets."""
+    """A challenger to compare with the champion; `salt` decides which units it gets."""
 
     model: str
     champion: str
@@ -37,7 +38,7 @@ class NewExperiment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
-    """An experiment as it stands; `stage` grows with each change of the share, `reason` says why it stopped."""
+    """A stored experiment; `stage` grows with each change of the share, `reason` says why it stopped."""
 
     id: UUID
     model: str
@@ -56,12 +57,13 @@ class Experiment:
 
     @property
     def running(self) -> bool:
+        """Whether it splits traffic."""
         return self.state == "running"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewDecision:
-    """What a policy decided, with all that lets it be recomputed."""
+    """A decision of a policy, with everything that is needed to compute it again."""
 
     action: str
     verdict: str
@@ -73,18 +75,15 @@ class NewDecision:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Decision:
-    """A decision that was carried out."""
+class Decision(NewDecision):
+    """A stored decision."""
 
     id: int
     at: datetime
-    action: str
-    verdict: str
-    reason: str
-    share: float | None
-    evidence: Mapping[str, Any]
-    policy: Mapping[str, Any]
-    numbers: Mapping[str, Any]
+
+
+_COLUMNS = columns_of(_E, Experiment)
+_DECISION = columns_of(_D, Decision)
 
 
 class ExperimentRepository:
@@ -94,50 +93,42 @@ class ExperimentRepository:
         self._database = database
 
     async def create(self, new: NewExperiment, *, actor: UUID | None) -> Experiment:
-        """Starts an experiment.
+        """Start an experiment.
 
         Raises:
-            Duplicate: one of this model runs.
+            Duplicate: an experiment of this model is running.
         """
         statement = (
-            insert(_E)
-            .values(
-                id=uuid4(),
-                model=new.model,
-                champion=new.champion,
-                challenger=new.challenger,
-                share=new.share,
-                shadow=new.shadow,
-                salt=new.salt,
-                state="running",
-                policy=dict(new.policy),
-            )
-            .returning(*_COLUMNS)
+            insert(_E).values(values_of(new) | {"id": uuid4(), "state": "running"}).returning(*_COLUMNS)
         )
         async with self._database.begin() as connection:
             try:
                 row = (await connection.execute(statement)).one()
             except IntegrityError as error:
                 if isinstance(error.orig, psycopg.errors.UniqueViolation):
-                    raise Duplicate(f"an experiment of {new.model!r} runs already: stop it first") from error
+                    raise Duplicate(
+                        f"an experiment of {new.model!r} is running already: stop it first"
+                    ) from error
                 raise
-            made = Experiment(**row._mapping)
-            await connection.execute(insert(_S).values(experiment_id=made.id, number=1, share=made.share))
-            detail = {"challenger": made.challenger, "champion": made.champion, "share": made.share}
-            await _note(connection, made, actor, "create", detail | {"shadow": made.shadow})
-        return made
+            created = Experiment(**row._mapping)
+            await connection.execute(
+                insert(_S).values(experiment_id=created.id, number=1, share=created.share)
+            )
+            detail = {"challenger": created.challenger, "champion": created.champion, "share": created.share}
+            await _audit(connection, created, actor, "create", detail | {"shadow": created.shadow})
+        return created
 
     async def get(self, experiment_id: UUID) -> Experiment:
-        """One experiment.
+        """Return one experiment.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no such experiment.
         """
         async with self._database.begin() as connection:
-            return await _one(connection, experiment_id, lock=False)
+            return await _get(connection, experiment_id, lock=False)
 
     async def list(self, *, running: bool = False, limit: int = 100) -> tuple[Experiment, ...]:
-        """Experiments, newest first."""
+        """Return experiments, newest first."""
         query = select(*_COLUMNS).order_by(_E.created_at.desc(), _E.id).limit(limit)
         if running:
             query = query.where(_E.state == "running")
@@ -154,14 +145,14 @@ class ExperimentRepository:
         decision: NewDecision | None = None,
         stage: int | None = None,
     ) -> Experiment:
-        """Sets share and policy; another share begins a stage. `stage`: only while it is in this one.
+        """Set share and policy; a new share begins a stage. `stage`: change it only in this stage.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no such experiment.
             Conflict: it has stopped, or is in another stage.
         """
         async with self._database.begin() as connection:
-            now = await _running(connection, experiment_id, stage)
+            now = await _get_running(connection, experiment_id, stage)
             values: dict[str, Any] = {"updated_at": func.now()}
             detail: dict[str, Any] = {}
             if policy is not None and policy != now.policy:
@@ -172,70 +163,61 @@ class ExperimentRepository:
             if not detail:
                 return now
             if decision is not None:
-                await _decided(connection, now, decision)
-            changed = await _set(connection, experiment_id, values)
+                await _add_decision(connection, now, decision)
+            changed = await _update(connection, experiment_id, values)
             if changed.stage != now.stage:
                 await connection.execute(
                     insert(_S).values(experiment_id=experiment_id, number=changed.stage, share=changed.share)
                 )
-            await _note(connection, changed, actor, "change", detail)
+            await _audit(connection, changed, actor, "change", detail)
         return changed
 
     async def decide(self, experiment_id: UUID, decision: NewDecision, *, stage: int) -> None:
-        """Stores a decision that is about to be carried out.
+        """Store a decision that is about to be carried out.
 
         Raises:
-            NotFound: there is none with this id.
-            Conflict: it has stopped, is in another stage, or this was decided already.
+            NotFound: no such experiment.
+            Conflict: it has stopped, is in another stage, or has such a decision already.
         """
         async with self._database.begin() as connection:
-            now = await _running(connection, experiment_id, stage)
+            now = await _get_running(connection, experiment_id, stage)
             pending = select(_D.id).where(_D.experiment_id == now.id, _D.action == decision.action)
             if (await connection.execute(pending)).first() is not None:
                 raise Conflict(f"experiment {experiment_id}: {decision.action} has been decided already")
-            await _decided(connection, now, decision)
+            await _add_decision(connection, now, decision)
 
     async def stop(
         self, experiment_id: UUID, *, actor: UUID | None, reason: str, decision: NewDecision | None = None
     ) -> Experiment:
-        """Stops it; one that has stopped stays as it is.
+        """Stop it; an experiment that has stopped stays unchanged.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no such experiment.
         """
         async with self._database.begin() as connection:
-            now = await _one(connection, experiment_id, lock=True)
+            now = await _get(connection, experiment_id, lock=True)
             if not now.running:
                 return now
             if decision is not None:
-                await _decided(connection, now, decision)
+                await _add_decision(connection, now, decision)
             values = {
                 "state": "stopped",
                 "reason": reason,
                 "stopped_at": func.now(),
                 "updated_at": func.now(),
             }
-            stopped = await _set(connection, experiment_id, values)
-            await _note(connection, stopped, actor, "stop", {"reason": reason})
+            stopped = await _update(connection, experiment_id, values)
+            await _audit(connection, stopped, actor, "stop", {"reason": reason})
         return stopped
 
     async def decisions(self, experiment_id: UUID) -> tuple[Decision, ...]:
-        """What the policy decided, oldest first."""
+        """Return the policy's decisions, oldest first."""
         query = select(*_DECISION).where(_D.experiment_id == experiment_id).order_by(_D.id)
         async with self._database.begin() as connection:
             return tuple(Decision(**row._mapping) for row in await connection.execute(query))
 
 
-_COLUMNS = (
-    _E.id, _E.model, _E.champion, _E.challenger, _E.share, _E.shadow, _E.salt, _E.stage, _E.state, _E.reason,
-    _E.policy, _E.created_at, _E.updated_at, _E.stopped_at,
-)  # fmt: skip
-_DECISION = (
-    _D.id, _D.at, _D.action, _D.verdict, _D.reason, _D.share, _D.evidence, _D.policy, _D.numbers,
-)  # fmt: skip
-
-
-async def _one(connection: AsyncConnection, experiment_id: UUID, *, lock: bool) -> Experiment:
+async def _get(connection: AsyncConnection, experiment_id: UUID, *, lock: bool) -> Experiment:
     query = select(*_COLUMNS).where(_E.id == experiment_id)
     row = (await connection.execute(query.with_for_update() if lock else query)).one_or_none()
     if row is None:
@@ -243,46 +225,35 @@ async def _one(connection: AsyncConnection, experiment_id: UUID, *, lock: bool) 
     return Experiment(**row._mapping)
 
 
-async def _running(connection: AsyncConnection, experiment_id: UUID, stage: int | None) -> Experiment:
-    found = await _one(connection, experiment_id, lock=True)
-    if not found.running:
+async def _get_running(connection: AsyncConnection, experiment_id: UUID, stage: int | None) -> Experiment:
+    experiment = await _get(connection, experiment_id, lock=True)
+    if not experiment.running:
         raise Conflict(f"experiment {experiment_id} has stopped: start another one")
-    if stage not in (None, found.stage):
-        raise Conflict(f"experiment {experiment_id} is in stage {found.stage} by now")
-    return found
+    if stage not in (None, experiment.stage):
+        raise Conflict(f"experiment {experiment_id} is in stage {experiment.stage} now")
+    return experiment
 
 
-async def _set(connection: AsyncConnection, experiment_id: UUID, values: Mapping[str, Any]) -> Experiment:
+async def _update(connection: AsyncConnection, experiment_id: UUID, values: Mapping[str, Any]) -> Experiment:
     changed = update(_E).where(_E.id == experiment_id).values(**values).returning(*_COLUMNS)
     return Experiment(**(await connection.execute(changed)).one()._mapping)
 
 
-async def _decided(connection: AsyncConnection, now: Experiment, decision: NewDecision) -> None:
-    await connection.execute(
-        insert(_D).values(
-            experiment_id=now.id,
-            action=decision.action,
-            verdict=decision.verdict,
-            reason=decision.reason,
-            share=decision.share,
-            evidence=dict(decision.evidence),
-            policy=dict(decision.policy),
-            numbers=dict(decision.numbers),
-        )
-    )
+async def _add_decision(connection: AsyncConnection, now: Experiment, decision: NewDecision) -> None:
+    await connection.execute(insert(_D).values(values_of(decision) | {"experiment_id": now.id}))
 
 
-async def _note(
+async def _audit(
     connection: AsyncConnection,
     experiment: Experiment,
     actor: UUID | None,
-    act: str,
+    action: str,
     detail: Mapping[str, Any],
 ) -> None:
     await audit.append(
         connection,
         actor=actor,
-        action=f"experiment.{act}",
+        action=f"experiment.{action}",
         subject=str(experiment.id),
         detail={"model": experiment.model, **detail},
     )

@@ -1,6 +1,6 @@
-"""The traffic: which experiments run, now and whenever that changes.
+"""The running experiments, now and after each change.
 
-Owns the channel that wakes its followers. Where no notice comes through, as behind a transaction pooler, it asks again.
+Owns the channel that wakes its followers. It also polls, since no notice passes a transaction pooler.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from db.errors import DatabaseError
 from db.experiments.experiments import Experiment, ExperimentRepository
 
 CHANNEL: Final = "valence_traffic"
-_MEND_SECONDS: Final = 0.5
+_RECONNECT_SECONDS: Final = 0.5
 
 
 class TrafficFeed:
@@ -27,26 +27,26 @@ class TrafficFeed:
         self._poll = poll
 
     async def current(self) -> tuple[Experiment, ...]:
-        """The running experiments."""
+        """Return the running experiments."""
         return await self._experiments.list(running=True, limit=1000)
 
     async def changes(self) -> AsyncIterator[tuple[Experiment, ...]]:
-        """The running experiments, and again after each change; a database that is away changes nothing."""
+        """Yield the running experiments, and again after each change; an unreachable database changes nothing."""
         last: tuple[Experiment, ...] | None = None
         while True:
             try:
                 async with self._database.listen(CHANNEL) as notice:
                     while True:
-                        found = await self.current()
-                        if found != last:
-                            last = found
-                            yield found
+                        running = await self.current()
+                        if running != last:
+                            last = running
+                            yield running
                         await notice(self._poll)
             except (DatabaseError, psycopg.Error):
-                await asyncio.sleep(_MEND_SECONDS)
-            # The way of the notices may be down alone.
+                await asyncio.sleep(_RECONNECT_SECONDS)
+            # Perhaps only the notices are down.
             with suppress(DatabaseError):
-                found = await self.current()
-                if found != last:
-                    last = found
-                    yield found
+                running = await self.current()
+                if running != last:
+                    last = running
+                    yield running

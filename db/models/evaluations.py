@@ -1,6 +1,6 @@
-"""Evaluations: requests, who works on them, and the reports, by bundle digest and data digest.
+"""Evaluations: the requests, the one that is worked on, and the reports, by bundle digest and data digest.
 
-Owns that one is worked on at a time and that a request whose process died is taken up again. Never reads a report.
+One evaluation is worked on at a time, and a request whose process died is taken up again. Never reads a report.
 """
 
 from collections.abc import Mapping
@@ -9,24 +9,25 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Interval, func, select, update
+from sqlalchemy import Interval, Select, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from db.accounts import audit
 from db.connection.engine import Database
+from db.core.rows import columns_of, values_of
 from db.errors import NotFound
 from db.schema import tables
 
 _E = tables.EvaluationRow
 _LOCK: Final = 0x4556_414C
 ATTEMPTS: Final = 3
-# A request whose process gave no sign for so long is nobody's.
+# A request whose process has sent no heartbeat for this long is free again.
 STALE_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewEvaluation:
-    """A request: which version is to be judged, by which held-out set; `requested_by` is a key, None the platform."""
+    """A request to evaluate a version on a held-out set; `requested_by` is a key, None the platform."""
 
     bundle_digest: str
     data_digest: str
@@ -37,7 +38,7 @@ class NewEvaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """A request and what became of it; `state` is running, done or failed, `reason` says why it failed."""
+    """A request and its outcome; `state` is running, done or failed, `reason` says why it failed."""
 
     id: int
     bundle_digest: str
@@ -54,6 +55,9 @@ class Evaluation:
     finished_at: datetime | None
 
 
+_COLUMNS = columns_of(_E, Evaluation)
+
+
 class EvaluationRepository:
     """One request for a bundle and a set runs at a time; its end is recorded once."""
 
@@ -62,15 +66,8 @@ class EvaluationRepository:
         self._stale = func.make_interval(0, 0, 0, 0, 0, 0, float(stale_seconds), type_=Interval())
 
     async def request(self, new: NewEvaluation) -> Evaluation:
-        """The running evaluation of this bundle by this set, or a new one."""
-        values = {
-            "bundle_digest": new.bundle_digest,
-            "data_digest": new.data_digest,
-            "model": new.model,
-            "version": new.version,
-            "state": "running",
-            "requested_by": new.requested_by,
-        }
+        """Return the running evaluation of this bundle on this set, or a new one."""
+        values = values_of(new) | {"state": "running"}
         added = insert(_E).values(values).on_conflict_do_nothing().returning(*_COLUMNS)
         running = select(*_COLUMNS).where(
             _E.bundle_digest == new.bundle_digest,
@@ -90,18 +87,18 @@ class EvaluationRepository:
                     )
                 else:
                     row = (await connection.execute(running)).one_or_none()
-            # Neither added nor there: it ended in between, so that there is room for a new one.
+            # Without a row the other one ended in between, so a new one can be added now.
             if row is not None:
                 return Evaluation(**row._mapping)
 
     async def claim(self) -> Evaluation | None:
-        """The oldest request that nobody works on, which is the caller's now; None while another is worked on.
+        """Claim the oldest request that nobody works on; None while another one is worked on.
 
-        A request whose process gave no sign for `stale_seconds` is nobody's. One that died `ATTEMPTS` times has failed.
+        A request without a heartbeat for `stale_seconds` is free again; after `ATTEMPTS` deaths it has failed.
         """
         async with self._database.begin() as connection:
-            got = await connection.execute(select(func.pg_try_advisory_xact_lock(_LOCK, 0)))
-            if not got.scalar_one():
+            lock = await connection.execute(select(func.pg_try_advisory_xact_lock(_LOCK, 0)))
+            if not lock.scalar_one():
                 return None
             waiting = (_E.state == "running", func.coalesce(_E.seen_at < func.now() - self._stale, True))
             worked_on = select(_E.id).where(_E.state == "running", _E.seen_at >= func.now() - self._stale)
@@ -113,80 +110,59 @@ class EvaluationRepository:
                 .values(state="failed", finished_at=func.now(), reason=f"its process died {ATTEMPTS} times")
             )
             oldest = select(_E.id).where(*waiting).order_by(_E.id).limit(1).scalar_subquery()
-            row = (
-                await connection.execute(
-                    update(_E)
-                    .where(_E.id == oldest)
-                    .values(seen_at=func.now(), attempts=_E.attempts + 1)
-                    .returning(*_COLUMNS)
-                )
-            ).one_or_none()
+            claimed = (
+                update(_E)
+                .where(_E.id == oldest)
+                .values(seen_at=func.now(), attempts=_E.attempts + 1)
+                .returning(*_COLUMNS)
+            )
+            row = (await connection.execute(claimed)).one_or_none()
         return Evaluation(**row._mapping) if row is not None else None
 
     async def heartbeat(self, evaluation_id: int) -> bool:
-        """A sign that its process lives; False if it isn't running any more."""
-        seen = update(_E).where(_E.id == evaluation_id, _E.state == "running").values(seen_at=func.now())
-        async with self._database.begin() as connection:
-            return bool((await connection.execute(seen)).rowcount)
+        """Record that its process lives; return False if it isn't running any more."""
+        return await self._update_running(evaluation_id, {"seen_at": func.now()})
 
     async def finish(self, evaluation_id: int, report: Mapping[str, Any]) -> bool:
-        """Stores its report; False if it was ended already."""
-        return await self._end(evaluation_id, {"state": "done", "report": dict(report)})
+        """Store the report; return False if the evaluation had ended already."""
+        return await self._update_running(
+            evaluation_id, {"state": "done", "report": dict(report), "finished_at": func.now()}
+        )
 
     async def fail(self, evaluation_id: int, reason: str) -> bool:
-        """Ends it without a report; False if it was ended already."""
-        return await self._end(evaluation_id, {"state": "failed", "reason": reason})
+        """End it without a report; return False if it had ended already."""
+        return await self._update_running(
+            evaluation_id, {"state": "failed", "reason": reason, "finished_at": func.now()}
+        )
 
     async def get(self, evaluation_id: int) -> Evaluation:
-        """One evaluation.
+        """Return one evaluation.
 
         Raises:
             NotFound: no such evaluation.
         """
-        async with self._database.begin() as connection:
-            found = await connection.execute(select(*_COLUMNS).where(_E.id == evaluation_id))
-            row = found.one_or_none()
-        if row is None:
+        found = await self._list(select(*_COLUMNS).where(_E.id == evaluation_id))
+        if not found:
             raise NotFound(f"there is no evaluation {evaluation_id}")
-        return Evaluation(**row._mapping)
+        return found[0]
 
     async def find_report(self, bundle_digest: str, data_digest: str) -> Evaluation | None:
-        """The latest with a report, of a bundle by a set."""
+        """Return the latest evaluation of a bundle on a set that has a report."""
         query = select(*_COLUMNS).where(
             _E.bundle_digest == bundle_digest, _E.data_digest == data_digest, _E.state == "done"
         )
-        async with self._database.begin() as connection:
-            row = (await connection.execute(query.order_by(_E.id.desc()).limit(1))).one_or_none()
-        return Evaluation(**row._mapping) if row is not None else None
+        return next(iter(await self._list(query.order_by(_E.id.desc()).limit(1))), None)
 
     async def list_of_bundle(self, bundle_digest: str, *, limit: int = 10) -> tuple[Evaluation, ...]:
-        """Those of a bundle, by any set, newest first."""
-        query = select(*_COLUMNS).where(_E.bundle_digest == bundle_digest).order_by(_E.id.desc())
+        """Return the evaluations of a bundle on any set, newest first."""
+        query = select(*_COLUMNS).where(_E.bundle_digest == bundle_digest)
+        return await self._list(query.order_by(_E.id.desc()).limit(limit))
+
+    async def _list(self, query: Select[*tuple[Any, ...]]) -> tuple[Evaluation, ...]:
         async with self._database.begin() as connection:
-            return tuple(Evaluation(**row._mapping) for row in await connection.execute(query.limit(limit)))
+            return tuple(Evaluation(**row._mapping) for row in await connection.execute(query))
 
-    async def _end(self, evaluation_id: int, values: Mapping[str, Any]) -> bool:
-        ended = (
-            update(_E)
-            .where(_E.id == evaluation_id, _E.state == "running")
-            .values(**values, finished_at=func.now())
-        )
+    async def _update_running(self, evaluation_id: int, values: Mapping[str, Any]) -> bool:
+        changed = update(_E).where(_E.id == evaluation_id, _E.state == "running").values(**values)
         async with self._database.begin() as connection:
-            return bool((await connection.execute(ended)).rowcount)
-
-
-_COLUMNS = (
-    _E.id,
-    _E.bundle_digest,
-    _E.data_digest,
-    _E.model,
-    _E.version,
-    _E.state,
-    _E.report,
-    _E.reason,
-    _E.requested_by,
-    _E.attempts,
-    _E.created_at,
-    _E.seen_at,
-    _E.finished_at,
-)
+            return bool((await connection.execute(changed)).rowcount)

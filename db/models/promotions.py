@@ -1,7 +1,7 @@
-"""The history of champions: what was intended, what was done, and which version was champion when.
+"""The history of champions: the changes that were intended and made, and each version's time as champion.
 
-A change is intended in one transaction and settled in another, each under the model's lock, which no process outlives.
-Never moves an alias: whoever holds the lock does.
+A change is intended in one transaction and ended in another, each under the model's lock, which ends with the
+process that holds it. Never moves an alias: the holder of the lock does.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -18,7 +18,9 @@ from sqlalchemy.orm import aliased
 
 from db.accounts import audit
 from db.connection.engine import Database
-from db.errors import Contested, NotFound, Rejected
+from db.core.cursors import decode_row_id, encode_row_id
+from db.core.rows import columns_of, values_of
+from db.errors import Contested, NotFound
 from db.schema import tables
 
 _P = tables.PromotionRow
@@ -26,7 +28,7 @@ _LOCK: Final = 0x50524F4D
 
 
 class Act(StrEnum):
-    """What moved the alias. `EXTERNAL`: some other MLflow client. `BOOTSTRAP`: the first champion that was seen."""
+    """The cause of a change. `EXTERNAL`: another MLflow client. `BOOTSTRAP`: the first champion that was seen."""
 
     PROMOTE = "promote"
     ROLLBACK = "rollback"
@@ -36,7 +38,7 @@ class Act(StrEnum):
 
 
 class PromotionPhase(StrEnum):
-    """How far a change is."""
+    """The phase of a change."""
 
     INTENDED = "intended"
     DONE = "done"
@@ -47,7 +49,7 @@ class PromotionPhase(StrEnum):
 class NewPromotion:
     """A change to be recorded; `below_id` is the change whose champion this one covers.
 
-    `actor` is the key that asks, None the platform; `gated`: it passed the gates; `forced`: it didn't have to.
+    `actor` is the key of the request, None the platform; `gated`: it passed the gates; `forced`: it needn't.
     """
 
     model: str
@@ -64,7 +66,7 @@ class NewPromotion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Promotion:
-    """A recorded change. `at`: when it was intended, or seen; `settled_at`: when its end was known."""
+    """A recorded change. `at`: when it was intended or seen; `settled_at`: when it ended; `age`: seconds since `at`."""
 
     id: int
     model: str
@@ -85,19 +87,20 @@ class Promotion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromotionState:
-    """Where a model stands: the change that made its champion, and the one that is under way."""
+    """The change that made a model's champion, and the one that is under way."""
 
     champion: Promotion | None
     intended: Promotion | None
 
     @property
     def version(self) -> str | None:
+        """The champion's version."""
         return self.champion.version_to if self.champion is not None else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChampionPeriod:
-    """A champion's time: from the change that made it until the next one, None while it lasts."""
+    """A champion's time: from the change that made it until the next one; None while it lasts."""
 
     promotion: Promotion
     until: datetime | None
@@ -105,53 +108,63 @@ class ChampionPeriod:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChampionPeriodPage:
-    """Some reigns, newest first, and the cursor that continues after them."""
+    """Some champions, newest first, and the cursor of the page after them."""
 
     items: tuple[ChampionPeriod, ...]
     next_cursor: str | None
 
 
+_COLUMNS = (
+    *columns_of(_P, Promotion),
+    func.extract("epoch", func.clock_timestamp() - _P.at).label("age"),
+)
+
+
 class LockedHistory:
-    """A model's history while its lock is held: nobody else records a change until the transaction ends."""
+    """The history of one model under its lock: no other change is recorded until the transaction ends."""
 
     def __init__(self, connection: AsyncConnection, model: str) -> None:
         self._connection = connection
         self._model = model
 
     async def state(self) -> PromotionState:
-        """Where the model stands."""
-        return await _standing(self._connection, self._model)
+        """Return the model's champion and the change under way."""
+        return await _state(self._connection, self._model)
 
-    async def finish(self, promotion: Promotion, state: PromotionPhase, *, why: str | None = None) -> None:
-        """Ends an intended change, once.
+    async def intend(self, new: NewPromotion) -> Promotion:
+        """Record a change that is about to be made."""
+        return await _insert(self._connection, new, PromotionPhase.INTENDED)
+
+    async def finish(self, promotion: Promotion, phase: PromotionPhase, *, why: str | None = None) -> None:
+        """End an intended change, once.
 
         Raises:
-            Contested: it was settled already.
+            Contested: it has ended already.
         """
         ended = (
             update(_P)
             .where(_P.id == promotion.id, _P.state == PromotionPhase.INTENDED)
-            .values(state=state, settled_at=func.clock_timestamp())
+            .values(state=phase, settled_at=func.clock_timestamp())
         )
         if not (await self._connection.execute(ended)).rowcount:
-            raise Contested(f"change {promotion.id} of {self._model!r} was settled already")
-        act = promotion.act if state is PromotionPhase.DONE else "abandon"
-        await self._note(act, promotion.id, promotion, {"why": why} if why else {})
+            raise Contested(f"change {promotion.id} of {self._model!r} has ended already")
+        act = promotion.act if phase is PromotionPhase.DONE else "abandon"
+        await self._audit(act, promotion, {"why": why} if why else {})
 
     async def record(self, new: NewPromotion) -> Promotion:
-        """Adds a change that has happened already."""
-        made = await _insert(self._connection, new, PromotionPhase.DONE)
-        await self._note(made.act, made.id, made, {})
-        return made
+        """Add a change that has happened already."""
+        promotion = await _insert(self._connection, new, PromotionPhase.DONE)
+        await self._audit(promotion.act, promotion, {})
+        return promotion
 
-    async def _note(self, act: str, number: int, change: Promotion, more: Mapping[str, Any]) -> None:
+    async def _audit(self, act: str, change: Promotion, more: Mapping[str, Any]) -> None:
         await audit.append(
             self._connection,
             actor=change.actor,
             action=f"champion.{act}",
             subject=self._model,
             detail={
-                "promotion": number,
+                "promotion": change.id,
                 "from": change.version_from,
                 "to": change.version_to,
                 "forced": change.forced,
@@ -164,33 +177,33 @@ class LockedHistory:
 
 
 class PromotionRepository:
-    """Changes are recorded in the order in which they happened; what is settled never changes again."""
+    """Changes are recorded in the order in which they happened; a change that has ended never changes again."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def state(self, model: str) -> PromotionState:
-        """Where a model stands."""
+        """Return a model's champion and the change under way."""
         async with self._database.begin() as connection:
-            return await _standing(connection, model)
+            return await _state(connection, model)
 
     async def get(self, promotion_id: int) -> Promotion:
-        """One change.
+        """Return one change.
 
         Raises:
             NotFound: no such change.
         """
         async with self._database.begin() as connection:
-            row = (await connection.execute(_selected().where(_P.id == promotion_id))).one_or_none()
+            row = (await connection.execute(select(*_COLUMNS).where(_P.id == promotion_id))).one_or_none()
         if row is None:
             raise NotFound(f"there is no promotion {promotion_id}")
         return Promotion(**row._mapping)
 
     async def champion_at(self, model: str, moment: datetime) -> Promotion | None:
-        """The change that had made the champion of that moment, and with it why; None before the first."""
+        """Return the change that had made the champion of that moment; None before the first champion."""
         latest = (
-            _selected()
-            .where(_P.model == model, _P.state == PromotionPhase.DONE, _P.at <= moment)
+            _select_done(model, *_COLUMNS)
+            .where(_P.at <= moment)
             .order_by(_P.at.desc(), _P.id.desc())
             .limit(1)
         )
@@ -199,25 +212,24 @@ class PromotionRepository:
         return Promotion(**row._mapping) if row is not None else None
 
     async def intend(self, new: NewPromotion, *, after: int | None) -> Promotion:
-        """Records what is about to be done; `after` is the change that was the last when it was decided.
+        """Record a change that is about to be made; `after` is the change that was the last when it was decided.
 
         Raises:
-            Contested: another change is under way, or was done meanwhile; the message says whose and what.
+            Contested: another change is under way, or was made meanwhile; the message names it and its actor.
         """
-        async with self.lock(new.model) as held:
-            standing = await held.state()
-            if standing.intended is not None:
-                raise Contested(f"another change is under way: {describe(standing.intended)}")
-            last = standing.champion
-            if last is not None and last.id != after:
-                raise Contested(f"another change came first: {describe(last)}")
-            return await _insert(held._connection, new, PromotionPhase.INTENDED)
+        async with self.lock(new.model) as history:
+            state = await history.state()
+            if state.intended is not None:
+                raise Contested(f"another change is under way: {describe(state.intended)}")
+            if state.champion is not None and state.champion.id != after:
+                raise Contested(f"another change came first: {describe(state.champion)}")
+            return await history.intend(new)
 
     @asynccontextmanager
     async def lock(self, model: str) -> AsyncIterator[LockedHistory]:
-        """The model's lock, in a transaction that commits at the end of the block.
+        """Hold the model's lock, in a transaction that commits at the end of the block.
 
-        The lock goes with the transaction, and so with a process that dies; a transaction pooler may stand between.
+        The lock ends with the transaction, so with a process that dies, and it works through a transaction pooler.
         """
         async with self._database.begin() as connection:
             await connection.execute(select(func.pg_advisory_xact_lock(_LOCK, func.hashtext(model))))
@@ -225,16 +237,16 @@ class PromotionRepository:
 
     @asynccontextmanager
     async def try_lock(self, model: str) -> AsyncIterator[LockedHistory | None]:
-        """As `holding`, but None at once if somebody else holds it."""
+        """Hold the model's lock like `lock`, but yield None at once if another process holds it."""
         async with self._database.begin() as connection:
-            wanted = select(func.pg_try_advisory_xact_lock(_LOCK, func.hashtext(model)))
-            got = (await connection.execute(wanted)).scalar_one()
-            yield LockedHistory(connection, model) if got else None
+            lock = select(func.pg_try_advisory_xact_lock(_LOCK, func.hashtext(model)))
+            locked = (await connection.execute(lock)).scalar_one()
+            yield LockedHistory(connection, model) if locked else None
 
     async def record_refusal(
         self, model: str, version: str, *, actor: UUID | None, why: str, evidence: Mapping[str, Any]
     ) -> None:
-        """Notes in the audit log that a change was refused."""
+        """Record in the audit log that a change was refused."""
         async with self._database.begin() as connection:
             await audit.append(
                 connection,
@@ -245,10 +257,10 @@ class PromotionRepository:
             )
 
     async def history(self, model: str, *, limit: int = 50, cursor: str | None = None) -> ChampionPeriodPage:
-        """Who was champion, newest first.
+        """Return a page of the model's champions, newest first.
 
         Raises:
-            Rejected: the cursor isn't one that a page gave.
+            Rejected: no page gave this cursor.
         """
         later = aliased(_P)
         until = (
@@ -260,13 +272,9 @@ class PromotionRepository:
             .correlate(_P)
             .scalar_subquery()
         )
-        query = (
-            _selected()
-            .add_columns(until.label("until"))
-            .where(_P.model == model, _P.state == PromotionPhase.DONE)
-        )
+        query = _select_done(model, *_COLUMNS, until.label("until"))
         if cursor is not None:
-            query = query.where(_P.id < _decoded(cursor))
+            query = query.where(_P.id < decode_row_id(cursor))
         async with self._database.begin() as connection:
             rows = (await connection.execute(query.order_by(_P.id.desc()).limit(limit + 1))).all()
         items = []
@@ -276,77 +284,33 @@ class PromotionRepository:
             items.append(ChampionPeriod(promotion=Promotion(**values), until=ended))
         more = len(rows) > limit
         return ChampionPeriodPage(
-            items=tuple(items), next_cursor=str(items[-1].promotion.id) if more else None
+            items=tuple(items), next_cursor=encode_row_id(items[-1].promotion.id) if more else None
         )
 
 
 def describe(change: Promotion) -> str:
-    """Who did what when, in one line."""
-    who = f"key {change.actor}" if change.actor is not None else "the platform"
+    """Return one line that says who made the change, and when."""
+    actor = f"key {change.actor}" if change.actor is not None else "the platform"
     at = change.at.isoformat(timespec="seconds")
-    return f"{change.act} from version {change.version_from} to {change.version_to} by {who} at {at}"
+    return f"{change.act} from version {change.version_from} to {change.version_to} by {actor} at {at}"
 
 
-async def _insert(connection: AsyncConnection, new: NewPromotion, state: PromotionPhase) -> Promotion:
-    values = {
-        "model": new.model,
-        "version_from": new.version_from,
-        "version_to": new.version_to,
-        "act": new.act,
-        "state": state,
-        "forced": new.forced,
-        "gated": new.gated,
-        "actor": new.actor,
-        "reason": new.reason,
-        "evidence": dict(new.evidence),
-        "below_id": new.below_id,
-        "settled_at": None if state is PromotionPhase.INTENDED else func.clock_timestamp(),
-    }
+async def _insert(connection: AsyncConnection, new: NewPromotion, phase: PromotionPhase) -> Promotion:
+    settled_at = None if phase is PromotionPhase.INTENDED else func.clock_timestamp()
+    values = values_of(new) | {"state": phase, "settled_at": settled_at}
     row = (await connection.execute(insert(_P).values(values).returning(*_COLUMNS))).one()
     return Promotion(**row._mapping)
 
 
-async def _standing(connection: AsyncConnection, model: str) -> PromotionState:
-    latest = (
-        select(_P.id)
-        .where(_P.model == model, _P.state == PromotionPhase.DONE)
-        .order_by(_P.at.desc(), _P.id.desc())
-        .limit(1)
-        .scalar_subquery()
-    )
-    query = _selected().where(
-        or_(_P.id == latest, and_(_P.model == model, _P.state == PromotionPhase.INTENDED))
-    )
-    found = {row.state: Promotion(**row._mapping) for row in await connection.execute(query)}
+async def _state(connection: AsyncConnection, model: str) -> PromotionState:
+    latest = _select_done(model, _P.id).order_by(_P.at.desc(), _P.id.desc()).limit(1).scalar_subquery()
+    intended = and_(_P.model == model, _P.state == PromotionPhase.INTENDED)
+    rows = await connection.execute(select(*_COLUMNS).where(or_(_P.id == latest, intended)))
+    changes = {row.state: Promotion(**row._mapping) for row in rows}
     return PromotionState(
-        champion=found.get(PromotionPhase.DONE), intended=found.get(PromotionPhase.INTENDED)
+        champion=changes.get(PromotionPhase.DONE), intended=changes.get(PromotionPhase.INTENDED)
     )
 
 
-def _selected() -> Select[*tuple[Any, ...]]:
-    return select(*_COLUMNS)
-
-
-def _decoded(cursor: str) -> int:
-    if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 18:
-        raise Rejected("the cursor isn't one that an earlier page gave: leave it out to start anew")
-    return int(cursor)
-
-
-_COLUMNS = (
-    _P.id,
-    _P.model,
-    _P.version_from,
-    _P.version_to,
-    _P.act,
-    _P.state,
-    _P.forced,
-    _P.gated,
-    _P.actor,
-    _P.reason,
-    _P.evidence,
-    _P.below_id,
-    _P.at,
-    _P.settled_at,
-    func.extract("epoch", func.clock_timestamp() - _P.at).label("age"),
-)
+def _select_done(model: str, *columns: Any) -> Select[*tuple[Any, ...]]:
+    return select(*columns).where(_P.model == model, _P.state == PromotionPhase.DONE)
