@@ -1,12 +1,12 @@
-"""A version's life as the API sees it: evaluated, shown, promoted, rolled back, remembered; and a space's encoder.
+"""The lifecycle of versions as the API sees it: evaluation, promotion, rollback, history; and a space's encoder.
 
-One border for all of it, because all of it happens in one process, which holds the registry: the control.
+All of it happens in one process, the control, which holds the registry.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from db.errors import DatabaseError
 from db.models.evaluations import Evaluation
@@ -19,125 +19,116 @@ from serving.errors import NotFound, NotReady
 from serving.models.evaluation_queue import EvaluationQueue
 from serving.models.promotion import PromotionDecision, PromotionOutcome, PromotionService, VersionDetail
 
+if TYPE_CHECKING:
+    from db.accounts.audit import AuditRepository
+    from registry.store.model_registry import ModelRegistry
+
 
 class Lifecycle(Protocol):
-    """The control, as the API sees it; what each raises is said at `Promotions` and `Evaluations`."""
+    """The lifecycle of versions as the API calls it: in the control's own process, or through a handle."""
 
     async def promote(
         self, model: str, version: str, caller: Caller, *, force: bool, reason: str | None
     ) -> PromotionOutcome:
-        """Make a version champion."""
+        """Make a version champion, as `PromotionService.promote` does."""
 
     async def rollback(self, model: str, caller: Caller, *, reason: str | None) -> PromotionOutcome:
-        """Make the champion before this one answer again."""
+        """Make the previous champion answer again, as `PromotionService.rollback` does."""
 
     async def history(self, model: str, *, limit: int, cursor: str | None) -> ChampionPeriodPage:
-        """Who was champion."""
+        """Return a page of a model's champions, newest first."""
 
     async def version(self, model: str, version: str) -> VersionDetail:
-        """A version, its evaluations and what the gates would say."""
+        """Return a version, its evaluations and the gates' present verdict."""
 
     async def evaluate(self, model: str, version: str, caller: Caller) -> Evaluation:
-        """Ask for an evaluation."""
+        """Queue an evaluation, as `EvaluationQueue.request` does."""
 
     async def space_encoder(self, space: str) -> EncoderRecord:
-        """The encoder that defines an embedding space."""
+        """Return the encoder that defines an embedding space.
+
+        Raises:
+            NotFound: no registered encoder defines it.
+            NotReady: the registry can't be used.
+        """
 
 
-class EncoderRecords(Protocol):
-    """The registry, as it says which encoder defines a space; the call blocks."""
-
-    def space_encoder(self, space: str) -> EncoderRecord:
-        """Which one."""
-
-
-class Log(Protocol):
-    """Where what the platform itself did is kept."""
-
-    async def add(self, *, action: str, subject: str, detail: Mapping[str, Any]) -> None:
-        """Append an entry."""
+# The methods of `Lifecycle`, which are all that a remote caller may call.
+REMOTE_METHODS: Final = frozenset({"promote", "rollback", "history", "version", "evaluate", "space_encoder"})
 
 
 class LocalLifecycle:
-    """The control's part of it, in its process; `promotions` and `evaluations` are for its own loops.
-
-    It is what the fleet keeps true of the past, too, and how a policy promotes.
-    """
+    """The lifecycle in the control's process, which holds the registry; the reconciler and the policies use it, too."""
 
     def __init__(
         self,
         *,
         promotions: PromotionService,
         evaluations: EvaluationQueue,
-        encoders: EncoderRecords,
-        audit: Log,
+        registry: "ModelRegistry",
+        audit: "AuditRepository",
     ) -> None:
-        self._encoders = encoders
+        self._registry = registry
         self.promotions = promotions
         self.evaluations = evaluations
         self._audit = audit
 
     async def reconcile(self, model: str, champion: str | None) -> None:
-        """`Promotions.reconcile`."""
+        """Bring the history in line with the alias."""
         await self.promotions.reconcile(model, champion)
 
     async def failed(self, record: VersionRecord, reason: str) -> None:
-        """Note that a version can't answer; a database that is away leaves it to the log."""
+        """Record in the audit log that a version can't answer, unless the database is away."""
         subject = f"{record.model}/{record.version}"
         with suppress(DatabaseError):
             await self._audit.add(action="version.fail", subject=subject, detail={"reason": reason})
 
     async def champions(self, model: str) -> Sequence[str]:
-        """The versions that were champion, the last one first."""
+        """Return the versions that were champion, the latest first."""
         return await self.promotions.champions(model)
 
-    async def decided(self, model: str, version: str, decision: PolicyDecision) -> None:
-        """Carry out a policy's decision to promote.
+    async def promote_by_policy(self, model: str, version: str, decision: PolicyDecision) -> None:
+        """Promote a version as a policy decided.
 
         Raises:
-            Conflict: a gate, or another change, stands in the way.
+            Conflict: a gate or another change forbids it.
         """
-        why = PromotionDecision(
+        reason = PromotionDecision(
             act=Act.POLICY, reason=decision.reason, evidence={"decision": decision.dump()}
         )
-        await self.promotions.decide(model, version, why)
+        await self.promotions.decide(model, version, reason)
 
     async def promote(
         self, model: str, version: str, caller: Caller, *, force: bool, reason: str | None
     ) -> PromotionOutcome:
-        """`Promotions.promote`."""
+        """Implement `Lifecycle.promote`."""
         return await self.promotions.promote(model, version, caller, force=force, reason=reason)
 
     async def rollback(self, model: str, caller: Caller, *, reason: str | None) -> PromotionOutcome:
-        """`Promotions.rollback`."""
+        """Implement `Lifecycle.rollback`."""
         return await self.promotions.rollback(model, caller, reason=reason)
 
     async def history(self, model: str, *, limit: int, cursor: str | None) -> ChampionPeriodPage:
-        """`Promotions.history`."""
+        """Implement `Lifecycle.history`."""
         return await self.promotions.history(model, limit=limit, cursor=cursor)
 
     async def version(self, model: str, version: str) -> VersionDetail:
-        """`Promotions.version`."""
+        """Implement `Lifecycle.version`."""
         return await self.promotions.version(model, version)
 
     async def evaluate(self, model: str, version: str, caller: Caller) -> Evaluation:
-        """`Evaluations.request`."""
+        """Implement `Lifecycle.evaluate`."""
         return await self.evaluations.request(model, version, caller.key_id)
 
     async def space_encoder(self, space: str) -> EncoderRecord:
-        """The encoder that defines an embedding space.
-
-        Raises:
-            NotFound: none is registered that does.
-            NotReady: the registry can't be used.
-        """
+        """Implement `Lifecycle.space_encoder`."""
         try:
-            record = await asyncio.to_thread(self._encoders.space_encoder, space)
+            record = await asyncio.to_thread(self._registry.space_encoder, space)
         except NotRegistered:
             record = None
         except RegistryError as error:
             raise NotReady(str(error), retry_after=2) from error
-        # MLflow gives names of its own to versions, as `latest`.
+        # MLflow has reserved names for versions, e.g. `latest`.
         if record is None or record.space != space:
             raise NotFound(f"no encoder defines the space {space!r}: `valence spaces register` adds one")
         return record

@@ -1,31 +1,30 @@
-"""Both ends of the calls to the control: what it holds for a version's life, and the ingress's view of it."""
+"""Both ends of the calls from an ingress to the control's lifecycle, and the composition of that lifecycle."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
 
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from db.accounts.audit import AuditRepository
 from db.connection.engine import Database
-from db.models.evaluations import Evaluation, EvaluationRepository
-from db.models.promotions import ChampionPeriodPage, PromotionRepository
+from db.models.evaluations import EvaluationRepository
+from db.models.promotions import PromotionRepository
 from registry.evaluation.gates import Gates
 from registry.store.model_registry import ModelRegistry
-from registry.store.records import EncoderRecord
-from serving.control.lifecycle import LocalLifecycle
-from serving.core.caller import Caller
+from serving.control.lifecycle import REMOTE_METHODS, Lifecycle, LocalLifecycle
 from serving.core.catalog import Catalog
 from serving.errors import NotReady, ServingError
 from serving.models.evaluation_queue import EvaluationQueue
-from serving.models.promotion import PromotionOutcome, PromotionService, VersionDetail
+from serving.models.promotion import PromotionService
 from serving.settings import Settings
 
 
-def lifecycle(
+def build_lifecycle(
     settings: Settings, *, database: Database, registry: ModelRegistry, catalog: Callable[[], Catalog]
 ) -> LocalLifecycle:
-    """What the control holds: `evaluations.run()` is a loop of its own, `promotions.reconcile` for the fleet."""
+    """Build the lifecycle that the control holds; its `evaluations.run()` is for a task of the control."""
     stored = EvaluationRepository(database)
     return LocalLifecycle(
         promotions=PromotionService(
@@ -33,16 +32,16 @@ def lifecycle(
             reports=stored,
             registry=registry,
             catalog=catalog,
-            gates=gates(settings),
+            gates=build_gates(settings),
         ),
         evaluations=EvaluationQueue(records=stored, registry=registry, catalog=catalog),
-        encoders=registry,
+        registry=registry,
         audit=AuditRepository(database),
     )
 
 
-def gates(settings: Settings) -> Gates:
-    """The gates as they are set."""
+def build_gates(settings: Settings) -> Gates:
+    """Build the gates from the settings."""
     return Gates(
         accuracy_difference=settings.gate_accuracy_difference,
         recall_drop=settings.gate_recall_drop,
@@ -54,49 +53,32 @@ def gates(settings: Settings) -> Gates:
     )
 
 
-class RemoteLifecycle:
-    """The control's `Lifecycle` through a Ray Serve handle; its errors arrive as they were raised."""
+def connect_lifecycle(handle: Any) -> Lifecycle:
+    """Return the control's lifecycle, called through its Ray Serve handle; errors arrive as they were raised."""
+    return cast(Lifecycle, _RemoteLifecycle(handle))
 
+
+async def call_lifecycle(
+    lifecycle: Lifecycle, method: str, arguments: Sequence[Any], named: Mapping[str, Any]
+) -> Any:
+    """Call one of `REMOTE_METHODS` for a remote caller. Raise AttributeError for any other name."""
+    if method not in REMOTE_METHODS:
+        raise AttributeError(f"{method!r} is no remote method of the lifecycle")
+    return await getattr(lifecycle, method)(*arguments, **named)
+
+
+class _RemoteLifecycle:
     def __init__(self, handle: Any) -> None:
         self._handle = handle
 
-    async def promote(
-        self, model: str, version: str, caller: Caller, *, force: bool, reason: str | None
-    ) -> PromotionOutcome:
-        """Make a version champion."""
-        outcome: PromotionOutcome = await self._call(
-            "promote", model, version, caller, force=force, reason=reason
-        )
-        return outcome
-
-    async def rollback(self, model: str, caller: Caller, *, reason: str | None) -> PromotionOutcome:
-        """Make the champion before this one answer again."""
-        outcome: PromotionOutcome = await self._call("rollback", model, caller, reason=reason)
-        return outcome
-
-    async def history(self, model: str, *, limit: int, cursor: str | None) -> ChampionPeriodPage:
-        """Who was champion."""
-        page: ChampionPeriodPage = await self._call("history", model, limit=limit, cursor=cursor)
-        return page
-
-    async def version(self, model: str, version: str) -> VersionDetail:
-        """A version, its evaluations and what the gates would say."""
-        detail: VersionDetail = await self._call("version", model, version)
-        return detail
-
-    async def evaluate(self, model: str, version: str, caller: Caller) -> Evaluation:
-        """Ask for an evaluation."""
-        evaluation: Evaluation = await self._call("evaluate", model, version, caller)
-        return evaluation
-
-    async def space_encoder(self, space: str) -> EncoderRecord:
-        """The encoder that defines an embedding space."""
-        record: EncoderRecord = await self._call("space_encoder", space)
-        return record
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
+        if method not in REMOTE_METHODS:
+            raise AttributeError(f"{method!r} is no remote method of the lifecycle")
+        return partial(self._call, method)
 
     async def _call(self, method: str, *arguments: Any, **named: Any) -> Any:
         try:
-            return await getattr(self._handle, method).remote(*arguments, **named)
+            return await self._handle.call_lifecycle.remote(method, arguments, named)
         except RayTaskError as error:
             if isinstance(error.cause, ServingError):
                 raise error.cause from None

@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import structlog
 
 from db.errors import DatabaseError
 from db.experiments.experiments import Experiment
 from registry.experiments.decisions import PolicyDecision
-from registry.store.records import EncoderRecord
 from serving.control.pool import ServePool
 from serving.core.catalog import Catalog
 from serving.core.connections import build_database, build_registry
@@ -18,12 +18,6 @@ from serving.deployments.encoder import encoder_application
 from serving.deployments.options import start_logging
 from serving.errors import ServingError
 from serving.settings import Settings
-
-if TYPE_CHECKING:
-    from db.models.evaluations import Evaluation
-    from db.models.promotions import ChampionPeriodPage
-    from serving.core.caller import Caller
-    from serving.models.promotion import PromotionOutcome, VersionDetail
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +31,7 @@ class Control:
         from db.experiments.experiments import ExperimentRepository
         from serving.control.maintenance import Maintenance
         from serving.control.reconciler import Reconciler
-        from serving.control.remote import lifecycle
+        from serving.control.remote import build_lifecycle
         from serving.experiments.policy_runner import PolicyRunner
         from serving.spaces.reembedding_runner import ReembeddingRunner
 
@@ -49,7 +43,7 @@ class Control:
         self._needed: list[tuple[str, str]] = []
         self._spaces = SpaceRepository(self._database)
         self._space = await self._spaces.ensure(settings.space)
-        self._lifecycle = lifecycle(
+        self._lifecycle = build_lifecycle(
             settings, database=self._database, registry=registry, catalog=lambda: self._fleet.catalog
         )
         self._experiments = ExperimentRepository(self._database)
@@ -101,31 +95,11 @@ class Control:
         """Versions that were asked for by name: they are kept running for a while."""
         self._fleet.want(versions)
 
-    async def promote(
-        self, model: str, version: str, caller: "Caller", *, force: bool, reason: str | None
-    ) -> "PromotionOutcome":
-        """`Lifecycle.promote`."""
-        return await self._lifecycle.promote(model, version, caller, force=force, reason=reason)
+    async def call_lifecycle(self, method: str, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
+        """Call a method of the lifecycle for an ingress replica."""
+        from serving.control.remote import call_lifecycle
 
-    async def rollback(self, model: str, caller: "Caller", *, reason: str | None) -> "PromotionOutcome":
-        """`Lifecycle.rollback`."""
-        return await self._lifecycle.rollback(model, caller, reason=reason)
-
-    async def history(self, model: str, *, limit: int, cursor: str | None) -> "ChampionPeriodPage":
-        """`Lifecycle.history`."""
-        return await self._lifecycle.history(model, limit=limit, cursor=cursor)
-
-    async def version(self, model: str, version: str) -> "VersionDetail":
-        """`Lifecycle.version`."""
-        return await self._lifecycle.version(model, version)
-
-    async def evaluate(self, model: str, version: str, caller: "Caller") -> "Evaluation":
-        """`Lifecycle.evaluate`."""
-        return await self._lifecycle.evaluate(model, version, caller)
-
-    async def space_encoder(self, space: str) -> EncoderRecord:
-        """`Lifecycle.space_encoder`."""
-        return await self._lifecycle.space_encoder(space)
+        return await call_lifecycle(self._lifecycle, method, arguments, named)
 
     async def check_health(self) -> None:
         """Restart this process if one of its loops ended, which none should."""
@@ -162,4 +136,4 @@ class Control:
         return self._fleet.catalog.champions.get(model)
 
     async def _promote(self, experiment: Experiment, decision: PolicyDecision) -> None:
-        await self._lifecycle.decided(experiment.model, experiment.challenger, decision)
+        await self._lifecycle.promote_by_policy(experiment.model, experiment.challenger, decision)

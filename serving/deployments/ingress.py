@@ -24,7 +24,7 @@ class Ingress:
     """The HTTP door of the platform; counts as running once the champion answers."""
 
     async def __init__(self, control: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
-        from serving.control.remote import RemoteLifecycle
+        from serving.control.remote import connect_lifecycle
         from serving.deployments.ingress_services import services
 
         settings = Settings()
@@ -40,7 +40,7 @@ class Ingress:
                 lambda encoder, spans: ReplicaClient(ReplicaHandle(handle_of(encoder)), spans=spans),
                 lambda: self._catalog,
                 lambda model, version: self._named.add((model, version)),
-                RemoteLifecycle(control),
+                connect_lifecycle(control),
                 replica=replica,
             )
         )

@@ -213,7 +213,7 @@ def _platform(
             catalog=catalog,
         ),
         evaluations=EvaluationQueue(records=records["evaluations"], registry=registry, catalog=catalog),
-        encoders=registry,
+        registry=registry,
         audit=FakeLog(),
     )
 
