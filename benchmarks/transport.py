@@ -13,7 +13,8 @@ import ray
 from ray import serve
 
 from benchmarks.report import middle, ratios, report
-from serving.deployments.cluster import find_free_port, listen_on_loopback
+from serving.deployments.cluster import find_free_port
+from serving.deployments.ray_patches import listen_on_loopback
 
 TEXTS = 64
 DIMENSIONS = 384

@@ -9,16 +9,13 @@ import secrets
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from serving.deployments.haproxy.config import BIND_VARIABLE, ROOM_VARIABLE
+from serving.deployments.ray_patches import LOOPBACK_ONLY, start_core_only
 from serving.settings import Settings
-
-# Off Linux Ray keeps to 127.0.0.1 unless told otherwise; this is its switch for doing so anywhere.
-_LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 def make_run_folder(home: Path) -> Path:
@@ -66,7 +63,7 @@ def build_environment(settings: Settings) -> dict[str, str]:
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     }
     if settings.ray_address is None:
-        names |= _LOOPBACK_ONLY | {"RAY_AUTH_TOKEN_PATH": str(_token(settings.home))}
+        names |= {**LOOPBACK_ONLY, "RAY_AUTH_TOKEN_PATH": str(_token(settings.home))}
     if uses_haproxy(settings):
         files = run / "h"
         names |= {
@@ -106,7 +103,7 @@ def start(settings: Settings) -> None:
         folder = make_run_folder(settings.home) / "ray"
         shutil.rmtree(folder, ignore_errors=True)
         own: dict[str, Any] = {"_temp_dir": str(folder)}
-        with _core_only():
+        with start_core_only():
             ray.init(
                 address="local",
                 include_dashboard=False,
@@ -129,41 +126,6 @@ def stop(settings: Settings) -> None:
     ray.shutdown()
     if settings.ray_address is None:
         shutil.rmtree(make_run_folder(settings.home) / "ray", ignore_errors=True)
-
-
-def listen_on_loopback() -> None:
-    """Keep this replica's gRPC port, through which calls come pickled, to the machine if Ray itself is.
-
-    Ray Serve binds it to every address and has no setting for it; the port is opened after this module's import.
-    """
-    if not _LOOPBACK_ONLY.items() <= os.environ.items():
-        return
-    from ray.serve._private import replica
-
-    bind = replica.add_port_to_grpc_server
-    replica.add_port_to_grpc_server = lambda server, address: bind(
-        server, address.replace("[::]", "127.0.0.1")
-    )
-
-
-@contextmanager
-def _core_only() -> Iterator[None]:
-    """Keep a Ray that starts meanwhile to what serves: no dashboard, no autoscaler of nodes, no forwarder of logs.
-
-    They cost one machine seconds of its start and do nothing for it; `ray.init` has no setting for two of them.
-    """
-    from ray._private.node import Node
-
-    spared = {
-        name: getattr(Node, name) for name in ("start_api_server", "start_monitor", "start_log_monitor")
-    }
-    for name in spared:
-        setattr(Node, name, lambda _node, **_options: None)
-    try:
-        yield
-    finally:
-        for name, start in spared.items():
-            setattr(Node, name, start)
 
 
 def find_free_port() -> int:

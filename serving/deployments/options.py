@@ -5,7 +5,7 @@ from typing import Any
 from ray import serve
 
 from serving.core.logs import configure_logging
-from serving.deployments.cluster import listen_on_loopback
+from serving.deployments.ray_patches import listen_on_loopback
 from serving.settings import Settings
 
 # Each replica imports the module of its deployment, and with it this one, before its port is opened.
