@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up down test check bench eyes faults train-proof format k8s-check k8s-deploy image-check
+.PHONY: help up down test test-full check bench eyes faults train-proof format k8s-check k8s-deploy image-check
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -19,8 +19,14 @@ up: .venv/.installed ## set up, start the platform in the background, make one p
 down: ## stop what `make up` started; data stays
 	@if [ -x $(BIN)/valence ]; then $(BIN)/valence down; fi
 
-test: .venv/.developed ## set up and run the whole test suite; ARGS="-k name" for a part
-	@$(BIN)/python -m pytest $(ARGS)
+# Each file, or live platform of acceptance tests, runs in one of two workers; what ARGS names runs in this process.
+PARALLEL := --numprocesses 2 --dist loadgroup --no-loadscope-reorder --durations 60
+
+test: .venv/.developed ## set up and run the test suite; ARGS="tests/unit -k name" for a part
+	@$(BIN)/python -m pytest $(or $(ARGS),$(PARALLEL))
+
+test-full: .venv/.developed ## the same with slow tests, and property tests and simulations in full
+	@$(BIN)/python -m pytest --full $(or $(ARGS),$(PARALLEL))
 
 check: .venv/.developed ## format, lint, types, import contract, migrations against tables
 	@$(BIN)/ruff format --check .

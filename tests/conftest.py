@@ -1,15 +1,77 @@
-"""What every test may ask for: asyncio as the backend, a real PostgreSQL with one database a test, a real MLflow."""
+"""Fixtures of every test, the two tiers of the suite, and the groups that run side by side."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tests.support import breadth
 from tests.support.postgres import TestServer, running_server
 from tests.support.tracking import tracking_server
 
-# For a while by hand: `pytest --hypothesis-profile=long tests/integration/db/embeddings/test_interleavings.py`.
+TESTS = Path(__file__).parent
+# Long groups come first, so that no worker is left with one at the end. `fresh` builds the encoders that later
+# platforms use. Some tests of `versions` allow a change a second: integration tests disturb them least.
+ORDER = (
+    "acceptance/fresh",
+    "integration/registry/store/test_huggingface_import.py",
+    # While the platform has few texts to measure and to embed again.
+    "acceptance/versions/test_promotions.py",
+    "acceptance/versions/test_spaces.py",
+    "acceptance/versions",
+    "integration/registry/training",
+    "integration",
+    "acceptance/watched",
+    "acceptance/hurt",
+    "acceptance",
+    "unit",
+)
+
+settings.register_profile(
+    breadth.CI, max_examples=breadth.examples(100, full=False), derandomize=True, database=None, deadline=None
+)
+settings.register_profile(breadth.FULL, max_examples=100, deadline=None, print_blob=True)
+# By hand: `pytest --hypothesis-profile=long tests/integration/db/embeddings/test_interleavings.py`.
 settings.register_profile("long", max_examples=100, stateful_step_count=40, deadline=None, print_blob=True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full", action="store_true", help="also run slow tests, and property tests and simulations in full"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    breadth.choose(full=config.getoption("full"))
+    if config.getoption("--hypothesis-profile") is None:
+        settings.load_profile(breadth.FULL if config.getoption("full") else breadth.CI)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the slow tests to the full tier, and give each file or live platform to one worker."""
+    if not config.getoption("full"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        if slow:
+            config.hook.pytest_deselected(items=slow)
+            items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=rank)
+
+
+def group(item: pytest.Item) -> str:
+    """Return the tests that share a worker: those of one file, or of one live platform."""
+    path = item.path.relative_to(TESTS)
+    return str(path if path.parts[0] != "acceptance" else Path(*path.parts[:2]))
+
+
+def rank(item: pytest.Item) -> int:
+    """Return when a test is run, by the most exact entry of the order."""
+    path = item.path.relative_to(TESTS)
+    fitting = [entry for entry in ORDER if path.is_relative_to(entry)]
+    return ORDER.index(max(fitting, key=len)) if fitting else len(ORDER)
 
 
 @pytest.fixture(scope="session")

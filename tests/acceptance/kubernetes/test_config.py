@@ -17,7 +17,8 @@ from tests.support.postgres import TestServer
 ADAPTED = {"production": {}, "gpu": {"VALENCE_DEVICE": "cpu"}}
 
 
-@pytest.mark.parametrize("overlay", ADAPTED)
+# `gpu` differs from `production` in settings whose rendering and engines have tests of their own.
+@pytest.mark.parametrize("overlay", ["production", pytest.param("gpu", marks=pytest.mark.slow)])
 def test_an_overlay_serves_predictions_on_several_nodes(
     overlay: str, server: TestServer, mlflow_url: str
 ) -> None:

@@ -13,6 +13,7 @@ def platform() -> Iterator[LivePlatform]:
         # No encoder that a test brings is stopped, and there is room for all of them.
         VALENCE_ENCODER_GRACE_SECONDS="3600",
         VALENCE_ENCODER_CPUS="0.2",
+        VALENCE_EVALUATION_TEXTS="200",
         # The joint model takes longer than a lexicon, and is worth it.
         VALENCE_GATE_LATENCY_RATIO="off",
         VALENCE_JUDGE_SECONDS="0.5",

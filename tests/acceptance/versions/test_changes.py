@@ -143,6 +143,8 @@ def test_an_encoder_outside_the_space_gets_its_vectors_from_the_spaces_own(
     assert answers(platform) == before
 
 
+# A tiny one is built and refused in tests/integration/registry/training.
+@pytest.mark.slow
 def test_a_joint_version_whose_vectors_leave_the_space_is_refused(
     platform: LivePlatform, tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ def history(platform: LivePlatform) -> list[tuple[str, str]]:
 def test_a_version_is_measured_promoted_followed_and_rolled_back(platform: LivePlatform) -> None:
     with platform.client() as client:
         client.post("/v1/predict/batch", json={"texts": [f"so good, number {n}" for n in range(50)]})
-    missing = platform.valence("models", "promote", "1")
+    missing = platform.valence("models", "promote", "2")
     assert missing.returncode == 1
     assert "evaluation missing" in missing.stderr
     measured = platform.valence("models", "evaluate", "1", "--wait", "--json")

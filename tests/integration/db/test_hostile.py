@@ -22,6 +22,7 @@ from db.predictions.idempotency import IdempotencyRepository
 from db.predictions.predictions import PredictionFilters, PredictionRepository
 from db.predictions.submissions import Failed, Stored
 from db.search.similarity import SimilarityFilters, SimilarityRepository
+from tests.support import breadth
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import claim, counted, new_key, new_text, sql, submission, writer
 from tests.support.tour import VECTOR
@@ -67,7 +68,9 @@ VALUES = st.one_of(
 )
 UUIDS = st.uuids()
 SETTINGS = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=breadth.examples(60),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 

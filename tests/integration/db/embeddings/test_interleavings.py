@@ -31,6 +31,7 @@ from db.privacy.erasure import ErasureRepository
 from db.privacy.retention import Retention
 from db.schema.tables import NIL_ID
 from db.search.similarity import Neighbours, SimilarityFilters, SimilarityRepository
+from tests.support import breadth
 from tests.support.postgres import SPACE, TestServer, opened
 from tests.support.rows import new_key, new_prediction, new_text, now, unit_vectors, writer
 from tests.support.scripted import End, Script, ScriptedDatabase
@@ -492,7 +493,7 @@ def test_any_interleaving_shows_each_live_text_once(
     size = (
         {}
         if settings.get_current_profile_name() == "long"
-        else {"max_examples": 25, "stateful_step_count": 15}
+        else {"max_examples": breadth.examples(25), "stateful_step_count": 15}
     )
     run_state_machine_as_test(
         lambda: Interleavings(server),

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from starlette.types import Message, Receive, Scope, Send
 
 from serving.core.caller import Role
+from tests.support import breadth
 from tests.support.app import Platform, fake_platform, stored_platform
 from tests.support.postgres import TestServer
 
@@ -85,7 +86,7 @@ def platform(server: TestServer) -> Iterator[Platform]:
 
 @schema.parametrize()
 @settings(
-    max_examples=15,
+    max_examples=breadth.chosen(5, 15),
     deadline=None,
     derandomize=True,
     database=None,

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from db.backup.archive import FORMAT, MANIFEST, Backup, BackupEntry, BackupWriter
 from db.errors import BackupDamaged, BackupTooNew, BackupUnwritable
+from tests.support import breadth
 
 
 def written(target: Path, contents: dict[str, bytes], scratch: Path) -> Path:
@@ -86,7 +87,11 @@ def test_the_damaged_file_is_named(tmp_path: Path) -> None:
         found.check()
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=breadth.examples(60),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    deadline=None,
+)
 @given(st.data())
 def test_no_flipped_bit_and_no_cut_goes_unnoticed(tmp_path: Path, data: st.DataObject) -> None:
     target = tmp_path / "b"

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from registry.analysis.clusters import MIN_CLUSTER_SIZE, cluster_vectors, find_distinctive_words
+from tests.support import breadth
 
 
 def unit(rows):
@@ -39,7 +40,7 @@ def test_the_same_seed_gives_the_same_groups() -> None:
 
 
 @given(st.integers(0, 60), st.integers(1, 20), st.booleans(), st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=breadth.examples(60), deadline=None)
 def test_every_row_is_in_exactly_one_group_and_there_are_never_too_many(
     rows: int, most: int, same: bool, seed: int
 ) -> None:

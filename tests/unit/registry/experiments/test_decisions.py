@@ -12,6 +12,7 @@ from registry.experiments import statistics
 from registry.experiments.decisions import ArmCounts, Evidence, Stage, decide
 from registry.experiments.policies import Guardrails, Policy
 from registry.experiments.statistics import ArmFeedback
+from tests.support import breadth
 
 DECIDES = Policy(action="decide")
 RAMPS = Policy(action="decide", ramp=(0.01, 0.05, 0.5))
@@ -209,7 +210,7 @@ STAGES = st.builds(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=breadth.examples(50))
 @given(stages=st.lists(STAGES, min_size=1, max_size=3), acts=st.booleans())
 def test_stored_decision_is_made_again_from_its_stored_evidence(stages: list[Stage], acts: bool) -> None:
     found = Evidence(stages=tuple(stages))

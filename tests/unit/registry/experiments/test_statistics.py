@@ -15,6 +15,7 @@ from scipy.stats import norm
 
 from registry.experiments import statistics
 from registry.experiments.statistics import ArmFeedback, Split
+from tests.support import breadth
 from tests.support import simulations as simulated
 
 MEANS = st.lists(st.sampled_from([0.0, 0.2, 1 / 3, 0.5, 2 / 3, 0.8, 1.0]), min_size=1, max_size=50)
@@ -254,19 +255,19 @@ def test_simulation_calls_what_difference_calls() -> None:
 def test_equal_arms_looked_at_after_every_feedback_are_called_different_in_at_most_5_percent(
     rolling: bool,
 ) -> None:
-    found = simulated.null(240, rolling=rolling)
+    found = simulated.null(breadth.chosen(120, 240), rolling=rolling)
     assert found["units"].mean() <= 0.05
     assert found["accuracy"].mean() <= 0.05
     assert found["predictions"].mean() > (0.15 if rolling else 0.06)
 
 
 def test_equal_arms_at_a_share_of_1_percent_are_called_different_in_at_most_5_percent() -> None:
-    assert simulated.small_share(400).mean() <= 0.05
-    assert simulated.small_share(400, accuracy=0.97).mean() <= 0.05
+    assert simulated.small_share(breadth.chosen(200, 400)).mean() <= 0.05
+    assert simulated.small_share(breadth.chosen(200, 400), accuracy=0.97).mean() <= 0.05
 
 
 def test_texts_that_become_easier_during_a_ramp_make_no_difference() -> None:
-    found = simulated.drifting(300)
+    found = simulated.drifting(breadth.chosen(100, 300))
     assert found["stages"].mean() <= 0.05
     assert found["pooled"].mean() > 0.5
 

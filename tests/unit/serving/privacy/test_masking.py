@@ -25,6 +25,7 @@ from serving.privacy.masking import (
     merge_spans,
 )
 from serving.privacy.pii import PatternTimedOut, PersonalDataFinder
+from tests.support import breadth
 
 pytestmark = pytest.mark.anyio
 
@@ -110,7 +111,7 @@ DATA = st.one_of(
 PROSE = st.lists(
     st.sampled_from(["good", "très", "bad,", "ГОРЬКО", "ok!", "\n", "\U0001f600", "the"]), max_size=6
 )
-FINDING = settings(max_examples=60, deadline=None)
+FINDING = settings(max_examples=breadth.examples(60), deadline=None)
 
 
 @pytest.fixture(scope="module")
