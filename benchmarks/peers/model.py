@@ -31,7 +31,7 @@ class PlainModel:
         """An answer for each text."""
         tokenised = TokenizedTexts(self._tokenizer, texts)
         batch = tokenised.pad(range(len(texts)))
-        return _answers(self._head.scores(batch.passed(texts, *self._run(batch.inputs))))
+        return _answers(self._head.scores(batch.to_micro_batch(texts, *self._run(batch.inputs))))
 
 
 class Model:

@@ -1,4 +1,4 @@
-"""Vectors, or texts, to calibrated class scores; one class for each kind of head bundle. Numpy only."""
+"""Heads: vectors or texts to calibrated class scores, one class for each kind of head bundle. Numpy only."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,18 +18,18 @@ Scores = NDArray[np.float32]
 
 
 class Head(Protocol):
-    """Scores micro-batches. Safe to call from several threads; batch-mates change nothing."""
+    """Scores micro-batches. Several threads may call it; the other texts of a batch change no score."""
 
     def scores(self, batch: MicroBatch) -> Scores:
-        """Float32 [b, 3] in the order of `LABELS`: probabilities that sum to 1, calibrated.
+        """Return float32 [b, 3] in the order of `LABELS`: calibrated probabilities that sum to 1.
 
-        A row that has no finite answer is NaN throughout: an error of that row, never an answer.
+        A row without a finite answer is all NaN: an error of that row, never an answer.
         """
         ...
 
 
 def load_head(bundle: Bundle) -> Head:
-    """The head of a version's bundle. Raises BundleInvalid for a kind that has none."""
+    """Load the head of a version's bundle. Raises BundleInvalid for a kind without a head."""
     builder = _BUILDERS.get(bundle.manifest.kind)
     if builder is None:
         raise BundleInvalid(f"{bundle.manifest.name} is a {bundle.manifest.kind.value}, which has no head")
@@ -37,7 +37,7 @@ def load_head(bundle: Bundle) -> Head:
 
 
 def has_answer(scores: Scores) -> NDArray[np.bool_]:
-    """Which rows of `Head.scores` hold an answer: bool [b]."""
+    """Return for each row of `Head.scores` whether it holds an answer: bool [b]."""
     finite: NDArray[np.bool_] = np.isfinite(scores.sum(axis=1))
     return finite
 
@@ -45,7 +45,7 @@ def has_answer(scores: Scores) -> NDArray[np.bool_]:
 class LexiconHead:
     """vaderSentiment's compound score, -1 to 1, mapped to three classes by a fitted softmax.
 
-    Refuses to load over another lexicon than the one it was fitted on.
+    Refuses to load with another lexicon than the one it was fitted on.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -58,7 +58,7 @@ class LexiconHead:
                 f"{bundle.manifest.name} was fitted on lexicon {expected}, {lexicon} is {actual}"
             )
         self._analyzer = vaderSentiment.SentimentIntensityAnalyzer()
-        self._weight = _tensors(bundle, ("weight",))["weight"]
+        self._weight = _load_tensors(bundle, ("weight",))["weight"]
         self._temperature = bundle.manifest.temperature
 
     def scores(self, batch: MicroBatch) -> Scores:
@@ -74,16 +74,16 @@ class AttentiveHead:
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        self._weights = _tensors(bundle, ATTENTIVE_TENSORS)
+        self._weights = _load_tensors(bundle, ATTENTIVE_TENSORS)
         self._temperature = bundle.manifest.temperature
 
     def scores(self, batch: MicroBatch) -> Scores:
         return _softmax(self.logits(batch.tokens, batch.mask), self._temperature)
 
     def logits(self, tokens: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Before the temperature: tokens float32 [b, t, w], mask bool [b, t] → float32 [b, 3].
+        """Return the logits before the temperature: tokens float32 [b, t, w], mask bool [b, t] → float32 [b, 3].
 
-        Each row of the mask is true from its start on, at least once, then false; padding is never looked at.
+        Each row of the mask is true from its start on, at least once, then false; padding is never read.
         """
         weights = self._weights
         lengths = mask.sum(axis=1)
@@ -109,14 +109,14 @@ class AttentiveHead:
 
 
 class ClassifierHead:
-    """A foreign classifier's labels as our classes: the probabilities of several for one of ours add up.
+    """Maps an imported classifier's labels to our classes; probabilities of labels with the same class add up.
 
-    What falls on labels that are ignored is shared by the others.
+    Our classes share the probability of labels without a class.
     """
 
     def __init__(self, bundle: Bundle) -> None:
         self._name = bundle.manifest.name
-        mapping = _tensors(bundle, (MAPPING,))[MAPPING]
+        mapping = _load_tensors(bundle, (MAPPING,))[MAPPING]
         plain = mapping.ndim == 2 and mapping.shape[1] == len(LABELS) and np.isin(mapping, (0, 1)).all()
         if not plain or (mapping.sum(axis=1) > 1).any() or not mapping.any():
             raise BundleInvalid(f"{self._name} has a {MAPPING} that doesn't map labels to {LABELS}")
@@ -124,9 +124,9 @@ class ClassifierHead:
         self._temperature = bundle.manifest.temperature
         match bundle.manifest.settings.get("activation"):
             case "softmax":
-                self._activated = _softmax
+                self._activate = _softmax
             case "sigmoid":
-                self._activated = _sigmoid
+                self._activate = _sigmoid
             case other:
                 raise BundleInvalid(f"{self._name} has the activation {other!r}, not softmax or sigmoid")
 
@@ -137,48 +137,48 @@ class ClassifierHead:
                 f"{self._name} maps {len(self._mapping)} labels, its encoder gives {logits.shape[1]}"
             )
         mapped = self._mapping.any(axis=1)
-        scores = self._activated(logits[:, mapped], self._temperature) @ self._mapping[mapped]
+        scores = self._activate(logits[:, mapped], self._temperature) @ self._mapping[mapped]
         finite = np.isfinite(logits).all(axis=1) & (scores.sum(axis=1) > 0)
         total = np.where(finite, scores.sum(axis=1), 1)[:, None]
-        normed: Scores = np.where(finite[:, None], scores / total, np.float32(np.nan))
-        return normed
+        normalized: Scores = np.where(finite[:, None], scores / total, np.float32(np.nan))
+        return normalized
 
 
 _BUILDERS: dict[BundleKind, Callable[[Bundle], Head]] = {
     BundleKind.LEXICON: LexiconHead,
     BundleKind.HEAD: AttentiveHead,
     BundleKind.CLASSIFIER: ClassifierHead,
-    # Its head is like any other: what it reads are the states of the encoder that it brings.
+    # Its head is like any other, but reads the states of the encoder in the same bundle.
     BundleKind.JOINT: AttentiveHead,
 }
 
 
-def _tensors(bundle: Bundle, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-    """The named tensors as float32. Raises BundleInvalid if one is missing."""
+def _load_tensors(bundle: Bundle, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """Load the named tensors as float32. Raises BundleInvalid if one is missing."""
     try:
-        found = load_file(bundle.file(HEAD_WEIGHTS))
-        return {name: np.ascontiguousarray(found[name], dtype=np.float32) for name in names}
+        tensors = load_file(bundle.file(HEAD_WEIGHTS))
+        return {name: np.ascontiguousarray(tensors[name], dtype=np.float32) for name in names}
     except (KeyError, SafetensorError) as exc:
         raise BundleInvalid(f"{bundle.manifest.name} has no usable {HEAD_WEIGHTS}: {exc}") from exc
 
 
 def _layer_norm(states: NDArray[np.float32]) -> None:
-    """In place: float32 [n, w], each row."""
+    """Normalize each row of float32 [n, w] in place."""
     states -= states.mean(axis=-1, keepdims=True)
     variance = np.einsum("nw,nw->n", states, states) / np.float32(states.shape[-1])
     states /= np.sqrt(variance + np.float32(1e-5))[:, None]
 
 
 def _gelu(x: NDArray[np.float32]) -> None:
-    """In place, by its tanh approximation (Hendrycks and Gimpel, arXiv 1606.08415)."""
-    bent = x * x
-    bent *= np.float32(0.044715)
-    bent += 1
-    bent *= x
-    bent *= np.float32(0.7978845608)
-    np.tanh(bent, out=bent)
-    bent += 1
-    x *= bent
+    """Apply GELU in place, by its tanh approximation (Hendrycks and Gimpel, arXiv 1606.08415)."""
+    inner = x * x
+    inner *= np.float32(0.044715)
+    inner += 1
+    inner *= x
+    inner *= np.float32(0.7978845608)
+    np.tanh(inner, out=inner)
+    inner += 1
+    x *= inner
     x *= np.float32(0.5)
 
 

@@ -1,19 +1,19 @@
-"""What crosses the remote call between an ingress and a replica: a question and its reply, by value."""
+"""The messages between an ingress and a replica: a request and its reply, sent by value."""
 
 from dataclasses import dataclass, field
 
 from registry.store.records import VersionRecord
 
-_REASONS = 5
+_MAX_REASONS = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InferenceRequest:
-    """A batch of n different texts, and which of the versions scores which of them.
+    """A batch of n different texts, and the versions that score each of them.
 
-    `pairs`: uint16 [m, 2], each a row of `texts` and an index into `versions`; a text may be scored by several
-    versions, after one pass, or by none, which asks for its vector alone. `bulk` lets other batches go first.
-    `batch` names the batch in the logs of both ends, `traceparent` its span.
+    `pairs`: uint16 [m, 2], each a row of `texts` and an index into `versions`. Several versions may score a text, after
+    one pass; a text without a pair gets its vector alone. `bulk` lets other batches go first. `batch` names the batch
+    in the logs of both ends, `traceparent` its span.
     """
 
     texts: list[str]
@@ -26,11 +26,11 @@ class InferenceRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InferenceReply:
-    """What a replica says of a question's n texts and m pairs.
+    """A replica's results for the n texts and m pairs of a request.
 
-    `embeddings`: little-endian float16 [n, d]; `tokens`: uint16 [n], how many were read; `truncated`: bool [n];
-    `scores`: float32 [m, 3]. All as bytes, because they cross processes. Why there is no answer: `text_faults` by
-    row, `score_faults` by pair.
+    `embeddings`: little-endian float16 [n, d]; `tokens`: uint16 [n], the number read; `truncated`: bool [n];
+    `scores`: float32 [m, 3]. All are bytes, because they cross processes. `text_faults` by row and `score_faults` by
+    pair hold the reason for each missing result.
     """
 
     embeddings: bytes = field(repr=False)
@@ -42,10 +42,10 @@ class InferenceReply:
 
 
 def summarize_faults(reply: InferenceReply) -> dict[str, object]:
-    """What a log says of a reply's faults: how many, and a few of the reasons."""
+    """Return the number of a reply's faults and some of their reasons, for the log."""
     reasons = sorted({*reply.text_faults.values(), *reply.score_faults.values()})
     return {
         "text_faults": len(reply.text_faults),
         "score_faults": len(reply.score_faults),
-        "reasons": reasons[:_REASONS],
+        "reasons": reasons[:_MAX_REASONS],
     }

@@ -1,4 +1,4 @@
-"""Texts as micro-batches: how they are tokenised and cut, and what a pass over one gives.
+"""Micro-batches: how texts are tokenized and divided into them, and the result of a pass over one.
 
 Knows no engine and no head.
 """
@@ -16,17 +16,17 @@ from registry.bundles.manifest_schema import TOKENIZER, EncoderSettings
 
 MAX_ROWS = 16
 TOKEN_BUDGET = 512
-# A small batch waits for the end of a bulk pass, so that one is kept short.
+# A small batch waits for the end of a bulk pass, so bulk passes are short.
 BULK_TOKEN_BUDGET = 128
-# What a pass costs besides its tokens, in tokens: with AVX2, 1.4 to 2.5 ms at 0.15 to 0.19 ms a token.
+# The cost of a pass besides its tokens, in tokens: with AVX2, 1.4 to 2.5 ms at 0.15 to 0.19 ms a token.
 PASS_TOKENS = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MicroBatch:
-    """What one pass over at most `MAX_ROWS` texts gave; row i of each array belongs to `rows[i]`.
+    """The result of one pass over at most `MAX_ROWS` texts; row i of each array belongs to `rows[i]`.
 
-    `rows`: int64 [b], indices into the texts that were given. `embedding`: float32 [b, d], unit length.
+    `rows`: int64 [b], indices into the texts of the call. `embedding`: float32 [b, d], unit length.
     `tokens`: float32 [b, t, w], the token states that heads may read; of a classifier [b, 1, n], its logits.
     `mask`: bool [b, t], False is padding.
     `truncated`: bool [b], the text is longer than the encoder reads.
@@ -39,23 +39,23 @@ class MicroBatch:
     mask: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
 
-    def only(self, places: NDArray[np.int64]) -> "MicroBatch":
-        """The texts at some places of it, which are different and ascend."""
-        if len(places) == len(self.rows):
+    def select(self, positions: NDArray[np.int64]) -> "MicroBatch":
+        """Return the part at some positions, which ascend without repetition."""
+        if len(positions) == len(self.rows):
             return self
         return MicroBatch(
-            rows=self.rows[places],
-            texts=tuple(self.texts[place] for place in places),
-            embedding=self.embedding[places],
-            tokens=self.tokens[places],
-            mask=self.mask[places],
-            truncated=self.truncated[places],
+            rows=self.rows[positions],
+            texts=tuple(self.texts[position] for position in positions),
+            embedding=self.embedding[positions],
+            tokens=self.tokens[positions],
+            mask=self.mask[positions],
+            truncated=self.truncated[positions],
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WarmUp:
-    """How many of the input shapes that occur are compiled, and how long that took."""
+    """The number of compiled input shapes, of those that occur, and the seconds that took."""
 
     shapes: int
     of: int
@@ -79,10 +79,10 @@ class MicroBatchPlan:
     def inputs(self) -> dict[str, NDArray[np.int64]]:
         return {"input_ids": self.ids, "attention_mask": self.mask}
 
-    def passed(
+    def to_micro_batch(
         self, texts: Sequence[str], embedding: NDArray[np.float32], tokens: NDArray[np.float32]
     ) -> MicroBatch:
-        """What a pass gave, with those of all `texts` that it belongs to."""
+        """Return the result of a pass, with those of all `texts` to which it belongs."""
         return MicroBatch(
             rows=self.rows,
             texts=tuple(texts[row] for row in self.rows),
@@ -96,63 +96,63 @@ class MicroBatchPlan:
 def plan_micro_batches(
     lengths: Sequence[int],
     *,
-    lanes: int,
+    threads: int,
     max_rows: int = MAX_ROWS,
     budget: int = TOKEN_BUDGET,
-    padded: Callable[[int], int] = lambda length: length,
-    mixed: bool = True,
+    pad_length: Callable[[int], int] = lambda length: length,
+    mix_lengths: bool = True,
 ) -> list[list[int]]:
-    """Indices sorted by length and cut into micro-batches at the least cost, longest first, some for each lane.
+    """Divide the indices of texts into micro-batches at the least cost, longest texts first, some for each thread.
 
-    A pass has at most `max_rows` texts and `budget` padded tokens, and costs its padded tokens and, once,
-    `PASS_TOKENS`; the cheapest cuts of the sorted lengths are found by dynamic programming over where the last
-    one begins. Unless `mixed`, texts of different padded length never share a pass.
+    A pass has at most `max_rows` texts and `budget` padded tokens, and costs its padded tokens and `PASS_TOKENS`. The
+    cheapest division of the sorted lengths is found by dynamic programming over where the last pass begins. Unless
+    `mix_lengths`, texts of different padded length never share a pass.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-    widths = [padded(lengths[index]) for index in order]
-    most = max(1, min(max_rows, -(-len(order) // lanes)))
-    least = [0, *[sys.maxsize] * len(order)]
+    widths = [pad_length(lengths[index]) for index in order]
+    limit = max(1, min(max_rows, -(-len(order) // threads)))
+    costs = [0, *[sys.maxsize] * len(order)]
     begins = [0] * (len(order) + 1)
     for begin, width in enumerate(widths):
-        rows = max(1, min(most, budget // width, len(order) - begin))
-        cost = least[begin] + PASS_TOKENS
+        rows = max(1, min(limit, budget // width, len(order) - begin))
+        cost = costs[begin] + PASS_TOKENS
         for end in range(begin + 1, begin + rows + 1):
-            if not mixed and widths[end - 1] != width:
+            if not mix_lengths and widths[end - 1] != width:
                 break
             cost += width
-            if cost < least[end]:
-                least[end], begins[end] = cost, begin
-    cuts: list[list[int]] = []
+            if cost < costs[end]:
+                costs[end], begins[end] = cost, begin
+    parts: list[list[int]] = []
     end = len(order)
     while end:
-        cuts.append(order[begins[end] : end])
+        parts.append(order[begins[end] : end])
         end = begins[end]
-    return cuts[::-1]
+    return parts[::-1]
 
 
 class TokenizedTexts:
-    """Texts as token ids, ready to be cut."""
+    """Texts as token ids, ready to be divided into micro-batches."""
 
     def __init__(self, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
         self._encodings: list[Encoding] = tokenizer.encode_batch_fast(list(texts))
         self.lengths = [len(encoding.ids) for encoding in self._encodings]
 
     def pad(
-        self, rows: Sequence[int], *, padded: Callable[[int], int] = lambda length: length
+        self, rows: Sequence[int], *, pad_length: Callable[[int], int] = lambda length: length
     ) -> MicroBatchPlan:
-        """The texts `rows` as one input, as long as `padded` of the longest."""
-        length = padded(max(self.lengths[row] for row in rows))
-        ids = np.zeros((len(rows), length), dtype=np.int64)
-        mask = np.zeros((len(rows), length), dtype=np.int64)
-        for place, row in enumerate(rows):
-            ids[place, : self.lengths[row]] = self._encodings[row].ids
-            mask[place, : self.lengths[row]] = 1
+        """Return the texts `rows` as one input, as wide as `pad_length` of the longest."""
+        width = pad_length(max(self.lengths[row] for row in rows))
+        ids = np.zeros((len(rows), width), dtype=np.int64)
+        mask = np.zeros((len(rows), width), dtype=np.int64)
+        for position, row in enumerate(rows):
+            ids[position, : self.lengths[row]] = self._encodings[row].ids
+            mask[position, : self.lengths[row]] = 1
         truncated = np.array([bool(self._encodings[row].overflowing) for row in rows])
         return MicroBatchPlan(rows=np.array(rows, dtype=np.int64), ids=ids, mask=mask, truncated=truncated)
 
 
 def load_tokenizer(bundle: Bundle, settings: EncoderSettings) -> Tokenizer:
-    """The bundle's tokenizer: cuts a text to what the encoder reads, and pads none."""
+    """Load a bundle's tokenizer. It truncates a text to the length that the encoder reads, and doesn't pad."""
     tokenizer = Tokenizer.from_file(str(bundle.file(TOKENIZER)))
     tokenizer.no_padding()
     tokenizer.enable_truncation(settings.max_length)

@@ -1,6 +1,6 @@
-"""A version opened outside of serving: what it says of many texts, and what an answer of it costs.
+"""Offline inference: a version's scores of many texts, and the cost of an answer.
 
-The same encoder and the same head as a replica's, on one thread. Asks no replica for anything.
+Runs the same encoder and head as a replica, on one thread. Calls no replica.
 """
 
 import time
@@ -22,31 +22,30 @@ _BATCHES = 8
 _BETWEEN_RESTS = 64
 
 
-def no_rest(_seconds: float) -> None:
-    """Goes on at once."""
+def rest_to_share(share: float) -> Callable[[float], None]:
+    """Return a function that sleeps after some seconds of work, so that work takes this `share` of the time.
 
-
-def resting(share: float) -> Callable[[float], None]:
-    """Sleeps after so many seconds of work for as long as leaves it this `share` of the time, above 0 and at most 1."""
+    `share` is above 0 and at most 1.
+    """
     return lambda seconds: time.sleep(seconds * (1 / share - 1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OfflineScores:
-    """What a version says of n texts: `scores` float32 [n, 3], `vectors` float32 [n, d] of unit length."""
+    """A version's results for n texts: `scores` float32 [n, 3], `vectors` float32 [n, d] of unit length."""
 
     scores: Scores = field(repr=False)
     vectors: NDArray[np.float32] = field(repr=False)
 
 
 class OfflineScorer:
-    """Every text gets a finite answer, or none does.
+    """Gives every text a finite answer, or raises.
 
     Args:
-        head: the version's.
-        encoder: the version's own; the space's for a version that reads the text itself, as a replica has it.
-        beside: the space's encoder, where the version's own isn't of the space: an answer needs both.
-        rest: called with the seconds that some texts took, before the next ones.
+        head: the version's head.
+        encoder: the version's own encoder; the space's encoder for a version that reads the text itself.
+        space_encoder: the space's encoder if the version's own isn't of the space, so that an answer needs both.
+        rest: is called with the seconds that some texts took, before the next ones.
     """
 
     def __init__(
@@ -54,50 +53,50 @@ class OfflineScorer:
         head: Head,
         encoder: Encoder,
         *,
-        beside: Encoder | None = None,
-        rest: Callable[[float], None] = no_rest,
+        rest: Callable[[float], None],
+        space_encoder: Encoder | None = None,
     ) -> None:
         self._head = head
         self._encoder = encoder
-        self._beside = beside
+        self._space_encoder = space_encoder
         self._rest = rest
 
     def run(self, texts: Sequence[str]) -> OfflineScores:
-        """Scores and vectors of the texts, in their order.
+        """Return scores and vectors of the texts, in their order.
 
         Raises:
-            Invalid: the head gives another shape than [n, 3], or no finite answer for some text.
+            Invalid: the head's scores aren't of shape [n, 3], or a text has no finite answer.
         """
         scores = np.zeros((len(texts), len(LABELS)), np.float32)
         vectors = np.zeros((len(texts), self._encoder.settings.dimensions), np.float32)
         for start in range(0, len(texts), _BETWEEN_RESTS):
             began = time.monotonic()
             for micro in self._encoder.run(texts[start : start + _BETWEEN_RESTS]):
-                found = self._head.scores(micro)
-                if found.shape != (len(micro.rows), len(LABELS)):
-                    raise Invalid(f"the head gives scores of shape {found.shape} for {len(micro.rows)} texts")
+                chunk = self._head.scores(micro)
+                if chunk.shape != (len(micro.rows), len(LABELS)):
+                    raise Invalid(f"the head gives scores of shape {chunk.shape} for {len(micro.rows)} texts")
                 rows = start + micro.rows
-                scores[rows], vectors[rows] = found, micro.embedding
+                scores[rows], vectors[rows] = chunk, micro.embedding
             self._rest(time.monotonic() - began)
-        if silent := int((~has_answer(scores)).sum()):
-            raise Invalid(f"{silent} of {len(texts)} texts got no finite answer")
+        if missing := int((~has_answer(scores)).sum()):
+            raise Invalid(f"{missing} of {len(texts)} texts got no finite answer")
         return OfflineScores(scores=scores, vectors=vectors)
 
     def latency(self, texts: Sequence[str]) -> Latency:
-        """What an answer costs, from `texts` over and over, in processor time after every shape was seen once."""
+        """Measure the cost of an answer in processor time, on `texts` over and over, after one run of every shape."""
         alone = [texts[number % len(texts)] for number in range(_ALONE)]
         batches = [
-            [texts[(start * _BATCH + place) % len(texts)] for place in range(_BATCH)]
+            [texts[(start * _BATCH + position) % len(texts)] for position in range(_BATCH)]
             for start in range(_BATCHES)
         ]
-        asked = [[text] for text in alone] + batches
-        for each in asked:
+        runs = [[text] for text in alone] + batches
+        for each in runs:
             self._pass(each)
-        took = [self._timed(each) for each in asked]
+        seconds = [self._timed(each) for each in runs]
         return Latency(
             engine=str(self._encoder.engine),
-            alone_ms=round(1000 * float(np.median(took[:_ALONE])), 4),
-            texts_per_second=round(_BATCH * _BATCHES / max(sum(took[_ALONE:]), 1e-9), 2),
+            alone_ms=round(1000 * float(np.median(seconds[:_ALONE])), 4),
+            texts_per_second=round(_BATCH * _BATCHES / max(sum(seconds[_ALONE:]), 1e-9), 2),
         )
 
     def _timed(self, texts: Sequence[str]) -> float:
@@ -108,8 +107,8 @@ class OfflineScorer:
     def _pass(self, texts: Sequence[str]) -> None:
         for micro in self._encoder.run(texts):
             self._head.scores(micro)
-        if self._beside is not None:
-            for _ in self._beside.run(texts):
+        if self._space_encoder is not None:
+            for _ in self._space_encoder.run(texts):
                 pass
 
 
@@ -122,8 +121,8 @@ def embed_texts(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.float32]:
 
 
 def cosines(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Of vectors of unit length [n, d], row by row; 0 where their widths differ, as no two spaces compare."""
+    """Return the cosines of unit vectors [n, d], row by row; zeros if the widths differ, since spaces don't compare."""
     if ours.shape != theirs.shape:
         return np.zeros(len(ours))
-    found: NDArray[np.float64] = (ours.astype(np.float64) * theirs).sum(axis=1)
-    return np.clip(found, -1.0, 1.0)
+    cosine: NDArray[np.float64] = (ours.astype(np.float64) * theirs).sum(axis=1)
+    return np.clip(cosine, -1.0, 1.0)

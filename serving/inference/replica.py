@@ -1,6 +1,6 @@
-"""The replica that encodes and scores.
+"""The replica, which encodes texts and scores them.
 
-A fault of one text, or of one head, is kept to the rows it concerns. Knows nothing of HTTP, the database or traffic.
+Keeps a fault of one text or one head to the rows concerned. Knows nothing of HTTP, the database or traffic.
 """
 
 import asyncio
@@ -32,13 +32,13 @@ log = structlog.get_logger(__name__)
 
 
 class Replica:
-    """Encodes each batch once and scores every row by the head that it asked for; heads are loaded once and kept.
+    """Encodes each batch once and scores every row by the heads requested for it; loads each head once.
 
     Args:
         encoder: the encoder, warm.
-        fetch: a verified local folder of a version's bundle.
-        threads: batches that are worked on at once: while one computes, the next is tokenised.
-        spans: whoever traces, if anybody does.
+        fetch: returns a verified local folder with a version's bundle.
+        threads: batches that are worked on at once: while one computes, the next is tokenized.
+        spans: traces each batch; None without tracing.
     """
 
     def __init__(
@@ -55,27 +55,25 @@ class Replica:
         self._heads: dict[str, Head] = {}
         self._loading = Lock()
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="infer")
-        self._asked = time.monotonic()
+        self._last_call = time.monotonic()
 
     def warm_up_when_idle(self) -> None:
-        """Compile the shapes that are still cold, one at a time, whenever nobody has asked for a while."""
+        """Compile the shapes that are still cold, one at a time, whenever no call has come for a while."""
         Thread(target=self._warm_rest, name="warm-up", daemon=True).start()
 
-    async def infer(self, question: InferenceRequest) -> InferenceReply:
-        """Encode every text once, and score it by the versions that were asked for."""
+    async def infer(self, request: InferenceRequest) -> InferenceReply:
+        """Encode every text once, and score it by the versions requested."""
         span: AbstractContextManager[object] = nullcontext()
         if self._spans is not None:
-            span = self._spans.within(
-                "encode", question.traceparent, **{"valence.texts": len(question.texts)}
-            )
+            span = self._spans.within("encode", request.traceparent, **{"valence.texts": len(request.texts)})
         with span:
             try:
-                reply: InferenceReply = await self._in_worker(self._infer, question)
+                reply: InferenceReply = await self._in_worker(self._infer, request)
             except Exception:
-                log.exception("batch.failed", batch=question.batch, texts=len(question.texts))
+                log.exception("batch.failed", batch=request.batch, texts=len(request.texts))
                 raise
         if reply.text_faults or reply.score_faults:
-            log.warning("batch.faults", batch=question.batch, **summarize_faults(reply))
+            log.warning("batch.faults", batch=request.batch, **summarize_faults(reply))
         return reply
 
     async def load(self, version: VersionRecord) -> None:
@@ -84,20 +82,20 @@ class Replica:
         Raises:
             RegistryError: the bundle can't be fetched, verified or loaded.
         """
-        await self._in_worker(self._prove, version)
+        await self._in_worker(self._verify, version)
 
     def _warm_rest(self) -> None:
         complete = False
         while not complete:
-            while time.monotonic() - self._asked < _IDLE_SECONDS:
+            while time.monotonic() - self._last_call < _IDLE_SECONDS:
                 time.sleep(_IDLE_SECONDS / 4)
             complete = self._encoder.warm_up(0).complete
 
     async def _in_worker(self, work: Callable[..., Any], *arguments: object) -> Any:
-        self._asked = time.monotonic()
+        self._last_call = time.monotonic()
         return await asyncio.get_running_loop().run_in_executor(self._workers, work, *arguments)
 
-    def _prove(self, version: VersionRecord) -> None:
+    def _verify(self, version: VersionRecord) -> None:
         head = self._head(version)
         for micro in self._encoder.run(["A short text to try the head on."]):
             scores = head.scores(micro)
@@ -114,45 +112,45 @@ class Replica:
                     self._heads[version.digest] = head
         return head
 
-    def _infer(self, question: InferenceRequest) -> InferenceReply:
-        answer = _Growing(question, self._encoder.settings.dimensions)
+    def _infer(self, request: InferenceRequest) -> InferenceReply:
+        reply = _ReplyBuilder(request, self._encoder.settings.dimensions)
         try:
-            for micro in self._encoder.run(question.texts, bulk=question.bulk):
-                self._answer(micro, answer)
+            for micro in self._encoder.run(request.texts, bulk=request.bulk):
+                self._score(micro, reply)
         except (RuntimeError, ValueError):
-            # Something in the batch upsets the encoder: find out what by running each text alone.
-            answer = _Growing(question, self._encoder.settings.dimensions)
-            for row, text in enumerate(question.texts):
+            # The encoder fails on something in the batch: run each text alone to find out which.
+            reply = _ReplyBuilder(request, self._encoder.settings.dimensions)
+            for row, text in enumerate(request.texts):
                 try:
-                    for micro in self._encoder.run([text], bulk=question.bulk):
-                        self._answer(replace(micro, rows=micro.rows + row), answer)
+                    for micro in self._encoder.run([text], bulk=request.bulk):
+                        self._score(replace(micro, rows=micro.rows + row), reply)
                 except (RuntimeError, ValueError) as error:
-                    answer.text_faults[row] = f"the encoder can't read this text ({type(error).__name__})"
-        return answer.reply()
+                    reply.text_faults[row] = f"the encoder can't read this text ({type(error).__name__})"
+        return reply.build()
 
-    def _answer(self, micro: MicroBatch, answer: "_Growing") -> None:
-        answer.encoded(micro)
-        for version, pairs, places in answer.asked_of(micro):
+    def _score(self, micro: MicroBatch, reply: "_ReplyBuilder") -> None:
+        reply.add_vectors(micro)
+        for version, pairs, positions in reply.pairs_of(micro):
             try:
-                scores = self._head(version).scores(micro.only(places))
+                scores = self._head(version).scores(micro.select(positions))
             except (RegistryError, RuntimeError, ValueError, ArithmeticError) as error:
-                answer.failed(pairs, f"version {version.version} of {version.model!r} failed: {error}")
+                reply.add_faults(pairs, f"version {version.version} of {version.model!r} failed: {error}")
                 continue
-            answer.scores[pairs] = scores
-            answer.failed(
+            reply.scores[pairs] = scores
+            reply.add_faults(
                 pairs[~has_answer(scores)], f"version {version.version} gave no finite score for this text"
             )
 
 
-class _Growing:
-    """The answer to one question while its micro-batches arrive."""
+class _ReplyBuilder:
+    """Collects the reply to a request from its micro-batches."""
 
-    def __init__(self, question: InferenceRequest, dimensions: int) -> None:
-        size = len(question.texts)
-        pairs = np.frombuffer(question.pairs, np.uint16).reshape(-1, 2)
-        self._versions = question.versions
-        self._rows, self._asked = pairs[:, 0], pairs[:, 1]
-        self._places = np.full(size, -1, np.int64)
+    def __init__(self, request: InferenceRequest, dimensions: int) -> None:
+        size = len(request.texts)
+        pairs = np.frombuffer(request.pairs, np.uint16).reshape(-1, 2)
+        self._versions = request.versions
+        self._pair_rows, self._pair_versions = pairs[:, 0], pairs[:, 1]
+        self._positions = np.full(size, -1, np.int64)
         self.embeddings = np.zeros((size, dimensions), np.float16)
         self.tokens = np.zeros(size, np.uint16)
         self.truncated = np.zeros(size, np.bool_)
@@ -160,31 +158,31 @@ class _Growing:
         self.text_faults: dict[int, str] = {}
         self.score_faults: dict[int, str] = {}
 
-    def encoded(self, micro: MicroBatch) -> None:
-        """The vectors of a micro-batch are there."""
+    def add_vectors(self, micro: MicroBatch) -> None:
+        """Add the vectors of a micro-batch."""
         self.embeddings[micro.rows] = micro.embedding
         self.tokens[micro.rows] = micro.mask.sum(axis=1)
         self.truncated[micro.rows] = micro.truncated
 
-    def asked_of(
+    def pairs_of(
         self, micro: MicroBatch
     ) -> Iterator[tuple[VersionRecord, NDArray[np.int64], NDArray[np.int64]]]:
-        """Each version that a micro-batch is to be scored by, with its pairs and their places in there."""
-        self._places[:] = -1
-        self._places[micro.rows] = np.arange(len(micro.rows))
-        places = self._places[self._rows]
+        """Yield each version that scores texts of a micro-batch, with its pairs and their positions there."""
+        self._positions[:] = -1
+        self._positions[micro.rows] = np.arange(len(micro.rows))
+        positions = self._positions[self._pair_rows]
         for index, version in enumerate(self._versions):
-            (pairs,) = np.nonzero((places >= 0) & (self._asked == index))
+            (pairs,) = np.nonzero((positions >= 0) & (self._pair_versions == index))
             if len(pairs):
                 # In the order of the micro-batch, which is that of its rows' lengths.
-                pairs = pairs[np.argsort(places[pairs])]
-                yield version, pairs, places[pairs]
+                pairs = pairs[np.argsort(positions[pairs])]
+                yield version, pairs, positions[pairs]
 
-    def failed(self, pairs: NDArray[np.int64], reason: str) -> None:
-        """These pairs get no score."""
+    def add_faults(self, pairs: NDArray[np.int64], reason: str) -> None:
+        """Note why these pairs get no score."""
         self.score_faults.update((int(pair), reason) for pair in pairs)
 
-    def reply(self) -> InferenceReply:
+    def build(self) -> InferenceReply:
         return InferenceReply(
             embeddings=self.embeddings.tobytes(),
             tokens=self.tokens.tobytes(),

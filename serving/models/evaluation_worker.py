@@ -34,7 +34,7 @@ from serving.errors import Invalid, ServingError
 from serving.inference.encoder import Encoder
 from serving.inference.engines.factory import open_encoder
 from serving.inference.heads import load_head
-from serving.inference.offline import OfflineScorer, cosines, resting
+from serving.inference.offline import OfflineScorer, cosines, rest_to_share
 
 log = structlog.get_logger(__name__)
 
@@ -203,8 +203,8 @@ class VersionEvaluator:
         scorer = OfflineScorer(
             head,
             self._encoder(own, self._plan.engine),
-            beside=self._encoder(space, self._plan.engine) if outside else None,
-            rest=resting(self._plan.share),
+            space_encoder=self._encoder(space, self._plan.engine) if outside else None,
+            rest=rest_to_share(self._plan.share),
         )
         return _Opened(
             record=record,

@@ -1,1 +1,1 @@
-"""The engines that run encoders, one module each, imported when it is asked for."""
+"""The engines that run encoders, one module each. Importing the package imports none of them."""

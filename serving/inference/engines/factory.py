@@ -1,4 +1,4 @@
-"""The engine that runs a bundle. Imports an engine only when it is asked for."""
+"""The choice of the engine that runs a bundle. Imports only the engine that it opens."""
 
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import ENGINES, EncoderSettings, Engine
@@ -8,10 +8,9 @@ from serving.inference.encoder import Encoder
 def open_encoder(
     bundle: Bundle, *, engine: Engine | None = None, threads: int = 1, device: str | None = None
 ) -> Encoder:
-    """The encoder of a bundle on a torch `device`, or on CPU with `engine`.
+    """Open the encoder of a bundle on a torch `device`, or on CPU with `engine`.
 
-    `engine` None, or one that the bundle has no file for, takes the one that was measured to be fastest where the
-    bundle was built.
+    If `engine` is None or the bundle has no file for it, open the engine that was fastest where the bundle was built.
     """
     if device is not None:
         from serving.inference.engines.torch import TorchEncoder

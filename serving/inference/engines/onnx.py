@@ -1,14 +1,13 @@
-"""Encoders on CPU by ONNX Runtime, float32 or int8 by token: no shape is compiled, so texts are hardly padded."""
+"""Encoders on CPU by ONNX Runtime, float32 or int8 by token. It compiles no shapes, so texts need little padding."""
 
-import threading
-import time
 from collections.abc import Iterator, Sequence
 
 import onnxruntime as ort
 
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import ENGINES, EncoderSettings, Engine
-from serving.inference.engines.scheduler import Scheduler
+from serving.inference.encoder import warm_up_by_running
+from serving.inference.engines.scheduler import RunningCalls, Scheduler
 from serving.inference.microbatches import (
     BULK_TOKEN_BUDGET,
     TOKEN_BUDGET,
@@ -36,42 +35,29 @@ class OnnxEncoder:
         model = str(bundle.file(ENGINES[engine]))
         self._narrow = _session(model, threads=1)
         self._wide = _session(model, threads=threads) if threads > 1 else self._narrow
-        self._lanes = Scheduler(threads)
-        self._running = 0
-        self._counting = threading.Lock()
+        self._scheduler = Scheduler(threads)
+        self._calls = RunningCalls()
 
     def run(self, texts: Sequence[str], *, bulk: bool = False) -> Iterator[MicroBatch]:
-        tokenised = TokenizedTexts(self._tokenizer, texts)
-        cuts = [
-            tokenised.pad(rows)
+        tokenized = TokenizedTexts(self._tokenizer, texts)
+        plans = [
+            tokenized.pad(rows)
             for rows in plan_micro_batches(
-                tokenised.lengths, lanes=self.threads, budget=BULK_TOKEN_BUDGET if bulk else TOKEN_BUDGET
+                tokenized.lengths, threads=self.threads, budget=BULK_TOKEN_BUDGET if bulk else TOKEN_BUDGET
             )
         ]
-        alone = self._count(+1) == 1 and len(cuts) == 1
-        try:
-            if alone:
-                yield cuts[0].passed(texts, *self._wide.run(_OUTPUTS, cuts[0].inputs))
+        with self._calls as running:
+            if running == 1 and len(plans) == 1:
+                yield plans[0].to_micro_batch(texts, *self._wide.run(_OUTPUTS, plans[0].inputs))
             else:
 
-                def passed(piece: MicroBatchPlan) -> MicroBatch:
-                    return piece.passed(texts, *self._narrow.run(_OUTPUTS, piece.inputs))
+                def run_pass(plan: MicroBatchPlan) -> MicroBatch:
+                    return plan.to_micro_batch(texts, *self._narrow.run(_OUTPUTS, plan.inputs))
 
-                yield from self._lanes.map(passed, cuts, bulk=bulk)
-        finally:
-            self._count(-1)
+                yield from self._scheduler.map(run_pass, plans, bulk=bulk)
 
-    def warm_up(self, budget_s: float) -> WarmUp:  # noqa: ARG002  (two short passes are all it needs)
-        started = time.monotonic()
-        for texts in (["warm"], ["warm", "up"]):
-            for _ in self.run(texts):
-                pass
-        return WarmUp(shapes=1, of=1, seconds=time.monotonic() - started)
-
-    def _count(self, step: int) -> int:
-        with self._counting:
-            self._running += step
-            return self._running
+    def warm_up(self, budget_s: float) -> WarmUp:  # noqa: ARG002  (two short passes are enough)
+        return warm_up_by_running(self.run, ["warm"], ["warm", "up"])
 
 
 def _session(model: str, *, threads: int) -> ort.InferenceSession:
@@ -79,6 +65,6 @@ def _session(model: str, *, threads: int) -> ort.InferenceSession:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
-    # Between two passes threads that wait busily would take the cores from the ingress and the database.
+    # Threads that spin between two passes would take the cores from the ingress and the database.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

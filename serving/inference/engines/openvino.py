@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import ENGINES, EncoderSettings, Engine
-from serving.inference.engines.scheduler import Scheduler
+from serving.inference.engines.scheduler import RunningCalls, Scheduler
 from serving.inference.microbatches import (
     BULK_TOKEN_BUDGET,
     MAX_ROWS,
@@ -29,8 +29,8 @@ from serving.inference.microbatches import (
 FINE_STEP, FINE_LENGTH, COARSE_STEP = 8, 72, 16
 
 
-def padded_length(length: int) -> int:
-    """The length a text of `length` tokens is padded to: few shapes, each compiled once."""
+def pad_length(length: int) -> int:
+    """Return the length to which a text of `length` tokens is padded: few shapes, each compiled once."""
     step = FINE_STEP if length <= FINE_LENGTH else COARSE_STEP
     return -(-length // step) * step
 
@@ -38,8 +38,8 @@ def padded_length(length: int) -> int:
 class OpenVinoEncoder:
     """Runs an encoder bundle in micro-batches of few shapes.
 
-    A text's answer is the same to the last bit, whatever shares its pass: scales are calibrated, and a text is always
-    padded to the same length. Another length adds in another order, and rounding to 8 bits makes that visible.
+    A text's result is the same to the last bit, whatever shares its pass: scales are calibrated, and a text is always
+    padded to the same length. Another length would add in another order, which rounding to 8 bits makes visible.
     """
 
     engine = Engine.INT8
@@ -52,7 +52,7 @@ class OpenVinoEncoder:
         core = ov.Core()
         model = core.read_model(bundle.file(ENGINES[self.engine]))
         streams = core.compile_model(model, "CPU", _properties(streams=threads, threads=threads))
-        self._lanes = Scheduler(threads)
+        self._scheduler = Scheduler(threads)
         self._idle: SimpleQueue[ov.InferRequest] = SimpleQueue()
         for _ in range(threads):
             self._idle.put(streams.create_infer_request())
@@ -63,28 +63,27 @@ class OpenVinoEncoder:
         )
         self._cold = deque(_likely_shapes(self.settings.max_length))
         self._shapes = len(self._cold)
-        self._solo_free = threading.Lock()
-        self._running = 0
-        self._counting = threading.Lock()
+        self._solo_lock = threading.Lock()
+        self._calls = RunningCalls()
 
     def run(self, texts: Sequence[str], *, bulk: bool = False) -> Iterator[MicroBatch]:
-        tokenised = TokenizedTexts(self._tokenizer, texts)
+        tokenized = TokenizedTexts(self._tokenizer, texts)
         rows = plan_micro_batches(
-            tokenised.lengths,
-            lanes=self.threads,
+            tokenized.lengths,
+            threads=self.threads,
             budget=BULK_TOKEN_BUDGET if bulk else TOKEN_BUDGET,
-            padded=padded_length,
-            mixed=False,
+            pad_length=pad_length,
+            mix_lengths=False,
         )
-        cuts = [tokenised.pad(each, padded=padded_length) for each in rows]
-        alone = self._count(+1) == 1 and len(cuts) == 1
-        try:
-            if alone and (landed := self._run_solo(cuts[0], texts)) is not None:
-                yield landed
+        plans = [tokenized.pad(each, pad_length=pad_length) for each in rows]
+        with self._calls as running:
+            alone = running == 1 and len(plans) == 1
+            if alone and (result := self._run_on_all_threads(plans[0], texts)) is not None:
+                yield result
             else:
-                yield from self._lanes.map(lambda piece: self._run_lane(piece, texts), cuts, bulk=bulk)
-        finally:
-            self._count(-1)
+                yield from self._scheduler.map(
+                    lambda plan: self._run_on_one_thread(plan, texts), plans, bulk=bulk
+                )
 
     def warm_up(self, budget_s: float) -> WarmUp:
         started = time.monotonic()
@@ -96,21 +95,21 @@ class OpenVinoEncoder:
             shapes=self._shapes - len(self._cold), of=self._shapes, seconds=time.monotonic() - started
         )
 
-    def _run_solo(self, only: MicroBatchPlan, texts: Sequence[str]) -> MicroBatch | None:
-        """All threads on one micro-batch, unless a shape is being compiled there."""
-        if self._solo is None or not self._solo_free.acquire(blocking=False):
+    def _run_on_all_threads(self, plan: MicroBatchPlan, texts: Sequence[str]) -> MicroBatch | None:
+        """Run one micro-batch on all threads; return None if a shape is being compiled there."""
+        if self._solo is None or not self._solo_lock.acquire(blocking=False):
             return None
         try:
-            self._solo.infer(only.inputs, share_inputs=True)
-            return only.passed(texts, *_outputs(self._solo))
+            self._solo.infer(plan.inputs, share_inputs=True)
+            return plan.to_micro_batch(texts, *_outputs(self._solo))
         finally:
-            self._solo_free.release()
+            self._solo_lock.release()
 
-    def _run_lane(self, piece: MicroBatchPlan, texts: Sequence[str]) -> MicroBatch:
+    def _run_on_one_thread(self, plan: MicroBatchPlan, texts: Sequence[str]) -> MicroBatch:
         request = self._idle.get()
         try:
-            request.infer(piece.inputs, share_inputs=True)
-            return piece.passed(texts, *_outputs(request))
+            request.infer(plan.inputs, share_inputs=True)
+            return plan.to_micro_batch(texts, *_outputs(request))
         finally:
             self._idle.put(request)
 
@@ -118,7 +117,7 @@ class OpenVinoEncoder:
         ones = np.ones((rows, length), dtype=np.int64)
         inputs = {"input_ids": ones, "attention_mask": ones}
         if rows == 1 and self._solo is not None:
-            with self._solo_free:
+            with self._solo_lock:
                 self._solo.infer(inputs, share_inputs=True)
         requests = [self._idle.get() for _ in range(self.threads)]
         for request in requests:
@@ -127,27 +126,22 @@ class OpenVinoEncoder:
             request.wait()
             self._idle.put(request)
 
-    def _count(self, step: int) -> int:
-        with self._counting:
-            self._running += step
-            return self._running
-
 
 def _properties(*, streams: int, threads: int) -> Mapping[str, Any]:
     return {
         "NUM_STREAMS": streams,
         "INFERENCE_NUM_THREADS": threads,
-        # Pinned threads wait for a core that another process holds.
+        # Pinned threads would wait for a core that another process uses.
         "ENABLE_CPU_PINNING": False,
         "INFERENCE_PRECISION_HINT": "f32",
-        # The default of 5,000 compiled primitives is fewer than the shapes need.
+        # The shapes need more compiled primitives than the default of 5,000.
         "CPU_RUNTIME_CACHE_CAPACITY": 50_000,
     }
 
 
 def _likely_shapes(max_length: int) -> list[tuple[int, int]]:
-    """Every (rows, padded length) that `cut` can make, the likeliest first."""
-    lengths = sorted({padded_length(length) for length in range(3, max_length + 1)})
+    """Return every (rows, padded length) that `plan_micro_batches` can give, the likeliest first."""
+    lengths = sorted({pad_length(length) for length in range(3, max_length + 1)})
     shapes = [
         (rows, length) for length in lengths for rows in range(1, min(MAX_ROWS, TOKEN_BUDGET // length) + 1)
     ]
@@ -157,7 +151,7 @@ def _likely_shapes(max_length: int) -> list[tuple[int, int]]:
 
 
 def _outputs(request: ov.InferRequest) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Copies: the request's own memory is written again by its next inference."""
+    """Copy the results: the next inference overwrites the request's own memory."""
     embedding: NDArray[np.float32] = request.get_tensor("embedding").data.copy()
     tokens: NDArray[np.float32] = request.get_tensor("tokens").data.copy()
     return embedding, tokens

@@ -1,6 +1,5 @@
 """Encoders on a torch device, in half precision on a GPU. The only module of serving that imports torch."""
 
-import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -12,6 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import WEIGHTS, EncoderSettings
 from registry.errors import BundleInvalid
+from serving.inference.encoder import warm_up_by_running
 from serving.inference.microbatches import (
     MicroBatch,
     MicroBatchPlan,
@@ -48,34 +48,31 @@ class TorchEncoder:
         self._model = model.eval().to(device=device, dtype=dtype)
 
     def run(self, texts: Sequence[str], *, bulk: bool = False) -> Iterator[MicroBatch]:  # noqa: ARG002  (a GPU's passes are short)
-        tokenised = TokenizedTexts(self._tokenizer, texts)
+        tokenized = TokenizedTexts(self._tokenizer, texts)
         for rows in plan_micro_batches(
-            tokenised.lengths, lanes=1, max_rows=self._max_rows, budget=_TOKEN_BUDGET
+            tokenized.lengths, threads=1, max_rows=self._max_rows, budget=_TOKEN_BUDGET
         ):
-            piece = tokenised.pad(rows)
-            embedding, tokens = self._forward(piece)
-            yield piece.passed(texts, embedding, tokens)
+            plan = tokenized.pad(rows)
+            embedding, tokens = self._forward(plan)
+            yield plan.to_micro_batch(texts, embedding, tokens)
 
-    def warm_up(self, budget_s: float) -> WarmUp:  # noqa: ARG002  (one short pass is all it needs)
-        started = time.monotonic()
-        for _ in self.run(["warm"]):
-            pass
-        return WarmUp(shapes=1, of=1, seconds=time.monotonic() - started)
+    def warm_up(self, budget_s: float) -> WarmUp:  # noqa: ARG002  (one short pass is enough)
+        return warm_up_by_running(self.run, ["warm"])
 
-    def _forward(self, piece: MicroBatchPlan) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _forward(self, plan: MicroBatchPlan) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         with torch.inference_mode():
-            ids = torch.from_numpy(piece.ids).to(self._device)
-            mask = torch.from_numpy(piece.mask).to(self._device)
+            ids = torch.from_numpy(plan.ids).to(self._device)
+            mask = torch.from_numpy(plan.mask).to(self._device)
             if self.settings.labels:
                 ids = torch.where(mask.bool(), ids, self._model.config.pad_token_id)
-            found = self._model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-            states = found.hidden_states
+            output = self._model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+            states = output.hidden_states
             last = states[-1].float()
             weights = mask.unsqueeze(-1).float()
             pooled = (last * weights).sum(1) / weights.sum(1)
             embedding = torch.nn.functional.normalize(pooled, dim=1)
             tokens = (
-                found.logits.float().unsqueeze(1)
+                output.logits.float().unsqueeze(1)
                 if self.settings.labels
                 else torch.cat([states[layer].float() for layer in self.settings.token_layers], dim=-1)
             )

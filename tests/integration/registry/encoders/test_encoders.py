@@ -17,7 +17,7 @@ from registry.encoders.sources import SentenceEncoderSource, default_source
 from registry.errors import BundleCorrupt, ExportFailed
 from serving.inference.encoder import Encoder
 from serving.inference.engines.factory import open_encoder
-from serving.inference.engines.openvino import padded_length
+from serving.inference.engines.openvino import pad_length
 from serving.inference.microbatches import MAX_ROWS, TOKEN_BUDGET, plan_micro_batches
 from tests.support.live import built_encoders
 from tests.support.tiny import DIMENSIONS, TINY_SPACE, WORDS, sentences, tiny_source
@@ -147,11 +147,11 @@ def test_abandoned_run_leaves_the_encoder_whole(encoder: Encoder) -> None:
 @pytest.mark.parametrize("mixed", [True, False])
 def test_every_text_is_in_one_micro_batch_within_the_budget(mixed: bool) -> None:
     lengths = [3 + (number * 37) % 254 for number in range(500)]
-    cuts = plan_micro_batches(lengths, lanes=2, padded=padded_length, mixed=mixed)
+    cuts = plan_micro_batches(lengths, threads=2, pad_length=pad_length, mix_lengths=mixed)
     assert sorted(row for rows in cuts for row in rows) == list(range(500))
     for rows in cuts:
-        assert mixed or len({padded_length(lengths[row]) for row in rows}) == 1
-        longest = padded_length(max(lengths[row] for row in rows))
+        assert mixed or len({pad_length(lengths[row]) for row in rows}) == 1
+        longest = pad_length(max(lengths[row] for row in rows))
         assert len(rows) <= MAX_ROWS
         assert len(rows) == 1 or len(rows) * longest <= TOKEN_BUDGET
 

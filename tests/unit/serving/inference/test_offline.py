@@ -9,7 +9,7 @@ import pytest
 
 from serving.errors import Invalid
 from serving.inference.microbatches import MicroBatch
-from serving.inference.offline import OfflineScorer, cosines, resting
+from serving.inference.offline import OfflineScorer, cosines, rest_to_share
 
 WORDS = {"bad": 0, "plain": 1, "good": 2}
 
@@ -45,7 +45,7 @@ class Words:
 
 
 def test_answers_and_vectors_are_in_the_order_of_the_texts() -> None:
-    found = OfflineScorer(Words(), Backwards()).run(["good", "bad", "plain"])
+    found = OfflineScorer(Words(), Backwards(), rest=lambda _: None).run(["good", "bad", "plain"])
     assert found.scores.argmax(axis=1).tolist() == [2, 0, 1]
     assert found.vectors[:, 0].tolist() == [0, 1, 2]
 
@@ -65,7 +65,7 @@ def test_a_rest_leaves_the_share_of_the_time(
 ) -> None:
     found: list[float] = []
     monkeypatch.setattr("serving.inference.offline.time.sleep", found.append)
-    resting(share)(2.0)
+    rest_to_share(share)(2.0)
     assert found == slept
 
 
@@ -80,12 +80,12 @@ def test_a_rest_leaves_the_share_of_the_time(
 def test_a_head_without_a_usable_answer_is_refused(scores: Any, why: str) -> None:
     head = SimpleNamespace(scores=lambda _: scores)
     with pytest.raises(Invalid, match=why):
-        OfflineScorer(head, Backwards()).run(["good", "bad"])
+        OfflineScorer(head, Backwards(), rest=lambda _: None).run(["good", "bad"])
 
 
 def test_an_answer_costs_both_encoders_where_the_own_is_not_of_the_space() -> None:
     own, space = Backwards(), Backwards()
-    found = OfflineScorer(Words(), own, beside=space).latency(["good", "bad"])
+    found = OfflineScorer(Words(), own, space_encoder=space, rest=lambda _: None).latency(["good", "bad"])
     assert found.engine == "fake"
     assert found.alone_ms > 0
     assert found.texts_per_second > 0

@@ -106,8 +106,8 @@ def encoders(encoder: LengthEncoder, monkeypatch: pytest.MonkeyPatch) -> Replica
 async def test_each_text_gets_its_own_vector_and_the_scores_of_its_own_version(
     encoders: ReplicaClient,
 ) -> None:
-    asks = [InferenceItem(text="x" * n, record=version("ab"[n % 2])) for n in range(1, 8)]
-    for n, answer in enumerate(await encoders.infer(asks, bulk=False), start=1):
+    items = [InferenceItem(text="x" * n, record=version("ab"[n % 2])) for n in range(1, 8)]
+    for n, answer in enumerate(await encoders.infer(items, bulk=False), start=1):
         assert isinstance(answer, Inference)
         assert answer.scores == pytest.approx(HEADS["ab"[n % 2]])
         assert np.frombuffer(answer.embedding, np.float16).argmax() == n % 4
@@ -117,12 +117,12 @@ async def test_each_text_gets_its_own_vector_and_the_scores_of_its_own_version(
 async def test_scores_belong_to_their_text_whatever_the_order_of_the_micro_batch(
     encoders: ReplicaClient,
 ) -> None:
-    asks = [
+    items = [
         InferenceItem(text="x" * n, record=version(digest))
         for n in (5, 3, 9, 1, 4)
         for digest in ("length", "a")
     ]
-    answers = await encoders.infer(asks, bulk=False)
+    answers = await encoders.infer(items, bulk=False)
     found = [answer.scores for answer in answers if isinstance(answer, Inference)]
     assert [round(scores[0] * 100) for scores in found[::2]] == [5, 3, 9, 1, 4]
     assert found[1::2] == [pytest.approx(HEADS["a"])] * 5
@@ -146,8 +146,11 @@ async def test_a_text_that_upsets_the_encoder_fails_alone(encoders: ReplicaClien
 async def test_a_broken_head_fails_only_the_texts_that_asked_for_it(
     encoders: ReplicaClient, broken: str
 ) -> None:
-    asks = [InferenceItem(text="one", record=version("a")), InferenceItem(text="two", record=version(broken))]
-    good, bad = await encoders.infer(asks, bulk=False)
+    items = [
+        InferenceItem(text="one", record=version("a")),
+        InferenceItem(text="two", record=version(broken)),
+    ]
+    good, bad = await encoders.infer(items, bulk=False)
     assert isinstance(good, Inference)
     assert isinstance(bad, ModelNotReady)
 
@@ -170,12 +173,12 @@ async def test_embedding_gives_unit_vectors_and_counts_tokens(encoders: ReplicaC
 async def test_several_versions_of_a_text_share_its_pass(
     encoders: ReplicaClient, encoder: LengthEncoder
 ) -> None:
-    asks = [
+    items = [
         InferenceItem(text=text, record=record)
         for text in ("x", "yy")
         for record in (version("a"), version("b"), None)
     ]
-    answers = await encoders.infer(asks, bulk=False)
+    answers = await encoders.infer(items, bulk=False)
     assert sorted(encoder.texts) == ["x", "yy"]
     scores = [answer.scores for answer in answers if isinstance(answer, Inference)]
     assert scores == [pytest.approx(each) for each in (HEADS["a"], HEADS["b"], [0, 0, 0]) * 2]
@@ -227,15 +230,15 @@ class Clock:
         self.now += seconds
 
 
-def test_cold_shapes_are_compiled_only_while_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cold_shapes_are_compiled_only_while_nobody_items(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, compiled = Clock(), []
     monkeypatch.setattr(module, "time", clock)
     replica = Replica(LengthEncoder(), lambda _: Path(), threads=1)
 
     def warm_up(_budget: float) -> WarmUp:
-        compiled.append(clock.now - replica._asked)
+        compiled.append(clock.now - replica._last_call)
         if len(compiled) == 2:
-            replica._asked = clock.now
+            replica._last_call = clock.now
         return WarmUp(shapes=len(compiled), of=4, seconds=0)
 
     replica._encoder.warm_up = warm_up

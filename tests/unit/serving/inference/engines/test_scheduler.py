@@ -9,14 +9,16 @@ from serving.inference.engines.scheduler import Scheduler
 
 
 class Runway:
-    """One lane, held by a first pass until the test lets it go; notes in which order the others ran."""
+    """One thread, held by a first pass until the test lets it go; notes in which order the others ran."""
 
     def __init__(self) -> None:
-        self.lanes = Scheduler(1)
+        self.scheduler = Scheduler(1)
         self.order: list[str] = []
         self._held, self._begun = Event(), Event()
         self._callers = ThreadPoolExecutor(8)
-        self._first = self._callers.submit(lambda: list(self.lanes.map(self._hold, ["first"], bulk=False)))
+        self._first = self._callers.submit(
+            lambda: list(self.scheduler.map(self._hold, ["first"], bulk=False))
+        )
         self._begun.wait(10)
 
     def _hold(self, name: str) -> None:
@@ -26,11 +28,11 @@ class Runway:
     def queue(self, names: list[str], *, bulk: bool) -> None:
         """Passes wait, before this returns."""
         for name in names:
-            self.lanes._submit(self.order.append, name, bulk=bulk)
+            self.scheduler._submit(self.order.append, name, bulk=bulk)
 
     def release(self) -> list[str]:
         self._held.set()
-        list(self.lanes.map(self.order.append, ["last"], bulk=True))
+        list(self.scheduler.map(self.order.append, ["last"], bulk=True))
         return self.order
 
 
@@ -51,8 +53,8 @@ def test_bulk_gets_every_fourth_pass_while_small_ones_keep_coming() -> None:
 
 
 def test_results_keep_the_order_of_their_inputs_and_an_error_is_the_callers() -> None:
-    lanes = Scheduler(3)
-    assert list(lanes.map(lambda n: n * n, range(20), bulk=True)) == [n * n for n in range(20)]
+    scheduler = Scheduler(3)
+    assert list(scheduler.map(lambda n: n * n, range(20), bulk=True)) == [n * n for n in range(20)]
     with pytest.raises(ZeroDivisionError):
-        list(lanes.map(lambda n: 1 // n, [1, 0, 1], bulk=False))
-    assert list(lanes.map(lambda n: n, [1], bulk=False)) == [1]
+        list(scheduler.map(lambda n: 1 // n, [1, 0, 1], bulk=False))
+    assert list(scheduler.map(lambda n: n, [1], bulk=False)) == [1]
