@@ -12,10 +12,10 @@ from serving.errors import RateLimited
 
 
 class RateLimiter:
-    """Limits each key to its rate in texts a second, with a second's worth at once; 0 means no limit.
+    """Limits each key to its rate in texts a second; 0 means no limit.
 
-    A request larger than a second's worth passes when the bucket is full and leaves it in debt, so that every valid
-    request passes sooner or later.
+    A second's worth may come at once. A larger request passes when the bucket is full and leaves it in debt, so that
+    every valid request passes sooner or later.
     """
 
     def __init__(self, default_rate: float = 0, *, clock: Callable[[], float] = time.monotonic) -> None:

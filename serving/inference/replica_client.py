@@ -44,7 +44,7 @@ Key: TypeAlias = tuple[str, str | None]
 
 
 class ReplicaClient:
-    """The `EncoderClient` of one encoder. It waits for items that are already in flight and never sends them twice."""
+    """The `EncoderClient` of one encoder. It never sends an item that is already in flight again."""
 
     def __init__(self, replica: ReplicaHandle, *, spans: Spans | None = None) -> None:
         self._replica = replica

@@ -36,7 +36,7 @@ class PersonalData:
 
 @dataclass(frozen=True, slots=True)
 class BodyLocation:
-    """The location of a text in a request's body, or of a list of texts, for the problems that name it."""
+    """The location of a text, or of a list of texts, in a request's body."""
 
     path: tuple[str | int, ...]
     many: bool = True

@@ -1,4 +1,7 @@
-"""Encoders on CPU by ONNX Runtime, float32 or int8 by token. It compiles no shapes, so texts need little padding."""
+"""Encoders on CPU by ONNX Runtime, float32 or int8 by token.
+
+ONNX Runtime compiles no shapes, so texts need little padding.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -24,7 +27,7 @@ _ERRORS_ONLY = 3
 
 
 class OnnxEncoder:
-    """Runs an encoder bundle: one micro-batch a thread under load, all threads on one text when idle."""
+    """Runs one micro-batch on each thread under load, or one text on all threads when idle."""
 
     def __init__(self, bundle: Bundle, *, engine: Engine = Engine.FP32, threads: int = 1) -> None:
         self.engine = engine

@@ -1,4 +1,7 @@
-"""Encoders on CPU by OpenVINO in int8: one stream a thread under load, all threads on one text when idle."""
+"""Encoders on CPU by OpenVINO, in int8.
+
+Under load each thread runs its own stream; when idle all threads run one text.
+"""
 
 import threading
 import time

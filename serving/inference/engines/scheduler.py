@@ -1,4 +1,7 @@
-"""The threads of a CPU encoder and the order of its passes: small batches go first, bulk never starves."""
+"""The threads of a CPU encoder and the order of its passes.
+
+Small batches go first, and bulk never starves.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence

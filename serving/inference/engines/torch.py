@@ -1,4 +1,7 @@
-"""Encoders on a torch device, in half precision on a GPU. The only module of serving that imports torch."""
+"""Encoders on a torch device, in half precision on a GPU.
+
+The only module of serving that imports torch.
+"""
 
 from collections.abc import Iterator, Sequence
 

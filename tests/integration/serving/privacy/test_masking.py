@@ -1,4 +1,4 @@
-"""Masking and refusing through every door, and what of it the database then holds: nothing."""
+"""Masking and refusing on every route: the database then holds no personal data."""
 
 from collections.abc import AsyncIterator
 
@@ -41,20 +41,20 @@ async def test_nothing_unmasked_reaches_the_database_by_any_door(masking: Platfo
     async with masking.client() as client:
         one = await client.post("/v1/predict", json={"text": TEXT}, headers={"Idempotency-Key": "one"})
         assert one.status_code == 201
-        made = await client.post("/v1/predict/batch", json={"texts": [TEXT, f"again: {TEXT}"]})
-        assert made.status_code == 201
+        batch = await client.post("/v1/predict/batch", json={"texts": [TEXT, f"again: {TEXT}"]})
+        assert batch.status_code == 201
         assert (await client.post("/v2/models/sentiment/infer", json=infer(TEXT))).status_code == 200
-        ids = [one.json()["id"], *(each["id"] for each in made.json()["predictions"])]
+        ids = [one.json()["id"], *(each["id"] for each in batch.json()["predictions"])]
         for prediction_id in ids:
             stored = (await client.get(f"/v1/predictions/{prediction_id}")).json()
             assert stored["text"] in (MASKED, f"again: {MASKED}")
         given = {"prediction_id": ids[0], "is_correct": False, "comment": f"wrong, says {TEXT}"}
         judged = await client.post("/v1/feedback", json=given, headers={"Idempotency-Key": "two"})
         assert judged.json()["comment"] == f"wrong, says {MASKED}"
-        found = await client.post("/v1/similar", json={"text": TEXT, "k": 1})
+        similar = await client.post("/v1/similar", json={"text": TEXT, "k": 1})
         # The same masked text was searched for that is stored.
-        assert found.json()["results"][0]["text"] == MASKED
-        assert found.json()["results"][0]["similarity"] == pytest.approx(1, abs=1e-3)
+        assert similar.json()["results"][0]["text"] == MASKED
+        assert similar.json()["results"][0]["similarity"] == pytest.approx(1, abs=1e-3)
     held = everything(url)
     assert MASKED in held
     assert [part for part in DATA if part in held] == []

@@ -1,4 +1,4 @@
-"""Keys and tokens: who gets in, for how long, and what is asked of the database."""
+"""Keys and tokens: who is let through, for how long, and how often the database is queried."""
 
 import asyncio
 from dataclasses import replace

@@ -45,16 +45,16 @@ class Words:
 
 
 def test_answers_and_vectors_are_in_the_order_of_the_texts() -> None:
-    found = OfflineScorer(Words(), Backwards(), rest=lambda _: None).run(["good", "bad", "plain"])
-    assert found.scores.argmax(axis=1).tolist() == [2, 0, 1]
-    assert found.vectors[:, 0].tolist() == [0, 1, 2]
+    result = OfflineScorer(Words(), Backwards(), rest=lambda _: None).run(["good", "bad", "plain"])
+    assert result.scores.argmax(axis=1).tolist() == [2, 0, 1]
+    assert result.vectors[:, 0].tolist() == [0, 1, 2]
 
 
 def test_it_rests_between_some_texts_and_the_next() -> None:
     rests: list[float] = []
     texts = ["good", "bad", "plain"] * 50
-    found = OfflineScorer(Words(), Backwards(), rest=rests.append).run(texts)
-    assert found.scores.argmax(axis=1).tolist() == [2, 0, 1] * 50
+    result = OfflineScorer(Words(), Backwards(), rest=rests.append).run(texts)
+    assert result.scores.argmax(axis=1).tolist() == [2, 0, 1] * 50
     assert len(rests) == 3
     assert min(rests) > 0
 
@@ -63,10 +63,10 @@ def test_it_rests_between_some_texts_and_the_next() -> None:
 def test_a_rest_leaves_the_share_of_the_time(
     share: float, slept: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found: list[float] = []
-    monkeypatch.setattr("serving.inference.offline.time.sleep", found.append)
+    sleeps: list[float] = []
+    monkeypatch.setattr("serving.inference.offline.time.sleep", sleeps.append)
     rest_to_share(share)(2.0)
-    assert found == slept
+    assert sleeps == slept
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,10 @@ def test_a_head_without_a_usable_answer_is_refused(scores: Any, why: str) -> Non
 
 def test_an_answer_costs_both_encoders_where_the_own_is_not_of_the_space() -> None:
     own, space = Backwards(), Backwards()
-    found = OfflineScorer(Words(), own, space_encoder=space, rest=lambda _: None).latency(["good", "bad"])
-    assert found.engine == "fake"
-    assert found.alone_ms > 0
-    assert found.texts_per_second > 0
+    result = OfflineScorer(Words(), own, space_encoder=space, rest=lambda _: None).latency(["good", "bad"])
+    assert result.engine == "fake"
+    assert result.alone_ms > 0
+    assert result.texts_per_second > 0
     assert own.passes == space.passes > 0
 
 

@@ -123,9 +123,9 @@ async def test_scores_belong_to_their_text_whatever_the_order_of_the_micro_batch
         for digest in ("length", "a")
     ]
     answers = await encoders.infer(items, bulk=False)
-    found = [answer.scores for answer in answers if isinstance(answer, Inference)]
-    assert [round(scores[0] * 100) for scores in found[::2]] == [5, 3, 9, 1, 4]
-    assert found[1::2] == [pytest.approx(HEADS["a"])] * 5
+    results = [answer.scores for answer in answers if isinstance(answer, Inference)]
+    assert [round(scores[0] * 100) for scores in results[::2]] == [5, 3, 9, 1, 4]
+    assert results[1::2] == [pytest.approx(HEADS["a"])] * 5
 
 
 async def test_equal_texts_are_computed_once(encoders: ReplicaClient, encoder: LengthEncoder) -> None:
@@ -165,9 +165,9 @@ async def test_embedding_gives_unit_vectors_and_counts_tokens(encoders: ReplicaC
     answers = await encoders.infer(
         [InferenceItem(text=text, record=None) for text in ("a", "bb", "ccc")], bulk=True
     )
-    found = [answer for answer in answers if isinstance(answer, Inference)]
-    assert [np.frombuffer(each.embedding, np.float16).argmax() for each in found] == [1, 2, 3]
-    assert [each.tokens for each in found] == [3, 3, 3]
+    results = [answer for answer in answers if isinstance(answer, Inference)]
+    assert [np.frombuffer(each.embedding, np.float16).argmax() for each in results] == [1, 2, 3]
+    assert [each.tokens for each in results] == [3, 3, 3]
 
 
 async def test_several_versions_of_a_text_share_its_pass(
@@ -187,11 +187,11 @@ async def test_several_versions_of_a_text_share_its_pass(
 async def test_a_text_in_flight_is_not_computed_again(
     encoder: LengthEncoder, encoders: ReplicaClient
 ) -> None:
-    ask = InferenceItem(text="same", record=version("a"))
-    several = await asyncio.gather(*(encoders.infer([ask], bulk=False) for _ in range(3)))
+    item = InferenceItem(text="same", record=version("a"))
+    several = await asyncio.gather(*(encoders.infer([item], bulk=False) for _ in range(3)))
     assert encoder.texts == ["same"]
     assert [len(answers) for answers in several] == [1, 1, 1]
-    await encoders.infer([ask], bulk=False)
+    await encoders.infer([item], bulk=False)
     assert encoder.texts == ["same", "same"]
 
 
@@ -202,8 +202,8 @@ async def test_who_waits_for_a_call_that_is_lost_is_told_so_too(monkeypatch: pyt
             raise NotReady("gone")
 
     encoders = ReplicaClient(Gone())
-    ask = InferenceItem(text="same", record=version("a"))
-    several = await asyncio.gather(*(encoders.infer([ask], bulk=False) for _ in range(2)))
+    item = InferenceItem(text="same", record=version("a"))
+    several = await asyncio.gather(*(encoders.infer([item], bulk=False) for _ in range(2)))
     assert [type(answer) for answers in several for answer in answers] == [NotReady, NotReady]
 
 

@@ -51,12 +51,12 @@ def test_a_higher_share_moves_only_the_units_that_it_must() -> None:
 
 def test_every_answer_of_an_experiment_names_it_and_both_arms() -> None:
     split = traffic(0.5)
-    made = [chosen(split, str(unit)) for unit in range(50)]
-    assert {(each.arm, each.record.version) for each in made} == {
+    choices = [chosen(split, str(unit)) for unit in range(50)]
+    assert {(each.arm, each.record.version) for each in choices} == {
         (Arm.CHAMPION, "1"),
         (Arm.CHALLENGER, "2"),
     }
-    assert {each.experiment_id for each in made} == {split.splits[MODEL].experiment_id}
+    assert {each.experiment_id for each in choices} == {split.splits[MODEL].experiment_id}
 
 
 def test_a_named_version_is_not_part_of_the_experiment() -> None:
@@ -65,9 +65,9 @@ def test_a_named_version_is_not_part_of_the_experiment() -> None:
 
 
 def test_in_the_shadow_the_champion_answers_everybody_and_the_challenger_scores_its_share() -> None:
-    made = [chosen(traffic(0.5, shadow=True), str(unit)) for unit in range(200)]
-    assert {each.arm for each in made} == {Arm.CHAMPION}
-    assert {each.shadow and each.shadow.version for each in made} == {None, "2"}
+    choices = [chosen(traffic(0.5, shadow=True), str(unit)) for unit in range(200)]
+    assert {each.arm for each in choices} == {Arm.CHAMPION}
+    assert {each.shadow and each.shadow.version for each in choices} == {None, "2"}
 
 
 @pytest.mark.parametrize(

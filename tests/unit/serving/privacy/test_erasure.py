@@ -23,17 +23,17 @@ async def test_a_users_data_go_with_a_receipt_and_again_with_zeros(platform: Pla
     async with platform.client(Role.ADMIN) as admin:
         user = (await admin.post("/v1/users", json={"username": "ada", "email": "ada@example.org"})).json()
         body = {"texts": ["good one", "shared"], "user_id": user["id"]}
-        made = (await admin.post("/v1/predict/batch", json=body)).json()["predictions"]
+        predictions = (await admin.post("/v1/predict/batch", json=body)).json()["predictions"]
         await admin.post("/v1/predict", json={"text": "shared"})
-        judged = {"prediction_id": made[0]["id"], "is_correct": False, "comment": "no"}
+        judged = {"prediction_id": predictions[0]["id"], "is_correct": False, "comment": "no"}
         assert (await admin.post("/v1/feedback", json=judged)).status_code == 201
         first = await admin.delete(f"/v1/users/{user['id']}/data")
         second = await admin.delete(f"/v1/users/{user['id']}/data")
-        gone = await admin.get(f"/v1/predictions/{made[0]['id']}")
+        gone = await admin.get(f"/v1/predictions/{predictions[0]['id']}")
     receipt = ErasureResponse.model_validate_json(first.content)
     assert (first.status_code, first.headers["cache-control"]) == (200, "no-store")
     assert (receipt.erased.predictions, receipt.erased.texts, receipt.erased.comments) == (2, 1, 1)
-    assert [str(text_id) for text_id in receipt.shared.text_ids] == [made[1]["text_id"]]
+    assert [str(text_id) for text_id in receipt.shared.text_ids] == [predictions[1]["text_id"]]
     assert receipt.backups_expire_at - receipt.erased_at == timedelta(days=30)
     assert datetime.now(receipt.erased_at.tzinfo) - receipt.erased_at < timedelta(minutes=1)
     assert (second.status_code, set(second.json()["erased"].values())) == (200, {0})
@@ -42,11 +42,11 @@ async def test_a_users_data_go_with_a_receipt_and_again_with_zeros(platform: Pla
 
 async def test_a_text_goes_whoever_sent_it(platform: Platform) -> None:
     async with platform.client() as client, platform.client(Role.ADMIN) as admin:
-        made = (await client.post("/v1/predict", json={"text": "good"})).json()
+        prediction = (await client.post("/v1/predict", json={"text": "good"})).json()
         await admin.post("/v1/predict", json={"text": "good"})
-        first = await admin.delete(f"/v1/texts/{made['text_id']}")
+        first = await admin.delete(f"/v1/texts/{prediction['text_id']}")
         assert (first.json()["kind"], first.json()["erased"]["predictions"]) == ("text", 2)
-        assert (await admin.delete(f"/v1/texts/{made['text_id']}")).json()["erased"]["predictions"] == 0
+        assert (await admin.delete(f"/v1/texts/{prediction['text_id']}")).json()["erased"]["predictions"] == 0
         assert (await client.get("/v1/predictions")).json()["items"] == []
 
 

@@ -1,4 +1,4 @@
-"""Personal data in texts: every kind is found, nothing found passes, and what passes is left as it was."""
+"""Personal data in texts: every kind is found and masked, and all other text stays as it was."""
 
 import logging
 import string
@@ -131,7 +131,7 @@ def test_every_kind_is_found_wherever_it_stands(
     assert any(span.start <= start and span.end >= start + len(value) for span in spans), (kind, spans)
     left = mask_spans(text, spans)
     assert value not in left
-    # A masked text holds nothing more to be found, so that masking twice changes nothing.
+    # A masked text holds no personal data, so masking it again changes nothing.
     assert mask_spans(left, merge_spans(find(left))) == left
 
 
@@ -182,11 +182,11 @@ async def test_refusing_says_what_lies_where_and_never_the_value(find: PersonalD
     with pytest.raises(Invalid) as caught:
         await privacy.mask(texts, TEXTS)
     assert [problem.loc for problem in caught.value.problems] == [("body", "texts", 1), ("body", "texts", 2)]
-    said = " ".join([str(caught.value), *(problem.message for problem in caught.value.problems)])
-    assert "email" in said
-    assert "characters 9 to 24" in said
-    assert "ada" not in said
-    assert "10.1" not in said
+    message = " ".join([str(caught.value), *(problem.message for problem in caught.value.problems)])
+    assert "email" in message
+    assert "characters 9 to 24" in message
+    assert "ada" not in message
+    assert "10.1" not in message
     assert await privacy.mask(["fine"], TEXT) == ["fine"]
     with pytest.raises(Invalid) as caught:
         await privacy.mask(texts[1:2], BodyLocation(("body", "comment"), many=False))
@@ -195,8 +195,8 @@ async def test_refusing_says_what_lies_where_and_never_the_value(find: PersonalD
 
 async def test_many_texts_are_masked_in_order_beside_the_loop(find: PersonalDataFinder) -> None:
     texts = [f"text {index} by u{index}@example.org " + "x" * 100 for index in range(100)]
-    found = await TextMasker(find, "mask").mask(texts, TEXTS)
-    assert found == [f"text {index} by <EMAIL> " + "x" * 100 for index in range(100)]
+    masked_texts = await TextMasker(find, "mask").mask(texts, TEXTS)
+    assert masked_texts == [f"text {index} by <EMAIL> " + "x" * 100 for index in range(100)]
 
 
 def test_what_cannot_be_decided_in_time_is_refused(
