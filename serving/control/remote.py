@@ -28,13 +28,13 @@ def build_lifecycle(
     stored = EvaluationRepository(database)
     return LocalLifecycle(
         promotions=PromotionService(
-            records=PromotionRepository(database),
-            reports=stored,
+            promotions=PromotionRepository(database),
+            evaluations=stored,
             registry=registry,
             catalog=catalog,
             gates=build_gates(settings),
         ),
-        evaluations=EvaluationQueue(records=stored, registry=registry, catalog=catalog),
+        evaluations=EvaluationQueue(evaluations=stored, registry=registry, catalog=catalog),
         registry=registry,
         audit=AuditRepository(database),
     )

@@ -1,18 +1,19 @@
-"""Evaluations as the platform runs them: asked for, started one at a time in processes of their own, taken up again.
+"""The queue of evaluations: requests are stored, and run one at a time, each in its own process.
 
-One per cluster is enough, several do no harm: who works on what is said in the database. Measures nothing itself.
+One per cluster is enough, and several do no harm: the database says which process works on which evaluation. Measures
+nothing itself.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import structlog
 
 from db.errors import DatabaseError
-from db.models.evaluations import Evaluation, NewEvaluation
+from db.models.evaluations import Evaluation, EvaluationRepository, NewEvaluation
 from registry.errors import NotRegistered, RegistryError
 from serving.core.catalog import CHAMPION, Catalog
 from serving.core.database_errors import translate_database_errors
@@ -20,82 +21,63 @@ from serving.core.periodic import run_periodically, wait_at_most
 from serving.core.subprocesses import run_module
 from serving.errors import Conflict, NotReady
 
+if TYPE_CHECKING:
+    from registry.store.model_registry import ModelRegistry
+
 log = structlog.get_logger(__name__)
 
-LOOK_SECONDS = 5.0
+POLL_SECONDS = 5.0
 
 Launch = Callable[[int], Awaitable[str | None]]
 
 
-class EvaluationRecords(Protocol):
-    """The stored evaluations."""
-
-    async def request(self, new: NewEvaluation) -> Evaluation:
-        """The one that runs, or a new one."""
-
-    async def claim(self) -> Evaluation | None:
-        """The oldest that nobody works on."""
-
-    async def fail(self, evaluation_id: int, reason: str) -> bool:
-        """End one without a report."""
-
-    async def find_report(self, bundle_digest: str, data_digest: str) -> Evaluation | None:
-        """The latest with a report."""
-
-    async def list_of_bundle(self, bundle_digest: str, *, limit: int = 10) -> tuple[Evaluation, ...]:
-        """Those of a bundle, newest first."""
-
-
-class HeldOutSets(Protocol):
-    """The registry, as it says by which set a model is judged; the call blocks."""
-
-    def held_out_digest(self, model: str) -> str:
-        """Which set."""
-        ...
+async def run_evaluation(evaluation_id: int) -> str | None:
+    """Run one evaluation in its own process; return the end of its standard error if it failed."""
+    return await run_module("serving.models.evaluation_worker", str(evaluation_id))
 
 
 class EvaluationQueue:
-    """A version that is asked for while its evaluation runs isn't measured twice; what died is begun again.
+    """A version is not evaluated twice at once, and an evaluation whose process died is started again.
 
     Args:
-        records: the stored evaluations.
-        registry: names the held-out set.
-        catalog: the versions that there are.
-        launch: works on a claimed evaluation until its process has ended; why, if it ended badly.
+        evaluations: the stored evaluations.
+        registry: names the held-out set of a model.
+        catalog: the registered versions.
+        launch: works on a claimed evaluation until its process ends; returns the reason if it failed.
     """
 
     def __init__(
         self,
         *,
-        records: EvaluationRecords,
-        registry: HeldOutSets,
+        evaluations: EvaluationRepository,
+        registry: "ModelRegistry",
         catalog: Callable[[], Catalog],
-        launch: Launch | None = None,
+        launch: Launch = run_evaluation,
     ) -> None:
-        self._records = records
+        self._evaluations = evaluations
         self._registry = registry
         self._catalog = catalog
-        self._launch = launch or run_evaluation
-        self._asked = asyncio.Event()
+        self._launch = launch
+        self._requested = asyncio.Event()
 
     async def request(self, model: str, version: str, actor: UUID | None) -> Evaluation:
-        """The evaluation that runs for this version, or a new one; the champion's too, if it has no report yet.
+        """Return the running evaluation of a version or a new one; request the champion's too if it has no report.
 
         Raises:
             NotFound: no such model or version.
             Conflict: the model has no held-out set.
-            NotReady, StoreUnavailable: the registry or the database can't be used.
+            NotReady, StoreUnavailable: the registry or the database can't be used now.
         """
         versions = self._catalog().versions(model)
         entry = self._catalog().entry(model, version)
         data = await self._data_digest(model)
         with translate_database_errors():
             for other in versions.values():
-                # A candidate is judged against it, so that it is measured first.
+                # A candidate is compared with the champion, so the champion is evaluated first.
                 if CHAMPION in other.record.aliases and other.record.digest != entry.record.digest:
                     digest = other.record.digest
-                    if await self._records.find_report(digest, data) is None:
-                        await self._records.request(
+                    if await self._evaluations.find_report(digest, data) is None:
+                        await self._evaluations.request(
                             NewEvaluation(
                                 bundle_digest=digest,
                                 data_digest=data,
@@ -103,7 +85,7 @@ class EvaluationQueue:
                                 version=other.record.version,
                             )
                         )
-            found = await self._records.request(
+            evaluation = await self._evaluations.request(
                 NewEvaluation(
                     bundle_digest=entry.record.digest,
                     data_digest=data,
@@ -112,27 +94,27 @@ class EvaluationQueue:
                     requested_by=actor,
                 )
             )
-        self._asked.set()
-        return found
+        self._requested.set()
+        return evaluation
 
     async def run(self) -> None:
-        """Work on what was asked for, one after the other, for ever; a database that is down is waited for."""
+        """Work on the requested evaluations, one at a time, without end; wait for a database that is down."""
         await run_periodically(
             self._work,
-            every=LOOK_SECONDS,
+            every=POLL_SECONDS,
             errors=DatabaseError,
             event="evaluations.postponed",
-            sleep=partial(wait_at_most, self._asked),
+            sleep=partial(wait_at_most, self._requested),
         )
 
     async def _work(self) -> None:
-        self._asked.clear()
+        self._requested.clear()
         while await self.step():
             pass
 
     async def step(self) -> bool:
-        """Work on the next evaluation to its end; False if there was none."""
-        evaluation = await self._records.claim()
+        """Work on the next evaluation until it ends; return False if there was none."""
+        evaluation = await self._evaluations.claim()
         if evaluation is None:
             return False
         log.info(
@@ -143,8 +125,8 @@ class EvaluationQueue:
             attempt=evaluation.attempts,
         )
         why = await self._launch(evaluation.id)
-        # A process that wrote its end itself isn't contradicted: what has ended stays as it is.
-        failed = await self._records.fail(evaluation.id, why or "its process ended without a report")
+        # This changes nothing if the process itself stored that the evaluation ended.
+        failed = await self._evaluations.fail(evaluation.id, why or "its process ended without a report")
         log.info("evaluation.ended", evaluation=evaluation.id, reason=why if failed else None)
         return True
 
@@ -155,8 +137,3 @@ class EvaluationQueue:
             raise Conflict(str(error)) from error
         except RegistryError as error:
             raise NotReady(str(error), retry_after=2) from error
-
-
-async def run_evaluation(evaluation_id: int) -> str | None:
-    """Run one evaluation in a process of its own; return the end of its standard error if it failed."""
-    return await run_module("serving.models.evaluation_worker", str(evaluation_id))

@@ -1,9 +1,9 @@
-"""What the gates say of a version now, by the stored reports. Measures nothing, moves nothing."""
+"""Run the gates on a version, by the stored evaluation reports. Measures nothing and moves no alias."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from db.models.evaluations import Evaluation
+from db.models.evaluations import EvaluationRepository
 from registry.errors import NotRegistered, ReportInvalid
 from registry.evaluation.gates import GateReport, Gates, evaluate_gates, report_unevaluated
 from registry.evaluation.report import EvaluationReport
@@ -12,69 +12,52 @@ from serving.core.catalog import Catalog
 from serving.core.database_errors import translate_database_errors
 from serving.core.registry_errors import call_registry
 
-
-class Reports(Protocol):
-    """The stored reports."""
-
-    async def find_report(self, bundle_digest: str, data_digest: str) -> Evaluation | None:
-        """The latest of a bundle by a held-out set."""
-
-    async def list_of_bundle(self, bundle_digest: str, *, limit: int = 10) -> tuple[Evaluation, ...]:
-        """Those of a bundle, newest first."""
-
-
-class Sets(Protocol):
-    """The registry, as the gatekeeper sees it; the calls block."""
-
-    def version(self, model: str, version: str) -> VersionRecord:
-        """One version."""
-        ...
-
-    def held_out_digest(self, model: str) -> str:
-        """The set that versions are judged on."""
-        ...
+if TYPE_CHECKING:
+    from registry.store.model_registry import ModelRegistry
 
 
 class GateRunner:
-    """Without a stored report by the model's present held-out set a version passes no gate."""
+    """A version without a stored report on the model's present held-out set passes no gate."""
 
     def __init__(
         self,
         *,
-        reports: Reports,
-        registry: Sets,
+        evaluations: EvaluationRepository,
+        registry: "ModelRegistry",
         catalog: Callable[[], Catalog],
-        gates: Gates | None = None,
+        gates: Gates,
     ) -> None:
-        self._reports = reports
+        self._evaluations = evaluations
         self._registry = registry
         self._catalog = catalog
-        self._gates = gates or Gates()
+        self._gates = gates
 
-    async def judged(self, model: str, record: VersionRecord, champion: str | None) -> GateReport:
-        """What the gates say of a version against the champion with this number, None: there is none."""
+    async def run(self, model: str, record: VersionRecord, champion: str | None) -> GateReport:
+        """Run the gates on a version against the champion with this number, None if there is none."""
         try:
             data = await call_registry(self._registry.held_out_digest, model)
         except NotRegistered:
             return report_unevaluated(
                 record.version, champion, {record.version: "the model has no held-out set"}
             )
-        wanted = {record.version: record.digest}
+        bundles = {record.version: record.digest}
         if champion is not None and (digest := await self._digest_of(model, champion)) is not None:
-            wanted[champion] = digest
-        found = {version: await self._stored_report(digest, data) for version, digest in wanted.items()}
-        ours, theirs = found[record.version], found.get(champion or "")
-        if ours is None or None in found.values():
+            bundles[champion] = digest
+        reports = {version: await self._stored_report(digest, data) for version, digest in bundles.items()}
+        candidate_report, champion_report = reports[record.version], reports.get(champion or "")
+        if candidate_report is None or None in reports.values():
             missing = {
-                version: await self._why_missing(wanted[version], data)
-                for version, report in found.items()
+                version: await self._why_missing(bundles[version], data)
+                for version, report in reports.items()
                 if report is None
             }
             return report_unevaluated(record.version, champion, missing)
-        return evaluate_gates(self._gates, ours, theirs if champion != record.version else None)
+        return evaluate_gates(
+            self._gates, candidate_report, champion_report if champion != record.version else None
+        )
 
     async def _digest_of(self, model: str, version: str) -> str | None:
-        """The bundle of a version, None if it is gone."""
+        """Return the digest of a version's bundle, None if the version is gone."""
         entry = self._catalog().versions(model).get(version)
         if entry is not None:
             return entry.record.digest
@@ -85,9 +68,8 @@ class GateRunner:
 
     async def _why_missing(self, bundle: str, data: str) -> str:
         with translate_database_errors():
-            last = next(
-                (e for e in await self._reports.list_of_bundle(bundle) if e.data_digest == data), None
-            )
+            evaluations = await self._evaluations.list_of_bundle(bundle)
+        last = next((each for each in evaluations if each.data_digest == data), None)
         if last is None:
             return "never evaluated: POST …/evaluate does it"
         if last.state == "failed":
@@ -96,12 +78,10 @@ class GateRunner:
 
     async def _stored_report(self, bundle: str, data: str) -> EvaluationReport | None:
         with translate_database_errors():
-            found = await self._reports.find_report(bundle, data)
+            evaluation = await self._evaluations.find_report(bundle, data)
+        if evaluation is None or evaluation.report is None:
+            return None
         try:
-            return (
-                EvaluationReport.parse(found.report)
-                if found is not None and found.report is not None
-                else None
-            )
+            return EvaluationReport.parse(evaluation.report)
         except ReportInvalid:
             return None

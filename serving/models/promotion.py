@@ -1,4 +1,4 @@
-"""Use cases of the champion: promote, roll back, show, and who was it when. The only place that moves the alias.
+"""Promote a version, roll back to the champion before, and show versions and champions. Alone moves the alias.
 
 Knows no HTTP and no SQL.
 """
@@ -6,18 +6,19 @@ Knows no HTTP and no SQL.
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from uuid import UUID
 
 import structlog
 
-from db.models.evaluations import Evaluation
+from db.models.evaluations import Evaluation, EvaluationRepository
 from db.models.promotions import (
     Act,
     ChampionPeriodPage,
     NewPromotion,
     Promotion,
     PromotionPhase,
+    PromotionRepository,
     PromotionState,
 )
 from registry.errors import NotRegistered
@@ -28,8 +29,11 @@ from serving.core.catalog import CHAMPION, Catalog, VersionState
 from serving.core.database_errors import translate_database_errors
 from serving.core.registry_errors import call_registry
 from serving.errors import Conflict, Invalid, Problem, Refused
-from serving.models.gating import GateRunner, Reports, Sets
-from serving.models.history import GRACE_SECONDS, Aliases, ChampionHistory, PromotionRecords
+from serving.models.gating import GateRunner
+from serving.models.history import GRACE_SECONDS, ChampionHistory
+
+if TYPE_CHECKING:
+    from registry.store.model_registry import ModelRegistry
 
 log = structlog.get_logger(__name__)
 
@@ -38,9 +42,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromotionOutcome:
-    """What a promotion or a rollback came to; `changed` is False if that version was champion already.
+    """The outcome of a promotion or a rollback; `changed` is False if the version was champion already.
 
-    `report` is what the gates say, None where none was asked.
+    `report` is the result of the gates, None for a rollback.
     """
 
     model: str
@@ -53,7 +57,7 @@ class PromotionOutcome:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VersionDetail:
-    """A version, its evaluations, newest first, and what the gates would say now."""
+    """A version, its evaluations, newest first, and the result that the gates would give now."""
 
     record: VersionRecord
     state: VersionState
@@ -64,7 +68,7 @@ class VersionDetail:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromotionDecision:
-    """Why a champion is to change: who asks, by which act, for what reason, on what stored evidence."""
+    """A decision to change the champion: the act, the key that asks, the reason and the stored evidence."""
 
     act: Act = Act.PROMOTE
     actor: UUID | None = None
@@ -73,49 +77,43 @@ class PromotionDecision:
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Registered(Aliases, Sets, Protocol):
-    """The registry, as promotion sees it; the calls block."""
-
-    def set_alias(self, model: str, alias: str, version: str) -> None:
-        """Move it."""
-        ...
-
-
 class PromotionService:
-    """Every move of the alias is recorded once; two at once through the platform are one, and the other is told.
+    """Every move of the alias is recorded once. Of two concurrent changes one is made, and the other is refused.
 
-    A rollback uncovers the champion under the present one: promotions, and moves by other MLflow clients, are laid on
-    a stack, and a rollback takes the top off. So a second rollback goes further down, never forward again.
+    Promotions, and moves by other MLflow clients, are put on a stack; a rollback takes the top one off and makes the
+    champion below it champion again. So a second rollback goes further down, never forward again.
     """
 
     def __init__(
         self,
         *,
-        records: PromotionRecords,
-        reports: Reports,
-        registry: Registered,
+        promotions: PromotionRepository,
+        evaluations: EvaluationRepository,
+        registry: "ModelRegistry",
         catalog: Callable[[], Catalog],
         gates: Gates | None = None,
         grace_seconds: float = GRACE_SECONDS,
     ) -> None:
-        self._records = records
-        self._reports = reports
+        self._promotions = promotions
+        self._evaluations = evaluations
         self._registry = registry
         self._catalog = catalog
-        self._chronicle = ChampionHistory(records=records, registry=registry, grace_seconds=grace_seconds)
-        self._gatekeeper = GateRunner(reports=reports, registry=registry, catalog=catalog, gates=gates)
+        self._history = ChampionHistory(promotions=promotions, registry=registry, grace_seconds=grace_seconds)
+        self._gates = GateRunner(
+            evaluations=evaluations, registry=registry, catalog=catalog, gates=gates or Gates()
+        )
         self._changes: set[asyncio.Future[Any]] = set()
 
     async def promote(
         self, model: str, version: str, caller: Caller, *, force: bool = False, reason: str | None = None
     ) -> PromotionOutcome:
-        """Make a version champion, if every gate passes by the stored reports.
+        """Make a version champion if it passes every gate by its stored report.
 
         Raises:
             NotFound: no such model or version.
             Invalid: `force` without a reason.
-            Refused: it can't be loaded, has no stored report, or a gate fails.
-            Conflict: somebody else's change is under way or came first.
+            Refused: the version can't be loaded, has no stored report, or fails a gate.
+            Conflict: another change is under way or came first.
         """
         if force and not (reason and reason.strip()):
             raise Invalid(
@@ -127,52 +125,52 @@ class PromotionService:
         )
 
     async def decide(self, model: str, version: str, decision: PromotionDecision) -> PromotionOutcome:
-        """As `promote`, for whatever decides: a policy gives `Act.POLICY` and its stored decision as evidence."""
-        return await self._whole(self._promote(model, version, decision))
+        """Carry out a decision to promote; a policy gives `Act.POLICY` and its decision as evidence."""
+        return await self._complete(self._promote(model, version, decision))
 
     async def rollback(self, model: str, caller: Caller, *, reason: str | None = None) -> PromotionOutcome:
-        """Make the champion before this one answer again; no gate is asked.
+        """Make the champion before this one champion again, without running the gates.
 
         Raises:
             NotFound: no such model.
-            Refused: there is none before it, or it isn't registered any more, or it can't be loaded.
-            Conflict: somebody else's change is under way or came first.
+            Refused: there is no champion before, it isn't registered any more, or it can't be loaded.
+            Conflict: another change is under way or came first.
         """
         return await self.undo(model, PromotionDecision(act=Act.ROLLBACK, actor=caller.key_id, reason=reason))
 
     async def undo(self, model: str, decision: PromotionDecision) -> PromotionOutcome:
-        """As `rollback`, for whatever decides. Its act is always recorded as a rollback."""
-        return await self._whole(self._rollback(model, decision))
+        """Carry out a decision to roll back; the act is always recorded as a rollback."""
+        return await self._complete(self._rollback(model, decision))
 
     async def history(self, model: str, *, limit: int = 50, cursor: str | None = None) -> ChampionPeriodPage:
-        """Who was champion, newest first.
+        """Return a page of the model's champions, newest first.
 
         Raises:
             NotFound: no such model.
-            Invalid: the cursor isn't one that a page gave.
+            Invalid: the cursor is not from an earlier page.
         """
         self._catalog().versions(model)
         with translate_database_errors():
-            return await self._records.history(model, limit=limit, cursor=cursor)
+            return await self._promotions.history(model, limit=limit, cursor=cursor)
 
     async def champions(self, model: str) -> list[str]:
-        """The versions that were champion of late, the last one first; none of a model that nobody knows."""
+        """Return the recent champions of a model, the last one first; none for an unknown model."""
         with translate_database_errors():
-            page = await self._records.history(model)
-        reigns = (reign.promotion.version_to for reign in page.items)
-        return [version for version in reigns if version is not None]
+            page = await self._promotions.history(model)
+        versions = (period.promotion.version_to for period in page.items)
+        return [version for version in versions if version is not None]
 
     async def version(self, model: str, version: str) -> VersionDetail:
-        """A version with its evaluations, and what the gates would say of it now.
+        """Return a version with its evaluations and the result that the gates would give now.
 
         Raises:
             NotFound: no such model or version.
         """
         entry = self._catalog().entry(model, version)
         champion = await call_registry(self._registry.champion_version, model)
-        preview = await self._gatekeeper.judged(model, entry.record, champion)
+        preview = await self._gates.run(model, entry.record, champion)
         with translate_database_errors():
-            evaluations = await self._reports.list_of_bundle(entry.record.digest)
+            evaluations = await self._evaluations.list_of_bundle(entry.record.digest)
         return VersionDetail(
             record=entry.record,
             state=entry.state,
@@ -182,23 +180,23 @@ class PromotionService:
         )
 
     async def reconcile(self, model: str, champion: str | None) -> None:
-        """`Chronicle.reconcile`, for whoever sees the alias."""
-        await self._chronicle.reconcile(model, champion)
+        """Bring the history in line with the alias: `ChampionHistory.reconcile`."""
+        await self._history.reconcile(model, champion)
 
     async def _promote(self, model: str, version: str, decision: PromotionDecision) -> PromotionOutcome:
         entry = self._catalog().entry(model, version)
-        standing = await self._chronicle.standing(model)
-        champion = standing.version
+        state = await self._history.state(model)
+        champion = state.version
         if entry.state is VersionState.FAILED:
             await self._refuse(model, version, decision, f"version {version} can't answer: {entry.reason}")
-        report = await self._gatekeeper.judged(model, entry.record, champion)
+        report = await self._gates.run(model, entry.record, champion)
         if champion == version:
             return PromotionOutcome(
                 model=model,
                 version=version,
                 version_from=champion,
                 changed=False,
-                promotion=standing.champion,
+                promotion=state.champion,
                 report=report,
             )
         if not report.passed and not decision.force:
@@ -213,14 +211,14 @@ class PromotionService:
             actor=decision.actor,
             reason=decision.reason,
             evidence={**decision.evidence, "gates": report.dump()},
-            below_id=standing.champion.id if standing.champion is not None else None,
+            below_id=state.champion.id if state.champion is not None else None,
         )
-        return await self._carry_out(new, standing, report)
+        return await self._commit(new, state, report)
 
     async def _rollback(self, model: str, decision: PromotionDecision) -> PromotionOutcome:
         self._catalog().versions(model)
-        standing = await self._chronicle.standing(model)
-        target = await self._chronicle.below(standing)
+        state = await self._history.state(model)
+        target = await self._history.find_below(state)
         if target is None or target.version_to is None:
             await self._refuse(model, None, decision, f"no version was champion of {model!r} before this one")
         version = target.version_to
@@ -233,7 +231,7 @@ class PromotionService:
             await self._refuse(model, version, decision, f"version {version} can't answer: {entry.reason}")
         new = NewPromotion(
             model=model,
-            version_from=standing.version,
+            version_from=state.version,
             version_to=version,
             act=Act.ROLLBACK,
             actor=decision.actor,
@@ -241,32 +239,34 @@ class PromotionService:
             evidence=decision.evidence,
             below_id=target.below_id,
         )
-        return await self._carry_out(new, standing, None)
+        return await self._commit(new, state, None)
 
-    async def _carry_out(
-        self, new: NewPromotion, standing: PromotionState, report: GateReport | None
+    async def _commit(
+        self, new: NewPromotion, state: PromotionState, report: GateReport | None
     ) -> PromotionOutcome:
-        """Intend, move, settle. Whatever dies in between, `reconcile` settles by the alias."""
-        after = standing.champion.id if standing.champion is not None else None
+        """Store the intention, move the alias, finish. If this process dies meanwhile, `reconcile` finishes."""
+        after = state.champion.id if state.champion is not None else None
         with translate_database_errors():
-            intended = await self._records.intend(new, after=after)
-            async with self._records.lock(new.model) as held:
-                now = (await held.state()).intended
-                if now is None or now.id != intended.id:
+            intended = await self._promotions.intend(new, after=after)
+            async with self._promotions.lock(new.model) as history:
+                pending = (await history.state()).intended
+                if pending is None or pending.id != intended.id:
                     raise Conflict("the change took too long to begin and was given up: try again")
-                seen = await call_registry(self._registry.champion_version, new.model)
+                current = await call_registry(self._registry.champion_version, new.model)
                 why = None
-                if seen != new.version_from:
-                    why = f"another MLflow client made version {seen} champion meanwhile"
-                elif not await self._moved(new):
+                if current != new.version_from:
+                    why = f"another MLflow client made version {current} champion meanwhile"
+                elif not await self._move_alias(new):
                     why = f"version {new.version_to} isn't registered any more"
-                await held.finish(intended, PromotionPhase.ABANDONED if why else PromotionPhase.DONE, why=why)
+                await history.finish(
+                    intended, PromotionPhase.ABANDONED if why else PromotionPhase.DONE, why=why
+                )
         if why is not None:
-            await self._chronicle.reconcile(new.model, seen)
+            await self._history.reconcile(new.model, current)
             raise Conflict(f"{why}: look, and try again")
         log.info("champion.moved", model=new.model, act=new.act, version=new.version_to)
         with translate_database_errors():
-            done = await self._records.get(intended.id)
+            done = await self._promotions.get(intended.id)
         return PromotionOutcome(
             model=new.model,
             version=str(new.version_to),
@@ -276,8 +276,8 @@ class PromotionService:
             report=report,
         )
 
-    async def _moved(self, new: NewPromotion) -> bool:
-        """Moves the alias; False if the version is gone."""
+    async def _move_alias(self, new: NewPromotion) -> bool:
+        """Move the alias; return False if the version is gone."""
         try:
             await call_registry(self._registry.set_alias, new.model, CHAMPION, str(new.version_to))
         except NotRegistered:
@@ -292,7 +292,7 @@ class PromotionService:
         why: str,
         report: GateReport | None = None,
     ) -> NoReturn:
-        """Notes the refusal, then raises it."""
+        """Record the refusal, then raise it."""
         content = report.dump() if report is not None else None
         evidence = {
             **decision.evidence,
@@ -302,13 +302,13 @@ class PromotionService:
             "gates": content,
         }
         with translate_database_errors():
-            await self._records.record_refusal(
+            await self._promotions.record_refusal(
                 model, version or "", actor=decision.actor, why=why, evidence=evidence
             )
         raise Refused(why, content)
 
-    async def _whole(self, change: Coroutine[Any, Any, T]) -> T:
-        """A change once begun is carried to its end, even if whoever asked for it has left."""
+    async def _complete(self, change: Coroutine[Any, Any, T]) -> T:
+        """Run a change to its end, even if the caller is cancelled meanwhile."""
         task = asyncio.ensure_future(change)
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)

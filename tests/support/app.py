@@ -207,12 +207,12 @@ def _platform(
     )
     lifecycle = LocalLifecycle(
         promotions=PromotionService(
-            records=records["promotions"],
-            reports=records["evaluations"],
+            promotions=records["promotions"],
+            evaluations=records["evaluations"],
             registry=registry,
             catalog=catalog,
         ),
-        evaluations=EvaluationQueue(records=records["evaluations"], registry=registry, catalog=catalog),
+        evaluations=EvaluationQueue(evaluations=records["evaluations"], registry=registry, catalog=catalog),
         registry=registry,
         audit=FakeLog(),
     )

@@ -263,7 +263,7 @@ def runner_of(
     }
     catalog = Catalog(models={model: versions})
     return Runner(
-        records=EvaluationRepository(database), registry=registry, catalog=lambda: catalog, launch=launch
+        evaluations=EvaluationRepository(database), registry=registry, catalog=lambda: catalog, launch=launch
     )
 
 

@@ -52,8 +52,8 @@ class Case:
     def promotions(self, *, grace: float = 60, registry: ModelRegistry | None = None) -> PromotionService:
         """As one process has it."""
         return PromotionService(
-            records=self.history,
-            reports=EvaluationRepository(self.database),
+            promotions=self.history,
+            evaluations=EvaluationRepository(self.database),
             registry=registry or self.registry,
             catalog=self.catalog,
             grace_seconds=grace,
@@ -194,12 +194,12 @@ import asyncio, os, sys
 from pathlib import Path
 from uuid import uuid4
 from db.connection.engine import Database
-from db.models.evaluations import Evaluations
-from db.models.promotions import Promotions as History
+from db.models.evaluations import EvaluationRepository
+from db.models.promotions import PromotionRepository
 from registry.store.model_registry import ModelRegistry
-from serving.core.catalog import Catalog, Entry, State
+from serving.core.catalog import Catalog, CatalogEntry, VersionState
 from serving.core.caller import Caller, Role
-from serving.models.promotion import Promotions
+from serving.models.promotion import PromotionService
 
 url, mlflow, root, model, after, key = sys.argv[1:]
 
@@ -213,9 +213,10 @@ async def main():
     database = Database(url, installation_key=bytes.fromhex(key))
     await database.open()
     registry = Killed(mlflow, artifact_root=Path(root))
-    found = {r.version: Entry(record=r, state=State.READY) for r in registry.versions(model)}
-    promotions = Promotions(records=History(database), reports=Evaluations(database), registry=registry,
-                            catalog=lambda: Catalog(models={model: found}))
+    found = {r.version: CatalogEntry(record=r, state=VersionState.READY) for r in registry.versions(model)}
+    promotions = PromotionService(
+        promotions=PromotionRepository(database), evaluations=EvaluationRepository(database), registry=registry,
+        catalog=lambda: Catalog(models={model: found}))
     caller = Caller(key_id=uuid4(), holder_id=uuid4(), role=Role.ENGINEER)
     await promotions.promote(model, "2", caller, force=True, reason="to be killed")
 

@@ -28,7 +28,7 @@ class Bench:
         self.at_once = 0
         self.work: Callable[[int], str | None] = lambda _: None
         self.evaluations = EvaluationQueue(
-            records=self.records, registry=self.registry, catalog=catalog, launch=self.launch
+            evaluations=self.records, registry=self.registry, catalog=catalog, launch=self.launch
         )
 
     async def launch(self, number: int) -> str | None:

@@ -34,8 +34,8 @@ class Desk:
     def promotions(self, *, grace: float = 0.0, gates: Gates | None = None) -> PromotionService:
         """As another process would have it."""
         return PromotionService(
-            records=self.records,
-            reports=self.evaluations,
+            promotions=self.records,
+            evaluations=self.evaluations,
             registry=self.registry,
             catalog=catalog,
             gates=gates,
