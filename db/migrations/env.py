@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the steps on the connection that `db.schema.versions` hands over, or on the environment's."""
+"""Alembic's entry point: migrates the connection that `db.schema.versions` passes, or the environment's database."""
 
 import os
 
@@ -12,6 +12,7 @@ from db.schema.versions import comparison_options
 
 
 def run(connection: Connection) -> None:
+    """Run the migrations on a connection."""
     context.configure(connection=connection, target_metadata=Base.metadata, **comparison_options())
     with context.begin_transaction():
         context.run_migrations()

@@ -30,7 +30,7 @@ _TABLES = (
 
 
 def upgrade() -> None:
-    # Left in place by the way down: another schema of this database may use it.
+    # A downgrade keeps it: another schema of this database may use it.
     op.execute("CREATE EXTENSION IF NOT EXISTS vector")
     op.create_table(
         "audit_log",
@@ -226,7 +226,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("prediction_id", "holder_id", name="pk_feedback"),
         postgresql_partition_by="RANGE (prediction_id)",
     )
-    # Vectors don't compress, and reading one out of line costs more than the scan that wants it.
+    # Vectors don't compress, and reading one out of line costs more than scanning it inline.
     op.execute("ALTER TABLE embeddings ALTER COLUMN embedding SET STORAGE PLAIN")
     op.execute(
         """

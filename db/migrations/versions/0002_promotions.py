@@ -1,4 +1,4 @@
-"""Who was champion when and why, and what was measured of each version.
+"""The history of champions with its reasons, and the evaluations of versions.
 
 Revision: 0002
 """
@@ -59,7 +59,7 @@ def upgrade() -> None:
         unique=True,
         postgresql_where=sa.text("state = 'intended'"),
     )
-    # What happened stays as it was recorded; only what is intended may still be settled.
+    # A finished change stays as recorded; only an intended one may still be settled.
     op.execute(
         "CREATE TRIGGER append_only BEFORE DELETE OR TRUNCATE ON promotions "
         "FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()"

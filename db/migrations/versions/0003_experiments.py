@@ -1,4 +1,4 @@
-"""Experiments: stages, faults and decisions, and what wakes the ingress replicas.
+"""Experiments: stages, faults and decisions, and the notice that wakes the ingress replicas.
 
 Revision: 0003
 """

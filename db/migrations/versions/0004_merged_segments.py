@@ -1,4 +1,4 @@
-"""Merged segments: what is being merged and what was retired; vectors without a foreign key.
+"""Merging and retired segments; vectors without a foreign key.
 
 Revision: 0004
 """

@@ -1,4 +1,4 @@
-"""An index of the words of texts, for search by keywords.
+"""An index of the words of texts, for keyword search.
 
 Revision: 0005
 """
@@ -13,14 +13,14 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # New texts go to the index's list of pending entries, which housekeeping merges: at the default of 4 MB a
-    # writer would have to, now and then.
+    # New texts go to the index's list of pending entries, which maintenance merges; at the default limit of 4 MB a
+    # writer would sometimes have to merge it.
     op.execute(
         "CREATE INDEX IF NOT EXISTS ix_text_inputs_words ON text_inputs "
         "USING gin (to_tsvector('simple'::regconfig, content)) "
         "WITH (fastupdate = on, gin_pending_list_limit = 16384)"
     )
-    # Only the owner of an index may merge its list, and the application needn't be that.
+    # Only the owner of an index may merge its list, and the application may be another role.
     path = op.get_bind().scalar(sa.text("SELECT quote_ident(current_schema())"))
     op.execute(
         "CREATE FUNCTION merge_words() RETURNS bigint LANGUAGE sql SECURITY DEFINER "

@@ -1,4 +1,4 @@
-"""Statistics hold no value of a text, a vector, a comment or a unit: nothing that was erased stays in them.
+"""No statistics on texts, vectors, comments and units, so that no erased value stays in them.
 
 Revision: 0006
 """
@@ -37,12 +37,12 @@ def upgrade() -> None:
             ),
             {"name": table, "column": column},
         )
-        # To the type that it has: nothing is rewritten, and what was collected of it is dropped.
+        # The same type: this rewrites nothing, and drops the collected statistics.
         op.execute(f"ALTER TABLE {table} ALTER COLUMN {column} TYPE {kind}")
         _alter(table, f"ALTER COLUMN {column} SET STATISTICS 0")
-    # An index of words is sampled by itself.
+    # An expression index has its own statistics.
     op.execute("ALTER INDEX ix_text_inputs_words ALTER COLUMN 1 SET STATISTICS 0")
-    # As it was made: setting a type, even the same, takes that back.
+    # Again, because setting a type, even the same, resets the storage.
     _alter("embeddings", "ALTER COLUMN embedding SET STORAGE PLAIN")
 
 
@@ -53,6 +53,6 @@ def downgrade() -> None:
 
 
 def _alter(table: str, change: str) -> None:
-    """Changes a table and all its partitions."""
+    """Change a table and all its partitions."""
     for name in op.get_bind().scalars(sa.text(_TREE), {"name": table}).all():
         op.execute(f"ALTER TABLE ONLY {name} {change}")

@@ -1,4 +1,4 @@
-"""What the application may have made of the schema, as functions of its owner: months, segments, their indexes.
+"""Functions of the owner by which the application creates months, segments and their indexes.
 
 Revision: 0007
 """
@@ -11,7 +11,7 @@ down_revision = "0006"
 branch_labels = None
 depends_on = None
 
-# Of what the parent keeps no statistics, its partition keeps none.
+# Columns without statistics in the parent have none in the partition.
 _MAKE = """
     CREATE FUNCTION make_partition(parent text, name text, more text) RETURNS void LANGUAGE plpgsql AS $$
     DECLARE
@@ -26,9 +26,9 @@ _MAKE = """
         END LOOP;
     END $$"""
 
-# Each takes numbers and dates alone, and names no table but what it makes of them. Made apart and attached, because
-# `PARTITION OF` would lock out every reader and writer of the parent. A partition of feedback refers to
-# predictions, so theirs is made first.
+# Each takes only numbers and dates, and builds every table name from them. A partition is created separately and
+# then attached, because `PARTITION OF` would lock out every reader and writer of the parent. Feedback refers to
+# predictions, whose partition therefore comes first.
 _FUNCTIONS = {
     "make_month(month date)": """
     DECLARE
@@ -58,7 +58,7 @@ _FUNCTIONS = {
             EXECUTE format('DROP TABLE %I', name);
         END LOOP;
     END""",
-    # With the check it can be attached without being read.
+    # The check constraint lets PostgreSQL attach it without reading it.
     "make_segment(segment integer)": """
     BEGIN
         PERFORM make_partition('embeddings', 'embeddings_' || segment, format(', CHECK (segment = %s)', segment));
@@ -72,7 +72,7 @@ _FUNCTIONS = {
         EXECUTE format('ALTER TABLE embeddings ATTACH PARTITION %I FOR VALUES IN (%s)',
             'embeddings_' || segment, segment);
     END""",
-    # Which nobody is told of any more: its row goes first, in the same transaction.
+    # No search uses it any more: its row was deleted first, in the same transaction.
     "drop_segment(segment integer)": """
     BEGIN
         IF EXISTS (SELECT FROM segments s WHERE s.id = segment) THEN
@@ -91,7 +91,7 @@ _FUNCTIONS = {
 
 
 def upgrade() -> None:
-    # The smallest UUIDv7 of a moment, which is UTC.
+    # The smallest UUIDv7 of a moment in UTC.
     op.execute(
         """
         CREATE FUNCTION month_floor(moment timestamp) RETURNS uuid LANGUAGE sql IMMUTABLE AS
@@ -100,8 +100,8 @@ def upgrade() -> None:
         """
     )
     op.execute(_MAKE)
-    # Fixed, because the function acts as its owner: no caller may slip a table of his own between. The catalogue
-    # comes first by itself.
+    # Fixed, because the function runs as its owner, and no caller may substitute a table. PostgreSQL searches its
+    # catalog first anyway.
     path = op.get_bind().scalar(
         sa.text(
             "SELECT concat_ws(', ', quote_ident(current_schema()), quote_ident(nspname)) FROM pg_namespace "

@@ -1,4 +1,4 @@
-"""The predictions of a version, for searches among the texts that a rare one judged.
+"""An index of predictions by version, for searches limited to a rare version.
 
 Revision: 0008
 """
@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # Few distinct values, so that the index keeps each once with a list of rows: 7 bytes a prediction.
+    # Few distinct values: the index stores each once with a list of rows, 7 bytes a prediction.
     op.create_index("ix_predictions_version", "predictions", ["version"])
 
 

@@ -1,4 +1,4 @@
-"""What people wrote may be sealed: a column beside each that holds it, and the keys by whose ids that happened.
+"""Encryption of texts, comments and answers: a column for the sealed value, and the fingerprints of the keys.
 
 Revision: 0009
 """
@@ -29,7 +29,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_text_keys")),
     )
     for table in _TABLES:
-        # Null in every row that is there, so that none is written.
+        # Null in every existing row, so no row is rewritten.
         op.add_column(table, sa.Column("sealed", sa.LargeBinary(), nullable=True))
         for name in op.get_bind().scalars(sa.text(_TREE), {"name": table}).all():
             op.execute(f"ALTER TABLE ONLY {name} ALTER COLUMN sealed SET STATISTICS 0")
@@ -39,7 +39,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     if op.get_bind().scalar(sa.text("SELECT EXISTS (SELECT FROM text_keys)")):
         raise Conflict(
-            "texts are encrypted, and the schema before doesn't know how: put `plain` before the keys in "
+            "texts are encrypted, which the earlier schema doesn't support: put `plain` before the keys in "
             "VALENCE_TEXT_KEYS and run `valence db encrypt`"
         )
     op.drop_column("idempotency", "names")

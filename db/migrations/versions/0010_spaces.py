@@ -1,4 +1,4 @@
-"""Which embedding spaces there are, and which one is live.
+"""The embedding spaces and their states.
 
 Revision: 0010
 """
@@ -28,7 +28,7 @@ def upgrade() -> None:
     op.create_index(
         "uq_spaces_live", "spaces", ["state"], unique=True, postgresql_where=sa.text("state = 'live'")
     )
-    # Until now there was one, which the open segment is of.
+    # Until now there was one space: the open segment's.
     op.execute(
         "INSERT INTO spaces (name, state, begun_at, live_at) SELECT space, 'live', opened_at, opened_at "
         "FROM segments WHERE state = 'open' ORDER BY id DESC LIMIT 1"

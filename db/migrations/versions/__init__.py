@@ -1,1 +1,1 @@
-"""One file a step; a step that has been released is never changed."""
+"""One file a migration; a released migration never changes."""
