@@ -1,1 +1,1 @@
-"""Erasure, retention, and the change of encryption keys."""
+"""Erasure, retention, and the rotation of text keys."""

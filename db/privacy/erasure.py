@@ -1,7 +1,7 @@
-"""Erasure by user and by text: what was said goes, anonymous counts stay.
+"""Erasure by user and by text: texts and comments go, anonymous counts stay.
 
-Owns what an erased prediction keeps and the order of locks. Each step is one short transaction, so that a call that
-was cut off is finished by the next. Writes ids and counts to the audit log, never a link between a user and a text.
+Owns the remainder of an erased prediction and the order of locks. Each step is one short transaction, so the next call
+finishes an interrupted one. Writes ids and counts to the audit log, never a link between a user and a text.
 """
 
 import secrets
@@ -23,15 +23,15 @@ from db.core.binary import Vector
 from db.embeddings import segments
 from db.errors import NotFound
 from db.privacy.erasure_sql import (
-    BLANKS,
     CANDIDATES,
     COMMENTS,
     DOOMED,
+    EXISTS,
     FEEDBACK,
-    GIVEN,
     IDEMPOTENCY,
     JOBS,
-    KNOWN,
+    OWN_FEEDBACK,
+    PLACEHOLDERS,
     PREDICTIONS,
     REPEATABLE,
     TEXT_LOCKS,
@@ -41,7 +41,7 @@ from db.privacy.erasure_sql import (
 from db.schema.tables import NIL_ID
 from db.search.similarity import SimilarityRepository
 
-# Texts this near to an erased one are named in the receipt: at 0.95 a few words differ.
+# The receipt names texts at least this near to an erased one: at 0.95 a few words differ.
 NEAR_COSINE: Final = 0.95
 NAMED: Final = 1_000
 _STEP_ROWS: Final = 1_000
@@ -50,7 +50,7 @@ _NEAR_EACH: Final = 100
 
 
 class ErasureKind(StrEnum):
-    """What an erasure is about."""
+    """The subject of an erasure."""
 
     USER = "user"
     TEXT = "text"
@@ -58,7 +58,7 @@ class ErasureKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ErasedCounts:
-    """What an erasure removed, by kind; rows of predictions and feedback stay, with nobody and nothing in them."""
+    """The numbers of erased items by kind; rows of predictions and feedback stay, anonymous and empty."""
 
     predictions: int = 0
     texts: int = 0
@@ -73,13 +73,13 @@ class ErasedCounts:
         return ErasedCounts(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
     def as_dict(self) -> dict[str, int]:
-        """By name."""
+        """Return the counts by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NearCopies:
-    """Stored texts whose cosine to an erased one is at least `cosine`; `complete`: no other one is that near."""
+    """Stored texts whose cosine to an erased one is at least `cosine`; `complete` if these are all."""
 
     cosine: float
     text_ids: tuple[UUID, ...]
@@ -88,7 +88,7 @@ class NearCopies:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ErasureReceipt:
-    """What an erasure did; `shared` texts stay, because others sent them too (the first `NAMED` are named)."""
+    """The result of an erasure; `shared` texts stay because others sent them too (at most `NAMED` are named)."""
 
     kind: ErasureKind
     subject: UUID
@@ -108,10 +108,10 @@ class _Step:
 
 
 class ErasureRepository:
-    """Whatever was acknowledged before the call is erased when it returns; safe beside writers and searches.
+    """Everything acknowledged before the call is erased when it returns; safe during writes and searches.
 
-    An erased prediction keeps its id, model, version, arm, experiment, label, timings and the tenth its confidence lies
-    in. Unit and request become aliases under a salt that is never stored: its experiment counts as before.
+    An erased prediction keeps its id, model, version, arm, experiment, label, timings and its confidence rounded to the
+    middle of a tenth. Unit and request become aliases under a salt that is never stored; experiments count as before.
     """
 
     def __init__(self, database: Database, similarity: SimilarityRepository, *, space: str) -> None:
@@ -120,30 +120,30 @@ class ErasureRepository:
         self._space = space
 
     async def erase_user(self, user_id: UUID, *, actor: UUID | None) -> ErasureReceipt:
-        """Erases what was predicted about the user, or for a key of the user about nobody, and the user's judgements.
+        """Erase predictions about the user, those by the user's keys about no user, and the user's judgements.
 
         Raises:
             NotFound: no such user.
-            Unavailable: it was pushed aside too often; what is left is erased by the next call.
+            Unavailable: too many lock conflicts; the next call erases the rest.
         """
         return await self._erase(ErasureKind.USER, user_id, actor)
 
     async def erase_text(self, text_id: UUID, *, actor: UUID | None) -> ErasureReceipt:
-        """Erases a text, whoever sent it.
+        """Erase a text, no matter who sent it.
 
         Raises:
-            NotFound: no such text, and none was erased by this id.
-            Unavailable: as above.
+            NotFound: no such text, and no erased text had this id.
+            Unavailable: too many lock conflicts; the next call erases the rest.
         """
         return await self._erase(ErasureKind.TEXT, text_id, actor)
 
     async def _erase(self, kind: ErasureKind, subject: UUID, actor: UUID | None) -> ErasureReceipt:
         async with self._database.begin() as connection:
-            known = await connection.execute(text(KNOWN[kind]), {"subject": subject, "name": str(subject)})
-            if subject == NIL_ID or not known.scalar_one():
+            exists = await connection.execute(text(EXISTS[kind]), {"subject": subject, "name": str(subject)})
+            if subject == NIL_ID or not exists.scalar_one():
                 raise NotFound(f"there is no {kind} {subject}")
-            await connection.execute(text(BLANKS[0]), {"nobody": NIL_ID})
-            await connection.execute(text(BLANKS[1]), {"nobody": NIL_ID})
+            await connection.execute(text(PLACEHOLDERS[0]), {"nobody": NIL_ID})
+            await connection.execute(text(PLACEHOLDERS[1]), {"nobody": NIL_ID})
         values = {
             "subject": subject,
             "nobody": NIL_ID,
@@ -174,17 +174,17 @@ class ErasureRepository:
     async def _step(
         self, connection: AsyncConnection, kind: ErasureKind, values: Mapping[str, Any], actor: UUID | None
     ) -> _Step:
-        """Up to so many predictions and what belongs to them; the last step has everything else."""
-        found = (await connection.execute(text(CANDIDATES[kind]), values)).all()
-        texts = sorted({row.text_id for row in found} - {NIL_ID})
-        # As the writer does: texts by id, then predictions by id. Who names one of these texts waits, or has committed.
+        """Erase up to `limit` predictions with their dependents; the last step also erases everything else."""
+        candidates = (await connection.execute(text(CANDIDATES[kind]), values)).all()
+        texts = sorted({row.text_id for row in candidates} - {NIL_ID})
+        # In the writer's order: texts by id, then predictions by id. Writers of these texts wait or have committed.
         await connection.execute(text(TEXT_LOCKS), {"texts": texts})
         rows = (await connection.execute(text(DOOMED[kind]), {**values, "texts": texts})).all()
-        last = len(found if kind is ErasureKind.USER else rows) < values["limit"]
-        step = await self._forget(connection, values, texts, rows)
+        last = len(candidates if kind is ErasureKind.USER else rows) < values["limit"]
+        step = await self._anonymise(connection, values, texts, rows)
         counts = step.counts
         if last and kind is ErasureKind.USER:
-            counts += await _forget_acts(connection, values)
+            counts += await _erase_acts(connection, values)
         await audit.append(
             connection,
             actor=actor,
@@ -194,14 +194,14 @@ class ErasureRepository:
         )
         return replace(step, counts=counts, last=last)
 
-    async def _forget(
+    async def _anonymise(
         self, connection: AsyncConnection, values: Mapping[str, Any], texts: list[UUID], rows: Sequence[Any]
     ) -> _Step:
-        """Unlinks these predictions, and removes those of the texts that no other prediction names."""
+        """Unlink these predictions, and remove the texts that no other prediction names."""
         ids = [row.id for row in rows]
         named = {**values, "ids": ids, "texts": texts}
-        judged = (await connection.execute(text(COMMENTS), named)).all()
-        named["holders"] = list({row.holder_id for row in (*rows, *judged)} - {NIL_ID})
+        feedback = (await connection.execute(text(COMMENTS), named)).all()
+        named["holders"] = list({row.holder_id for row in (*rows, *feedback)} - {NIL_ID})
         repeatable = await connection.execute(text(REPEATABLE), named)
         await connection.execute(text(FEEDBACK), named)
         await connection.execute(text(PREDICTIONS), named)
@@ -213,8 +213,8 @@ class ErasureRepository:
                 predictions=len(ids),
                 texts=len(gone),
                 embeddings=len(vectors),
-                feedback=len(judged),
-                comments=sum(row.commented for row in judged),
+                feedback=len(feedback),
+                comments=sum(row.commented for row in feedback),
                 idempotency=repeatable.rowcount,
             ),
             gone=gone,
@@ -223,7 +223,7 @@ class ErasureRepository:
         )
 
     async def _near(self, vectors: Sequence[Vector], gone: set[UUID]) -> NearCopies:
-        """What is left near to the vectors of the texts that are gone, as far as a few seconds reach."""
+        """Return the remaining texts near the vectors of erased ones, as many as a few seconds allow."""
         near: set[UUID] = set()
         complete = len(vectors) == len(gone)
         deadline = time.monotonic() + _NEAR_SECONDS
@@ -231,28 +231,28 @@ class ErasureRepository:
             if time.monotonic() > deadline or len(near) >= NAMED:
                 complete = False
                 break
-            found = await self._similarity.search(
+            neighbours = await self._similarity.search(
                 vector, k=_NEAR_EACH, min_similarity=NEAR_COSINE, exact=True
             )
-            # A read replica may still have what is gone.
-            near |= {neighbour.text_id for neighbour in found.results} - gone
-            complete = complete and found.complete and len(found.results) < _NEAR_EACH
+            # A read replica may still have erased texts.
+            near |= {neighbour.text_id for neighbour in neighbours.results} - gone
+            complete = complete and neighbours.complete and len(neighbours.results) < _NEAR_EACH
         return NearCopies(cosine=NEAR_COSINE, text_ids=tuple(sorted(near))[:NAMED], complete=complete)
 
 
-async def _forget_acts(connection: AsyncConnection, values: Mapping[str, Any]) -> ErasedCounts:
-    """What the user did beyond predictions: judgements of others', answers kept for repetitions, finished jobs."""
-    given = (await connection.execute(text(GIVEN), values)).all()
-    if given:
+async def _erase_acts(connection: AsyncConnection, values: Mapping[str, Any]) -> ErasedCounts:
+    """Erase the user's other traces: judgements of others' predictions, stored answers, finished jobs."""
+    rows = (await connection.execute(text(OWN_FEEDBACK), values)).all()
+    if rows:
         await connection.execute(
             text(FEEDBACK),
-            {**values, "ids": [row.prediction_id for row in given], "holder": values["subject"]},
+            {**values, "ids": [row.prediction_id for row in rows], "holder": values["subject"]},
         )
-    kept = await connection.execute(text(IDEMPOTENCY), values)
+    answers = await connection.execute(text(IDEMPOTENCY), values)
     jobs = await connection.execute(text(JOBS), values)
     return ErasedCounts(
-        feedback=len(given),
-        comments=sum(row.commented for row in given),
-        idempotency=kept.rowcount,
+        feedback=len(rows),
+        comments=sum(row.commented for row in rows),
+        idempotency=answers.rowcount,
         jobs=jobs.rowcount,
     )

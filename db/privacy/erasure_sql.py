@@ -2,14 +2,14 @@
 
 from typing import Final, LiteralString
 
-KNOWN: Final[dict[str, LiteralString]] = {
+EXISTS: Final[dict[str, LiteralString]] = {
     "user": "SELECT EXISTS (SELECT FROM users WHERE id = :subject)",
     "text": "SELECT EXISTS (SELECT FROM text_inputs WHERE id = :subject) OR EXISTS ("
     "SELECT FROM audit_log WHERE action = 'text.erase' AND subject = :name)",
 }
 
-# What erased rows point to instead; nobody can use the key, and the text is in no space.
-BLANKS: Final[tuple[LiteralString, ...]] = (
+# Erased rows point to these; nobody can use the key, and no space has the text.
+PLACEHOLDERS: Final[tuple[LiteralString, ...]] = (
     "INSERT INTO text_inputs (id, content, spaces) VALUES (:nobody, '', '{}') ON CONFLICT DO NOTHING",
     (
         "INSERT INTO api_keys (id, digest, role, name, revoked_at) "
@@ -50,13 +50,13 @@ FEEDBACK: Final[LiteralString] = (
     "AND holder_id = coalesce(CAST(:holder AS uuid), holder_id)"
 )
 
-GIVEN: Final[LiteralString] = (
+OWN_FEEDBACK: Final[LiteralString] = (
     "SELECT prediction_id, comment IS NOT NULL OR sealed IS NOT NULL AS commented FROM feedback "
     "WHERE holder_id = :subject ORDER BY prediction_id FOR UPDATE"
 )
 
-# Every answer that is kept names its predictions; of those that a release before kept, only the text says which.
-# It is read as escaped bytes, so that none can be malformed.
+# A stored answer lists its predictions in `names`; for answers of an earlier release only their text tells. It is
+# read as escaped bytes, which can't be malformed.
 REPEATABLE: Final[LiteralString] = r"""
     DELETE FROM idempotency i WHERE i.holder_id = ANY(CAST(:holders AS uuid[]))
     AND (i.names && CAST(:ids AS uuid[]) OR i.names IS NULL AND EXISTS (
@@ -69,7 +69,7 @@ _ALIAS: Final[LiteralString] = (
     "left(encode(sha256(convert_to(concat_ws('/', CAST(:salt AS text), {what}), 'UTF8')), 'hex'), 32)"
 )
 
-# A unit's answers in an experiment share an alias, and so do the answers of champion and shadow to one text.
+# A unit's answers in an experiment share an alias; so do the answers of champion and shadow to one text.
 PREDICTIONS: Final[LiteralString] = """
     UPDATE predictions SET text_id = :nobody, holder_id = :nobody, key_id = :nobody, user_id = NULL,
         unit = CASE WHEN experiment_id IS NOT NULL THEN {unit} END, request_id = {request},

@@ -1,6 +1,6 @@
-"""Texts and vectors that no prediction names any more, and jobs long done: removed in bounded steps.
+"""Removal of texts and vectors that no prediction names, and of old finished jobs, in bounded steps.
 
-Owns the look around and where it stands. Whole months of predictions are `db.predictions.partitions`' to drop.
+Owns the sweep's position. `db.predictions.partitions` drops whole months of predictions.
 """
 
 from datetime import datetime
@@ -15,14 +15,14 @@ from db.schema.tables import NIL_ID
 
 _STEP_TEXTS: Final = 2_000
 
-_LOOKED_AT: Final[LiteralString] = (
-    "SELECT id, created_at < :before AND NOT EXISTS (SELECT FROM predictions p WHERE p.text_id = t.id) AS over "
+_CANDIDATES: Final[LiteralString] = (
+    "SELECT id, created_at < :before AND NOT EXISTS (SELECT FROM predictions p WHERE p.text_id = t.id) AS is_expired "
     "FROM text_inputs t WHERE id > :after ORDER BY id LIMIT :limit"
 )
 _LOCKED: Final[LiteralString] = (
     "SELECT id FROM text_inputs WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE SKIP LOCKED"
 )
-# Seen anew under the lock: whoever sent the text meanwhile has committed.
+# Checked again under the lock: a writer that sent the text meanwhile has committed.
 _UNNAMED: Final[LiteralString] = (
     "SELECT id FROM unnest(CAST(:ids AS uuid[])) AS t (id) "
     "WHERE NOT EXISTS (SELECT FROM predictions p WHERE p.text_id = t.id)"
@@ -36,20 +36,20 @@ _JOBS: Final[LiteralString] = (
 
 
 class Retention:
-    """Each call looks at the next few thousand texts by id and comes round again; a text that is named stays."""
+    """Each call checks the next few thousand texts by id, then starts over; a text that a prediction names stays."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._after: UUID = NIL_ID
 
     async def sweep_texts(self, before: datetime, limit: int = _STEP_TEXTS) -> int:
-        """Removes those of the next `limit` texts that came before that time and that nothing names: how many."""
+        """Remove those of the next `limit` texts that are older than `before` and unnamed; return their number."""
         async with self._database.begin() as connection:
-            looked = await connection.execute(
-                text(_LOOKED_AT), {"before": before, "after": self._after, "limit": limit}
+            result = await connection.execute(
+                text(_CANDIDATES), {"before": before, "after": self._after, "limit": limit}
             )
-            rows = looked.all()
-            ids = [row.id for row in rows if row.over]
+            rows = result.all()
+            ids = [row.id for row in rows if row.is_expired]
             if ids:
                 ids = list((await connection.execute(text(_LOCKED), {"ids": ids})).scalars())
                 ids = list((await connection.execute(text(_UNNAMED), {"ids": ids})).scalars())
@@ -60,6 +60,6 @@ class Retention:
         return len(ids)
 
     async def sweep_jobs(self, before: datetime, limit: int = _STEP_TEXTS) -> int:
-        """Removes up to `limit` jobs that ended before that time: how many."""
+        """Remove up to `limit` jobs that ended before that time; return their number."""
         async with self._database.begin() as connection:
             return (await connection.execute(text(_JOBS), {"before": before, "limit": limit})).rowcount

@@ -1,12 +1,12 @@
-"""Rotation: what people wrote is brought under the key that encrypts now, or back to plain, in bounded steps.
+"""Rotation of text keys: values are re-encrypted under the present key, or decrypted, in bounded steps.
 
-Owns which columns that is about, and when a key is let go. Never changes what anybody reads.
+Owns the columns involved, and when a key's record is removed. Never changes the values that readers get.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -16,19 +16,17 @@ from db.connection.engine import Database
 from db.connection.retries import retry_transaction
 from db.core.cipher import PLAIN, Cipher, answer_location, comment_location, text_location
 from db.errors import Unreadable
-from db.privacy.rotation_sql import COUNTED, LET_GO, LOOKED_AT, PUT, STALE
+from db.privacy.rotation_sql import COUNTED, KEYS, REMOVE_KEYS, STALE, UPDATE
 from db.schema.tables import NIL_ID
 from db.schema.text_keys import INSERT_TEXT_KEY
 
-Say: TypeAlias = Callable[[str], None]
-
 _STEP_ROWS: Final = 500
-_SAID_EVERY: Final = 100
-_NAMED: Final = 10
+_REPORT_EVERY: Final = 100
+_MOST_UNREADABLE: Final = 10
 
 
 class SealedKind(StrEnum):
-    """What may be encrypted."""
+    """The kinds of values that may be encrypted."""
 
     TEXTS = "texts"
     COMMENTS = "comments"
@@ -37,10 +35,10 @@ class SealedKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RotationResult:
-    """How many values were rewritten, and how many are now under each key (`plain`: under none), by kind.
+    """The numbers of rewritten values by kind, and of stored values by key (`plain`: no key) and kind.
 
-    `let_go`: keys that nothing is under any more. `unreadable`: the first values that couldn't be decrypted, as an
-    error names them; they stay as they are.
+    `removed_keys` encrypt nothing any more. `unreadable` holds the errors for the first values that couldn't be
+    decrypted; these stay unchanged.
     """
 
     rewritten: Mapping[SealedKind, int]
@@ -49,13 +47,13 @@ class RotationResult:
     unreadable: Sequence[str]
 
 
-# From here on: what a row with the smallest key comes after.
+# Every row's key is greater.
 _BEFORE_ALL: Final[Mapping[SealedKind, Mapping[str, Any]]] = {
     SealedKind.TEXTS: {"id": NIL_ID},
     SealedKind.COMMENTS: {"prediction_id": NIL_ID, "holder_id": NIL_ID},
     SealedKind.ANSWERS: {"holder_id": NIL_ID, "route": "", "key": ""},
 }
-# What stands in the plain column of a sealed row.
+# The plain column of a sealed row.
 _EMPTY: Final[Mapping[SealedKind, bytes | None]] = {
     SealedKind.TEXTS: b"",
     SealedKind.COMMENTS: None,
@@ -65,43 +63,45 @@ _EMPTY: Final[Mapping[SealedKind, bytes | None]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Step:
-    """Up to so many rows that were looked at; `last`: the key of the last of them, None if there was none."""
+    """The outcome of one step; `last` is the key of the last row checked, None if there was no row."""
 
-    looked: int
+    checked: int
     rewritten: int
     unreadable: Sequence[str]
     last: Mapping[str, Any] | None
 
 
 class KeyRotation:
-    """Each value is whole and readable at every moment; safe beside writers, searches, erasures and other rotations.
+    """Each value stays readable at every moment; safe during writes, searches, erasures and other rotations.
 
-    What is right already stays as it is, so that a call that was cut off is finished by the next one.
+    Values under the right key stay unchanged, so the next call finishes an interrupted one.
     """
 
     def __init__(self, database: Database, *, step_rows: int = _STEP_ROWS) -> None:
         self._database = database
         self._step_rows = step_rows
 
-    async def run(self, say: Say) -> RotationResult:
-        """Brings every value under the key that encrypts, and lets the keys go that nothing is under any more.
+    async def run(self, report: Callable[[str], None]) -> RotationResult:
+        """Re-encrypt every value under the present key, and remove the records of keys that encrypt nothing.
+
+        `report` gets lines about the progress.
 
         Raises:
-            Unavailable: others pushed it aside too often.
+            Unavailable: too many lock conflicts.
         """
         rewritten: dict[SealedKind, int] = {}
         unreadable: list[str] = []
         for kind in SealedKind:
             after: Mapping[str, Any] | None = _BEFORE_ALL[kind]
-            looked = steps = rewritten[kind] = 0
+            checked = steps = rewritten[kind] = 0
             while after is not None:
                 step = await self._step(kind, after)
-                looked, after, steps = looked + step.looked, step.last, steps + 1
+                checked, after, steps = checked + step.checked, step.last, steps + 1
                 rewritten[kind] += step.rewritten
-                unreadable += step.unreadable[: _NAMED - len(unreadable)]
-                if after is None or steps % _SAID_EVERY == 0:
-                    say(f"{kind}: {rewritten[kind]:,} of {looked:,} rewritten")
-        say("counting")
+                unreadable += step.unreadable[: _MOST_UNREADABLE - len(unreadable)]
+                if after is None or steps % _REPORT_EVERY == 0:
+                    report(f"{kind}: {rewritten[kind]:,} of {checked:,} rewritten")
+        report("counting")
         stored, removed_keys = await retry_transaction(
             self._database, lambda connection: self._close(connection, rewritten)
         )
@@ -110,72 +110,70 @@ class KeyRotation:
         )
 
     async def _step(self, kind: SealedKind, after: Mapping[str, Any]) -> _Step:
-        async def act(connection: AsyncConnection) -> _Step:
-            found = (
-                await connection.execute(text(LOOKED_AT[kind]), {**after, "limit": self._step_rows})
-            ).all()
-            if not found:
-                return _Step(looked=0, rewritten=0, unreadable=(), last=None)
-            last = dict(found[-1]._mapping)
+        async def work(connection: AsyncConnection) -> _Step:
+            keys = (await connection.execute(text(KEYS[kind]), {**after, "limit": self._step_rows})).all()
+            if not keys:
+                return _Step(checked=0, rewritten=0, unreadable=(), last=None)
+            last = dict(keys[-1]._mapping)
             bounds = {f"last_{name}": value for name, value in last.items()}
             cipher = self._database.cipher
-            # Locked in the order of the writer, and only now: what others are writing is waited for, then read.
+            # Locked in the writer's order, and only now: this waits for concurrent writes, then reads their result.
             rows = await connection.execute(text(STALE[kind]), {**after, **bounds, "head": cipher.prefix})
             changed: list[dict[str, Any]] = []
             unreadable: list[str] = []
             for row in rows.all():
                 name = {column: row._mapping[column] for column in after}
                 try:
-                    changed.append({**name, **_rewritten(cipher, kind, name, row.plain, row.sealed)})
+                    changed.append({**name, **_rewrite(cipher, kind, name, row.plain, row.sealed)})
                 except Unreadable as error:
                     unreadable.append(str(error))
             if changed:
-                await connection.execute(text(PUT[kind]), changed)
-            return _Step(looked=len(found), rewritten=len(changed), unreadable=unreadable, last=last)
+                await connection.execute(text(UPDATE[kind]), changed)
+            return _Step(checked=len(keys), rewritten=len(changed), unreadable=unreadable, last=last)
 
-        return await retry_transaction(self._database, act)
+        return await retry_transaction(self._database, work)
 
     async def _close(
         self, connection: AsyncConnection, rewritten: Mapping[SealedKind, int]
     ) -> tuple[Mapping[str, Mapping[SealedKind, int]], Sequence[str]]:
-        """What is under each key, and the keys that were let go."""
+        """Count the values under each key, remove unused keys, and return both."""
         await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
-        held: dict[str, dict[SealedKind, int]] = {}
-        sealing = self._database.cipher.sealing_key
+        stored: dict[str, dict[SealedKind, int]] = {}
+        sealing_key = self._database.cipher.sealing_key
         for kind in SealedKind:
             for row in await connection.execute(text(COUNTED[kind])):
                 name = PLAIN if row.name is None else bytes(row.name).decode("ascii", "replace")
-                held.setdefault(name, dict.fromkeys(SealedKind, 0))[kind] = row.held
-        kept = [*held, *([sealing] if sealing is not None else [])]
-        # Whoever still had a key that was let go may have sealed under it since.
+                stored.setdefault(name, dict.fromkeys(SealedKind, 0))[kind] = row.stored
+        used = [*stored, *([sealing_key] if sealing_key is not None else [])]
+        # A process that still has a removed key may have sealed values under it since.
         given = self._database.cipher.fingerprints
-        for key_id in given.keys() & held.keys():
+        for key_id in given.keys() & stored.keys():
             await connection.execute(text(INSERT_TEXT_KEY), {"id": key_id, "fingerprint": given[key_id]})
-        let_go = list((await connection.execute(text(LET_GO), {"held": kept})).scalars())
+        removed_keys = list((await connection.execute(text(REMOVE_KEYS), {"used": used})).scalars())
         await audit.append(
             connection,
             actor=None,
             action="texts.encrypt",
-            subject=sealing or PLAIN,
-            detail={**{kind.value: count for kind, count in rewritten.items()}, "let_go": let_go},
+            subject=sealing_key or PLAIN,
+            detail={**{kind.value: count for kind, count in rewritten.items()}, "let_go": removed_keys},
         )
-        return held, let_go
+        return stored, removed_keys
 
 
-def _rewritten(
+def _rewrite(
     cipher: Cipher, kind: SealedKind, name: Mapping[str, Any], plain: str | bytes | None, sealed: bytes | None
 ) -> dict[str, bytes | None]:
-    """The two columns of a row as they should be."""
-    place = _place(kind, name)
+    """Return the two columns of a row under the present key."""
+    location = _location(kind, name)
     if sealed is not None:
-        value = cipher.open(place, bytes(sealed))
+        value = cipher.open(location, bytes(sealed))
     else:
         value = plain.encode() if isinstance(plain, str) else bytes(plain or b"")
-    fresh = cipher.seal(place, value)
-    return {"plain": value if fresh is None else _EMPTY[kind], "sealed": fresh}
+    resealed = cipher.seal(location, value)
+    return {"plain": value if resealed is None else _EMPTY[kind], "sealed": resealed}
 
 
-def _place(kind: SealedKind, name: Mapping[str, Any]) -> str:
+def _location(kind: SealedKind, name: Mapping[str, Any]) -> str:
     match kind:
         case SealedKind.TEXTS:
             return text_location(name["id"])

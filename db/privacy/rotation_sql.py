@@ -22,35 +22,35 @@ _LAST: Final[dict[str, LiteralString]] = {
     "comments": "CAST(:last_prediction_id AS uuid), CAST(:last_holder_id AS uuid)",
     "answers": "CAST(:last_holder_id AS uuid), CAST(:last_route AS text), CAST(:last_key AS text)",
 }
-# Of what is kept for repetitions, the digest of the body, 32 bytes, and the answer are one value.
+# A stored answer and the digest of its request's body, 32 bytes, are one value.
 _VALUE: Final[dict[str, LiteralString]] = {
     "texts": "content",
     "comments": "comment",
     "answers": "body_digest || answer",
 }
-# Rows whose value stands there as it is; the empty text is nobody's.
+# Rows with a plain value; the empty text is the placeholder of erased ones.
 _PLAIN: Final[dict[str, LiteralString]] = {
     "texts": "sealed IS NULL AND content <> ''",
     "comments": "sealed IS NULL AND comment IS NOT NULL",
     "answers": "sealed IS NULL",
 }
 
-_LOOKED_AT: Final[LiteralString] = (
+_KEYS: Final[LiteralString] = (
     "SELECT {key} FROM {table} WHERE ({key}) > ({after}) ORDER BY {key} LIMIT :limit"
 )
-# `head`: how every value under the right key begins; null where the right one is none.
+# `head` is the beginning of every value under the present key; null if there is none.
 _STALE: Final[LiteralString] = """
     SELECT {key}, {value} AS plain, sealed FROM {table} WHERE ({key}) > ({after}) AND ({key}) <= ({last})
     AND CASE WHEN CAST(:head AS bytea) IS NULL THEN sealed IS NOT NULL
         ELSE ({plain}) OR substring(sealed FROM 1 FOR length(CAST(:head AS bytea))) <> CAST(:head AS bytea) END
     ORDER BY {key} FOR NO KEY UPDATE"""
 _COUNTED: Final[LiteralString] = (
-    "SELECT substring(sealed FROM 3 FOR get_byte(sealed, 1)) AS name, count(*) AS held "
+    "SELECT substring(sealed FROM 3 FOR get_byte(sealed, 1)) AS name, count(*) AS stored "
     "FROM {table} WHERE sealed IS NOT NULL OR ({plain}) GROUP BY 1"
 )
 
-LOOKED_AT: Final[dict[str, LiteralString]] = {
-    kind: _LOOKED_AT.replace("{table}", table).replace("{key}", _KEY[kind]).replace("{after}", _AFTER[kind])
+KEYS: Final[dict[str, LiteralString]] = {
+    kind: _KEYS.replace("{table}", table).replace("{key}", _KEY[kind]).replace("{after}", _AFTER[kind])
     for kind, table in _TABLE.items()
 }
 STALE: Final[dict[str, LiteralString]] = {
@@ -62,7 +62,7 @@ STALE: Final[dict[str, LiteralString]] = {
     .replace("{plain}", _PLAIN[kind])
     for kind, table in _TABLE.items()
 }
-PUT: Final[dict[str, LiteralString]] = {
+UPDATE: Final[dict[str, LiteralString]] = {
     "texts": "UPDATE text_inputs SET content = convert_from(:plain, 'UTF8'), sealed = :sealed WHERE id = :id",
     "comments": "UPDATE feedback SET comment = convert_from(:plain, 'UTF8'), sealed = :sealed "
     "WHERE prediction_id = :prediction_id AND holder_id = :holder_id",
@@ -74,4 +74,6 @@ COUNTED: Final[dict[str, LiteralString]] = {
     kind: _COUNTED.replace("{table}", table).replace("{plain}", _PLAIN[kind])
     for kind, table in _TABLE.items()
 }
-LET_GO: Final[LiteralString] = "DELETE FROM text_keys WHERE id <> ALL(CAST(:held AS text[])) RETURNING id"
+REMOVE_KEYS: Final[LiteralString] = (
+    "DELETE FROM text_keys WHERE id <> ALL(CAST(:used AS text[])) RETURNING id"
+)
