@@ -1,6 +1,6 @@
-"""Backup files: a tar archive with a manifest at its end that names every file and its digest.
+"""Backup files: a tar archive whose last files are a manifest with every file's digest, and its own digest.
 
-Owns the format: how it is written, checked and taken apart. Knows nothing of databases.
+Owns the format: writing, checking and extracting. Knows nothing of databases.
 """
 
 import hashlib
@@ -8,7 +8,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -23,12 +23,11 @@ _DIGEST_FILE: Final = "manifest.sha256"
 _CHUNK_BYTES: Final = 1 << 20
 
 Contents: TypeAlias = Literal["dump", "base"]
-Say: TypeAlias = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackupEntry:
-    """A file of a backup: its size in bytes, its SHA-256 in hex."""
+    """A file in a backup: its size in bytes, its SHA-256 in hex."""
 
     size: int
     sha256: str
@@ -36,10 +35,10 @@ class BackupEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What a backup holds.
+    """The description of a backup.
 
-    `contents`: dumps, or the server's files; `schema`: the revision; `server`: PostgreSQL's version; `artifacts`: the
-    URI of the folder they lay in; `created_at`: before anything was read.
+    `contents` is `dump` (dumps) or `base` (the server's files), `schema` the revision, `server` PostgreSQL's version,
+    `artifacts` the URI of the artifact folder, `created_at` a time before anything was read.
     """
 
     format: int
@@ -53,9 +52,10 @@ class Manifest:
 
 
 class BackupWriter:
-    """A file that has its name only once it is whole and on disk; only its owner can read it.
+    """A file that gets its name only when it is complete and on disk; only its owner can read it.
 
-    Raises BackupUnwritable if a file with this name exists, or its folder doesn't.
+    Raises:
+        BackupUnwritable: a file with this name exists, or its folder doesn't.
     """
 
     def __init__(self, target: Path) -> None:
@@ -80,12 +80,12 @@ class BackupWriter:
         self._draft.unlink(missing_ok=True)
 
     def add(self, name: str, path: Path) -> None:
-        """Adds a file as long as it is now, whatever is appended meanwhile."""
+        """Add a file with its present length, whatever is appended meanwhile."""
         with path.open("rb") as file:
             self._add(name, file, os.fstat(file.fileno()).st_size)
 
     def add_folder(self, name: str, folder: Path) -> None:
-        """Adds a folder's files; one that vanishes meanwhile is left out."""
+        """Add a folder's files, except those that vanish meanwhile."""
         for path in sorted(folder.rglob("*")):
             if path.is_file() and not path.is_symlink():
                 try:
@@ -94,14 +94,14 @@ class BackupWriter:
                     continue
 
     def add_text(self, name: str, text: str) -> None:
-        """Adds a text as a file."""
+        """Add a text as a file."""
         content = text.encode()
         self._add(name, io.BytesIO(content), len(content))
 
     def finish(
         self, *, contents: Contents, release: str, schema: str | None, server: str, artifacts: str
     ) -> Manifest:
-        """Seals the backup and gives it its name."""
+        """Write the manifest and give the backup its name."""
         manifest = Manifest(
             format=FORMAT,
             contents=contents,
@@ -119,12 +119,12 @@ class BackupWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         try:
-            # Not renamed: what took the name meanwhile stays.
+            # A link, not a rename: a file that took the name meanwhile stays.
             os.link(self._draft, self.target)
         except FileExistsError:
             raise BackupUnwritable(f"{self.target} exists already: name another file") from None
         except OSError:
-            # A file system without links.
+            # The file system has no links.
             os.rename(self._draft, self.target)
         folder = os.open(self.target.parent, os.O_RDONLY)
         os.fsync(folder)
@@ -140,11 +140,11 @@ class BackupWriter:
 
 
 class Backup:
-    """A backup file whose manifest was read; `check` compares everything else with it.
+    """A backup file with its manifest read; `check` compares everything else with the manifest.
 
     Raises:
-        BackupDamaged: it has no whole manifest.
-        BackupTooNew: its format is one of a later release.
+        BackupDamaged: the manifest is missing or incomplete.
+        BackupTooNew: the format is a later release's.
     """
 
     def __init__(self, path: Path) -> None:
@@ -156,20 +156,20 @@ class Backup:
             self.manifest = self._read_manifest()
         except tarfile.TarError as error:
             self._file.close()
-            raise BackupDamaged(f"{path} is no backup, or is damaged") from error
+            raise BackupDamaged(f"{path} is not a backup, or is damaged") from error
         except BaseException:
             self._file.close()
             raise
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._file.close()
 
     def check(self) -> None:
-        """Reads everything once.
+        """Read everything once.
 
         Raises:
-            BackupDamaged: a file isn't what the manifest says; the message names it.
+            BackupDamaged: a file differs from the manifest; the message names it.
         """
         known = {*self.manifest.files, MANIFEST, _DIGEST_FILE}
         if strange := sorted(self._entries.keys() - known):
@@ -179,7 +179,7 @@ class Backup:
                 _verify(file, self.manifest.files[name], f"{self.path} is damaged: {name}")
 
     def extract(self, name: str, to: Path) -> None:
-        """Writes one of its files to `to`, readable by its owner alone. Raises BackupDamaged as `check` does."""
+        """Write one of its files to `to`, readable only by its owner; raise BackupDamaged as `check` does."""
         to.parent.mkdir(parents=True, exist_ok=True)
         with (
             self._open_entry(name) as file,
@@ -190,14 +190,14 @@ class Backup:
             os.fsync(out.fileno())
 
     def extract_folder(self, name: str, to: Path) -> None:
-        """Writes its files under `name` into the folder `to`."""
+        """Write its files under `name` into the folder `to`."""
         for each in self.manifest.files:
             path = PurePosixPath(each)
             if path.parts[0] == name:
                 self.extract(each, to.joinpath(*path.parts[1:]))
 
     def text(self, name: str) -> str:
-        """One of its files as text."""
+        """Return one of its files as text."""
         with self._open_entry(name) as file:
             return file.read().decode()
 
@@ -206,19 +206,19 @@ class Backup:
 
     def _open_entry(self, name: str) -> IO[bytes]:
         entry = self._entries.get(name)
-        found = self._tar.extractfile(entry) if entry is not None else None
-        if found is None:
+        file = self._tar.extractfile(entry) if entry is not None else None
+        if file is None:
             raise BackupDamaged(f"{self.path} is damaged: {name} is missing")
-        return found
+        return file
 
     def _read_manifest(self) -> Manifest:
         try:
-            with self._open_entry(MANIFEST) as file, self._open_entry(_DIGEST_FILE) as seal:
+            with self._open_entry(MANIFEST) as file, self._open_entry(_DIGEST_FILE) as digest:
                 written = file.read()
-                whole = hashlib.sha256(written).hexdigest() == seal.read().decode("ascii", "replace")
+                is_whole = hashlib.sha256(written).hexdigest() == digest.read().decode("ascii", "replace")
         except BackupDamaged:
             raise BackupDamaged(f"{self.path} has no manifest: it was cut off or is damaged") from None
-        if not whole:
+        if not is_whole:
             raise BackupDamaged(f"{self.path} is damaged: {MANIFEST} differs from its digest")
         values: dict[str, Any] = json.loads(written)
         if values["format"] > FORMAT:
@@ -230,34 +230,34 @@ class Backup:
         for name in files:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts:
-                raise BackupDamaged(f"{self.path} is damaged: {name} isn't a name within it")
+                raise BackupDamaged(f"{self.path} is damaged: {name} isn't a path inside it")
         return Manifest(**values, files=files)
 
 
 class _HashingReader(io.RawIOBase):
-    """A file that hashes what is read of it."""
+    """A file that hashes the bytes read from it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._digest = hashlib.sha256()
 
     def read(self, size: int = -1) -> bytes:
-        piece = self._file.read(size)
-        self._digest.update(piece)
-        return piece
+        chunk = self._file.read(size)
+        self._digest.update(chunk)
+        return chunk
 
     def hexdigest(self) -> str:
-        """The digest of what was read so far."""
+        """Return the digest of the bytes read so far."""
         return self._digest.hexdigest()
 
 
 def _verify(file: IO[bytes], expected: BackupEntry, damage: str, out: IO[bytes] | None = None) -> None:
     hashed, size = _HashingReader(file), 0
     try:
-        while piece := hashed.read(_CHUNK_BYTES):
-            size += len(piece)
+        while chunk := hashed.read(_CHUNK_BYTES):
+            size += len(chunk)
             if out is not None:
-                out.write(piece)
+                out.write(chunk)
     except tarfile.TarError as error:
         raise BackupDamaged(f"{damage} can't be read to its end") from error
     if size != expected.size or hashed.hexdigest() != expected.sha256:

@@ -1,30 +1,27 @@
-"""Dumps: one database at one moment, by PostgreSQL's own tools, taken and loaded.
+"""Dumps: one database at one moment, taken and loaded by PostgreSQL's own tools.
 
-Owns how those tools are called; a password reaches them by the environment. Never decides what belongs to a backup.
+Owns the calls of those tools; a password reaches them by the environment. Never decides what belongs to a backup.
 """
 
-import os
 import subprocess
 from pathlib import Path
-from typing import Final
 
-import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from db.connection.databases import require_own_session
+from db.core.blocking import connect, fetch_value
 from db.core.urls import conninfo
 from db.embedded.account import Account, find_binaries
-from db.errors import BackupFailed, translate_driver_errors
-
-_FOREIGN: Final = ("PG", "LC_", "LD_")
+from db.embedded.tools import clean_environment, last_line
+from db.errors import BackupFailed
 
 
 def dump(url: str, file: Path) -> None:
-    """Writes a database to `file`, in PostgreSQL's custom format, as it is at one moment; nobody has to wait for it.
+    """Write a database at one moment to `file`, in PostgreSQL's custom format; nobody has to wait for it.
 
     Raises:
-        Unsuitable: a pooler stands in between.
+        Unsuitable: a pooler is in between.
         BackupFailed: the tool failed; the message is its last line.
     """
     require_own_session(url, "pg_dump")
@@ -33,69 +30,70 @@ def dump(url: str, file: Path) -> None:
 
 
 def load(url: str, file: Path) -> None:
-    """Fills an empty database from such a file, wholly or not at all.
+    """Fill an empty database from such a file, completely or not at all.
 
     Raises:
-        Unsuitable: a pooler stands in between.
+        Unsuitable: a pooler is in between.
         BackupFailed: the tool failed; the message is its last line.
     """
     require_own_session(url, "pg_restore")
     arguments = ["--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges", str(file)]
     run_tool("pg_restore", arguments, url, tail=True)
-    with translate_driver_errors(), psycopg.connect(conninfo(url), autocommit=True) as connection:
-        # A dump has no statistics, and without them the first searches would be planned badly.
+    with connect(url, autocommit=True) as connection:
+        # A dump has no statistics, and without them the first searches get bad plans.
         connection.execute("ANALYZE")
 
 
 def run_tool(name: str, arguments: list[str], url: str, *, tail: bool = False) -> None:
-    """Runs a tool of PostgreSQL on a database; `tail`: what it works on comes last on its command line.
+    """Run a tool of PostgreSQL on a database; with `tail`, `arguments` come last on its command line.
 
     Raises:
         BackupFailed: it failed; the message is its last line.
     """
     parameters = conninfo_to_dict(conninfo(url))
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN)}
+    environment = clean_environment()
     if (password := parameters.pop("password", None)) is not None:
         environment["PGPASSWORD"] = str(password)
     target = ["--dbname", make_conninfo("", **parameters)]
-    done = subprocess.run(
+    result = subprocess.run(
         [str(find_binaries(Account.current()) / name), *(target + arguments if tail else arguments + target)],
         capture_output=True,
         text=True,
         check=False,
-        env={**environment, "LANG": "C"},
+        env=environment,
     )
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise BackupFailed(f"{name} failed: {lines[-1].strip() if lines else done.returncode}")
+    if result.returncode != 0:
+        raise BackupFailed(f"{name} failed: {last_line(result.stderr)}")
 
 
 def read_server_version(url: str) -> str:
-    """PostgreSQL's version."""
-    with translate_driver_errors(), psycopg.connect(conninfo(url)) as connection:
+    """Return PostgreSQL's major version."""
+    with connect(url) as connection:
         return str(connection.info.server_version // 10_000)
 
 
 def read_key_fingerprint(url: str) -> bytes | None:
-    """The fingerprint of the installation key that filled the database; None if none has."""
-    with translate_driver_errors(), psycopg.connect(conninfo(url)) as connection:
-        row = connection.execute("SELECT key_fingerprint FROM installation").fetchone()
-    return None if row is None else bytes(row[0])
+    """Return the fingerprint of the installation key that filled the database; None if none has."""
+    with connect(url) as connection:
+        fingerprint = fetch_value(connection, "SELECT key_fingerprint FROM installation")
+    return None if fingerprint is None else bytes(fingerprint)
 
 
 def has_tables(url: str) -> bool:
-    """Whether there is any table in the database."""
-    with translate_driver_errors(), psycopg.connect(conninfo(url)) as connection:
-        row = connection.execute(
-            "SELECT EXISTS (SELECT FROM pg_class WHERE relkind IN ('r', 'p') "
-            "AND relnamespace = 'public'::regnamespace)"
-        ).fetchone()
-    return bool(row and row[0])
+    """Return whether the database has any table."""
+    with connect(url) as connection:
+        return bool(
+            fetch_value(
+                connection,
+                "SELECT EXISTS (SELECT FROM pg_class WHERE relkind IN ('r', 'p') "
+                "AND relnamespace = 'public'::regnamespace)",
+            )
+        )
 
 
 def replace_uri(url: str, old: str, new: str) -> None:
-    """Replaces a URI by another one wherever a text of the database holds it: MLflow keeps absolute ones."""
-    with translate_driver_errors(), psycopg.connect(conninfo(url)) as connection:
+    """Replace a URI by another in every text column: MLflow stores absolute URIs."""
+    with connect(url) as connection:
         columns = connection.execute(
             "SELECT table_name, column_name FROM information_schema.columns JOIN information_schema.tables "
             "USING (table_schema, table_name) WHERE table_schema = 'public' AND table_type = 'BASE TABLE' "

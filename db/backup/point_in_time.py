@@ -1,6 +1,6 @@
-"""Going back to a point in time: copies of the embedded server's files, the log since, and playing it again.
+"""Recovery to a point in time: copies of the embedded server's files, and replay of the log since.
 
-Owns how such a copy is taken, laid out and recovered. Never touches a home that has data.
+Owns how a copy is taken, unpacked and recovered. Never touches a home that has data.
 """
 
 import os
@@ -17,65 +17,66 @@ from typing import Final
 import psycopg
 
 from db.backup.dump import run_tool
+from db.core.blocking import fetch_value
 from db.embedded.account import Account, ensure_data_folder
 from db.embedded.config import recovery_settings
 from db.embedded.server import EmbeddedPostgres
 from db.errors import BackupFailed, EmbeddedServerError
 
 BASE: Final = "base.tar.gz"
-_LOOK_SECONDS: Final = 0.1
-# The SQLSTATE of those who ask before it answers.
-_TOO_EARLY: Final = " 57P03 "
+_POLL_SECONDS: Final = 0.1
+# The SQLSTATE for clients that connect before the server is ready.
+_NOT_READY: Final = " 57P03 "
 
 
 def copy_files(url: str, folder: Path) -> None:
-    """Copies the files of a running server into `folder`, as `BASE`; writers go on.
+    """Copy the files of a running server into `folder`, as `BASE`, while writers continue.
 
     Raises:
-        BackupFailed: the server keeps no log, or the tool failed.
+        BackupFailed: the server archives no log, or the tool failed.
     """
     with psycopg.connect(url) as connection:
-        row = connection.execute("SHOW archive_mode").fetchone()
-    if row is None or row[0] == "off":
+        archive_mode = fetch_value(connection, "SHOW archive_mode")
+    if archive_mode in (None, "off"):
         raise BackupFailed(
-            "the database doesn't keep its log: set VALENCE_WAL_ARCHIVE and start the platform again"
+            "the database doesn't archive its log: set VALENCE_WAL_ARCHIVE and restart the platform"
         )
     arguments = ["--pgdata", str(folder), "--format", "tar", "--gzip", "--wal-method", "fetch"]
     run_tool("pg_basebackup", [*arguments, "--checkpoint", "fast", "--no-manifest"], url)
 
 
 def recover(home: Path, base: Path, *, log: Path, until: datetime | None, archive: Path | None) -> None:
-    """Lays a copy of the files into a home and plays the log kept in `log`/wal up to `until`, or to its end.
+    """Unpack a copy of the files into a home and replay the log in `log`/wal up to `until`, or to its end.
 
-    Waits as long as that takes. The server then keeps its own log in `archive`, if one is given.
+    Waits without limit. The server then archives its own log in `archive`, if given.
 
     Raises:
-        EmbeddedServerError: the log can't be read or doesn't reach that time, or the server failed; the message has
-            its reason.
+        EmbeddedServerError: the log can't be read or ends before `until`, or the server failed; the message holds
+            the reason.
     """
     account = Account.current()
     account.ensure_user()
     _require_log(log / "wal", account)
-    _lay_out(home, base, account)
+    _unpack(home, base, account)
     server = EmbeddedPostgres(home, archive=archive, extra=recovery_settings(log.absolute() / "wal", until))
     try:
         server.start(timeout=float("inf"))
         while _in_recovery(server):
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
     except EmbeddedServerError as error:
-        raise EmbeddedServerError(f"going back failed: {_last_fault(server.log) or error}") from error
+        raise EmbeddedServerError(f"recovery failed: {_last_fault(server.log) or error}") from error
     finally:
         server.stop()
 
 
 def expire(archive: Path, copies: Mapping[Path, datetime], *, days: int) -> list[Path]:
-    """Removes copies begun more than so many days ago, and the log that no copy needs any more: what went.
+    """Remove copies older than `days` and the log that no remaining copy needs; return the removed files.
 
-    The newest copy stays, however old: without one the log is worth nothing.
+    The newest copy stays, however old: the log is useless without one.
     """
     *older, newest = sorted(copies, key=lambda path: copies[path])
-    oldest_wanted = datetime.now(UTC) - timedelta(days=days)
-    expired = [path for path in older if copies[path] < oldest_wanted]
+    cutoff = datetime.now(UTC) - timedelta(days=days)
+    expired = [path for path in older if copies[path] < cutoff]
     oldest = next((path for path in older if path not in expired), newest)
     needed = copies[oldest].timestamp()
     expired += [path for path in (archive / "wal").glob("*.gz") if path.stat().st_mtime < needed]
@@ -85,9 +86,9 @@ def expire(archive: Path, copies: Mapping[Path, datetime], *, days: int) -> list
 
 
 def _require_log(folder: Path, account: Account) -> None:
-    """What the server can't read it would take for the log's end."""
+    """Raise unless the server can read every file: it takes an unreadable one for the log's end."""
     if not folder.is_dir():
-        raise EmbeddedServerError(f"{folder} isn't there: name the folder that VALENCE_WAL_ARCHIVE named")
+        raise EmbeddedServerError(f"{folder} doesn't exist: give the folder that VALENCE_WAL_ARCHIVE named")
     server = pwd.getpwnam(account.server_user).pw_uid
     for path in folder.glob("*.gz"):
         state = path.stat()
@@ -98,38 +99,37 @@ def _require_log(folder: Path, account: Account) -> None:
             )
     if not account.can_enter(folder.resolve()):
         raise EmbeddedServerError(
-            f"the database's user {account.server_user} can't enter {folder}: lay it elsewhere"
+            f"the database's user {account.server_user} can't enter {folder}: move it to a folder it can enter"
         )
 
 
-def _lay_out(home: Path, base: Path, account: Account) -> None:
+def _unpack(home: Path, base: Path, account: Account) -> None:
     folder = ensure_data_folder(home, account)
-    fresh = folder / "data.new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    account.ensure_private_folder(fresh)
+    draft = folder / "data.new"
+    shutil.rmtree(draft, ignore_errors=True)
+    account.ensure_private_folder(draft)
     with tarfile.open(base, "r:gz") as archive:
-        archive.extractall(fresh, filter="tar")
-    (fresh / "recovery.signal").touch(mode=0o600)
+        archive.extractall(draft, filter="tar")
+    (draft / "recovery.signal").touch(mode=0o600)
     entry = pwd.getpwnam(account.server_user)
-    for path in (fresh, *fresh.rglob("*")):
+    for path in (draft, *draft.rglob("*")):
         os.chown(path, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
-    fresh.chmod(0o700)
-    os.rename(fresh, folder / "data")
+    draft.chmod(0o700)
+    os.rename(draft, folder / "data")
 
 
 def _in_recovery(server: EmbeddedPostgres) -> bool:
     try:
         with psycopg.connect(server.url("postgres"), connect_timeout=2) as connection:
-            row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
-        return bool(row and row[0])
+            return bool(fetch_value(connection, "SELECT pg_is_in_recovery()"))
     except psycopg.OperationalError:
         if not server.is_running():
-            raise EmbeddedServerError("the server ended") from None
+            raise EmbeddedServerError("the server exited") from None
         return True
 
 
 def _last_fault(log: Path) -> str | None:
-    """Why the server ended: its last words are that it did."""
+    """Return the last fatal message in the log: the very last line only says that the server exited."""
     lines = log.read_text().splitlines() if log.exists() else []
-    faults = [line for line in lines if (" FATAL: " in line or " PANIC: " in line) and _TOO_EARLY not in line]
+    faults = [line for line in lines if (" FATAL: " in line or " PANIC: " in line) and _NOT_READY not in line]
     return faults[-1].split(": ", 1)[1].strip() if faults else None

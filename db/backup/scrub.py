@@ -1,21 +1,17 @@
-"""Scrubbing: what was deleted is overwritten or removed in the server's files, tables and log alike.
+"""Scrubbing: deleted data is overwritten or removed in the server's files, in tables and in the log.
 
-Owns which tables can hold what may be erased. Never deletes a row.
+Owns the list of tables that can hold erasable data. Never deletes a row.
 """
 
 import time
 from collections.abc import Callable
-from typing import Any, Final, LiteralString, TypeAlias
+from typing import Final, LiteralString
 
-import psycopg
 from psycopg import sql
 
 from db.connection.databases import require_own_session
-from db.core.urls import conninfo
-from db.errors import NotPermitted, SchemaMismatch, Unavailable, translate_driver_errors
-
-Say: TypeAlias = Callable[[str], None]
-_Connection: TypeAlias = psycopg.Connection[Any]
+from db.core.blocking import BlockingConnection, connect, fetch_value
+from db.errors import NotPermitted, SchemaMismatch, Unavailable
 
 _LEAVES: Final[LiteralString] = """
     SELECT leaf.relid::regclass::text, pg_has_role(relowner, 'USAGE')
@@ -25,7 +21,7 @@ _LEAVES: Final[LiteralString] = """
             UNION SELECT name WHERE name IS NOT NULL AND NOT EXISTS (SELECT FROM pg_partition_tree(name))) AS leaf
         JOIN pg_class ON pg_class.oid = leaf.relid
     ORDER BY 1"""
-_OWNS_THE_SERVER: Final[LiteralString] = "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
+_IS_SUPERUSER: Final[LiteralString] = "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
 _AHEAD: Final[LiteralString] = (
     "SELECT count(*) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$' "
     "AND name > pg_walfile_name(pg_current_wal_insert_lsn())"
@@ -35,72 +31,65 @@ _OTHERS: Final[LiteralString] = (
     "AND name <> pg_walfile_name(pg_current_wal_insert_lsn())"
 )
 _LOG_SECONDS: Final = 120.0
-_LOOK_SECONDS: Final = 0.5
+_POLL_SECONDS: Final = 0.5
 
 
-def scrub(url: str, say: Say) -> bool:
-    """Rewrites the tables, which nobody can use meanwhile, one after the other; whether the log was scrubbed too.
+def scrub(url: str, report: Callable[[str], None]) -> bool:
+    """Rewrite the tables one by one and return whether the log was scrubbed too; a table is locked meanwhile.
 
-    The log is the business of whoever runs the server, and stays as it is unless the role is a superuser's.
+    The log is scrubbed only for a superuser; otherwise it is the server operator's task. `report` gets the name of
+    each table.
 
     Raises:
-        Unsuitable: a pooler stands in between.
-        SchemaMismatch: it holds none of them.
-        NotPermitted: they belong to another role.
-        Unavailable: a table couldn't be had within ten seconds, or the log isn't let go: its archive takes nothing.
+        Unsuitable: a pooler is in between.
+        SchemaMismatch: the database has none of the tables.
+        NotPermitted: the tables belong to another role.
+        Unavailable: a table stayed locked for ten seconds, or the server keeps its old log because archiving fails.
     """
     require_own_session(url, "scrubbing")
-    with (
-        translate_driver_errors(detailed=True),
-        psycopg.connect(conninfo(url), autocommit=True) as connection,
-    ):
+    with connect(url, autocommit=True) as connection:
         connection.execute("SET statement_timeout = 0")
         connection.execute("SET lock_timeout = '10s'")
-        found = connection.execute(_LEAVES).fetchall()
-        if not found:
+        leaves = connection.execute(_LEAVES).fetchall()
+        if not leaves:
             raise SchemaMismatch("the database holds none of Valence's tables: is it the right one?")
-        if not all(mine for _, mine in found):
-            # The server would only warn, and skip them.
+        if not all(owned for _, owned in leaves):
+            # The server would only warn and skip them.
             raise NotPermitted(
-                "the database's role doesn't own the tables: only their owner may write them anew"
+                "the database's role doesn't own the tables: only their owner may rewrite them"
             )
-        tables = [name for name, _ in found]
-        owned = _one(connection, _OWNS_THE_SERVER)
-        # Samples of columns, as an earlier release had them taken.
-        for table in [*tables, *(["pg_catalog.pg_statistic"] if owned else [])]:
-            say(table)
+        tables = [name for name, _ in leaves]
+        is_superuser = fetch_value(connection, _IS_SUPERUSER)
+        # `pg_statistic` may still hold samples of columns that an earlier release took.
+        for table in [*tables, *(["pg_catalog.pg_statistic"] if is_superuser else [])]:
+            report(table)
             name = sql.Identifier(*table.split("."))
             connection.execute(sql.SQL("VACUUM (FULL) {}").format(name))
             connection.execute(sql.SQL("ANALYZE {}").format(name))
-        if owned:
-            say("the log")
+        if is_superuser:
+            report("the log")
             _scrub_log(connection)
-    return bool(owned)
+    return bool(is_superuser)
 
 
-def _scrub_log(connection: _Connection) -> None:
-    """Fills the segments that lie ready for reuse, and has the ones before the present removed."""
+def _scrub_log(connection: BlockingConnection) -> None:
+    """Overwrite the log's segments kept for reuse, and have those before the current one removed."""
     connection.execute("ALTER SYSTEM SET wal_recycle = off")
     try:
         connection.execute("SELECT pg_reload_conf()")
         deadline = time.monotonic() + _LOG_SECONDS
         while True:
-            for _ in range(1 + int(_one(connection, _AHEAD))):
-                # Leaving a segment fills its rest with zeros.
+            for _ in range(1 + int(fetch_value(connection, _AHEAD))):
+                # Switching away from a segment fills its rest with zeros.
                 connection.execute("SELECT pg_logical_emit_message(false, 'scrub', '')")
                 connection.execute("SELECT pg_switch_wal()")
             connection.execute("CHECKPOINT")
-            # The first checkpoint may not have heard of the setting, and have laid old segments ahead.
-            if not _one(connection, _OTHERS):
+            # The first checkpoint may miss the setting and keep old segments for reuse.
+            if not fetch_value(connection, _OTHERS):
                 return
             if time.monotonic() > deadline:
                 raise Unavailable("the server keeps its old log: is there room in VALENCE_WAL_ARCHIVE?")
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
     finally:
         connection.execute("ALTER SYSTEM RESET wal_recycle")
         connection.execute("SELECT pg_reload_conf()")
-
-
-def _one(connection: _Connection, statement: LiteralString) -> Any:
-    row = connection.execute(statement).fetchone()
-    return None if row is None else row[0]

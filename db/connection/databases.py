@@ -1,14 +1,14 @@
 """Databases of one server: siblings with their own schema, and whether they answer. Never drops one."""
 
 from contextlib import suppress
-from typing import Any
 
 import psycopg
 from psycopg import sql
 from sqlalchemy import make_url
 
+from db.core.blocking import BlockingConnection, connect, fetch_value
 from db.core.urls import conninfo
-from db.errors import NotPermitted, Unsuitable, translate_driver_errors
+from db.errors import NotPermitted, Unsuitable
 
 _CONNECT_SECONDS = 5
 
@@ -29,18 +29,15 @@ def ensure_sibling(url: str, suffix: str) -> str:
     """
     sibling = sibling_url(url, suffix)
     name = make_url(sibling).database or ""
-    with (
-        translate_driver_errors(detailed=True),
-        psycopg.connect(conninfo(url), autocommit=True, prepare_threshold=None) as connection,
-    ):
-        if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
+    with connect(url, autocommit=True) as connection:
+        if not fetch_value(connection, "SELECT 1 FROM pg_database WHERE datname = %s", name):
             # Another process may have created it meanwhile.
             with suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
                 _create(connection, name)
     return sibling
 
 
-def _create(connection: psycopg.Connection[Any], name: str) -> None:
+def _create(connection: BlockingConnection, name: str) -> None:
     try:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     except psycopg.errors.InsufficientPrivilege as error:
@@ -56,10 +53,7 @@ def require_reachable(url: str) -> None:
     Raises:
         Unavailable: the server can't be reached, or has no such database.
     """
-    with (
-        translate_driver_errors(detailed=True),
-        psycopg.connect(conninfo(url), connect_timeout=_CONNECT_SECONDS),
-    ):
+    with connect(url, connect_seconds=_CONNECT_SECONDS):
         pass
 
 
@@ -70,14 +64,8 @@ def require_own_session(url: str, purpose: str) -> None:
         Unsuitable: a transaction pooler is in between, and other clients would share the session's state.
         Unavailable: the server can't be reached, or has no such database.
     """
-    with (
-        translate_driver_errors(detailed=True),
-        psycopg.connect(
-            conninfo(url), prepare_threshold=None, connect_timeout=_CONNECT_SECONDS
-        ) as connection,
-    ):
-        row = connection.execute("SELECT pg_backend_pid()").fetchone()
-        if row is None or row[0] != connection.info.backend_pid:
+    with connect(url, connect_seconds=_CONNECT_SECONDS) as connection:
+        if fetch_value(connection, "SELECT pg_backend_pid()") != connection.info.backend_pid:
             raise Unsuitable(
                 f"a pooler is in front of the database, and {purpose} needs its own session: set DATABASE_DIRECT_URL "
                 "to a URL past the pooler"

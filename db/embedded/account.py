@@ -1,4 +1,4 @@
-"""Who runs the embedded server, and where its files may lie so that this user reaches them.
+"""The OS user of the embedded server, and folders that this user can reach.
 
 Owns users, folders and their modes. Never starts a server.
 """
@@ -25,7 +25,7 @@ _LONGEST_SOCKET_FOLDER = 107 - len("/.s.PGSQL.5432")
 
 
 class Identity(TypedDict, total=False):
-    """What `subprocess` needs to run as another user."""
+    """The arguments of `subprocess` that make a child run as another user."""
 
     user: int
     group: int
@@ -34,52 +34,55 @@ class Identity(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Account:
-    """The OS users of the platform and of the server: the same one, unless the platform is root."""
+    """The OS users of the platform and of the server: the same unless the platform is root."""
 
     platform_user: str
     server_user: str
 
     @classmethod
     def current(cls) -> "Account":
+        """Return the accounts for the user of this process."""
         try:
-            me = pwd.getpwuid(os.geteuid()).pw_name
+            user = pwd.getpwuid(os.geteuid()).pw_name
         except KeyError:
             raise EmbeddedServerError(
                 f"user {os.geteuid()} has no name on this machine, which PostgreSQL needs: "
                 "add it to /etc/passwd, or set DATABASE_URL"
             ) from None
-        return cls(platform_user=me, server_user=SYSTEM_USER if os.geteuid() == 0 else me)
+        return cls(platform_user=user, server_user=SYSTEM_USER if os.geteuid() == 0 else user)
 
     @property
     def is_separate(self) -> bool:
-        """Whether the server runs as a user of its own."""
+        """Whether the server runs as its own user."""
         return self.server_user != self.platform_user
 
     def ensure_user(self) -> None:
-        """Makes the server's user if it must be a separate one and is missing."""
+        """Create the server's user if it is separate and missing."""
         if not self.is_separate or _exists(self.server_user):
             return
         command = ["useradd", "--system", "--no-create-home", "--home-dir", str(SYSTEM_FOLDER)]
         command += ["--shell", "/usr/sbin/nologin", "--user-group", self.server_user]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
         except FileNotFoundError:
             raise EmbeddedServerError(
-                "PostgreSQL refuses to run as root and `useradd` is missing: make a system user "
+                "PostgreSQL refuses to run as root and `useradd` is missing: create a system user "
                 f"{self.server_user}, run Valence as another user, or set DATABASE_URL"
             ) from None
-        if done.returncode != 0 and not _exists(self.server_user):
-            raise EmbeddedServerError(f"can't make the system user {self.server_user}: {done.stderr.strip()}")
+        if result.returncode != 0 and not _exists(self.server_user):
+            raise EmbeddedServerError(
+                f"can't create the system user {self.server_user}: {result.stderr.strip()}"
+            )
 
     def subprocess_identity(self) -> Identity:
-        """How a child becomes the server's user."""
+        """Return the `subprocess` arguments that make a child run as the server's user."""
         if not self.is_separate:
             return {}
         entry = pwd.getpwnam(self.server_user)
         return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
 
     def can_enter(self, folder: Path) -> bool:
-        """Whether the server's user may enter `folder`, by the modes of it and all above it."""
+        """Return whether the server's user may enter `folder`, by its mode and those of all parents."""
         entry = pwd.getpwnam(self.server_user)
         for step in (folder, *folder.parents):
             state = step.stat()
@@ -94,17 +97,17 @@ class Account:
         return True
 
     def ensure_private_folder(self, path: Path) -> Path:
-        """A folder of the server's user that no other may enter, made or mended."""
+        """Create or correct a folder that only the server's user may enter, and return it."""
         path.mkdir(mode=0o700, exist_ok=True)
         entry = pwd.getpwnam(self.server_user)
         if path.is_symlink() or path.stat().st_uid not in (entry.pw_uid, os.geteuid()):
-            raise EmbeddedServerError(f"{path} belongs to somebody else: remove it")
+            raise EmbeddedServerError(f"{path} belongs to another user: remove it")
         os.chown(path, entry.pw_uid, entry.pw_gid)
         path.chmod(0o700)
         return path
 
     def ensure_log_folder(self, archive: Path) -> Path:
-        """The folder in `archive` that the server keeps its log in, made if missing."""
+        """Return the folder in `archive` for the server's log; create it if missing."""
         archive.mkdir(mode=0o711 if self.is_separate else 0o700, parents=True, exist_ok=True)
         if not self.can_enter(archive):
             raise EmbeddedServerError(
@@ -113,7 +116,7 @@ class Account:
         return self.ensure_private_folder(archive / "wal")
 
     def write_file(self, path: Path, content: str) -> None:
-        """Replaces a file that the server's user may read, at once, so that no reader meets half of it."""
+        """Replace a file that the server's user may read; atomic, so no reader sees half of it."""
         fresh = path.with_name(f"{path.name}.new")
         fresh.write_text(content)
         os.chown(fresh, os.geteuid(), pwd.getpwnam(self.server_user).pw_gid)
@@ -121,31 +124,31 @@ class Account:
         os.replace(fresh, path)
 
     def socket_folder(self, base: Path) -> Path:
-        """Where the socket lies: beside the data, unless the kernel's limit on its path forbids."""
-        beside = base / "socket"
-        if len(os.fsencode(beside)) <= _LONGEST_SOCKET_FOLDER:
-            return beside
-        above = Path("/run" if self.is_separate else "/tmp")  # noqa: S108 - its owner and mode are checked
-        return above / f"valence-{os.geteuid()}-{_short(base)}"
+        """Return the socket's folder: next to the data, unless that path exceeds the kernel's limit."""
+        folder = base / "socket"
+        if len(os.fsencode(folder)) <= _LONGEST_SOCKET_FOLDER:
+            return folder
+        parent = Path("/run" if self.is_separate else "/tmp")  # noqa: S108 - its owner and mode are checked
+        return parent / f"valence-{os.geteuid()}-{_short(base)}"
 
 
 def ensure_data_folder(home: Path, account: Account) -> Path:
-    """The folder that holds data, socket and log: `home`/postgres, or what it links to. Made if missing."""
-    wanted = home / "postgres"
-    # Another user's server passes through to its own two folders; what lies beside them stays the platform's.
+    """Return the folder of data, socket and log: `home`/postgres or its link's target; create it if missing."""
+    link = home / "postgres"
+    # A separate server user passes through to its own two folders; the other files stay the platform's.
     mode = 0o711 if account.is_separate else 0o700
-    if not wanted.exists():
+    if not link.exists():
         home.mkdir(mode=0o755 if account.is_separate else 0o700, parents=True, exist_ok=True)
         if account.can_enter(home.resolve()):
-            wanted.mkdir(mode=mode, exist_ok=True)
+            link.mkdir(mode=mode, exist_ok=True)
         else:
-            # Opening private folders is not ours to do, so the data moves to where its user can reach it.
-            far = SYSTEM_FOLDER / _short(home.resolve())
-            far.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            far.mkdir(mode=mode, exist_ok=True)
-            wanted.unlink(missing_ok=True)
-            wanted.symlink_to(far)
-    base = wanted.resolve()
+            # Private folders stay private: the data goes to a place that the server's user can reach.
+            target = SYSTEM_FOLDER / _short(home.resolve())
+            target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            target.mkdir(mode=mode, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)
+    base = link.resolve()
     if base.stat().st_uid != os.geteuid():
         raise EmbeddedServerError(
             f"{base} belongs to another user: run Valence as that user, or choose another home"
@@ -156,7 +159,7 @@ def ensure_data_folder(home: Path, account: Account) -> Path:
 
 
 def find_binaries(account: Account) -> Path:
-    """The folder of `postgres` and `initdb`; a copy if the server's user can't reach the installed one."""
+    """Return the folder of `postgres` and `initdb`; a copy if the server's user can't reach the installed one."""
     spec = find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         raise EmbeddedServerError(

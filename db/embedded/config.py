@@ -1,4 +1,4 @@
-"""What the embedded server is tuned to, each value with its reason. Never reads the machine itself."""
+"""The embedded server's configuration, each value with its reason."""
 
 import shlex
 import shutil
@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 _MIB = 1 << 20
-# What building the index of a merged segment takes, unless a setting says otherwise.
+# The default memory for building the index of a merged segment.
 _BUILD = 1024 * _MIB
 _SHARED = Path("/dev/shm")  # noqa: S108 - looked at, not written to
 
@@ -15,55 +15,55 @@ _SHARED = Path("/dev/shm")  # noqa: S108 - looked at, not written to
 def build_configuration(
     *, memory: int, base: Path, sockets: Path, extra: Mapping[str, str] | None = None
 ) -> str:
-    """The server's settings for a machine with `memory` bytes, as the text of a configuration file."""
+    """Return the text of the configuration file for a machine with `memory` bytes."""
     buffers = min(max(memory // 8, 128 * _MIB), 8192 * _MIB)
     maintenance = min(max(memory // 64, 64 * _MIB), 256 * _MIB)
     settings = {
-        # Reached through the socket alone, whose folder only its user may enter.
+        # Clients connect only through the socket, whose folder only its user may enter.
         "listen_addresses": "",
         "unix_socket_directories": f'"{sockets}"',
-        # Beside the data directory, where the server's own user can't rewrite who is let in.
+        # Outside the data directory, so that the server's user can't change who may connect.
         "hba_file": str(base / "pg_hba.conf"),
         "ident_file": str(base / "pg_ident.conf"),
         "unix_socket_permissions": "0700",
         "password_encryption": "scram-sha-256",
         # Enough for the ingress, MLflow, jobs and a person; each idle one costs about 3 MiB.
         "max_connections": "80",
-        # An eighth of memory, taken as data needs it: a search visits thousands of pages of the vector index, and
-        # one that comes from the page cache costs three times as much.
+        # An eighth of memory, allocated on demand: a search visits thousands of pages of the vector index, and a
+        # page from the page cache costs three times as much.
         "shared_buffers": _mib(buffers),
         "effective_cache_size": _mib(memory // 2),
-        # Sorts and hashes of searches; small, because every node of every query may take it.
+        # Sorts and hashes of searches; small, because every node of every query may use it.
         "work_mem": "16MB",
         # The graph of a full segment (50,000 vectors) fits while its index is built.
         "maintenance_work_mem": _mib(maintenance),
         "autovacuum_work_mem": "64MB",
-        # Parallel builds share memory in /dev/shm, which containers keep at 64 MiB: then as plain files.
+        # Parallel builds share memory in /dev/shm; containers limit it to 64 MiB, and plain files replace it then.
         "dynamic_shared_memory_type": "posix" if _shared_room() > 2 * _BUILD else "mmap",
-        # A search may not take the cores that encode; one helper for index builds.
+        # Searches must leave the cores to encoding; index builds get one helper.
         "max_parallel_workers_per_gather": "0",
         "max_parallel_maintenance_workers": "1",
         "max_worker_processes": "4",
-        # Reads hit memory nearly always, so there is nothing for I/O workers to do but sit in memory.
+        # Nearly all reads hit memory, so I/O workers would only use memory.
         "io_method": "sync",
-        # Statements are short and prepared: compiling them costs more than running them.
+        # Statements are short: compiling them costs more than running them.
         "jit": "off",
         # An acknowledged prediction survives kill -9 and power loss.
         "fsync": "on",
         "synchronous_commit": "on",
         "full_page_writes": "on",
-        # Fewer, spread checkpoints: random text ids dirty many pages, each logged whole after a checkpoint.
+        # Few, spread checkpoints: random text ids dirty many pages, and each is logged whole after a checkpoint.
         "checkpoint_timeout": "15min",
         "checkpoint_completion_target": "0.9",
         "max_wal_size": "2GB",
         "min_wal_size": "128MB",
         "wal_buffers": "16MB",
         "wal_compression": "pglz",
-        # Backups need the log's replica level; nobody replicates logically.
+        # Backups need the replica level; nothing replicates logically.
         "wal_level": "replica",
-        # Solid-state disks, and mostly memory.
+        # Data is in memory or on solid-state disks.
         "random_page_cost": "1.1",
-        # The month's partition and the open segment only grow: freeze and count them early.
+        # The month's partition and the open segment only grow: freeze and analyse them early.
         "autovacuum_vacuum_insert_scale_factor": "0.1",
         "autovacuum_analyze_scale_factor": "0.05",
         "autovacuum_naptime": "30s",
@@ -82,7 +82,7 @@ def build_configuration(
 
 
 def archive_settings(script: Path) -> dict[str, str]:
-    """The settings that hand each full segment of the log to a script, and one that isn't full after a minute."""
+    """Return the settings that pass each full segment of the log, or a partial one after a minute, to a script."""
     return {
         "archive_mode": "on",
         "archive_command": f"/bin/sh {shlex.quote(str(script)).replace('%', '%%')} %p %f",
@@ -91,7 +91,10 @@ def archive_settings(script: Path) -> dict[str, str]:
 
 
 def archive_script(folder: Path) -> str:
-    """A script that keeps a segment, compressed: whole and on disk, or not at all; again the same: well."""
+    """Return a script that archives a segment, compressed: complete and on disk, or not at all.
+
+    Archiving the same segment again succeeds; a different one under the same name fails.
+    """
     return f"""#!/bin/sh
 set -eu
 kept={shlex.quote(str(folder))}/"$2".gz
@@ -107,7 +110,7 @@ sync {shlex.quote(str(folder))}
 
 
 def recovery_settings(folder: Path, until: datetime | None) -> dict[str, str]:
-    """The settings that play the log kept in `folder` up to a time, or to its end, and then open the database."""
+    """Return the settings that replay the log in `folder` up to a time or its end, then open the database."""
     kept = shlex.quote(str(folder)).replace("%", "%%")
     target = {} if until is None else {"recovery_target_time": until.isoformat()}
     return {

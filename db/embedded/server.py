@@ -1,8 +1,8 @@
-"""The embedded PostgreSQL of one home: set up, started, stopped, and recovered after any kill.
+"""The embedded PostgreSQL of one home: setup, start, stop, and recovery after any kill.
 
-Owns the data directory, its socket and the server process. Nobody but the platform's OS user and the server's
-own can connect: a socket in a folder of mode 0700, `peer` for the superuser, SCRAM for any other role. Never touches
-a process of another directory.
+Owns the data directory, its socket and the server process. Only the OS users of the platform and the server can
+connect: the socket's folder has mode 0700, the superuser signs in by `peer`, any other role by SCRAM. Never touches a
+process of another directory.
 """
 
 import fcntl
@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 from urllib.parse import quote
 
 import psutil
@@ -22,6 +22,7 @@ from psycopg import sql
 
 from db.embedded.account import Account, ensure_data_folder, find_binaries
 from db.embedded.config import archive_script, archive_settings, build_configuration
+from db.embedded.tools import clean_environment, last_line
 from db.errors import AlreadyOwned, EmbeddedServerError
 
 SUPERUSER = "valence"
@@ -32,9 +33,9 @@ _KEEP_LOG_BYTES = 10_000_000
 class EmbeddedPostgres:
     """PostgreSQL 18 with pgvector under `home`/postgres; an acknowledged commit survives any kill.
 
-    Run by root, the server is a process of the system user `valence-db`; where that user can't reach the
-    home, the data lies under /var/lib/valence and the home holds a link. Binaries out of reach are copied.
-    `archive`: a folder to which the log is kept, under `wal`; `extra` settings go before those of the platform.
+    Under root, the server runs as the system user `valence-db`. If that user can't reach the home, the data is under
+    /var/lib/valence and the home holds a link; unreachable binaries are copied there. The log is archived in
+    `archive`/wal, if given; `extra` settings override the platform's.
     """
 
     def __init__(
@@ -48,49 +49,49 @@ class EmbeddedPostgres:
         self._lock: IO[str] | None = None
 
     def initialise(self) -> None:
-        """Makes the data directory unless it exists; a kill in the middle leaves none.
+        """Create the data directory unless it exists; a kill midway leaves none.
 
         Raises:
-            EmbeddedServerError: the account, the folders or `initdb` failed; the message says how.
+            EmbeddedServerError: the account, the folders or `initdb` failed; the message says why.
         """
         self._account.ensure_user()
         base = ensure_data_folder(self.home, self._account)
-        bin_ = find_binaries(self._account)
+        binaries = find_binaries(self._account)
         data = base / "data"
         if data.exists():
             return
-        fresh = base / "data.new"
-        shutil.rmtree(fresh, ignore_errors=True)
-        self._account.ensure_private_folder(fresh)
+        draft = base / "data.new"
+        shutil.rmtree(draft, ignore_errors=True)
+        self._account.ensure_private_folder(draft)
         arguments = [
             *("--username", SUPERUSER, "--auth-local", "peer", "--auth-host", "reject"),
             *("--encoding", "UTF8", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"),
-            *("--locale", "C", "--data-checksums", "--no-instructions", "--pgdata", str(fresh)),
+            *("--locale", "C", "--data-checksums", "--no-instructions", "--pgdata", str(draft)),
         ]
-        done = subprocess.run(
-            [bin_ / "initdb", *arguments],
+        result = subprocess.run(
+            [binaries / "initdb", *arguments],
             capture_output=True,
             text=True,
             check=False,
             cwd="/",
-            env=_environment(),
+            env=clean_environment(),
             **self._account.subprocess_identity(),
         )
-        if done.returncode != 0:
-            shutil.rmtree(fresh, ignore_errors=True)
-            raise EmbeddedServerError(f"initdb failed: {_last_line(done.stderr)}")
+        if result.returncode != 0:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise EmbeddedServerError(f"initdb failed: {last_line(result.stderr)}")
         with os.fdopen(
-            os.open(fresh / "postgresql.conf", os.O_APPEND | os.O_WRONLY | os.O_NOFOLLOW), "w"
+            os.open(draft / "postgresql.conf", os.O_APPEND | os.O_WRONLY | os.O_NOFOLLOW), "w"
         ) as file:
-            file.write("\ninclude = '../valence.conf'  # written anew at every start\n")
-        os.rename(fresh, data)
+            file.write("\ninclude = '../valence.conf'  # rewritten at every start\n")
+        os.rename(draft, data)
 
     def start(self, timeout: float = 60.0) -> None:
-        """Starts the server as a child and waits until it answers; recovers what a kill left behind.
+        """Start the server as a child and wait until it answers; clean up after a kill first.
 
         Raises:
             AlreadyOwned: another process runs this home's server.
-            EmbeddedServerError: it didn't come up; the message ends with the log's last line.
+            EmbeddedServerError: it didn't start; the message ends with the log's last line.
         """
         if self.is_running():
             return
@@ -106,7 +107,7 @@ class EmbeddedPostgres:
             raise
 
     def stop(self, timeout: float = 30.0) -> None:
-        """Ends the child by a fast shutdown, and by an immediate one if that takes longer than `timeout`."""
+        """End the child by a fast shutdown, then by an immediate one, then by a kill, `timeout` seconds apart."""
         if self._process is not None:
             for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
                 if self._process.poll() is not None:
@@ -122,12 +123,12 @@ class EmbeddedPostgres:
             self._lock = None
 
     def is_running(self) -> bool:
-        """Whether the server that this object started is alive."""
+        """Return whether the server that this object started is alive."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def process(self) -> "subprocess.Popen[bytes]":
-        """The server process, for a supervisor to wait on."""
+        """The server process, for a supervisor that waits for its end."""
         if self._process is None:
             raise EmbeddedServerError("the embedded server isn't running")
         return self._process
@@ -138,11 +139,11 @@ class EmbeddedPostgres:
         return self._base / "log"
 
     def url(self, database: str = SUPERUSER) -> str:
-        """The URL of a database on this server."""
+        """Return the URL of a database on this server."""
         return f"postgresql://{SUPERUSER}@/{quote(database)}?host={quote(str(self.sockets), safe='/')}"
 
     def create_database(self, name: str) -> str:
-        """Makes a database unless it exists; returns its URL."""
+        """Create a database unless it exists, and return its URL."""
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
                 connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
@@ -162,7 +163,7 @@ class EmbeddedPostgres:
         return self._account.socket_folder(self._base)
 
     def _acquire_lock(self) -> None:
-        """One owner a home, until it stops or dies: the kernel drops the lock with the process."""
+        """Lock the home for this process; the kernel releases the lock when the process ends."""
         if self._lock is not None:
             return
         file = (self._base / "owner.lock").open("a")
@@ -176,7 +177,7 @@ class EmbeddedPostgres:
         self._lock = file
 
     def _end_orphans(self, timeout: float) -> None:
-        """Ends an orphan of this directory and removes locks whose process is gone or is somebody else."""
+        """End an orphaned server of this directory, and remove the locks it left."""
         deadline = time.monotonic() + timeout
         for number in (signal.SIGINT, signal.SIGQUIT):
             postmaster = self._postmaster()
@@ -185,31 +186,31 @@ class EmbeddedPostgres:
             postmaster.send_signal(number)
             psutil.wait_procs([postmaster], timeout=timeout / 2)
         while remaining := self._processes():
-            # Backends of a killed postmaster still use its shared memory; they end by themselves.
+            # Backends of a killed postmaster still use its shared memory; they end on their own.
             if time.monotonic() > deadline:
                 pids = ", ".join(str(process.pid) for process in remaining)
                 raise EmbeddedServerError(
-                    f"an earlier server of this home doesn't end (processes {pids}): end it"
+                    f"an earlier server of this home doesn't exit (processes {pids}): end it"
                 )
             time.sleep(0.05)
-        # No process of this directory lives, so a lock that is left is stale, whoever has its number now.
+        # No process of this directory is alive, so its lock is stale even if its pid is in use again.
         (self._data / "postmaster.pid").unlink(missing_ok=True)
         for name in (_SOCKET, f"{_SOCKET}.lock"):
             (self.sockets / name).unlink(missing_ok=True)
 
     def _processes(self) -> list[psutil.Process]:
-        """Live server processes of this data directory: every one of them works in it."""
-        found = []
+        """Return the live server processes of this data directory: it is the working directory of each."""
+        processes = []
         for process in psutil.process_iter():
             try:
                 if process.name() == "postgres" and process.cwd() == str(self._data):
-                    found.append(process)
+                    processes.append(process)
             except psutil.Error:
                 continue
-        return found
+        return processes
 
     def _postmaster(self) -> psutil.Process | None:
-        """The one of them whose parent isn't one of them."""
+        """Return the process among them whose parent isn't among them."""
         processes = self._processes()
         pids = {process.pid for process in processes}
         for process in processes:
@@ -230,7 +231,7 @@ class EmbeddedPostgres:
         users = {self._account.platform_user, self._account.server_user}
         maps = "".join(f'valence "{user}" {SUPERUSER}\n' for user in sorted(users))
         self._account.write_file(self._base / "pg_ident.conf", maps)
-        # Whoever else a role is made for proves it by a password, whose verifier is all that is stored.
+        # Every other role needs its password; the server stores only the verifier.
         rules = (
             f"local all {SUPERUSER} peer map=valence\n"
             f"local replication {SUPERUSER} peer map=valence\n"
@@ -257,8 +258,8 @@ class EmbeddedPostgres:
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                env=_environment(),
-                # Of its own session, so that Ctrl-C lets the platform drain before its database ends.
+                env=clean_environment(),
+                # A new session, so that Ctrl-C lets the platform drain before its database ends.
                 start_new_session=True,
                 **self._account.subprocess_identity(),
             )
@@ -268,7 +269,7 @@ class EmbeddedPostgres:
         while True:
             if not self.is_running():
                 raise EmbeddedServerError(
-                    f"the database server ended at start: {_last_line(self.log.read_text())}"
+                    f"the database server exited at start: {last_line(self.log.read_text())}"
                 )
             try:
                 with psycopg.connect(self.url("postgres"), connect_timeout=2):
@@ -276,16 +277,6 @@ class EmbeddedPostgres:
             except psycopg.OperationalError as error:
                 if time.monotonic() > deadline:
                     raise EmbeddedServerError(
-                        f"the database server doesn't answer after {timeout:.0f} s: {_last_line(str(error))}"
+                        f"the database server doesn't answer after {timeout:.0f} s: {last_line(str(error))}"
                     ) from error
             time.sleep(0.05)
-
-
-def _environment() -> dict[str, Any]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LD_"))}
-    return {**kept, "LANG": "C"}
-
-
-def _last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "no message"

@@ -1,6 +1,6 @@
-"""The roles that a database is used by, each with the least that it needs: owner, application, reader.
+"""The database's roles, each with the fewest rights it needs: owner, application, reader.
 
-Owns their grants, time limits and bounds on connections. Never keeps, shows or sends a password as it is.
+Owns their grants, time limits and connection limits. Never keeps, shows or sends a password in the clear.
 """
 
 from collections.abc import Mapping
@@ -10,17 +10,14 @@ from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg import sql
-from psycopg.rows import TupleRow
 
-from db.core.urls import conninfo
-from db.errors import Conflict, SchemaMismatch, translate_driver_errors
+from db.core.blocking import BlockingConnection, connect, fetch_value
+from db.errors import Conflict, SchemaMismatch
 from db.schema import versions
-
-_Connection = psycopg.Connection[TupleRow]
 
 
 class Role(StrEnum):
-    """What a role is for."""
+    """The purpose of a role."""
 
     OWNER = "owner"
     APPLICATION = "application"
@@ -29,7 +26,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Login:
-    """How a role signs in: its name, its password (None: as it is), the most connections it may hold."""
+    """The name, password (None: unchanged) and connection limit of a role."""
 
     name: str
     password: str | None = field(default=None, repr=False)
@@ -38,7 +35,7 @@ class Login:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnsuredRole:
-    """A role as it is now; `created`: it wasn't there before. Without a password nobody signs in as it by SCRAM."""
+    """A role after `ensure_roles`; `created` if it is new. Without a password it can't sign in by SCRAM."""
 
     role: Role
     name: str
@@ -47,7 +44,7 @@ class EnsuredRole:
     has_password: bool
 
 
-# Timeouts as PostgreSQL spells them. A session may raise its own, so they bound accidents, not malice.
+# Timeouts in PostgreSQL's spelling. A session may raise its own, so they limit accidents, not malice.
 SETTINGS: Final[Mapping[Role, Mapping[str, str]]] = {
     Role.OWNER: {
         "statement_timeout": "0",
@@ -68,11 +65,14 @@ SETTINGS: Final[Mapping[Role, Mapping[str, str]]] = {
         "default_transaction_read_only": "on",
     },
 }
-_EVERYTHING: Final[LiteralString] = "SELECT, INSERT, UPDATE, DELETE"
-_APPEND: Final[LiteralString] = "SELECT, INSERT"
-# What the application may do with tables that aren't simply its own.
-_LESS: Final[Mapping[str, LiteralString]] = {"alembic_version": "SELECT", "installation": _APPEND}
-# Digests and fingerprints of keys, kept answers: a reader has no use for them.
+_ALL_RIGHTS: Final[LiteralString] = "SELECT, INSERT, UPDATE, DELETE"
+_APPEND_RIGHTS: Final[LiteralString] = "SELECT, INSERT"
+# The application's rights on tables that it may not write freely.
+_FEWER_RIGHTS: Final[Mapping[str, LiteralString]] = {
+    "alembic_version": "SELECT",
+    "installation": _APPEND_RIGHTS,
+}
+# Digests and fingerprints of keys, stored answers: the reader doesn't need them.
 _HIDDEN: Final = ("api_keys", "idempotency", "installation", "text_keys")
 
 _RELATIONS: Final[LiteralString] = """
@@ -95,50 +95,48 @@ _FUNCTIONS: Final[LiteralString] = """
 
 
 def ensure_roles(url: str, logins: Mapping[Role, Login]) -> list[EnsuredRole]:
-    """Makes the three roles, or brings them to what they should be; at once, and the same if done again.
+    """Create the three roles or correct them, in one transaction; running it again changes nothing.
 
-    The schema's tables and functions become the owner's. Run it as a superuser, or as the role with CREATEROLE
-    that owns them; again after an upgrade, which leaves the application with everything on new tables.
+    The owner gets the schema's tables and functions. Run this as a superuser, or as the role with CREATEROLE that
+    owns them. Run it again after an upgrade: until then the application has all rights on new tables.
 
     Raises:
         SchemaMismatch: the schema isn't this release's: upgrade first.
-        Conflict: a role of that name may more than any of these should.
-        NotPermitted: the role of `url` may not do this.
+        Conflict: a role of that name has more rights than any of the three may have.
+        NotPermitted: the role of `url` lacks the right.
     """
-    with (
-        translate_driver_errors(detailed=True),
-        psycopg.connect(conninfo(url), prepare_threshold=None) as connection,
-    ):
+    with connect(url) as connection:
         connection.execute("SET LOCAL lock_timeout = '5s'")
         _require_schema(connection)
-        made = [_role(connection, role, logins[role]) for role in Role]
+        ensured = [_ensure_role(connection, role, logins[role]) for role in Role]
         names = {role: sql.Identifier(logins[role].name) for role in Role}
-        _own(connection, names)
+        _transfer_ownership(connection, names)
         _grant(connection, names)
-    return made
+    return ensured
 
 
-def _require_schema(connection: _Connection) -> None:
-    found = connection.execute("SELECT to_regclass('alembic_version')").fetchone()
-    if found is not None and found[0] is not None:
-        found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-        if found is not None and versions.is_compatible(found[0]):
+def _require_schema(connection: BlockingConnection) -> None:
+    if fetch_value(connection, "SELECT to_regclass('alembic_version')") is not None:
+        revision = fetch_value(connection, "SELECT version_num FROM alembic_version")
+        if versions.is_compatible(revision):
             return
     raise SchemaMismatch("the schema isn't this release's: run `valence db upgrade` first")
 
 
-def _role(connection: _Connection, role: Role, login: Login) -> EnsuredRole:
-    found = connection.execute(
+def _ensure_role(connection: BlockingConnection, role: Role, login: Login) -> EnsuredRole:
+    is_powerful = fetch_value(
+        connection,
         "SELECT rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls "
         "FROM pg_roles WHERE rolname = %s",
-        (login.name,),
-    ).fetchone()
-    if found is not None and found[0]:
-        raise Conflict(f"the role {login.name} may more than {role} should: choose another name")
+        login.name,
+    )
+    if is_powerful:
+        raise Conflict(f"the role {login.name} has more rights than {role} may have: choose another name")
+    created = is_powerful is None
     name = sql.Identifier(login.name)
-    if found is None:
+    if created:
         _run(connection, "CREATE ROLE {name} LOGIN", name=name)
-        # A role that isn't superuser acts for another only as its member.
+        # Only a superuser acts for a role without being its member.
         if not _is_superuser(connection):
             _run(connection, "GRANT {name} TO CURRENT_USER", name=name)
     _run(
@@ -170,31 +168,30 @@ def _role(connection: _Connection, role: Role, login: Login) -> EnsuredRole:
         role=role,
         name=login.name,
         connections=login.connections,
-        created=found is None,
-        has_password=login.password is not None
-        or (found is not None and _has_password(connection, login.name)),
+        created=created,
+        has_password=login.password is not None or (not created and _has_password(connection, login.name)),
     )
 
 
-def _is_superuser(connection: _Connection) -> bool:
-    found = connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone()
-    return bool(found and found[0])
+def _is_superuser(connection: BlockingConnection) -> bool:
+    return bool(fetch_value(connection, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"))
 
 
-def _has_password(connection: _Connection, name: str) -> bool:
+def _has_password(connection: BlockingConnection, name: str) -> bool:
     try:
         with connection.transaction():
-            found = connection.execute(
-                "SELECT rolpassword IS NOT NULL FROM pg_authid WHERE rolname = %s", (name,)
-            ).fetchone()
+            return bool(
+                fetch_value(
+                    connection, "SELECT rolpassword IS NOT NULL FROM pg_authid WHERE rolname = %s", name
+                )
+            )
     except psycopg.errors.InsufficientPrivilege:
-        # Only a superuser sees that; a role that was there is taken to have one.
+        # Only a superuser sees it; an existing role is assumed to have one.
         return True
-    return bool(found and found[0])
 
 
-def _own(connection: _Connection, names: Mapping[Role, sql.Identifier]) -> None:
-    """Everything of the schema becomes the owner's."""
+def _transfer_ownership(connection: BlockingConnection, names: Mapping[Role, sql.Identifier]) -> None:
+    """Make the owner own everything in the schema."""
     owner = names[Role.OWNER]
     _run(
         connection,
@@ -202,7 +199,7 @@ def _own(connection: _Connection, names: Mapping[Role, sql.Identifier]) -> None:
         owner=owner,
         schema=_schema(connection),
     )
-    # Before the tables, by whose owner both are known.
+    # Before the tables, because both queries find their rows by the tables' owner.
     for name, _ in connection.execute(_FUNCTIONS).fetchall():
         _run(
             connection,
@@ -221,32 +218,32 @@ def _own(connection: _Connection, names: Mapping[Role, sql.Identifier]) -> None:
         )
 
 
-def _grant(connection: _Connection, names: Mapping[Role, sql.Identifier]) -> None:
-    """Takes from the application and the reader what they have, and gives what they need, in one transaction."""
+def _grant(connection: BlockingConnection, names: Mapping[Role, sql.Identifier]) -> None:
+    """Revoke the rights of application and reader, and grant those they need, in one transaction."""
     owner, application, reader = (names[role] for role in Role)
-    places: dict[str, sql.Composable] = {
+    identifiers: dict[str, sql.Composable] = {
         "schema": _schema(connection),
         "database": sql.Identifier(connection.info.dbname),
         "owner": owner,
         "application": application,
         "reader": reader,
     }
-    for statement in _FRAME:
-        _run(connection, statement, **places)
-    for name, kind, appended in connection.execute(_RELATIONS).fetchall():
+    for statement in _BASE_GRANTS:
+        _run(connection, statement, **identifiers)
+    for name, kind, append_only in connection.execute(_RELATIONS).fetchall():
         if kind == "S":
             continue
-        rights: LiteralString = _LESS.get(name) or (_APPEND if appended else _EVERYTHING)
+        rights: LiteralString = _FEWER_RIGHTS.get(name) or (_APPEND_RIGHTS if append_only else _ALL_RIGHTS)
         table = sql.Identifier(name)
         _run(
             connection,
             "GRANT {rights} ON {table} TO {application}",
             table=table,
             rights=sql.SQL(rights),
-            **places,
+            **identifiers,
         )
         if name not in _HIDDEN:
-            _run(connection, "GRANT SELECT ON {table} TO {reader}", table=table, **places)
+            _run(connection, "GRANT SELECT ON {table} TO {reader}", table=table, **identifiers)
     for name, definer in connection.execute(_FUNCTIONS).fetchall():
         function = sql.Identifier(name)
         if definer:
@@ -259,14 +256,14 @@ def _grant(connection: _Connection, names: Mapping[Role, sql.Identifier]) -> Non
             )
 
 
-_FRAME: Final[tuple[LiteralString, ...]] = (
+_BASE_GRANTS: Final[tuple[LiteralString, ...]] = (
     "REVOKE ALL ON DATABASE {database} FROM PUBLIC, {application}, {reader}",
     "GRANT CONNECT ON DATABASE {database} TO {application}, {reader}",
     "GRANT CONNECT, CREATE, TEMPORARY ON DATABASE {database} TO {owner}",
     "REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC, {application}, {reader}",
     "GRANT USAGE ON SCHEMA {schema} TO {application}, {reader}",
     "REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM PUBLIC, {application}, {reader}",
-    # Partitions and segments to come, which the application asks for and the owner's functions make.
+    # For later partitions and segments, which the owner's functions create for the application.
     (
         "ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA {schema} "
         "GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {application}"
@@ -276,10 +273,9 @@ _FRAME: Final[tuple[LiteralString, ...]] = (
 )
 
 
-def _schema(connection: _Connection) -> sql.Identifier:
-    found = connection.execute("SELECT current_schema()").fetchone()
-    return sql.Identifier(found[0] if found else "public")
+def _schema(connection: BlockingConnection) -> sql.Identifier:
+    return sql.Identifier(fetch_value(connection, "SELECT current_schema()") or "public")
 
 
-def _run(connection: _Connection, statement: LiteralString, **places: Any) -> None:
-    connection.execute(sql.SQL(statement).format(**places))
+def _run(connection: BlockingConnection, statement: LiteralString, **identifiers: Any) -> None:
+    connection.execute(sql.SQL(statement).format(**identifiers))

@@ -1,7 +1,6 @@
-"""The schema as SQLAlchemy sees it: ORM classes, constraints, and the names they get.
+"""The schema as SQLAlchemy sees it: ORM classes, constraints and their names.
 
-Owns columns and constraints; `migrations/` brings them into a database and `schema.check` compares the two.
-Never queries.
+Owns columns and constraints; `migrations/` creates them and `db.embedded.schema_check` compares the two. Never queries.
 """
 
 from datetime import datetime
@@ -30,7 +29,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 DIMENSIONS = 384
 
-# Stands in for the text, the key and the holder of what was erased.
+# Replaces the text, key and holder of erased rows; every other id is greater.
 NIL_ID = UUID(int=0)
 
 NAMING = {
@@ -45,7 +44,7 @@ _NOW = text("now()")
 
 
 class Base(DeclarativeBase):
-    """Column types by annotation, and the constraints' names."""
+    """The base class: column types by annotation, and the constraints' names."""
 
     metadata = MetaData(naming_convention=NAMING)
     type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it from the class
@@ -58,7 +57,7 @@ class Base(DeclarativeBase):
 
 
 class InstallationRow(Base):
-    """One row: which installation key filled this database."""
+    """The fingerprint of the installation key that filled this database; one row."""
 
     __tablename__ = "installation"
     __table_args__ = (CheckConstraint("single", name="one_row"),)
@@ -69,7 +68,7 @@ class InstallationRow(Base):
 
 
 class UserRow(Base):
-    """Whom predictions are about, and who may own keys."""
+    """A user, that predictions are about and that may own keys."""
 
     __tablename__ = "users"
     __table_args__ = (
@@ -105,7 +104,7 @@ class ApiKeyRow(Base):
 
 
 class TextKeyRow(Base):
-    """A key that texts, comments and answers may be sealed under, known by its fingerprint; itself nowhere here."""
+    """A key that seals texts, comments and answers, known by its fingerprint; the key itself is not stored."""
 
     __tablename__ = "text_keys"
 
@@ -117,7 +116,7 @@ class TextKeyRow(Base):
 class TextInputRow(Base):
     """A text, stored once; `spaces` names the embedding spaces that hold its vector, each once.
 
-    `sealed` holds it if it is encrypted, and `content` is empty then, so that its words are in no index.
+    If the text is encrypted, `sealed` holds it and `content` is empty, so that no index holds its words.
     """
 
     __tablename__ = "text_inputs"
@@ -138,9 +137,9 @@ class TextInputRow(Base):
 
 
 class SpaceRow(Base):
-    """An embedding space that texts have vectors of: one is live, another may be built, kept whole, or leave.
+    """An embedding space: one is live; others may be building, whole or leaving.
 
-    What is kept whole has the vectors of all texts, so that it may become live at once. `pace` is in texts a second.
+    A whole space has a vector of every text and can become live at once. `pace` is in texts a second.
     """
 
     __tablename__ = "spaces"
@@ -161,7 +160,7 @@ class SpaceRow(Base):
 class SegmentRow(Base):
     """A part of a space's vectors, a partition of `embeddings`: open for writing, closed, then indexed.
 
-    One that is `merging` has no partition yet; what was merged into another is `retired`, and no longer searched.
+    A `merging` segment has no partition yet; a segment merged into another is `retired` and no longer searched.
     """
 
     __tablename__ = "segments"
@@ -181,10 +180,10 @@ class SegmentRow(Base):
 
 
 class EmbeddingRow(Base):
-    """A text's vector, unit length; the space is its segment's.
+    """A text's vector of unit length; its segment tells the space.
 
-    No foreign key holds it to its text, because attaching a merged segment would check each row while writers wait:
-    who adds a vector holds a lock on the text, and who removes a text removes its vectors first.
+    There is no foreign key to the text, because attaching a merged segment would check each row while writers wait.
+    Instead, adding a vector locks the text, and removing a text removes its vectors first.
     """
 
     __tablename__ = "embeddings"
@@ -196,7 +195,7 @@ class EmbeddingRow(Base):
 
 
 class ExperimentRow(Base):
-    """How a model's traffic is split; one runs at a time."""
+    """A split of a model's traffic; one runs at a time."""
 
     __tablename__ = "experiments"
     __table_args__ = (
@@ -222,7 +221,7 @@ class ExperimentRow(Base):
 
 
 class ExperimentStageRow(Base):
-    """A time in which an experiment's share stood still, from `started_at` to the next one's."""
+    """A period with one share, from `started_at` to the start of the next stage."""
 
     __tablename__ = "experiment_stages"
 
@@ -233,7 +232,7 @@ class ExperimentStageRow(Base):
 
 
 class ExperimentFaultRow(Base):
-    """How many texts an arm could not answer in a stage."""
+    """The number of texts that an arm could not answer in a stage."""
 
     __tablename__ = "experiment_faults"
     __table_args__ = (CheckConstraint("faults > 0", name="faults"),)
@@ -245,7 +244,7 @@ class ExperimentFaultRow(Base):
 
 
 class DecisionRow(Base):
-    """What a policy did, on which evidence; a trigger refuses to change or remove one."""
+    """An action of a policy and its evidence; a trigger refuses changes and removal."""
 
     __tablename__ = "decisions"
     __table_args__ = (
@@ -266,7 +265,7 @@ class DecisionRow(Base):
 
 
 class PredictionRow(Base):
-    """One answer of one version; its UUIDv7 says when, and chooses the month's partition."""
+    """One answer of one version; its UUIDv7 holds the time and selects the month's partition."""
 
     __tablename__ = "predictions"
     __table_args__ = (
@@ -305,7 +304,7 @@ class PredictionRow(Base):
 
 
 class FeedbackRow(Base):
-    """A judgement of a prediction, as it stands: one a holder. `sealed` holds an encrypted comment."""
+    """A holder's latest judgement of a prediction. `sealed` holds an encrypted comment."""
 
     __tablename__ = "feedback"
     __table_args__ = ({"postgresql_partition_by": "RANGE (prediction_id)"},)
@@ -322,10 +321,10 @@ class FeedbackRow(Base):
 
 
 class IdempotencyRow(Base):
-    """What a repeated request is answered, for 24 hours; committed with what the answer stands for.
+    """The stored answer to a repeated request, kept for 24 hours and committed with the rows it reports.
 
-    `sealed` holds digest and answer if they are encrypted, and these are empty then; `names`: the predictions that the
-    answer names.
+    If digest and answer are encrypted, `sealed` holds them and their columns are empty. `names` lists the predictions
+    in the answer.
     """
 
     __tablename__ = "idempotency"
@@ -343,7 +342,7 @@ class IdempotencyRow(Base):
 
 
 class JobRow(Base):
-    """Bulk scoring, and how far it is."""
+    """A bulk scoring job and its progress."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -366,9 +365,9 @@ class JobRow(Base):
 
 
 class PromotionRow(Base):
-    """A change of a model's champion: intended, then done or abandoned, then never changed again.
+    """A change of a model's champion: intended, then done or abandoned, then final.
 
-    `below_id` is the change that made the champion which this one covers: a rollback uncovers it.
+    `below_id` is the change whose champion this one replaced: a rollback returns to it.
     """
 
     __tablename__ = "promotions"
@@ -394,13 +393,13 @@ class PromotionRow(Base):
     reason: Mapped[str | None]
     evidence: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
     below_id: Mapped[int | None] = mapped_column(BigInteger, ForeignKey("promotions.id"))
-    # Not now(): a transaction may wait for the model's lock, and order is the order under the lock.
+    # Not now(): a transaction may wait for the model's lock, and rows are ordered by the time under the lock.
     at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
     settled_at: Mapped[datetime | None]
 
 
 class EvaluationRow(Base):
-    """A report on a bundle by a held-out set, or the request for one; `seen_at` is its process's last sign."""
+    """A report on a bundle by a held-out set, or the request for one; `seen_at` is its last heartbeat."""
 
     __tablename__ = "evaluations"
     __table_args__ = (
@@ -433,7 +432,7 @@ class EvaluationRow(Base):
 
 
 class AuditRow(Base):
-    """Who did what; a trigger refuses to change or remove an entry."""
+    """An entry of the audit log; a trigger refuses changes and removal."""
 
     __tablename__ = "audit_log"
 

@@ -5,7 +5,7 @@ Owns the composition of databases, artifacts and installation key. Holds no SQL 
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from db.backup import dump, point_in_time
-from db.backup.archive import Backup, BackupWriter, Say
+from db.backup.archive import Backup, BackupWriter
 from db.connection.databases import ensure_sibling, sibling_url
 from db.core.ids import fingerprint
 from db.embedded.server import EmbeddedPostgres
@@ -55,7 +55,7 @@ def database(settings: Settings, *, make: bool = False) -> Iterator[str]:
         server.stop()
 
 
-def backup(settings: Settings, target: Path | None, say: Say) -> dict[str, Any]:
+def backup(settings: Settings, target: Path | None, say: Callable[[str], None]) -> dict[str, Any]:
     """Writes a backup to a file, or under a name of its own into a folder (default: the working directory).
 
     The platform may run and write. First the platform's database, then the registry's, then the artifacts: what is
@@ -90,7 +90,7 @@ def backup(settings: Settings, target: Path | None, say: Say) -> dict[str, Any]:
     return _said(target, manifest.files)
 
 
-def base_backup(settings: Settings, say: Say) -> dict[str, Any]:
+def base_backup(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     """Copies the embedded server's files into the log's archive, and expires what is older than the backups' days.
 
     Raises:
@@ -120,7 +120,12 @@ def base_backup(settings: Settings, say: Say) -> dict[str, Any]:
 
 
 def restore(
-    settings: Settings, file: Path, say: Say, *, until: datetime | None = None, log: Path | None = None
+    settings: Settings,
+    file: Path,
+    say: Callable[[str], None],
+    *,
+    until: datetime | None = None,
+    log: Path | None = None,
 ) -> dict[str, Any]:
     """Brings a backup back into an empty home, or into the empty databases that the settings name.
 
@@ -165,7 +170,7 @@ def restore(
     }
 
 
-def _load(settings: Settings, found: Backup, scratch: Path, say: Say) -> None:
+def _load(settings: Settings, found: Backup, scratch: Path, say: Callable[[str], None]) -> None:
     with database(settings, make=True) as url:
         registry = ensure_sibling(url, REGISTRY_SUFFIX) if _REGISTRY in found else None
         for each in filter(None, (url, registry)):
@@ -183,7 +188,12 @@ def _load(settings: Settings, found: Backup, scratch: Path, say: Say) -> None:
 
 
 def _recover(
-    settings: Settings, found: Backup, scratch: Path, say: Say, until: datetime | None, log: Path
+    settings: Settings,
+    found: Backup,
+    scratch: Path,
+    say: Callable[[str], None],
+    until: datetime | None,
+    log: Path,
 ) -> None:
     say(f"the server's files, and the log up to {until or 'its end'}")
     found.extract(point_in_time.BASE, scratch / point_in_time.BASE)
@@ -259,7 +269,7 @@ def _key(settings: Settings, url: str) -> str:
     return key.hex()
 
 
-def _add_rest(writer: BackupWriter, settings: Settings, key: str, say: Say) -> None:
+def _add_rest(writer: BackupWriter, settings: Settings, key: str, say: Callable[[str], None]) -> None:
     say("artifacts")
     writer.add_folder(_ARTIFACTS, _artifacts(settings))
     writer.add_text(INSTALLATION_KEY, key)

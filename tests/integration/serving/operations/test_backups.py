@@ -223,7 +223,7 @@ async def test_a_point_between_two_writes_is_gone_back_to(home: Home) -> None:
     fourth = home()
     with pytest.raises(EmbeddedServerError, match="before configured recovery target"):
         restore(of(fourth), base, quiet, until=datetime.now(UTC) + timedelta(days=1))
-    with pytest.raises(EmbeddedServerError, match="wal isn't there"):
+    with pytest.raises(EmbeddedServerError, match="wal doesn't exist"):
         restore(of(fourth), base, quiet, log=fourth)
     assert list(fourth.iterdir()) == []
 

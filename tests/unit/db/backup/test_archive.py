@@ -126,7 +126,7 @@ def test_a_name_that_leads_out_of_the_backup_is_damage(tmp_path: Path) -> None:
     target = written(tmp_path / "b", {"../evil": b"1"}, tmp_path)
     with pytest.raises(BackupDamaged, match="evil"):
         Backup(target)
-    with pytest.raises(BackupDamaged, match="no backup"):
+    with pytest.raises(BackupDamaged, match="not a backup"):
         Backup(Path(__file__))
 
 
