@@ -71,11 +71,11 @@ class ForeignInstallation(Unsuitable):
 
 
 class ForeignTextKeys(Unsuitable):
-    """Values are encrypted under a text key that is missing, or whose id is given for another key."""
+    """Values are encrypted under a text key that is missing or differs."""
 
 
 class Unreadable(DatabaseError):
-    """A stored value can't be decrypted: its key is missing, or the value was changed or moved."""
+    """A stored value can't be decrypted: its key is missing, or it was changed."""
 
 
 class NotFound(DatabaseError):

@@ -1,6 +1,6 @@
-"""The audit log: who did what, appended in the transaction that did it, never changed.
+"""The audit log: actions and their actors.
 
-Holds ids and names, never texts.
+Each entry is appended in the transaction of its action and never changes. Holds ids and names, never texts.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ _A = tables.AuditRow
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuditEntry:
-    """One action; `actor` is the id of the key that asked for it, None for the platform itself."""
+    """One action; `actor` is the id of a key, None the platform itself."""
 
     id: int
     at: datetime
@@ -37,7 +37,7 @@ _COLUMNS = [getattr(_A, each.name) for each in fields(AuditEntry)]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuditFilters:
-    """The entries to list: those that match every field that isn't None; `until` is exclusive."""
+    """Conditions on entries; None matches all, `until` is exclusive."""
 
     actor: UUID | None = None
     action: str | None = None
@@ -61,7 +61,7 @@ class AuditRepository:
         self._database = database
 
     async def add(self, *, action: str, subject: str, detail: Mapping[str, Any]) -> None:
-        """Append an action of the platform itself, in a transaction of its own."""
+        """Append an action of the platform itself, in its own transaction."""
         async with self._database.begin() as connection:
             await append(connection, actor=None, action=action, subject=subject, detail=detail)
 

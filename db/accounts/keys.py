@@ -21,7 +21,10 @@ _K = tables.ApiKeyRow
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewKey:
-    """A key to be added; `digest` is the SHA-256 of the key, `rate_limit` is in texts a second."""
+    """A key to be added.
+
+    `digest` is the SHA-256 of the key, `rate_limit` is in texts a second.
+    """
 
     id: UUID
     digest: bytes = field(repr=False)
@@ -49,7 +52,7 @@ class Key:
 
     @property
     def holder_id(self) -> UUID:
-        """The owner of the predictions made with this key: the key's owner, or the key itself."""
+        """The owner of this key's predictions: its user, or the key itself."""
         return self.owner_id or self.id
 
 

@@ -1,1 +1,1 @@
-"""Backups: what they hold, how they are made and brought back."""
+"""Backups: their format, and how they are taken and restored."""

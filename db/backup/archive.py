@@ -1,6 +1,6 @@
-"""Backup files: a tar archive whose last files are a manifest with every file's digest, and its own digest.
+"""Backup files: tar archives that end with a manifest and its digest.
 
-Owns the format: writing, checking and extracting. Knows nothing of databases.
+The manifest holds every file's digest. Owns the format: writing, checking and extracting. Knows nothing of databases.
 """
 
 import hashlib
@@ -52,7 +52,9 @@ class Manifest:
 
 
 class BackupWriter:
-    """A file that gets its name only when it is complete and on disk; only its owner can read it.
+    """A backup file that only its owner can read.
+
+    It gets its name only when it is complete and on disk.
 
     Raises:
         BackupUnwritable: a file with this name exists, or its folder doesn't.

@@ -1,4 +1,4 @@
-"""Recovery to a point in time: copies of the embedded server's files, and replay of the log since.
+"""Recovery to a point in time: copies of files and replay of the log.
 
 Owns how a copy is taken, unpacked and recovered. Never touches a home that has data.
 """

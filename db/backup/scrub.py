@@ -1,6 +1,7 @@
-"""Scrubbing: deleted data is overwritten or removed in the server's files, in tables and in the log.
+"""Scrubbing: removal of deleted data from the server's files.
 
-Owns the list of tables that can hold erasable data. Never deletes a row.
+Overwrites or removes it in tables and in the log. Owns the list of tables that can hold erasable data. Never deletes
+a row.
 """
 
 import time
@@ -73,7 +74,7 @@ def scrub(url: str, report: Callable[[str], None]) -> bool:
 
 
 def _scrub_log(connection: BlockingConnection) -> None:
-    """Overwrite the log's segments kept for reuse, and have those before the current one removed."""
+    """Overwrite the log's segments that wait for reuse, and have those before the current one removed."""
     connection.execute("ALTER SYSTEM SET wal_recycle = off")
     try:
         connection.execute("SELECT pg_reload_conf()")

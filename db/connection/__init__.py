@@ -1,1 +1,1 @@
-"""The pool of connections, the databases beside it, and what is tried again."""
+"""Connections: pools, sibling databases and retries."""

@@ -1,4 +1,4 @@
-"""Databases of one server: siblings with their own schema, and whether they answer. Never drops one."""
+"""Databases of one server: siblings and checks. Never drops one."""
 
 from contextlib import suppress
 

@@ -31,7 +31,7 @@ _Pool: TypeAlias = AsyncConnectionPool[PsycopgConnection]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """The time limits of the database, in seconds, and the most connections of each kind in a process."""
+    """Time limits in seconds, and the most connections of each kind."""
 
     statement_seconds: float = 30.0
     lock_seconds: float = 5.0
@@ -47,9 +47,9 @@ _PREPARE_AFTER = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolState:
-    """The connections of one kind in this process: their limit, how many are open and idle, and the callers waiting.
+    """The connections of one kind in this process.
 
-    `waiting` is None if the pool doesn't report it.
+    `waiting` callers wait for a connection; it is None if the pool doesn't report it.
     """
 
     name: str
@@ -129,7 +129,7 @@ class Database:
         return self._halfvec
 
     def list_pools(self) -> list[PoolState]:
-        """Return the present state of every pool; the server isn't asked."""
+        """Return the present state of every pool without asking the server."""
         states = []
         for pool in (self._writers, self._readers, self._searchers):
             if pool is not None:

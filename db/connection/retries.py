@@ -1,4 +1,4 @@
-"""Retries of short transactions that lose to others by a deadlock or a lock timeout."""
+"""Retries of short transactions after a deadlock or a lock timeout."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -1,1 +1,1 @@
-"""Foundations of the other packages of db: ids, encryption, URLs, binary arrays. Knows no table."""
+"""Foundations of db: ids, encryption, URLs, cursors, binary arrays. Knows no table."""

@@ -1,7 +1,7 @@
-"""Encryption of what people wrote: AES-256-GCM, each value bound to the row that holds it.
+"""Encryption of what people wrote, by AES-256-GCM.
 
-Owns the keys, the sealed form and the location that a value is bound to (docs/decisions/0010). Never reads or writes
-the database.
+Each value is bound to the row that holds it. Owns the keys, the sealed form and the locations (docs/decisions/0010).
+Never reads or writes the database.
 """
 
 import base64
@@ -30,7 +30,7 @@ _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 
 
 class BadTextKeys(ValueError):
-    """VALENCE_TEXT_KEYS can't be used; the message says which part is wrong, and never quotes a key."""
+    """VALENCE_TEXT_KEYS can't be used; the message never quotes a key."""
 
 
 class Cipher:
@@ -128,7 +128,7 @@ def comment_location(prediction_id: UUID, holder_id: UUID) -> str:
 
 
 def answer_location(holder_id: UUID, route: str, key: str) -> str:
-    """Return the location of a stored answer. No column holds a NUL, so no two locations are equal."""
+    """Return the location of a stored answer; no column holds a NUL, so locations differ."""
     return f"answer {holder_id}\0{route}\0{key}"
 
 

@@ -1,4 +1,4 @@
-"""Opaque cursors of keyset pages: the id of a page's last row. Never reads a table."""
+"""Opaque cursors of keyset pages. Never reads a table."""
 
 from db.errors import Rejected
 

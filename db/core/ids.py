@@ -23,7 +23,7 @@ _TICKS = 4096  # of a millisecond: the 12 bits after the version
 
 
 class Uuid7Clock:
-    """UUIDv7 ids (RFC 9562, method 3) that only grow within a process, whatever its clock does.
+    """UUIDv7 ids (RFC 9562, method 3) that only grow within a process.
 
     If the wall clock steps back, ids count on from the last one. `set_bounds` keeps them within the existing
     partitions: an earlier time is raised to the first partition, a later one is refused.
@@ -81,7 +81,10 @@ def _milliseconds(moment: datetime) -> int:
 
 
 class TextIds:
-    """Ids of texts: equal texts have equal ids, and only the holder of the key can test a guess."""
+    """Ids of texts, by a keyed hash.
+
+    Equal texts have equal ids, and only the holder of the key can test a guess.
+    """
 
     def __init__(self, key: bytes) -> None:
         if len(key) < 32:

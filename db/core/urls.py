@@ -1,4 +1,4 @@
-"""The servers that Valence accepts, and the spellings of their URLs. Never opens a connection."""
+"""The servers that Valence accepts, and their URLs. Never opens a connection."""
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict

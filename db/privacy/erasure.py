@@ -58,7 +58,10 @@ class ErasureKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ErasedCounts:
-    """The numbers of erased items by kind; rows of predictions and feedback stay, anonymous and empty."""
+    """The numbers of erased items by kind.
+
+    Rows of predictions and feedback stay, anonymous and empty.
+    """
 
     predictions: int = 0
     texts: int = 0
@@ -79,7 +82,10 @@ class ErasedCounts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NearCopies:
-    """Stored texts whose cosine to an erased one is at least `cosine`; `complete` if these are all."""
+    """Stored texts near an erased one; `complete` if these are all.
+
+    Their cosine is at least `cosine`.
+    """
 
     cosine: float
     text_ids: tuple[UUID, ...]
@@ -88,7 +94,10 @@ class NearCopies:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ErasureReceipt:
-    """The result of an erasure; `shared` texts stay because others sent them too (at most `NAMED` are named)."""
+    """The result of an erasure.
+
+    `shared` texts stay because others sent them too; at most `NAMED` of them are named.
+    """
 
     kind: ErasureKind
     subject: UUID
@@ -101,8 +110,8 @@ class ErasureReceipt:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Step:
     counts: ErasedCounts
-    gone: frozenset[UUID] = frozenset()
-    kept: frozenset[UUID] = frozenset()
+    erased: frozenset[UUID] = frozenset()
+    remaining: frozenset[UUID] = frozenset()
     vectors: Sequence[Vector] = ()
     last: bool = False
 
@@ -151,24 +160,24 @@ class ErasureRepository:
             "limit": _STEP_ROWS,
             "holder": None,
         }
-        counts, gone, kept, vectors = ErasedCounts(), set[UUID](), set[UUID](), list[Vector]()
+        counts, erased, remaining, vectors = ErasedCounts(), set[UUID](), set[UUID](), list[Vector]()
         last = False
         while not last:
             step = await retry_transaction(
                 self._database, lambda connection: self._step(connection, kind, values, actor)
             )
             counts, last = counts + step.counts, step.last
-            gone |= step.gone
-            kept |= step.kept
+            erased |= step.erased
+            remaining |= step.remaining
             vectors += step.vectors[: NAMED - len(vectors)]
-        shared = sorted(kept - gone)
+        shared = sorted(remaining - erased)
         return ErasureReceipt(
             kind=kind,
             subject=subject,
             erased=counts,
             shared=len(shared),
             shared_text_ids=tuple(shared[:NAMED]),
-            near_copies=await self._near(vectors, gone),
+            near_copies=await self._near(vectors, erased),
         )
 
     async def _step(
@@ -207,25 +216,25 @@ class ErasureRepository:
         await connection.execute(text(PREDICTIONS), named)
         await segments.prevent_moves(connection)
         vectors = (await connection.execute(text(VECTORS), named)).all()
-        gone = frozenset((await connection.execute(text(TEXTS), named)).scalars())
+        erased_ids = frozenset((await connection.execute(text(TEXTS), named)).scalars())
         return _Step(
             counts=ErasedCounts(
                 predictions=len(ids),
-                texts=len(gone),
+                texts=len(erased_ids),
                 embeddings=len(vectors),
                 feedback=len(feedback),
                 comments=sum(row.commented for row in feedback),
                 idempotency=repeatable.rowcount,
             ),
-            gone=gone,
-            kept=frozenset(texts) - gone,
+            erased=erased_ids,
+            remaining=frozenset(texts) - erased_ids,
             vectors=[np.array(row.vector, np.float32) for row in vectors if row.space == self._space],
         )
 
-    async def _near(self, vectors: Sequence[Vector], gone: set[UUID]) -> NearCopies:
+    async def _near(self, vectors: Sequence[Vector], erased: set[UUID]) -> NearCopies:
         """Return the remaining texts near the vectors of erased ones, as many as a few seconds allow."""
         near: set[UUID] = set()
-        complete = len(vectors) == len(gone)
+        complete = len(vectors) == len(erased)
         deadline = time.monotonic() + _NEAR_SECONDS
         for vector in vectors:
             if time.monotonic() > deadline or len(near) >= NAMED:
@@ -235,7 +244,7 @@ class ErasureRepository:
                 vector, k=_NEAR_EACH, min_similarity=NEAR_COSINE, exact=True
             )
             # A read replica may still have erased texts.
-            near |= {neighbour.text_id for neighbour in neighbours.results} - gone
+            near |= {neighbour.text_id for neighbour in neighbours.results} - erased
             complete = complete and neighbours.complete and len(neighbours.results) < _NEAR_EACH
         return NearCopies(cosine=NEAR_COSINE, text_ids=tuple(sorted(near))[:NAMED], complete=complete)
 

@@ -1,6 +1,6 @@
-"""Removal of texts and vectors that no prediction names, and of old finished jobs, in bounded steps.
+"""Removal of unused texts and vectors, and of old finished jobs.
 
-Owns the sweep's position. `db.predictions.partitions` drops whole months of predictions.
+It goes in bounded steps. Owns the sweep's position. `db.predictions.partitions` drops whole months of predictions.
 """
 
 from datetime import datetime

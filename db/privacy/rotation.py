@@ -1,6 +1,7 @@
-"""Rotation of text keys: values are re-encrypted under the present key, or decrypted, in bounded steps.
+"""Rotation of text keys.
 
-Owns the columns involved, and when a key's record is removed. Never changes the values that readers get.
+Values are re-encrypted under the present key, or decrypted, in bounded steps. Owns the columns involved, and when a
+key's record is removed. Never changes the values that readers get.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,10 +36,10 @@ class SealedKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RotationResult:
-    """The numbers of rewritten values by kind, and of stored values by key (`plain`: no key) and kind.
+    """The result of a rotation.
 
-    `removed_keys` encrypt nothing any more. `unreadable` holds the errors for the first values that couldn't be
-    decrypted; these stay unchanged.
+    `rewritten` counts values by kind, `stored` by key (`plain`: no key) and kind. `removed_keys` encrypt nothing any
+    more. `unreadable` holds the errors for the first values that couldn't be decrypted; these stay unchanged.
     """
 
     rewritten: Mapping[SealedKind, int]

@@ -1,4 +1,4 @@
-"""The statements of a rotation, by kind of value. Owns SQL text; every value is a bound parameter."""
+"""The statements of a rotation, by kind of value. Every value is a bound parameter."""
 
 from typing import Final, LiteralString
 

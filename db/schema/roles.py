@@ -35,7 +35,7 @@ class Login:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnsuredRole:
-    """A role after `ensure_roles`; `created` if it is new. Without a password it can't sign in by SCRAM."""
+    """A role after `ensure_roles`; without a password it can't sign in by SCRAM."""
 
     role: Role
     name: str

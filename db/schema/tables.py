@@ -104,7 +104,7 @@ class ApiKeyRow(Base):
 
 
 class TextKeyRow(Base):
-    """A key that seals texts, comments and answers, known by its fingerprint; the key itself is not stored."""
+    """The fingerprint of a key that seals texts, comments and answers."""
 
     __tablename__ = "text_keys"
 
@@ -114,8 +114,9 @@ class TextKeyRow(Base):
 
 
 class TextInputRow(Base):
-    """A text, stored once; `spaces` names the embedding spaces that hold its vector, each once.
+    """A text, stored once.
 
+    `spaces` names the embedding spaces that hold its vector, each once.
     If the text is encrypted, `sealed` holds it and `content` is empty, so that no index holds its words.
     """
 
@@ -158,9 +159,10 @@ class SpaceRow(Base):
 
 
 class SegmentRow(Base):
-    """A part of a space's vectors, a partition of `embeddings`: open for writing, closed, then indexed.
+    """A part of a space's vectors: a partition of `embeddings`.
 
-    A `merging` segment has no partition yet; a segment merged into another is `retired` and no longer searched.
+    It is open for writing, then closed, then indexed. A `merging` segment has no partition yet; a segment merged into
+    another is `retired` and no longer searched.
     """
 
     __tablename__ = "segments"
@@ -265,7 +267,7 @@ class DecisionRow(Base):
 
 
 class PredictionRow(Base):
-    """One answer of one version; its UUIDv7 holds the time and selects the month's partition."""
+    """One answer of one version; the id's time selects the partition."""
 
     __tablename__ = "predictions"
     __table_args__ = (
@@ -321,10 +323,10 @@ class FeedbackRow(Base):
 
 
 class IdempotencyRow(Base):
-    """The stored answer to a repeated request, kept for 24 hours and committed with the rows it reports.
+    """The stored answer to a repeated request.
 
-    If digest and answer are encrypted, `sealed` holds them and their columns are empty. `names` lists the predictions
-    in the answer.
+    It is committed with the rows it reports and stored for 24 hours. If digest and answer are encrypted, `sealed`
+    holds them and their columns are empty. `names` lists the predictions in the answer.
     """
 
     __tablename__ = "idempotency"
@@ -399,7 +401,10 @@ class PromotionRow(Base):
 
 
 class EvaluationRow(Base):
-    """A report on a bundle by a held-out set, or the request for one; `seen_at` is its last heartbeat."""
+    """A report on a bundle by a held-out set, or the request for one.
+
+    `seen_at` is the last heartbeat of its process.
+    """
 
     __tablename__ = "evaluations"
     __table_args__ = (
