@@ -55,7 +55,7 @@ class LivePlatform:
         inherited = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("VALENCE_", "RAY_")) and name not in _OURS
+            if not name.startswith(("VALENCE_", "RAY_", "OMP_")) and name not in _OURS
         }
         return (
             inherited

@@ -20,6 +20,7 @@ from tests.support.tiny import BAD, GOOD, PLAIN, TINY_SPACE, examples
 
 PLAN = HeadPlan(
     epochs=15,
+    threads=1,
     batch=32,
     width=32,
     attention=4,
