@@ -1,4 +1,4 @@
-"""What could not be started or loaded, why, and since when: left alone for a while before it is tried again."""
+"""Failed starts and loads of bundles, and the pause before the next attempt."""
 
 from collections.abc import Callable
 from typing import Final
@@ -7,28 +7,28 @@ RETRY_SECONDS: Final = 10.0
 
 
 class Backoff:
-    """The last failure of each bundle, by its digest; `clock` in seconds, never stepping back."""
+    """The last failure of each bundle, by its digest; `clock` is monotonic, in seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._last: dict[str, tuple[str, float]] = {}
+        self._failures: dict[str, tuple[str, float]] = {}
 
-    def note(self, digest: str, reason: str) -> bool:
-        """Keep it; whether it is news."""
-        before = self.reason(digest)
-        self._last[digest] = (reason, self._clock())
-        return before != reason
+    def add(self, digest: str, reason: str) -> bool:
+        """Store a failure; return whether its reason is a new one."""
+        previous = self.reason(digest)
+        self._failures[digest] = (reason, self._clock())
+        return previous != reason
 
-    def forget(self, digest: str) -> None:
-        """It works now."""
-        self._last.pop(digest, None)
+    def clear(self, digest: str) -> None:
+        """Forget the failure of a bundle that works now."""
+        self._failures.pop(digest, None)
 
     def reason(self, digest: str) -> str | None:
-        """Why it failed; None if it didn't."""
-        found = self._last.get(digest)
-        return None if found is None else found[0]
+        """Return the reason of the last failure, None if there was none."""
+        failure = self._failures.get(digest)
+        return None if failure is None else failure[0]
 
-    def lately(self, digest: str) -> bool:
-        """Whether it is too early to try it again."""
-        found = self._last.get(digest)
-        return found is not None and self._clock() - found[1] < RETRY_SECONDS
+    def is_active(self, digest: str) -> bool:
+        """Return whether it is too early for another attempt."""
+        failure = self._failures.get(digest)
+        return failure is not None and self._clock() - failure[1] < RETRY_SECONDS

@@ -1,6 +1,6 @@
-"""Housekeeping of the store: partitions ahead of time, vectors and words indexed, what is over removed.
+"""Maintenance of the database: create partitions in time, index vectors and keywords, remove what has expired.
 
-One per cluster, beside the fleet. Each chore is safe to kill and safe to run twice; none is on the request path.
+One per cluster. Each task is safe to kill and to run twice; none is on the request path.
 """
 
 import asyncio
@@ -22,9 +22,13 @@ log = structlog.get_logger(__name__)
 
 
 class Maintenance:
-    """Keeps the store fit for writing, for as long as `run` runs; `retention_days` None: nothing is too old.
+    """Keeps the database fit for writing, as long as `run` runs.
 
-    `space`: the live embedding space of a database that has none yet.
+    Args:
+        database: the database.
+        space: the live embedding space of a database that has none yet.
+        index_memory: bytes that the build of an index may use.
+        retention_days: the age at which texts are removed; None: they are kept.
     """
 
     def __init__(
@@ -43,24 +47,24 @@ class Maintenance:
         self._keywords = KeywordRepository(database, space=space)
         self._retention = Retention(database)
         self._index_memory = index_memory
-        self._kept = None if retention_days is None else timedelta(days=retention_days)
+        self._retention_period = None if retention_days is None else timedelta(days=retention_days)
 
     async def run(self, every: float = 15.0) -> None:
-        """Do what is due every so many seconds, for ever; builds take minutes, and hold nothing else up."""
-        async with asyncio.TaskGroup() as chores:
-            for chore in (self.tidy, self.index, self.merge):
-                chores.create_task(
+        """Run the tasks every `every` seconds, without end; index builds take minutes and delay no other task."""
+        async with asyncio.TaskGroup() as tasks:
+            for task in (self.tidy, self.index, self.merge):
+                tasks.create_task(
                     run_periodically(
-                        chore,
+                        task,
                         every=every,
                         errors=DatabaseError,
                         event="housekeeping.postponed",
-                        chore=chore.__name__,
+                        chore=task.__name__,
                     )
                 )
 
     async def tidy(self) -> None:
-        """Do what is due now and soon done."""
+        """Run the short tasks."""
         now = datetime.now(UTC)
         await self._partitions.ensure(now)
         await self._spaces.ensure(self._space)
@@ -70,17 +74,17 @@ class Maintenance:
                 log.info("segment.closed", segment=closed)
         await self._idempotency.sweep()
         await self._keywords.merge()
-        if self._kept is not None:
-            await self._let_go(now - self._kept, now)
+        if self._retention_period is not None:
+            await self._remove_expired(now - self._retention_period, now)
 
     async def index(self) -> None:
-        """Index what is closed."""
+        """Index the closed segments."""
         for segments in await self._segments():
             while (indexed := await segments.index_next()) is not None:
                 log.info("segment.indexed", segment=indexed)
 
     async def merge(self) -> None:
-        """Merge what is indexed, and drop what was merged or is of a space that leaves."""
+        """Merge the indexed segments; drop those that were merged or that belong to a space being removed."""
         for segments in await self._segments():
             while (merged := await segments.merge_next(memory=self._index_memory)) is not None:
                 log.info("segment.merged", segment=merged)
@@ -92,15 +96,15 @@ class Maintenance:
                 log.info("segment.dropped", segment=dropped)
 
     async def _segments(self) -> list[Segments]:
-        """The segments of the spaces that texts get vectors of."""
+        """Return the segments of every space that is kept."""
         return [
             Segments(self._database, space)
             for space, state in (await self._spaces.states()).items()
             if state is not SpaceState.LEAVING
         ]
 
-    async def _let_go(self, before: datetime, now: datetime) -> None:
-        """What is older goes: a month, some texts and some jobs at a time."""
+    async def _remove_expired(self, before: datetime, now: datetime) -> None:
+        """Remove what is older: one month, some texts and some jobs in each run."""
         if (month := await self._partitions.drop(before, now)) is not None:
             log.info("month.dropped", month=f"{month:%Y-%m}")
         if removed := await self._retention.sweep_texts(before):

@@ -1,6 +1,7 @@
-"""The pool: one Ray Serve application for each encoder that runs. Starts, asks and stops them; never says which.
+"""The pool of encoders: one Ray Serve application for each running encoder.
 
-An application lives on when this process dies, and whoever comes next finds it.
+Starts, queries and stops them, but never decides which run. An application outlives this process, and the next process
+finds it.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ _LOAD_SECONDS = 60.0
 
 
 class EncoderStatus(StrEnum):
-    """How far an encoder's replicas are."""
+    """The status of an encoder's replicas."""
 
     STARTING = "starting"
     RUNNING = "running"
@@ -37,31 +38,31 @@ class EncoderStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderState:
-    """How far an encoder's replicas are, why they failed, and how many are in each of Ray Serve's states."""
+    """The status of an encoder's replicas, the reason of a failure, and their number in each of Ray Serve's states."""
 
-    running: EncoderStatus
+    status: EncoderStatus
     reason: str | None = None
     replicas: Mapping[str, int] = field(default_factory=dict)
 
 
 def target(record: EncoderRecord, application: Application) -> RunTarget:
-    """The application of an encoder, as Ray Serve runs it: no route leads to it."""
+    """Return the application of an encoder as Ray Serve runs it, without a route."""
     return RunTarget(application, name=_PREFIX + short_digest(record.digest), route_prefix=None)
 
 
 def handle_of(digest: str) -> DeploymentHandle:
-    """The replicas of an encoder, whether they run or not."""
+    """Return the handle of an encoder's replicas, whether they run or not."""
     return serve.get_deployment_handle(
         DEPLOYMENT, app_name=_PREFIX + short_digest(digest), _check_exists=False, _record_telemetry=False
     )
 
 
 class ServePool:
-    """Encoders on this Ray cluster, by short name.
+    """The encoders on this Ray cluster, by short digest.
 
     Args:
-        build: the application of an encoder.
-        verify: fetches an encoder's bundle here and raises if it isn't what it should be.
+        build: builds the application of an encoder.
+        verify: fetches an encoder's bundle to this machine and raises unless it is intact.
     """
 
     def __init__(
@@ -71,21 +72,21 @@ class ServePool:
         self._verify = verify
 
     async def states(self) -> Mapping[str, EncoderState]:
-        """Every encoder that there is an application for."""
-        found = await asyncio.to_thread(serve.status)
+        """Return the state of every encoder that has an application, by short digest."""
+        status = await asyncio.to_thread(serve.status)
         return {
             name.removeprefix(_PREFIX): replace(
                 _state(each.status.value, each.message), replicas=_replicas(each.deployments)
             )
-            for name, each in found.applications.items()
+            for name, each in status.applications.items()
             if name.startswith(_PREFIX)
         }
 
     async def start(self, record: EncoderRecord) -> None:
-        """Have its replicas start; `states` says how far they are.
+        """Start the replicas of an encoder, without waiting until they run.
 
         Raises:
-            RegistryError: its bundle can't be fetched, or isn't what it should be.
+            RegistryError: its bundle can't be fetched or isn't intact.
         """
         await asyncio.to_thread(self._verify, record)
         await asyncio.to_thread(
@@ -96,15 +97,15 @@ class ServePool:
         )
 
     async def stop(self, name: str) -> None:
-        """Drain and end its replicas."""
+        """Drain and stop the replicas of an encoder, by its short digest."""
         await asyncio.to_thread(serve.delete, _PREFIX + name, _blocking=False)
 
     async def load(self, digest: str, version: VersionRecord) -> None:
-        """Load and try a version on every replica of an encoder.
+        """Load a version on every replica of an encoder, and let each replica try it.
 
         Raises:
             NotReady: no replica answers.
-            Exception: what the first replica that refused it raised.
+            Exception: the error of the first replica that could not load it.
         """
         call: Any = handle_of(digest).options(_by_reference=False).broadcast("load", version)
         try:
@@ -118,23 +119,23 @@ class ServePool:
 
 
 def _replicas(deployments: Mapping[str, Any]) -> dict[str, int]:
-    found = deployments.get(DEPLOYMENT)
-    # Declared as an enumeration, and in truth its names.
-    counts = {} if found is None else found.replica_states
+    deployment = deployments.get(DEPLOYMENT)
+    # The keys are declared as members of an enumeration, but Ray Serve gives their names.
+    counts = {} if deployment is None else deployment.replica_states
     return {str(getattr(state, "value", state)).lower(): count for state, count in counts.items()}
 
 
 def _state(status: str, message: str) -> EncoderState:
     match status:
-        # One whose replicas died is being mended, and those that are left answer.
+        # Ray Serve replaces the replicas of an unhealthy application, and the others answer meanwhile.
         case "RUNNING" | "UNHEALTHY":
-            return EncoderState(running=EncoderStatus.RUNNING)
+            return EncoderState(status=EncoderStatus.RUNNING)
         case "DELETING":
-            return EncoderState(running=EncoderStatus.STOPPING)
+            return EncoderState(status=EncoderStatus.STOPPING)
         case "DEPLOY_FAILED":
             lines = [line.strip() for line in message.splitlines() if line.strip()]
             return EncoderState(
-                running=EncoderStatus.FAILED, reason=lines[-1] if lines else "it does not start"
+                status=EncoderStatus.FAILED, reason=lines[-1] if lines else "it does not start"
             )
         case _:
-            return EncoderState(running=EncoderStatus.STARTING)
+            return EncoderState(status=EncoderStatus.STARTING)

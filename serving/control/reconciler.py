@@ -1,248 +1,202 @@
-"""The fleet: makes what runs match what the registry and the traffic ask, and publishes the catalog.
+"""Reconcile what runs with what the registry and the traffic need, and publish the catalog.
 
-One per cluster. Looks at the registry each second; a version is `ready` once every replica of its encoder has proven
-that it loads and answers. Ingress replicas follow by a long poll. Never touches a request.
+One per cluster. Reads the registry each second; a version is `ready` once every replica of its encoder has loaded it
+and answered. Ingress replicas follow the catalog by a long poll. Never touches a request.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from time import monotonic
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import structlog
 
 from registry.errors import NotRegistered, RegistryError
-from registry.store.records import EncoderRecord, VersionRecord
+from registry.store.records import VersionRecord
 from serving.control.backoff import Backoff
-from serving.control.pool import EncoderState, EncoderStatus
-from serving.control.registry_cache import Registered, RegistryCache
+from serving.control.catalog_publisher import CatalogPublisher
+from serving.control.pool import EncoderState, EncoderStatus, ServePool
+from serving.control.registry_cache import RegistryCache
 from serving.core.catalog import CHAMPION, Catalog, CatalogEntry, VersionState, short_digest
 from serving.core.periodic import run_periodically, wait_at_most
 from serving.errors import ServingError
 
+if TYPE_CHECKING:
+    from registry.store.model_registry import ModelRegistry
+    from serving.control.lifecycle import LocalLifecycle
+
 log = structlog.get_logger(__name__)
 
-_LOOK_SOON_SECONDS = 0.2
+_BUSY_POLL_SECONDS = 0.2
 
-Named: TypeAlias = tuple[str, str]
-
-
-class Pool(Protocol):
-    """The replicas, as the fleet sees them: an encoder's by its digest, or by its short name."""
-
-    async def states(self) -> Mapping[str, EncoderState]:
-        """How far each is, by short name."""
-        ...
-
-    async def start(self, record: EncoderRecord) -> None:
-        """Have its replicas start."""
-        ...
-
-    async def stop(self, name: str) -> None:
-        """Drain and end its replicas."""
-        ...
-
-    async def load(self, digest: str, version: VersionRecord) -> None:
-        """Load and try a version on all of its replicas; raises if it can't answer."""
-        ...
-
-
-class History(Protocol):
-    """What a person would want to find later, as the fleet keeps it true."""
-
-    async def reconcile(self, model: str, champion: str | None) -> None:
-        """Make it say what the alias says."""
-        ...
-
-    async def failed(self, record: VersionRecord, reason: str) -> None:
-        """A version can't answer."""
-        ...
-
-    async def champions(self, model: str) -> Sequence[str]:
-        """The versions that were champion, the last one first."""
-        ...
-
-
-async def _nothing() -> Collection[Named]:
-    return ()
-
-
-async def _unmoved() -> str | None:
-    return None
-
-
-async def _whole(_space: str) -> bool:
-    return True
+ModelVersion: TypeAlias = tuple[str, str]
 
 
 class Reconciler:
     """Publishes a new catalog whenever a version, an alias or a state changes.
 
-    What can't be loaded leaves the present champion answering. An encoder that nobody needs any more runs on for
-    `grace` seconds, in which going back is instant.
+    If the champion can't be loaded, the one before goes on answering. An encoder that nothing needs any more runs on
+    for `grace` seconds, in which a way back is instant.
 
     Args:
-        registry: what there is.
-        pool: what runs.
-        space: the index's embedding space, one of whose encoders always runs.
-        live: the space that it should be, None: as it is. It becomes that once an encoder of it runs and
-            `caught_up` says that it holds what was stored until a moment ago.
-        model: whose champion embeds texts, if its encoder is in the space.
-        tried: model and version of what the running experiments need.
-        history: who keeps what happened; told of every champion that is seen.
-        first: the first catalog's revision, at least 1.
-        clock: seconds, never stepping back.
+        registry: the registered versions and encoders.
+        pool: the running encoders.
+        space: the embedding space that is searched at first; an encoder of the searched space always runs.
+        model: the model whose champion's encoder embeds texts, if it gives vectors of the searched space.
+        live_space: returns the live space. It is searched once an encoder of it runs and `is_caught_up` is true.
+        is_caught_up: returns whether a space holds all vectors but those of the last moment.
+        experiment_versions: returns model and version of each challenger of a running experiment.
+        lifecycle: records champions and failures.
+        grace: seconds for which an encoder runs on.
+        first_revision: the revision of the first catalog, at least 1.
+        clock: monotonic, in seconds.
     """
 
     def __init__(
         self,
-        registry: Registered,
-        pool: Pool,
+        registry: "ModelRegistry",
+        pool: ServePool,
         *,
         space: str,
         model: str,
+        live_space: Callable[[], Awaitable[str]],
+        is_caught_up: Callable[[str], Awaitable[bool]],
+        experiment_versions: Callable[[], Awaitable[Collection[ModelVersion]]],
+        lifecycle: "LocalLifecycle",
         grace: float = 300.0,
-        live: Callable[[], Awaitable[str | None]] = _unmoved,
-        caught_up: Callable[[str], Awaitable[bool]] = _whole,
-        tried: Callable[[], Awaitable[Collection[Named]]] = _nothing,
-        history: History | None = None,
-        first: int = 1,
+        first_revision: int = 1,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        self._roster = RegistryCache(registry)
+        self._cache = RegistryCache(registry)
         self._pool = pool
         self._space = space
-        self._live = live
-        self._caught_up = caught_up
         self._model = model
+        self._live_space = live_space
+        self._is_caught_up = is_caught_up
+        self._experiment_versions = experiment_versions
+        self._lifecycle = lifecycle
         self._grace = grace
-        self._tried = tried
-        self._history = history
         self._clock = clock
+        self._publisher = CatalogPublisher(first_revision)
+        self._backoff = Backoff(clock)
         self._running: set[str] = set()
         self._starting: set[str] = set()
-        self._needed: dict[str, float] = {}
-        self._asked: dict[Named, float] = {}
+        # When each encoder was last needed, by short digest, and when each version was last requested by name.
+        self._last_needed: dict[str, float] = {}
+        self._last_requested: dict[ModelVersion, float] = {}
+        # Digests of encoder and bundle of the versions that answer.
         self._ready: set[tuple[str, str]] = set()
-        self._failures = Backoff(clock)
         self._champions: dict[str, str] = {}
         self._postponed = False
-        self._next = first
-        self._catalog = Catalog()
-        self._changed = asyncio.Condition()
-        self._soon = asyncio.Event()
+        self._wake = asyncio.Event()
 
     @property
     def catalog(self) -> Catalog:
-        """What was published last."""
-        return self._catalog
+        """The last published catalog."""
+        return self._publisher.catalog
 
     async def watch(self, revision: int, timeout: float = 20.0) -> Catalog:
-        """The catalog as soon as it differs from `revision`, or as it stands after `timeout` seconds.
+        """Return the catalog once its revision differs from `revision`, or after `timeout` seconds."""
+        return await self._publisher.watch(revision, timeout)
 
-        Its revision is 0 as long as nothing has been published.
-        """
-        async with self._changed:
-            try:
-                async with asyncio.timeout(timeout):
-                    await self._changed.wait_for(lambda: self._catalog.revision not in (0, revision))
-            except TimeoutError:
-                pass
-        return self._catalog
-
-    def want(self, versions: Iterable[Named]) -> None:
-        """These versions were asked for by name: have them answer for a while."""
+    def request_versions(self, versions: Iterable[ModelVersion]) -> None:
+        """Keep versions that were requested by name running for a while."""
         now = self._clock()
-        if fresh := set(versions):
-            if fresh - self._asked.keys():
-                self._soon.set()
-            self._asked.update(dict.fromkeys(fresh, now))
+        if requested := set(versions):
+            if requested - self._last_requested.keys():
+                self._wake.set()
+            self._last_requested.update(dict.fromkeys(requested, now))
 
-    async def follow(self, every: float) -> None:
-        """Look every so many seconds, sooner while something starts; a registry that is down changes nothing."""
+    async def run(self, every: float) -> None:
+        """Reconcile every `every` seconds, more often while something starts; wait for a registry that is down."""
 
         def pause() -> float:
-            return min(every, _LOOK_SOON_SECONDS) if self._starting or self._postponed else every
+            return min(every, _BUSY_POLL_SECONDS) if self._starting or self._postponed else every
 
         await run_periodically(
-            self._look_when_woken,
+            self._reconcile_when_woken,
             every=pause,
             errors=(RegistryError, ServingError),
             event="registry.unreachable",
-            sleep=partial(wait_at_most, self._soon),
+            sleep=partial(wait_at_most, self._wake),
         )
 
-    async def _look_when_woken(self) -> None:
-        self._soon.clear()
-        await self.look()
+    async def _reconcile_when_woken(self) -> None:
+        self._wake.clear()
+        await self.reconcile()
 
-    async def look(self) -> None:
-        """Compare once, start and load what is needed, publish what changed, stop what nobody needs."""
-        await asyncio.to_thread(self._roster.read)
+    async def reconcile(self) -> None:
+        """Start and load what is needed, publish the catalog if it changed, stop what nothing needs."""
+        await asyncio.to_thread(self._cache.read)
         states = await self._pool.states()
-        live = await self._live() or self._space
-        needed = await asyncio.to_thread(self._wanted, await self._tried(), states, live)
+        live = await self._live_space()
+        needed = await asyncio.to_thread(
+            self._needed_encoders, await self._experiment_versions(), states, live
+        )
         self._running = {
             digest
-            for digest in self._roster.encoders
-            if _is(states.get(short_digest(digest)), EncoderStatus.RUNNING)
+            for digest in self._cache.encoders
+            if _has_status(states.get(short_digest(digest)), EncoderStatus.RUNNING)
         }
-        self._ready = {(place, digest) for place, digest in self._ready if place in self._running}
+        self._ready = {(encoder, digest) for encoder, digest in self._ready if encoder in self._running}
         await self._start(needed, states)
         self._postponed = False
-        await self._move(live)
-        for versions in self._roster.versions.values():
-            # The champion first: it is what clients wait for.
+        await self._switch_space(live)
+        for versions in self._cache.versions.values():
+            # The champion first, because clients wait for it.
             for record in sorted(versions, key=lambda record: CHAMPION not in record.aliases):
-                await self._settle(record)
-        for model, versions in self._roster.versions.items():
-            await self._crown(model, versions)
-        over = self._over(needed, states)
-        self._running -= {digest for digest in self._running if short_digest(digest) in over}
+                await self._load(record)
+        for model, versions in self._cache.versions.items():
+            await self._choose_champion(model, versions)
+        unneeded = self._unneeded(needed, states)
+        self._running -= {digest for digest in self._running if short_digest(digest) in unneeded}
         await self._publish({name: state.replicas for name, state in states.items() if state.replicas})
-        for name in over:
+        for name in unneeded:
             log.info("encoder.stopping", encoder=name)
             await self._pool.stop(name)
-        if self._history is not None:
-            for model, versions in self._roster.versions.items():
-                named = (record.version for record in versions if CHAMPION in record.aliases)
-                await self._history.reconcile(model, next(named, None))
+        for model, versions in self._cache.versions.items():
+            named = (record.version for record in versions if CHAMPION in record.aliases)
+            await self._lifecycle.reconcile(model, next(named, None))
 
-    def _wanted(self, tried: Collection[Named], states: Collection[str], live: str) -> set[str]:
-        """Digests of the encoders that must run: of champions, of experiments, of what was asked for, of the spaces.
+    def _needed_encoders(
+        self, experiment_versions: Collection[ModelVersion], running: Collection[str], live: str
+    ) -> set[str]:
+        """Return the digests of the encoders that must run.
 
-        Gets to know those that run already, by their short names `states`.
+        They are those of champions, of challengers, of requested versions, and of the searched and the live space.
+        Looks up the encoders that run already too, by their short digests `running`.
         """
         now = self._clock()
-        self._asked = {named: at for named, at in self._asked.items() if now - at < self._grace}
-        named = {*tried, *self._asked, *self._champions.items()}
+        self._last_requested = {
+            version: at for version, at in self._last_requested.items() if now - at < self._grace
+        }
+        wanted = {*experiment_versions, *self._last_requested, *self._champions.items()}
         needed: set[str] = set()
-        for model, versions in self._roster.versions.items():
+        for model, versions in self._cache.versions.items():
             for record in versions:
                 if record.encoder is None:
                     continue
-                if CHAMPION in record.aliases or (model, record.version) in named:
-                    if self._known(record.encoder):
+                if CHAMPION in record.aliases or (model, record.version) in wanted:
+                    if self._is_registered(record.encoder):
                         needed.add(record.encoder)
-                elif short_digest(record.encoder) in states:
-                    self._known(record.encoder)
+                elif short_digest(record.encoder) in running:
+                    self._is_registered(record.encoder)
         for space in {self._space, live}:
-            if not any(self._roster.encoders[digest].space == space for digest in needed):
+            if not any(self._cache.encoders[digest].space == space for digest in needed):
                 try:
-                    needed.add(self._roster.of_space(space, self._running).digest)
+                    needed.add(self._cache.encoder_of_space(space, self._running).digest)
                 except NotRegistered as error:
                     if space == self._space:
                         raise
                     log.warning("space.postponed", space=space, error=str(error))
         return needed
 
-    def _known(self, digest: str) -> bool:
+    def _is_registered(self, digest: str) -> bool:
         try:
-            self._roster.encoder(digest)
+            self._cache.encoder(digest)
         except NotRegistered:
-            self._failures.note(digest, "its encoder is not registered")
+            self._backoff.add(digest, "its encoder is not registered")
             return False
         return True
 
@@ -250,98 +204,102 @@ class Reconciler:
         self._starting = set()
         for digest in needed:
             state = states.get(short_digest(digest))
-            if _is(state, EncoderStatus.RUNNING):
-                self._failures.forget(digest)
-            elif state is not None and state.running is EncoderStatus.FAILED:
-                self._failures.note(digest, state.reason or "its encoder does not start")
+            if _has_status(state, EncoderStatus.RUNNING):
+                self._backoff.clear(digest)
+            elif state is not None and state.status is EncoderStatus.FAILED:
+                self._backoff.add(digest, state.reason or "its encoder does not start")
                 await self._pool.stop(short_digest(digest))
             elif state is not None:
                 self._starting.add(digest)
-            elif not self._failures.lately(digest):
+            elif not self._backoff.is_active(digest):
                 try:
-                    await self._pool.start(self._roster.encoders[digest])
+                    await self._pool.start(self._cache.encoders[digest])
                 except RegistryError as error:
-                    self._failures.note(digest, str(error))
+                    self._backoff.add(digest, str(error))
                 else:
                     self._starting.add(digest)
                     log.info("encoder.starting", encoder=digest)
 
-    def _over(self, needed: set[str], states: Mapping[str, EncoderState]) -> list[str]:
-        """Short names of what runs and was last needed longer ago than the grace time."""
+    def _unneeded(self, needed: set[str], states: Mapping[str, EncoderState]) -> list[str]:
+        """Return the short digests of the encoders that were not needed for longer than the grace time."""
         now = self._clock()
         kept = {short_digest(digest) for digest in needed}
         for name in states:
             if name in kept:
-                self._needed[name] = now
+                self._last_needed[name] = now
             else:
-                self._needed.setdefault(name, now)
+                self._last_needed.setdefault(name, now)
         return [
             name
             for name, state in states.items()
-            if state.running is not EncoderStatus.STOPPING and now - self._needed[name] > self._grace
+            if state.status is not EncoderStatus.STOPPING and now - self._last_needed[name] > self._grace
         ]
 
-    async def _move(self, live: str) -> None:
-        """Go over to the live space once an encoder of it runs, with what reads texts itself loaded there."""
+    async def _switch_space(self, live: str) -> None:
+        """Search the live space once an encoder of it runs on which the versions without an encoder are loaded."""
         if live == self._space or live not in {
-            self._roster.encoders[digest].space for digest in self._running
+            self._cache.encoders[digest].space for digest in self._running
         }:
             return
-        if not await self._caught_up(live):
+        if not await self._is_caught_up(live):
             return
-        before, self._space = self._space, live
-        for versions in self._roster.versions.values():
+        previous, self._space = self._space, live
+        for versions in self._cache.versions.values():
             for record in versions:
                 if record.encoder is None:
-                    await self._settle(record)
+                    await self._load(record)
         if self._postponed:
-            self._space = before
+            self._space = previous
         else:
-            log.info("space.switched", space=live, before=before)
+            log.info("space.switched", space=live, before=previous)
 
-    def _place(self, record: VersionRecord) -> str | None:
-        """The running encoder that a version is scored on."""
+    def _encoder_for(self, record: VersionRecord) -> str | None:
+        """Return the running encoder that scores a version, None if it doesn't run."""
         if record.encoder is not None:
             return record.encoder if record.encoder in self._running else None
         return self._embedder()
 
     def _embedder(self) -> str | None:
-        """The running encoder that embeds: the champion's, if it can."""
+        """Return the running encoder that embeds texts: the champion's, if it is of the searched space."""
         space_encoders = sorted(
-            digest for digest in self._running if self._roster.encoders[digest].space == self._space
+            digest for digest in self._running if self._cache.encoders[digest].space == self._space
         )
         champion = self._champions.get(self._model)
-        for record in self._roster.versions.get(self._model, ()):
+        for record in self._cache.versions.get(self._model, ()):
             if record.encoder in space_encoders and (
                 record.version == champion or CHAMPION in record.aliases
             ):
                 return record.encoder
         return space_encoders[0] if space_encoders else None
 
-    async def _settle(self, record: VersionRecord) -> None:
-        place = self._place(record)
-        if place is None or (place, record.digest) in self._ready or self._failures.lately(record.digest):
+    async def _load(self, record: VersionRecord) -> None:
+        encoder = self._encoder_for(record)
+        if (
+            encoder is None
+            or (encoder, record.digest) in self._ready
+            or self._backoff.is_active(record.digest)
+        ):
             return
         try:
-            await self._pool.load(place, record)
+            await self._pool.load(encoder, record)
         except ServingError as error:
             self._postponed = True
             log.warning("version.postponed", model=record.model, version=record.version, error=str(error))
         except Exception as error:
-            # Whatever a foreign bundle raises is a reason, never the end of the fleet.
+            # A foreign bundle may raise anything, which must not end the loop.
             reason = str(error) or type(error).__name__
-            anew = self._failures.note(record.digest, reason)
+            is_new = self._backoff.add(record.digest, reason)
             log.warning("version.failed", model=record.model, version=record.version, error=reason)
-            if anew and self._history is not None:
-                await self._history.failed(record, reason)
+            if is_new:
+                await self._lifecycle.failed(record, reason)
         else:
-            self._failures.forget(record.digest)
-            self._ready.add((place, record.digest))
+            self._backoff.clear(record.digest)
+            self._ready.add((encoder, record.digest))
 
-    async def _crown(self, model: str, versions: Sequence[VersionRecord]) -> None:
-        """Have the version that the alias names answer once it can, and until then the one that did before.
+    async def _choose_champion(self, model: str, versions: Sequence[VersionRecord]) -> None:
+        """Let the version that the alias names answer once it is ready, and until then the champion before it.
 
-        Where nobody knows which one did, because this process is new, and the named one is broken, the history knows.
+        A new process doesn't know the champion before. If the named version is broken, it takes it from the history.
         """
         ready = {record.version for record in versions if self._is_ready(record)}
         named = next((record for record in versions if CHAMPION in record.aliases), None)
@@ -349,51 +307,45 @@ class Reconciler:
             self._champions[model] = named.version
         elif self._champions.get(model) not in ready:
             self._champions.pop(model, None)
-            if named is not None and self._history and self._entry(named).state is VersionState.FAILED:
-                before = await self._history.champions(model)
-                if (last := next((version for version in before if version in ready), None)) is not None:
+            if named is not None and self._entry(named).state is VersionState.FAILED:
+                previous = await self._lifecycle.champions(model)
+                if (last := next((version for version in previous if version in ready), None)) is not None:
                     self._champions[model] = last
 
     async def _publish(self, replicas: Mapping[str, Mapping[str, int]]) -> None:
         embedder = self._embedder()
-        if not self._catalog.revision and (self._postponed or (self._running and embedder is None)):
-            # A fleet that is born again would unseat what answers; it looks again soon.
+        if not self.catalog.revision and (self._postponed or (self._running and embedder is None)):
+            # A new process must not take away what answers: it publishes once it has found all that runs.
             return
-        fresh = Catalog(
-            revision=self._next,
+        catalog = Catalog(
             models={
                 model: {record.version: self._entry(record) for record in versions}
-                for model, versions in self._roster.versions.items()
+                for model, versions in self._cache.versions.items()
             },
             champions=dict(self._champions),
             space=self._space,
             space_encoders=frozenset(
-                digest for digest in self._running if self._roster.encoders[digest].space == self._space
+                digest for digest in self._running if self._cache.encoders[digest].space == self._space
             ),
             embedder=embedder,
             embedders_by_space={
                 space: digest
                 for digest in sorted(self._running)
-                if (space := self._roster.encoders[digest].space) not in (None, self._space)
+                if (space := self._cache.encoders[digest].space) not in (None, self._space)
             },
             replicas=replicas,
         )
-        if fresh != replace(self._catalog, revision=self._next):
-            async with self._changed:
-                self._catalog = fresh
-                self._next += 1
-                self._changed.notify_all()
-            log.info("catalogue.published", revision=fresh.revision)
+        await self._publisher.publish(catalog)
 
     def _is_ready(self, record: VersionRecord) -> bool:
-        place = self._place(record)
-        return place is not None and (place, record.digest) in self._ready
+        encoder = self._encoder_for(record)
+        return encoder is not None and (encoder, record.digest) in self._ready
 
     def _entry(self, record: VersionRecord) -> CatalogEntry:
         if self._is_ready(record):
             return CatalogEntry(record=record, state=VersionState.READY)
         for digest in (record.digest, record.encoder):
-            if digest is not None and (reason := self._failures.reason(digest)) is not None:
+            if digest is not None and (reason := self._backoff.reason(digest)) is not None:
                 return CatalogEntry(record=record, state=VersionState.FAILED, reason=reason)
         if record.encoder is not None and record.encoder not in self._running | self._starting:
             return CatalogEntry(
@@ -402,5 +354,5 @@ class Reconciler:
         return CatalogEntry(record=record, state=VersionState.STARTING)
 
 
-def _is(state: EncoderState | None, running: EncoderStatus) -> bool:
-    return state is not None and state.running is running
+def _has_status(state: EncoderState | None, status: EncoderStatus) -> bool:
+    return state is not None and state.status is status

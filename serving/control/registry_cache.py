@@ -1,49 +1,28 @@
-"""The roster: which versions and which of their encoders the registry held when it was read last.
+"""The versions and encoders of the registry as they were last read.
 
-Owns what is read anew and what is kept. Never writes; the calls block as the registry's do.
+Never writes. Its calls block, as the registry's do.
 """
 
 from collections.abc import Collection
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from registry.store.records import EncoderRecord, VersionRecord
 
-
-class Registered(Protocol):
-    """The registry, as the roster sees it; the calls block."""
-
-    def models(self) -> list[str]:
-        """The names of all models."""
-        ...
-
-    def revision(self, model: str) -> str:
-        """A value that changes whenever a version or an alias of the model does."""
-        ...
-
-    def versions(self, model: str) -> list[VersionRecord]:
-        """All versions of a model."""
-        ...
-
-    def encoder(self, digest: str) -> EncoderRecord:
-        """A registered encoder."""
-        ...
-
-    def space_encoder(self, space: str) -> EncoderRecord:
-        """The encoder that defines a space."""
-        ...
+if TYPE_CHECKING:
+    from registry.store.model_registry import ModelRegistry
 
 
 class RegistryCache:
-    """`versions` by model, as last read; `encoders` by digest, those that were asked for."""
+    """`versions` by model, as last read; `encoders` by digest, those that were looked up."""
 
-    def __init__(self, registry: Registered) -> None:
+    def __init__(self, registry: "ModelRegistry") -> None:
         self._registry = registry
         self._revisions: dict[str, str] = {}
         self.versions: dict[str, list[VersionRecord]] = {}
         self.encoders: dict[str, EncoderRecord] = {}
 
     def read(self) -> None:
-        """Reads the versions of every model that has changed, and forgets models that are gone."""
+        """Read the versions of every model that has changed, and forget the models that are gone."""
         models = self._registry.models()
         for model in models:
             revision = self._registry.revision(model)
@@ -54,16 +33,16 @@ class RegistryCache:
             del self.versions[gone], self._revisions[gone]
 
     def encoder(self, digest: str) -> EncoderRecord:
-        """An encoder, which never changes. Raises NotRegistered if there is none."""
+        """Return an encoder; its record never changes. Raises NotRegistered if there is none."""
         if digest not in self.encoders:
             self.encoders[digest] = self._registry.encoder(digest)
         return self.encoders[digest]
 
-    def of_space(self, space: str, running: Collection[str]) -> EncoderRecord:
-        """An encoder whose vectors lie in a space: one that runs, if there is one, else the one that defines it.
+    def encoder_of_space(self, space: str, running: Collection[str]) -> EncoderRecord:
+        """Return an encoder of a space: a running one if there is one, else the one that defines the space.
 
         Raises:
-            NotRegistered: nothing defines the space.
+            NotRegistered: no encoder defines the space.
         """
         known = [each for each in self.encoders.values() if each.space == space]
         if not known:

@@ -44,24 +44,24 @@ class Control:
         self._spaces = SpaceRepository(self._database)
         self._space = await self._spaces.ensure(settings.space)
         self._lifecycle = build_lifecycle(
-            settings, database=self._database, registry=registry, catalog=lambda: self._fleet.catalog
+            settings, database=self._database, registry=registry, catalog=lambda: self._reconciler.catalog
         )
         self._experiments = ExperimentRepository(self._database)
-        self._fleet = Reconciler(
+        self._reconciler = Reconciler(
             registry,
             ServePool(
                 lambda record: encoder_application(record, settings),
                 lambda record: registry.fetch(record, settings.home / "cache"),
             ),
             space=self._space,
-            live=self._live,
-            caught_up=self._caught_up,
+            live_space=self._live_space,
+            is_caught_up=self._is_caught_up,
             model=settings.model,
             grace=settings.encoder_grace_seconds,
-            tried=self._tried,
-            history=self._lifecycle,
+            experiment_versions=self._experiment_versions,
+            lifecycle=self._lifecycle,
             # Later than that of any control before this one, so that no ingress replica takes it for known.
-            first=time.time_ns() // 1_000_000,
+            first_revision=time.time_ns() // 1_000_000,
         )
         self._judge = PolicyRunner(
             self._experiments, CountRepository(self._database), self._champion, self._promote
@@ -73,7 +73,7 @@ class Control:
             retention_days=settings.retention_days,
         )
         self._tasks = [
-            asyncio.create_task(self._fleet.follow(settings.registry_poll_seconds)),
+            asyncio.create_task(self._reconciler.run(settings.registry_poll_seconds)),
             asyncio.create_task(
                 run_periodically(
                     self._judge.look,
@@ -89,11 +89,11 @@ class Control:
 
     async def watch(self, revision: int) -> Catalog:
         """The catalog once it differs from `revision`, or after a while as it stands."""
-        return await self._fleet.watch(revision)
+        return await self._reconciler.watch(revision)
 
     async def want(self, versions: list[tuple[str, str]]) -> None:
         """Versions that were asked for by name: they are kept running for a while."""
-        self._fleet.want(versions)
+        self._reconciler.request_versions(versions)
 
     async def call_lifecycle(self, method: str, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
         """Call a method of the lifecycle for an ingress replica."""
@@ -107,7 +107,7 @@ class Control:
             log.error("control.ended", task=repr(ended[0]))
             raise RuntimeError(f"a control loop ended: {ended[0]!r}")
 
-    async def _tried(self) -> list[tuple[str, str]]:
+    async def _experiment_versions(self) -> list[tuple[str, str]]:
         """What the running experiments need; while the database is away, what they needed last."""
         try:
             running = await self._experiments.list(running=True)
@@ -116,7 +116,7 @@ class Control:
             log.warning("experiments.unreadable", error=str(error))
         return self._needed
 
-    async def _live(self) -> str:
+    async def _live_space(self) -> str:
         """The live space; while the database is away, the one that was live last."""
         try:
             self._space = await self._spaces.live() or self._space
@@ -124,7 +124,7 @@ class Control:
             log.warning("spaces.unreadable", error=str(error))
         return self._space
 
-    async def _caught_up(self, space: str) -> bool:
+    async def _is_caught_up(self, space: str) -> bool:
         """Whether a space holds what was stored until a moment ago."""
         try:
             return await self._spaces.is_caught_up(space)
@@ -133,7 +133,7 @@ class Control:
             return False
 
     def _champion(self, model: str) -> str | None:
-        return self._fleet.catalog.champions.get(model)
+        return self._reconciler.catalog.champions.get(model)
 
     async def _promote(self, experiment: Experiment, decision: PolicyDecision) -> None:
         await self._lifecycle.promote_by_policy(experiment.model, experiment.challenger, decision)

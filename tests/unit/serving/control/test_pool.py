@@ -11,7 +11,7 @@ from serving.core.catalog import short_digest
 
 
 @pytest.mark.parametrize(
-    ("status", "running"),
+    ("status", "expected"),
     [
         ("NOT_STARTED", EncoderStatus.STARTING),
         ("DEPLOYING", EncoderStatus.STARTING),
@@ -21,8 +21,8 @@ from serving.core.catalog import short_digest
         ("DEPLOY_FAILED", EncoderStatus.FAILED),
     ],
 )
-def test_every_status_of_an_application_is_understood(status: str, running: EncoderStatus) -> None:
-    assert _state(status, "").running is running
+def test_every_status_of_an_application_is_understood(status: str, expected: EncoderStatus) -> None:
+    assert _state(status, "").status is expected
 
 
 def test_a_failure_gives_the_last_line_of_what_was_raised_as_its_reason() -> None:

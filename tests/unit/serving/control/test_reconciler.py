@@ -75,7 +75,7 @@ class FakePool:
     """Replicas that start at once, unless told otherwise, and load what they are told to, but for what is broken."""
 
     def __init__(self, *running: str) -> None:
-        self.encoders = {digest: EncoderState(running=EncoderStatus.RUNNING) for digest in running}
+        self.encoders = {digest: EncoderState(status=EncoderStatus.RUNNING) for digest in running}
         self.loaded: list[tuple[str, str]] = []
         self.broken: set[str] = set()
         self.slow = False
@@ -89,7 +89,7 @@ class FakePool:
         if record.digest in self.broken:
             raise BundleInvalid(f"{record.digest} is corrupt")
         self.encoders[record.digest] = EncoderState(
-            running=EncoderStatus.STARTING if self.slow else EncoderStatus.RUNNING
+            status=EncoderStatus.STARTING if self.slow else EncoderStatus.RUNNING
         )
 
     async def stop(self, name: str) -> None:
@@ -132,8 +132,33 @@ class Hands:
         return self.time
 
 
+class Live:
+    """The space that should be live, as a test says."""
+
+    def __init__(self) -> None:
+        self.space = "space"
+
+    async def __call__(self) -> str:
+        return self.space
+
+
+async def always(space: str) -> bool:
+    return True
+
+
+async def none() -> list[tuple[str, str]]:
+    return []
+
+
 def fleet_of(shelf: Shelf, pool: FakePool, **options: Any) -> Reconciler:
-    return Reconciler(shelf, pool, space="space", model="sentiment", **options)
+    return Reconciler(
+        shelf,
+        pool,
+        space="space",
+        model="sentiment",
+        **{"live_space": Live(), "is_caught_up": always, "experiment_versions": none, "lifecycle": Diary()}
+        | options,
+    )
 
 
 def answering(fleet: Reconciler, named: str | None = None) -> str:
@@ -147,13 +172,13 @@ def states(fleet: Reconciler) -> dict[str, VersionState]:
 async def looked(fleet: Reconciler, times: int = 2) -> None:
     """The pool's answer to a start is seen at the look after it."""
     for _ in range(times):
-        await fleet.look()
+        await fleet.reconcile()
 
 
 async def test_versions_are_ready_once_the_replicas_have_tried_them_champion_first() -> None:
     pool = FakePool("e")
     fleet = fleet_of(Shelf(version("1"), version("2", "champion")), pool)
-    await fleet.look()
+    await fleet.reconcile()
     assert pool.loaded == [("e", "2"), ("e", "1")]
     choice = choose(fleet.catalog, Traffic(), "sentiment", None, "anybody")
     assert (choice.record.version, choice.arm) == ("2", Arm.CHAMPION)
@@ -165,8 +190,8 @@ async def test_the_champions_encoder_is_started_and_answers_once_it_runs() -> No
     fleet = fleet_of(Shelf(version("1", "champion", encoder="own")), pool)
     await looked(fleet)
     assert states(fleet) == {"1": VersionState.STARTING}
-    pool.encoders["own"] = EncoderState(running=EncoderStatus.RUNNING)
-    await fleet.look()
+    pool.encoders["own"] = EncoderState(status=EncoderStatus.RUNNING)
+    await fleet.reconcile()
     assert answering(fleet) == "1"
     assert fleet.catalog.embedder == "own"
 
@@ -176,7 +201,7 @@ async def test_a_version_of_an_encoder_that_nobody_needs_is_absent_until_it_is_a
     fleet = fleet_of(Shelf(version("1", encoder="own"), version("2", "champion")), pool)
     await looked(fleet)
     assert states(fleet) == {"1": VersionState.ABSENT, "2": VersionState.READY}
-    fleet.want([("sentiment", "1")])
+    fleet.request_versions([("sentiment", "1")])
     await looked(fleet)
     assert answering(fleet, "1") == "1"
 
@@ -190,16 +215,6 @@ async def test_a_champion_outside_the_space_runs_beside_the_spaces_encoder() -> 
     assert (place.scorer, place.embedder) == ("foreign", "e")
 
 
-class Live:
-    """The space that should be live, as a test says."""
-
-    def __init__(self) -> None:
-        self.space: str | None = None
-
-    async def __call__(self) -> str | None:
-        return self.space
-
-
 async def test_another_space_answers_once_its_encoder_runs_and_it_is_whole_and_the_one_before_is_still_reached() -> (
     None
 ):
@@ -208,17 +223,17 @@ async def test_another_space_answers_once_its_encoder_runs_and_it_is_whole_and_t
     async def caught_up(space: str) -> bool:
         return space not in behind
 
-    fleet = fleet_of(Shelf(version("1", "champion")), pool, live=live, caught_up=caught_up)
+    fleet = fleet_of(Shelf(version("1", "champion")), pool, live_space=live, is_caught_up=caught_up)
     await looked(fleet)
     assert (fleet.catalog.space, fleet.catalog.embedder) == ("space", "e")
     live.space, pool.slow = "next", True
     await looked(fleet)
     assert (fleet.catalog.space, fleet.catalog.embedder) == ("space", "e")
-    pool.encoders["of-next"] = EncoderState(running=EncoderStatus.RUNNING)
-    await fleet.look()
+    pool.encoders["of-next"] = EncoderState(status=EncoderStatus.RUNNING)
+    await fleet.reconcile()
     assert (fleet.catalog.space, fleet.catalog.embedders_by_space) == ("space", {"next": "of-next"})
     behind.clear()
-    await fleet.look()
+    await fleet.reconcile()
     catalog = fleet.catalog
     assert (catalog.space, catalog.embedder, catalog.space_encoders) == ("next", "of-next", {"of-next"})
     place = catalog.placement(catalog.champion("sentiment"))
@@ -230,22 +245,22 @@ async def test_another_space_answers_once_its_encoder_runs_and_it_is_whole_and_t
         catalog.placement_in("elsewhere")
     # And back, at once.
     live.space = "space"
-    await fleet.look()
+    await fleet.reconcile()
     assert (fleet.catalog.space, fleet.catalog.embedder) == ("space", "e")
 
 
 async def test_what_reads_texts_itself_is_loaded_in_the_other_space_before_it_answers() -> None:
     pool, live = FakePool(), Live()
-    fleet = fleet_of(Shelf(version("1", "champion", encoder=None)), pool, live=live)
+    fleet = fleet_of(Shelf(version("1", "champion", encoder=None)), pool, live_space=live)
     await looked(fleet)
     live.space = "next"
-    await fleet.look()
+    await fleet.reconcile()
     pool.unreachable = True
-    await fleet.look()
+    await fleet.reconcile()
     assert fleet.catalog.space == "space"
     assert answering(fleet) == "1"
     pool.unreachable = False
-    await fleet.look()
+    await fleet.reconcile()
     assert fleet.catalog.space == "next"
     assert answering(fleet) == "1"
     assert pool.loaded == [("e", "1"), ("of-next", "1")]
@@ -254,7 +269,7 @@ async def test_what_reads_texts_itself_is_loaded_in_the_other_space_before_it_an
 async def test_a_space_without_an_encoder_leaves_the_present_one() -> None:
     live = Live()
     live.space = "unknown"
-    fleet = fleet_of(Shelf(version("1", "champion")), FakePool(), live=live)
+    fleet = fleet_of(Shelf(version("1", "champion")), FakePool(), live_space=live)
     await looked(fleet)
     assert fleet.catalog.space == "space"
     assert answering(fleet) == "1"
@@ -267,8 +282,8 @@ async def test_a_fleet_that_is_born_while_the_spaces_encoder_starts_unseats_nobo
     fleet = fleet_of(shelf, pool)
     await looked(fleet)
     assert fleet.catalog.revision == 0
-    pool.encoders["e"] = EncoderState(running=EncoderStatus.RUNNING)
-    await fleet.look()
+    pool.encoders["e"] = EncoderState(status=EncoderStatus.RUNNING)
+    await fleet.reconcile()
     assert answering(fleet) == "1"
 
 
@@ -283,26 +298,26 @@ async def test_the_champion_before_answers_until_the_next_ones_encoder_runs() ->
     pool = FakePool("e")
     shelf = Shelf(version("1", "champion"), version("2", encoder="own"))
     fleet = fleet_of(shelf, pool)
-    await fleet.look()
+    await fleet.reconcile()
     pool.slow = True
     shelf.records = [version("1"), version("2", "champion", encoder="own")]
     await looked(fleet)
     assert answering(fleet) == "1"
-    pool.encoders["own"] = EncoderState(running=EncoderStatus.RUNNING)
-    await fleet.look()
+    pool.encoders["own"] = EncoderState(status=EncoderStatus.RUNNING)
+    await fleet.reconcile()
     assert answering(fleet) == "2"
 
 
 async def test_a_champion_that_is_broken_leaves_the_one_before_answering_and_is_told_of_once() -> None:
     pool, diary = FakePool("e"), Diary()
     shelf = Shelf(version("1", "champion"), version("2"))
-    fleet = fleet_of(shelf, pool, history=diary, clock=(hands := Hands()))
+    fleet = fleet_of(shelf, pool, lifecycle=diary, clock=(hands := Hands()))
     pool.broken.add("d2")
-    await fleet.look()
+    await fleet.reconcile()
     shelf.records = [version("1"), version("2", "champion")]
     for _ in range(3):
         hands.time += RETRY_SECONDS
-        await fleet.look()
+        await fleet.reconcile()
     assert answering(fleet) == "1"
     assert states(fleet)["2"] is VersionState.FAILED
     assert diary.failures == [("2", "d2 has no head")]
@@ -312,8 +327,8 @@ async def test_a_new_fleet_has_the_last_champion_that_can_answer_stand_in_for_a_
     pool = FakePool("e")
     pool.broken.add("d3")
     shelf = Shelf(version("1"), version("2"), version("3", "champion"))
-    fleet = fleet_of(shelf, pool, history=Diary("3", "1", "2"))
-    await fleet.look()
+    fleet = fleet_of(shelf, pool, lifecycle=Diary("3", "1", "2"))
+    await fleet.reconcile()
     assert answering(fleet) == "1"
 
 
@@ -323,9 +338,9 @@ async def test_an_encoder_that_can_not_be_started_fails_its_versions_with_the_re
     pool.broken.add("corrupt")
     shelf = Shelf(version("1", "champion"), version("2", encoder=own))
     fleet = fleet_of(shelf, pool)
-    await fleet.look()
-    fleet.want([("sentiment", "2")])
-    await fleet.look()
+    await fleet.reconcile()
+    fleet.request_versions([("sentiment", "2")])
+    await fleet.reconcile()
     entry = fleet.catalog.versions("sentiment")["2"]
     assert entry.state is VersionState.FAILED
     assert entry.reason
@@ -336,11 +351,11 @@ async def test_replicas_that_do_not_come_up_are_cleared_away_and_tried_again() -
     pool, hands = FakePool("e"), Hands()
     shelf = Shelf(version("1", "champion"), version("2", encoder="own"))
     fleet = fleet_of(shelf, pool, clock=hands)
-    fleet.want([("sentiment", "2")])
+    fleet.request_versions([("sentiment", "2")])
     pool.slow = True
     await looked(fleet)
-    pool.encoders["own"] = EncoderState(running=EncoderStatus.FAILED, reason="no memory")
-    await fleet.look()
+    pool.encoders["own"] = EncoderState(status=EncoderStatus.FAILED, reason="no memory")
+    await fleet.reconcile()
     entry = fleet.catalog.versions("sentiment")["2"]
     assert (entry.state, entry.reason, pool.stopped) == (VersionState.FAILED, "no memory", ["own"])
     pool.slow = False
@@ -358,20 +373,20 @@ async def test_an_encoder_runs_on_for_the_grace_time_and_going_back_is_instant()
     shelf.records = [old, version("2", "champion", encoder="new")]
     await looked(fleet)
     hands.time += 299
-    await fleet.look()
+    await fleet.reconcile()
     assert states(fleet) == {"1": VersionState.READY, "2": VersionState.READY}
     shelf.records = [version("1", "champion", encoder="old"), new]
-    await fleet.look()
+    await fleet.reconcile()
     assert answering(fleet) == "1"
 
 
 async def test_an_encoder_is_stopped_after_the_grace_time_once_nobody_is_sent_there() -> None:
     pool, hands = FakePool("old", "e"), Hands()
     fleet = fleet_of(Shelf(version("1", encoder="old"), version("2", "champion")), pool, clock=hands)
-    await fleet.look()
+    await fleet.reconcile()
     assert states(fleet)["1"] is VersionState.READY
     hands.time += 301
-    await fleet.look()
+    await fleet.reconcile()
     assert pool.stopped == ["old"]
     assert states(fleet)["1"] is VersionState.ABSENT
 
@@ -381,7 +396,9 @@ async def test_what_an_experiment_tries_is_started() -> None:
         return [("sentiment", "2")]
 
     pool = FakePool()
-    fleet = fleet_of(Shelf(version("1", "champion"), version("2", encoder="own")), pool, tried=tried)
+    fleet = fleet_of(
+        Shelf(version("1", "champion"), version("2", encoder="own")), pool, experiment_versions=tried
+    )
     await looked(fleet)
     assert states(fleet) == {"1": VersionState.READY, "2": VersionState.READY}
 
@@ -389,8 +406,8 @@ async def test_what_an_experiment_tries_is_started() -> None:
 async def test_a_fleet_that_is_born_again_finds_what_runs_and_publishes_it_whole() -> None:
     pool = FakePool("e", "own")
     shelf = Shelf(version("1", "champion"), version("2", encoder="own"))
-    fleet = fleet_of(shelf, pool, first=1_000)
-    await fleet.look()
+    fleet = fleet_of(shelf, pool, first_revision=1_000)
+    await fleet.reconcile()
     assert fleet.catalog.revision == 1_000
     assert states(fleet) == {"1": VersionState.READY, "2": VersionState.READY}
 
@@ -399,16 +416,16 @@ async def test_a_fleet_that_is_born_again_unseats_nobody_while_it_can_not_reach_
     pool = FakePool("e")
     pool.unreachable = True
     fleet = fleet_of(Shelf(version("1", "champion")), pool)
-    await fleet.look()
+    await fleet.reconcile()
     assert not fleet.catalog.models
     pool.unreachable = False
-    await fleet.look()
+    await fleet.reconcile()
     assert answering(fleet) == "1"
 
 
 async def test_a_named_version_is_never_rerouted() -> None:
     fleet = fleet_of(Shelf(version("1"), version("2", "champion")), FakePool("e"))
-    await fleet.look()
+    await fleet.reconcile()
     choice = choose(fleet.catalog, Traffic(), "sentiment", "1", "anybody")
     assert (choice.record.version, choice.arm) == ("1", Arm.NAMED)
 
@@ -417,9 +434,9 @@ async def test_an_alias_moved_elsewhere_is_followed_without_loading_again() -> N
     pool = FakePool("e")
     shelf = Shelf(version("1"), version("2", "champion"))
     fleet = fleet_of(shelf, pool)
-    await fleet.look()
+    await fleet.reconcile()
     shelf.records = [version("1", "champion"), version("2")]
-    await fleet.look()
+    await fleet.reconcile()
     assert answering(fleet) == "1"
     assert pool.loaded == [("e", "2"), ("e", "1")]
 
@@ -428,7 +445,7 @@ async def test_a_broken_version_is_failed_with_its_reason_and_the_others_answer(
     pool = FakePool("e")
     pool.broken.add("d1")
     fleet = fleet_of(Shelf(version("1"), version("2", "champion")), pool)
-    await fleet.look()
+    await fleet.reconcile()
     entry = fleet.catalog.versions("sentiment")["1"]
     assert (entry.state, entry.reason) == (VersionState.FAILED, "d1 has no head")
     with pytest.raises(ModelNotReady, match="no head"):
@@ -438,7 +455,7 @@ async def test_a_broken_version_is_failed_with_its_reason_and_the_others_answer(
 
 async def test_unknown_models_and_versions_are_not_found() -> None:
     fleet = fleet_of(Shelf(version("1", "champion")), FakePool("e"))
-    await fleet.look()
+    await fleet.reconcile()
     with pytest.raises(NotFound, match="model 'other'"):
         choose(fleet.catalog, Traffic(), "other", None, "anybody")
     with pytest.raises(NotFound, match="version '9'"):
@@ -449,24 +466,24 @@ async def test_a_watcher_is_told_of_a_change_at_once_and_of_no_change_in_the_end
     fleet = fleet_of(Shelf(version("1", "champion")), FakePool("e"))
     waiting = asyncio.create_task(fleet.watch(0, timeout=60))
     await asyncio.sleep(0)
-    await fleet.look()
+    await fleet.reconcile()
     assert (await waiting).revision == 1
     assert (await fleet.watch(1, timeout=0.01)).revision == 1
 
 
 async def test_a_look_that_finds_nothing_new_publishes_nothing() -> None:
     fleet = fleet_of(Shelf(version("1", "champion")), FakePool("e"))
-    await fleet.look()
-    await fleet.look()
+    await fleet.reconcile()
+    await fleet.reconcile()
     assert fleet.catalog.revision == 1
 
 
 async def test_a_registry_that_is_down_leaves_the_catalog_as_it_was() -> None:
     shelf = Shelf(version("1", "champion"))
     fleet = fleet_of(shelf, FakePool("e"))
-    await fleet.look()
+    await fleet.reconcile()
     shelf.down = True
-    following = asyncio.create_task(fleet.follow(0.001))
+    following = asyncio.create_task(fleet.run(0.001))
     assert (await fleet.watch(1, timeout=0.05)).champion("sentiment").version == "1"
     assert not following.done()
     following.cancel()
