@@ -1,7 +1,7 @@
-"""Where the time of a prediction goes, and how that grows with load, replicas and stored texts.
+"""The parts of a prediction's time, and how they grow with load, replicas and stored texts.
 
-Stages are means of the platform's own histograms; processor time is that of its processes, by what they are. The load
-generator's own is left out: it takes what remains of the cores. Run by `python -m benchmarks.anatomy`.
+Stages are means of the platform's own histograms. Processor time is that of the platform's processes, by kind; the load
+generator takes the rest of the cores. Run by `python -m benchmarks.anatomy`.
 """
 
 import argparse
@@ -38,7 +38,7 @@ class Anatomy:
 
 
 def dissect(mine: Platform, clients: int, seconds: float) -> Anatomy:
-    """One load of single texts, with what it took."""
+    """Run one load of single texts and measure its parts."""
     load = Load(clients=clients, seconds=seconds, warm_up=3, seed=clients)
     measured(mine.url, mine.key, Load(clients=clients, seconds=1, warm_up=2, seed=clients + 1))
     before, used, started = _stages(mine), mine.processor(), time.perf_counter()
@@ -56,7 +56,7 @@ def dissect(mine: Platform, clients: int, seconds: float) -> Anatomy:
 def _mean_ms(
     stage: str, before: Mapping[tuple[str, str], float], after: Mapping[tuple[str, str], float]
 ) -> float:
-    """Between two looks; NaN if they were answered by different ingress replicas, whose counters differ."""
+    """Return the mean between two scrapes; NaN if different ingress replicas answered them."""
     counted = after["count", stage] - before["count", stage]
     total = after["sum", stage] - before["sum", stage]
     return 1e3 * total / counted if counted > 0 and total >= 0 else float("nan")

@@ -1,6 +1,6 @@
-"""What encrypting costs a text: alone, in the transaction that stores it, and when keys change.
+"""The cost of encryption: for a text, in the transaction that stores it, and when keys change.
 
-Texts are those of the held-out set; the writer stores batches of 16 sentences, in rounds with and without a key, into
+Texts are those of the held-out set. The writer stores batches of 16 sentences, in rounds with and without a key, in
 one database. Run by `python -m benchmarks.encryption`.
 """
 
@@ -30,7 +30,7 @@ ONE, TWO = generate_text_key("one"), generate_text_key("two")
 
 
 def microseconds(texts: list[bytes]) -> dict[str, float]:
-    """The mean of sealing a text and of opening it, the best of five rounds."""
+    """Return the mean time to seal a text and to open it, the best of five rounds."""
     cipher, places = Cipher.parse(ONE), [text_location(uuid4()) for _ in texts]
     sealed: list[bytes] = []
 

@@ -1,4 +1,4 @@
-"""What an evaluation costs those who are served meanwhile: their latency beside that of the same load without it.
+"""The cost of an evaluation for the clients: latency with and without it under the same load.
 
 Run by `python -m benchmarks.evaluating`.
 """

@@ -1,6 +1,7 @@
-"""Hurt platforms of our own by every fault and say what came of it: `python -m benchmarks.faults`.
+"""Inject every fault into platforms of its own, and report: `python -m benchmarks.faults`.
 
-Writes the table of docs/faults.md; `--only` tries some and replaces their lines. Exits 1 if a goal is missed.
+Writes the table of docs/faults.md; `--only` tries some faults and replaces their lines. Exits with 1 if a goal is
+missed.
 """
 
 import argparse

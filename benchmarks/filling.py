@@ -1,4 +1,4 @@
-"""A store to measure, and what to fill it with: vectors made around real ones, written by the platform's own writer."""
+"""A store to measure, and its content: vectors made around real ones, written by the platform's own writer."""
 
 import tempfile
 from collections.abc import Iterator, Sequence

@@ -1,6 +1,6 @@
-"""What the trained versions are worth, and what they cost: against logistic regression on mean-pooled vectors.
+"""Quality and cost of the trained versions, compared with logistic regression on mean-pooled vectors.
 
-All are measured on the held-out tenth of the rated corpora; each CPU engine of both encoders is measured for its
+All are measured on the held-out tenth of the rated corpora. Each CPU engine of both encoders is measured for its
 vectors' agreement with the space, its neighbours, and the time that the head adds to a pass.
 Run by `python -m benchmarks.heads`.
 """
@@ -48,7 +48,7 @@ def scores(encoder: Encoder, head: Head, texts: Sequence[str]) -> NDArray[np.flo
 
 
 def seconds(encoder: Encoder, texts: Sequence[str], head: Head | None) -> float:
-    """Time for all texts in batches as they come from the door."""
+    """Return the time for all texts, in batches of the size that the batcher sends."""
     started = time.perf_counter()
     for start in range(0, len(texts), BATCH):
         for batch in encoder.run(texts[start : start + BATCH]):

@@ -1,4 +1,4 @@
-"""Batches of 1,000 texts, all stored, beside the encoder alone in one process on the same texts.
+"""Batches of 1,000 texts, all stored, compared with the encoder alone in one process.
 
 Run by `python -m benchmarks.large_batches`.
 """

@@ -27,7 +27,7 @@ def head_folder() -> Path:
 
 
 class Limit:
-    """The model, warm; asked again and again, because a machine's speed changes within minutes."""
+    """The model, warm. Benchmarks measure it in every round, because a machine's speed changes within minutes."""
 
     def __init__(self, seed: int = 7) -> None:
         self._model = Model(str(encoder_folder()), str(head_folder()))
@@ -35,7 +35,7 @@ class Limit:
         self._model(self._texts[:MAX_BATCH])
 
     def per_second(self, seconds: float, batch: int = MAX_BATCH) -> float:
-        """Texts a second in batches of that many; those of over 64 in the engine's way with many texts."""
+        """Return texts a second in batches of `size`; batches of over 64 texts take the engine's bulk path."""
         done, started = 0, time.perf_counter()
         while (taken := time.perf_counter() - started) < seconds:
             first = done % (len(self._texts) - batch)

@@ -1,7 +1,7 @@
-"""A load generator: closed loop (a client asks again when it is answered) and open loop (arrivals at a fixed rate).
+"""A load generator: closed loop (a client waits for its answer) and open loop (arrivals at a fixed rate).
 
-In the open loop latency counts from the moment a request was due, so that waiting is never left out. Only for
-servers on this machine, and bounded in clients and time. It shares the cores with what it measures.
+In the open loop, latency counts from the moment a request was due, so waiting is never left out. Only for servers on
+this machine, and bounded in clients and time. It shares the cores with the server that it measures.
 """
 
 import argparse
@@ -31,7 +31,7 @@ CACHE = Path(".cache/corpora")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What was measured after the warm-up; times in milliseconds, of the answers that were 2xx."""
+    """The results after the warm-up; times in milliseconds, of the 2xx answers."""
 
     clients: int
     seconds: float
@@ -115,7 +115,7 @@ class Connection(asyncio.Protocol):
         return self._transport is not None and not self._transport.is_closing()
 
     async def ask(self, request: bytes) -> int:
-        """Send the bytes of one request; the status of its answer."""
+        """Send the bytes of one request; return the status of its answer."""
         if self._transport is None:
             raise ConnectionResetError("closed")
         self._answer = asyncio.get_running_loop().create_future()
@@ -129,7 +129,7 @@ class Connection(asyncio.Protocol):
 
 
 class Generator:
-    """Sends one load to one server and notes what came of it."""
+    """Sends one load to one server and counts the results."""
 
     def __init__(self, url: str, key: str, load: Load) -> None:
         parts = urlsplit(url)
@@ -235,7 +235,7 @@ def sentences(seed: int = 0) -> list[str]:
 
 
 def start(url: str, key: str, load: Load) -> Callable[[], Result]:
-    """The load from a process of its own; call what is returned to wait for its result."""
+    """Run the load in a process of its own; call the returned function to wait for its result."""
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.load", url, json.dumps(asdict(load))],
         env=os.environ | {"VALENCE_API_KEY": key},
@@ -254,7 +254,7 @@ def start(url: str, key: str, load: Load) -> Callable[[], Result]:
 
 
 def measured(url: str, key: str, load: Load) -> Result:
-    """What came of the load, once it is over."""
+    """Return the result of the load, once it is over."""
     return start(url, key, load)()
 
 

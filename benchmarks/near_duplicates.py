@@ -1,6 +1,6 @@
-"""What a cosine says of two texts: after small edits of one, and between texts that have nothing to do with each other.
+"""The cosine between two texts: after small edits of one, and between unrelated texts.
 
-On an encoder's bundle in a folder. Run by `python -m benchmarks.near_duplicates FOLDER`.
+Measured on an encoder's bundle in a folder. Run by `python -m benchmarks.near_duplicates FOLDER`.
 """
 
 import argparse
@@ -21,13 +21,13 @@ BOUND = 0.95
 
 
 def typo(text: str, draw: random.Random) -> str:
-    """Two letters that changed places."""
+    """Swap two letters."""
     at = draw.randrange(len(text) - 1)
     return text[:at] + text[at + 1] + text[at] + text[at + 2 :]
 
 
 def shorter(text: str, draw: random.Random) -> str:
-    """Without one of its words."""
+    """Leave one word out."""
     words = text.split()
     del words[draw.randrange(len(words))]
     return " ".join(words)

@@ -1,7 +1,7 @@
-"""Four times what it can do, for a minute: arrivals at a fixed rate that waits for nobody.
+"""Arrivals at four times the capacity for a minute, at a fixed rate.
 
-What is accepted is stored and answered, the rest is told to come again (429). Latency counts from the moment a request
-was due. Run by `python -m benchmarks.overload`.
+Accepted requests are stored and answered, the rest get 429. Latency counts from the moment a request was due.
+Run by `python -m benchmarks.overload`.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What masking costs a text, on one core, and how often it finds something in reviews and tweets that hold little.
+"""The cost of masking a text on one core, and the number of finds in reviews and tweets.
 
 Texts are the held-out set of the package. Run by `python -m benchmarks.privacy`.
 """
@@ -23,7 +23,7 @@ DATA = " Call +44 20 7946 0958 or mail ada@example.org from 10.1.2.3"
 
 
 def microseconds(find: PersonalDataFinder, texts: Sequence[str]) -> list[float]:
-    """Of each text, the median of some rounds."""
+    """Return the time of each text, the median of some rounds."""
     times = np.empty((ROUNDS, len(texts)))
     for row in times:
         for index, text in enumerate(texts):
@@ -34,7 +34,7 @@ def microseconds(find: PersonalDataFinder, texts: Sequence[str]) -> list[float]:
 
 
 def seconds(find: PersonalDataFinder, text: str) -> float:
-    """Until it is done or given up."""
+    """Return the time until the text is masked or given up."""
     started = time.perf_counter()
     with suppress(PatternTimedOut):
         find(text)

@@ -1,7 +1,7 @@
-"""Five changes of the champion within a minute under load: failures, latency beside a steady minute, time to follow.
+"""Five changes of the champion within a minute under load: failures, latency, time to follow.
 
-The alias is moved as any MLflow client moves it: across heads of one encoder, to another encoder that must start first,
-to a lexicon, and back. Run by `python -m benchmarks.promotion`.
+Any MLflow client could move the alias like this: across heads of one encoder, to another encoder that must start first,
+to a lexicon, and back. A minute without changes is the comparison. Run by `python -m benchmarks.promotion`.
 """
 
 import argparse
@@ -23,12 +23,12 @@ LONGEST_SECONDS = 60
 
 
 def answering(mine: Platform) -> str:
-    """The version that answers now."""
+    """Return the version that answers now."""
     return str(mine.call("/v1/predict", {"text": f"who answers? {time.time_ns()}"})["model_version"])
 
 
 def followed(mine: Platform, registry: ModelRegistry, version: str) -> float:
-    """Moves the alias; seconds until its version answers."""
+    """Move the alias; return the seconds until its version answers."""
     registry.set_alias(MODEL, CHAMPION, version)
     moved = time.monotonic()
     while answering(mine) != version:

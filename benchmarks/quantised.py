@@ -1,7 +1,7 @@
-"""What a search would lose by signs: the `reach` nearest by Hamming distance, then the K nearest of them by product.
+"""The loss of a search by signs: the `reach` nearest by Hamming distance, then the K nearest of them by product.
 
 The platform doesn't quantise yet; docs/growth.md says from which size it would pay. Signs are those of pgvector's
-`binary_quantize`, distances are exact, so that an index over them can only be worse.
+`binary_quantize`. Distances are exact, so an index over them can only be worse.
 Run by `python -m benchmarks.quantised`.
 """
 

@@ -41,7 +41,7 @@ def score(client: Client, examples: Sequence[Example], version: str) -> list[dic
 
 
 def judge(client: Client, examples: Sequence[Example], predictions: Sequence[dict[str, Any]]) -> None:
-    """Feedback on each prediction, as the raters would have given it."""
+    """Give feedback on each prediction by the human ratings."""
     for example, prediction in zip(examples, predictions, strict=True):
         truth = LABELS[example.label]
         right = prediction["sentiment"] == truth
@@ -65,7 +65,7 @@ def measure(examples: Sequence[Example], predictions: Sequence[dict[str, Any]]) 
 
 
 def main() -> None:
-    """Run all of it against the platform that the command line would talk to."""
+    """Run everything against the platform that the command line talks to."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", help="default: VALENCE_URL, or this machine's")
     parser.add_argument("--key", help="default: VALENCE_API_KEY, or the home's admin.key")

@@ -1,4 +1,4 @@
-"""What a benchmark found: a table on the screen, JSON and a plot in a folder (`VALENCE_BENCH`, else .cache/bench)."""
+"""A result as a table on the screen, and as JSON and a plot in a folder (`VALENCE_BENCH`, else .cache/bench)."""
 
 import json
 import os
@@ -14,14 +14,14 @@ FOLDER = Path(os.environ.get("VALENCE_BENCH", ".cache/bench"))
 
 
 def middle(values: Sequence[float]) -> str:
-    """The median, and the range that it is the middle of."""
+    """The median with its range."""
     low, high = min(values), max(values)
     digits = 2 if median(values) < 10 else 0
     return f"{median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Round by round: what is measured side by side shares the machine's weather."""
+    """Return the ratios round by round: parts of one round share the machine's state."""
     return [one / other for one, other in zip(ours, theirs, strict=True) if other]
 
 

@@ -1,7 +1,7 @@
-"""What it takes to give stored texts the vectors of another embedding space, and to switch to it.
+"""The cost of giving stored texts the vectors of another embedding space, and of the switch.
 
 A database alone with real sentences: the work of `serving.spaces.reembedding_worker` on one thread, with and
-without rests, then the switch, which looks at every text. Run by `python -m benchmarks.respacing`.
+without rests, then the switch, which examines every text. Run by `python -m benchmarks.respacing`.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Whether two trained bundles are the same; on another processor, how far apart they are.
+"""Compare two trained bundles; on another processor, say how far apart they are.
 
-The same processor trains the same bytes. Another one rounds differently, which training amplifies: there the bundles
-must have the same data, plan and encoder to begin with, and be equally good. Run by `make train-proof`.
+The same processor trains the same bytes. Another one rounds differently, and training amplifies this. There the bundles
+must have the same data, plan and initial encoder, and be equally good. Run by `make train-proof`.
 """
 
 import sys
@@ -13,7 +13,7 @@ NEAR = 0.015
 
 
 def begun_from(bundle: Bundle) -> tuple[object, ...]:
-    """What a bundle was trained from."""
+    """Return the origin of a training: data, plan and initial encoder."""
     manifest = bundle.manifest
     base = manifest.settings.get("base", manifest.encoder)
     return base, manifest.provenance["data"], manifest.provenance["plan"]

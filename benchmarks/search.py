@@ -52,7 +52,7 @@ async def fill(mine: Platform, texts: int, known: np.ndarray) -> None:
 
 
 def searched(mine: Platform, load: Load, shares: Shares) -> Result:
-    """A load of searches; the cores that each kind of process took meanwhile are added to the shares."""
+    """Run a load of searches, and add the cores that each kind of process used."""
     before, started = mine.processor(), time.perf_counter()
     result = measured(mine.url, mine.key, load)
     after, took = mine.processor(), time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""The servers that are measured, each started for its benchmark on a free port of this machine, and ended."""
+"""The servers under measurement; each is started on a free port of this machine, and ended."""
 
 import json
 import os
@@ -33,7 +33,7 @@ END_SECONDS = 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Server:
-    """Where one answers, and with which load's path and shape; `pid` is the root of its processes."""
+    """A server's address, and the path and shape of its loads; `pid` is the root of its processes."""
 
     name: str
     url: str
@@ -45,7 +45,7 @@ class Server:
 
 
 class Platform:
-    """A platform of a benchmark's own, with settings beside the defaults."""
+    """A platform of the benchmark's own, with its settings."""
 
     def __init__(self, home: Path, **settings: str) -> None:
         self.home = home
@@ -76,7 +76,7 @@ class Platform:
         return int(status["pid"])
 
     def processor(self) -> dict[str, float]:
-        """Seconds of processor time that its processes have taken, by what they are."""
+        """Return the processor seconds of its processes, by kind."""
         root = psutil.Process(self.pid)
         used = dict.fromkeys([name for name, _ in GROUPS] + ["the rest of Ray"], 0.0)
         for process in [root, *root.children(recursive=True)]:
@@ -91,7 +91,7 @@ class Platform:
 
     @property
     def server(self) -> Server:
-        """As what it is measured."""
+        """Return this platform as a server under measurement."""
         return Server(name="Valence", url=self.url, key=self.key, path="/v1/predict", pid=self.pid)
 
     def call(self, path: str, body: Mapping[str, Any] | None = None) -> Any:

@@ -50,7 +50,7 @@ SELECTIVITY = {"half": 0.5, "twentieth": 0.05, "200th": 0.005, "2000th": 0.0005}
 
 @dataclass(frozen=True)
 class Found:
-    """What a number of searches found: times in ms, and how often there were fewer results than could be had."""
+    """The results of some searches: times in ms, and how often a search found too few."""
 
     recall: float
     p50: float
@@ -60,7 +60,7 @@ class Found:
 
 @dataclass
 class Size:
-    """What was measured at one number of texts; sizes in bytes."""
+    """The measurements at one number of texts; sizes in bytes."""
 
     texts: int
     write_ms: float = 0.0
@@ -89,7 +89,7 @@ def embedded_sentences() -> Vectors:
 
 
 def made(known: Vectors, texts: int) -> Vectors:
-    """Real vectors as far as they go, then such as lie between them: [texts, d], in float16 steps as stored."""
+    """Real vectors first, then vectors between two real ones: [texts, d], in float16 steps as stored."""
     rows = known[:texts]
     if len(rows) < texts:
         rows = np.concatenate([rows, between(known, texts - len(rows), seed=3, jitter=JITTER)])
@@ -141,7 +141,7 @@ async def measured(
     places: dict[UUID, int],
     filters: SimilarityFilters | None = None,
 ) -> Found:
-    """What the queries find, beside the truth, after a few to warm up."""
+    """Run the queries after a few warm-up ones, and compare the results with the exact neighbours."""
     similarity = SimilarityRepository(database, space=SPACE)
     for query in queries[:20]:
         await similarity.search(query, k=K, filters=filters)

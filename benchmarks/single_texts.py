@@ -33,7 +33,7 @@ GOALS = {
 
 @contextmanager
 def lasting(platform: Platform) -> Iterator[Server]:
-    """The platform up, over the home that it has from the round before."""
+    """Start the platform over the home of the round before."""
     platform.up()
     try:
         yield platform.server

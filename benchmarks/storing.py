@@ -1,6 +1,6 @@
-"""What storing costs: the platform beside itself with a writer that stores nothing (`benchmarks/unstored`).
+"""The cost of storing: the platform compared with itself with a writer that stores nothing (`benchmarks/unstored`).
 
-A burst of a minute, in rounds; and ten minutes in which segments are closed and indexed.
+A burst of a minute, in rounds; and ten minutes during which segments are closed and indexed.
 Run by `python -m benchmarks.storing`.
 """
 

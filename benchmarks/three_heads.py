@@ -1,7 +1,7 @@
-"""Champion, challenger and shadow on one encoder: a replica's texts a second for three heads beside one.
+"""Champion, challenger and shadow on one encoder: texts a second with three heads compared with one.
 
-Every text by all three, which is the most that may be asked; and as an experiment asks, by its arm and the shadow. In
-process, because the heads are the replica's business alone. Run by `python -m benchmarks.three_heads`.
+Every text is scored by all three, the maximum; then, as in an experiment, by its arm and the shadow. It runs in this
+process, because only the replica's work counts. Run by `python -m benchmarks.three_heads`.
 """
 
 import argparse

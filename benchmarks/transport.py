@@ -1,6 +1,6 @@
-"""The remote call alone: what a batch's answer costs between two Ray processes, by how it travels and as what.
+"""The remote call alone: the cost of a batch's answer between two Ray processes, by transport and form.
 
-A deployment that computes nothing gives vectors of 64 texts back. Run by `python -m benchmarks.transport`.
+A deployment that computes nothing returns vectors of 64 texts. Run by `python -m benchmarks.transport`.
 """
 
 import argparse
@@ -42,7 +42,7 @@ class Echo:
 
 @serve.deployment(ray_actor_options={"num_cpus": 0.5})
 class Caller:
-    """Asks as an ingress replica asks, and takes the time."""
+    """Calls as an ingress replica does, and takes the time."""
 
     def __init__(self, echo: Any) -> None:
         self._handles = {

@@ -1,4 +1,4 @@
-"""How often the statistics of experiments are wrong, and how soon they are right: `python -m benchmarks.trials`.
+"""The error rates of the statistics of experiments, and their speed: `python -m benchmarks.trials`.
 
 The simulations are those of the test suite, repeated 10,000 times.
 """
@@ -30,7 +30,7 @@ Row = tuple[str, str, str, str]
 
 
 def _rate(flags: NDArray[Any]) -> tuple[float, str]:
-    """A share of runs, and how it is written: with its exact 95 % interval (Clopper & Pearson, 1934)."""
+    """Write a share of runs with its exact 95 % interval (Clopper & Pearson, 1934)."""
     hits, runs = int(flags.sum()), len(flags)
     low = beta.ppf(0.025, hits, runs - hits + 1) if hits else 0.0
     high = beta.ppf(0.975, hits + 1, runs - hits) if hits < runs else 1.0

@@ -1,7 +1,7 @@
-"""What the index of words costs those who store texts, and what a search by words takes.
+"""The cost of the index of words for writers, and the time of a search by words.
 
 A database alone: the writer stores batches of 16 real sentences, in rounds with and without the index, whose pending
-list is merged as housekeeping does. Run by `python -m benchmarks.words`.
+list is merged as maintenance does. Run by `python -m benchmarks.words`.
 """
 
 import argparse
@@ -36,7 +36,7 @@ async def round_of(
     *,
     merging: bool = True,
 ) -> list[float]:
-    """Milliseconds of each batch."""
+    """Return the milliseconds of each batch."""
     random = np.random.default_rng(seed)
     words, found = KeywordRepository(database, space=SPACE), []
     merged = time.perf_counter()

@@ -1,4 +1,4 @@
-"""`python -m k8s.check`: every overlay rendered, its form, its references and its security checked."""
+"""Check every rendered overlay: form, references, security. Run by `python -m k8s.check`."""
 
 import sys
 
@@ -7,7 +7,7 @@ from k8s.rendered import OVERLAYS, Resource, Unrenderable, render
 
 
 def faults(overlay: str, resources: list[Resource]) -> list[str]:
-    """Everything that is wrong with an overlay."""
+    """Yield everything that is wrong with an overlay."""
     found = [
         *schemas.core_faults(resources),
         *schemas.serve_faults(resources),
@@ -23,7 +23,7 @@ def faults(overlay: str, resources: list[Resource]) -> list[str]:
 
 
 def main() -> int:
-    """Check all overlays; 1 if anything is wrong."""
+    """Check all overlays; return 1 if anything is wrong."""
     wrong = 0
     for overlay in OVERLAYS:
         try:

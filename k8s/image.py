@@ -29,7 +29,7 @@ class Step:
 
 
 def steps(dockerfile: str) -> Iterator[Step]:
-    """The instructions in their order; what stands before the first stage belongs to the stage ``."""
+    """Yield the instructions in order; those before the first stage belong to the stage ``."""
     joined = re.sub(r"\\\n", "", re.sub(r"^\s*#.*\n", "", dockerfile, flags=re.MULTILINE))
     stage = ""
     for line in filter(str.strip, joined.splitlines()):
@@ -40,13 +40,13 @@ def steps(dockerfile: str) -> Iterator[Step]:
 
 
 def context(root: Path) -> list[str]:
-    """What .dockerignore lets into the build: the names that it excepts."""
+    """Return the names that .dockerignore lets into the build."""
     lines = (root / ".dockerignore").read_text(encoding="utf-8").splitlines()
     return [line.removeprefix("!") for line in lines if line.startswith("!")]
 
 
 def run(dockerfile: Path, prefix: Path, source: Path, environment: Mapping[str, str]) -> list[Step]:
-    """Take the steps of the build stage, with `source` as its working directory; gives the RUN steps left out.
+    """Run the steps of the build stage with `source` as working directory; return the RUN steps left out.
 
     Raises:
         CalledProcessError: a step failed.
@@ -85,7 +85,7 @@ def _copy(names: list[str], target: Path) -> None:
 
 
 def main() -> int:
-    """Build in a temporary folder and ask the result for help, from a directory where nothing else can be imported."""
+    """Build in a temporary folder, then run `valence --help` from a directory without other imports."""
     with tempfile.TemporaryDirectory(prefix="valence-image-") as folder:
         prefix, source = Path(folder) / "prefix", Path(folder) / "src"
         source.mkdir()

@@ -1,6 +1,6 @@
-"""Whether everything that a resource names exists: secrets and their keys, volumes, ports, services, labels.
+"""Check that everything a resource names exists: secrets and their keys, volumes, ports, services, labels.
 
-What others make is listed here; k8s/README.md says who makes it and how.
+Resources that others create are listed here; k8s/README.md says who creates them and how.
 """
 
 import re
@@ -32,7 +32,7 @@ _HOST = re.compile(r"^(?:https?|redis)://([a-z0-9.-]+):(\d+)$")
 
 
 def reference_faults(resources: list[Resource]) -> Iterator[str]:
-    """Everything that is named and isn't there."""
+    """Yield every name of something that doesn't exist."""
     yield from _secrets(resources)
     yield from _config_maps_and_volumes(resources)
     yield from _service_accounts(resources)
@@ -45,13 +45,13 @@ def reference_faults(resources: list[Resource]) -> Iterator[str]:
 
 
 def secrets_of_others(resources: list[Resource]) -> dict[str, frozenset[str]]:
-    """The secrets that aren't rendered but are made, with their keys."""
+    """Return the secrets that are created elsewhere, with their keys."""
     made = {f"{each['metadata']['name']}-app": _OF_CLUSTER for each in of_kind(resources, "Cluster")}
     return {**SECRETS_OF_OTHERS, **made}
 
 
 def _walk(value: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every mapping within a value, with the key that it stands under."""
+    """Yield every mapping within a value, with its key."""
     if isinstance(value, dict):
         yield key, value
         for name, part in value.items():
@@ -113,7 +113,7 @@ def _service_accounts(resources: list[Resource]) -> Iterator[str]:
 
 
 def _services(resources: list[Resource]) -> dict[str, set[int | str]]:
-    """Every service with its ports: rendered ones, and those of the operators."""
+    """Return every service with its ports: rendered ones, and those of the operators."""
     found: dict[str, set[int | str]] = {}
     for service in of_kind(resources, "Service"):
         ports = found.setdefault(service["metadata"]["name"], set())
@@ -175,7 +175,7 @@ def _selectors(resources: list[Resource]) -> Iterator[str]:
 
 
 def _policies(resources: list[Resource]) -> Iterator[str]:
-    """Ports that policies open must be ports that somebody behind them listens on."""
+    """Check that a process listens on every port that a policy opens."""
     everybody = pods(resources)
     for policy in of_kind(resources, "NetworkPolicy"):
         spec = policy["spec"]
@@ -210,7 +210,7 @@ def _routes(resources: list[Resource]) -> Iterator[str]:
 
 
 def _addresses(resources: list[Resource]) -> Iterator[str]:
-    """Addresses in settings and in the options of Ray must lead to services."""
+    """Check that addresses in settings and in options of Ray lead to services."""
     services = _services(resources)
     for resource in resources:
         found = {

@@ -1,4 +1,4 @@
-"""What an overlay comes to: the resources that kubectl would send, and the pods that would come of them."""
+"""A rendered overlay: the resources that kubectl would send, and the pods that would result."""
 
 import subprocess
 import sys
@@ -16,14 +16,14 @@ Resource = dict[str, Any]
 
 
 class Unrenderable(Exception):
-    """kubectl can't render the overlay; the message is what it says."""
+    """kubectl can't render the overlay; the message is kubectl's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pod:
-    """A pod that somebody would make: its name here, its labels, its ports by number and name.
+    """A pod that would be created: its name here, its labels, its ports by number and name.
 
-    `spec` is None, and `ports` may be, for those that an operator makes by itself.
+    `spec` is None, and `ports` may be, for pods that an operator creates by itself.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Pod:
     spec: Mapping[str, Any] | None = None
 
     def matches(self, selector: Mapping[str, Any]) -> bool:
-        """Whether a label selector chooses it."""
+        """Whether a label selector matches."""
         wanted = selector.get("matchLabels", {})
         if any(self.labels.get(name) != value for name, value in wanted.items()):
             return False
@@ -50,7 +50,7 @@ class Pod:
 
 
 def render(overlay: str) -> list[Resource]:
-    """The resources of an overlay. Raises Unrenderable."""
+    """Return the resources of an overlay. Raises Unrenderable."""
     done = subprocess.run(
         [Path(sys.executable).with_name("kubectl"), "kustomize", str(FOLDER / "overlays" / overlay)],
         capture_output=True,
@@ -68,12 +68,12 @@ def named(resource: Resource) -> str:
 
 
 def of_kind(resources: list[Resource], kind: str) -> list[Resource]:
-    """Those of one kind."""
+    """Return the resources of one kind."""
     return [resource for resource in resources if resource["kind"] == kind]
 
 
 def templates(resource: Resource) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The pod templates in a resource, each with a name."""
+    """Yield the pod templates in a resource, each with a name."""
     spec = resource.get("spec", {})
     match resource["kind"]:
         case "Deployment" | "StatefulSet" | "DaemonSet" | "Job":
@@ -88,7 +88,7 @@ def templates(resource: Resource) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def pods(resources: list[Resource]) -> list[Pod]:
-    """Every pod that these resources lead to, by our own templates and by the operators that are known."""
+    """Return every pod that these resources lead to, by our own templates and by the known operators."""
     found = [
         Pod(
             name=name,
@@ -116,7 +116,7 @@ def pods(resources: list[Resource]) -> list[Pod]:
 
 
 def gateways(resources: list[Resource]) -> list[str]:
-    """The gateways: ours, and the one that KubeRay makes for an incremental upgrade."""
+    """Return the gateways: ours, and the one that KubeRay creates for an incremental upgrade."""
     ours = [resource["metadata"]["name"] for resource in of_kind(resources, "Gateway")]
     theirs = [
         f"{resource['metadata']['name']}-gateway"
@@ -127,12 +127,12 @@ def gateways(resources: list[Resource]) -> list[str]:
 
 
 def containers(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The containers of a pod, those that come first included."""
+    """Return the containers of a pod, init containers first."""
     return [*spec.get("initContainers", []), *spec.get("containers", [])]
 
 
 def settings_of(resources: list[Resource], container: Mapping[str, Any]) -> dict[str, str]:
-    """The environment that a container gets from ConfigMaps and literals; secrets are left out."""
+    """Return the environment that a container gets from ConfigMaps and literals, without secrets."""
     maps = {each["metadata"]["name"]: each.get("data", {}) for each in of_kind(resources, "ConfigMap")}
     found: dict[str, str] = {}
     for source in container.get("envFrom", []):

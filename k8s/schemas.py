@@ -1,4 +1,4 @@
-"""Whether resources have the form that their kind asks for: core kinds, RayService, and Ray Serve's configuration."""
+"""Check the form of resources: core kinds, RayService, and Ray Serve's configuration."""
 
 import copy
 import os
@@ -26,7 +26,7 @@ _BY_CRD = "RayService"
 
 
 def core_faults(resources: list[Resource]) -> Iterator[str]:
-    """What Kubernetes would refuse of its own kinds, unknown keys included; pods within others count as well."""
+    """Yield everything that Kubernetes would refuse in its own kinds, unknown keys and nested pods included."""
     for resource in resources:
         if resource["kind"] in UNCHECKED:
             continue
@@ -41,7 +41,7 @@ def core_faults(resources: list[Resource]) -> Iterator[str]:
 
 
 def ray_faults(resources: list[Resource], definition: Path) -> Iterator[str]:
-    """What the operator's definition would refuse of a RayService, its defaults applied and unknown keys refused."""
+    """Yield everything that the operator's definition would refuse in a RayService, unknown keys included."""
     versions = _versions(definition / CRD_FILE)
     for resource in of_kind(resources, _BY_CRD):
         version = resource["apiVersion"].partition("/")[2]
@@ -56,13 +56,13 @@ def ray_faults(resources: list[Resource], definition: Path) -> Iterator[str]:
 
 
 def crd_folder() -> Path | None:
-    """Where the operator's definition lies, if anybody said so."""
+    """Return the folder of the operator's definition, if the environment names one."""
     named_folder = os.environ.get(CRD_VARIABLE)
     return Path(named_folder) if named_folder else None
 
 
 def serve_faults(resources: list[Resource]) -> Iterator[str]:
-    """What Ray Serve would refuse of its configuration, and what it would silently ignore."""
+    """Yield everything in its configuration that Ray Serve would refuse or silently ignore."""
     from ray.serve.schema import ServeDeploySchema
 
     for resource in of_kind(resources, _BY_CRD):
@@ -78,7 +78,7 @@ def serve_faults(resources: list[Resource]) -> Iterator[str]:
 
 @cache
 def _versions(path: Path) -> dict[str, dict[str, Any]]:
-    """The schema of each version; read once, because the file is long."""
+    """Return the schema of each version; cached, because the file is long."""
     crd = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
     return {version["name"]: version["schema"]["openAPIV3Schema"] for version in crd["spec"]["versions"]}
 
@@ -91,7 +91,7 @@ def _core(name: str, resource: Resource) -> Iterator[str]:
 
 
 def _closed(schema: Any) -> Any:
-    """The schema, with keys refused that it doesn't name."""
+    """Return the schema with unknown keys refused."""
     if isinstance(schema, list):
         return [_closed(each) for each in schema]
     if not isinstance(schema, dict):
@@ -108,7 +108,7 @@ def _closed(schema: Any) -> Any:
 
 
 def _default(value: Any, schema: dict[str, Any]) -> None:
-    """Fill in what the schema has defaults for, in place, as the API server does."""
+    """Apply the schema's defaults in place, as the API server does."""
     if isinstance(value, dict):
         for name, part in schema.get("properties", {}).items():
             if name not in value and "default" in part:

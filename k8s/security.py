@@ -30,7 +30,7 @@ _PLACES = re.compile(r"_(?:PATH|LOC|BASE|FILE|PORT)$|^VALENCE_HAPROXY_BIND$")
 
 
 def security_faults(resources: list[Resource]) -> Iterator[str]:
-    """What breaks the rules."""
+    """Yield every break of the rules."""
     for resource in resources:
         for name, template in templates(resource):
             spec = template["spec"]
@@ -53,7 +53,7 @@ def security_faults(resources: list[Resource]) -> Iterator[str]:
 
 
 def secret_faults(resources: list[Resource]) -> Iterator[str]:
-    """Secrets that are rendered, where they should be made apart."""
+    """Yield secrets that are rendered and should be created apart."""
     for secret in of_kind(resources, "Secret"):
         yield f"{named(secret)}: secrets are made apart, not rendered"
 

@@ -1,7 +1,7 @@
 """BentoML with the same model and batch limit; stores nothing.
 
 It needs an environment of its own (`make .cache/bentoml/.installed`). Run there by
-`python -m benchmarks.peers.bento PORT ENCODER HEAD`; a request is a list of one text, as its batching wants it.
+`python -m benchmarks.peers.bento PORT ENCODER HEAD`; a request is a list of one text, as BentoML's batching requires.
 """
 
 import os

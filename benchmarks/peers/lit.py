@@ -27,7 +27,7 @@ class Sentiment(litserve.LitAPI):
         return str(request["text"])
 
     def batch(self, inputs: list[str]) -> list[str]:
-        """As they are."""
+        """Return the texts as they are."""
         return inputs
 
     def predict(self, x: list[str] | str) -> Any:
@@ -35,11 +35,11 @@ class Sentiment(litserve.LitAPI):
         return self._model([x])[0] if isinstance(x, str) else self._model(x)
 
     def unbatch(self, output: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """As they are."""
+        """Return the answers as they are."""
         return output
 
     def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
-        """As it is."""
+        """Return the answer as it is."""
         return output
 
 

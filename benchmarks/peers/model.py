@@ -18,7 +18,7 @@ _OUTPUTS = ("embedding", "tokens")
 
 
 class PlainModel:
-    """As who serves an exported model calls it: texts padded to the longest of the batch, one pass on all threads."""
+    """The exported model in its usual form: texts padded to the longest of the batch, one pass on all threads."""
 
     def __init__(self, encoder: str, head: str, *, threads: int = 2) -> None:
         bundle = Bundle.open(Path(encoder))
@@ -35,7 +35,7 @@ class PlainModel:
 
 
 class Model:
-    """In our micro-batches, sorted by length, two at a time. Opened from the folders of two bundles."""
+    """The model with our micro-batches, sorted by length, two at a time."""
 
     def __init__(self, encoder: str, head: str, *, threads: int = 2) -> None:
         self._encoder = open_encoder(Bundle.open(Path(encoder)), threads=threads)

@@ -42,7 +42,7 @@ class Sentiment:
 @serve.deployment(max_ongoing_requests=1_000, ray_actor_options={"num_cpus": 0.5})
 @serve.ingress(api)
 class Ingress:
-    """The HTTP door."""
+    """The HTTP ingress."""
 
     def __init__(self, model: DeploymentHandle) -> None:
         self._model = model

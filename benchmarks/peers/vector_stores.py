@@ -1,7 +1,7 @@
-"""Vector stores that somebody might take instead, in this process: hnswlib alone, and Chroma with its files.
+"""Vector stores that could be used instead, in this process: hnswlib alone, and Chroma with its files.
 
-Each is asked with the smallest search effort of a few that reaches the recall of 0.98, else with the largest. Runs in
-an environment of its own (`make .cache/vectors/.installed`), with what it needs in a folder.
+Each runs with the smallest search effort of a few that reaches the recall of 0.98, else with the largest. They run in
+an environment of their own (`make .cache/vectors/.installed`).
 """
 
 import json
