@@ -63,7 +63,7 @@ class Control:
             # Later than that of any control before this one, so that no ingress replica takes it for known.
             first_revision=time.time_ns() // 1_000_000,
         )
-        self._judge = PolicyRunner(
+        self._policy_runner = PolicyRunner(
             self._experiments, CountRepository(self._database), self._champion, self._promote
         )
         housekeeping = Maintenance(
@@ -76,7 +76,7 @@ class Control:
             asyncio.create_task(self._reconciler.run(settings.registry_poll_seconds)),
             asyncio.create_task(
                 run_periodically(
-                    self._judge.look,
+                    self._policy_runner.run_once,
                     every=settings.judge_seconds,
                     errors=ServingError,
                     event="experiments.postponed",

@@ -1,16 +1,17 @@
-"""The judge of experiments: carries out what their policies decide."""
+"""Carry out the decisions of the policies of running experiments."""
 
 from collections.abc import Awaitable, Callable
 
 import structlog
 
-from db.experiments.experiments import Decision, Experiment, NewDecision
+from db.experiments.counts import CountRepository
+from db.experiments.experiments import Decision, Experiment, ExperimentRepository, NewDecision
 from registry.experiments import decisions
 from registry.experiments.decisions import Evidence
 from registry.experiments.policies import Policy
 from serving.core.database_errors import translate_database_errors
 from serving.errors import Conflict, ServingError
-from serving.experiments.service import EvidenceRecords, ExperimentRecords, evidence_of
+from serving.experiments.service import evidence_of
 
 log = structlog.get_logger(__name__)
 
@@ -18,57 +19,60 @@ Promote = Callable[[Experiment, decisions.PolicyDecision], Awaitable[None]]
 
 
 class PolicyRunner:
-    """Carries out what policies decide, each decision stored before its effect or with it, and once.
+    """Each decision is carried out once, and is stored before its effect or together with it.
 
     Args:
-        champion: the present champion of a model, None while there is none.
-        promote: makes an experiment's challenger the champion; again if it was told before.
-            Raises Conflict if a gate or somebody else stands in the way.
+        experiments: the stored experiments.
+        counts: the counts of their arms.
+        champion: returns the present champion of a model, None while there is none.
+        promote: makes an experiment's challenger the champion; harmless if it is champion already. Raises Conflict if
+            a gate or another change forbids it.
     """
 
     def __init__(
         self,
-        records: ExperimentRecords,
-        evidence: EvidenceRecords,
+        experiments: ExperimentRepository,
+        counts: CountRepository,
         champion: Callable[[str], str | None],
         promote: Promote,
     ) -> None:
-        self._records = records
-        self._evidence = evidence
+        self._experiments = experiments
+        self._counts = counts
         self._champion = champion
         self._promote = promote
 
-    async def look(self) -> None:
-        """Judge every running experiment once; a fault of one of them is none of the others."""
+    async def run_once(self) -> None:
+        """Apply the policy of every running experiment; an error in one of them doesn't stop the others."""
         with translate_database_errors():
-            running = await self._records.list(running=True, limit=1000)
+            running = await self._experiments.list(running=True, limit=1000)
         for experiment in running:
             try:
                 with translate_database_errors():
-                    await self._judge(experiment)
+                    await self._apply_policy(experiment)
             except ServingError as error:
                 log.warning("experiment.postponed", experiment=str(experiment.id), error=str(error))
 
-    async def _judge(self, experiment: Experiment) -> None:
-        # Before the decisions are read: if another judge's promotion is what moved it, its decision is among them.
+    async def _apply_policy(self, experiment: Experiment) -> None:
+        # Read before the decisions: if another runner's promotion moved the champion, its decision is among them.
         champion = self._champion(experiment.model)
         pending = next(
-            (each for each in await self._records.decisions(experiment.id) if each.action == "promote"), None
+            (each for each in await self._experiments.decisions(experiment.id) if each.action == "promote"),
+            None,
         )
         if pending is not None:
-            # Decided, and interrupted: what was decided is done now.
-            await self._carry_out(experiment, _again(pending))
+            # The decision was stored, and the process died before it was carried out.
+            await self._carry_out(experiment, _recompute(pending))
             return
         if champion is None:
             return
         if champion != experiment.champion:
             reason = f"the champion became version {champion}"
-            await self._records.stop(experiment.id, actor=None, reason=reason)
+            await self._experiments.stop(experiment.id, actor=None, reason=reason)
             return
         policy = Policy.parse(experiment.policy)
         if policy.action == "observe":
             return
-        evidence = evidence_of(experiment, await self._evidence.counts(experiment.id))
+        evidence = evidence_of(experiment, await self._counts.counts(experiment.id))
         decision = decisions.decide(evidence, policy)
         stored = NewDecision(
             action=decision.action,
@@ -83,7 +87,7 @@ class PolicyRunner:
             case "none":
                 return
             case "ramp":
-                await self._records.change(
+                await self._experiments.change(
                     experiment.id,
                     actor=None,
                     share=decision.share,
@@ -91,9 +95,11 @@ class PolicyRunner:
                     stage=experiment.stage,
                 )
             case "stop":
-                await self._records.stop(experiment.id, actor=None, reason=decision.reason, decision=stored)
+                await self._experiments.stop(
+                    experiment.id, actor=None, reason=decision.reason, decision=stored
+                )
             case "promote":
-                await self._records.decide(experiment.id, stored, stage=experiment.stage)
+                await self._experiments.decide(experiment.id, stored, stage=experiment.stage)
                 await self._carry_out(experiment, decision)
         log.info("experiment.decided", experiment=str(experiment.id), action=decision.action)
 
@@ -104,9 +110,9 @@ class PolicyRunner:
             reason = f"{decision.reason}; not promoted: {error}"
         else:
             reason = f"promoted: {decision.reason}"
-        await self._records.stop(experiment.id, actor=None, reason=reason)
+        await self._experiments.stop(experiment.id, actor=None, reason=reason)
 
 
-def _again(stored: Decision) -> decisions.PolicyDecision:
-    """A stored decision, recomputed from what it was based on."""
+def _recompute(stored: Decision) -> decisions.PolicyDecision:
+    """Compute a stored decision again from the evidence and the policy it was based on."""
     return decisions.decide(Evidence.parse(stored.evidence), Policy.parse(stored.policy))

@@ -1,18 +1,17 @@
-"""Experiments: a challenger beside the champion, from its start to the decision that ends it.
+"""Experiments: a challenger is tried next to the champion, from the start to the decision that ends it.
 
-The same use cases for HTTP and the command line, and the judge that policies act through. Knows no HTTP and no SQL.
+Knows no HTTP and no SQL.
 """
 
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 from uuid import UUID
 
 import structlog
 
-from db.experiments.counts import ArmStageCounts, ExperimentCounts
-from db.experiments.experiments import Decision, Experiment, NewDecision, NewExperiment
+from db.experiments.counts import ArmStageCounts, CountRepository, ExperimentCounts
+from db.experiments.experiments import Decision, Experiment, ExperimentRepository, NewExperiment
 from registry.experiments import decisions
 from registry.experiments.decisions import ArmCounts, Evidence, Stage
 from registry.experiments.policies import Policy
@@ -28,62 +27,19 @@ log = structlog.get_logger(__name__)
 _SALT_BYTES = 16
 
 
-class ExperimentRecords(Protocol):
-    """The stored experiments."""
-
-    async def create(self, new: NewExperiment, *, actor: UUID | None) -> Experiment:
-        """Start one."""
-
-    async def get(self, experiment_id: UUID) -> Experiment:
-        """One of them."""
-
-    async def list(self, *, running: bool = False, limit: int = 100) -> tuple[Experiment, ...]:
-        """Newest first."""
-
-    async def change(
-        self,
-        experiment_id: UUID,
-        *,
-        actor: UUID | None,
-        share: float | None = None,
-        policy: Mapping[str, Any] | None = None,
-        decision: NewDecision | None = None,
-        stage: int | None = None,
-    ) -> Experiment:
-        """Set share and policy."""
-
-    async def decide(self, experiment_id: UUID, decision: NewDecision, *, stage: int) -> None:
-        """Store a decision that is about to be carried out."""
-
-    async def stop(
-        self, experiment_id: UUID, *, actor: UUID | None, reason: str, decision: NewDecision | None = None
-    ) -> Experiment:
-        """Stop it."""
-
-    async def decisions(self, experiment_id: UUID) -> tuple[Decision, ...]:
-        """What was decided."""
-
-
-class EvidenceRecords(Protocol):
-    """What the arms did."""
-
-    async def counts(self, experiment_id: UUID) -> ExperimentCounts:
-        """Counts by stage and arm."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExperimentReport:
-    """An experiment with what its arms did, what follows from that, and what was decided."""
+    """An experiment, the counts of its arms, the conclusion from them, and the decisions so far."""
 
     experiment: Experiment
     counts: ExperimentCounts
-    finding: decisions.PolicyDecision
-    decided: Sequence[Decision]
+    conclusion: decisions.PolicyDecision
+    decisions: Sequence[Decision]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExperimentPlan:
-    """An experiment as an engineer asks for it."""
+    """An experiment as an engineer requests it."""
 
     model: str
     challenger: str
@@ -92,76 +48,79 @@ class ExperimentPlan:
     policy: Policy = field(default_factory=Policy)
 
 
-Measure = Callable[[str, str, Caller], Awaitable[object]]
+Evaluate = Callable[[str, str, Caller], Awaitable[object]]
 
 
 class ExperimentService:
-    """One experiment of a model runs at a time, and its champion is the model's.
+    """A model has at most one running experiment, and its champion is the model's champion.
 
     Args:
-        measure: has a version evaluated, so that the gates know it by the time a policy wants to promote it.
+        experiments: the stored experiments.
+        counts: the counts of their arms.
+        catalog: the registered versions.
+        evaluate: requests an evaluation of a version, so that the gates have a report when a policy promotes it.
     """
 
     def __init__(
         self,
-        records: ExperimentRecords,
-        evidence: EvidenceRecords,
+        experiments: ExperimentRepository,
+        counts: CountRepository,
         catalog: Callable[[], Catalog],
-        measure: Measure,
+        evaluate: Evaluate,
     ) -> None:
-        self._records = records
-        self._evidence = evidence
+        self._experiments = experiments
+        self._counts = counts
         self._catalog = catalog
-        self._measure = measure
+        self._evaluate = evaluate
 
-    async def start(self, asked: ExperimentPlan, caller: Caller) -> ExperimentReport:
-        """Try a challenger; its replicas start if they don't run, and it answers once they are warm.
+    async def start(self, plan: ExperimentPlan, caller: Caller) -> ExperimentReport:
+        """Start an experiment. The challenger's replicas start if they don't run; it answers once they are warm.
 
         Raises:
             NotFound: no such model or version.
-            Conflict: one of this model runs, or the challenger is the champion.
+            Conflict: an experiment of this model runs, or the challenger is the champion.
         """
         catalog = self._catalog()
-        champion = catalog.champion(asked.model)
-        challenger = catalog.entry(asked.model, asked.challenger).record
+        champion = catalog.champion(plan.model)
+        challenger = catalog.entry(plan.model, plan.challenger).record
         if challenger.version == champion.version:
             raise Conflict(f"version {champion.version} is the champion: name another one as challenger")
         new = NewExperiment(
-            model=asked.model,
+            model=plan.model,
             champion=champion.version,
             challenger=challenger.version,
-            share=asked.share,
-            shadow=asked.shadow,
+            share=plan.share,
+            shadow=plan.shadow,
             salt=secrets.token_hex(_SALT_BYTES),
-            policy=asked.policy.dump(),
+            policy=plan.policy.dump(),
         )
         with translate_database_errors():
-            made = await self._records.create(new, actor=caller.key_id)
-        if asked.policy.action == "decide":
+            experiment = await self._experiments.create(new, actor=caller.key_id)
+        if plan.policy.action == "decide":
             try:
-                await self._measure(asked.model, asked.challenger, caller)
+                await self._evaluate(plan.model, plan.challenger, caller)
             except ServingError as error:
-                # The experiment runs all the same; without a report its promotion would be refused, saying so.
-                log.warning("experiment.unmeasured", experiment=str(made.id), error=str(error))
-        return await self.get(made.id)
+                # The experiment runs even so; the gates refuse a promotion without a report, and say so.
+                log.warning("experiment.unmeasured", experiment=str(experiment.id), error=str(error))
+        return await self.get(experiment.id)
 
     async def list(self) -> Sequence[Experiment]:
-        """All experiments, newest first."""
+        """Return all experiments, newest first."""
         with translate_database_errors():
-            return await self._records.list()
+            return await self._experiments.list()
 
     async def get(self, experiment_id: UUID) -> ExperimentReport:
-        """One experiment, counted now.
+        """Return an experiment with its present counts.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no such experiment.
         """
         with translate_database_errors():
-            found = await self._records.get(experiment_id)
-            counts = await self._evidence.counts(experiment_id)
-            decided = await self._records.decisions(experiment_id)
-        finding = decisions.decide(evidence_of(found, counts), Policy.parse(found.policy))
-        return ExperimentReport(experiment=found, counts=counts, finding=finding, decided=decided)
+            experiment = await self._experiments.get(experiment_id)
+            counts = await self._counts.counts(experiment_id)
+            stored = await self._experiments.decisions(experiment_id)
+        conclusion = decisions.decide(evidence_of(experiment, counts), Policy.parse(experiment.policy))
+        return ExperimentReport(experiment=experiment, counts=counts, conclusion=conclusion, decisions=stored)
 
     async def change(
         self,
@@ -171,32 +130,32 @@ class ExperimentService:
         share: float | None = None,
         policy: Policy | None = None,
     ) -> ExperimentReport:
-        """Set the share, of which units that must move do, or the policy.
+        """Set the share or the policy; with a new share, only the units that must change arms do.
 
         Raises:
-            NotFound: there is none with this id.
-            Conflict: it has stopped.
+            NotFound: no such experiment.
+            Conflict: the experiment has stopped.
         """
-        wanted = None if policy is None else policy.dump()
+        content = None if policy is None else policy.dump()
         with translate_database_errors():
-            await self._records.change(experiment_id, actor=caller.key_id, share=share, policy=wanted)
+            await self._experiments.change(experiment_id, actor=caller.key_id, share=share, policy=content)
         return await self.get(experiment_id)
 
     async def stop(self, experiment_id: UUID, caller: Caller, reason: str | None = None) -> ExperimentReport:
-        """Leave everything to the champion; a stopped experiment stays as it is.
+        """Stop an experiment, so that the champion answers everything; a stopped one stays as it is.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no such experiment.
         """
         with translate_database_errors():
-            await self._records.stop(
+            await self._experiments.stop(
                 experiment_id, actor=caller.key_id, reason=reason or "stopped by an engineer"
             )
         return await self.get(experiment_id)
 
 
 def traffic_of(experiments: Sequence[Experiment]) -> Traffic:
-    """The splits of the experiments that run."""
+    """Return the traffic splits of the running experiments."""
     return Traffic(
         splits={
             each.model: Split(
@@ -215,7 +174,7 @@ def traffic_of(experiments: Sequence[Experiment]) -> Traffic:
 
 
 def evidence_of(experiment: Experiment, counts: ExperimentCounts) -> Evidence:
-    """The counts as the statistics take them: a shadow's arm is the challenger, and splits nobody."""
+    """Return the counts as the statistics take them; a shadow counts as the challenger and splits no units."""
     arm = Arm.SHADOW if experiment.shadow else Arm.CHALLENGER
     splits = not experiment.shadow
     return Evidence(

@@ -54,46 +54,46 @@ async def experiment(request: Request, experiment_id: UUID) -> Json:
 @requires(Role.ENGINEER, errors=(404, 409))
 async def change(request: Request, experiment_id: UUID, body: Parsed[ExperimentChangeRequest]) -> Json:
     """Change the share or the policy."""
-    trial = await services_of(request).experiments.change(
+    report = await services_of(request).experiments.change(
         experiment_id, caller_of(request), share=body.share, policy=body.policy
     )
-    return _report(trial)
+    return _report(report)
 
 
 @router.post("/{experiment_id}/stop", response_model=ExperimentResponse)
 @requires(Role.ENGINEER, errors=(404,), optional=True)
 async def stop(request: Request, experiment_id: UUID, body: Parsed[ExperimentStopRequest]) -> Json:
     """Stop an experiment: the champion answers everything again."""
-    trial = await services_of(request).experiments.stop(experiment_id, caller_of(request), body.reason)
-    return _report(trial)
+    report = await services_of(request).experiments.stop(experiment_id, caller_of(request), body.reason)
+    return _report(report)
 
 
-def _report(trial: ExperimentReport) -> Json:
-    numbers = trial.finding.numbers
-    return ExperimentSummary.model_validate(trial.experiment).model_dump() | {
-        "arms": [_arm(trial, arm) for arm in ("champion", "challenger")],
+def _report(report: ExperimentReport) -> Json:
+    numbers = report.conclusion.numbers
+    return ExperimentSummary.model_validate(report.experiment).model_dump() | {
+        "arms": [_arm(report, arm) for arm in ("champion", "challenger")],
         "sample_ratio": {
             "p": numbers["sample_ratio_p"],
-            "mismatch": trial.finding.verdict == "mismatch",
+            "mismatch": report.conclusion.verdict == "mismatch",
         },
         "verdict": {
-            "verdict": trial.finding.verdict,
-            "reason": trial.finding.reason,
+            "verdict": report.conclusion.verdict,
+            "reason": report.conclusion.reason,
             "difference": numbers["difference"],
             "fault_increase": numbers["fault_increase"],
             "latency_ratio": numbers["latency_ratio"],
         },
-        "stages": trial.counts.stages,
-        "decisions": trial.decided,
+        "stages": report.counts.stages,
+        "decisions": report.decisions,
     }
 
 
-def _arm(trial: ExperimentReport, arm: str) -> Json:
+def _arm(report: ExperimentReport, arm: str) -> Json:
     """Return an arm's answers in all stages, and its accuracy in the present one."""
-    experiment = trial.experiment
+    experiment = report.experiment
     stored = "shadow" if experiment.shadow and arm == "challenger" else arm
-    rows = [row for row in trial.counts.arms if row.arm == stored]
-    numbers = trial.finding.numbers[arm]
+    rows = [row for row in report.counts.arms if row.arm == stored]
+    numbers = report.conclusion.numbers[arm]
     return {
         "arm": stored,
         "version": experiment.champion if arm == "champion" else experiment.challenger,

@@ -71,7 +71,7 @@ async def test_two_judges_at_once_decide_once(
     )
     evidence = Met(found)
     judges = [PolicyRunner(records, evidence, promoter.present, promoter.promote) for _ in range(2)]
-    await asyncio.gather(*(judge.look() for judge in judges))
+    await asyncio.gather(*(judge.run_once() for judge in judges))
     (decided,) = await records.decisions(made.id)
     assert (decided.action, promoter.champion) == (action, champion)
     now = await records.get(made.id)

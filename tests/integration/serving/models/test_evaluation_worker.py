@@ -30,7 +30,8 @@ from registry.store.records import EncoderRecord, VersionRecord
 from serving.core.catalog import Catalog, CatalogEntry, VersionState
 from serving.models.evaluation_queue import EvaluationQueue as Runner
 from serving.models.evaluation_queue import Launch, run_evaluation
-from serving.models.evaluation_worker import EvaluationPlan, EvaluationWorker, VersionEvaluator
+from serving.models.evaluation_worker import EvaluationWorker
+from serving.models.evaluator import EvaluationPlan, VersionEvaluator
 from tests.support.heads import head, weights
 from tests.support.postgres import KEY
 from tests.support.rows import new_key, new_text, submission, unit_vectors, writer
@@ -87,9 +88,9 @@ async def evaluated(
         )
     )
     assert await records.claim() is not None
-    examiner = VersionEvaluator(registry, space=space, cache=cache, plan=plan)
-    work = EvaluationWorker(records, ReplayRepository(database, space=space), registry, examiner)
-    done = await work.do(asked, cache=cache, plan=plan)
+    evaluator = VersionEvaluator(registry, space=space, cache=cache, plan=plan)
+    work = EvaluationWorker(records, ReplayRepository(database, space=space), registry, evaluator)
+    done = await work.run(asked, cache=cache, plan=plan)
     ended = await records.get(asked.id)
     assert done == (ended.state == "done")
     return ended
@@ -148,12 +149,12 @@ async def test_an_evaluation_waits_for_the_space_s_own_encoder(
         return found(space)
 
     monkeypatch.setattr(registry, "space_encoder", later)
-    monkeypatch.setattr("serving.models.evaluation_worker._POLL_SECONDS", 0.0)
+    monkeypatch.setattr("serving.models.evaluator._POLL_SECONDS", 0.0)
     assert report_of(await evaluated(database, registry, lexicon, cache)).version == lexicon.version
     asked.clear()
     ended = await evaluated(
         database, registry, registry.register(open_builtin("head"), model=model), cache,
-        plan=replace(PLAN, patience=-1.0),
+        plan=replace(PLAN, encoder_timeout=-1.0),
     )  # fmt: skip
     assert (ended.state, ended.reason) == ("failed", "it is being built")
 
