@@ -1,7 +1,7 @@
-"""Whether every pod keeps to the restricted Pod Security Standard and to the project's own rules.
+"""Check every pod against the restricted Pod Security Standard and the project's own rules.
 
 Own rules: a read-only root file system, requests for resources, secrets by reference, every pod under a policy that
-denies, and Ray's environment as serving/deployments/cluster.py makes it.
+denies, and the environment of Ray that serving/deployments/cluster.py builds.
 """
 
 import re

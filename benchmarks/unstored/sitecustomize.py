@@ -12,7 +12,7 @@ from typing import Any
 
 
 class WriterFinder(MetaPathFinder):
-    """Finds `db.predictions.writer` where it is, and replaces what its `Writer` commits by nothing."""
+    """Finds `db.predictions.writer` where it is, and replaces what its `PredictionWriter` commits by nothing."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -27,7 +27,7 @@ class WriterFinder(MetaPathFinder):
 
             def changed(module: ModuleType) -> None:
                 execute(module)
-                module.Writer.commit = _commit
+                module.PredictionWriter.commit = _commit
 
             loader.exec_module = changed
         return spec
