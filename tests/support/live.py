@@ -20,8 +20,8 @@ from registry import encoders
 from registry.encoders.export import build_encoder
 from registry.encoders.sources import SentenceEncoderSource, default_source, joint_source
 from registry.store.builtin_versions import open_builtin
-from serving.deployments.cluster import find_free_port
 from tests.support.clock import eventually
+from tests.support.ports import find_free_port
 
 _FAST = {
     "VALENCE_DRAIN_SECONDS": "1",

@@ -23,9 +23,9 @@ import yaml
 
 from k8s.rendered import Resource, of_kind, settings_of
 from serving.accounts.authentication import generate_key
-from serving.deployments.cluster import find_free_port
 from tests.support.clock import eventually
 from tests.support.live import with_encoders
+from tests.support.ports import find_free_port
 
 _INHERITED = ("HOME", "LANG", "PATH", "PYTHONPATH", "PYTHONWARNINGS")
 _TOOLS = Path(sys.executable).parent

@@ -15,8 +15,8 @@ import psycopg
 
 from db.embedded.account import Account
 from db.embedded.server import EmbeddedPostgres
-from serving.deployments.cluster import find_free_port
 from tests.support.clock import eventually
+from tests.support.ports import find_free_port
 from tests.support.tools import required_tool
 
 

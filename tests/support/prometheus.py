@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 
-from serving.deployments.cluster import find_free_port
 from tests.support.clock import eventually
+from tests.support.ports import find_free_port
 from tests.support.tools import required_tool
 
 DASHBOARDS = Path(__file__).parents[2] / "k8s" / "dashboards"

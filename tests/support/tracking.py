@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx
 
-from serving.deployments.cluster import find_free_port
 from tests.support.clock import eventually
+from tests.support.ports import find_free_port
 
 
 @contextmanager

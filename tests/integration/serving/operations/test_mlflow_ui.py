@@ -18,10 +18,10 @@ from db.connection.databases import ensure_sibling
 from registry.store.builtin_versions import open_builtin
 from registry.store.model_registry import CHAMPION, MODEL, ModelRegistry
 from serving.core.connections import DATABASE, REGISTRY_SUFFIX
-from serving.deployments.cluster import find_free_port
 from serving.errors import Invalid
 from serving.operations.mlflow_ui import TrackingServer
 from tests.support.clock import eventually
+from tests.support.ports import find_free_port
 from tests.support.postgres import TestServer
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from serving.deployments.cluster import find_free_port
 from serving.deployments.haproxy.config import find_frontend
 from serving.deployments.haproxy.fallback import count_listeners
 from tests.support.clock import eventually
+from tests.support.ports import find_free_port
 
 HOST = "127.0.0.1"
 Start = Callable[..., subprocess.Popen[bytes]]
