@@ -80,7 +80,10 @@ class LivePlatform:
 
     def up(self) -> None:
         """`valence up`, which must succeed."""
-        done = self.valence("up")
+        try:
+            done = self.valence("up")
+        except subprocess.TimeoutExpired as late:
+            raise AssertionError(f"{late}\n{self.log()}") from late
         assert done.returncode == 0, done.stderr + self.log()
 
     def down(self) -> None:
