@@ -195,13 +195,14 @@ def register(
     from registry.bundles.bundle import Bundle
     from registry.store.registration import register_with_encoder
     from serving.core.connections import build_running_registry
+    from serving.core.home import Home
     from serving.settings import Settings
 
     settings = Settings()
     record = register_with_encoder(
         build_running_registry(settings),
         Bundle.open(folder),
-        work=settings.home / "build",
+        work=Home(settings.home).build,
         model=model,
         alias=alias,
         progress=lambda step: print(step, file=sys.stderr),
@@ -228,6 +229,7 @@ def import_(
     """Import a text-classification model of transformers as a version with an encoder of its own."""
     from registry.store.huggingface_import import LabelMap, import_model
     from serving.core.connections import build_running_registry
+    from serving.core.home import Home
     from serving.settings import Settings
 
     settings = Settings()
@@ -239,7 +241,7 @@ def import_(
         build_running_registry(settings),
         source,
         mapping,
-        work=settings.home / "build",
+        work=Home(settings.home).build,
         model=model,
         name=name,
         online=online,

@@ -23,12 +23,13 @@ AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def connect(url: str | None, key: str | None) -> "Client":
     """A client by options, environment and home, in this order; the home's key goes to no URL but its own."""
     from serving.cli.client import Client
+    from serving.core.home import Home
     from serving.settings import Settings
 
     settings = Settings()
     if key is None and settings.api_key is not None:
         key = settings.api_key.get_secret_value()
-    admin_key = settings.home / "admin.key"
+    admin_key = Home(settings.home).admin_key
     if key is None and url is None and settings.url is None and admin_key.exists():
         key = admin_key.read_text(encoding="ascii").strip()
     return Client((url or settings.base_url).rstrip("/"), key=key)

@@ -31,6 +31,7 @@ def register(
     """Register the encoder that defines a space; it must pool by the mean."""
     from registry.store.registration import ensure_space_encoder
     from serving.core.connections import build_running_registry
+    from serving.core.home import Home
     from serving.settings import Settings
 
     settings = Settings()
@@ -38,7 +39,7 @@ def register(
         build_running_registry(settings),
         folder,
         name,
-        work=settings.home / "build",
+        work=Home(settings.home).build,
         progress=lambda step: print(step, file=sys.stderr),
     )
     shown = {"space": record.space, "dimensions": record.dimensions, "encoder": record.digest}

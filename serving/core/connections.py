@@ -6,7 +6,7 @@ from db.core.cipher import Cipher
 from db.embedded.server import EmbeddedPostgres
 from db.errors import DatabaseError
 from registry.store.model_registry import ModelRegistry
-from serving.core.home import read_installation_key
+from serving.core.home import Home, read_installation_key
 from serving.errors import NotReady
 from serving.settings import Settings
 
@@ -53,7 +53,7 @@ def build_registry(settings: Settings) -> ModelRegistry:
     """
     if settings.mlflow_tracking_uri is None:
         raise NotReady("MLFLOW_TRACKING_URI is not set: start with `valence up`, or name a server or a store")
-    return ModelRegistry(settings.mlflow_tracking_uri, artifact_root=settings.home / "artifacts")
+    return ModelRegistry(settings.mlflow_tracking_uri, artifact_root=Home(settings.home).artifacts)
 
 
 def find_tracking_uri(settings: Settings) -> str:

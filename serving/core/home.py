@@ -1,48 +1,106 @@
-"""What an installation keeps to itself in its home: the installation key and the first admin key.
+"""The home of an installation: the paths in it, and its two secrets, the installation key and the first admin key.
 
-Both are files of mode 0600 that are made once and never changed. Never logs or prints what is in them.
+Each secret is a file of mode 0600 that is made once and never changed. Never logs or prints what it holds.
 """
 
 import os
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
 
 from serving.settings import Settings
 
-ADMIN_KEY = "admin.key"
-# In a home while a restore into it is under way.
-RESTORE_MARK = "restore.part"
-INSTALLATION_KEY = "installation.key"
-_BYTES = 32
+_KEY_BYTES = 32
 
 
 class BadInstallationKey(ValueError):
     """The installation key can't be used; the message says what to do."""
 
 
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The paths in the folder of one installation."""
+
+    root: Path
+
+    @property
+    def admin_key(self) -> Path:
+        """The file of the first admin key."""
+        return self.root / "admin.key"
+
+    @property
+    def installation_key(self) -> Path:
+        """The file of the installation key."""
+        return self.root / "installation.key"
+
+    @property
+    def restore_mark(self) -> Path:
+        """A folder that exists while a restore into this home is under way."""
+        return self.root / "restore.part"
+
+    @property
+    def artifacts(self) -> Path:
+        """The registry's artifacts."""
+        return self.root / "artifacts"
+
+    @property
+    def build(self) -> Path:
+        """Bundles that are being built."""
+        return self.root / "build"
+
+    @property
+    def cache(self) -> Path:
+        """Bundles that were fetched from the registry."""
+        return self.root / "cache"
+
+    @property
+    def postgres(self) -> Path:
+        """The embedded server's files, or a link to them."""
+        return self.root / "postgres"
+
+    @property
+    def logs(self) -> Path:
+        """The folder of the logs."""
+        return self.root / "logs"
+
+    @property
+    def platform_log(self) -> Path:
+        """The log of the platform's processes, unless a setting names another file."""
+        return self.logs / "platform.log"
+
+    @property
+    def platform_state(self) -> Path:
+        """The file in which the supervisor says what it is doing."""
+        return self.root / "platform.json"
+
+    @property
+    def platform_lock(self) -> Path:
+        """The file that the supervisor locks while it lives."""
+        return self.root / "platform.lock"
+
+    def champion_encoder(self, space: str) -> Path:
+        """Return the file that names the champion's encoder, because asking the registry takes MLflow seconds."""
+        return self.build / f"{space}.json"
+
+
 def read_installation_key(settings: Settings) -> bytes:
-    """The key behind text ids and tokens: from the settings, or made once and kept in the home.
+    """Return the key behind text ids and tokens: from the settings, else from the home, where it is made if missing.
 
     Raises:
         BadInstallationKey: it isn't hexadecimal, or shorter than 32 bytes.
     """
     if settings.installation_key is not None:
-        return _parsed(settings.installation_key.get_secret_value(), "VALENCE_INSTALLATION_KEY")
-    path = settings.home / INSTALLATION_KEY
+        return _parse_key(settings.installation_key.get_secret_value(), "VALENCE_INSTALLATION_KEY")
+    path = Home(settings.home).installation_key
     if not path.exists():
-        write_secret(path, secrets.token_hex(_BYTES))
-    return _parsed(path.read_text(), str(path))
-
-
-def admin_key_path(settings: Settings) -> Path:
-    """Where the first admin key lies."""
-    return settings.home / ADMIN_KEY
+        write_secret(path, secrets.token_hex(_KEY_BYTES))
+    return _parse_key(path.read_text(), str(path))
 
 
 def write_secret(path: Path, text: str) -> None:
-    """Make a file that only its owner can read, whole or not at all; one that exists already stays.
+    """Write a file that only its owner can read, whole or not at all; an existing file stays.
 
-    The file and its name are on disk when this returns, so that no row can outlive the key it was made under.
+    The file and its name are on disk when this returns, so that no row can outlive the key it was written under.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
@@ -61,13 +119,13 @@ def write_secret(path: Path, text: str) -> None:
         os.close(folder)
 
 
-def _parsed(text: str, where: str) -> bytes:
+def _parse_key(text: str, where: str) -> bytes:
     try:
         key = bytes.fromhex(text.strip())
     except ValueError:
         raise BadInstallationKey(f"{where} is not hexadecimal: use `openssl rand -hex 32`") from None
-    if len(key) < _BYTES:
+    if len(key) < _KEY_BYTES:
         raise BadInstallationKey(
-            f"{where} has {len(key)} bytes: use at least {_BYTES} (`openssl rand -hex 32`)"
+            f"{where} has {len(key)} bytes: use at least {_KEY_BYTES} (`openssl rand -hex 32`)"
         )
     return key

@@ -13,6 +13,7 @@ from registry.experiments.decisions import PolicyDecision
 from serving.control.pool import ServePool
 from serving.core.catalog import Catalog
 from serving.core.connections import build_database, build_registry
+from serving.core.home import Home
 from serving.core.periodic import run_periodically
 from serving.deployments.encoder import encoder_application
 from serving.deployments.options import start_logging
@@ -51,7 +52,7 @@ class Control:
             registry,
             ServePool(
                 lambda record: encoder_application(record, settings),
-                lambda record: registry.fetch(record, settings.home / "cache"),
+                lambda record: registry.fetch(record, Home(settings.home).cache),
             ),
             space=self._space,
             live_space=self._live_space,

@@ -13,6 +13,7 @@ from registry.bundles.manifest_schema import Engine
 from registry.store.records import EncoderRecord, VersionRecord
 from serving.control.pool import DEPLOYMENT
 from serving.core.connections import build_registry
+from serving.core.home import Home
 from serving.core.tracing import build_spans
 from serving.deployments.options import drain_options, start_logging
 from serving.inference.encoder import Encoder
@@ -35,7 +36,7 @@ class EncoderReplica(Replica):
         # The threads that compute inherit it: whoever speaks to clients or to the database goes first.
         os.nice(settings.encoder_niceness)
         registry = build_registry(settings)
-        cache = settings.home / "cache"
+        cache = Home(settings.home).cache
         encoder = _encoder(Bundle.open(registry.fetch(record, cache)), settings)
         warm = encoder.warm_up(settings.encoder_warm_up_seconds)
         log.info(

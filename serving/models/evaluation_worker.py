@@ -93,6 +93,7 @@ class EvaluationWorker:
 async def run(evaluation_id: int) -> int:
     """Work on a claimed evaluation; return the exit code, 0 if a report was stored."""
     from serving.core.connections import build_database, build_registry
+    from serving.core.home import Home
     from serving.core.logs import configure_logging
     from serving.settings import Settings
 
@@ -105,7 +106,7 @@ async def run(evaluation_id: int) -> int:
         engine=engine,
         share=settings.evaluation_share,
     )
-    registry, cache = build_registry(settings), settings.home / "cache"
+    registry, cache = build_registry(settings), Home(settings.home).cache
     database = build_database(settings)
     await database.open()
     try:

@@ -20,13 +20,14 @@ from db.embedded.server import EmbeddedPostgres
 from db.errors import AlreadyOwned, BackupError, BackupTooNew, NotEmpty
 from db.schema import versions
 from serving.core.connections import DATABASE, REGISTRY_SUFFIX
-from serving.core.home import INSTALLATION_KEY, RESTORE_MARK, read_installation_key, write_secret
+from serving.core.home import Home, read_installation_key, write_secret
 from serving.errors import Conflict, Invalid
 from serving.settings import Settings
 from serving.standalone.state import PlatformState
 
 SUFFIX: Final = ".backup"
 _DATABASE, _REGISTRY, _ARTIFACTS = "database.dump", "registry.dump", "artifacts"
+_INSTALLATION_KEY = "installation.key"
 
 
 @contextmanager
@@ -146,10 +147,10 @@ def restore(
         found.check()
         key = _same_key(settings, found)
         home.mkdir(parents=True, exist_ok=True)
-        mark = home / RESTORE_MARK
+        mark = Home(home).restore_mark
         mark.mkdir()
         try:
-            write_secret(home / INSTALLATION_KEY, key)
+            write_secret(Home(home).installation_key, key)
             say("artifacts")
             found.extract_folder(_ARTIFACTS, _artifacts(settings))
             if found.manifest.contents == "dump":
@@ -216,7 +217,7 @@ def _relocate(settings: Settings, found: Backup, registry: str) -> None:
 
 
 def _require_database(settings: Settings) -> None:
-    if settings.database_url is None and not (settings.home / "postgres").exists():
+    if settings.database_url is None and not Home(settings.home).postgres.exists():
         raise Invalid(f"{settings.home.absolute()} holds no database: set VALENCE_HOME, or DATABASE_URL")
 
 
@@ -224,7 +225,7 @@ def _require_empty(home: Path) -> None:
     if PlatformState(home).is_owned():
         raise NotEmpty(f"a platform runs in {home}: choose an empty home")
     there = sorted(path.name for path in home.iterdir() if path.name != "logs") if home.exists() else []
-    if RESTORE_MARK in there:
+    if Home(home).restore_mark.exists():
         raise NotEmpty(f"a restore into {home} was cut off: remove it and restore again")
     if there:
         raise NotEmpty(f"{home} holds data ({there[0]}): set VALENCE_HOME to an empty folder")
@@ -245,7 +246,7 @@ def _require_usable(settings: Settings, found: Backup, until: datetime | None) -
 
 def _same_key(settings: Settings, found: Backup) -> str:
     """The backup's installation key, in hex."""
-    key = found.text(INSTALLATION_KEY)
+    key = found.text(_INSTALLATION_KEY)
     if settings.installation_key is not None and read_installation_key(settings) != bytes.fromhex(key):
         raise Conflict(
             "VALENCE_INSTALLATION_KEY isn't the key of the backup, whose texts couldn't be met again: unset it"
@@ -272,11 +273,11 @@ def _key(settings: Settings, url: str) -> str:
 def _add_rest(writer: BackupWriter, settings: Settings, key: str, say: Callable[[str], None]) -> None:
     say("artifacts")
     writer.add_folder(_ARTIFACTS, _artifacts(settings))
-    writer.add_text(INSTALLATION_KEY, key)
+    writer.add_text(_INSTALLATION_KEY, key)
 
 
 def _artifacts(settings: Settings) -> Path:
-    return settings.home.resolve() / "artifacts"
+    return Home(settings.home.resolve()).artifacts
 
 
 def _archive(settings: Settings) -> Path:
@@ -317,10 +318,11 @@ def _scratch(beside_: Path) -> Iterator[Path]:
 
 def _discard(home: Path) -> None:
     """Removes what a restore that failed has made; the home was empty before."""
-    data = home / "postgres"
+    paths = Home(home)
+    data = paths.postgres
     shutil.rmtree(data.resolve(), ignore_errors=True)
     if data.is_symlink():
         data.unlink()
-    for name in (_ARTIFACTS, RESTORE_MARK):
-        shutil.rmtree(home / name, ignore_errors=True)
-    (home / INSTALLATION_KEY).unlink(missing_ok=True)
+    for folder in (paths.artifacts, paths.restore_mark):
+        shutil.rmtree(folder, ignore_errors=True)
+    paths.installation_key.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ import httpx
 
 from db.connection.databases import require_reachable
 from serving.core.connections import find_tracking_uri
+from serving.core.home import Home
 from serving.core.subprocesses import end_with_parent
 from serving.errors import Invalid
 from serving.settings import Settings
@@ -155,7 +156,7 @@ def serve(
     elif scheme not in ("sqlite", "mysql", "mssql"):
         raise Invalid("MLFLOW_TRACKING_URI names no database: MLflow's server needs one")
     TrackingServer(
-        store, artifacts=settings.home / "artifacts", host=host, port=port, allowed_hosts=allowed_hosts
+        store, artifacts=Home(settings.home).artifacts, host=host, port=port, allowed_hosts=allowed_hosts
     ).run(say)
 
 

@@ -169,6 +169,7 @@ class ReembeddingWorker:
 async def run() -> None:
     """Work as the settings say."""
     from serving.core.connections import build_database, build_registry
+    from serving.core.home import Home
     from serving.core.logs import configure_logging
     from serving.settings import Settings
 
@@ -176,7 +177,7 @@ async def run() -> None:
     configure_logging(settings.log_level, process="reembedding", file=settings.log_file)
     encoders = SpaceEncoders(
         build_registry(settings),
-        cache=settings.home / "cache",
+        cache=Home(settings.home).cache,
         engine=None if settings.engine in ("auto", "torch") else Engine(settings.engine),
         share=settings.reembedding_share,
     )

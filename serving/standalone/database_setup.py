@@ -14,7 +14,7 @@ from db.predictions.partitions import Partitions
 from serving.accounts.authentication import digest_key, generate_key, parse_key_id
 from serving.core.caller import Role
 from serving.core.connections import build_database
-from serving.core.home import admin_key_path, write_secret
+from serving.core.home import Home, write_secret
 from serving.core.logs import configure_logging
 from serving.settings import Settings
 
@@ -31,7 +31,7 @@ async def set_up_database(settings: Settings) -> None:
     try:
         await Partitions(database).ensure(datetime.now(UTC))
         await Segments(database, await SpaceRepository(database).ensure(settings.space)).ensure()
-        await _store_admin(KeyRepository(database), _admin_key(admin_key_path(settings)))
+        await _store_admin(KeyRepository(database), _admin_key(Home(settings.home).admin_key))
     finally:
         await database.close()
 

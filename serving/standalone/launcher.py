@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from serving.core.home import RESTORE_MARK, admin_key_path
+from serving.core.home import Home
 from serving.settings import Settings
 from serving.standalone.state import PlatformState
 
@@ -39,7 +39,7 @@ def up(settings: Settings, *, foreground: bool = False, say: Say = print) -> dic
     """
     settings = settings.model_copy(update={"home": settings.home.absolute()})
     record = PlatformState(settings.home)
-    if (settings.home / RESTORE_MARK).exists():
+    if Home(settings.home).restore_mark.exists():
         raise LaunchFailed(f"a restore into {settings.home} was cut off: remove it and restore again")
     was_up = record.is_owned()
     if not was_up:
@@ -53,7 +53,7 @@ def up(settings: Settings, *, foreground: bool = False, say: Say = print) -> dic
         "url": settings.base_url,
         "console": f"{settings.base_url}/console",
         "docs": f"{settings.base_url}/docs",
-        "admin_key": str(admin_key_path(settings)),
+        "admin_key": str(Home(settings.home).admin_key),
         "was_up": was_up,
         "prediction": _predict(settings),
     }
@@ -74,7 +74,7 @@ def down(settings: Settings, *, say: Say = print) -> bool:
     deadline = time.monotonic() + _DOWN_SECONDS
     while record.is_owned():
         if time.monotonic() > deadline:
-            raise LaunchFailed(f"process {pid} does not end: see {home / 'logs'}")
+            raise LaunchFailed(f"process {pid} does not end: see {Home(home).logs}")
         time.sleep(0.1)
     say("down; the data stays in " + str(home))
     return True
@@ -95,7 +95,7 @@ def status(settings: Settings) -> dict[str, Any]:
         "pid": found.get("pid"),
         "url": settings.base_url,
         "home": str(home),
-        "logs": str(home / "logs"),
+        "logs": str(Home(home).logs),
     }
 
 
@@ -119,10 +119,10 @@ def _become(settings: Settings) -> None:
 
 
 def _spawn(settings: Settings, record: PlatformState) -> None:
-    logs = settings.home / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
+    log_file = Home(settings.home).platform_log
+    log_file.parent.mkdir(parents=True, exist_ok=True)
     settings.home.chmod(0o755)
-    with (logs / "platform.log").open("ab") as log:
+    with log_file.open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "serving.standalone.supervisor"],
             stdin=subprocess.DEVNULL,
@@ -149,14 +149,14 @@ def _wait_until_ready(settings: Settings, record: PlatformState, say: Say) -> fl
                 say(f"{time.monotonic() - started:4.0f} s  {phase}")
                 shown = phase
             if time.monotonic() - started > _UP_SECONDS:
-                raise LaunchFailed(f"not ready after {_UP_SECONDS:.0f} s: see {settings.home / 'logs'}")
+                raise LaunchFailed(f"not ready after {_UP_SECONDS:.0f} s: see {Home(settings.home).logs}")
             time.sleep(0.2)
     return time.monotonic() - started
 
 
 def _fail(settings: Settings, record: PlatformState) -> None:
     error = record.read().get("error") or "the supervisor ended"
-    raise LaunchFailed(f"{error}; see {settings.home / 'logs' / 'platform.log'}")
+    raise LaunchFailed(f"{error}; see {Home(settings.home).platform_log}")
 
 
 def _health(settings: Settings, client: httpx.Client) -> httpx.Response | None:
@@ -168,7 +168,7 @@ def _health(settings: Settings, client: httpx.Client) -> httpx.Response | None:
 
 def _predict(settings: Settings) -> dict[str, Any]:
     key = settings.api_key.get_secret_value() if settings.api_key else ""
-    path = admin_key_path(settings)
+    path = Home(settings.home).admin_key
     if not key and path.exists():
         key = path.read_text().strip()
     try:

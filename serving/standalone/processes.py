@@ -20,6 +20,7 @@ import structlog
 from registry.errors import NotRegistered, RegistryError
 from registry.store.model_registry import ModelRegistry
 from registry.store.records import EncoderRecord
+from serving.core.home import Home
 from serving.core.logs import configure_logging
 from serving.core.subprocesses import end_with_parent
 from serving.settings import Settings
@@ -39,7 +40,7 @@ def register_models(settings: Settings) -> None:
     registry = build_registry(settings)
 
     def answering() -> None:
-        note = encoder_note(settings)
+        note = Home(settings.home).champion_encoder(settings.space)
         draft = note.with_suffix(".new")
         draft.write_text(json.dumps(asdict(_first_encoder(registry, settings))))
         draft.replace(note)
@@ -50,14 +51,9 @@ def register_models(settings: Settings) -> None:
         registry,
         space=settings.space,
         model=settings.model,
-        work=settings.home / "build",
+        work=Home(settings.home).build,
         on_champion_ready=answering,
     )
-
-
-def encoder_note(settings: Settings) -> Path:
-    """Where it is noted which encoder the champion has, by the home's own registry: asking takes MLflow seconds."""
-    return settings.home / "build" / f"{settings.space}.json"
 
 
 def run_serve(settings: Settings, ended: threading.Event, *, note: Path | None) -> int:

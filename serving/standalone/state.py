@@ -6,13 +6,15 @@ import os
 from pathlib import Path
 from typing import IO
 
+from serving.core.home import Home
+
 
 class PlatformState:
     """What runs for a home: a file that its supervisor writes, and a lock that it holds while it lives."""
 
     def __init__(self, home: Path) -> None:
-        self._file = home / "platform.json"
-        self._lock_file = home / "platform.lock"
+        self._file = Home(home).platform_state
+        self._lock_file = Home(home).platform_lock
         self._lock: IO[str] | None = None
 
     def acquire(self) -> bool:

@@ -23,11 +23,11 @@ from db.embedded.server import EmbeddedPostgres
 from db.errors import DatabaseError
 from db.schema import versions
 from serving.core.connections import DATABASE, REGISTRY_SUFFIX
+from serving.core.home import Home
 from serving.core.logs import configure_logging
 from serving.deployments.cluster import build_environment
 from serving.settings import Settings
 from serving.standalone.database_setup import set_up_database
-from serving.standalone.processes import encoder_note
 from serving.standalone.state import PlatformState
 
 log = structlog.get_logger(__name__)
@@ -153,9 +153,9 @@ class Supervisor:
         names["VALENCE_HOME"] = str(settings.home)
         if settings.log_file is None:
             # Where the supervisor's own lines are, unless it was started in the foreground.
-            logs = settings.home / "logs"
-            logs.mkdir(parents=True, exist_ok=True)
-            names["VALENCE_LOG_FILE"] = str(logs / "platform.log")
+            log_file = Home(settings.home).platform_log
+            log_file.parent.mkdir(parents=True, exist_ok=True)
+            names["VALENCE_LOG_FILE"] = str(log_file)
         if settings.database_url is not None:
             names["DATABASE_URL"] = settings.database_url.get_secret_value()
         else:
@@ -184,7 +184,7 @@ class Supervisor:
     def _note(self) -> Path | None:
         """Where the champion's encoder is noted, or will be, if nobody else can have moved the registry on."""
         elsewhere = self._settings.mlflow_tracking_uri or self._settings.database_url
-        return encoder_note(self._settings) if elsewhere is None else None
+        return Home(self._settings.home).champion_encoder(self._settings.space) if elsewhere is None else None
 
     def _look_after_database(self) -> None:
         if self._server is None or self._server.is_running() or self._ending:
