@@ -1,24 +1,24 @@
 """The errors of the serving layer, as one tree.
 
 ServingError
-├── Unauthenticated          who are you?
-├── Forbidden                you may not
-├── NotFound                 no such thing, or not yours
-├── Conflict                 it contradicts what is there
+├── Unauthenticated          the credentials are missing or wrong
+├── Forbidden                the role does not suffice
+├── NotFound                 no such thing, or another holder's
+├── Conflict                 it contradicts the present state
 │   └── Refused              a version may not become champion
 ├── Invalid                  the input can't be used
 ├── EvaluationFailed         a version has no report
-├── Unreadable               what is stored can't be decrypted
+├── Unreadable               a stored value can't be decrypted
 ├── TooLarge                 more than the platform takes at once
 ├── InternalError            a fault of the platform
 └── Retryable                try again later
     ├── Overloaded           no room now
-    │   └── RateLimited      your share is used up
+    │   └── RateLimited      the key has reached its limit
     └── NotReady             a part is missing or down
         ├── ModelNotReady
         └── StoreUnavailable
 
-They know nothing of HTTP: `serving.api.errors` maps them to answers in one table.
+They know nothing of HTTP: one table in `serving.api.errors` maps them to responses.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """One fault of one input: where it lies (path of names and indices), what it is."""
+    """One fault of an input: its path of names and indices, and the reason."""
 
     loc: tuple[str | int, ...]
     message: str
@@ -47,7 +47,7 @@ class Forbidden(ServingError):
 
 
 class NotFound(ServingError):
-    """What was named does not exist, or belongs to somebody else."""
+    """The named thing does not exist, or belongs to another holder."""
 
 
 class Conflict(ServingError):
@@ -55,7 +55,7 @@ class Conflict(ServingError):
 
 
 class Refused(Conflict):
-    """A version may not become champion; `report` is what the gates say of it, if they were asked."""
+    """A version may not become champion; `report` is the report of the gates, if they ran."""
 
     def __init__(self, message: str, report: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -63,7 +63,7 @@ class Refused(Conflict):
 
 
 class Invalid(ServingError):
-    """The input can't be used; `problems` says where and why."""
+    """The input can't be used; `problems` lists the faults."""
 
     def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
         super().__init__(message)
@@ -71,7 +71,7 @@ class Invalid(ServingError):
 
 
 class EvaluationFailed(ServingError):
-    """An evaluation that was waited for ended without a report."""
+    """An evaluation ended without a report."""
 
 
 class Unreadable(ServingError):
@@ -99,7 +99,7 @@ class Overloaded(Retryable):
 
 
 class RateLimited(Overloaded):
-    """This key has used its share for now."""
+    """The key has reached its rate limit."""
 
 
 class NotReady(Retryable):
@@ -107,8 +107,8 @@ class NotReady(Retryable):
 
 
 class ModelNotReady(NotReady):
-    """The version that was asked for isn't answering yet."""
+    """The requested version doesn't answer yet."""
 
 
 class StoreUnavailable(NotReady):
-    """The database can't store or be read now; nothing was acknowledged."""
+    """The database can't be written or read now; nothing was acknowledged."""

@@ -1,1 +1,1 @@
-"""What every other package of serving stands on. Knows no use case."""
+"""The base of every other package of serving. Knows no use case."""

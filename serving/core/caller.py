@@ -1,4 +1,4 @@
-"""Who asks, what they may do, and which request of theirs may be repeated. Never checks a credential."""
+"""The caller of a request, its role, and the repetition of a request. Never checks a credential."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,21 +8,21 @@ from db.predictions.submissions import NewIdempotency
 
 
 class Role(StrEnum):
-    """What a key may do; each role includes the ones before it."""
+    """The rights of a key; each role includes the ones before it."""
 
     CLIENT = "client"
     ENGINEER = "engineer"
     ADMIN = "admin"
 
     def includes(self, other: "Role") -> bool:
-        """Whether this role may do what `other` may."""
+        """Return whether this role has the rights of `other`."""
         order = list(Role)
         return order.index(self) >= order.index(other)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caller:
-    """Who asks: a checked key, whom its predictions belong to, and what it may do."""
+    """A checked key, the holder that its predictions belong to, and its role."""
 
     key_id: UUID
     holder_id: UUID
@@ -31,7 +31,7 @@ class Caller:
 
     @property
     def scope(self) -> UUID | None:
-        """The holder whose data this caller may see; None: everybody's."""
+        """The holder whose data this caller may see; None for the data of all."""
         return self.holder_id if self.role is Role.CLIENT else None
 
 
@@ -43,8 +43,8 @@ class Idempotency:
     route: str
     body_digest: bytes
 
-    def kept(self, caller: Caller, *, status: int, answer: bytes) -> NewIdempotency:
-        """The row that makes a repetition get this answer."""
+    def to_row(self, caller: Caller, *, status: int, answer: bytes) -> NewIdempotency:
+        """Return the row that gives a repetition the same answer."""
         return NewIdempotency(
             holder_id=caller.holder_id,
             route=self.route,

@@ -1,6 +1,6 @@
 """The catalog: which versions exist, which of them answer, and which replicas compute them, as one frozen value.
 
-Published by the fleet, read by every ingress replica; pure, and never half-changed: a new one replaces the old.
+The reconciler publishes it and every ingress replica reads it. It is pure, and a new one replaces the old one whole.
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ CHAMPION = "champion"
 
 
 def short_digest(digest: str) -> str:
-    """An encoder's name where its replicas are named and counted."""
+    """Return the name of an encoder in the names of its replicas and metrics."""
     return digest[:16]
 
 
 class VersionState(StrEnum):
-    """What the fleet says of a version."""
+    """The state of a version, as the reconciler sees it."""
 
     READY = "ready"
     STARTING = "starting"
@@ -38,9 +38,9 @@ class CatalogEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """Digests of the encoders whose replicas compute a version: its scores, and the vector that is stored.
+    """Digests of the encoders that compute a version's scores and the vector that is stored.
 
-    They differ for a version whose encoder gives no vectors of the index's space, which `space` names.
+    They differ for a version whose encoder computes no vectors of `space`, the space of the index.
     """
 
     scorer: str
@@ -73,7 +73,7 @@ class Catalog:
     replicas: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def versions(self, model: str) -> Mapping[str, CatalogEntry]:
-        """The versions of a model by number.
+        """Return the versions of a model by number.
 
         Raises:
             NotFound: no such model.
@@ -84,7 +84,7 @@ class Catalog:
             raise NotFound(f"there is no model {model!r}: GET /v1/models lists them") from None
 
     def entry(self, model: str, version: str) -> CatalogEntry:
-        """A version and its state.
+        """Return a version and its state.
 
         Raises:
             NotFound: no such model or version.
@@ -95,7 +95,7 @@ class Catalog:
         return entry
 
     def ready_version(self, model: str, version: str) -> VersionRecord:
-        """The named version, if it is ready.
+        """Return the named version if it is ready.
 
         Raises:
             NotFound: no such model or version.
@@ -110,16 +110,16 @@ class Catalog:
         return entry.record
 
     def is_ready(self, model: str, version: str) -> bool:
-        """Whether there is such a version and it answers."""
+        """Return whether the version exists and answers."""
         entry = self.models.get(model, {}).get(version)
         return entry is not None and entry.state is VersionState.READY
 
     def champion(self, model: str) -> VersionRecord:
-        """The version that answers when none is named.
+        """Return the version that answers a request that names none.
 
         Raises:
             NotFound: no such model.
-            ModelNotReady: none does now.
+            ModelNotReady: no version answers now.
         """
         versions = self.versions(model)
         if (version := self.champions.get(model)) is not None:
@@ -132,7 +132,7 @@ class Catalog:
         )
 
     def placement(self, record: VersionRecord | None) -> Placement:
-        """Where a version is computed; None asks for a vector alone.
+        """Return the encoders that compute a version, or a vector alone if `record` is None.
 
         Raises:
             ModelNotReady: no encoder of the space runs.
@@ -144,7 +144,7 @@ class Catalog:
         return Placement(scorer=own or embedder, embedder=embedder, space=self.space)
 
     def placement_in(self, space: str | None) -> Placement:
-        """Where vectors of a space are computed, which a request that began before a switch still asks for.
+        """Return the encoder of a space, which may be the previous one for a request that began before a switch.
 
         Raises:
             ModelNotReady: no encoder of the space runs.

@@ -1,4 +1,4 @@
-"""Settings → the two stores they name: the database and the registry. Light to import; nothing is kept open here."""
+"""Clients of the two stores that the settings name: the database and the registry. Light to import; opens nothing."""
 
 from db.connection.databases import require_reachable, sibling_url
 from db.connection.engine import ConnectionObserver, Database, Limits
@@ -11,15 +11,15 @@ from serving.errors import NotReady
 from serving.settings import Settings
 
 DATABASE = "valence"
-# The registry's database, beside the other one: both keep Alembic's table.
+# The registry has its own database in the same server, because both keep a table of Alembic's.
 REGISTRY_SUFFIX = "_mlflow"
 
 
 def build_database(settings: Settings, *, watch: ConnectionObserver | None = None) -> Database:
-    """The database that the settings name; `watch` is entered around what it does.
+    """Return a client of the database in the settings; `watch` is entered around each of its operations.
 
     Raises:
-        NotReady: none is named: the launcher names the embedded one.
+        NotReady: the settings name no database; the launcher names the embedded one.
     """
     if settings.database_url is None:
         raise NotReady("DATABASE_URL is not set: start with `valence up`, or name a database")
@@ -37,19 +37,19 @@ def build_database(settings: Settings, *, watch: ConnectionObserver | None = Non
 
 
 def build_cipher(settings: Settings) -> Cipher:
-    """What encrypts and decrypts what people wrote.
+    """Return the cipher for texts, comments and stored answers.
 
     Raises:
-        BadTextKeys: the setting holds no such keys.
+        BadTextKeys: the setting holds no valid keys.
     """
     return Cipher.parse(settings.text_keys.get_secret_value() if settings.text_keys else "")
 
 
 def build_registry(settings: Settings) -> ModelRegistry:
-    """The registry that the settings name.
+    """Return the registry in the settings.
 
     Raises:
-        NotReady: none is named: the launcher names the one in its database.
+        NotReady: the settings name no registry; the launcher names the one in its database.
     """
     if settings.mlflow_tracking_uri is None:
         raise NotReady("MLFLOW_TRACKING_URI is not set: start with `valence up`, or name a server or a store")
@@ -57,10 +57,10 @@ def build_registry(settings: Settings) -> ModelRegistry:
 
 
 def find_tracking_uri(settings: Settings) -> str:
-    """Where MLflow keeps the registry: what the settings name, or the database of the platform that runs here.
+    """Return the URI of MLflow's store: the one in the settings, else the database of the platform that runs here.
 
     Raises:
-        NotReady: none is named, and the platform's database doesn't answer.
+        NotReady: the settings name none, and the platform's database doesn't answer.
     """
     if settings.mlflow_tracking_uri is not None:
         return settings.mlflow_tracking_uri
@@ -76,5 +76,5 @@ def find_tracking_uri(settings: Settings) -> str:
 
 
 def build_running_registry(settings: Settings) -> ModelRegistry:
-    """The registry that the settings name, or that of the platform that runs here. Raises NotReady if neither is."""
+    """Return the registry in the settings, else that of the platform that runs here. Raise NotReady without either."""
     return build_registry(settings.model_copy(update={"mlflow_tracking_uri": find_tracking_uri(settings)}))

@@ -1,4 +1,4 @@
-"""Heavy computing beside serving: one thread that yields to everybody else, and a bounded queue before it."""
+"""Heavy computing outside the event loop: one thread of low priority, and a bounded queue before it."""
 
 import asyncio
 import os
@@ -15,33 +15,33 @@ _NICENESS: Final = 10
 
 
 class BackgroundExecutor:
-    """Runs one computation at a time off the event loop; those that were begun end before `close` does."""
+    """Runs one computation at a time outside the event loop; `close` waits for one that has begun."""
 
     def __init__(self, *, waiting: int = _WAITING) -> None:
         self._room = waiting + 1
-        # On Linux niceness is a thread's own.
+        # On Linux each thread has its own niceness.
         self._thread = ThreadPoolExecutor(1, "valence-aside", initializer=lambda: os.nice(_NICENESS))
 
     async def run(self, compute: Callable[[], Result]) -> Result:
-        """What it returns or raises.
+        """Compute in the thread, and return the result.
 
         Raises:
-            Overloaded: too many wait already.
+            Overloaded: too many computations wait already.
         """
         if self._room == 0:
             raise Overloaded("other analyses are under way: try again", retry_after=2)
         self._room -= 1
         work = asyncio.get_running_loop().run_in_executor(self._thread, compute)
         work.add_done_callback(self._freed)
-        # Whoever leaves frees no room: the thread goes on with what it began.
+        # A caller that is cancelled frees no room: the thread finishes the computation.
         return await asyncio.shield(work)
 
     async def close(self) -> None:
-        """Drop what waits, and let what runs end."""
+        """Cancel the waiting computations, and wait for the running one."""
         await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)
 
     def _freed(self, work: "asyncio.Future[Any]") -> None:
         self._room += 1
         if not work.cancelled():
-            # Nobody may be left to ask for it.
+            # Retrieve it, because the caller may have left.
             work.exception()

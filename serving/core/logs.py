@@ -1,7 +1,7 @@
-"""How every process of the platform logs: JSON lines with ids and never text, each written as soon as it is said.
+"""The log of every process of the platform: JSON lines with ids and never text, each written at once.
 
-Lines go to the file of the setting, or to the process's own standard error: not to what Ray Serve puts in its place in
-a replica, which keeps a thousand lines back under load and is no JSON.
+Lines go to the file of the setting, else to the original standard error of the process. Ray Serve replaces standard
+error in a replica by a stream that holds back a thousand lines under load and isn't JSON.
 """
 
 import logging
@@ -15,12 +15,12 @@ from typing import Any, Final, TextIO, cast
 import structlog
 from structlog.types import EventDict
 
-# The request that the present task works for. A batch works for many, so its task has none.
+# The request that the present task serves. The task of a batch serves many, so it has none.
 REQUEST_ID: Final[ContextVar[str | None]] = ContextVar("valence_request", default=None)
 
 
 class _Lossy:
-    """A stream that loses what it can't write: a full disk must not end whoever logs."""
+    """A stream that drops what it can't write, because a full disk must not end the process that logs."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -37,17 +37,16 @@ class _Lossy:
 def configure_logging(
     level: str, *, process: str, file: Path | None = None, replica: str | None = None
 ) -> None:
-    """Set the threshold, the shape and the place of every line of this process.
+    """Set the threshold, the format and the destination of every line of this process, warnings of libraries included.
 
-    `process` says what it is (ingress, encoder, control, evaluation …), `replica` which of them. What libraries warn
-    of goes the same way.
+    `process` names the kind of the process (ingress, encoder, control, evaluation …), `replica` the replica.
     """
-    said = {"process": process, "pid": os.getpid()} | ({"replica": replica} if replica else {})
+    fields = {"process": process, "pid": os.getpid()} | ({"replica": replica} if replica else {})
 
     def stamp(_logger: Any, _method: str, event: EventDict) -> EventDict:
         if (request_id := REQUEST_ID.get()) is not None:
             event.setdefault("request_id", request_id)
-        return {**said, **event}
+        return {**fields, **event}
 
     structlog.configure(
         processors=[
@@ -66,7 +65,7 @@ def configure_logging(
 
 
 def _opened(file: Path | None) -> TextIO:
-    """Appended to, so that many processes share it line by line; a copy-and-truncate rotation does no harm."""
+    """Open the file for appending: processes share it line by line, and it may be copied and truncated meanwhile."""
     if file is not None:
         try:
             return file.open("a", buffering=1, encoding="utf-8")
@@ -76,7 +75,7 @@ def _opened(file: Path | None) -> TextIO:
 
 
 class _Libraries(logging.Handler):
-    """What a library logs by the standard library at level warning and above, as a line of ours."""
+    """Writes what libraries log at level warning and above as JSON lines."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

@@ -1,4 +1,4 @@
-"""The border between the registry's blocking calls and errors, and this layer's."""
+"""The border between the registry, which blocks and has its own errors, and this layer."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,11 +11,11 @@ T = TypeVar("T")
 
 
 async def call_registry(call: Callable[..., T], *arguments: object) -> T:
-    """What the registry says to a call that blocks.
+    """Call a blocking method of the registry in a thread, and return its result.
 
     Raises:
-        NotRegistered: as the registry does; that is for the caller.
-        NotReady: it can't be used.
+        NotRegistered: the registry holds no such thing.
+        NotReady: the registry can't be used.
     """
     try:
         return await asyncio.to_thread(call, *arguments)

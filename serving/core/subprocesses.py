@@ -1,7 +1,4 @@
-"""Work in processes of their own that take idle time alone: how they are started and ended, and how they yield.
-
-Knows nothing of what they do.
-"""
+"""Child processes that use only idle CPU time: their start, their end and their priority. Knows no work of theirs."""
 
 import asyncio
 import ctypes
@@ -22,7 +19,7 @@ def end_with_parent(number: int = signal.SIGTERM) -> None:
 
 
 async def run_module(module: str, *arguments: str) -> str | None:
-    """Runs a module in a process of its own until it ends; the end of its complaint if it failed."""
+    """Run a module in a child process until it ends; return None, or the reason why it failed."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -31,14 +28,14 @@ async def run_module(module: str, *arguments: str) -> str | None:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        # Its standard error is read for its reason, so its log goes where that of this process goes.
+        # Its standard error is read for the reason, so it logs to this process's standard error.
         env={"VALENCE_LOG_FILE": f"/proc/{os.getpid()}/fd/2"}
         | dict(os.environ)
         | dict.fromkeys(_ONE_THREAD, "1")
         | {"TOKENIZERS_PARALLELISM": "false"},
     )
     try:
-        said = await _tail(process.stderr)
+        message = await _tail(process.stderr)
         code = await process.wait()
     except asyncio.CancelledError:
         process.kill()
@@ -49,19 +46,19 @@ async def run_module(module: str, *arguments: str) -> str | None:
         return None
     if code < 0:
         return f"its process was ended by {signal.Signals(-code).name}"
-    return said or f"its process ended with code {code}"
+    return message or f"its process ended with code {code}"
 
 
 def yield_to_others() -> None:
-    """Has this process take what nobody else wants, and end with the one that started it."""
+    """Use only idle CPU time in this process, and end it with its parent."""
     end_with_parent(signal.SIGKILL)
     os.nice(_NICE)
-    # Whoever serves takes the core at once, where a nice process would still have its slice.
+    # A serving process preempts an idle one at once; one that is merely nice would finish its time slice.
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 async def _tail(stream: asyncio.StreamReader | None) -> str:
-    """The last line of what a process writes, read to its end so that it never waits."""
+    """Return the last line of a stream, read to its end so that the process never blocks on it."""
     kept = b""
     while stream is not None and (chunk := await stream.read(_STDERR_BYTES)):
         kept = (kept + chunk)[-_STDERR_BYTES:]

@@ -1,6 +1,6 @@
-"""What counts as a text: 1 to 20,000 characters after trimming, any Unicode that PostgreSQL can hold.
+"""The rule for texts: 1 to 20,000 characters after trimming, of any Unicode that PostgreSQL can hold.
 
-One rule for every way in (HTTP, both other protocols, jobs, the command line).
+It holds for every protocol and for the command line.
 """
 
 MAX_CHARACTERS = 20_000
@@ -12,10 +12,10 @@ class UnusableText(ValueError):
 
 
 def clean(text: str) -> str:
-    """The text as it is predicted and stored: without the white space around it.
+    """Return the text without the white space around it, as it is predicted and stored.
 
     Raises:
-        UnusableText: empty or blank, too long, with a NUL or with a lone surrogate.
+        UnusableText: it is blank or too long, or holds a NUL or a lone surrogate.
     """
     trimmed = text.strip()
     if not trimmed:

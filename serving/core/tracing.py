@@ -1,7 +1,7 @@
-"""Spans of one process, for an OTLP collector: requests at the ingress, batches to the replicas, the database.
+"""Trace spans of one process for an OTLP collector: requests at the ingress, batches to the replicas, the database.
 
-Off unless an endpoint is set; then nobody holds a `Spans`, and nothing of OpenTelemetry is imported. A batch
-belongs to no request: its span is linked with the spans of the requests in it, both ways.
+Without an endpoint there is no `Spans`, and OpenTelemetry isn't imported. A batch serves many requests, so its span
+and the spans of its requests are linked both ways.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,19 +20,19 @@ _LINKS = 128
 
 
 class SubmissionWriter(Protocol):
-    """The writer, as a span is put around it."""
+    """The writer of predictions, traced or not."""
 
     async def commit(self, submissions: Sequence[Submission]) -> list[Outcome]:
-        """One transaction for many requests."""
+        """Store the submissions of many requests in one transaction."""
 
 
 class Spans:
-    """Makes spans; what is sampled is sampled with everything that belongs to it.
+    """Creates spans; a sampled request is traced with everything that belongs to it.
 
     Args:
-        exporter: where they go.
-        process, replica: what this process is, and which one.
-        share: of the requests that come without a traceparent.
+        exporter: receives the spans.
+        process, replica: the kind of this process, and its replica.
+        share: share of the requests without a traceparent that are sampled.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Spans:
             }
         )
         self._processor = BatchSpanProcessor(exporter, schedule_delay_millis=_DELAY_MILLISECONDS)
-        # Which batches are traced follows from their requests, and is not drawn again.
+        # A batch is traced if one of its requests is; it isn't sampled again.
         requests = TracerProvider(ParentBased(TraceIdRatioBased(share)), resource)
         batches = TracerProvider(ParentBased(ALWAYS_ON), resource)
         for provider in (requests, batches):
@@ -64,7 +64,7 @@ class Spans:
 
     @contextmanager
     def request(self, request_id: str, method: str, traceparent: str | None) -> Iterator["Span"]:
-        """The span of a request while it is served, in the caller's trace if it named one."""
+        """Open the span of a request, in the caller's trace if the request names one."""
         from opentelemetry.context import Context
         from opentelemetry.trace import SpanKind
 
@@ -85,7 +85,7 @@ class Spans:
 
     @contextmanager
     def batch(self, name: str, request_ids: Iterable[str | None], **attributes: Any) -> Iterator[str | None]:
-        """The span of a batch, linked with its requests; its traceparent, or None if none of them is traced."""
+        """Open the span of a batch, linked with its requests; yield its traceparent, or None if none is traced."""
         from opentelemetry.context import Context
         from opentelemetry.trace import Link, SpanKind
 
@@ -106,7 +106,7 @@ class Spans:
 
     @contextmanager
     def within(self, name: str, traceparent: str | None, **attributes: Any) -> Iterator[None]:
-        """The span of work for a batch that another process began; nothing if that one isn't traced."""
+        """Open the span of work for a batch of another process, if that batch is traced."""
         from opentelemetry.context import Context
         from opentelemetry.trace import SpanKind
 
@@ -118,7 +118,7 @@ class Spans:
             yield
 
     def database(self, name: str) -> AbstractContextManager[object]:
-        """A span around what the database does for the present span; nothing if there is none."""
+        """Return a span for an operation of the database, if there is a present span."""
         from opentelemetry.trace import SpanKind, get_current_span
 
         if not get_current_span().is_recording():
@@ -130,31 +130,31 @@ class Spans:
             {"db.system.name": "postgresql", "db.operation.name": name},
         )
 
-    def writer(self, stores: SubmissionWriter) -> SubmissionWriter:
-        """The same writer, with a span around each transaction."""
-        return _TracedWriter(stores, self)
+    def writer(self, writer: SubmissionWriter) -> SubmissionWriter:
+        """Return the writer with a span around each transaction."""
+        return _TracedWriter(writer, self)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the remaining spans."""
         self._processor.shutdown()  # type: ignore[no-untyped-call]
 
 
 class _TracedWriter:
-    def __init__(self, stores: SubmissionWriter, spans: Spans) -> None:
-        self._stores = stores
+    def __init__(self, writer: SubmissionWriter, spans: Spans) -> None:
+        self._writer = writer
         self._spans = spans
 
     async def commit(self, submissions: Sequence[Submission]) -> list[Outcome]:
-        """`Stores.commit` under a span that is linked with its requests."""
+        """Commit in a span that is linked with its requests."""
         ids = (each.predictions[0].request_id for each in submissions if each.predictions)
         with self._spans.batch("store", ids, **{"valence.submissions": len(submissions)}):
-            return await self._stores.commit(submissions)
+            return await self._writer.commit(submissions)
 
 
 def build_spans(
     endpoint: str | None, *, process: str, replica: str | None = None, share: float = 1.0
 ) -> Spans | None:
-    """Spans that go to an OTLP/HTTP collector at this base address; None if there is none."""
+    """Return spans that go to an OTLP/HTTP collector at this base address; None without an address."""
     if endpoint is None:
         return None
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -164,7 +164,7 @@ def build_spans(
 
 
 def record_route(span: "Span", method: str, route: str, status: int) -> None:
-    """What is known of a request once it is answered."""
+    """Record on a request's span what is known once it is answered."""
     from opentelemetry.trace import StatusCode
 
     span.update_name(f"{method} {route}")

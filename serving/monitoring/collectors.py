@@ -1,7 +1,7 @@
-"""What stands rather than happens: versions, replicas, pools, what is stored. Read when somebody looks.
+"""Metrics of state: versions, replicas, pools and stored rows, read when the metrics are scraped.
 
-`PlatformCollector` says the same at every ingress replica, so that the largest of several is the truth;
-`ReplicaCollector` is one replica's own. Knows no SQL: the census is taken by a chore and read here as it was last.
+`PlatformCollector` reports the same at every ingress replica, so the largest of several values is the truth;
+`ReplicaCollector` reports one replica. Knows no SQL: a background task reads the statistics, which are kept here.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from serving.predictions.routing import Traffic
 
 
 class StoredStatistics:
-    """The last census and the last distributions, and whether the database answered."""
+    """The last statistics of what is stored, and whether the database answered."""
 
     def __init__(self) -> None:
         self.up = False
@@ -25,18 +25,18 @@ class StoredStatistics:
         self.distributions = Distributions()
 
     def update(self, census: Statistics) -> None:
-        """A census was taken."""
+        """Keep new statistics."""
         self.census, self.up = census, True
 
     def clear(self) -> None:
-        """The database did not answer: what was known of it is of the past, and no longer told."""
+        """Forget the statistics, because the database did not answer."""
         self.up = False
         self.census = Statistics()
         self.distributions = Distributions()
 
 
 class PlatformCollector(Collector):
-    """The whole platform's figures, the same at every ingress replica."""
+    """Collects the metrics of the whole platform, the same at every ingress replica."""
 
     def __init__(
         self,
@@ -52,8 +52,8 @@ class PlatformCollector(Collector):
         self._version = version
 
     def collect(self) -> Iterator[Metric]:
-        """The families, as they are now."""
-        build = _gauge("valence_build_info", "1, with the release that runs.", "release")
+        """Yield the present metrics."""
+        build = _gauge("valence_build_info", "1, labelled with the running release.", "release")
         build.add_metric((self._version,), 1)
         yield build
         yield from _fleet(self._catalog(), self._traffic())
@@ -62,20 +62,20 @@ class PlatformCollector(Collector):
 
 
 class ReplicaCollector(Collector):
-    """One ingress process's own figures."""
+    """Collects the metrics of one ingress process."""
 
     def __init__(self, *, pools: Callable[[], Sequence[PoolState]], stored: StoredStatistics) -> None:
         self._pools = pools
         self._stored = stored
 
     def collect(self) -> Iterator[Metric]:
-        """The families, as they are now."""
-        up = _gauge("valence_database_up", "Whether the database answered this process when it last asked.")
+        """Yield the present metrics."""
+        up = _gauge("valence_database_up", "Whether the database answered this process the last time.")
         up.add_metric((), float(self._stored.up))
         yield up
         sizes = _gauge("valence_database_pool_connections", "Connections of a pool.", "pool", "state")
-        limits = _gauge("valence_database_pool_limit", "Most connections that a pool may hold.", "pool")
-        waiting = _gauge("valence_database_pool_waiting", "Who waits for a connection.", "pool")
+        limits = _gauge("valence_database_pool_limit", "Maximum number of connections of a pool.", "pool")
+        waiting = _gauge("valence_database_pool_waiting", "Requests that wait for a connection.", "pool")
         for pool in self._pools():
             sizes.add_metric((pool.name, "idle"), pool.idle)
             sizes.add_metric((pool.name, "used"), max(0, pool.open - pool.idle))
@@ -88,7 +88,7 @@ class ReplicaCollector(Collector):
 def _fleet(catalog: Catalog, traffic: Traffic) -> Iterator[Metric]:
     states = _gauge(
         "valence_model_version_state",
-        "1 for the state that a registered version is in.",
+        "1 for the present state of a registered version.",
         "model",
         "version",
         "state",
@@ -118,12 +118,17 @@ def _fleet(catalog: Catalog, traffic: Traffic) -> Iterator[Metric]:
 def _census(census: Statistics) -> Iterator[Metric]:
     rows = _gauge("valence_index_rows", "Vectors in segments of the index.", "space", "state")
     segments = _gauge("valence_index_segments", "Segments of the index.", "space", "state")
-    backlog = _gauge("valence_backlog", "Work that was asked for and has not ended.", "kind", "state")
-    oldest = _gauge("valence_backlog_oldest_seconds", "How long the oldest has waited to begin.", "kind")
+    backlog = _gauge("valence_backlog", "Requested work that has not ended.", "kind", "state")
+    oldest = _gauge("valence_backlog_oldest_seconds", "Seconds that the oldest has waited to begin.", "kind")
     accuracy = _gauge(
-        "valence_feedback_accuracy", "Share of the latest judged answers that were right.", "model", "version"
+        "valence_feedback_accuracy",
+        "Share of correct answers among the latest with feedback.",
+        "model",
+        "version",
     )
-    judged = _gauge("valence_feedback_judged", "The latest judged answers, in number.", "model", "version")
+    judged = _gauge(
+        "valence_feedback_judged", "Number of the latest answers with feedback.", "model", "version"
+    )
     for segment in census.segments:
         rows.add_metric((segment.space, segment.state), segment.rows)
         segments.add_metric((segment.space, segment.state), segment.segments)
@@ -165,7 +170,7 @@ def _distributions(found: Distributions) -> Iterator[Metric]:
 
 
 def measure_drift(reference: AnswerDistribution, recent: AnswerDistribution) -> Mapping[str, float]:
-    """How far the recent answers lie from those of reference, by label and by confidence, where that can be said."""
+    """Return the stability index of the recent answers against the reference, by label and by confidence."""
     labels = sorted(reference.labels.keys() | recent.labels.keys())
     indices = {
         "label": compute_psi(

@@ -1,6 +1,6 @@
-"""What happens in one ingress process: every metric of it, with its labels and buckets.
+"""Metrics of events in one ingress process, with their labels and buckets.
 
-Labels are bounded: route templates, never paths; no id, no text, no user. What stands rather than happens is in
+Labels are bounded: route templates instead of paths, and no ids, texts or users. Metrics of state are in
 `serving.monitoring.collectors`.
 """
 
@@ -24,7 +24,7 @@ _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 class BatchMetrics:
-    """Counts one door's batches and what waits before it."""
+    """Counts one batcher's batches and the weight that waits for it."""
 
     def __init__(self, sizes: Histogram, seconds: Histogram, waits: Gauge) -> None:
         self._sizes = sizes
@@ -33,23 +33,23 @@ class BatchMetrics:
         self._waiting = 0
 
     def observe_batch(self, items: int, seconds: float) -> None:
-        """A batch of `items` ran for `seconds`."""
+        """Record a batch of `items` that ran for `seconds`."""
         self._sizes.observe(items)
         self._seconds.observe(seconds)
 
     def observe_waiting(self, weight: int) -> None:
-        """This much waits at the door now."""
-        # Several doors may bear one name, so each adds what it has.
+        """Record the weight that waits now."""
+        # Several batchers may have one name, so each adds its own weight.
         self._waits.inc(weight - self._waiting)
         self._waiting = weight
 
 
 class Metrics(Collector):
-    """One process's counters, in a registry of their own.
+    """The metrics of one process, in their own registry.
 
     Args:
-        replica: a label on all of them. Where a proxy stands before several ingress replicas, whoever scrapes it meets
-            now one and now another: by this label their counters stay apart.
+        replica: a label on all of them. It separates the counters of ingress replicas that are scraped through one
+            proxy, which answers from one replica now and from another later.
     """
 
     def __init__(self, replica: str | None = None) -> None:
@@ -61,15 +61,15 @@ class Metrics(Collector):
         )
         self._request_seconds = Histogram(
             "valence_http_request_duration_seconds",
-            "From the request's first byte to the answer's last.",
+            "Time from the first byte of a request to the last byte of its answer.",
             ("route",),
             buckets=_SECONDS,
             registry=registry,
         )
-        self._in_flight = Gauge("valence_http_requests_in_flight", "Requests held now.", registry=registry)
+        self._in_flight = Gauge("valence_http_requests_in_flight", "Requests in flight.", registry=registry)
         self._stage_seconds = Histogram(
             "valence_prediction_stage_duration_seconds",
-            "Where a prediction request's time went.",
+            "Time of a prediction request in each stage.",
             ("stage",),
             buckets=_SECONDS,
             registry=registry,
@@ -80,28 +80,32 @@ class Metrics(Collector):
             ("model", "version", "arm", "sentiment"),
             registry=registry,
         )
-        self._feedback = Counter("valence_feedback", "Stored judgements.", ("is_correct",), registry=registry)
+        self._feedback = Counter("valence_feedback", "Stored feedback.", ("is_correct",), registry=registry)
         self._batch_sizes = Histogram(
             "valence_batch_size", "Items in a batch.", ("door",), buckets=_SIZES, registry=registry
         )
         self._batch_seconds = Histogram(
             "valence_batch_duration_seconds",
-            "Time a batch ran.",
+            "Duration of a batch.",
             ("door",),
             buckets=_SECONDS,
             registry=registry,
         )
-        self._waiting = Gauge("valence_queue_weight", "What waits at a door.", ("door",), registry=registry)
-        self._errors = Counter("valence_errors", "Errors that were answered.", ("kind",), registry=registry)
+        self._waiting = Gauge(
+            "valence_queue_weight", "Weight that waits for a batcher.", ("door",), registry=registry
+        )
+        self._errors = Counter(
+            "valence_errors", "Requests answered with an error.", ("kind",), registry=registry
+        )
         self._tokens = Counter(
-            "valence_tokens", "Tokens that were read for answers.", ("encoder",), registry=registry
+            "valence_tokens", "Tokens that an encoder read for answers.", ("encoder",), registry=registry
         )
         self._texts = Counter(
             "valence_texts", "Texts that an encoder answered.", ("encoder",), registry=registry
         )
         self._faults = Counter(
             "valence_text_faults",
-            "Texts that an encoder's replicas did not answer.",
+            "Texts that the replicas of an encoder did not answer.",
             ("encoder", "kind"),
             registry=registry,
         )
@@ -110,61 +114,63 @@ class Metrics(Collector):
             self._stage_seconds.labels(stage) for stage in ("queue", "infer", "store")
         )
 
-    def observer_of(self, door: str) -> BatchMetrics:
-        """The meter of the door with this name."""
+    def observer_of(self, batcher: str) -> BatchMetrics:
+        """Return the observer of the batchers with this name."""
         return BatchMetrics(
-            self._batch_sizes.labels(door), self._batch_seconds.labels(door), self._waiting.labels(door)
+            self._batch_sizes.labels(batcher),
+            self._batch_seconds.labels(batcher),
+            self._waiting.labels(batcher),
         )
 
     def start_request(self) -> None:
-        """A request is held from now on."""
+        """Count a request as in flight."""
         self._in_flight.inc()
 
     def end_request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """A request has left."""
+        """Count an answered request."""
         self._in_flight.dec()
         self._requests.labels(method if method in _METHODS else "other", route, status).inc()
         self._request_seconds.labels(route).observe(seconds)
 
     def count_error(self, kind: str) -> None:
-        """A request was answered with an error of this kind."""
+        """Count a request that is answered with this kind of error."""
         self._errors.labels(kind).inc()
 
     def count_predictions(self, predictions: Iterable[NewPrediction]) -> None:
-        """Predictions of one request are stored."""
+        """Count the stored predictions of one request."""
         tally = Tally((each.model, each.version, each.arm, each.label) for each in predictions)
         for labels, count in tally.items():
             self._predictions.labels(*labels).inc(count)
 
     def observe_timing(self, timing: Timing) -> None:
-        """A request for predictions is answered."""
+        """Record the stages of one prediction request."""
         self._queue.observe(timing.queue_ms / 1e3)
         self._infer.observe(timing.infer_ms / 1e3)
         self._store.observe(timing.store_ms / 1e3)
 
     def count_texts(self, name: str, encoders: EncoderClient) -> EncoderClient:
-        """The same replicas, and what they read is counted under this name."""
+        """Return the encoders, with their texts, tokens and faults counted under this name."""
         return _CountedEncoders(
             encoders, name, self._texts.labels(name), self._tokens.labels(name), self._faults
         )
 
     def count_feedback(self, *, is_correct: bool) -> None:
-        """A judgement is stored."""
+        """Count a stored feedback."""
         self._feedback.labels("true" if is_correct else "false").inc()
 
     def add_collector(self, collector: Collector, *, of_replica: bool) -> None:
-        """Tell what stands, too; `of_replica` if it belongs to this process and not to the whole platform."""
+        """Add metrics of state; `of_replica` if they belong to this process and not to the whole platform."""
         if of_replica:
             self._registry.register(collector)
         else:
             self._collectors.append(collector)
 
     def render(self) -> bytes:
-        """Everything, in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self)
 
     def collect(self) -> Iterator[Metric]:
-        """Every family, with the replica's name on what is its own."""
+        """Yield every metric, those of this process with the name of the replica."""
         for metric in self._registry.collect():
             if self._replica is not None:
                 metric.samples = [
@@ -177,7 +183,7 @@ class Metrics(Collector):
 
 
 class _CountedEncoders:
-    """Encoders whose answers are counted, a batch at a time."""
+    """Encoders whose answers are counted once for each batch."""
 
     def __init__(
         self, encoders: EncoderClient, name: str, texts: Counter, tokens: Counter, faults: Counter

@@ -77,7 +77,7 @@ class PredictionHistoryService:
             comment=comment,
         )
         claim = feedback.idempotency
-        kept = None if claim is None else claim.kept(caller, status=201, answer=b"")
+        kept = None if claim is None else claim.to_row(caller, status=201, answer=b"")
         with translate_database_errors():
             outcome = await self._feedback.put(new, scope=caller.scope, idempotency=kept, render=render)
         if isinstance(outcome, (Replayed, Mismatch)):

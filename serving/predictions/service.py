@@ -182,7 +182,7 @@ class PredictionService:
             )
             body = render(predictions)
             claim = request.idempotency
-            kept = None if claim is None else claim.kept(caller, status=201, answer=body)
+            kept = None if claim is None else claim.to_row(caller, status=201, answer=body)
             stored = await self._commit(
                 self._factory.create_submission(
                     request, caller, predictions, inferred, kept, space=catalog.space
