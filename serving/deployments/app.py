@@ -1,8 +1,8 @@
-"""Composition root of the serving processes: Settings in, Serve applications out.
+"""Composition root of the serving processes: builds the Serve application from the settings.
 
-The platform's application is the ingress (FastAPI and gateway) and the control (fleet and housekeeping, one per
-cluster), which starts an application of its own for each encoder that is needed. `valence up` and a RayService manifest
-deploy the same `build`. Each process imports what its own deployment needs, because imports are most of a start.
+The application has an ingress (FastAPI and the services) and one control per cluster (reconciler and maintenance),
+which starts a separate application for each encoder in use. `valence up` and a RayService manifest deploy the same
+`build`. Each process imports only what its own deployment needs, because imports take most of a start.
 """
 
 from ray import serve
@@ -15,7 +15,7 @@ from serving.settings import Settings
 
 
 def build(settings: Settings) -> Application:
-    """The platform's application, sized by the settings."""
+    """Build the platform's application, sized by the settings."""
     control = serve.deployment(Control).options(
         name="control",
         num_replicas=1,
@@ -26,7 +26,7 @@ def build(settings: Settings) -> Application:
     ingress = serve.deployment(serve.ingress()(Ingress)).options(
         name="ingress",
         num_replicas=settings.ingress_replicas,
-        # Twice: HAProxy bounds the predictions, and whoever asks for something else still gets in.
+        # Twice, because HAProxy bounds the predictions, and other requests shall still be admitted.
         max_ongoing_requests=2 * settings.ingress_max_ongoing,
         ray_actor_options={"num_cpus": settings.ingress_cpus},
         **drain_options(settings),

@@ -1,6 +1,6 @@
-"""The Ray that the platform runs on: one of its own on this machine, or a cluster that is there already.
+"""The Ray cluster of the platform: started on this machine, or joined.
 
-Owns Ray's environment, which must stand before Ray is imported, and where Ray's processes listen. Deploys nothing.
+Owns Ray's environment, which must be set before Ray is imported, and its listening addresses. Deploys nothing.
 """
 
 import hashlib
@@ -19,19 +19,19 @@ from serving.settings import Settings
 
 
 def make_run_folder(home: Path) -> Path:
-    """A private folder for this home's sockets: short, because HAProxy takes 97 bytes, 70 of them Ray's."""
+    """Make a private folder for this home's sockets; short, because HAProxy takes 97 bytes, 70 of them Ray's."""
     name = hashlib.sha256(f"{os.getuid()} {home.absolute()}".encode()).hexdigest()[:8]
     folder = Path("/tmp") / f"valence-{name}"  # noqa: S108  (made 0700, owner checked below)
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
     if status.st_uid != os.getuid() or folder.is_symlink():
-        raise PermissionError(f"{folder} belongs to somebody else: remove it")
+        raise PermissionError(f"{folder} belongs to another user: remove it")
     folder.chmod(0o700)
     return folder
 
 
 def uses_haproxy(settings: Settings) -> bool:
-    """Whether HAProxy goes in front: told so, or its binary exists."""
+    """Return whether HAProxy runs in front: by the setting, or because its binary exists."""
     if settings.haproxy != "auto":
         return settings.haproxy == "on"
     with suppress(ImportError, OSError):
@@ -42,7 +42,7 @@ def uses_haproxy(settings: Settings) -> bool:
 
 
 def build_environment(settings: Settings) -> dict[str, str]:
-    """What must stand in the environment before Ray starts, on every node alike."""
+    """Return the environment that Ray needs before it starts, the same on every node."""
     run = make_run_folder(settings.home)
     drain = f"{settings.drain_seconds:g}"
     names = {
@@ -50,15 +50,15 @@ def build_environment(settings: Settings) -> dict[str, str]:
         "RAY_enable_metrics_collection": "0",
         "RAY_SERVE_LOG_TO_STDERR": "0",
         "RAY_DEDUP_LOGS": "0",
-        # Serving is what this machine is for, so its workers yield to nobody.
+        # The machine is there for serving, so the workers keep the normal priority.
         "RAY_worker_niceness": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": drain,
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        # Heads are small matrices: a second thread would only take a core from the encoder.
+        # Heads are small matrices; a second thread would only take a core from the encoder.
         "OPENBLAS_NUM_THREADS": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        # Its lines come by our log, as those of any other library.
+        # Our log has the lines of every library.
         "MLFLOW_CONFIGURE_LOGGING": "false",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     }
@@ -76,9 +76,9 @@ def build_environment(settings: Settings) -> dict[str, str]:
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(files),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(files / "state"),
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-            # A HAProxy that died is missed after three looks; at Ray's ten seconds each, half a minute is lost.
+            # Ray replaces a dead HAProxy after three failed checks; at its ten seconds each, that takes half a minute.
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-            # Past what the ingress waits for itself: nobody waits for ever on a connection that leads nowhere.
+            # Longer than the ingress itself waits, and still finite for a connection to a dead replica.
             "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(round(settings.request_seconds) + 30),
             "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(max(1, round(settings.drain_seconds) + 1)),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(settings.stats_port or find_free_port()),
@@ -92,7 +92,7 @@ def build_environment(settings: Settings) -> dict[str, str]:
 
 
 def start(settings: Settings) -> None:
-    """Start Ray, or join it, and Serve's HTTP front on the port of the settings; the environment stands."""
+    """Start or join Ray, and start Serve's HTTP proxy on the port of the settings; the environment is set already."""
     import ray
     from ray import serve
     from ray.serve.config import HTTPOptions
@@ -117,7 +117,7 @@ def start(settings: Settings) -> None:
 
 
 def stop(settings: Settings) -> None:
-    """Drain and end what `start` started; nothing on a cluster that was there before but our applications."""
+    """Drain and end what `start` started; leave a joined cluster and its applications."""
     import ray
     from ray import serve
 
@@ -129,7 +129,7 @@ def stop(settings: Settings) -> None:
 
 
 def find_free_port() -> int:
-    """A port that nobody listens on now."""
+    """Return a port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

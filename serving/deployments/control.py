@@ -1,4 +1,4 @@
-"""The deployment of the control: the fleet, the judge of experiments and the housekeeping, one per cluster."""
+"""The deployment of the control: the reconciler, the policies of experiments and the maintenance, one per cluster."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 
 class Control:
-    """The fleet, the judge of experiments and the housekeeping; whoever asks gets the catalog once it changes."""
+    """Runs the reconciler, the policies and the maintenance; hands out the catalog once it changes."""
 
     async def __init__(self) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         from db.embeddings.spaces import SpaceRepository
@@ -61,7 +61,7 @@ class Control:
             grace=settings.encoder_grace_seconds,
             experiment_versions=self._experiment_versions,
             lifecycle=self._lifecycle,
-            # Later than that of any control before this one, so that no ingress replica takes it for known.
+            # Greater than any revision of an earlier control, so that no ingress replica takes it for known.
             first_revision=time.time_ns() // 1_000_000,
         )
         self._policy_runner = PolicyRunner(
@@ -89,11 +89,11 @@ class Control:
         ]
 
     async def watch(self, revision: int) -> Catalog:
-        """The catalog once it differs from `revision`, or after a while as it stands."""
+        """Return the catalog once it differs from `revision`, or after a while as it is."""
         return await self._reconciler.watch(revision)
 
     async def want(self, versions: list[tuple[str, str]]) -> None:
-        """Versions that were asked for by name: they are kept running for a while."""
+        """Keep versions running for a while, because clients have named them."""
         self._reconciler.request_versions(versions)
 
     async def call_lifecycle(self, method: str, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
@@ -103,13 +103,13 @@ class Control:
         return await call_lifecycle(self._lifecycle, method, arguments, named)
 
     async def check_health(self) -> None:
-        """Restart this process if one of its loops ended, which none should."""
+        """Fail, so that Serve restarts this process, if one of its loops has ended."""
         if ended := [task for task in self._tasks if task.done()]:
             log.error("control.ended", task=repr(ended[0]))
             raise RuntimeError(f"a control loop ended: {ended[0]!r}")
 
     async def _experiment_versions(self) -> list[tuple[str, str]]:
-        """What the running experiments need; while the database is away, what they needed last."""
+        """Return the versions that experiments need; while the database is away, those of the last time."""
         try:
             running = await self._experiments.list(running=True)
             self._needed = [(each.model, each.challenger) for each in running]
@@ -118,7 +118,7 @@ class Control:
         return self._needed
 
     async def _live_space(self) -> str:
-        """The live space; while the database is away, the one that was live last."""
+        """Return the live space; while the database is away, the one that was live last."""
         try:
             self._space = await self._spaces.live() or self._space
         except DatabaseError as error:
@@ -126,7 +126,7 @@ class Control:
         return self._space
 
     async def _is_caught_up(self, space: str) -> bool:
-        """Whether a space holds what was stored until a moment ago."""
+        """Return whether a space has vectors of all texts but the latest."""
         try:
             return await self._spaces.is_caught_up(space)
         except DatabaseError as error:

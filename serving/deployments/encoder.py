@@ -28,12 +28,12 @@ log = structlog.get_logger(__name__)
 
 
 class EncoderReplica(Replica):
-    """One encoder, warm before it counts as running, with the heads of every version on it."""
+    """One encoder with the heads of its versions; it is warm before it counts as running."""
 
     def __init__(self, record: EncoderRecord) -> None:
         settings = Settings()
         replica = start_logging(settings, "encoder")
-        # The threads that compute inherit it: whoever speaks to clients or to the database goes first.
+        # The computing threads inherit the niceness, so that the ingress and the database go first.
         os.nice(settings.encoder_niceness)
         registry = build_registry(settings)
         cache = Home(settings.home).cache
@@ -62,7 +62,7 @@ class EncoderReplica(Replica):
 
 
 def encoder_application(record: EncoderRecord, settings: Settings) -> Application:
-    """The application of an encoder, sized by the settings."""
+    """Build the application of an encoder, sized by the settings."""
     encoder = serve.deployment(EncoderReplica).options(
         name=DEPLOYMENT,
         autoscaling_config=AutoscalingConfig(
@@ -73,7 +73,7 @@ def encoder_application(record: EncoderRecord, settings: Settings) -> Applicatio
             downscale_delay_s=settings.encoder_downscale_seconds,
             look_back_period_s=min(settings.encoder_upscale_seconds, _LOOK_BACK_SECONDS),
         ),
-        # The door bounds what is in flight; a replica never refuses what the door has let in.
+        # The batcher bounds what is in flight, so that a replica never refuses an admitted batch.
         max_ongoing_requests=2 * settings.slots * settings.ingress_replicas + 4,
         max_constructor_retry_count=_CONSTRUCTOR_TRIES,
         ray_actor_options={"num_cpus": settings.encoder_cpus, "num_gpus": settings.encoder_gpus},

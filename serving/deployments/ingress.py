@@ -1,4 +1,4 @@
-"""The deployment of the ingress: FastAPI over the services, with the catalog that the control hands out."""
+"""The deployment of the ingress: FastAPI over the services, with the catalog of the control."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -21,7 +21,7 @@ _REQUEST_VERSIONS_SECONDS = 1.0
 
 
 class Ingress:
-    """The HTTP door of the platform; counts as running once the champion answers."""
+    """Serves HTTP; counts as running once the champion answers."""
 
     async def __init__(self, control: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         from serving.control.remote import connect_lifecycle
@@ -70,16 +70,16 @@ class Ingress:
         ]
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
-        """The application, over the services that are open by now."""
+        """Build the application over the opened services."""
         from serving.api import create_api
 
         return create_api(self._services)
 
     async def _update_catalog(self) -> None:
-        seen: Catalog = await self._control.watch.remote(self._catalog.revision)
-        # A control that is new knows nothing for a moment.
-        if seen.revision:
-            self._catalog = seen
+        catalog: Catalog = await self._control.watch.remote(self._catalog.revision)
+        # A new control has an empty catalog for a moment.
+        if catalog.revision:
+            self._catalog = catalog
 
     async def _request_versions(self) -> None:
         """Tell the control which versions clients have named since the last time."""
@@ -87,7 +87,7 @@ class Ingress:
             return
         versions = sorted(self._named)
         self._named.clear()
-        # What a failure loses, clients that still want it name again.
+        # After a failure, clients that still need a version name it again.
         await self._control.want.remote(versions)
 
     async def __del__(self) -> None:

@@ -1,4 +1,4 @@
-"""Composition of one ingress process: Settings → everything the API needs, opened and closed together."""
+"""Composition of one ingress process: the services of the API, opened and closed together."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -75,15 +75,16 @@ async def services(
     *,
     replica: str | None = None,
 ) -> AsyncIterator[Services]:
-    """The services of one process; on the way out everybody inside is answered before the database closes.
+    """Open the services of one process; on exit, answer the requests in flight and then close the database.
 
-    `replicas`: those of an encoder; `asked`: told of each version that is named; `replica`: this process's name.
+    `replicas` gives those of an encoder, `asked` is called for each version that a client names, and `replica` is the
+    name of this process.
 
     Raises:
         DatabaseError: the database can't be reached or used.
-        NotReady: personal data is to be found, and what finds it isn't installed.
+        NotReady: a setting asks for masking, and the library that finds personal data isn't installed.
     """
-    privacy = privacy_of(settings)
+    privacy = build_masker(settings)
     spans = build_spans(
         settings.otlp_endpoint, process="ingress", replica=replica, share=settings.trace_share
     )
@@ -255,11 +256,11 @@ async def services(
             await asyncio.to_thread(spans.close)
 
 
-def privacy_of(settings: Settings) -> TextMasker | None:
-    """What becomes of personal data, as the settings have it; None: nothing.
+def build_masker(settings: Settings) -> TextMasker | None:
+    """Build the masker of personal data; None if the settings keep such data as it is.
 
     Raises:
-        NotReady: the recognisers aren't installed.
+        NotReady: the library that finds personal data isn't installed.
     """
     if settings.privacy == "off":
         return None

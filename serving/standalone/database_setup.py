@@ -1,6 +1,6 @@
-"""What must lie in a migrated database before the first request: partitions, a segment, the first admin key.
+"""Sets up a migrated database for the first request: partitions, a segment, the first admin key. Safe to run again.
 
-Owns the admin key's file in the home, which `valence up` makes and a mounted secret may be. Safe to run again.
+Owns the admin key's file in the home, which `valence up` writes; a mounted secret may take its place.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from serving.settings import Settings
 
 
 async def set_up_database(settings: Settings) -> None:
-    """Put in what is missing.
+    """Add to the database what it lacks.
 
     Raises:
         DatabaseError: the database can't be reached or used.
@@ -37,7 +37,7 @@ async def set_up_database(settings: Settings) -> None:
 
 
 def _admin_key(path: Path) -> str:
-    """The first admin key; the file comes before the row, because a key that nobody can read would be lost."""
+    """Return the first admin key; its file is written before its row, because the row doesn't hold the key itself."""
     if not path.exists():
         write_secret(path, generate_key().text)
     return path.read_text().strip()
@@ -46,7 +46,7 @@ def _admin_key(path: Path) -> str:
 async def _store_admin(keys: KeyRepository, text: str) -> None:
     key_id = parse_key_id(text)
     if key_id is None:
-        raise ValueError("admin.key holds no key: remove the file, and another one is made")
+        raise ValueError("admin.key holds no key: remove the file, and a new key is made")
     if await keys.find(key_id) is None:
         await keys.create(
             NewKey(id=key_id, digest=digest_key(text), role=Role.ADMIN, name="first admin"), actor=None
@@ -54,7 +54,7 @@ async def _store_admin(keys: KeyRepository, text: str) -> None:
 
 
 def main() -> None:
-    """Furnish the database that the settings name."""
+    """Set up the database that the settings name."""
     settings = Settings()
     configure_logging(settings.log_level, process="furnish", file=settings.log_file)
     asyncio.run(set_up_database(settings))

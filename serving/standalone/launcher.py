@@ -1,6 +1,6 @@
 """`valence up`, `down` and `status` on one machine: a supervisor in the background, or this process as one.
 
-Owns what a person sees while the platform comes up and goes. Never ends anything but what `up` started.
+Owns the messages while the platform starts and stops. Ends only what `up` started.
 """
 
 import os
@@ -26,28 +26,32 @@ _EXAMPLE = "The battery lasts all day and the screen is a joy."
 
 
 class LaunchFailed(Exception):
-    """The platform can't be brought up or down; the message says why and what to do."""
+    """The platform can't be started or stopped; the message says why and what to do."""
 
 
 def up(settings: Settings, *, foreground: bool = False, say: Say = print) -> dict[str, Any]:
-    """Bring the platform up and make one prediction; a platform that is up already is left as it is.
+    """Start the platform unless it runs, wait until it answers, and make one prediction.
 
-    Returns the url, the console's url, where the admin key lies, whether it was up before, and the prediction.
+    Returns:
+        The URLs of the platform, its console and its documentation, the path of the admin key, whether the platform
+        ran before, and the prediction.
 
     Raises:
-        LaunchFailed: the port is taken, or a part does not come up.
+        LaunchFailed: the port is taken, or a part does not start.
     """
     settings = settings.model_copy(update={"home": settings.home.absolute()})
-    record = PlatformState(settings.home)
+    state = PlatformState(settings.home)
     if Home(settings.home).restore_mark.exists():
-        raise LaunchFailed(f"a restore into {settings.home} was cut off: remove it and restore again")
-    was_up = record.is_owned()
+        raise LaunchFailed(
+            f"a restore into {settings.home} was interrupted: remove the folder and restore again"
+        )
+    was_up = state.is_owned()
     if not was_up:
         require_free_port(settings.host, settings.port, otherwise="set VALENCE_PORT")
         if foreground:
-            _become(settings)
-        _spawn(settings, record)
-    seconds = _wait_until_ready(settings, record, say)
+            _run_in_foreground(settings)
+        _spawn(settings, state)
+    seconds = _wait_until_ready(settings, state, say)
     say(f"{'already up' if was_up else f'ready after {seconds:.0f} s'} at {settings.base_url}")
     return {
         "url": settings.base_url,
@@ -60,19 +64,19 @@ def up(settings: Settings, *, foreground: bool = False, say: Say = print) -> dic
 
 
 def down(settings: Settings, *, say: Say = print) -> bool:
-    """Stop what `up` started in this home, and only that; False if nothing runs. Data stays.
+    """Stop the platform of this home, and keep its data. Return False if it doesn't run.
 
     Raises:
         LaunchFailed: it does not end in time.
     """
     home = settings.home.absolute()
-    record = PlatformState(home)
-    pid = record.read().get("pid")
-    if not record.is_owned() or not isinstance(pid, int):
+    state = PlatformState(home)
+    pid = state.read().get("pid")
+    if not state.is_owned() or not isinstance(pid, int):
         return False
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + _DOWN_SECONDS
-    while record.is_owned():
+    while state.is_owned():
         if time.monotonic() > deadline:
             raise LaunchFailed(f"process {pid} does not end: see {Home(home).logs}")
         time.sleep(0.1)
@@ -81,18 +85,18 @@ def down(settings: Settings, *, say: Say = print) -> bool:
 
 
 def status(settings: Settings) -> dict[str, Any]:
-    """Whether the platform of this home is up, what it is at, and what it lacks."""
+    """Return whether the platform of this home runs and is ready, its phase and its addresses."""
     home = settings.home.absolute()
-    record = PlatformState(home)
-    owned = record.is_owned()
-    found = record.read() if owned else {}
+    state = PlatformState(home)
+    is_up = state.is_owned()
+    recorded = state.read() if is_up else {}
     with httpx.Client(timeout=5) as client:
-        health = _health(settings, client) if owned else None
+        health = _health(settings, client) if is_up else None
     return {
-        "up": owned,
+        "up": is_up,
         "ready": bool(health and health.status_code == httpx.codes.OK),
-        "phase": "serving" if health is not None else found.get("phase", "down"),
-        "pid": found.get("pid"),
+        "phase": "serving" if health is not None else recorded.get("phase", "down"),
+        "pid": recorded.get("pid"),
         "url": settings.base_url,
         "home": str(home),
         "logs": str(Home(home).logs),
@@ -100,25 +104,25 @@ def status(settings: Settings) -> dict[str, Any]:
 
 
 def require_free_port(host: str, port: int, *, otherwise: str) -> None:
-    """Raises LaunchFailed if somebody listens there; `otherwise` says how to choose another port."""
+    """Raise LaunchFailed if the port is taken; `otherwise` says how to choose another one."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             raise LaunchFailed(
-                f"port {port} is taken ({error.strerror}): stop what holds it, or {otherwise}"
+                f"port {port} is taken ({error.strerror}): stop the program that uses it, or {otherwise}"
             ) from error
 
 
-def _become(settings: Settings) -> None:
+def _run_in_foreground(settings: Settings) -> None:
     os.environ["VALENCE_HOME"] = str(settings.home)
     from serving.standalone.supervisor import Supervisor
 
     sys.exit(Supervisor(settings).run())
 
 
-def _spawn(settings: Settings, record: PlatformState) -> None:
+def _spawn(settings: Settings, state: PlatformState) -> None:
     log_file = Home(settings.home).platform_log
     log_file.parent.mkdir(parents=True, exist_ok=True)
     settings.home.chmod(0o755)
@@ -131,20 +135,20 @@ def _spawn(settings: Settings, record: PlatformState) -> None:
             start_new_session=True,
             env=os.environ | {"VALENCE_HOME": str(settings.home), "VALENCE_PORT": str(settings.port)},
         )
-    while not record.is_owned() or record.read().get("pid") != process.pid:
+    while not state.is_owned() or state.read().get("pid") != process.pid:
         if process.poll() is not None:
-            _fail(settings, record)
+            _fail(settings, state)
         time.sleep(0.05)
 
 
-def _wait_until_ready(settings: Settings, record: PlatformState, say: Say) -> float:
+def _wait_until_ready(settings: Settings, state: PlatformState, say: Say) -> float:
     started = time.monotonic()
     shown = ""
     with httpx.Client(timeout=5) as client:
         while (health := _health(settings, client)) is None or health.status_code != httpx.codes.OK:
-            if not record.is_owned():
-                _fail(settings, record)
-            phase = str(record.read().get("phase", ""))
+            if not state.is_owned():
+                _fail(settings, state)
+            phase = str(state.read().get("phase", ""))
             if phase != shown:
                 say(f"{time.monotonic() - started:4.0f} s  {phase}")
                 shown = phase
@@ -154,8 +158,8 @@ def _wait_until_ready(settings: Settings, record: PlatformState, say: Say) -> fl
     return time.monotonic() - started
 
 
-def _fail(settings: Settings, record: PlatformState) -> None:
-    error = record.read().get("error") or "the supervisor ended"
+def _fail(settings: Settings, state: PlatformState) -> None:
+    error = state.read().get("error") or "the supervisor ended"
     raise LaunchFailed(f"{error}; see {Home(settings.home).platform_log}")
 
 

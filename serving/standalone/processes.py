@@ -1,6 +1,6 @@
-"""The supervisor's two children: one makes sure that the first models exist, one runs Ray and Serve.
+"""The supervisor's two child processes: one registers the first models, the other runs Ray and Serve.
 
-Both end with their supervisor. The second ends by itself when a process of Ray dies, to be started afresh.
+Both end with their supervisor. The second also ends when a process of Ray dies, and the supervisor restarts it.
 """
 
 import json
@@ -33,7 +33,7 @@ _LATER_NICENESS = 19
 
 
 def register_models(settings: Settings) -> None:
-    """Register the first versions, unless they are, and note the champion's encoder as soon as there is one."""
+    """Register the first versions that aren't registered, and write down the champion's encoder once there is one."""
     from registry.store.builtin_versions import bootstrap
     from serving.core.connections import build_registry
 
@@ -44,7 +44,7 @@ def register_models(settings: Settings) -> None:
         draft = note.with_suffix(".new")
         draft.write_text(json.dumps(asdict(_first_encoder(registry, settings))))
         draft.replace(note)
-        # What is left to build shouldn't be felt by who asks now.
+        # The rest of the builds shall not slow down the requests that come now.
         os.nice(_LATER_NICENESS)
 
     bootstrap(
@@ -57,31 +57,34 @@ def register_models(settings: Settings) -> None:
 
 
 def run_serve(settings: Settings, ended: threading.Event, *, note: Path | None) -> int:
-    """Run Ray and the application until told to end (0) or until a process of Ray dies (1).
+    """Run Ray and the application until a signal (return 0) or until a process of Ray dies (exit with 1).
 
-    `note` is where an encoder is noted, or will be; None asks the registry.
+    Args:
+        settings: the settings of the platform.
+        ended: set by a signal.
+        note: the file that names the encoder, now or later; None asks the registry.
     """
     from serving.deployments import cluster
 
-    # Aside, because what a deployment needs takes as long to import as Ray takes to start.
-    aside = ThreadPoolExecutor(2)
-    found = aside.submit(_encoder, settings, ended, note)
-    aside.submit(import_module, "serving.deployments.app")
+    # In threads, because the imports of a deployment take as long as the start of Ray.
+    executor = ThreadPoolExecutor(2)
+    encoder = executor.submit(_encoder, settings, ended, note)
+    executor.submit(import_module, "serving.deployments.app")
     cluster.start(settings)
-    # Ray has set handlers of its own, under which a signal would end this process before it has drained.
+    # Ray sets handlers under which a signal would end this process before it has drained.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     core = _core_processes() if settings.ray_address is None else []
     try:
-        if (record := found.result()) is not None:
+        if (record := encoder.result()) is not None:
             _deploy(record, settings)
         while not ended.wait(0.5):
-            gone = [
+            dead = [
                 process.pid for process in core if not process.is_running() or process.status() == "zombie"
             ]
-            if gone:
-                log.error("ray.died", pids=gone)
-                # What is left of Ray dies with this process; asking it to drain would wait for the dead.
+            if dead:
+                log.error("ray.died", pids=dead)
+                # The rest of Ray dies with this process; draining would wait for the dead processes.
                 os._exit(1)
         return 0
     finally:
@@ -89,7 +92,7 @@ def run_serve(settings: Settings, ended: threading.Event, *, note: Path | None) 
 
 
 def _deploy(record: EncoderRecord, settings: Settings) -> None:
-    """Start everything at once: the control would start the encoder, too, but only once it is up itself."""
+    """Start the encoder at once with the platform; the control would start it only after its own start."""
     from ray import serve
     from ray.serve.api import RunTarget
 
@@ -108,7 +111,7 @@ def _deploy(record: EncoderRecord, settings: Settings) -> None:
 
 
 def _encoder(settings: Settings, ended: threading.Event, note: Path | None) -> EncoderRecord | None:
-    """The encoder to start with, as soon as it is registered; None if the stage ends before."""
+    """Wait for the first encoder to be registered, and return it; None if this process is told to end before."""
     while note is not None:
         if note.exists():
             return EncoderRecord(**json.loads(note.read_text()))
@@ -129,7 +132,7 @@ def _encoder(settings: Settings, ended: threading.Event, note: Path | None) -> E
 
 
 def _first_encoder(registry: ModelRegistry, settings: Settings) -> EncoderRecord:
-    """The champion's encoder, or the space's if it has none. Raises NotRegistered until there is a champion."""
+    """Return the champion's encoder, else that of the space. Raise NotRegistered until there is a champion."""
     champion = registry.champion(settings.model)
     if champion.encoder is not None:
         with suppress(NotRegistered):
@@ -142,7 +145,7 @@ def _core_processes() -> list[psutil.Process]:
 
 
 def main() -> int:
-    """`models`, or `serve` with the path of the note to go by."""
+    """Run `models`, or `serve` with the path of the note."""
     end_with_parent()
     settings = Settings()
     configure_logging(settings.log_level, process="stage", file=settings.log_file)

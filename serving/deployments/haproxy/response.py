@@ -1,4 +1,4 @@
-"""What a client is told while nobody can answer it: one text for HAProxy and for who stands in for it."""
+"""The response while no replica can answer, for HAProxy and for its fallback."""
 
 BODY = (
     '{"type":"about:blank","title":"Service Unavailable","status":503,'

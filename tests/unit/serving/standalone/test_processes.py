@@ -58,7 +58,7 @@ def test_a_run_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: p
     folder.rmdir()
     folder.symlink_to(tmp_path)
     try:
-        with pytest.raises(PermissionError, match="belongs to somebody else"):
+        with pytest.raises(PermissionError, match="belongs to another user"):
             make_run_folder(tmp_path)
     finally:
         folder.unlink()

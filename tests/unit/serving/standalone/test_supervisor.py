@@ -43,12 +43,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_child_comes_back_after_pauses_that_double(started: list[FakeProcess], clock: list[float]) -> None:
     child = ChildProcess(["x"], {})
     for number, pause in enumerate((0.5, 1.0, 2.0, 4.0), start=1):
-        assert child.look() is None
+        assert child.poll() is None
         assert len(started) == number
         started[-1].status = 3
-        assert child.look() == 3
+        assert child.poll() == 3
         clock[0] += pause - 0.01
-        child.look()
+        child.poll()
         assert len(started) == number
         clock[0] += 0.02
 
@@ -58,34 +58,34 @@ def test_pause_is_bounded_and_a_steady_run_starts_over(
 ) -> None:
     child = ChildProcess(["x"], {})
     for _ in range(20):
-        child.look()
+        child.poll()
         started[-1].status = 1
-        child.look()
+        child.poll()
         clock[0] += 30.0
-    child.look()
+    child.poll()
     clock[0] += 61.0
     started[-1].status = 1
-    assert child.look() == 1
+    assert child.poll() == 1
     before = len(started)
     clock[0] += 0.51
-    child.look()
+    child.poll()
     assert len(started) == before + 1
 
 
 def test_delayed_child_waits(started: list[FakeProcess], clock: list[float]) -> None:
     child = ChildProcess(["x"], {}, delay=60)
-    child.look()
+    child.poll()
     assert not started
     clock[0] += 60
-    child.look()
+    child.poll()
     assert len(started) == 1
 
 
 def test_child_that_does_not_end_is_ended() -> None:
     child = ChildProcess(["http.server", "--bind", "127.0.0.1", "0"], {})
-    child.look()
+    child.poll()
     child.stop(10)
-    assert child.look() is None
+    assert child.poll() is None
     child.stop(0)
 
 
