@@ -1,7 +1,7 @@
 """Every setting of the platform, typed, with its default and its meaning.
 
-Read from the environment (`VALENCE_*`, and five names that the wider world uses). Only composition roots
-(`app`, `cli`, `launch`) build a `Settings`; everything below takes plain arguments.
+Read from the environment (`VALENCE_*`, and five established names). Only composition roots (deployments, standalone,
+operations, cli and the workers) build a `Settings`; everything below takes plain arguments.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ DatabaseUrl = Annotated[SecretStr, AfterValidator(_of_postgresql)]
 
 
 class Settings(BaseSettings):
-    """The one typed Settings; an unknown or malformed value fails at start, by name."""
+    """All settings; a malformed value fails at start, by name."""
 
     model_config = SettingsConfigDict(env_prefix="VALENCE_", frozen=True, extra="ignore")
 
@@ -49,7 +49,8 @@ class Settings(BaseSettings):
     database_direct_url: DatabaseUrl | None = Field(
         default=None,
         validation_alias=AliasChoices("DATABASE_DIRECT_URL", "database_direct_url"),
-        description="past a transaction pooler: for migrations, notices and MLflow's database; unset: DATABASE_URL",
+        description="the same database without a transaction pooler, for migrations, notices and MLflow's database; "
+        "unset: DATABASE_URL",
     )
     database_pooler: Literal["auto", "on", "off"] = Field(
         default="auto",
@@ -58,12 +59,12 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str | None = Field(
         default=None,
         validation_alias=AliasChoices("MLFLOW_TRACKING_URI", "mlflow_tracking_uri"),
-        description="MLflow server or store; unset: a database of its own in the same PostgreSQL",
+        description="MLflow server or store; unset: a separate database in the same PostgreSQL",
     )
     ray_address: str | None = Field(
         default=None,
         validation_alias=AliasChoices("RAY_ADDRESS", "ray_address"),
-        description="a Ray cluster to run on; unset: a Ray of its own on this machine",
+        description="address of a Ray cluster to join; unset: start Ray on this machine",
     )
 
     installation_key: SecretStr | None = Field(
@@ -72,16 +73,16 @@ class Settings(BaseSettings):
     )
     text_keys: SecretStr | None = Field(
         default=None,
-        description="keys that texts, comments and kept answers are encrypted under, `id:base64` of 32 bytes each, "
-        "commas between (`valence db key` makes one): the first encrypts, all decrypt; `plain` before them: none "
-        "encrypts any more; unset: nothing is encrypted",
+        description="keys for texts, comments and stored answers, `id:base64` of 32 bytes each, separated by commas "
+        "(`valence db key` makes one): the first encrypts, all decrypt; `plain` before them: no new encryption; unset: "
+        "nothing is encrypted",
     )
     token_seconds: Seconds = Field(default=900, description="life of a JWT from /v1/token")
     credential_cache_seconds: float = Field(
         default=3, ge=0, le=5, description="how long a checked key is trusted without asking the database"
     )
     rate_limit: float = Field(
-        default=0, ge=0, description="texts per second for a key without a limit of its own; 0: none"
+        default=0, ge=0, description="texts per second for a key without its own limit; 0: no limit"
     )
     metrics_open: bool = Field(default=False, description="let /metrics answer without credentials")
 
@@ -103,16 +104,18 @@ class Settings(BaseSettings):
         "fastest on the machine that built the bundle), or torch (GPU)",
     )
     device: str = Field(default="cpu", description="torch device of the torch engine, e.g. cuda")
-    registry_poll_seconds: Seconds = Field(default=1, description="how often aliases are looked at")
+    registry_poll_seconds: Seconds = Field(
+        default=1, description="seconds between reads of the registry's aliases"
+    )
 
     gate_accuracy_difference: Gate = Field(
         default=-0.02,
-        description="least low end of the 95 % interval of a candidate's accuracy minus the champion's; off: no gate",
+        description="lowest 95 % bound of a candidate's accuracy minus the champion's; off: no gate",
     )
     gate_recall_drop: Gate = Field(
-        default=0.1, description="most that the recall of any class may fall by; off: no gate"
+        default=0.1, description="greatest drop of any class's recall; off: no gate"
     )
-    gate_ece: Gate = Field(default=0.1, description="most calibration error of a candidate; off: no gate")
+    gate_ece: Gate = Field(default=0.1, description="greatest calibration error of a candidate; off: no gate")
     gate_cosine_mean: Gate = Field(
         default=0.98, description="least mean cosine to the space, for versions that claim it; off: no gate"
     )
@@ -120,10 +123,10 @@ class Settings(BaseSettings):
         default=0.85, description="least worst cosine to the space, for versions that claim it; off: no gate"
     )
     gate_latency_ratio: Gate = Field(
-        default=2.0, description="most times the champion's time for an answer; off: no gate"
+        default=2.0, description="greatest ratio of the latency to the champion's; off: no gate"
     )
     gate_flips_share: Gate = Field(
-        default=None, description="most of the replayed texts that may get another label; off: no gate"
+        default=None, description="greatest share of replayed texts that get another label; off: no gate"
     )
     evaluation_texts: Count = Field(
         default=1000, description="stored texts that an evaluation replays against the champion"
@@ -132,22 +135,21 @@ class Settings(BaseSettings):
         default=0.3,
         gt=0,
         le=1,
-        description="share of the time in which an evaluation scores texts; it rests for the others who are served",
+        description="share of the time in which an evaluation scores texts; requests have the rest",
     )
 
     reembedding_share: float = Field(
         default=0.3,
         gt=0,
         le=1,
-        description="share of the time in which texts get their vectors of another embedding space; it rests for the "
-        "others who are served",
+        description="share of the time in which a re-embedding computes vectors; requests have the rest",
     )
 
     index_memory_mib: int = Field(
         default=1024,
         ge=64,
-        description="memory of the database for building one vector index, MiB; holds 650 vectors each, which bounds "
-        "how far segments are merged",
+        description="memory of the database for building one vector index, MiB; each holds 650 vectors, which bounds "
+        "the size of merged segments",
     )
     encoder_cpus: float = Field(
         default=0.5, gt=0, description="logical CPUs Ray reserves per encoder replica"
@@ -160,7 +162,7 @@ class Settings(BaseSettings):
         default=15,
         ge=0,
         le=19,
-        description="how far an encoder's threads yield to the ingress and the database on its cores; 0: not at all",
+        description="niceness of an encoder's threads towards the ingress and the database; 0: normal priority",
     )
     encoder_min_replicas: Count = Field(default=1, description="autoscaling: fewest encoder replicas")
     encoder_max_replicas: Count = Field(default=1, description="autoscaling: most encoder replicas")
@@ -168,60 +170,62 @@ class Settings(BaseSettings):
         default=1.5, gt=0, description="autoscaling: batches in flight per encoder replica to aim for"
     )
     encoder_upscale_seconds: Seconds = Field(
-        default=30, description="autoscaling: how long the demand stays above before replicas are added"
+        default=30, description="autoscaling: seconds of higher demand before replicas are added"
     )
     encoder_downscale_seconds: Seconds = Field(
         default=600,
-        description="autoscaling: how long it stays below before replicas are drained and stopped",
+        description="autoscaling: seconds of lower demand before replicas are drained and stopped",
     )
     encoder_warm_up_seconds: float = Field(
         default=1,
         ge=0,
-        description="time spent compiling shapes before the first answer; the rest wait for idle times",
+        description="time for compiling shapes before the first answer; the others are compiled when idle",
     )
     encoder_grace_seconds: Seconds = Field(
         default=300,
-        description="how long an encoder that nobody needs any more runs on; going back to it is instant meanwhile",
+        description="time that an unused encoder keeps running; a return to it takes no time meanwhile",
     )
     judge_seconds: Seconds = Field(
-        default=5, description="how often the policies of running experiments look at what came of them"
+        default=5, description="seconds between the decisions of the policies of running experiments"
     )
     ingress_cpus: float = Field(
         default=0.2, gt=0, description="logical CPUs Ray reserves per ingress replica"
     )
     ingress_replicas: Count = Field(default=1, description="ingress replicas")
     ingress_max_ongoing: Count = Field(
-        default=200, description="predictions one ingress replica holds at once; HAProxy answers 429 beyond"
+        default=200,
+        description="most predictions in one ingress replica at once; HAProxy answers 429 to more",
     )
 
     batch_texts: Count = Field(default=64, description="most texts in one remote call")
     batches_in_flight: Count = Field(
-        default=2, description="remote calls in flight per encoder replica, of few texts and again of many"
+        default=2,
+        description="remote calls in flight per encoder replica, counted separately for few texts and for many",
     )
-    queue_texts: Count = Field(default=4096, description="most texts waiting at a door; beyond: 429")
+    queue_texts: Count = Field(default=4096, description="most texts waiting for a batch; beyond: 429")
     queue_seconds: Seconds = Field(
-        default=2, description="longest wait a request of up to 4 texts may expect at the door; beyond: 429"
+        default=2, description="longest expected wait for a batch of a request of up to 4 texts; beyond: 429"
     )
     store_rows: Count = Field(
         default=1024, description="most predictions in one transaction of several requests"
     )
     store_connections: Count = Field(default=2, description="transactions in flight per ingress replica")
     request_seconds: Seconds = Field(
-        default=30, description="a request that waited longer is dropped with 503"
+        default=30, description="time after which a waiting request is dropped with 503"
     )
 
     retention_days: int | None = Field(
         default=None,
         ge=1,
-        description="age at which predictions, feedback and texts that nothing names any more go; unset: never",
+        description="age at which predictions, feedback and texts without predictions are deleted; unset: never",
     )
     backup_days: Count = Field(
         default=30,
-        description="how long backups and archived log are kept at most; receipts of erasure name the date",
+        description="most days that backups and the archived log are kept; receipts of erasure name the date",
     )
     wal_archive: Path | None = Field(
         default=None,
-        description="folder for the embedded database's log, for going back to a point in time; unset: not kept",
+        description="folder for the embedded database's log, for restoring a point in time; unset: no log is kept",
     )
 
     haproxy: Literal["auto", "on", "off"] = Field(
@@ -254,7 +258,7 @@ class Settings(BaseSettings):
         default=1.0,
         ge=0,
         le=1,
-        description="share of the requests that are traced if they name no trace themselves",
+        description="share of the requests without a trace context that are traced",
     )
 
     url: str | None = Field(
@@ -266,18 +270,18 @@ class Settings(BaseSettings):
 
     @property
     def schema_url(self) -> str | None:
-        """The URL for whatever needs a session of its own, if a database is named."""
+        """The URL of a named database for clients that need their own session."""
         url = self.database_url and (self.database_direct_url or self.database_url)
         return url.get_secret_value() if url else None
 
     @property
     def slots(self) -> int:
-        """Remote calls that one ingress replica has in flight: enough for all encoder replicas there may be."""
+        """Remote calls in flight of one ingress replica, enough for the most encoder replicas."""
         return self.batches_in_flight * max(1, -(-self.encoder_max_replicas // self.ingress_replicas))
 
     @property
     def base_url(self) -> str:
-        """Where clients on this machine reach the platform."""
+        """The URL of the platform for clients on this machine."""
         everywhere = self.host in ("0.0.0.0", "::", "")  # noqa: S104  (compared, not bound)
         host = "127.0.0.1" if everywhere else self.host
         return (self.url or f"http://{host}:{self.port}").rstrip("/")

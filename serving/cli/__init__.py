@@ -1,7 +1,7 @@
-"""`valence …`: parses, calls, prints. No logic of its own.
+"""`valence …`: parses arguments, calls, prints. Holds no logic.
 
-Exit codes: 0 done, 1 failed with one line on stderr, 2 wrong usage. Heavy libraries are imported by the
-command that needs them, so that `--help` answers at once.
+Exit codes: 0 done, 1 failed with one line on stderr, 2 wrong usage. Each command imports the
+heavy libraries that it needs, so that `--help` answers at once.
 """
 
 import sys
@@ -36,7 +36,7 @@ _EXPECTED = (
 
 app = typer.Typer(
     name="valence",
-    help="Versioned sentiment models behind one URL, with a memory.",
+    help="Versioned sentiment models behind one URL, with stored predictions and search.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -74,20 +74,20 @@ app.command()(mlflow.mlflow)
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     try:
         app()
     except Exception as error:
-        line = _explained(error)
+        line = _explain(error)
         if line is None:
             raise
         print(f"valence: {line}", file=sys.stderr)
         raise SystemExit(1) from None
 
 
-def _explained(error: Exception) -> str | None:
-    """One line on what went wrong and what to do; None: a fault of the program, to be shown whole."""
-    # A class that was raised belongs to a module that is loaded: nothing is imported only to compare.
+def _explain(error: Exception) -> str | None:
+    """Return one line on what failed and what to do; None for a bug, whose traceback is shown."""
+    # The class of a raised error belongs to a loaded module, so no module is imported for the comparison.
     known = tuple(getattr(sys.modules[module], name) for module, name in _EXPECTED if module in sys.modules)
     if isinstance(error, known):
         return " ".join(str(error).split())

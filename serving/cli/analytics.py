@@ -1,4 +1,4 @@
-"""What the memory is good for, as commands: near-duplicates, opinions, corrections, diffs, topics, drift, reviews."""
+"""The commands over stored texts: near-duplicates, second opinions, corrections, diffs, topics, drift, reviews."""
 
 from typing import Annotated, Any, TypeAlias
 
@@ -11,16 +11,14 @@ PredictionId: TypeAlias = Annotated[str, typer.Argument(metavar="PREDICTION_ID")
 Model: TypeAlias = Annotated[str | None, typer.Option(help="Name of the model.")]
 Since: TypeAlias = Annotated[str | None, typer.Option(help="Predicted at or after, ISO 8601.")]
 Until: TypeAlias = Annotated[str | None, typer.Option(help="Predicted before, ISO 8601; default: now.")]
-Cosine: TypeAlias = Annotated[
-    float | None, typer.Option(min=-1, max=1, help="Cosine at least; default: 0.95.")
-]
+Cosine: TypeAlias = Annotated[float | None, typer.Option(min=-1, max=1, help="Least cosine; default: 0.95.")]
 
 
 def duplicates(
-    text: Annotated[str | None, typer.Argument(help="Find stored near-duplicates of this.")] = None,
-    prediction: Annotated[str | None, typer.Option(help="Or of the text of this prediction.")] = None,
+    text: Annotated[str | None, typer.Argument(help="The text.")] = None,
+    prediction: Annotated[str | None, typer.Option(help="The prediction whose text to use instead.")] = None,
     min_similarity: Cosine = None,
-    k: Annotated[int, typer.Option("--k", "-k", min=1, max=100, help="How many at most.")] = 100,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, max=100, help="Maximum number.")] = 100,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
@@ -38,7 +36,7 @@ def duplicates(
 def second_opinion(
     prediction: PredictionId, url: Url = None, key: Key = None, as_json: AsJson = False
 ) -> None:
-    """Ask the nearest judged texts what they say of a prediction."""
+    """Compare a prediction with the feedback on the nearest texts."""
     with connect(url, key) as client:
         answer = client.get(f"/v1/predictions/{prediction}/second-opinion")
     if as_json:
@@ -57,7 +55,7 @@ def corrections(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the near-duplicates of a corrected text whose predictions the correction speaks against."""
+    """List the near-duplicates of a corrected text whose predictions contradict the correction."""
     with connect(url, key) as client:
         answer = client.get(f"/v1/predictions/{prediction}/corrections", min_similarity=min_similarity)
     rows = [
@@ -74,19 +72,19 @@ def corrections(
 
 
 def diff(
-    version_from: Annotated[str, typer.Argument(metavar="FROM", help="One version.")],
-    version_to: Annotated[str, typer.Argument(metavar="TO", help="The other.")],
+    version_from: Annotated[str, typer.Argument(metavar="FROM", help="The first version.")],
+    version_to: Annotated[str, typer.Argument(metavar="TO", help="The second version.")],
     model: Annotated[str, typer.Option(help="Name of the model.")] = "sentiment",
-    was: Annotated[Sentiment | None, typer.Option(help="What the one said.")] = None,
-    now: Annotated[Sentiment | None, typer.Option(help="What the other said.")] = None,
+    was: Annotated[Sentiment | None, typer.Option(help="Answer of the first version.")] = None,
+    now: Annotated[Sentiment | None, typer.Option(help="Answer of the second version.")] = None,
     since: Since = None,
     until: Until = None,
-    clusters: Annotated[int, typer.Option(min=1, max=50, help="How many clusters at most.")] = 8,
+    clusters: Annotated[int, typer.Option(min=1, max=50, help="Maximum number of clusters.")] = 8,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the texts on which two versions differ, by meaning."""
+    """Show the texts on which two versions differ, clustered by meaning."""
     fields = {"from": version_from, "to": version_to, "was": was, "now": now}
     with connect(url, key) as client:
         answer = client.get(f"/v1/models/{model}/diff", **fields, since=since, until=until, clusters=clusters)
@@ -107,12 +105,12 @@ def review(
     model: Model = None,
     since: Since = None,
     until: Until = None,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Maximum number.")] = 20,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the texts whose feedback would teach most."""
+    """List the texts for which feedback would be most useful."""
     with connect(url, key) as client:
         answer = client.get("/v1/review", model=model, since=since, until=until, limit=limit)
     columns = (
@@ -125,12 +123,12 @@ def topics(
     model: Model = None,
     since: Since = None,
     until: Until = None,
-    most: Annotated[int, typer.Option("--topics", min=1, max=50, help="How many at most.")] = 12,
+    most: Annotated[int, typer.Option("--topics", min=1, max=50, help="Maximum number.")] = 12,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what the texts of a window are about."""
+    """Show the topics of the texts in a window of time."""
     with connect(url, key) as client:
         answer = client.get("/v1/topics", model=model, since=since, until=until, topics=most)
     rows = [
@@ -153,12 +151,12 @@ def drift(
     until: Until = None,
     reference_since: Annotated[str | None, typer.Option(help="Start of the reference, ISO 8601.")] = None,
     reference_until: Annotated[str | None, typer.Option(help="End of the reference, ISO 8601.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="How many new texts.")] = 10,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Maximum number of new texts.")] = 10,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare a window (by default the last day) with a reference (by default the week before it)."""
+    """Compare a window of time (default: the last day) with a reference (default: the week before it)."""
     with connect(url, key) as client:
         answer = client.get(
             "/v1/drift",

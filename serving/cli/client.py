@@ -1,4 +1,4 @@
-"""The public API as a program on this side of the wire sees it. Knows no route by name."""
+"""A client of the public API. Knows no route by name."""
 
 from collections.abc import Mapping
 from types import TracebackType
@@ -18,7 +18,7 @@ class RequestFailed(ServingError):
 
 
 class Client:
-    """Every call returns the decoded answer of a 2xx, or raises RequestFailed with one line that says why."""
+    """Returns the decoded answer of each call, or raises RequestFailed with one line that says why."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Client:
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=timeout,
             transport=transport,
-            # A proxy of the environment is for the outer world; the platform's URL is meant as it stands.
+            # The platform is reached directly, whatever proxy the environment names.
             trust_env=False,
         )
 
@@ -47,19 +47,19 @@ class Client:
         self._http.close()
 
     def get(self, path: str, **parameters: object) -> Any:
-        """The answer to a GET; parameters that are None are left out."""
+        """Send a GET; parameters that are None are left out."""
         return self._call("GET", path, params=_present(parameters))
 
     def post(self, path: str, **fields: object) -> Any:
-        """The answer to a POST of these JSON fields; fields that are None are left out."""
+        """Send a POST of JSON fields; fields that are None are left out."""
         return self._call("POST", path, json=_present(fields))
 
     def patch(self, path: str, **fields: object) -> Any:
-        """The answer to a PATCH of these JSON fields; fields that are None are left out."""
+        """Send a PATCH of JSON fields; fields that are None are left out."""
         return self._call("PATCH", path, json=_present(fields))
 
     def delete(self, path: str) -> Any:
-        """The answer to a DELETE, None if it has no body."""
+        """Send a DELETE; the answer is None if it has no body."""
         return self._call("DELETE", path)
 
     def _call(self, method: str, path: str, **content: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`valence db`: the schema's version and backups of the database that the settings name, running or not."""
+"""`valence db`: schema, roles, backups and encryption of the database in the settings, running or not."""
 
 import os
 import sys
@@ -21,39 +21,41 @@ def upgrade(revision: Annotated[str, typer.Argument()] = "head", as_json: AsJson
     from db.schema import versions
 
     with _database(make=True) as url:
-        found = versions.upgrade(url, revision)
-    show_record({"revision": found, "head": versions.head()}, as_json=as_json)
+        revision_now = versions.upgrade(url, revision)
+    show_record({"revision": revision_now, "head": versions.head()}, as_json=as_json)
 
 
 @app.command()
 def downgrade(
-    revision: Annotated[str, typer.Argument(help="A revision, or `base`: to empty.")],
+    revision: Annotated[str, typer.Argument(help="A revision, or `base` for an empty database.")],
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take the schema down to a revision. What the later revisions hold is deleted."""
+    """Take the schema down to a revision, and delete the data of later revisions."""
     from db.schema import versions
 
     if not yes:
-        typer.confirm(f"Go down to {revision} and delete what later revisions hold?", abort=True, err=True)
+        typer.confirm(f"Go down to {revision} and delete the data of later revisions?", abort=True, err=True)
     with _database() as url:
-        found = versions.downgrade(url, revision)
-    show_record({"revision": found, "head": versions.head()}, as_json=as_json)
+        revision_now = versions.downgrade(url, revision)
+    show_record({"revision": revision_now, "head": versions.head()}, as_json=as_json)
 
 
 @app.command()
 def current(
     wait: Annotated[
-        float | None, typer.Option(min=0, help="Wait so many seconds until this release can work with it.")
+        float | None, typer.Option(min=0, help="Seconds to wait until this release can work with the schema.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say which revision the database is at, and which one this release needs."""
+    """Show the revision of the database, and the one that this release needs."""
     from db.schema import versions
 
     with _database() as url:
-        found = versions.read_current(url) if wait is None else versions.wait_until_compatible(url, wait)
-    show_record({"revision": found, "head": versions.head()}, as_json=as_json)
+        revision_now = (
+            versions.read_current(url) if wait is None else versions.wait_until_compatible(url, wait)
+        )
+    show_record({"revision": revision_now, "head": versions.head()}, as_json=as_json)
 
 
 @app.command()
@@ -62,14 +64,15 @@ def roles(
     application: Annotated[str, typer.Option(help="Role of the platform.")] = "valence_app",
     reader: Annotated[str, typer.Option(help="Role that reads only.")] = "valence_reader",
     connections: Annotated[
-        tuple[int, int, int], typer.Option(help="Most connections of each, in this order; -1: no bound.")
+        tuple[int, int, int],
+        typer.Option(help="Maximum connections of each role, in this order; -1: no limit."),
     ] = (5, 60, 20),
     as_json: AsJson = False,
 ) -> None:
-    """Make the three roles with the least that each needs, or bring them to it; safe to run again.
+    """Create the three roles with the least rights that each needs, or correct them; safe to run again.
 
     Passwords come from VALENCE_OWNER_PASSWORD, VALENCE_APPLICATION_PASSWORD and VALENCE_READER_PASSWORD, or from
-    the files that these names with _FILE say; a role without one keeps what it has.
+    the files in the same variables with _FILE appended; a role without a password variable keeps its own.
     """
     from db.schema.roles import Login, Role, ensure_roles
 
@@ -79,7 +82,7 @@ def roles(
         for (role, name), bound in zip(names.items(), connections, strict=True)
     }
     with _database() as url:
-        made = ensure_roles(url, logins)
+        roles = ensure_roles(url, logins)
     rows = [
         {
             "role": each.role.value,
@@ -88,14 +91,14 @@ def roles(
             "created": each.created,
             "password": each.has_password,
         }
-        for each in made
+        for each in roles
     ]
     columns = ("role", "name", "connections", "created", "password")
     show_table(rows, columns, answer={"roles": rows}, as_json=as_json)
 
 
 def _password(role: str) -> str | None:
-    """The password of a role, from the environment or from the file that it names."""
+    """Return the password of a role, from the environment or from the file that it names."""
     variable = f"VALENCE_{role.upper()}_PASSWORD"
     if (path := os.environ.get(f"{variable}_FILE")) is not None:
         return Path(path).read_text(encoding="utf-8").rstrip("\n") or None
@@ -107,14 +110,14 @@ def backup(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE_OR_DIR", help="Where to; default: the working directory."
+            "--output", "-o", metavar="FILE_OR_DIR", help="Destination; default: the working directory."
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a backup of both databases, the artifacts and the installation key; the platform may run.
 
-    Whoever holds it holds the texts and the key: it is as secret as the database.
+    The backup holds the texts and the key, so it is as secret as the database.
     """
     from serving.operations import backups
     from serving.settings import Settings
@@ -124,7 +127,7 @@ def backup(
 
 @app.command("base-backup")
 def base_backup(as_json: AsJson = False) -> None:
-    """Copy the embedded server's files into VALENCE_WAL_ARCHIVE, to go back from there to any later moment."""
+    """Copy the embedded server's files into VALENCE_WAL_ARCHIVE, to restore any later moment from there."""
     from serving.operations import backups
     from serving.settings import Settings
 
@@ -137,15 +140,16 @@ def restore(
     until: Annotated[
         str | None,
         typer.Option(
-            help="Of a base backup: go back to this time, ISO 8601 with zone; default: as far as the log goes."
+            help="For a base backup: the time to restore, ISO 8601 with zone; default: the end of the log."
         ),
     ] = None,
     archive: Annotated[
-        Path | None, typer.Option(help="Of a base backup: where its log is kept; default: beside it.")
+        Path | None,
+        typer.Option(help="For a base backup: the folder of its log; default: the folder of the backup."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring a backup back into an empty home."""
+    """Restore a backup into an empty home."""
     from serving.operations import backups
     from serving.settings import Settings
 
@@ -155,11 +159,11 @@ def restore(
 
 @app.command()
 def scrub(yes: Yes = False, as_json: AsJson = False) -> None:
-    """Overwrite what was deleted in the database's files. Each table is locked while it is written anew."""
+    """Overwrite deleted data in the database's files. Each table is locked while it is rewritten."""
     from db.backup import scrub as scrubbing
 
     if not yes:
-        typer.confirm("Write the tables anew, while requests to them wait or fail?", abort=True, err=True)
+        typer.confirm("Rewrite the tables, while requests to them wait or fail?", abort=True, err=True)
     with _database() as url:
         log = scrubbing.scrub(url, _say())
     show_record({"tables": True, "log": log}, as_json=as_json)
@@ -168,10 +172,10 @@ def scrub(yes: Yes = False, as_json: AsJson = False) -> None:
 @app.command()
 def key(
     name: Annotated[
-        str | None, typer.Option("--id", help="Its id; default: today's date. It may be seen by anybody.")
+        str | None, typer.Option("--id", help="Id of the key, which is no secret; default: today's date.")
     ] = None,
 ) -> None:
-    """Make a key for VALENCE_TEXT_KEYS and print it. It is kept nowhere: whoever loses it loses the texts."""
+    """Make a key for VALENCE_TEXT_KEYS and print it. It is stored nowhere: without it the texts are lost."""
     from db.core.cipher import generate_text_key
 
     print(generate_text_key(name or f"{datetime.now(UTC):%Y-%m-%d}"))
@@ -179,10 +183,10 @@ def key(
 
 @app.command()
 def encrypt(as_json: AsJson = False) -> None:
-    """Bring texts, comments and kept answers under the first of VALENCE_TEXT_KEYS; with `plain` first, back to plain.
+    """Encrypt texts, comments and stored answers with the first of VALENCE_TEXT_KEYS; with `plain` first, decrypt them.
 
-    The platform may run, and every process of it should know the first key by now. What was cut off goes on with the
-    next call. Says what is under each key; one that nothing is under may be taken out of the setting.
+    The platform may run if each of its processes knows the first key. After an interruption, run the command again.
+    Prints how many values use each key; a key without values may be removed from the setting.
     """
     from serving.operations import encryption
     from serving.settings import Settings

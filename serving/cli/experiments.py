@@ -1,4 +1,4 @@
-"""`valence experiments`: challengers beside champions."""
+"""`valence experiments`: challengers compared with champions."""
 
 import json
 from collections.abc import Mapping
@@ -9,29 +9,30 @@ import typer
 
 from serving.cli.output import AsJson, Key, Url, connect, show_json, show_record, show_table
 
-app = typer.Typer(no_args_is_help=True, help="Try challengers beside champions.")
+app = typer.Typer(no_args_is_help=True, help="Compare challengers with champions.")
 
 Id = Annotated[str, typer.Argument(metavar="EXPERIMENT_ID")]
 Policy = Annotated[
     str | None,
-    typer.Option(help="JSON, or the path of a JSON file; the default observes and decides nothing."),
+    typer.Option(help="JSON, or the path of a JSON file; default: observe only."),
 ]
 
 
 @app.command()
 def start(
-    challenger: Annotated[str, typer.Argument(help="The version to be tried.")],
-    share: Annotated[float, typer.Option(min=0, max=1, help="Its share of the units.")],
+    challenger: Annotated[str, typer.Argument(help="The version to compare with the champion.")],
+    share: Annotated[float, typer.Option(min=0, max=1, help="The challenger's share of the units.")],
     model: Annotated[str, typer.Option(help="Name of the model.")] = "sentiment",
     shadow: Annotated[
-        bool, typer.Option("--shadow", help="Score its share beside the champion, and answer nobody.")
+        bool,
+        typer.Option("--shadow", help="Score the share in the background; the champion gives all answers."),
     ] = False,
     policy: Policy = None,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Try a version on a share of the units."""
+    """Start an experiment with a version on a share of the units."""
     with connect(url, key) as client:
         answer = client.post(
             "/v1/experiments",
@@ -55,7 +56,7 @@ def list_(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def show(experiment: Id, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
-    """Show what the arms of an experiment did, and what follows from it."""
+    """Show the counts of an experiment's arms, and the verdict of its policy."""
     with connect(url, key) as client:
         answer = client.get(f"/v1/experiments/{experiment}")
     _show(answer, as_json=as_json)
@@ -72,7 +73,7 @@ def change(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change the share, of which only the units that must move do, or the policy."""
+    """Change the share, which moves as few units as possible, or the policy."""
     with connect(url, key) as client:
         answer = client.patch(f"/v1/experiments/{experiment}", share=share, policy=_policy(policy))
     _show(answer, as_json=as_json)
@@ -81,12 +82,12 @@ def change(
 @app.command()
 def stop(
     experiment: Id,
-    reason: Annotated[str | None, typer.Option(help="Why; kept with the experiment.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Reason, stored with the experiment.")] = None,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Leave everything to the champion."""
+    """Stop an experiment; the champion answers all requests again."""
     with connect(url, key) as client:
         answer = client.post(f"/v1/experiments/{experiment}/stop", reason=reason)
     _show(answer, as_json=as_json)
@@ -115,7 +116,7 @@ def _show(answer: Mapping[str, Any], *, as_json: bool) -> None:
     show_record({"verdict": f"{answer['verdict']['verdict']}: {answer['verdict']['reason']}"}, as_json=False)
 
 
-def _interval(found: Mapping[str, float] | None) -> str | None:
-    if found is None:
+def _interval(estimate: Mapping[str, float] | None) -> str | None:
+    if estimate is None:
         return None
-    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"

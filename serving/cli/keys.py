@@ -7,11 +7,11 @@ import typer
 
 from serving.cli.output import AsJson, Key, Url, connect, show_record, show_table
 
-app = typer.Typer(no_args_is_help=True, help="API keys (an admin's business).")
+app = typer.Typer(no_args_is_help=True, help="API keys; for admins.")
 
 
-class Role(StrEnum):
-    """What a key may do; each includes the ones before."""
+class KeyRole(StrEnum):
+    """The rights of a key; each role includes the ones before it."""
 
     CLIENT = "client"
     ENGINEER = "engineer"
@@ -20,16 +20,16 @@ class Role(StrEnum):
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="What the key is for.")],
-    role: Annotated[Role, typer.Option(help="What it may do.")] = Role.CLIENT,
-    user: Annotated[str | None, typer.Option(help="Id of the user who owns it; default: nobody.")] = None,
+    name: Annotated[str, typer.Argument(help="Purpose of the key.")],
+    role: Annotated[KeyRole, typer.Option(help="Rights of the key.")] = KeyRole.CLIENT,
+    user: Annotated[str | None, typer.Option(help="Id of the user who owns it; default: no user.")] = None,
     rate_limit: Annotated[float | None, typer.Option(min=0, help="Texts per second.")] = None,
-    expires: Annotated[str | None, typer.Option(help="When it ends, ISO 8601.")] = None,
+    expires: Annotated[str | None, typer.Option(help="Time when it expires, ISO 8601.")] = None,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key and print it; it can't be shown again."""
+    """Create a key and print it; it can't be shown again."""
     with connect(url, key) as client:
         answer = client.post(
             "/v1/keys", name=name, role=role, user_id=user, rate_limit=rate_limit, expires_at=expires
@@ -50,6 +50,6 @@ def list_(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
 def revoke(
     key_id: Annotated[str, typer.Argument(metavar="KEY_ID")], url: Url = None, key: Key = None
 ) -> None:
-    """End a key; tokens made from it end with it."""
+    """Revoke a key and the tokens made from it."""
     with connect(url, key) as client:
         client.delete(f"/v1/keys/{key_id}")

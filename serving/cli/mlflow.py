@@ -11,7 +11,7 @@ def mlflow(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 5000,
     host: Annotated[str, typer.Option(help="Address to listen on; MLflow has no login.")] = "127.0.0.1",
     allowed_hosts: Annotated[
-        str, typer.Option(help="Names by which it is reached from elsewhere, with commas between.")
+        str, typer.Option(help="Host names under which other machines reach it, separated by commas.")
     ] = "",
 ) -> None:
     """Show runs, metrics, versions and aliases in MLflow's own UI, until Ctrl-C."""

@@ -1,4 +1,4 @@
-"""`valence models`: which models and versions exist, how others come to be, what was measured, who is champion."""
+"""`valence models`: models and their versions, registration, evaluation and promotion."""
 
 import sys
 import time
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from registry.store.records import VersionRecord
     from serving.cli.client import Client
 
-Into: TypeAlias = Annotated[str, typer.Option("--model", help="The model that gets the version.")]
+Into: TypeAlias = Annotated[str, typer.Option("--model", help="The model to add the version to.")]
 
 app = typer.Typer(no_args_is_help=True, help="Models and their versions.")
 
 Version: TypeAlias = Annotated[str, typer.Argument(metavar="VERSION", help="The version's number.")]
 Model: TypeAlias = Annotated[str, typer.Option(help="The model.")]
-Reason: TypeAlias = Annotated[str | None, typer.Option(help="Why; kept in the history.")]
+Reason: TypeAlias = Annotated[str | None, typer.Option(help="Reason, stored in the history.")]
 
 _POLL_SECONDS = 1.0
 
@@ -37,13 +37,13 @@ def list_(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
 def show(
     name: Annotated[str, typer.Argument()] = "sentiment",
     version: Annotated[
-        str | None, typer.Option(help="One version, with what the gates would say of it now.")
+        str | None, typer.Option(help="Show one version, with the present verdict of the gates.")
     ] = None,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the versions of a model, or one of them; all that was measured is in the JSON."""
+    """Show the versions of a model, or one of them; the JSON has all metrics."""
     if version is not None:
         with connect(url, key) as client:
             _show_version(client.get(f"/v1/models/{name}/versions/{version}"), as_json=as_json)
@@ -74,20 +74,20 @@ def evaluate(
 ) -> None:
     """Measure a version on the held-out set and on stored texts, at background priority."""
     with connect(url, key) as client:
-        asked = client.post(f"/v1/models/{model}/versions/{version}/evaluate")
+        evaluation = client.post(f"/v1/models/{model}/versions/{version}/evaluate")
         if wait:
-            answer = _ended(client, model, version, asked["id"])
+            answer = _wait_for_evaluation(client, model, version, evaluation["id"])
             _show_version(answer, as_json=as_json)
             return
-    record = {name: asked[name] for name in ("id", "version", "state", "created_at")}
-    show_record(asked if as_json else record, as_json=as_json)
+    record = {name: evaluation[name] for name in ("id", "version", "state", "created_at")}
+    show_record(evaluation if as_json else record, as_json=as_json)
 
 
 @app.command()
 def promote(
     version: Version,
     model: Model = "sentiment",
-    force: Annotated[bool, typer.Option("--force", help="Whatever the gates say; needs a reason.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Ignore the gates; needs a reason.")] = False,
     reason: Reason = None,
     url: Url = None,
     key: Key = None,
@@ -109,7 +109,7 @@ def rollback(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make the champion before this one answer again."""
+    """Make the previous champion answer again."""
     with connect(url, key) as client:
         answer = client.post(f"/v1/models/{model}/rollback", reason=reason)
     _show_outcome(answer, as_json=as_json)
@@ -123,28 +123,28 @@ def history(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show who was champion, when, made so by whom and why; the evidence is in the JSON."""
+    """Show which versions were champion and when, by whom and why; the JSON has the evidence."""
     with connect(url, key) as client:
         answer = client.get(f"/v1/models/{model}/history", limit=limit)
     columns = ("version", "from", "to", "act", "gated", "forced", "by", "reason")
     show_table(answer["items"], columns, answer=answer, as_json=as_json)
 
 
-def _ended(client: "Client", model: str, version: str, number: int) -> Mapping[str, Any]:
-    """The version once its evaluation has ended.
+def _wait_for_evaluation(client: "Client", model: str, version: str, number: int) -> Mapping[str, Any]:
+    """Wait until an evaluation ends, and return its version.
 
     Raises:
-        EvaluationFailed: without a report.
+        EvaluationFailed: it ended without a report.
     """
     from serving.errors import EvaluationFailed
 
     while True:
         answer: Mapping[str, Any] = client.get(f"/v1/models/{model}/versions/{version}")
-        found = next((each for each in answer["evaluations"] if each["id"] == number), None)
-        if found is None or found["state"] == "failed":
-            why = "it is gone" if found is None else found["reason"]
+        evaluation = next((each for each in answer["evaluations"] if each["id"] == number), None)
+        if evaluation is None or evaluation["state"] == "failed":
+            why = "it is gone" if evaluation is None else evaluation["reason"]
             raise EvaluationFailed(f"version {version} has no report: {why}")
-        if found["state"] == "done":
+        if evaluation["state"] == "done":
             return answer
         time.sleep(_POLL_SECONDS)
 
@@ -183,12 +183,12 @@ def _show_outcome(answer: Mapping[str, Any], *, as_json: bool) -> None:
 
 @app.command()
 def register(
-    folder: Annotated[Path, typer.Argument(help="A bundle's folder, as `valence train` makes it.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a bundle, as `valence train` writes it.")],
     model: Into = "sentiment",
     alias: Annotated[str | None, typer.Option(help="An alias to give to the version.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register a bundle as a version, with its run, metrics and artifacts; one that is registered stays.
+    """Register a bundle as a version, with its run, metrics and artifacts; a registered bundle stays as it is.
 
     The encoder of a joint version is built first, and refused if its vectors leave the space.
     """
@@ -216,17 +216,21 @@ def import_(
     labels: Annotated[
         str,
         typer.Option(
-            help="Its labels for ours: negative=LABEL_0,neutral=,positive=LABEL_1,positive=LABEL_2 "
-            "(several add up; none is said so)."
+            help="Labels of the source for each of ours: negative=LABEL_0,neutral=,positive=LABEL_1,positive=LABEL_2 "
+            "(several are added; leave one empty that the source lacks)."
         ),
     ],
-    ignore: Annotated[list[str] | None, typer.Option(help="A label of its that counts for none.")] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="A label of the source to ignore; may be repeated.")
+    ] = None,
     model: Into = "sentiment",
-    name: Annotated[str | None, typer.Option(help="What the version is called; default: the source.")] = None,
-    online: Annotated[bool, typer.Option("--online", help="Download it if it isn't there.")] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the version; default: the source.")] = None,
+    online: Annotated[
+        bool, typer.Option("--online", help="Download the source if it isn't on this machine.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Import a text-classification model of transformers as a version with an encoder of its own."""
+    """Import a text-classification model of transformers as a version with its own encoder."""
     from registry.store.huggingface_import import LabelMap, import_model
     from serving.core.connections import build_running_registry
     from serving.core.home import Home

@@ -1,4 +1,4 @@
-"""What the commands share: their common options, the client they call with, and how answers are printed."""
+"""The common options of the commands, their client, and the printing of answers."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def connect(url: str | None, key: str | None) -> "Client":
-    """A client by options, environment and home, in this order; the home's key goes to no URL but its own."""
+    """Return a client by options, environment and home, in this order; the home's key is sent to its own URL only."""
     from serving.cli.client import Client
     from serving.core.home import Home
     from serving.settings import Settings
@@ -36,7 +36,7 @@ def connect(url: str | None, key: str | None) -> "Client":
 
 
 def variable(name: str) -> str:
-    """The environment variable of a setting, which may be named by it already."""
+    """Return the environment variable of a setting, given the name of either."""
     from pydantic import AliasChoices
 
     from serving.settings import Settings
@@ -48,7 +48,7 @@ def variable(name: str) -> str:
 
 
 def show_record(record: Mapping[str, Any], *, as_json: bool) -> None:
-    """One thing, a line a field."""
+    """Print one thing with a line for each field."""
     if as_json:
         show_json(record)
         return
@@ -60,7 +60,7 @@ def show_record(record: Mapping[str, Any], *, as_json: bool) -> None:
 def show_table(
     rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, answer: object, as_json: bool
 ) -> None:
-    """Many things, a row each; as JSON the whole answer that they came in."""
+    """Print a row for each thing, or the whole answer as JSON."""
     if as_json:
         show_json(answer)
         return
@@ -73,17 +73,18 @@ def show_table(
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell(row.get(column))) for column in columns))
-    # In a pipe nothing is folded: a row stays a line.
+    # In a pipe each row stays one line.
     Console(width=None if sys.stdout.isatty() else 100_000).print(table)
 
 
 def show_near(answer: Mapping[str, Any], *, as_json: bool) -> None:
-    """What a search found, a row a text."""
+    """Print the results of a search, with a row for each text."""
     rows = [
         {
             **result,
             "predictions": [
-                f"{found['sentiment']} (v{found['model_version']})" for found in result["predictions"]
+                f"{prediction['sentiment']} (v{prediction['model_version']})"
+                for prediction in result["predictions"]
             ],
         }
         for result in answer["results"]
@@ -92,12 +93,12 @@ def show_near(answer: Mapping[str, Any], *, as_json: bool) -> None:
 
 
 def show_json(value: object) -> None:
-    """The value as indented JSON."""
+    """Print a value as indented JSON."""
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
 def cell(value: object) -> str:
-    """A value as a person reads it; stored texts can't send control sequences to the terminal."""
+    """Return a value as people read it, without control characters that stored texts may hold."""
     match value:
         case None:
             text = "-"

@@ -22,23 +22,23 @@ def up(
     from serving.settings import Settings
     from serving.standalone import launcher
 
-    found = launcher.up(Settings(), foreground=foreground, say=partial(print, file=sys.stderr))
-    prediction = found["prediction"]
+    result = launcher.up(Settings(), foreground=foreground, say=partial(print, file=sys.stderr))
+    prediction = result["prediction"]
     shown = f"{prediction['text']!r} is {prediction['sentiment']} ({prediction['confidence']:.2f})"
-    show_record(found if as_json else found | {"prediction": shown}, as_json=as_json)
+    show_record(result if as_json else result | {"prediction": shown}, as_json=as_json)
 
 
 def down() -> None:
-    """Stop what `up` started, and only that; data stays."""
+    """Stop the platform that `up` started; its data stays."""
     from serving.settings import Settings
     from serving.standalone import launcher
 
     if not launcher.down(Settings()):
-        print("nothing runs here")
+        print("no platform runs here")
 
 
 def status(as_json: AsJson = False) -> None:
-    """Say what runs."""
+    """Show whether the platform runs."""
     from serving.settings import Settings
     from serving.standalone import launcher
 
@@ -46,7 +46,7 @@ def status(as_json: AsJson = False) -> None:
 
 
 def settings(as_json: AsJson = False) -> None:
-    """List every setting: its variable, present value, default and meaning."""
+    """List every setting with its variable, present value, default and meaning."""
     from serving.settings import Settings
 
     present = Settings()
@@ -63,5 +63,5 @@ def settings(as_json: AsJson = False) -> None:
 
 
 def _masked(value: object) -> str | None:
-    """A value to look at: a secret is stars, and so is what a URL says of its user."""
+    """Return a value to print, with stars for a secret and for the user in a URL."""
     return None if value is None else _USERINFO.sub("***@", cell(value))

@@ -1,4 +1,4 @@
-"""The data plane's commands: predict, similar, feedback."""
+"""The commands of the data plane: predict, similar, feedback."""
 
 import sys
 from enum import StrEnum
@@ -24,9 +24,14 @@ def predict(
     model: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
     version: Annotated[str | None, typer.Option(help="Version; default: the champion.")] = None,
     user: Annotated[str | None, typer.Option(help="Id of the user that the texts come from.")] = None,
-    unit: Annotated[str | None, typer.Option(help="What an experiment keeps on one arm.")] = None,
+    unit: Annotated[
+        str | None, typer.Option(help="Unit of an experiment; all its requests go to one arm.")
+    ] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Ask the nearest judged texts, too; for one text.")
+        bool,
+        typer.Option(
+            "--explain", help="Add the second opinion of the nearest texts with feedback; for one text."
+        ),
     ] = False,
     url: Url = None,
     key: Key = None,
@@ -60,19 +65,20 @@ def predict(
 
 
 def similar(
-    text: Annotated[str | None, typer.Argument(help="Find stored texts that mean the like of this.")] = None,
-    prediction: Annotated[str | None, typer.Option(help="Or like the text of this prediction.")] = None,
+    text: Annotated[str | None, typer.Argument(help="The text to find similar ones to.")] = None,
+    prediction: Annotated[str | None, typer.Option(help="The prediction whose text to use instead.")] = None,
     like: Annotated[
-        list[str] | None, typer.Option(help="And like the text of this prediction; may be repeated.")
+        list[str] | None, typer.Option(help="Also similar to the text of this prediction; may be repeated.")
     ] = None,
     unlike: Annotated[
-        list[str] | None, typer.Option(help="But not like the text of this prediction; may be repeated.")
+        list[str] | None,
+        typer.Option(help="But not similar to the text of this prediction; may be repeated."),
     ] = None,
     keywords: Annotated[
-        str | None, typer.Option(help='Words to look for, too; `or`, `-word` and "a phrase" are understood.')
+        str | None, typer.Option(help='Words to search for, too; `or`, `-word` and "a phrase" work.')
     ] = None,
-    k: Annotated[int, typer.Option("--k", "-k", min=1, max=100, help="How many.")] = 5,
-    sentiment: Annotated[Sentiment | None, typer.Option(help="Predicted so.")] = None,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, max=100, help="Maximum number.")] = 5,
+    sentiment: Annotated[Sentiment | None, typer.Option(help="Only texts with this prediction.")] = None,
     model_version: Annotated[str | None, typer.Option(help="Predicted by this version.")] = None,
     user: Annotated[str | None, typer.Option(help="Id of the user that the text came from.")] = None,
     since: Annotated[str | None, typer.Option(help="Predicted at or after, ISO 8601.")] = None,
@@ -80,10 +86,12 @@ def similar(
     judged: Annotated[
         bool | None, typer.Option("--judged/--unjudged", help="With or without feedback.")
     ] = None,
-    correct: Annotated[bool | None, typer.Option("--correct/--wrong", help="Judged so.")] = None,
-    min_similarity: Annotated[float | None, typer.Option(min=-1, max=1, help="Cosine at least.")] = None,
+    correct: Annotated[
+        bool | None, typer.Option("--correct/--wrong", help="Only texts with this feedback.")
+    ] = None,
+    min_similarity: Annotated[float | None, typer.Option(min=-1, max=1, help="Least cosine.")] = None,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Scan everything instead of using the index.")
+        bool, typer.Option("--exact", help="Scan all vectors instead of using the index.")
     ] = False,
     url: Url = None,
     key: Key = None,
@@ -121,13 +129,13 @@ def similar(
 def feedback(
     prediction: Annotated[str, typer.Argument(metavar="PREDICTION_ID")],
     correct: Annotated[bool, typer.Option("--correct/--wrong", help="Was the prediction right?")],
-    label: Annotated[Sentiment | None, typer.Option(help="What would have been right.")] = None,
-    comment: Annotated[str | None, typer.Option(help="Why.")] = None,
+    label: Annotated[Sentiment | None, typer.Option(help="The right answer.")] = None,
+    comment: Annotated[str | None, typer.Option(help="A comment.")] = None,
     url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge a prediction; judging it again replaces the first judgement."""
+    """Give feedback on a prediction; new feedback replaces the old."""
     with connect(url, key) as client:
         answer = client.post(
             "/v1/feedback", prediction_id=prediction, is_correct=correct, label=label, comment=comment

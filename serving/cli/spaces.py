@@ -1,4 +1,4 @@
-"""`valence spaces`: which embedding space is searched, another built beside it, the switch between them."""
+"""`valence spaces`: the embedding spaces of the index, their building, and the switch between them."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ Name: TypeAlias = Annotated[str, typer.Argument(metavar="NAME", help="The space.
 
 @app.command("list")
 def list_(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
-    """List the spaces, and how far each is."""
+    """List the spaces and their progress."""
     with connect(url, key) as client:
         answer = client.get("/v1/spaces")
     columns = ("name", "state", "answers", "vectors", "done", "texts/s", "left", "reason")
@@ -24,11 +24,11 @@ def list_(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def register(
-    folder: Annotated[Path, typer.Argument(help="A folder of sentence-transformers' layout.")],
+    folder: Annotated[Path, typer.Argument(help="A folder in the layout of sentence-transformers.")],
     name: Name,
     as_json: AsJson = False,
 ) -> None:
-    """Register the encoder that defines a space; it must pool by the mean."""
+    """Register the encoder that defines a space; it must use mean pooling."""
     from registry.store.registration import ensure_space_encoder
     from serving.core.connections import build_running_registry
     from serving.core.home import Home
@@ -48,7 +48,7 @@ def register(
 
 @app.command()
 def build(name: Name, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
-    """Give every text a vector of another space, in the background; searches stay as they are."""
+    """Compute vectors of another space for every text, in the background; searches stay as they are."""
     with connect(url, key) as client:
         answer = client.post("/v1/spaces", name=name)
     show_record(answer if as_json else _row(answer), as_json=as_json)
@@ -56,7 +56,7 @@ def build(name: Name, url: Url = None, key: Key = None, as_json: AsJson = False)
 
 @app.command()
 def switch(name: Name, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
-    """Search a whole space from now on; the one before is kept whole, so that one may switch back."""
+    """Search a complete space from now on; the previous one is kept complete, so that you can switch back."""
     with connect(url, key) as client:
         answer = client.post(f"/v1/spaces/{name}/switch")
     show_record(answer if as_json else _row(answer), as_json=as_json)
@@ -70,7 +70,7 @@ def remove(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove the vectors of a space that isn't live, whole or half built, in the background."""
+    """Remove the vectors of a space that isn't live, in the background."""
     if not yes:
         typer.confirm(f"Remove all vectors of the space {name}?", abort=True, err=True)
     with connect(url, key) as client:

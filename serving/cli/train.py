@@ -1,4 +1,4 @@
-"""`valence train`: corpora to a version's bundle, with a progress bar. Registers nothing."""
+"""`valence train`: trains bundles of versions from corpora, with a progress bar. Registers nothing."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,11 +21,11 @@ app = typer.Typer(no_args_is_help=True, help="Train versions.")
 
 @app.command()
 def head(
-    out: Annotated[Path, typer.Argument(help="The bundle's folder; an equal bundle that is there is kept.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the bundle; an equal bundle there is kept.")],
     cache: Annotated[Path, typer.Option(help="Corpora, encoder and token states; 5 GB.")] = Path(".cache"),
     as_json: AsJson = False,
 ) -> None:
-    """Train the three-class head on the frozen default encoder; the same every time."""
+    """Train the three-class head on the frozen default encoder; each run gives the same bundle."""
     from registry.bundles.manifest_schema import Engine
     from registry.data import corpora
     from registry.encoders.sources import default_source
@@ -53,20 +53,21 @@ def head(
 
 @app.command()
 def joint(
-    out: Annotated[Path, typer.Argument(help="The bundle's folder; an equal bundle that is there is kept.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the bundle; an equal bundle there is kept.")],
     cache: Annotated[Path, typer.Option(help="Corpora, encoders, vectors and checkpoints; 1 GB.")] = Path(
         ".cache"
     ),
     texts: Annotated[
-        int | None, typer.Option(min=1, help="Training texts that an epoch reads at most; unset: all.")
+        int | None, typer.Option(min=1, help="Maximum number of training texts in an epoch; unset: all.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs; unset: those of the plan.")] = None,
     budget_minutes: Annotated[
-        float | None, typer.Option(min=0.1, help="End training after so long, on a shortened schedule.")
+        float | None,
+        typer.Option(min=0.1, help="Maximum duration of the training, which shortens the schedule."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train the joint model: a low-rank update of the default encoder, and a head. A killed run goes on."""
+    """Train the joint model: a low-rank update of the default encoder, and a head. An interrupted run resumes."""
     from registry.bundles.manifest_schema import ENGINES, Engine
     from registry.data import corpora
     from registry.encoders.sources import default_source
@@ -102,7 +103,7 @@ def joint(
 
 
 def _encoder(source: "SentenceEncoderSource", cache: Path, progress: Say) -> "Bundle":
-    """The bundle of an encoder, built unless the cache has it."""
+    """Return the bundle of an encoder, built unless the cache has it."""
     from registry.bundles.bundle import Bundle
     from registry.encoders.export import build_encoder
 
@@ -123,7 +124,7 @@ def _show(trained: "Bundle", *, as_json: bool) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Say]:
-    """A bar on a terminal, else a line a tenth, on stderr; `say(step, share done)`."""
+    """Show progress on stderr: a bar on a terminal, else a line for each tenth; yield `say(step, share)`."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 

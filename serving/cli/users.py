@@ -1,4 +1,4 @@
-"""`valence users`: whom predictions are about and who may own keys."""
+"""`valence users`: the users who own predictions and keys."""
 
 from typing import Annotated
 
@@ -6,7 +6,7 @@ import typer
 
 from serving.cli.output import AsJson, Key, Url, Yes, connect, show_record
 
-app = typer.Typer(no_args_is_help=True, help="Users (an admin's business).")
+app = typer.Typer(no_args_is_help=True, help="Users; for admins.")
 
 
 @app.command()
@@ -44,9 +44,9 @@ def erase(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Erase what is stored of a user, and print the receipt; the account stays."""
+    """Erase the data of a user, and print the receipt; the account stays."""
     if not yes:
-        typer.confirm(f"Erase what is stored of user {user_id} for good?", abort=True, err=True)
+        typer.confirm(f"Erase the data of user {user_id} permanently?", abort=True, err=True)
     with connect(url, key) as client:
         answer = client.delete(f"/v1/users/{user_id}/data")
     show_record(answer, as_json=as_json)

@@ -1,1 +1,1 @@
-"""Backups, encryption keys and MLflow's UI, as operators call for them."""
+"""Operators' tasks: backups, encryption and MLflow's UI."""

@@ -1,6 +1,6 @@
-"""`valence db backup` and its kin: what belongs to a backup, in which order it is read, and where it is brought back.
+"""Backups and their restore: the parts of a backup, and the order in which they are read and written.
 
-Owns the composition of databases, artifacts and installation key. Holds no SQL and no format.
+Combines databases, artifacts and the installation key. Holds no SQL and no file format.
 """
 
 import shutil
@@ -32,9 +32,7 @@ _INSTALLATION_KEY = "installation.key"
 
 @contextmanager
 def database(settings: Settings, *, make: bool = False) -> Iterator[str]:
-    """The URL of the database; an embedded one that isn't running runs for as long as this needs it.
-
-    `make`: one that isn't there is made.
+    """Yield the URL of the database; an embedded one that doesn't run is started meanwhile, and created with `make`.
 
     Raises:
         Invalid: there is no database.
@@ -57,11 +55,11 @@ def database(settings: Settings, *, make: bool = False) -> Iterator[str]:
 
 
 def backup(settings: Settings, target: Path | None, say: Callable[[str], None]) -> dict[str, Any]:
-    """Writes a backup to a file, or under a name of its own into a folder (default: the working directory).
+    """Write a backup to a file, or under a new name into a folder (default: the working directory).
 
-    The platform may run and write. First the platform's database, then the registry's, then the artifacts: what is
-    read later holds all that was named before, because a version is stored before it answers, and its artifacts
-    before it. Each database is as it was at one moment.
+    The platform may run and write meanwhile. The platform's database is read first, then the registry's, then the
+    artifacts, so each part holds all that an earlier one names: artifacts are stored before their version, and a
+    version before it answers. Each database is read as of one moment.
 
     Raises:
         Invalid: there is no database.
@@ -88,14 +86,14 @@ def backup(settings: Settings, target: Path | None, say: Callable[[str], None]) 
             server=dump.read_server_version(url),
             artifacts=_artifacts(settings).as_uri(),
         )
-    return _said(target, manifest.files)
+    return _summarise(target, manifest.files)
 
 
 def base_backup(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
-    """Copies the embedded server's files into the log's archive, and expires what is older than the backups' days.
+    """Copy the embedded server's files into the archive of its log, and delete what is older than the backup days.
 
     Raises:
-        Invalid: no archive is set, or the database isn't the embedded one or isn't there.
+        Invalid: no archive is set, or there is no embedded database.
         BackupError: it can't be written.
     """
     archive = _archive(settings)
@@ -117,7 +115,7 @@ def base_backup(settings: Settings, say: Callable[[str], None]) -> dict[str, Any
             artifacts=_artifacts(settings).as_uri(),
         )
     expired = point_in_time.expire(archive, _base_backups(archive), days=settings.backup_days)
-    return {**_said(target, manifest.files), "expired": len(expired)}
+    return {**_summarise(target, manifest.files), "expired": len(expired)}
 
 
 def restore(
@@ -128,40 +126,40 @@ def restore(
     until: datetime | None = None,
     log: Path | None = None,
 ) -> dict[str, Any]:
-    """Brings a backup back into an empty home, or into the empty databases that the settings name.
+    """Restore a backup into an empty home, or into the empty databases that the settings name.
 
-    A base backup is brought up to the time `until`, or to the end of the log kept in the archive `log` (default: the
-    folder that the backup lies in).
+    A base backup is restored to the time `until`, or to the end of its log in the folder `log` (default: the folder of
+    the backup).
 
     Raises:
-        NotEmpty: there are data.
+        NotEmpty: the home or a database holds data.
         BackupDamaged, BackupTooNew: the backup can't be used; the message names what is wrong with it.
         Conflict: the settings name another installation key.
-        Invalid: a point in time is wanted, and the backup holds dumps or the database isn't the embedded one.
+        Invalid: `until` is given for a backup of dumps, or a base backup for another database than the embedded one.
     """
     home = settings.home.absolute()
     _require_empty(home)
-    with closing(Backup(file)) as found:
-        _require_usable(settings, found, until)
+    with closing(Backup(file)) as source:
+        _require_usable(settings, source, until)
         say("checking every file")
-        found.check()
-        key = _same_key(settings, found)
+        source.check()
+        key = _same_key(settings, source)
         home.mkdir(parents=True, exist_ok=True)
         mark = Home(home).restore_mark
         mark.mkdir()
         try:
             write_secret(Home(home).installation_key, key)
             say("artifacts")
-            found.extract_folder(_ARTIFACTS, _artifacts(settings))
-            if found.manifest.contents == "dump":
-                _load(settings, found, mark, say)
+            source.extract_folder(_ARTIFACTS, _artifacts(settings))
+            if source.manifest.contents == "dump":
+                _load(settings, source, mark, say)
             else:
-                _recover(settings, found, mark, say, until, log or file.parent)
+                _recover(settings, source, mark, say, until, log or file.parent)
         except BaseException:
             _discard(home)
             raise
         shutil.rmtree(mark)
-    manifest = found.manifest
+    manifest = source.manifest
     return {
         "home": str(home),
         "backup": str(file),
@@ -171,33 +169,33 @@ def restore(
     }
 
 
-def _load(settings: Settings, found: Backup, scratch: Path, say: Callable[[str], None]) -> None:
+def _load(settings: Settings, source: Backup, scratch: Path, say: Callable[[str], None]) -> None:
     with database(settings, make=True) as url:
-        registry = ensure_sibling(url, REGISTRY_SUFFIX) if _REGISTRY in found else None
+        registry = ensure_sibling(url, REGISTRY_SUFFIX) if _REGISTRY in source else None
         for each in filter(None, (url, registry)):
             if dump.has_tables(each):
                 raise NotEmpty("the database holds tables: name an empty one")
         if registry is not None:
             say("MLflow's database")
-            found.extract(_REGISTRY, scratch / _REGISTRY)
+            source.extract(_REGISTRY, scratch / _REGISTRY)
             dump.load(registry, scratch / _REGISTRY)
-            _relocate(settings, found, registry)
+            _relocate(settings, source, registry)
         say("the platform's database")
-        found.extract(_DATABASE, scratch / _DATABASE)
+        source.extract(_DATABASE, scratch / _DATABASE)
         dump.load(url, scratch / _DATABASE)
         versions.upgrade(url)
 
 
 def _recover(
     settings: Settings,
-    found: Backup,
+    source: Backup,
     scratch: Path,
     say: Callable[[str], None],
     until: datetime | None,
     log: Path,
 ) -> None:
     say(f"the server's files, and the log up to {until or 'its end'}")
-    found.extract(point_in_time.BASE, scratch / point_in_time.BASE)
+    source.extract(point_in_time.BASE, scratch / point_in_time.BASE)
     point_in_time.recover(
         settings.home.absolute(),
         scratch / point_in_time.BASE,
@@ -206,12 +204,12 @@ def _recover(
         archive=settings.wal_archive,
     )
     with database(settings) as url:
-        _relocate(settings, found, ensure_sibling(url, REGISTRY_SUFFIX))
+        _relocate(settings, source, ensure_sibling(url, REGISTRY_SUFFIX))
         versions.upgrade(url)
 
 
-def _relocate(settings: Settings, found: Backup, registry: str) -> None:
-    old, new = found.manifest.artifacts, _artifacts(settings).as_uri()
+def _relocate(settings: Settings, source: Backup, registry: str) -> None:
+    old, new = source.manifest.artifacts, _artifacts(settings).as_uri()
     if old != new:
         dump.replace_uri(registry, old, new)
 
@@ -226,30 +224,30 @@ def _require_empty(home: Path) -> None:
         raise NotEmpty(f"a platform runs in {home}: choose an empty home")
     there = sorted(path.name for path in home.iterdir() if path.name != "logs") if home.exists() else []
     if Home(home).restore_mark.exists():
-        raise NotEmpty(f"a restore into {home} was cut off: remove it and restore again")
+        raise NotEmpty(f"a restore into {home} was interrupted: remove the folder and restore again")
     if there:
         raise NotEmpty(f"{home} holds data ({there[0]}): set VALENCE_HOME to an empty folder")
 
 
-def _require_usable(settings: Settings, found: Backup, until: datetime | None) -> None:
-    manifest = found.manifest
+def _require_usable(settings: Settings, source: Backup, until: datetime | None) -> None:
+    manifest = source.manifest
     if manifest.schema is not None and not versions.can_upgrade_from(manifest.schema):
         raise BackupTooNew(
-            f"{found.path} has schema revision {manifest.schema}, which this release doesn't know: "
+            f"{source.path} has schema revision {manifest.schema}, which this release doesn't know: "
             f"use Valence {manifest.release} or later"
         )
     if manifest.contents == "dump" and until is not None:
-        raise Invalid(f"{found.path} holds dumps, which are of one moment: restore a base backup")
+        raise Invalid(f"{source.path} holds dumps, which are of one moment: restore a base backup")
     if manifest.contents == "base" and settings.database_url is not None:
-        raise Invalid(f"{found.path} holds the embedded server's files: unset DATABASE_URL")
+        raise Invalid(f"{source.path} holds the embedded server's files: unset DATABASE_URL")
 
 
-def _same_key(settings: Settings, found: Backup) -> str:
-    """The backup's installation key, in hex."""
-    key = found.text(_INSTALLATION_KEY)
+def _same_key(settings: Settings, source: Backup) -> str:
+    """Return the backup's installation key, in hex."""
+    key = source.text(_INSTALLATION_KEY)
     if settings.installation_key is not None and read_installation_key(settings) != bytes.fromhex(key):
         raise Conflict(
-            "VALENCE_INSTALLATION_KEY isn't the key of the backup, whose texts couldn't be met again: unset it"
+            "VALENCE_INSTALLATION_KEY isn't the key of the backup, whose texts couldn't be recognised: unset it"
         )
     return key
 
@@ -262,7 +260,7 @@ def _revision(url: str) -> str:
 
 
 def _key(settings: Settings, url: str) -> str:
-    """The installation key, in hex."""
+    """Return the installation key, in hex."""
     key = read_installation_key(settings)
     filled = dump.read_key_fingerprint(url)
     if filled is not None and filled != fingerprint(key):
@@ -284,9 +282,7 @@ def _archive(settings: Settings) -> Path:
     if settings.database_url is not None:
         raise Invalid("only the embedded database is copied file by file: use the tools of your server")
     if settings.wal_archive is None:
-        raise Invalid(
-            "VALENCE_WAL_ARCHIVE isn't set: without the log since, a copy of the files is of no use"
-        )
+        raise Invalid("VALENCE_WAL_ARCHIVE isn't set: a copy of the files needs the log that follows it")
     return settings.wal_archive.absolute()
 
 
@@ -296,28 +292,28 @@ def _named(target: Path) -> Path:
 
 
 def _base_backups(folder: Path) -> dict[Path, datetime]:
-    """When each of a folder's base backups was begun; whatever else lies there is left alone."""
+    """Return the start of each base backup in a folder; other files there are ignored."""
     begun = {}
     for file in folder.glob(f"*{SUFFIX}"):
-        with suppress(BackupError), closing(Backup(file)) as found:
-            if found.manifest.contents == "base":
-                begun[file] = datetime.fromisoformat(found.manifest.created_at)
+        with suppress(BackupError), closing(Backup(file)) as source:
+            if source.manifest.contents == "base":
+                begun[file] = datetime.fromisoformat(source.manifest.created_at)
     return begun
 
 
-def _said(target: Path, files: Any) -> dict[str, Any]:
+def _summarise(target: Path, files: Any) -> dict[str, Any]:
     return {"backup": str(target), "files": len(files), "bytes": target.stat().st_size}
 
 
 @contextmanager
-def _scratch(beside_: Path) -> Iterator[Path]:
-    """A folder for a moment, where the backup itself has room."""
-    with tempfile.TemporaryDirectory(prefix=".valence-", dir=beside_) as folder:
+def _scratch(target: Path) -> Iterator[Path]:
+    """Make a temporary folder on the disk of the backup, which has the space."""
+    with tempfile.TemporaryDirectory(prefix=".valence-", dir=target) as folder:
         yield Path(folder)
 
 
 def _discard(home: Path) -> None:
-    """Removes what a restore that failed has made; the home was empty before."""
+    """Remove the files of a failed restore; the home was empty before."""
     paths = Home(home)
     data = paths.postgres
     shutil.rmtree(data.resolve(), ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Use case of `valence db encrypt`: stored values brought under the keys of the settings. Parses and prints nothing."""
+"""The re-encryption of stored values with the keys of the settings. Parses and prints nothing."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from serving.settings import Settings
 
 
 def encrypt(settings: Settings, url: str, say: Callable[[str], None]) -> dict[str, Any]:
-    """Rewrites what isn't as the settings want it: how much, and how many values are now under each key.
+    """Rewrite the values that aren't encrypted as the settings say; return their number and the values of each key.
 
     Raises:
         Invalid: the settings name no key.
-        DatabaseError: the database can't be used, or holds what none of the keys opens; the rest is done then.
+        DatabaseError: the database can't be used, or none of the keys decrypts a value; all others are rewritten then.
     """
     cipher = build_cipher(settings)
     if not cipher.has_keys:
@@ -26,7 +26,7 @@ def encrypt(settings: Settings, url: str, say: Callable[[str], None]) -> dict[st
     done = asyncio.run(_rotated(url, cipher, say))
     if done.unreadable:
         raise Unreadable(
-            f"done but for what can't be decrypted, which stays as it is, first of all: {done.unreadable[0]}"
+            f"all values were rewritten but those that can't be decrypted, the first of which is {done.unreadable[0]}"
         )
     return {
         "rewritten": {kind.value: count for kind, count in done.rewritten.items()},

@@ -1,6 +1,6 @@
 """MLflow's own server and UI over the platform's registry, as a process in the foreground. Serves no model.
 
-Owns that process and nothing else. MLflow has no login: whoever reaches the server may change everything in it.
+Owns only that process. MLflow has no login: everyone who reaches the server may change everything in it.
 """
 
 import ipaddress
@@ -26,7 +26,7 @@ from serving.standalone.launcher import LaunchFailed, require_free_port
 
 Say = Callable[[str], None]
 
-_START_SECONDS, _END_SECONDS, _LOOK_SECONDS = 120.0, 10.0, 0.2
+_START_SECONDS, _END_SECONDS, _POLL_SECONDS = 120.0, 10.0, 0.2
 
 
 class TrackingServer:
@@ -34,15 +34,17 @@ class TrackingServer:
 
     Args:
         store: the URI of a database.
-        artifacts: where the artifacts of experiments lie that are made through the server.
-        allowed_hosts: by which names it is reached, if not as this machine's own.
+        artifacts: folder for the artifacts of experiments that are created through the server.
+        allowed_hosts: host names under which other machines reach it.
     """
 
     def __init__(
         self, store: str, *, artifacts: Path, host: str, port: int, allowed_hosts: Sequence[str] = ()
     ) -> None:
         if not allowed_hosts and not _is_loopback(host):
-            raise Invalid(f"say by which names {host} is reached: --allowed-hosts mlflow.example:{port}")
+            raise Invalid(
+                f"name the hosts under which {host} is reached: --allowed-hosts mlflow.example:{port}"
+            )
         self._store = store
         self._artifacts = artifacts
         self._host = host
@@ -52,16 +54,16 @@ class TrackingServer:
 
     @property
     def url(self) -> str:
-        """Where this machine reaches it."""
+        """The URL on this machine."""
         everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (compared, not bound)
         host = everywhere.get(self._host, self._host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
 
     def run(self, say: Say) -> None:
-        """Start it, say where it answers, and end with it.
+        """Start the server, print its URL once it answers, and return when it ends.
 
         Raises:
-            LaunchFailed: the port is taken, it doesn't come up, or it ends by itself.
+            LaunchFailed: the port is taken, or the server doesn't start or ends by itself.
         """
         require_free_port(self._host, self._port, otherwise="choose another with --port")
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -71,24 +73,24 @@ class TrackingServer:
             env=self._environment(),
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr,
-            # Of its own group, so that Ctrl-C reaches it once, through here.
+            # In its own process group, so that Ctrl-C reaches it only once, through this process.
             start_new_session=True,
             preexec_fn=end_with_parent,  # noqa: PLW1509  (no other thread runs yet)
         )
         try:
-            if self._answers(process):
+            if self._wait_until_ready(process):
                 say(self.url)
             while not self._ending:
                 if (status := process.poll()) is not None:
                     raise LaunchFailed(f"MLflow's server ended by itself with status {status}")
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(_POLL_SECONDS)
         finally:
             _stop(process)
 
-    def _answers(self, process: subprocess.Popen[bytes]) -> bool:
-        """Wait until it answers; False if a signal came first, or it ended."""
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> bool:
+        """Wait until the server answers; return False if a signal comes first or it ends."""
         deadline = time.monotonic() + _START_SECONDS
-        # A proxy of the environment is for the outer world.
+        # The server is reached directly, whatever proxy the environment names.
         with httpx.Client(timeout=5, trust_env=False) as client:
             while not self._ending and process.poll() is None:
                 try:
@@ -98,7 +100,7 @@ class TrackingServer:
                     pass
                 if time.monotonic() > deadline:
                     raise LaunchFailed(f"MLflow's server doesn't answer after {_START_SECONDS:.0f} s")
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(_POLL_SECONDS)
         return False
 
     def _arguments(self) -> list[str]:
@@ -109,12 +111,12 @@ class TrackingServer:
         ]
 
     def _environment(self) -> dict[str, str]:
-        """What isn't on the command line, where other users of the machine would see the database's password."""
+        """Return the options that hold secrets; other users of the machine can read a command line."""
         artifacts = self._artifacts.resolve().as_uri()
         names = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
         names |= {
             "MLFLOW_BACKEND_STORE_URI": self._store,
-            # The platform reads the store without the server, so artifacts keep addresses that need none.
+            # The platform reads artifacts without the server, so their addresses must not name it.
             "MLFLOW_DEFAULT_ARTIFACT_ROOT": artifacts,
             "MLFLOW_ARTIFACTS_DESTINATION": artifacts,
             "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -139,13 +141,13 @@ class TrackingServer:
 def serve(
     settings: Settings, *, host: str, port: int, allowed_hosts: Sequence[str] = (), say: Say = print
 ) -> None:
-    """MLflow's server over the platform's store, until a signal.
+    """Run MLflow's server over the platform's store until a signal.
 
     Raises:
         NotReady: the platform's database isn't up.
-        Unavailable: the named one can't be reached.
-        Invalid: what is named is no database.
-        LaunchFailed: the port is taken, or the server doesn't come up or ends by itself.
+        Unavailable: the named database can't be reached.
+        Invalid: the setting names no database.
+        LaunchFailed: the port is taken, or the server doesn't start or ends by itself.
     """
     store = find_tracking_uri(settings)
     scheme = urlsplit(store).scheme.split("+")[0]
@@ -168,7 +170,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask it to end with its workers, and end them if they don't."""
+    """Terminate the server with its workers, and kill those that don't end."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)

@@ -306,9 +306,9 @@ def test_a_home_with_data_is_refused_and_one_half_restored_is_not_served(home: H
     with pytest.raises(NotEmpty, match="artifacts"):
         restore(of(full), file, quiet)
     (full / "restore.part").mkdir()
-    with pytest.raises(NotEmpty, match="cut off"):
+    with pytest.raises(NotEmpty, match="was interrupted"):
         restore(of(full), file, quiet)
-    with pytest.raises(LaunchFailed, match="cut off"):
+    with pytest.raises(LaunchFailed, match="was interrupted"):
         up(of(full))
 
 
