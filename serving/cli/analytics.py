@@ -62,12 +62,12 @@ def corrections(
         {
             **fix,
             "prediction": fix["prediction"]["id"],
-            "said": fix["prediction"]["sentiment"],
+            "predicted": fix["prediction"]["sentiment"],
             "should be": answer["sentiment"],
         }
         for fix in answer["fixes"]
     ]
-    columns = ("similarity", "said", "should be", "prediction", "text")
+    columns = ("similarity", "predicted", "should be", "prediction", "text")
     show_table(rows, columns, answer=answer, as_json=as_json)
 
 
@@ -92,13 +92,13 @@ def diff(
         {
             "texts": cluster["texts"],
             "words": cluster["words"],
-            "said": f"{example['from']['sentiment']} → {example['to']['sentiment']}",
+            "predicted": f"{example['from']['sentiment']} → {example['to']['sentiment']}",
             "text": example["text"],
         }
         for cluster in answer["clusters"]
         for example in cluster["examples"]
     ]
-    show_table(rows, ("texts", "words", "said", "text"), answer=answer, as_json=as_json)
+    show_table(rows, ("texts", "words", "predicted", "text"), answer=answer, as_json=as_json)
 
 
 def review(

@@ -1,6 +1,6 @@
 """The home of an installation: the paths in it, and its two secrets, the installation key and the first admin key.
 
-Each secret is a file of mode 0600 that is made once and never changed. Never logs or prints what it holds.
+Each secret is a file of mode 0600 that is written once and never changed. Never logs or prints what it holds.
 """
 
 import os
@@ -84,7 +84,7 @@ class Home:
 
 
 def read_installation_key(settings: Settings) -> bytes:
-    """Return the key behind text ids and tokens: from the settings, else from the home, where it is made if missing.
+    """Return the key behind text ids and tokens: from the settings, else from the home, which gets one if it has none.
 
     Raises:
         BadInstallationKey: it isn't hexadecimal, or shorter than 32 bytes.

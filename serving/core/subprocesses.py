@@ -59,8 +59,8 @@ def yield_to_others() -> None:
 
 async def _tail(stream: asyncio.StreamReader | None) -> str:
     """Return the last line of a stream, read to its end so that the process never blocks on it."""
-    kept = b""
+    tail = b""
     while stream is not None and (chunk := await stream.read(_STDERR_BYTES)):
-        kept = (kept + chunk)[-_STDERR_BYTES:]
-    lines = kept.decode(errors="replace").strip().splitlines()
+        tail = (tail + chunk)[-_STDERR_BYTES:]
+    lines = tail.decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else ""

@@ -67,7 +67,7 @@ class Control:
         self._policy_runner = PolicyRunner(
             self._experiments, CountRepository(self._database), self._champion, self._promote
         )
-        housekeeping = Maintenance(
+        maintenance = Maintenance(
             self._database,
             space=settings.space,
             index_memory=settings.index_memory_mib << 20,
@@ -85,7 +85,7 @@ class Control:
             ),
             asyncio.create_task(self._lifecycle.evaluations.run()),
             asyncio.create_task(ReembeddingRunner(self._spaces).run()),
-            asyncio.create_task(housekeeping.run()),
+            asyncio.create_task(maintenance.run()),
         ]
 
     async def watch(self, revision: int) -> Catalog:

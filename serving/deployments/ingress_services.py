@@ -70,15 +70,15 @@ async def services(
     settings: Settings,
     replicas: Callable[[str, Spans | None], EncoderClient],
     catalog: Callable[[], Catalog],
-    asked: Callable[[str, str], None],
+    on_version_requested: Callable[[str, str], None],
     lifecycle: Lifecycle,
     *,
     replica: str | None = None,
 ) -> AsyncIterator[Services]:
     """Open the services of one process; on exit, answer the requests in flight and then close the database.
 
-    `replicas` gives those of an encoder, `asked` is called for each version that a client names, and `replica` is the
-    name of this process.
+    `replicas` gives those of an encoder, `on_version_requested` is called for each version that a client names,
+    and `replica` is the name of this process.
 
     Raises:
         DatabaseError: the database can't be reached or used.
@@ -115,7 +115,7 @@ async def services(
         users=users,
         catalog=catalog,
         traffic=split.current,
-        on_version_requested=asked,
+        on_version_requested=on_version_requested,
         clock=clock,
         text_ids=TextIds(key),
         default_model=settings.model,

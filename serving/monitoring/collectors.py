@@ -21,17 +21,17 @@ class StoredStatistics:
 
     def __init__(self) -> None:
         self.up = False
-        self.census = Statistics()
+        self.statistics = Statistics()
         self.distributions = Distributions()
 
-    def update(self, census: Statistics) -> None:
+    def update(self, statistics: Statistics) -> None:
         """Keep new statistics."""
-        self.census, self.up = census, True
+        self.statistics, self.up = statistics, True
 
     def clear(self) -> None:
         """Forget the statistics, because the database did not answer."""
         self.up = False
-        self.census = Statistics()
+        self.statistics = Statistics()
         self.distributions = Distributions()
 
 
@@ -57,8 +57,8 @@ class PlatformCollector(Collector):
         build.add_metric((self._version,), 1)
         yield build
         yield from _fleet(self._catalog(), self._traffic())
-        yield from _census(self._stored.census)
-        yield from _distributions(self._stored.distributions)
+        yield from _collect_statistics(self._stored.statistics)
+        yield from _collect_distributions(self._stored.distributions)
 
 
 class ReplicaCollector(Collector):
@@ -115,7 +115,7 @@ def _fleet(catalog: Catalog, traffic: Traffic) -> Iterator[Metric]:
     yield from (states, champions, replicas, shares)
 
 
-def _census(census: Statistics) -> Iterator[Metric]:
+def _collect_statistics(statistics: Statistics) -> Iterator[Metric]:
     rows = _gauge("valence_index_rows", "Vectors in segments of the index.", "space", "state")
     segments = _gauge("valence_index_segments", "Segments of the index.", "space", "state")
     backlog = _gauge("valence_backlog", "Requested work that has not ended.", "kind", "state")
@@ -129,20 +129,20 @@ def _census(census: Statistics) -> Iterator[Metric]:
     judged = _gauge(
         "valence_feedback_judged", "Number of the latest answers with feedback.", "model", "version"
     )
-    for segment in census.segments:
+    for segment in statistics.segments:
         rows.add_metric((segment.space, segment.state), segment.rows)
         segments.add_metric((segment.space, segment.state), segment.segments)
-    for state, count in census.evaluations.items():
+    for state, count in statistics.evaluations.items():
         backlog.add_metric(("evaluation", state), count)
-    if census.evaluations:
-        oldest.add_metric(("evaluation",), census.oldest_waiting)
-    for version, found in census.judged.items():
-        accuracy.add_metric(version, found.right / found.judged)
-        judged.add_metric(version, found.judged)
+    if statistics.evaluations:
+        oldest.add_metric(("evaluation",), statistics.oldest_waiting)
+    for version, answers in statistics.judged.items():
+        accuracy.add_metric(version, answers.right / answers.judged)
+        judged.add_metric(version, answers.judged)
     yield from (rows, segments, backlog, oldest, accuracy, judged)
 
 
-def _distributions(found: Distributions) -> Iterator[Metric]:
+def _collect_distributions(distributions: Distributions) -> Iterator[Metric]:
     share = _gauge(
         "valence_recent_label_share",
         "Share of a label in a version's latest answers.",
@@ -160,11 +160,13 @@ def _distributions(found: Distributions) -> Iterator[Metric]:
         "version",
         "of",
     )
-    for version, recent in found.recent.items():
+    for version, recent in distributions.recent.items():
         for label, count in recent.labels.items():
             share.add_metric((*version, label), count / recent.total)
         confidence.add_metric(version, recent.confidence)
-        for of, index in measure_drift(found.reference.get(version, AnswerDistribution()), recent).items():
+        for of, index in measure_drift(
+            distributions.reference.get(version, AnswerDistribution()), recent
+        ).items():
             drift.add_metric((*version, of), index)
     yield from (share, confidence, drift)
 

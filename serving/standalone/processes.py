@@ -111,7 +111,7 @@ def _deploy(record: EncoderRecord, settings: Settings) -> None:
 
 
 def _encoder(settings: Settings, ended: threading.Event, note: Path | None) -> EncoderRecord | None:
-    """Wait for the first encoder to be registered, and return it; None if this process is told to end before."""
+    """Wait for the first encoder to be registered, and return it; None if a signal comes first."""
     while note is not None:
         if note.exists():
             return EncoderRecord(**json.loads(note.read_text()))

@@ -185,8 +185,8 @@ class Supervisor:
 
     def _note(self) -> Path | None:
         """Return the file that names the champion's encoder, unless others may have changed the registry."""
-        elsewhere = self._settings.mlflow_tracking_uri or self._settings.database_url
-        return Home(self._settings.home).champion_encoder(self._settings.space) if elsewhere is None else None
+        external = self._settings.mlflow_tracking_uri or self._settings.database_url
+        return Home(self._settings.home).champion_encoder(self._settings.space) if external is None else None
 
     def _restart_database(self) -> None:
         if self._server is None or self._server.is_running() or self._ending:
