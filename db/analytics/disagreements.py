@@ -1,6 +1,6 @@
-"""Where two versions of a model differ, by what is stored of both, shadows too: they were asked the same there.
+"""Disagreements of two versions of a model, by their stored predictions, shadows included.
 
-Reads only, and a bounded number of predictions. What comes out holds texts, so it stays in the process that asked.
+Reads a bounded number of predictions, and never writes. The results hold texts, so they stay in this process.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,11 @@ from db.core.cipher import text_location
 from db.core.ids import uuid7_floor
 from db.schema.tables import DIMENSIONS, NIL_ID
 
-# The latest predictions of the window that are looked at, and the texts in them that are compared.
+# The latest predictions of the window that are read, and the texts among them that are compared.
 SCANNED: Final = 50_000
 COMPARED: Final = 10_000
 
-_CONTRAST: Final[LiteralString] = """
+_COMPARE: Final[LiteralString] = """
     WITH scanned AS MATERIALIZED (
         SELECT text_id, model, version FROM predictions
         WHERE id >= %(since)s AND id < %(until)s ORDER BY id DESC LIMIT %(scanned)s),
@@ -62,7 +62,7 @@ _CONTRAST: Final[LiteralString] = """
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VersionAnswer:
-    """What a version said of a text last."""
+    """A version's latest prediction of a text."""
 
     prediction_id: UUID
     label: str
@@ -71,7 +71,7 @@ class VersionAnswer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Disagreement:
-    """A text on which two versions differ, with its vector, float32 [d]."""
+    """A text on which two versions disagree, with its vector, float32 [d]."""
 
     text_id: UUID
     text: str = field(repr=False)
@@ -82,9 +82,9 @@ class Disagreement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Disagreements:
-    """How many texts have which pair of labels, and a random sample of those that were asked for.
+    """The number of texts for each pair of labels, and a random sample of the requested ones.
 
-    `complete`: every prediction of the window was looked at, and every text in it.
+    `complete`: every prediction of the window was read, and every text among them compared.
     """
 
     matrix: Mapping[tuple[str, str], int]
@@ -93,7 +93,7 @@ class Disagreements:
 
 
 class DisagreementRepository:
-    """Compares the last words of two versions on the texts that either of them judged in a window."""
+    """Compares the latest predictions of two versions, for texts that either of them predicted in a window."""
 
     def __init__(
         self, database: Database, *, space: str, scanned: int = SCANNED, compared: int = COMPARED
@@ -114,7 +114,7 @@ class DisagreementRepository:
         other_label: str | None = None,
         size: int,
     ) -> Disagreements:
-        """At most `size` texts that `one` called `one_label` and `other` called `other_label`; None: anything else."""
+        """Return up to `size` texts that `one` labels `one_label` and `other` `other_label`; None: any other label."""
         if window.since >= window.until:
             return Disagreements(matrix={}, differences=[], complete=True)
         parameters = {
@@ -132,13 +132,13 @@ class DisagreementRepository:
             "space": self._space,
         }
         async with self._database.search() as connection:
-            cursor = await connection.execute(_CONTRAST, parameters, binary=True)
+            cursor = await connection.execute(_COMPARE, parameters, binary=True)
             rows = await cursor.fetchall()
         cells, scanned, touched = rows[0][:3]
-        found = [row[3:] for row in rows if row[3] is not None]
-        vectors = binary.decode_vectors([row[2] for row in found], dimensions=DIMENSIONS)
+        texts = [row[3:] for row in rows if row[3] is not None]
+        vectors = binary.decode_vectors([row[2] for row in texts], dimensions=DIMENSIONS)
         return Disagreements(
-            matrix={(said, now): texts for said, now, texts in cells or ()},
+            matrix={(first, second): count for first, second, count in cells or ()},
             differences=[
                 Disagreement(
                     text_id=row[0],
@@ -147,7 +147,7 @@ class DisagreementRepository:
                     one=VersionAnswer(prediction_id=row[3], label=row[4], confidence=row[5]),
                     other=VersionAnswer(prediction_id=row[6], label=row[7], confidence=row[8]),
                 )
-                for row, vector in zip(found, vectors, strict=True)
+                for row, vector in zip(texts, vectors, strict=True)
             ],
             complete=scanned < self._scanned and touched < self._compared,
         )

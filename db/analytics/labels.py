@@ -1,6 +1,6 @@
-"""What people hold for right: the label that the latest feedback on a text tells, if any tells one.
+"""The right labels of texts by their latest feedback.
 
-Feedback tells a label by naming it, or by holding the prediction for right. Only reads.
+Feedback tells a label by naming it, or by calling the prediction correct. Never writes.
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ _OF_TEXTS: Final[LiteralString] = """
     ORDER BY p.text_id, f.updated_at DESC, p.id DESC""".replace("{label}", _LABEL)
 
 _LATEST: Final[LiteralString] = """
-    WITH told AS MATERIALIZED (
+    WITH judged AS MATERIALIZED (
         SELECT p.text_id, p.id, f.updated_at, {label} AS label
         FROM (SELECT * FROM feedback ORDER BY prediction_id DESC LIMIT %(most)s) f
         JOIN predictions p ON p.id = f.prediction_id WHERE p.model = %(model)s),
     last AS (
-        SELECT DISTINCT ON (text_id) text_id, label FROM told WHERE label IS NOT NULL
+        SELECT DISTINCT ON (text_id) text_id, label FROM judged WHERE label IS NOT NULL
         ORDER BY text_id, updated_at DESC, id DESC)
     SELECT l.text_id, l.label, halfvec_send(e.embedding)
     FROM last l JOIN embeddings e USING (text_id) JOIN segments s ON s.id = e.segment
@@ -40,7 +40,7 @@ _LATEST: Final[LiteralString] = """
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledText:
-    """A text, its vector, float32 [d], and the label that people hold for right."""
+    """A text, its vector, float32 [d], and its right label by feedback."""
 
     text_id: UUID
     vector: Vector
@@ -48,7 +48,7 @@ class LabelledText:
 
 
 class LabelRepository:
-    """The last word on each text counts, whoever's it is."""
+    """The latest feedback on a text that tells a label counts, by any holder."""
 
     def __init__(self, database: Database, *, space: str) -> None:
         self._database = database
@@ -57,7 +57,7 @@ class LabelRepository:
     async def of_texts(
         self, text_ids: Sequence[UUID], *, model: str, holder: UUID | None = None
     ) -> dict[UUID, str]:
-        """The right label of each of the texts that feedback on this model's predictions tells it of."""
+        """Return the right label of each text that has one by feedback on this model's predictions."""
         if not text_ids:
             return {}
         parameters = {"ids": list(text_ids), "model": model, "holder": holder}
@@ -66,7 +66,7 @@ class LabelRepository:
             return {row.text_id: row.label for row in rows}
 
     async def latest(self, model: str, *, most: int) -> Sequence[LabelledText]:
-        """What the feedback on the `most` latest judged predictions tells."""
+        """Return the texts that the feedback on the `most` latest judged predictions labels."""
         async with self._database.search() as connection:
             cursor = await connection.execute(
                 _LATEST, {"model": model, "most": most, "space": self._space}, binary=True

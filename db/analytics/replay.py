@@ -1,6 +1,6 @@
-"""A sample of the stored texts, to try a version on: bounded, random, those with feedback among them.
+"""A bounded random sample of the stored texts, and texts with feedback, on which a version is evaluated.
 
-Reads only. What comes out holds texts, so it stays in the process that asked.
+Never writes. The results hold texts, so they stay in this process.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from db.connection.engine import Database
 from db.core.binary import Vector
 from db.core.cipher import text_location
 
-# Ids of texts are keyed hashes, so what follows a random id in their order is a random sample, read from the index.
+# Ids of texts are keyed hashes, so the texts that follow a random id are a random sample, read from the index.
 _SAMPLE: Final = """
     WITH drawn AS MATERIALIZED (
         SELECT id FROM (
@@ -27,7 +27,7 @@ _SAMPLE: Final = """
         WHERE p.model = %(model)s ORDER BY f.prediction_id DESC LIMIT %(judged)s
     ),
     chosen AS MATERIALIZED (SELECT id FROM drawn UNION SELECT text_id FROM judged)
-    SELECT t.id, t.content, e.embedding::real[], said.label, told.label, told.text_id IS NOT NULL, t.sealed
+    SELECT t.id, t.content, e.embedding::real[], champion.label, f.label, f.text_id IS NOT NULL, t.sealed
     FROM chosen
     JOIN text_inputs t USING (id)
     JOIN LATERAL (
@@ -37,12 +37,12 @@ _SAMPLE: Final = """
     LEFT JOIN LATERAL (
         SELECT p.label FROM predictions p
         WHERE p.text_id = t.id AND p.model = %(model)s AND p.arm = 'champion' ORDER BY p.id DESC LIMIT 1
-    ) said ON true
+    ) champion ON true
     LEFT JOIN LATERAL (
         SELECT p.text_id, coalesce(f.label, CASE WHEN f.is_correct THEN p.label END) AS label
         FROM predictions p JOIN feedback f ON f.prediction_id = p.id
         WHERE p.text_id = t.id AND p.model = %(model)s ORDER BY f.updated_at DESC, p.id DESC LIMIT 1
-    ) told ON true
+    ) f ON true
     ORDER BY t.id
 """
 
@@ -51,8 +51,8 @@ _SAMPLE: Final = """
 class StoredText:
     """A stored text with its vector, float32 [d].
 
-    `label`: what a champion said last, None if none did. `corrected`: the right label by the latest feedback, None
-    if it tells none, as where it only says that the answer was wrong. `judged`: there is feedback.
+    `label`: a champion's latest, None without one. `corrected`: the right label by the latest feedback, None if that
+    tells none: it may only call the prediction wrong. `judged`: there is feedback.
     """
 
     text_id: UUID
@@ -64,7 +64,7 @@ class StoredText:
 
 
 class ReplayRepository:
-    """Samples take an amount of work that their size bounds, however much is stored."""
+    """The size of a sample bounds its cost, however many texts are stored."""
 
     def __init__(self, database: Database, *, space: str) -> None:
         self._database = database
@@ -73,7 +73,7 @@ class ReplayRepository:
     async def sample(
         self, model: str, *, size: int, judged: int, start: UUID | None = None
     ) -> Sequence[StoredText]:
-        """At most `size` random texts, and those of the latest `judged` feedbacks; from `start`, the same again."""
+        """Return up to `size` random texts and those of the latest `judged` feedbacks; equal `start`, equal texts."""
         parameters = {
             "start": start or uuid4(),
             "size": size,

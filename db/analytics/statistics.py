@@ -1,6 +1,6 @@
-"""The census: what is stored, in figures that a monitor wants. Cheap whatever the size of the tables, and read only.
+"""Statistics of the stored rows for monitoring, cheap for tables of any size.
 
-Owns the statements and their bounds: each reads a few thousand rows at most. Never says what a figure should be.
+Owns the statements and their bounds: each reads a few thousand rows at most. Never writes, and judges no figure.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,12 +14,13 @@ from db.connection.engine import Database
 from db.core.ids import uuid7_floor
 from db.models.evaluations import STALE_SECONDS
 
-# What is counted of an open segment that outgrows its size by far, so that the count itself stays cheap.
+# Rows of an open segment that are counted at most, so that counting an oversized one stays cheap.
 OPEN_ROWS_COUNTED: Final = 500_000
 JUDGED: Final = 2_000
 RECENT: Final = 2_000
 RECENT_TIME: Final = timedelta(hours=1)
 REFERENCE_TIME: Final = timedelta(days=7)
+# The reference week is read at 28 times, 100 predictions at each.
 _PICKS, _PICKED = 28, 100
 BINS: Final = 10
 
@@ -28,7 +29,7 @@ Version: TypeAlias = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmentCounts:
-    """The segments of a space in one state, and the vectors in them."""
+    """The numbers of segments of a space in one state, and of the vectors in them."""
 
     space: str
     state: str
@@ -38,7 +39,7 @@ class SegmentCounts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeedbackCounts:
-    """The latest judgements of a version's answers, and how many of them say that it was right."""
+    """The number of a version's predictions that were judged lately, and of those judged right."""
 
     judged: int
     right: int
@@ -46,7 +47,7 @@ class FeedbackCounts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnswerDistribution:
-    """Some answers of a version: how many bore each label, and lay in each tenth of the confidence."""
+    """Some predictions of a version: counts by label and by tenth of the confidence; the mean confidence."""
 
     labels: Mapping[str, int] = field(default_factory=dict)
     confidences: Sequence[int] = (0,) * BINS
@@ -54,16 +55,16 @@ class AnswerDistribution:
 
     @property
     def total(self) -> int:
-        """How many there are."""
+        """The number of predictions."""
         return sum(self.labels.values())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Statistics:
-    """What is stored, at one moment.
+    """Statistics at one moment.
 
-    `evaluations` by whether they are `running` or `waiting`; `oldest_waiting` in seconds. `judged` covers the last
-    `JUDGED` predictions that were judged.
+    `evaluations`: the numbers that are `running` and `waiting`; `oldest_waiting` in seconds. `judged` covers the
+    latest `JUDGED` predictions with feedback.
     """
 
     segments: Sequence[SegmentCounts] = ()
@@ -74,7 +75,7 @@ class Statistics:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Distributions:
-    """How versions answer: of late, and in the week before, from which picks are taken at even distances."""
+    """The predictions of versions in the last hour, and in the week before, sampled at even distances."""
 
     recent: Mapping[Version, AnswerDistribution] = field(default_factory=dict)
     reference: Mapping[Version, AnswerDistribution] = field(default_factory=dict)
@@ -91,9 +92,9 @@ _EVALUATIONS: Final[LiteralString] = """
     SELECT count(*) FILTER (WHERE worked_on) AS running, count(*) FILTER (WHERE NOT worked_on) AS waiting,
         coalesce(extract(epoch FROM now() - min(created_at) FILTER (WHERE NOT worked_on)), 0)::float8 AS oldest
     FROM (SELECT created_at, coalesce(seen_at >= now() - make_interval(secs => :stale), false) AS worked_on
-        FROM evaluations WHERE state = 'running') AS asked"""
+        FROM evaluations WHERE state = 'running') AS requested"""
 
-# A judgement stands until its holder replaces it; of several holders' the last one counts.
+# A holder's judgement counts until they replace it, and of several holders' judgements the latest.
 _JUDGED: Final[LiteralString] = """
     SELECT p.model, p.version, count(*) AS judged, count(*) FILTER (WHERE j.is_correct) AS right
     FROM (SELECT DISTINCT ON (prediction_id) prediction_id, is_correct
@@ -114,7 +115,7 @@ _RECENT: Final[LiteralString] = _COUNTED.replace(
     "ORDER BY id DESC LIMIT CAST(:most AS integer)",
 )
 
-# The primary key leads to each pick, so that a week costs no more than a minute.
+# The primary key leads to each pick, so a week costs no more than a minute.
 _REFERENCE: Final[LiteralString] = _COUNTED.replace(
     "{rows}",
     "SELECT p.* FROM unnest(CAST(:picks AS uuid[])) AS pick (id) CROSS JOIN LATERAL ("
@@ -124,23 +125,23 @@ _REFERENCE: Final[LiteralString] = _COUNTED.replace(
 
 
 class StatisticsRepository:
-    """Takes a census; the same for everybody who asks."""
+    """Reads statistics, which are the same in every process."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def collect(self) -> Statistics:
-        """Segments, evaluations, judgements."""
+        """Return the numbers of segments, evaluations and judgements."""
         async with self._database.begin() as connection:
             await connection.exec_driver_sql("SET TRANSACTION READ ONLY")
             segments = await connection.execute(text(_SEGMENTS), {"counted": OPEN_ROWS_COUNTED})
-            rows = [SegmentCounts(**row._mapping) for row in segments]
-            asked = (await connection.execute(text(_EVALUATIONS), {"stale": STALE_SECONDS})).one()
+            by_state = [SegmentCounts(**row._mapping) for row in segments]
+            evaluations = (await connection.execute(text(_EVALUATIONS), {"stale": STALE_SECONDS})).one()
             judged = await connection.execute(text(_JUDGED), {"judged": JUDGED})
             return Statistics(
-                segments=rows,
-                evaluations={"running": asked.running, "waiting": asked.waiting},
-                oldest_waiting=asked.oldest,
+                segments=by_state,
+                evaluations={"running": evaluations.running, "waiting": evaluations.waiting},
+                oldest_waiting=evaluations.oldest,
                 judged={
                     (row.model, row.version): FeedbackCounts(judged=row.judged, right=row.right)
                     for row in judged
@@ -148,7 +149,7 @@ class StatisticsRepository:
             )
 
     async def distributions(self, now: datetime | None = None) -> Distributions:
-        """How versions answered in the hour before `now`, and in the week before that hour."""
+        """Return the predictions of versions in the hour before `now`, and in the week before that hour."""
         now = now or datetime.now(UTC)
         since = now - RECENT_TIME
         step = REFERENCE_TIME / _PICKS
@@ -157,14 +158,14 @@ class StatisticsRepository:
         async with self._database.begin() as connection:
             await connection.exec_driver_sql("SET TRANSACTION READ ONLY")
             recent = await connection.execute(text(_RECENT), {"since": floor, "most": RECENT})
-            recently = _answers(recent)
+            recent_answers = _distributions(recent)
             reference = await connection.execute(
                 text(_REFERENCE), {"picks": picks, "until": floor, "most": _PICKED}
             )
-            return Distributions(recent=recently, reference=_answers(reference))
+            return Distributions(recent=recent_answers, reference=_distributions(reference))
 
 
-def _answers(rows: Iterable[Row[Any]]) -> dict[Version, AnswerDistribution]:
+def _distributions(rows: Iterable[Row[Any]]) -> dict[Version, AnswerDistribution]:
     labels: dict[Version, dict[str, int]] = {}
     bins: dict[Version, list[int]] = {}
     sums: dict[Version, float] = {}

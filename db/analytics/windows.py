@@ -1,6 +1,6 @@
-"""A sample of the texts of a time window, with what was said of each: bounded whatever the window holds.
+"""A bounded sample of the texts of a time window, with their predictions and judgements.
 
-Reads only, and never shadows. What comes out holds texts, so it stays in the process that asked.
+Never writes, and never reads shadows. The results hold texts, so they stay in this process.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from db.core.cipher import text_location
 from db.core.ids import uuid7_floor
 from db.schema.tables import DIMENSIONS
 
-# A window is read at so many places at even distances, so many predictions at each: all of it, if it holds no more.
+# A window is cut into 100 equal slices, and the first 200 predictions of each are read.
 SLICES: Final = 100
 PICKED: Final = 200
 
-# The primary key leads to each place. Ids of texts are keyed hashes, and hashed again by a seed they give a random
-# sample that two windows don't share.
+# The primary key leads to each slice. Ids of texts are keyed hashes; hashed again with a seed they give a random
+# sample that differs between two windows.
 _SAMPLE: Final[LiteralString] = """
     WITH picked AS MATERIALIZED (
         SELECT p.* FROM unnest(%(lows)s::uuid[], %(highs)s::uuid[]) AS slice (low, high)
@@ -35,7 +35,7 @@ _SAMPLE: Final[LiteralString] = """
             SELECT DISTINCT ON (text_id) text_id, id FROM picked
             WHERE model = %(model)s AND arm <> 'shadow' ORDER BY text_id, id DESC) latest
         ORDER BY uuid_hash_extended(text_id, %(seed)s) LIMIT %(size)s)
-    SELECT c.id, c.text_id, t.content, p.version, p.label, p.confidence, p.scores, told.text_id IS NOT NULL,
+    SELECT c.id, c.text_id, t.content, p.version, p.label, p.confidence, p.scores, judged.text_id IS NOT NULL,
         halfvec_send(e.embedding), t.sealed
     FROM chosen c
     JOIN predictions p ON p.id = c.id
@@ -45,7 +45,7 @@ _SAMPLE: Final[LiteralString] = """
         WHERE e.text_id = c.text_id AND s.space = %(space)s LIMIT 1) e ON true
     LEFT JOIN LATERAL (
         SELECT o.text_id FROM predictions o JOIN feedback f ON f.prediction_id = o.id
-        WHERE o.text_id = c.text_id AND o.model = %(model)s LIMIT 1) told ON true
+        WHERE o.text_id = c.text_id AND o.model = %(model)s LIMIT 1) judged ON true
     ORDER BY c.id"""
 
 _JUDGED: Final[LiteralString] = """
@@ -58,7 +58,7 @@ _JUDGED: Final[LiteralString] = """
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
-    """A time: `since` is included, `until` is not."""
+    """The time [since, until)."""
 
     since: datetime
     until: datetime
@@ -66,9 +66,9 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampledText:
-    """A text with its vector, float32 [d], and its last prediction in the window, as far as that was read.
+    """A text with its vector, float32 [d], and its latest prediction among those that were read in the window.
 
-    `scores` by label; `judged`: there is feedback on a prediction of this text.
+    `scores` by label; `judged`: a prediction of this text has feedback.
     """
 
     prediction_id: UUID
@@ -84,7 +84,7 @@ class SampledText:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgedPrediction:
-    """A judged prediction of a text; of several holders' judgements the last one."""
+    """A judged prediction of a text; of several holders' judgements the latest."""
 
     text_id: UUID
     version: str
@@ -92,10 +92,9 @@ class JudgedPrediction:
 
 
 class WindowRepository:
-    """Samples are random by text, and the same again from the same seed.
+    """Samples are random by text and equal for equal seeds.
 
-    Of a window with more than `picked` predictions in one of its `slices` equal parts those that came first in that
-    part stand for it.
+    Each of the window's `slices` is represented by its first `picked` predictions.
     """
 
     def __init__(self, database: Database, *, space: str, slices: int = SLICES, picked: int = PICKED) -> None:
@@ -105,7 +104,7 @@ class WindowRepository:
         self._picked = picked
 
     async def sample(self, model: str, window: Window, *, size: int, seed: int = 0) -> Sequence[SampledText]:
-        """At most `size` texts that the model judged in the window; none if it ends before it begins."""
+        """Return at most `size` texts that the model predicted in the window; none if it ends before it begins."""
         if window.since >= window.until:
             return []
         step = (window.until - window.since) / self._slices
@@ -142,7 +141,7 @@ class WindowRepository:
     async def list_judged(
         self, model: str, window: Window, text_ids: Sequence[UUID]
     ) -> Sequence[JudgedPrediction]:
-        """The judged predictions of these texts in the window."""
+        """Return the judged predictions of these texts in the window."""
         if not text_ids or window.since >= window.until:
             return []
         parameters = {

@@ -1,6 +1,6 @@
-"""Texts that lack a vector of a space, and how they get it; and how a space that leaves is struck off them.
+"""Texts that lack a vector of a space: finding them, storing their vectors, and removing a space from them.
 
-Owns that a text gets its vector once, whoever else stores or erases it meanwhile. Never embeds.
+A text gets its vector once, even if another process stores or erases it meanwhile. Never embeds.
 """
 
 from collections.abc import Sequence
@@ -26,19 +26,21 @@ _RECENT: Final[LiteralString] = """
 _CONTENTS: Final[LiteralString] = """
     SELECT id, content, sealed FROM text_inputs
     WHERE id = ANY(%(ids)b::uuid[]) AND NOT spaces @> ARRAY[%(space)s::text]"""
-# Holds off the removal of the space for this transaction.
-_STAYS: Final[LiteralString] = "SELECT FROM spaces WHERE name = %(space)s AND state <> 'leaving' FOR SHARE"
-# By id, as the writer and an erasure lock them. What an erasure took meanwhile isn't there any more.
-_LOCKED: Final[LiteralString] = """
+# Delays the removal of the space until this transaction ends.
+_KEEP_SPACE: Final[LiteralString] = (
+    "SELECT FROM spaces WHERE name = %(space)s AND state <> 'leaving' FOR SHARE"
+)
+# By id, the order in which the writer and an erasure lock them. Texts that were erased meanwhile are gone.
+_LOCK: Final[LiteralString] = """
     SELECT FROM text_inputs WHERE id = ANY(%(ids)b::uuid[]) ORDER BY id FOR NO KEY UPDATE"""
-_ADDED: Final[LiteralString] = """
+_ADD: Final[LiteralString] = """
     WITH added AS (
         UPDATE text_inputs SET spaces = spaces || ARRAY[%(space)s::text]
         WHERE id = ANY(%(ids)b::uuid[]) AND NOT spaces @> ARRAY[%(space)s::text] RETURNING id)
     INSERT INTO embeddings (text_id, segment, embedding)
     SELECT id, (SELECT id FROM segments WHERE space = %(space)s AND state = 'open'), vector
     FROM added JOIN unnest(%(ids)b::uuid[], %(vectors)b::halfvec[]) AS given (id, vector) USING (id)"""
-_STRUCK: Final[LiteralString] = """
+_REMOVE: Final[LiteralString] = """
     WITH page AS MATERIALIZED (
         SELECT id FROM text_inputs WHERE id > %(after)s ORDER BY id LIMIT %(limit)s),
     held AS MATERIALIZED (
@@ -51,21 +53,21 @@ _STRUCK: Final[LiteralString] = """
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextPage:
-    """Of the next texts by id: those that lack a vector, and the last id; None: there are no more."""
+    """The next texts by id: those that lack a vector, and the last id, None if there are no more texts."""
 
     lacking: Sequence[UUID]
     last: UUID | None
 
 
 class ReembeddingRepository:
-    """What is to be done for one space; safe beside writers, erasures and others that do the same."""
+    """The texts of one space; safe with concurrent writers, erasures and other workers on the same space."""
 
     def __init__(self, database: Database, *, space: str) -> None:
         self._database = database
         self._space = space
 
     async def read_page(self, after: UUID = NIL_ID, *, limit: int) -> TextPage:
-        """Looks at the `limit` texts after an id."""
+        """Read the `limit` texts after an id."""
         values = {"space": self._space, "after": after, "limit": limit}
         async with self._database.hot_read() as connection:
             rows = await (await connection.execute(_PAGE, values)).fetchall()
@@ -74,13 +76,13 @@ class ReembeddingRepository:
         )
 
     async def list_recent(self, since: datetime, *, limit: int) -> Sequence[UUID]:
-        """Texts without a vector among those that were predicted since then."""
+        """Return texts without a vector that have a prediction since then."""
         values = {"space": self._space, "since": uuid7_floor(since), "nobody": NIL_ID, "limit": limit}
         async with self._database.hot_read() as connection:
             return [row[0] for row in await (await connection.execute(_RECENT, values)).fetchall()]
 
     async def read_contents(self, ids: Sequence[UUID]) -> Sequence[tuple[UUID, str]]:
-        """Those of the texts that are still there, and still lack a vector, by id."""
+        """Return id and content of those texts that still exist and still lack a vector, by id."""
         values = {"space": self._space, "ids": binary.encode_uuids(ids)}
         async with self._database.hot_read() as connection:
             rows = await (await connection.execute(_CONTENTS, values)).fetchall()
@@ -88,7 +90,7 @@ class ReembeddingRepository:
         return sorted((row[0], read(text_location(row[0]), row[1], row[2])) for row in rows)
 
     async def add(self, ids: Sequence[UUID], vectors: Sequence[bytes]) -> int:
-        """Stores the vectors of texts, float16 bytes as the writer's: how many texts had none and are still there.
+        """Store vectors of texts, as little-endian float16; return how many texts existed and had none.
 
         Raises:
             Conflict: the space is leaving.
@@ -100,15 +102,15 @@ class ReembeddingRepository:
         }
         with translate_driver_errors():
             async with self._database.hot_write() as connection, connection.transaction():
-                if not (await connection.execute(_STAYS, values)).rowcount:
+                if not (await connection.execute(_KEEP_SPACE, values)).rowcount:
                     raise Conflict(f"the space {self._space!r} is leaving")
-                await connection.execute(_LOCKED, values)
-                return (await connection.execute(_ADDED, values)).rowcount
+                await connection.execute(_LOCK, values)
+                return (await connection.execute(_ADD, values)).rowcount
 
     async def remove_space(self, after: UUID = NIL_ID, *, limit: int) -> UUID | None:
-        """Strikes the space off the `limit` texts after an id: the last id, None once there are no more."""
+        """Remove the space from the `limit` texts after an id; return the last id, None once there are no more."""
         values = {"space": self._space, "after": after, "limit": limit}
         with translate_driver_errors():
             async with self._database.hot_write() as connection:
-                row = await (await connection.execute(_STRUCK, values)).fetchone()
+                row = await (await connection.execute(_REMOVE, values)).fetchone()
         return None if row is None else row[0]

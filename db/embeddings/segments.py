@@ -1,8 +1,8 @@
-"""The segments of the vector index: one open for writing, full ones closed, indexed and merged in the background.
+"""The segments of the vector index: one open for writing; full ones are closed, indexed and merged.
 
-Owns partitions of `embeddings` and their HNSW indexes. A vector lies in exactly one segment that is searched at
-every moment, because each step is one transaction. Tables are made and dropped by functions of the schema's owner, so
-that the application's role needn't own any.
+Owns partitions of `embeddings` and their HNSW indexes. Each step is one transaction, so at every moment a vector lies
+in exactly one searched segment. Functions of the schema's owner make and drop the tables, so that the application's
+role needs to own none.
 """
 
 from typing import Final, LiteralString
@@ -15,12 +15,12 @@ from db.connection.engine import Database
 
 ROWS: Final = 50_000
 M: Final = 16
-# Neighbours a vector in a graph of more rows than that: with 16 a million's need twice the walk for what they find.
+# Neighbours of a vector in a graph of more than LARGE_ROWS: with 16, a million rows need twice the walk for a recall.
 M_LARGE: Final = 24
 LARGE_ROWS: Final = 100_000
 EF_CONSTRUCTION: Final = 64
 FAN_IN: Final = 4
-# What the graph of an index takes while it is built, for a vector of 384 dimensions in half precision.
+# Memory that building an index takes for a vector of 384 dimensions in half precision.
 _BYTES_A_ROW: Final = 1_900
 _LEAST_MEMORY: Final = 128 << 20
 _LOCK: Final = 0x56414C_5345_474D
@@ -28,7 +28,7 @@ _INDEX_LOCK: Final = 0x56414C_494E_4458
 _MERGE_LOCK: Final = 0x56414C_4D45_5247
 _MOVE_LOCK: Final = 0x56414C_4D4F_5645
 
-# The smallest segments, as many as make the largest of them grow by enough to be worth another graph.
+# The smallest segments, as many as make the merged one enough larger than its largest part to be worth a new graph.
 _MERGEABLE: Final[LiteralString] = """
     SELECT ids FROM (
         SELECT array_agg(id) OVER smaller AS ids, min(rows) OVER smaller AS smallest, rows AS largest,
@@ -40,27 +40,27 @@ _MERGEABLE: Final[LiteralString] = """
 
 
 class Segments:
-    """Each space has one open segment; `roll` and `index_next` may be called by anyone, at any time."""
+    """Each space has one open segment; every method is safe at any time, in several processes at once."""
 
     def __init__(self, database: Database, space: str) -> None:
         self._database = database
         self._space = space
 
     async def ensure(self) -> int:
-        """The open segment's id; opens the space's first one if there is none."""
+        """Return the open segment's id; open the space's first one if there is none."""
         async with self._database.begin() as connection:
-            found = await self._open(connection)
-            if found is None:
+            segment = await self._find(connection, "open")
+            if segment is None:
                 await connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-                found = await self._open(connection)
-            return found if found is not None else await self._add(connection)
+                segment = await self._find(connection, "open")
+            return segment if segment is not None else await self._add(connection)
 
     async def roll(self, limit: int = ROWS) -> int | None:
-        """Closes the open segment if it holds `limit` vectors and opens the next: its id, else None."""
+        """Close the open segment if it holds `limit` vectors and open the next; return that one's id, or None."""
         async with self._database.begin() as connection:
             if not await _try_lock(connection, _LOCK):
                 return None
-            segment = await self._open(connection)
+            segment = await self._find(connection, "open")
             if segment is None:
                 return await self._add(connection)
             counted = await connection.execute(
@@ -79,47 +79,46 @@ class Segments:
             return await self._add(connection)
 
     async def index_next(self, *, timeout: float = 0.2) -> int | None:
-        """Indexes the oldest closed segment; its id, or None if there is nothing to do or another does it.
+        """Index the oldest closed segment; return its id, or None if there is nothing to do or another process does it.
 
-        Writers that still saw it open have ended before: one that came when it is merged already would add to what
-        nobody searches. `timeout`: seconds that it may wait for them, while others wait behind it.
+        It first waits for writers that saw the segment open: after a merge their vectors would be in no searched
+        segment. `timeout`: seconds to wait for them, while other statements queue behind it.
 
         Raises:
-            Unavailable: it waited in vain; try later.
+            Unavailable: the time ran out; try later.
         """
         async with self._database.begin() as connection:
-            found = await connection.execute(
+            result = await connection.execute(
                 text("SELECT id FROM segments WHERE space = :space AND state = 'closed' ORDER BY id LIMIT 1"),
                 {"space": self._space},
             )
-            segment: int | None = found.scalar_one_or_none()
+            segment: int | None = result.scalar_one_or_none()
             if segment is None:
                 return None
-            await _wait_at_most(connection, timeout)
-            # Whoever adds vectors has this lock before it looks for the open segment.
+            await _set_lock_timeout(connection, timeout)
+            # Writers lock the table before they look for the open segment.
             await connection.exec_driver_sql("LOCK TABLE ONLY embeddings IN SHARE MODE")
         async with self._database.begin() as connection:
             if not await _try_lock(connection, _INDEX_LOCK):
                 return None
-            found = await connection.execute(
+            result = await connection.execute(
                 text("SELECT rows FROM segments WHERE id = :segment AND state = 'closed'"),
                 {"segment": segment},
             )
-            rows: int | None = found.scalar_one_or_none()
+            rows: int | None = result.scalar_one_or_none()
             if rows is None:
                 return None
             await _index(connection, segment, rows)
-            await self._indexed(connection, segment)
+            await self._mark_indexed(connection, segment)
             return segment
 
     async def merge_next(self, *, fan_in: int = FAN_IN, memory: int = 1 << 30) -> int | None:
-        """Merges the smallest indexed segments: the new one's id, or None if there is nothing to do.
+        """Merge the smallest indexed segments; return the new one's id, or None if there is nothing to do.
 
-        As many as together hold `fan_in` times the smallest, and of which those beside the largest hold a `fan_in`th
-        of it: a search enters few graphs, and each vector is indexed anew a logarithm of times (fewer where merges
-        lag behind and take more at once). `memory`: bytes a build may take, which bounds a segment. The old ones are
-        retired: searches that began before still read them. Writers never wait; who erases waits for the last
-        statements, not for the build.
+        Together they hold at least `fan_in` times the smallest, and those other than the largest at least a
+        `fan_in`th of the largest. So a search enters few graphs, and a vector is indexed again only about log(n)
+        times. `memory`: bytes that a build may take, which bounds a segment. The old segments are retired: searches
+        that began before still read them. Writers never wait; an erasure waits for the last statements only.
         """
         sizes = {"space": self._space, "fan_in": fan_in, "most": memory // _BYTES_A_ROW}
         async with self._database.begin() as connection:
@@ -129,7 +128,7 @@ class Segments:
         async with self._database.begin() as connection:
             if not await _try_lock(connection, _MERGE_LOCK):
                 return None
-            merged = await self._reserved(connection)
+            merged = await self._find(connection, "merging")
             old: list[int] | None = (await connection.execute(text(_MERGEABLE), sizes)).scalar_one_or_none()
             if merged is None or old is None:
                 return None
@@ -143,22 +142,22 @@ class Segments:
                 ),
                 {"old": old},
             )
-            await self._indexed(connection, merged)
+            await self._mark_indexed(connection, merged)
             return merged
 
     async def drop_next(self, *, grace: float = 60.0, timeout: float = 0.2) -> int | None:
-        """Drops the oldest retired segment: its id, or None if there is nothing to do.
+        """Drop the oldest retired segment; return its id, or None if there is nothing to do.
 
-        `grace`: seconds since its retirement, so that searches which still read it have ended. `timeout`: seconds
-        that it may wait for the table, while others wait behind it.
+        `grace`: least seconds since its retirement, so that the searches that read it have ended. `timeout`: seconds
+        to wait for the table, while other statements queue behind it.
 
         Raises:
-            Unavailable: it waited in vain; try later.
+            Unavailable: the time ran out; try later.
         """
         async with self._database.begin() as connection:
             if not await _try_lock(connection, _MERGE_LOCK):
                 return None
-            found = await connection.execute(
+            result = await connection.execute(
                 text(
                     "DELETE FROM segments WHERE id = (SELECT id FROM segments WHERE space = :space "
                     "AND state = 'retired' AND retired_at <= now() - make_interval(secs => :grace) "
@@ -166,16 +165,16 @@ class Segments:
                 ),
                 {"space": self._space, "grace": grace},
             )
-            segment: int | None = found.scalar_one_or_none()
+            segment: int | None = result.scalar_one_or_none()
             if segment is not None:
-                await _wait_at_most(connection, timeout)
+                await _set_lock_timeout(connection, timeout)
                 await connection.execute(text("SELECT drop_segment(:segment)"), {"segment": segment})
             return segment
 
     async def retire(self) -> int:
-        """Retires all segments of a space that leaves: how many; none while an index is being built."""
+        """Retire all segments of a leaving space; return how many, 0 while an index is being built."""
         async with self._database.begin() as connection:
-            # What is built or merged now would come back.
+            # A segment that is being indexed or merged would be set back to indexed.
             for lock in (_LOCK, _INDEX_LOCK, _MERGE_LOCK):
                 if not await _try_lock(connection, lock):
                     return 0
@@ -192,11 +191,12 @@ class Segments:
             )
             return retired.rowcount
 
-    async def _open(self, connection: AsyncConnection) -> int | None:
-        found = await connection.execute(
-            text("SELECT id FROM segments WHERE space = :space AND state = 'open'"), {"space": self._space}
+    async def _find(self, connection: AsyncConnection, state: str) -> int | None:
+        result = await connection.execute(
+            text("SELECT id FROM segments WHERE space = :space AND state = :state"),
+            {"space": self._space, "state": state},
         )
-        return found.scalar_one_or_none()
+        return result.scalar_one_or_none()
 
     async def _add(self, connection: AsyncConnection) -> int:
         segment = await _next_id(connection)
@@ -206,18 +206,12 @@ class Segments:
         return segment
 
     async def _reserve(self, connection: AsyncConnection) -> None:
-        """Takes a number for the segment that is merged next, unless a killed merge left one."""
+        """Register an id for the next merged segment, unless a killed merge left one."""
         await connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-        if await self._reserved(connection) is None:
+        if await self._find(connection, "merging") is None:
             await self._register(connection, await _next_id(connection), "merging")
 
-    async def _reserved(self, connection: AsyncConnection) -> int | None:
-        found = await connection.execute(
-            text("SELECT id FROM segments WHERE space = :space AND state = 'merging'"), {"space": self._space}
-        )
-        return found.scalar_one_or_none()
-
-    async def _indexed(self, connection: AsyncConnection, segment: int) -> None:
+    async def _mark_indexed(self, connection: AsyncConnection, segment: int) -> None:
         await connection.execute(
             text(
                 "UPDATE segments SET state = 'indexed', indexed_at = clock_timestamp(), "
@@ -234,21 +228,20 @@ class Segments:
 
 
 async def prevent_moves(connection: AsyncConnection) -> None:
-    """Until the transaction ends no vector moves on: who removes vectors calls it before.
+    """Keep vectors from moving to another segment until the transaction ends; call it before removing vectors.
 
-    A removal that waits for a segment while it is merged doesn't know of the segment that takes its place, and would
-    leave its vector there.
+    A removal that waits for a segment during its merge doesn't see the new segment, and would leave the vector there.
     """
     await connection.exec_driver_sql("SELECT pg_advisory_xact_lock_shared(%s)", (_MOVE_LOCK,))
 
 
 async def _next_id(connection: AsyncConnection) -> int:
-    found = await connection.exec_driver_sql("SELECT coalesce(max(id), 0) + 1 FROM segments")
-    return int(found.scalar_one())
+    result = await connection.exec_driver_sql("SELECT coalesce(max(id), 0) + 1 FROM segments")
+    return int(result.scalar_one())
 
 
 async def _copy(connection: AsyncConnection, old: list[int], merged: int) -> int:
-    """A table of its own with what is in the old segments now; how many rows."""
+    """Copy the old segments' rows into a new table; return how many."""
     await connection.execute(text("SELECT make_segment(:segment)"), {"segment": merged})
     await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
     copied = await _run(
@@ -263,7 +256,7 @@ async def _copy(connection: AsyncConnection, old: list[int], merged: int) -> int
 
 
 async def _catch_up(connection: AsyncConnection, old: list[int], merged: int) -> None:
-    """What was erased from the old segments, or came late, since they were copied; from now on nothing can be."""
+    """Apply what changed in the old segments since the copy, and block further changes."""
     await connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_MOVE_LOCK,))
     for segment in old:
         await _run(connection, "LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE", segment)
@@ -286,7 +279,7 @@ async def _catch_up(connection: AsyncConnection, old: list[int], merged: int) ->
 
 async def _index(connection: AsyncConnection, segment: int, rows: int) -> None:
     await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
-    # A graph that has no room in memory is built ten times slower.
+    # A graph that doesn't fit in memory takes ten times as long to build.
     memory = max(_LEAST_MEMORY, rows * _BYTES_A_ROW) >> 10
     await connection.execute(
         text("SELECT set_config('maintenance_work_mem', :memory, true)"), {"memory": f"{memory}kB"}
@@ -305,7 +298,7 @@ async def _attach(connection: AsyncConnection, segment: int) -> None:
 async def _run(
     connection: AsyncConnection, statement: LiteralString, segment: int, old: list[int] | None = None
 ) -> int:
-    """Runs a statement on a segment's table, which can't be a parameter; how many rows it touched."""
+    """Run a statement on a segment's table, whose name can't be a parameter; return how many rows it changed."""
     composed = sql.SQL(statement).format(
         table=sql.Identifier(_table(segment)),
         segment=sql.Literal(segment),
@@ -314,15 +307,15 @@ async def _run(
     return (await connection.exec_driver_sql(composed.as_string())).rowcount
 
 
-async def _wait_at_most(connection: AsyncConnection, seconds: float) -> None:
+async def _set_lock_timeout(connection: AsyncConnection, seconds: float) -> None:
     await connection.execute(
         text("SELECT set_config('lock_timeout', :wait, true)"), {"wait": f"{round(seconds * 1000)}"}
     )
 
 
 async def _try_lock(connection: AsyncConnection, number: int) -> bool:
-    found = await connection.exec_driver_sql("SELECT pg_try_advisory_xact_lock(%s)", (number,))
-    return bool(found.scalar_one())
+    result = await connection.exec_driver_sql("SELECT pg_try_advisory_xact_lock(%s)", (number,))
+    return bool(result.scalar_one())
 
 
 def _table(segment: int) -> str:

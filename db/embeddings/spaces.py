@@ -1,6 +1,6 @@
-"""The embedding spaces that texts have vectors of: which one is live, how far another is, and the switch between them.
+"""Embedding spaces: the live one, the progress of another, and the switch between them.
 
-Owns what may follow what: built, whole, live, leaving. Makes no vector and drops no segment.
+Owns the order of states: building, whole, live, leaving. Makes no vector and drops no segment.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -21,9 +21,9 @@ from db.errors import Conflict, NotFound
 from db.schema.tables import NIL_ID
 
 _LOCK: Final = 0x56414C_5350_4345
-# A text that came so lately may lack a vector that is on its way.
+# A text that is younger may lack a vector that another process is about to store.
 FRESH_SECONDS: Final = 10.0
-# So long after a switch a process may still write into the space before.
+# For this long after a switch a process may still write into the previous space.
 FOLLOWED_SECONDS: Final = 60.0
 
 _FIELDS: Final = "name, state, begun_at, live_at, pace, seen_at, reason"
@@ -42,7 +42,7 @@ _LACKING_SINCE: Final[LiteralString] = """
 
 
 class SpaceState(StrEnum):
-    """`building`: not all texts have a vector of it. `whole`: all have, and new ones get one. `live`: searched."""
+    """`building`: texts lack its vector; `whole`: none does, new ones get it; `live`: searched; `leaving`: removed."""
 
     BUILDING = "building"
     WHOLE = "whole"
@@ -52,7 +52,7 @@ class SpaceState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Space:
-    """A space; `vectors` are there of it, `pace` in texts a second, `reason` says why it doesn't get on."""
+    """A space and its number of vectors; `pace` in texts a second, `reason` says what hinders its progress."""
 
     name: str
     state: SpaceState
@@ -65,16 +65,16 @@ class Space:
 
 
 class SpaceRepository:
-    """One space is live at every moment; each act is one transaction and is in the audit log."""
+    """One space is live at every moment; `begin`, `switch` and `leave` are transactions in the audit log."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def ensure(self, name: str) -> str:
-        """The live space; `name` in a database that has none yet."""
-        if (found := await self.live()) is not None:
-            return found
-        async with self._alone() as connection:
+        """Return the live space; make it `name` in a database that has none yet."""
+        if (live := await self.live()) is not None:
+            return live
+        async with self._exclusive() as connection:
             await connection.execute(
                 text(
                     "INSERT INTO spaces (name, state, live_at) SELECT :name, 'live', now() "
@@ -85,22 +85,19 @@ class SpaceRepository:
         return await self.live() or name
 
     async def live(self) -> str | None:
-        """The live space's name."""
+        """Return the live space's name."""
         async with self._database.begin() as connection:
-            found = await connection.exec_driver_sql("SELECT name FROM spaces WHERE state = 'live'")
-            name: str | None = found.scalar_one_or_none()
+            result = await connection.exec_driver_sql("SELECT name FROM spaces WHERE state = 'live'")
+            name: str | None = result.scalar_one_or_none()
             return name
 
     async def states(self) -> Mapping[str, SpaceState]:
-        """The state of every space, the live one first; a cheap read."""
+        """Return the state of every space, the live one first; a cheap read."""
         async with self._database.begin() as connection:
-            rows = await connection.exec_driver_sql(
-                "SELECT name, state FROM spaces ORDER BY state <> 'live', name"
-            )
-            return {row.name: SpaceState(row.state) for row in rows}
+            return await _states(connection)
 
     async def list(self) -> tuple[Space, ...]:
-        """All spaces, the live one first."""
+        """Return all spaces, the live one first."""
         async with self._database.begin() as connection:
             rows = await connection.execute(
                 text(
@@ -108,15 +105,15 @@ class SpaceRepository:
                     "ORDER BY state <> 'live', name"
                 )
             )
-            return tuple(_space(dict(row._mapping)) for row in rows)
+            return tuple(Space(**{**row._mapping, "state": SpaceState(row.state)}) for row in rows)
 
     async def begin(self, name: str, *, actor: UUID | None) -> None:
-        """Has a space built beside the live one; nothing, if it is being built already.
+        """Begin to build a space in addition to the live one; do nothing if that has begun already.
 
         Raises:
-            Conflict: it is live or leaving, or another one is beside the live one.
+            Conflict: it is live or leaving, or there is a third space.
         """
-        async with self._alone() as connection:
+        async with self._exclusive() as connection:
             states = await _states(connection)
             match states.get(name):
                 case SpaceState.BUILDING | SpaceState.WHOLE:
@@ -124,28 +121,28 @@ class SpaceRepository:
                 case SpaceState.LIVE:
                     raise Conflict(f"the space {name!r} is live")
                 case SpaceState.LEAVING:
-                    raise Conflict(f"the space {name!r} is being removed: begin again once it is gone")
+                    raise Conflict(f"the space {name!r} is being removed: try again once it is gone")
             if other := next((each for each, state in states.items() if state is not SpaceState.LIVE), None):
-                raise Conflict(f"the space {other!r} is there beside the live one: remove it first")
+                raise Conflict(f"the space {other!r} exists in addition to the live one: remove it first")
             await connection.execute(
                 text("INSERT INTO spaces (name, state) VALUES (:name, 'building')"), {"name": name}
             )
             await audit.append(connection, actor=actor, action="space.begin", subject=name)
 
     async def switch(self, name: str, *, actor: UUID | None) -> None:
-        """Makes a whole space the live one, and keeps the one before whole; nothing, if it is live.
+        """Make a whole space the live one and the live one whole; do nothing if it is live already.
 
         Raises:
             NotFound: no such space.
             Conflict: texts have no vector of it yet, or it is leaving.
         """
-        async with self._alone() as connection:
+        async with self._exclusive() as connection:
             state = await _state(connection, name)
             if state is SpaceState.LIVE:
                 return
             if state is SpaceState.LEAVING:
                 raise Conflict(f"the space {name!r} is being removed")
-            # All texts are looked at, which no index could do.
+            # A scan of all texts, which no index avoids.
             await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             counted = await connection.execute(
                 text(_LACKING), {"name": name, "nobody": NIL_ID, "fresh": FRESH_SECONDS}
@@ -168,7 +165,7 @@ class SpaceRepository:
             )
 
     async def is_caught_up(self, name: str, *, within: float = 2.0) -> bool:
-        """Whether the live space holds what was stored since its switch, but for the last `within` seconds."""
+        """Return whether the live space has all texts since its switch, except those of the last `within` seconds."""
         async with self._database.begin() as connection:
             found = await connection.execute(
                 text("SELECT live_at, clock_timestamp() AS now FROM spaces WHERE name = :name"),
@@ -189,21 +186,21 @@ class SpaceRepository:
             return not lacking.scalar_one()
 
     async def leave(self, name: str, *, actor: UUID | None, followed: float = FOLLOWED_SECONDS) -> None:
-        """Has a space removed, vectors and all; nothing, if it is leaving.
+        """Begin to remove a space and its vectors; do nothing if that has begun already.
 
-        `followed`: seconds after a switch in which the space before can't leave.
+        `followed`: seconds after a switch in which the previous space can't leave.
 
         Raises:
             NotFound: no such space.
-            Conflict: it is live, or was a moment ago.
+            Conflict: it is live, or was until a moment ago.
         """
-        async with self._alone() as connection:
+        async with self._exclusive() as connection:
             state = await _state(connection, name)
             if state is SpaceState.LEAVING:
                 return
             if state is SpaceState.LIVE:
                 raise Conflict(f"the space {name!r} is live: switch to another one first")
-            late = await connection.execute(
+            just_live = await connection.execute(
                 text(
                     "SELECT EXISTS (SELECT FROM spaces WHERE state = 'live' "
                     "AND live_at > clock_timestamp() - make_interval(secs => :followed)) "
@@ -211,38 +208,38 @@ class SpaceRepository:
                 ),
                 {"name": name, "followed": followed},
             )
-            if late.scalar_one():
-                raise Conflict(f"the space {name!r} was live until just now: remove it in a minute")
+            if just_live.scalar_one():
+                raise Conflict(f"the space {name!r} was live a moment ago: remove it in a minute")
             await connection.execute(
                 text("UPDATE spaces SET state = 'leaving' WHERE name = :name"), {"name": name}
             )
             await audit.append(connection, actor=actor, action="space.leave", subject=name)
 
     async def mark_whole(self, name: str) -> bool:
-        """Notes that every text has a vector of a space that was being built; False if it wasn't."""
-        return await self._note(
+        """Record that every text has a vector of a space; return False unless it was being built."""
+        return await self._change(
             "UPDATE spaces SET state = 'whole' WHERE name = :name AND state = 'building'", name=name
         )
 
     async def record_progress(self, name: str, *, pace: float | None) -> bool:
-        """A sign that texts get their vectors."""
-        return await self._note(
+        """Record that texts get their vectors; return False if there is no such space."""
+        return await self._change(
             "UPDATE spaces SET pace = :pace, seen_at = clock_timestamp(), reason = NULL WHERE name = :name",
             name=name,
             pace=pace,
         )
 
     async def record_obstacle(self, name: str, reason: str) -> bool:
-        """Why it doesn't get on."""
-        return await self._note(
+        """Record what hinders its progress; return False if there is no such space."""
+        return await self._change(
             "UPDATE spaces SET reason = :reason, seen_at = clock_timestamp() WHERE name = :name",
             name=name,
             reason=reason,
         )
 
     async def forget(self, name: str) -> bool:
-        """Forgets a space that is leaving once nothing of it is left; whether it is forgotten."""
-        async with self._alone() as connection:
+        """Delete a leaving space once it has no segment and no text; return whether it is deleted."""
+        async with self._exclusive() as connection:
             await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             gone = await connection.execute(
                 text(
@@ -254,19 +251,19 @@ class SpaceRepository:
             )
             return bool(gone.rowcount)
 
-    async def _note(self, change: LiteralString, **values: Any) -> bool:
+    async def _change(self, change: LiteralString, **values: Any) -> bool:
         async with self._database.begin() as connection:
             return bool((await connection.execute(text(change), values)).rowcount)
 
     @asynccontextmanager
-    async def _alone(self) -> AsyncIterator[AsyncConnection]:
+    async def _exclusive(self) -> AsyncIterator[AsyncConnection]:
         async with self._database.begin() as connection:
             await connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             yield connection
 
 
 async def _states(connection: AsyncConnection) -> dict[str, SpaceState]:
-    rows = await connection.exec_driver_sql("SELECT name, state FROM spaces")
+    rows = await connection.exec_driver_sql("SELECT name, state FROM spaces ORDER BY state <> 'live', name")
     return {row.name: SpaceState(row.state) for row in rows}
 
 
@@ -274,7 +271,3 @@ async def _state(connection: AsyncConnection, name: str) -> SpaceState:
     if (state := (await _states(connection)).get(name)) is None:
         raise NotFound(f"there is no space {name!r}")
     return state
-
-
-def _space(row: Mapping[str, Any]) -> Space:
-    return Space(**{**row, "state": SpaceState(row["state"])})

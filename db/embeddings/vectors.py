@@ -1,4 +1,4 @@
-"""Stored vectors by the texts they are of, and the texts of predictions. Never compares anything."""
+"""Stored vectors by text, and the texts of predictions. Never compares vectors."""
 
 from collections.abc import Sequence
 from typing import Final, LiteralString
@@ -11,7 +11,7 @@ from db.core import binary
 from db.core.binary import Vector
 from db.schema.tables import DIMENSIONS
 
-# From whichever segment: one that is merged at this moment has been retired, and the one in its place isn't known yet.
+# From segments in any state: during a merge the old one is retired already and the new one isn't visible yet.
 _OF_TEXTS: Final[LiteralString] = """
     SELECT e.text_id, halfvec_send(e.embedding) AS vector
     FROM embeddings e JOIN segments s ON s.id = e.segment
@@ -26,26 +26,26 @@ _TEXTS: Final[LiteralString] = """
 
 
 class VectorRepository:
-    """The vectors of one space as they were last committed; `holder` narrows to what is in one owner's predictions."""
+    """The committed vectors of one space; `holder` restricts them to texts in that owner's predictions."""
 
     def __init__(self, database: Database, *, space: str) -> None:
         self._database = database
         self._space = space
 
     async def of_texts(self, text_ids: Sequence[UUID], *, holder: UUID | None = None) -> dict[UUID, Vector]:
-        """float32 [d] for each of the texts that has one; the others aren't in it."""
+        """Return the vector, float32 [d], of each text that has one."""
         if not text_ids:
             return {}
         parameters = {"ids": list(text_ids), "space": self._space, "holder": holder}
         async with self._database.begin() as connection:
             rows = (await connection.execute(text(_OF_TEXTS), parameters)).all()
-        found = binary.decode_vectors([bytes(row.vector) for row in rows], dimensions=DIMENSIONS)
-        return {row.text_id: vector for row, vector in zip(rows, found, strict=True)}
+        vectors = binary.decode_vectors([bytes(row.vector) for row in rows], dimensions=DIMENSIONS)
+        return {row.text_id: vector for row, vector in zip(rows, vectors, strict=True)}
 
     async def texts_of(
         self, prediction_ids: Sequence[UUID], *, holder: UUID | None = None
     ) -> dict[UUID, UUID]:
-        """The text of each of the predictions; those that there aren't, or are another holder's, aren't in it."""
+        """Return the text of each prediction that exists and isn't another holder's."""
         if not prediction_ids:
             return {}
         parameters = {"ids": list(prediction_ids), "holder": holder}

@@ -1,1 +1,1 @@
-"""Experiments, their counts, and the splits of traffic as ingress replicas follow them."""
+"""Experiments, their counts, and the feed of running ones that ingress replicas follow."""

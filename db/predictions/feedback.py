@@ -1,6 +1,6 @@
-"""Feedback: judgements of predictions, one a holder, replaced by the same holder.
+"""Feedback: judgements of predictions, one per holder, replaced by the same holder.
 
-Owns how a judgement is stored together with its idempotency row.
+Stores a judgement together with its idempotency row.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +12,10 @@ from uuid import UUID
 from sqlalchemy import func, literal, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.orm import InstrumentedAttribute
 
 from db.connection.engine import Database
 from db.core.cipher import Cipher, comment_location
+from db.core.rows import columns_of
 from db.errors import NotFound
 from db.predictions.idempotency import claim, set_answer
 from db.predictions.submissions import Mismatch, NewIdempotency, Replayed
@@ -27,7 +27,7 @@ _P = tables.PredictionRow
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewFeedback:
-    """A judgement as its holder gives it; `label` is the right one, if the holder says so."""
+    """A judgement to be stored; `label` is the right one, None if the holder names none."""
 
     prediction_id: UUID
     holder_id: UUID
@@ -39,7 +39,7 @@ class NewFeedback:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judgement:
-    """A judgement as it stands."""
+    """A stored judgement."""
 
     prediction_id: UUID
     holder_id: UUID
@@ -50,8 +50,11 @@ class Judgement:
     updated_at: datetime
 
 
+_COLUMNS = (*columns_of(_F, Judgement), _F.sealed)
+
+
 class FeedbackRepository:
-    """Each holder's last word on each prediction, counted once."""
+    """Each holder's latest judgement of each prediction, stored once."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -64,21 +67,21 @@ class FeedbackRepository:
         idempotency: NewIdempotency | None = None,
         render: Callable[[Judgement], bytes] | None = None,
     ) -> Judgement | Replayed | Mismatch:
-        """Stores or replaces a judgement, with its idempotency row in the same transaction.
+        """Store or replace a judgement, with its idempotency row in the same transaction.
 
-        `scope`: the only holder whose predictions may be judged; None: anybody's. `render` makes the answer
-        that a repetition will get out of what was stored; without it `idempotency.answer` is kept as it is.
+        `scope`: the only holder whose predictions may be judged; None: any holder. `render` makes the answer to a
+        repetition from the stored judgement; without it that is `idempotency.answer`.
 
         Raises:
             NotFound: no such prediction, or out of scope.
         """
         async with self._database.begin() as connection:
             if idempotency is not None:
-                standing = await claim(
+                earlier = await claim(
                     connection, self._database.cipher, idempotency, names=feedback.prediction_id
                 )
-                if standing is not None:
-                    return standing
+                if earlier is not None:
+                    return earlier
             stored = await _upsert(connection, self._database.cipher, feedback, scope)
             if idempotency is not None and render is not None:
                 await set_answer(connection, self._database.cipher, idempotency, render(stored))
@@ -103,14 +106,14 @@ async def _upsert(
     ).where(_P.id == feedback.prediction_id, _P.text_id != tables.NIL_ID)
     if scope is not None:
         source = source.where(_P.holder_id == scope)
-    # Waits for an erasure that is under way, and then finds nothing to judge.
+    # Waits for a running erasure, and then finds no prediction.
     source = source.with_for_update(read=True, key_share=True)
-    given = ("key_id", "is_correct", "label", "comment", "sealed")
-    added = insert(_F).from_select(["prediction_id", "holder_id", *given], source)
-    replaced = {name: added.excluded[name] for name in given}
+    columns = ("key_id", "is_correct", "label", "comment", "sealed")
+    added = insert(_F).from_select(["prediction_id", "holder_id", *columns], source)
+    replaced = {name: added.excluded[name] for name in columns}
     statement = added.on_conflict_do_update(
         index_elements=["prediction_id", "holder_id"], set_={**replaced, "updated_at": func.now()}
-    ).returning(*_columns())
+    ).returning(*_COLUMNS)
     row = (await connection.execute(statement)).one_or_none()
     if row is None:
         raise NotFound(f"there is no prediction {feedback.prediction_id}")
@@ -120,10 +123,10 @@ async def _upsert(
 async def load_judgements(
     connection: AsyncConnection, cipher: Cipher, prediction_ids: Sequence[UUID]
 ) -> dict[UUID, tuple[Judgement, ...]]:
-    """The feedback on each of the predictions, oldest first."""
+    """Return the feedback on each of the predictions, oldest first."""
     if not prediction_ids:
         return {}
-    query = select(*_columns()).where(_F.prediction_id.in_(prediction_ids)).order_by(_F.created_at)
+    query = select(*_COLUMNS).where(_F.prediction_id.in_(prediction_ids)).order_by(_F.created_at)
     grouped: dict[UUID, tuple[Judgement, ...]] = {}
     for row in await connection.execute(query):
         one = judgement_from_row(cipher, row._mapping)
@@ -131,13 +134,8 @@ async def load_judgements(
     return grouped
 
 
-def _columns() -> tuple[InstrumentedAttribute[Any], ...]:
-    columns = (_F.prediction_id, _F.holder_id, _F.is_correct, _F.label, _F.comment, _F.sealed)
-    return (*columns, _F.created_at, _F.updated_at)
-
-
 def judgement_from_row(cipher: Cipher, row: Mapping[Any, Any]) -> Judgement:
-    """The judgement of a row that has its columns and `sealed`."""
+    """Return the judgement of a row with its columns and `sealed`."""
     values = dict(row)
     sealed = values.pop("sealed")
     if sealed is not None:

@@ -1,6 +1,6 @@
-"""Idempotency rows: what a repeated request is answered within 24 hours.
+"""Idempotency rows: the answers to requests that are repeated within 24 hours.
 
-Owns looking one up, claiming one inside another repository's transaction, and sweeping the expired.
+Owns finding one, claiming one inside another repository's transaction, and removing the expired.
 """
 
 from dataclasses import dataclass, field
@@ -19,14 +19,14 @@ _DIGEST_BYTES: Final = 32
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredAnswer:
-    """The answer that stands for an idempotency key, and the digest of the body it answered."""
+    """The answer stored for an idempotency key, and the digest of the request's body."""
 
     body_digest: bytes
     status: int
     answer: bytes = field(repr=False)
 
     def outcome(self, body_digest: bytes) -> Replayed | Mismatch:
-        """What a request with this body gets instead of being carried out."""
+        """Return the outcome of a repeated request with this body."""
         return (
             Replayed(status=self.status, answer=self.answer)
             if body_digest == self.body_digest
@@ -34,21 +34,21 @@ class StoredAnswer:
         )
 
     @classmethod
-    def read(cls, cipher: Cipher, place: str, row: tuple[bytes, int, bytes, bytes | None]) -> Self:
-        """Out of a row's `body_digest, status, answer, sealed`.
+    def read(cls, cipher: Cipher, location: str, row: tuple[bytes, int, bytes, bytes | None]) -> Self:
+        """Read it from a row's `body_digest, status, answer, sealed`.
 
         Raises:
-            Unreadable: it can't be decrypted.
+            Unreadable: the row can't be decrypted.
         """
         digest, status, answer, sealed = row
         if sealed is not None:
-            value = cipher.open(place, bytes(sealed))
+            value = cipher.open(location, bytes(sealed))
             digest, answer = value[:_DIGEST_BYTES], value[_DIGEST_BYTES:]
         return cls(body_digest=bytes(digest), status=status, answer=bytes(answer))
 
 
 class AnswerColumns(NamedTuple):
-    """What a row says of a request, either in the first two or in the last."""
+    """The columns of an answer: plain in the first two, or encrypted in the last."""
 
     body_digest: bytes
     answer: bytes
@@ -56,19 +56,19 @@ class AnswerColumns(NamedTuple):
 
     @classmethod
     def of(cls, cipher: Cipher, new: NewIdempotency, answer: bytes) -> Self:
-        """With this answer. The digest is sealed with it, since by it a guess of the body could be tested."""
-        sealed = cipher.seal(place_of(new), new.body_digest + answer)
+        """Return the columns of an answer; the digest is sealed too, since it could confirm a guess of the body."""
+        sealed = cipher.seal(location_of(new), new.body_digest + answer)
         return cls(new.body_digest, answer, None) if sealed is None else cls(b"", b"", sealed)
 
 
 class IdempotencyRepository:
-    """Rows live 24 hours: an expired one is never found, whether swept or not."""
+    """Rows live 24 hours; an expired one is never found, even before it is removed."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def find(self, holder_id: UUID, route: str, key: str) -> StoredAnswer | None:
-        """The answer that stands, for a look before anything is computed; the commit decides."""
+        """Return the stored answer, to spare a computation; whether the key is taken, the commit decides."""
         async with self._database.hot_read() as connection:
             cursor = await connection.execute(
                 "SELECT body_digest, status, answer, sealed FROM idempotency WHERE holder_id = %s AND route = %s "
@@ -84,24 +84,24 @@ class IdempotencyRepository:
         )
 
     async def sweep(self, limit: int = 10_000) -> int:
-        """Deletes up to `limit` expired rows; how many."""
+        """Delete up to `limit` expired rows; return how many."""
         async with self._database.begin() as connection:
-            done = await connection.execute(
+            deleted = await connection.execute(
                 text(
                     "DELETE FROM idempotency WHERE ctid IN (SELECT ctid FROM idempotency "
                     "WHERE created_at <= now() - interval '24 hours' LIMIT :limit FOR UPDATE SKIP LOCKED)"
                 ),
                 {"limit": limit},
             )
-        return done.rowcount
+        return deleted.rowcount
 
 
 async def claim(
     connection: AsyncConnection, cipher: Cipher, new: NewIdempotency, *, names: UUID
 ) -> Replayed | Mismatch | None:
-    """Takes the key in the caller's transaction, or says what stands; waits for a concurrent duplicate.
+    """Claim the key in the caller's transaction, or return the outcome of the repetition.
 
-    `names`: the prediction that the answer names, by which an erasure finds it.
+    Waits for a concurrent duplicate. `names`: the prediction in the answer, by which an erasure finds the row.
     """
     claimed = await connection.execute(
         text(
@@ -113,7 +113,7 @@ async def claim(
             "WHERE i.created_at <= now() - interval '24 hours' RETURNING true"
         ),
         {
-            **_name(new),
+            **_key(new),
             "status": new.status,
             "names": [names],
             **AnswerColumns.of(cipher, new, new.answer)._asdict(),
@@ -121,32 +121,32 @@ async def claim(
     )
     if claimed.one_or_none() is not None:
         return None
-    found = await connection.execute(
+    result = await connection.execute(
         text(
             "SELECT body_digest, status, answer, sealed FROM idempotency "
             "WHERE holder_id = :holder_id AND route = :route AND key = :key"
         ),
-        _name(new),
+        _key(new),
     )
-    row = found.one()
-    return StoredAnswer.read(cipher, place_of(new), tuple(row)).outcome(new.body_digest)
+    answer = StoredAnswer.read(cipher, location_of(new), tuple(result.one()))
+    return answer.outcome(new.body_digest)
 
 
 async def set_answer(connection: AsyncConnection, cipher: Cipher, new: NewIdempotency, answer: bytes) -> None:
-    """Sets the answer of a row that the caller's transaction has claimed."""
+    """Set the answer of a row that the caller's transaction has claimed."""
     await connection.execute(
         text(
             "UPDATE idempotency SET body_digest = :body_digest, answer = :answer, sealed = :sealed "
             "WHERE holder_id = :holder_id AND route = :route AND key = :key"
         ),
-        {**_name(new), **AnswerColumns.of(cipher, new, answer)._asdict()},
+        {**_key(new), **AnswerColumns.of(cipher, new, answer)._asdict()},
     )
 
 
-def place_of(new: NewIdempotency) -> str:
-    """Where its row is, as `db.core.cipher` names places."""
+def location_of(new: NewIdempotency) -> str:
+    """Return the location of its row, as `db.core.cipher` names locations."""
     return answer_location(new.holder_id, new.route, new.key)
 
 
-def _name(new: NewIdempotency) -> dict[str, object]:
+def _key(new: NewIdempotency) -> dict[str, object]:
     return {"holder_id": new.holder_id, "route": new.route, "key": new.key}

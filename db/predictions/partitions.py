@@ -1,4 +1,4 @@
-"""The month partitions of predictions and feedback, made ahead of time and dropped when all in them is over.
+"""The month partitions of predictions and feedback, made ahead of time and dropped when they expire.
 
 Owns their names and bounds.
 """
@@ -16,20 +16,20 @@ _TABLES = ("predictions", "feedback")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartitionRange:
-    """The span of time without a gap, around now, for which partitions exist: [start, end)."""
+    """The time [start, end) around now in which every month has a partition."""
 
     start: datetime
     end: datetime
 
 
 class Partitions:
-    """Partitions exist from the month before `now` to `months_ahead` after it once `ensure` has returned."""
+    """After `ensure`, partitions exist from the month before `now` to `months_ahead` months after it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def ensure(self, now: datetime, months_ahead: int = 3) -> PartitionRange:
-        """Makes what is missing; safe at any time and by many at once. The answer bounds the clock of ids."""
+        """Make missing partitions and return their range, which bounds the clock of ids; safe with several at once."""
         this = _month(now)
         starts = [_later(this, step) for step in range(-1, months_ahead + 1)]
         async with self._database.begin() as connection:
@@ -41,26 +41,24 @@ class Partitions:
         return PartitionRange(start=starts[0], end=_later(starts[-1], 1))
 
     async def drop(self, before: datetime, now: datetime) -> datetime | None:
-        """Drops the oldest month, if it ended by `before`, with all predictions and feedback in it: its start, or None.
+        """Drop the oldest month, with its predictions and feedback, if it ended by `before`; return its start, or None.
 
-        The months that `ensure` makes stay, and so does one in which an experiment that still runs had begun.
-        It waits half a second at most for others, and holds the tables for a few seconds at most: then it gives up.
+        The months that `ensure` makes stay, and so does every month since a running experiment began. It waits at
+        most 0.5 s for its locks and holds them for at most 3 s.
 
         Raises:
-            Unavailable: it couldn't have its locks, or not for long enough.
+            Unavailable: it didn't get its locks, or needed them for longer.
         """
         last = min(_later(_month(now), -1), _month(before))
         async with self._database.begin() as connection:
             await connection.exec_driver_sql("SET LOCAL lock_timeout = '500ms'")
             await connection.exec_driver_sql("SET LOCAL statement_timeout = '3s'")
             await connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-            found = await connection.exec_driver_sql(_OLDEST)
-            name = found.scalar_one_or_none()
+            name = (await connection.exec_driver_sql(_OLDEST)).scalar_one_or_none()
             if name is None:
                 return None
             start = _start(name)
-            running = await connection.exec_driver_sql(_RUNNING_SINCE)
-            began = running.scalar_one_or_none()
+            began = (await connection.exec_driver_sql(_RUNNING_SINCE)).scalar_one_or_none()
             if start >= last or (began is not None and _later(start, 1) > began):
                 return None
             await connection.exec_driver_sql("SELECT drop_month(%s)", (start.date(),))
@@ -68,12 +66,12 @@ class Partitions:
 
     async def _all_exist(self, connection: AsyncConnection, starts: list[datetime]) -> bool:
         names = [_name(table, start) for start in starts for table in _TABLES]
-        found = await connection.exec_driver_sql(
+        result = await connection.exec_driver_sql(
             "SELECT count(*) FROM unnest(%s::text[]) AS name JOIN pg_class c ON c.oid = to_regclass(name) "
             "WHERE c.relispartition",
             (names,),
         )
-        return int(found.scalar_one()) == len(names)
+        return int(result.scalar_one()) == len(names)
 
 
 _OLDEST = (

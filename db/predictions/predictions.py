@@ -1,10 +1,8 @@
 """Stored predictions: one by its id, and lists by filters.
 
-Never writes one: that is the writer's.
+Never writes one: the writer does.
 """
 
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,8 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.connection.engine import Database
 from db.core.cipher import Cipher, text_location
+from db.core.cursors import decode_uuid, encode_uuid
 from db.core.ids import uuid7_floor, uuid7_time
-from db.errors import NotFound, Rejected
+from db.core.rows import columns_of
+from db.errors import NotFound
 from db.predictions.feedback import Judgement, load_judgements
 from db.schema import tables
 
@@ -51,12 +51,13 @@ class Prediction:
 
     @property
     def predicted_at(self) -> datetime:
+        """The time in the id."""
         return uuid7_time(self.id)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictionFilters:
-    """What a list is narrowed to; None: not by this. `since` is included, `until` is not."""
+    """The predictions to list: those that match every field that isn't None; `until` is exclusive."""
 
     sentiment: str | None = None
     model: str | None = None
@@ -70,20 +71,20 @@ class PredictionFilters:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictionPage:
-    """Some predictions, newest first, and the cursor that continues after them."""
+    """Some predictions, newest first, and the cursor of the page after them."""
 
     items: tuple[Prediction, ...]
     next_cursor: str | None
 
 
 class PredictionRepository:
-    """Predictions as they were committed; `holder` narrows to one owner's, None to nobody's."""
+    """Committed predictions; `holder` restricts to one owner's, None to no owner's."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def get(self, prediction_id: UUID, *, holder: UUID | None = None) -> Prediction:
-        """One prediction with its feedback.
+        """Return one prediction with its feedback.
 
         Raises:
             NotFound: no such prediction, or another holder's.
@@ -92,10 +93,10 @@ class PredictionRepository:
         if holder is not None:
             query = query.where(_P.holder_id == holder)
         async with self._database.begin() as connection:
-            found = await _load(connection, self._database.cipher, query)
-        if not found:
+            predictions = await _load(connection, self._database.cipher, query)
+        if not predictions:
             raise NotFound(f"there is no prediction {prediction_id}")
-        return found[0]
+        return predictions[0]
 
     async def list(
         self,
@@ -105,53 +106,38 @@ class PredictionRepository:
         limit: int = 50,
         cursor: str | None = None,
     ) -> PredictionPage:
-        """A page of at most `limit` predictions, newest first.
+        """Return a page of at most `limit` predictions, newest first.
 
         Raises:
-            Rejected: the cursor isn't one that a page gave.
+            Rejected: no page gave this cursor.
         """
-        query = _narrowed(_selected(), filters or PredictionFilters())
+        query = _filtered(_selected(), filters or PredictionFilters())
         if holder is not None:
             query = query.where(_P.holder_id == holder)
         if cursor is not None:
-            query = query.where(_P.id < _decoded(cursor))
+            query = query.where(_P.id < decode_uuid(cursor))
         async with self._database.read() as connection:
-            found = await _load(
+            predictions = await _load(
                 connection, self._database.cipher, query.order_by(_P.id.desc()).limit(limit + 1)
             )
-        items = found[:limit]
-        return PredictionPage(items=items, next_cursor=_encoded(items[-1].id) if len(found) > limit else None)
+        items = predictions[:limit]
+        return PredictionPage(
+            items=items, next_cursor=encode_uuid(items[-1].id) if len(predictions) > limit else None
+        )
 
 
 def _selected() -> _Query:
-    """Predictions with their texts; those whose text was erased only count."""
+    """Predictions with their texts, except those whose text was erased: they exist to be counted."""
     query = select(
-        _P.id,
-        _P.text_id,
+        *columns_of(_P, Prediction),
         tables.TextInputRow.content.label("text"),
         tables.TextInputRow.sealed,
-        _P.user_id,
-        _P.key_id,
-        _P.holder_id,
-        _P.model,
-        _P.version,
-        _P.arm,
-        _P.experiment_id,
-        _P.unit,
-        _P.label,
-        _P.confidence,
-        _P.scores,
-        _P.request_id,
-        _P.truncated,
-        _P.queue_ms,
-        _P.infer_ms,
     )
-    return query.join(tables.TextInputRow, tables.TextInputRow.id == _P.text_id).where(
-        _P.text_id != tables.NIL_ID
-    )
+    texts = query.join(tables.TextInputRow, tables.TextInputRow.id == _P.text_id)
+    return texts.where(_P.text_id != tables.NIL_ID)
 
 
-def _narrowed(query: _Query, filters: PredictionFilters) -> _Query:
+def _filtered(query: _Query, filters: PredictionFilters) -> _Query:
     for column, value in (
         (_P.label, filters.sentiment),
         (_P.model, filters.model),
@@ -161,7 +147,7 @@ def _narrowed(query: _Query, filters: PredictionFilters) -> _Query:
     ):
         if value is not None:
             query = query.where(column == value)
-    # Bounds on the id, which is the partition key: other months aren't touched.
+    # Bounds on the id, the partition key, so that no other month is read.
     if filters.since is not None:
         query = query.where(_P.id >= uuid7_floor(filters.since))
     if filters.until is not None:
@@ -174,25 +160,14 @@ def _narrowed(query: _Query, filters: PredictionFilters) -> _Query:
 
 async def _load(connection: AsyncConnection, cipher: Cipher, query: _Query) -> tuple[Prediction, ...]:
     rows: Sequence[Row[Any]] = (await connection.execute(query)).all()
-    given = await load_judgements(connection, cipher, [row.id for row in rows])
-    return tuple(prediction_from_row(cipher, row._mapping, given.get(row.id, ())) for row in rows)
+    feedback = await load_judgements(connection, cipher, [row.id for row in rows])
+    return tuple(prediction_from_row(cipher, row._mapping, feedback.get(row.id, ())) for row in rows)
 
 
 def prediction_from_row(
     cipher: Cipher, row: Mapping[Any, Any], feedback: tuple[Judgement, ...]
 ) -> Prediction:
-    """The prediction of a row that has its columns, and of the text `text` and `sealed`."""
+    """Return the prediction of a row with its columns and its text's `text` and `sealed`."""
     values = dict(row)
     values["text"] = cipher.read(text_location(row["text_id"]), row["text"], values.pop("sealed"))
     return Prediction(**values, feedback=feedback)
-
-
-def _encoded(prediction_id: UUID) -> str:
-    return base64.urlsafe_b64encode(prediction_id.bytes).decode().rstrip("=")
-
-
-def _decoded(cursor: str) -> UUID:
-    try:
-        return UUID(bytes=base64.b64decode(f"{cursor}==", altchars=b"-_", validate=True))
-    except (binascii.Error, ValueError):
-        raise Rejected("the cursor isn't one that an earlier page gave: leave it out to start anew") from None

@@ -1,4 +1,4 @@
-"""What the writer takes and gives: plain values, one submission a request.
+"""The values that the writer takes and returns, one submission per request.
 
 Never touches the database.
 """
@@ -22,7 +22,7 @@ class NewText:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewPrediction:
-    """One answer of one version; `scores` are those of negative, neutral, positive; times in milliseconds."""
+    """One prediction of one version; `scores` are of negative, neutral, positive; times in milliseconds."""
 
     id: UUID
     text_id: UUID
@@ -45,7 +45,7 @@ class NewPrediction:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewIdempotency:
-    """The answer that a repetition of this request will get for 24 hours; `body_digest` is a SHA-256."""
+    """The answer to repetitions of this request for 24 hours; `body_digest` is a SHA-256."""
 
     holder_id: UUID
     route: str
@@ -57,7 +57,7 @@ class NewIdempotency:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
-    """One finished request: stored as a whole or not at all. `space` is that of its vectors, None the writer's."""
+    """One finished request, stored as a whole or not at all; `space` of its vectors, None: the writer's."""
 
     texts: Sequence[NewText]
     predictions: Sequence[NewPrediction]
@@ -67,12 +67,12 @@ class Submission:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stored:
-    """Committed by this call."""
+    """The submission was committed by this call."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Replayed:
-    """An earlier request with this idempotency key and body was answered so; nothing was stored."""
+    """The answer to an earlier request with this idempotency key and body; nothing was stored."""
 
     status: int
     answer: bytes = field(repr=False)
@@ -80,12 +80,12 @@ class Replayed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mismatch:
-    """The idempotency key stands for another body; nothing was stored."""
+    """The idempotency key was used with another body; nothing was stored."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failed:
-    """The database refused this submission alone; nothing of it was stored."""
+    """The database refused this submission; nothing of it was stored."""
 
     error: DatabaseError
 

@@ -1,6 +1,6 @@
-"""The writer: finished requests become rows, many requests in one statement, one round trip, one transaction.
+"""The writer of the prediction path: many finished requests in one statement, round trip and transaction.
 
-Owns what is stored on the prediction path and in which order it is locked. Never batches or waits by itself.
+Owns the statement and the order of its locks. Never batches or waits by itself.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from db.connection.engine import Database
 from db.core import binary
 from db.core.cipher import text_location
 from db.errors import Rejected, Unavailable, Unreadable, translate
-from db.predictions.idempotency import AnswerColumns, StoredAnswer, place_of
+from db.predictions.idempotency import AnswerColumns, StoredAnswer, location_of
 from db.predictions.submissions import (
     Failed,
     Mismatch,
@@ -30,9 +30,9 @@ from db.predictions.submissions import (
 _ATTEMPTS: Final = 5
 _STORED: Final = Stored()
 
-# Locks have the same order in every transaction: idempotency rows by key, texts by id, predictions by id.
-# A text that this snapshot shows is locked against erasure; one that another transaction is inserting is
-# waited for by ON CONFLICT, which then adds the space unless it is there: who adds it adds the vector.
+# Every transaction locks in the same order: idempotency rows by key, texts by id, predictions by id.
+# A text in this snapshot is locked against erasure. For a text that another transaction is inserting, ON CONFLICT
+# waits and then adds the space unless it is there; the transaction that adds the space adds the vector.
 _TEXTS: Final[LiteralString] = """
 existing AS MATERIALIZED (
     SELECT id FROM text_inputs WHERE id = ANY(%(text_id)b::uuid[]) AND spaces @> ARRAY[%(space)s::text]
@@ -116,10 +116,10 @@ _ANSWERS: Final[LiteralString] = """
 
 
 class PredictionWriter:
-    """Stores submissions, each as a whole and at most once; what it calls Stored survives any kill.
+    """Stores each submission as a whole and at most once; after Stored it survives the death of any process.
 
-    Every text of a submission must be named by one of its predictions. A text is stored once, and its vector
-    once in the submission's space; `space` is that of submissions that name none.
+    Every text of a submission must belong to one of its predictions. A text is stored once, and its vector once
+    in the submission's space; `space` is for submissions that name none.
     """
 
     def __init__(self, database: Database, *, space: str, dimensions: int = 384) -> None:
@@ -129,19 +129,19 @@ class PredictionWriter:
         self._dimensions = dimensions
 
     async def commit(self, submissions: Sequence[Submission]) -> list[Outcome]:
-        """Stores them in one transaction; the outcomes in order.
+        """Store submissions in one transaction; return their outcomes in order.
 
-        What the database refuses fails alone: the others are stored without it.
+        A submission that the database refuses fails alone: the others are stored without it.
 
         Raises:
-            Unavailable: nothing of them can be said to be stored.
+            Unavailable: none of them is known to be stored.
         """
         if not submissions:
             return []
         spaces = {submission.space for submission in submissions}
         if len(spaces) > 1:
             return await self._by_space(submissions, spaces)
-        first, repeated = _apart(submissions)
+        first, repeated = _split_repeated(submissions)
         outcomes: list[Outcome] = [_STORED] * len(submissions)
         await self._commit(submissions, first, outcomes)
         for position, original in repeated:
@@ -151,36 +151,36 @@ class PredictionWriter:
     async def _by_space(
         self, submissions: Sequence[Submission], spaces: Iterable[str | None]
     ) -> list[Outcome]:
-        """As `commit`, a transaction a space: only while the platform changes from one to another."""
+        """Commit one transaction per space, which happens only during a change of the space."""
         outcomes: dict[int, Outcome] = {}
         for space in spaces:
-            places = [place for place, each in enumerate(submissions) if each.space == space]
+            positions = [position for position, each in enumerate(submissions) if each.space == space]
             try:
-                stored = await self.commit([submissions[place] for place in places])
-            except Unavailable as lost:
-                # What another space's transaction stored is stored, and its callers must learn so.
-                stored = [Failed(error=lost)] * len(places)
-            outcomes |= dict(zip(places, stored, strict=True))
-        return [outcomes[place] for place in range(len(submissions))]
+                stored = await self.commit([submissions[position] for position in positions])
+            except Unavailable as unavailable:
+                # Another space's submissions are stored, and their callers must get that outcome.
+                stored = [Failed(error=unavailable)] * len(positions)
+            outcomes |= dict(zip(positions, stored, strict=True))
+        return [outcomes[position] for position in range(len(submissions))]
 
     async def _commit(
         self, submissions: Sequence[Submission], chosen: list[int], outcomes: list[Outcome]
     ) -> None:
-        """Stores the chosen ones; halves them to find the one that the database refuses."""
+        """Store the chosen ones; on a refusal halve them until the refused one is alone."""
         try:
             refused = await self._store([submissions[index] for index in chosen])
         except (ValueError, psycopg.DataError, psycopg.IntegrityError) as error:
             if len(chosen) == 1:
-                outcomes[chosen[0]] = Failed(error=_reason(error))
+                outcomes[chosen[0]] = Failed(error=_rejection(error))
                 return
             middle = len(chosen) // 2
             await self._commit(submissions, chosen[:middle], outcomes)
             try:
                 await self._commit(submissions, chosen[middle:], outcomes)
-            except Unavailable as lost:
-                # The first half is stored already, and its callers must learn so.
+            except Unavailable as unavailable:
+                # The first half is stored, and its callers must get that outcome.
                 for index in chosen[middle:]:
-                    outcomes[index] = Failed(error=lost)
+                    outcomes[index] = Failed(error=unavailable)
             return
         for index, outcome in refused.items():
             outcomes[chosen[index]] = outcome
@@ -188,7 +188,7 @@ class PredictionWriter:
     async def _repeat(
         self, submissions: Sequence[Submission], position: int, original: int, outcomes: list[Outcome]
     ) -> Outcome:
-        """The outcome of a submission whose idempotency key stood in the same batch before it."""
+        """Return the outcome of a submission whose idempotency key an earlier one of the batch has."""
         mine, theirs = submissions[position].idempotency, submissions[original].idempotency
         if isinstance(outcomes[original], Stored) and mine is not None and theirs is not None:
             same = mine.body_digest == theirs.body_digest
@@ -198,7 +198,7 @@ class PredictionWriter:
         return own[0]
 
     async def _store(self, submissions: Sequence[Submission]) -> dict[int, Outcome]:
-        """One transaction; what was refused by an idempotency row, by position."""
+        """Store in one transaction; return the outcomes of repeated requests, by position."""
         parameters = self._rows(submissions)
         claims = {
             index: submission.idempotency
@@ -206,7 +206,7 @@ class PredictionWriter:
             if submission.idempotency is not None
         }
         if claims:
-            parameters |= _sought(claims) | self._claims(submissions, claims)
+            parameters |= _claim_keys(claims) | self._claims(submissions, claims)
             parameters["submission"] = binary.encode_integers(
                 [index for index, submission in enumerate(submissions) for _ in submission.predictions]
             )
@@ -215,15 +215,15 @@ class PredictionWriter:
             try:
                 return await self._execute(statement, parameters, claims)
             except psycopg.Error as error:
-                if not _passing(error):
-                    if isinstance(error, (psycopg.DataError, psycopg.IntegrityError)) and not _unroutable(
-                        error
-                    ):
+                if not _is_transient(error):
+                    if isinstance(
+                        error, (psycopg.DataError, psycopg.IntegrityError)
+                    ) and not _has_no_partition(error):
                         raise
                     raise translate(error) from error
                 if attempt == _ATTEMPTS:
-                    aside = Unavailable("the transaction was pushed aside too often: try again")
-                    raise (translate(error) if _unroutable(error) else aside) from error
+                    conflict = Unavailable("the transaction lost too many conflicts: try again")
+                    raise (translate(error) if _has_no_partition(error) else conflict) from error
                 await asyncio.sleep(0.002 * 2**attempt)
         raise AssertionError
 
@@ -281,7 +281,7 @@ class PredictionWriter:
         }
 
     def _claims(self, submissions: Sequence[Submission], claims: dict[int, NewIdempotency]) -> dict[str, Any]:
-        """What is to be kept for repetitions."""
+        """Return the parameters of the idempotency rows."""
         values = list(claims.values())
         columns = [AnswerColumns.of(self._cipher, claim, claim.answer) for claim in values]
         return {
@@ -289,7 +289,7 @@ class PredictionWriter:
             "claim_status": binary.encode_smallints([claim.status for claim in values]),
             "claim_answer": binary.encode_blobs([each.answer for each in columns]),
             "claim_sealed": binary.encode_blobs([each.sealed for each in columns]),
-            # As arrays are written: an array of arrays of several lengths there is none.
+            # Array literals, since PostgreSQL has no array of arrays of different lengths.
             "claim_names": binary.encode_texts(
                 [
                     f"{{{','.join(str(prediction.id) for prediction in submissions[index].predictions)}}}"
@@ -301,25 +301,25 @@ class PredictionWriter:
     async def _answers(
         self, connection: psycopg.AsyncConnection[Any], refused: dict[int, NewIdempotency]
     ) -> dict[int, Outcome]:
-        """What the rows that stood in the way answer."""
-        cursor = await connection.execute(_ANSWERS, _sought(refused))
+        """Return the outcomes that earlier requests' idempotency rows give."""
+        cursor = await connection.execute(_ANSWERS, _claim_keys(refused))
         answers: dict[int, Outcome] = {}
         for index, *row in await cursor.fetchall():
             claim = refused[index]
             try:
-                kept = StoredAnswer.read(self._cipher, place_of(claim), tuple(row))
+                stored = StoredAnswer.read(self._cipher, location_of(claim), tuple(row))
             except Unreadable as error:
-                # What the others sent is stored by now.
+                # The others are stored already.
                 answers[index] = Failed(error=error)
             else:
-                answers[index] = kept.outcome(claim.body_digest)
+                answers[index] = stored.outcome(claim.body_digest)
         for index in refused.keys() - answers.keys():
-            answers[index] = Failed(error=Unavailable("the first answer was removed just now: try again"))
+            answers[index] = Failed(error=Unavailable("the first answer has just been removed: try again"))
         return answers
 
 
-def _apart(submissions: Sequence[Submission]) -> tuple[list[int], list[tuple[int, int]]]:
-    """Positions to store together, and those whose idempotency key an earlier one has, with the earlier."""
+def _split_repeated(submissions: Sequence[Submission]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return the positions to store together, and pairs of a repetition and the earlier one with its key."""
     first: list[int] = []
     repeated: list[tuple[int, int]] = []
     seen: dict[tuple[UUID, str, str], int] = {}
@@ -334,8 +334,8 @@ def _apart(submissions: Sequence[Submission]) -> tuple[list[int], list[tuple[int
     return first, repeated
 
 
-def _sought(claims: dict[int, NewIdempotency]) -> dict[str, Any]:
-    """The keys of idempotency rows."""
+def _claim_keys(claims: dict[int, NewIdempotency]) -> dict[str, Any]:
+    """Return the parameters that name idempotency rows."""
     values = list(claims.values())
     return {
         "claim": binary.encode_integers(list(claims)),
@@ -345,27 +345,27 @@ def _sought(claims: dict[int, NewIdempotency]) -> dict[str, Any]:
     }
 
 
-def _passing(error: psycopg.Error) -> bool:
-    """Whether the same transaction may succeed at once.
+def _is_transient(error: psycopg.Error) -> bool:
+    """Return whether the same transaction may succeed at once.
 
-    A deadlock, a text that was erased meanwhile, or a segment that was opened just now: a statement may see its row
-    before its server process has heard of its table.
+    True for a deadlock, a text that was erased meanwhile, and a segment that has just been opened: a statement may
+    see its row before its server process knows the new table.
     """
     if isinstance(error, (pg.DeadlockDetected, pg.SerializationFailure)):
         return True
-    if _unroutable(error):
+    if _has_no_partition(error):
         return error.diag.table_name == "embeddings"
     return isinstance(error, pg.ForeignKeyViolation) and (error.diag.constraint_name or "").endswith(
         "_text_id"
     )
 
 
-def _unroutable(error: psycopg.Error) -> bool:
-    """No partition for the row: the platform's fault, not the row's."""
+def _has_no_partition(error: psycopg.Error) -> bool:
+    """Return whether the row has no partition, which is the platform's fault and not the row's."""
     return isinstance(error, pg.CheckViolation) and error.diag.constraint_name is None
 
 
-def _reason(error: Exception) -> Rejected:
+def _rejection(error: Exception) -> Rejected:
     if isinstance(error, psycopg.Error):
         translated = translate(error)
         if isinstance(translated, Rejected):

@@ -1,6 +1,6 @@
-"""Search by words: the stored texts that hold them, by PostgreSQL's full text, in its `simple` configuration.
+"""Search by words: the stored texts that contain them, by PostgreSQL's full-text search (`simple` configuration).
 
-Owns the statement and its bounds. Knows no meaning: words are compared as they are written, but for case.
+Owns the statement and its bounds. Compares words literally, except for case.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from db.connection.engine import Database
 from db.errors import Conflict
 from db.search.similarity_sql import SimilarityFilters, fitting_condition
 
-# What is ranked of the texts that hold frequent words, whose ranks cost more than finding them.
+# Texts that are ranked at most: for frequent words ranking costs more than finding.
 RANKED: Final = 2_000
 
 _FITS: Final = sql.SQL("(SELECT true FROM predictions p WHERE p.text_id = t.id AND {fitting} LIMIT 1)")
@@ -30,14 +30,14 @@ _FOUND: Final = sql.SQL(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeywordHits:
-    """Texts that hold the words, best first. `complete`: every fitting one was ranked."""
+    """Texts that contain the words, best first. `complete`: every fitting one was ranked."""
 
     text_ids: tuple[UUID, ...]
     complete: bool
 
 
 class KeywordRepository:
-    """Finds texts by words in a bounded time: what doesn't end in it is found incompletely."""
+    """Finds texts by words in bounded time; a search that exceeds it returns no text and isn't complete."""
 
     def __init__(self, database: Database, *, space: str, ranked: int = RANKED, seconds: float = 2.0) -> None:
         self._database = database
@@ -53,13 +53,13 @@ class KeywordRepository:
         filters: SimilarityFilters | None = None,
         holder: UUID | None = None,
     ) -> KeywordHits:
-        """At most `limit` texts with a fitting prediction that hold the words, as a web search writes them.
+        """Return at most `limit` texts with a fitting prediction that contain the words.
 
-        All words must be there; `or`, `-word` and "several words" in quotes mean what they do there. Ranked by cover
+        All words are required; `or`, `-word` and "a phrase" in quotes work like in a web search. Ranked by cover
         density (Clarke et al., 2000), divided by the logarithm of the text's length.
 
         Raises:
-            Conflict: texts are encrypted, so that their words are in no index.
+            Conflict: texts are encrypted, so no index has their words.
         """
         if self._database.cipher.has_keys:
             raise Conflict(
@@ -87,9 +87,9 @@ class KeywordRepository:
         return KeywordHits(text_ids=tuple(row[0] for row in rows), complete=matching < self._ranked)
 
     async def merge(self) -> int:
-        """Take the words of new texts from the index's pending list into the index itself; how many pages they had.
+        """Move the words of new texts from the index's pending list into the index; return the list's pages.
 
-        What writers would have to do once the list is full, and every search reads it.
+        Otherwise every search reads the list, and a writer has to move it once it is full.
         """
         async with self._database.begin() as connection:
             return int((await connection.exec_driver_sql("SELECT merge_words()")).scalar_one())

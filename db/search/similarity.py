@@ -1,6 +1,6 @@
 """Search by meaning: the stored texts nearest to a vector, among those with a fitting prediction.
 
-Owns the plan (index or exact scan) and what it promises. Never embeds.
+Owns the plan (index or exact scan) and its guarantees. Never embeds.
 """
 
 import math
@@ -20,20 +20,20 @@ from db.search.text_history import load_histories
 
 __all__ = ["Neighbour", "Neighbours", "SimilarityFilters", "SimilarityRepository"]
 
-# Microseconds on 384 dimensions: what a row costs in each plan decides between them.
+# Microseconds per row of 384 dimensions in each plan; the cheaper plan is taken.
 _SCAN_ROW: Final = 0.7
 _LOOK_UP_ROW: Final = 10.0
 _STEP: Final = 20.0
 _MAX_SCAN_TUPLES: Final = 20_000
 _ROW_BYTES: Final = 850
-# How many rows a walk of a graph knows at least (ef_search). What it misses grows with the graph: a recall of 0.98 took
-# 200 among 100,000 texts and 550 among a million in one graph. Rows that don't fit a filter are known too: with one a
-# walk is broader by the root of one over its selectivity.
+# The least breadth of a graph walk (ef_search). It must grow with the graph: a recall of 0.98 took 200 among 100,000
+# texts and 550 among a million in one graph. Rows that don't fit the filter take part of it, so a filter broadens the
+# walk by the square root of 1 / selectivity.
 _BREADTH: Final = 200
 _BREADTH_ROWS: Final = 100_000
 _BREADTH_GROWTH: Final = 0.45
 _BROADEST: Final = 1_000
-# How many times its part of k a walk of a graph passes by that fit, so that it has met the nearest of them.
+# Fitting rows that a graph walk passes, as a multiple of its share of k, so that the nearest are among them.
 _MARGIN: Final = 8
 _REACH: Final = 4
 _LEAST_REACH: Final = 100
@@ -45,7 +45,7 @@ _WALK: Final = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Neighbour:
-    """A text, the cosine of its vector to the query's, its latest prediction per version, its feedback."""
+    """A text, its cosine similarity to the query, its latest prediction per version, its feedback."""
 
     text_id: UUID
     text: str
@@ -56,7 +56,7 @@ class Neighbour:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Neighbours:
-    """Nearest first. `exact`: no index was used. `complete`: certainly not short of k while more fit."""
+    """The neighbours, nearest first. `exact`: no index was used. `complete`: fewer than k only if no more fit."""
 
     results: tuple[Neighbour, ...]
     exact: bool
@@ -71,7 +71,7 @@ class _Segment:
 
 
 class SimilarityRepository:
-    """Finds k texts whenever k fit: where the index ends short, every fitting text is compared."""
+    """Finds k texts whenever k fit: if the index yields fewer, every fitting text is compared."""
 
     def __init__(
         self,
@@ -96,9 +96,9 @@ class SimilarityRepository:
         min_similarity: float | None = None,
         exact: bool = False,
     ) -> Neighbours:
-        """The `k` (at most 100) texts nearest to `vector` (float32, unit length, the space's dimensions).
+        """Return the `k` (at most 100) texts nearest to `vector` (float32, unit length, the space's dimensions).
 
-        `holder`: only texts with a fitting prediction of this holder, shown with only his and their feedback.
+        `holder`: only texts with a fitting prediction of this holder, with only those predictions and their feedback.
         """
         query = SimilarityQuery(
             vector, k=k, filters=filters or SimilarityFilters(), holder=holder, min_similarity=min_similarity
@@ -106,13 +106,13 @@ class SimilarityRepository:
         try:
             return await self._search(query, holder, exact=exact)
         except Rejected as error:
-            # It stood still for so long that a segment which it had looked up was merged and dropped.
+            # The search took so long that a segment which it had looked up was merged and dropped.
             if not isinstance(error.__cause__, psycopg.errors.UndefinedTable):
                 raise
         return await self._search(query, holder, exact=exact)
 
     async def describe(self, found: Found, *, holder: UUID | None = None) -> tuple[Neighbour, ...]:
-        """The texts, each with its similarity, and what is known of them; one that was erased meanwhile is left out."""
+        """Return the texts with their similarities and histories, without those that were erased meanwhile."""
         if not found:
             return ()
         async with self._database.search() as connection:
@@ -122,19 +122,19 @@ class SimilarityRepository:
         async with self._database.search() as connection:
             found, exactly, complete = await self._run(connection, query, exact=exact)
             results = await self._described(connection, found, holder)
-        # One that was erased in between leaves a place that another might have had.
+        # A text that was erased in between may have taken the place of another.
         return Neighbours(results=results, exact=exactly, complete=complete and len(results) == len(found))
 
     async def _run(
         self, connection: PsycopgConnection, query: SimilarityQuery, *, exact: bool
     ) -> tuple[Found, bool, bool]:
-        """What was found, whether exactly, whether completely."""
+        """Return the texts, whether they are exact, and whether they are complete."""
         segments = await self._segments(connection)
         everything = [segment.id for segment in segments]
         rows = sum(segment.rows for segment in segments)
         fitting = min(rows, await query.estimate(connection)) if query.narrowed else rows
         selective = _LOOK_UP_ROW * fitting < _SCAN_ROW * rows
-        # Where texts that fit lie no farther than others, this many rows hold enough of them.
+        # Enough rows if fitting texts are on average as near as the others.
         reach = max(_LEAST_REACH, round(_REACH * query.k * rows / max(fitting, 1.0)))
         indexed = [segment.id for segment in segments if segment.indexed]
         by_scan = _LOOK_UP_ROW * fitting if selective else _SCAN_ROW * rows
@@ -152,7 +152,7 @@ class SimilarityRepository:
         if exact or not indexed or by_scan <= by_index:
             return await compare(), True, True
         scanned = [segment.id for segment in segments if not segment.indexed]
-        # Fetched by nobody, so that it goes with the next statement.
+        # Its result isn't fetched, so that it is sent with the next statement.
         width = str(min(_BROADEST, round(breadth)))
         await connection.execute(_WALK, (width, "relaxed_order", str(_MAX_SCAN_TUPLES)))
         found = await query.by_index(connection, indexed, scanned, reach=reach, walked=walked)

@@ -1,6 +1,6 @@
-"""The statements of a similarity search: what fits, and the nearest of it by index or by scan.
+"""The statements of a similarity search: the fitting texts, and the nearest of them by index or by scan.
 
-Owns SQL text; every value is a bound parameter, and the only names put in are partitions' numbers.
+Owns SQL text; every value is a bound parameter, and only partitions' numbers are put into it.
 """
 
 from collections.abc import Mapping
@@ -20,20 +20,20 @@ Found: TypeAlias = list[tuple[UUID, float]]
 
 _FITS: Final = sql.SQL("(SELECT true FROM predictions p WHERE p.text_id = e.text_id AND {fitting} LIMIT 1)")
 
-# A scalar subquery stays a filter of the index scan, which then goes on until enough rows pass it; a join or
-# EXISTS might be turned into a hash join that reads the whole segment.
+# A scalar subquery stays a filter of the index scan, which goes on until enough rows pass it; the planner might turn
+# a join or EXISTS into a hash join that reads the whole segment.
 _INDEXED: Final = sql.SQL(
     "(SELECT e.text_id, e.embedding <#> %(vector)b::halfvec AS distance FROM {table} e WHERE {fits} "
     "ORDER BY e.embedding <#> %(vector)b::halfvec LIMIT %(walked)s)"
 )
-# Adding 0 keeps the planner from taking the order from an index, which would make the scan approximate.
+# Adding 0 keeps the planner from using the order of an index, which would make the scan approximate.
 _COMPARED: Final = sql.SQL("SELECT text_id, (embedding <#> %(vector)b::halfvec) + 0 AS distance FROM {table}")
 _NOTHING: Final = sql.SQL("SELECT NULL::uuid AS text_id, NULL::float8 AS distance WHERE false")
 _SCANNED: Final = sql.SQL(
     "(SELECT e.text_id, e.distance FROM reached e WHERE {fits} ORDER BY e.distance LIMIT %(k)s)"
 )
-# Of what is scanned the nearest `reach` rows are looked at, so that a heap does for sorting; the answer says
-# how far that was, if there is more. The filter runs for those rows only.
+# Only the nearest `reach` scanned rows are sorted, in a heap, and filtered; the result has the distance of the last
+# of them if there are more rows.
 _NEAREST: Final = sql.SQL(
     "WITH reached AS MATERIALIZED (SELECT * FROM ({compared}) c ORDER BY distance LIMIT %(reach)s), "
     "near AS MATERIALIZED ({parts}) "
@@ -54,7 +54,7 @@ _MATCHED: Final = sql.SQL(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SimilarityFilters:
-    """A text fits if one of its non-shadow predictions satisfies all of these; None: not narrowed by it."""
+    """A text fits if one of its non-shadow predictions matches every field that isn't None."""
 
     sentiment: str | None = None
     model_version: str | None = None
@@ -66,7 +66,7 @@ class SimilarityFilters:
 
 
 class SimilarityQuery:
-    """One search's statements and parameters; `narrowed` says whether texts may fail to fit."""
+    """One search's statements and parameters; `narrowed`: some texts may not fit."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class SimilarityQuery:
         }
 
     async def estimate(self, connection: PsycopgConnection) -> float:
-        """How many predictions fit, as the planner's statistics have it."""
+        """Return the number of fitting predictions by the planner's estimate."""
         statement = sql.SQL("EXPLAIN (FORMAT JSON) SELECT FROM predictions p WHERE {}").format(self._fitting)
         row = await (await connection.execute(statement, self._parameters, prepare=False)).fetchone()
         return float(row[0][0]["Plan"]["Plan Rows"]) if row else 0.0
@@ -102,17 +102,16 @@ class SimilarityQuery:
         walked: int,
         reach: int,
     ) -> Found:
-        """The nearest by the indexes of some segments and a scan of the others; may miss some.
+        """Return the nearest by the indexes of some segments and a scan of the others; may miss some.
 
-        `walked`: how many fitting rows to walk to in each index, k or more. `reach`: how many of the nearest scanned
-        rows to look at first.
+        `walked`: fitting rows to visit in each index, k or more. `reach`: nearest scanned rows to filter first.
         """
         return await self._nearest(connection, indexed, scanned, reach=reach, walked=walked)
 
     async def by_scan(
         self, connection: PsycopgConnection, segments: list[int], *, reach: int | None
     ) -> Found:
-        """The nearest, certainly. `reach` None: few texts fit, so start from them and not from the vectors."""
+        """Return exactly the nearest. `reach` None: few texts fit, so start from them and not from the vectors."""
         if reach is not None:
             return await self._nearest(connection, [], segments, reach=reach)
         found, _ = await self._found(
@@ -129,7 +128,7 @@ class SimilarityQuery:
         reach: int,
         walked: int | None = None,
     ) -> Found:
-        """What is scanned certainly, what is indexed as the index has it."""
+        """Return the nearest, exact among scanned segments and approximate among indexed ones."""
         fits = _FITS.format(fitting=self._fitting)
         parts = [_INDEXED.format(table=_partition(segment), fits=fits) for segment in indexed]
         compared: list[sql.Composable] = [_COMPARED.format(table=_partition(segment)) for segment in scanned]
@@ -148,10 +147,10 @@ class SimilarityQuery:
     async def _found(
         self, connection: PsycopgConnection, statement: sql.Composed, parameters: Mapping[str, Any]
     ) -> tuple[Found, float | None]:
-        """The rows, and the distance up to which all scanned rows were looked at; None if all were."""
+        """Return the rows, and the distance up to which all scanned rows were filtered; None if all were."""
         cursor = await connection.execute(statement, {**self._parameters, **parameters}, binary=True)
         rows = await cursor.fetchall()
-        # float16 rounding lets a vector's product with itself pass 1.
+        # By float16 rounding a vector's product with itself may exceed 1.
         found = [(row[0], min(1.0, max(-1.0, row[1]))) for row in rows if row[0] is not None]
         return found, rows[0][2] if rows else None
 
@@ -161,7 +160,7 @@ def _partition(segment: int) -> sql.Identifier:
 
 
 def fitting_condition(filters: SimilarityFilters, holder: UUID | None) -> tuple[sql.Composed, dict[str, Any]]:
-    """The condition on a prediction `p` that makes its text fit, and its parameters; none if any text does."""
+    """Return the condition on a prediction `p` that makes its text fit, and its parameters; none if all texts fit."""
     conditions, values = _conditions(filters, holder)
     return sql.SQL(" AND ").join([sql.SQL("p.arm <> 'shadow'"), *conditions]), values
 

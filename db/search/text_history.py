@@ -1,6 +1,6 @@
-"""What is known of texts: the latest prediction of each version, and every judgement of any of them.
+"""The histories of texts: the latest prediction of each version, and all feedback.
 
-Reads within the transaction of a search and waits for the server once. Never shows a shadow.
+Reads in the transaction of a search, in one round trip. Never shows a shadow.
 """
 
 from collections.abc import Sequence
@@ -43,25 +43,25 @@ class TextHistory:
 async def load_histories(
     connection: PsycopgConnection, cipher: Cipher, text_ids: Sequence[UUID], *, holder: UUID | None = None
 ) -> dict[UUID, TextHistory]:
-    """Of each text; one without a prediction that `holder` (None: anybody) may see isn't in it."""
-    asked = {"texts": binary.encode_uuids(text_ids), "holder": holder}
+    """Return the history of each text that has a prediction of `holder`; None: of any holder."""
+    parameters = {"texts": binary.encode_uuids(text_ids), "holder": holder}
     latest, judged = connection.cursor(row_factory=dict_row), connection.cursor(row_factory=dict_row)
-    await latest.execute(_LATEST, asked)
-    await judged.execute(_JUDGED, asked)
+    await latest.execute(_LATEST, parameters)
+    await judged.execute(_JUDGED, parameters)
     rows = await latest.fetchall()
     feedback: dict[UUID, list[Judgement]] = {}
-    given: dict[UUID, list[Judgement]] = {}
+    of_prediction: dict[UUID, list[Judgement]] = {}
     for row in await judged.fetchall():
         text_id = row.pop("text_id")
-        one = judgement_from_row(cipher, row)
-        feedback.setdefault(text_id, []).append(one)
-        given.setdefault(one.prediction_id, []).append(one)
+        judgement = judgement_from_row(cipher, row)
+        feedback.setdefault(text_id, []).append(judgement)
+        of_prediction.setdefault(judgement.prediction_id, []).append(judgement)
     predictions: dict[UUID, list[Prediction]] = {}
     for row in rows:
         predictions.setdefault(row["text_id"], []).append(
-            prediction_from_row(cipher, row, tuple(given.get(row["id"], ())))
+            prediction_from_row(cipher, row, tuple(of_prediction.get(row["id"], ())))
         )
     return {
-        text_id: TextHistory(predictions=tuple(found), feedback=tuple(feedback.get(text_id, ())))
-        for text_id, found in predictions.items()
+        text_id: TextHistory(predictions=tuple(latest_predictions), feedback=tuple(feedback.get(text_id, ())))
+        for text_id, latest_predictions in predictions.items()
     }

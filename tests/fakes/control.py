@@ -207,7 +207,7 @@ class FakeHeld:
         place = promotion.id - 1
         row = self._records.rows[place]
         if row.state != PromotionPhase.INTENDED:
-            raise Contested(f"change {promotion.id} was settled already")
+            raise Contested(f"change {promotion.id} has ended already")
         self._records.rows[place] = replace(row, state=state, settled_at=datetime.now(UTC))
         self._records.settled.append(why)
 

@@ -22,7 +22,7 @@ class FakeExperiments:
     async def create(self, new: NewExperiment, *, actor: UUID | None) -> Experiment:
         """Start one."""
         if any(each.running and each.model == new.model for each in self.experiments.values()):
-            raise Duplicate(f"an experiment of {new.model!r} runs already: stop it first")
+            raise Duplicate(f"an experiment of {new.model!r} is running already: stop it first")
         now = datetime.now(UTC)
         made = Experiment(
             id=uuid4(),

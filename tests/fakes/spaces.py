@@ -30,7 +30,7 @@ class FakeSpaces:
                 raise Conflict(f"the space {name!r} is {self.rows[name].state}")
             return
         if len(self.rows) > 1:
-            raise Conflict("another space is there beside the live one: remove it first")
+            raise Conflict("another space exists in addition to the live one: remove it first")
         self.rows[name] = _fresh(name)
 
     async def switch(self, name: str, *, actor: UUID | None) -> None:

@@ -91,7 +91,7 @@ async def test_small_segments_are_merged_and_the_old_ones_dropped(database: Data
 
 
 async def test_a_large_graph_has_more_neighbours(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(db.segments, "LARGE_ROWS", 30)
+    monkeypatch.setattr(db.embeddings.segments, "LARGE_ROWS", 30)
     for rows in (16, 15):
         await indexed(database, rows)
     assert await Segments(database, SPACE).merge_next(fan_in=2) == 4
@@ -118,7 +118,7 @@ async def test_what_is_erased_or_late_while_segments_are_merged_is_as_it_was_tol
             await other.execute("DELETE FROM embeddings WHERE text_id = %s", (ids[0],))
             await other.execute("INSERT INTO embeddings SELECT %s, 2, %s::real[]::halfvec", (late.id, vector))
 
-    monkeypatch.setattr(db.segments, "_index", meanwhile)
+    monkeypatch.setattr(db.embeddings.segments, "_index", meanwhile)
     merged = await segments.merge_next()
     found = await sql(database, "SELECT text_id FROM embeddings WHERE segment = %s", merged)
     assert {row[0] for row in found} == {*ids[1:], late.id}
@@ -137,7 +137,7 @@ async def test_what_is_erased_while_a_merge_comes_to_its_end_is_in_no_segment(
         await going.wait()
         await attach(connection, segment)
 
-    monkeypatch.setattr(db.segments, "_attach", later)
+    monkeypatch.setattr(db.embeddings.segments, "_attach", later)
     merging = asyncio.create_task(segments.merge_next())
     await ending.wait()
     erasures = ErasureRepository(database, SimilarityRepository(database, space=SPACE), space=SPACE)
@@ -189,7 +189,7 @@ async def test_a_killed_merge_leaves_its_number_to_the_next_one(
         raise Unavailable("killed")
 
     with monkeypatch.context() as broken:
-        broken.setattr(db.segments, "_catch_up", dies)
+        broken.setattr(db.embeddings.segments, "_catch_up", dies)
         with pytest.raises(Unavailable):
             await segments.merge_next()
     assert (await sql(database, _STATES))[-1] == (6, "merging", None)
