@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-# With fewer vectors on either side the test has no meaning.
+# The test has no meaning if a side has fewer vectors.
 MIN_VECTORS: Final = 20
 PERMUTATIONS: Final = 499
 _TINY: Final = 1e-12

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-# With fewer neighbours there is no vote.
+# Fewer neighbours give no vote.
 QUORUM: Final = 3
 NEIGHBOURS: Final = 10
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-# With fewer answers, chance alone would look like drift.
+# If there were fewer answers, chance alone would look like drift.
 MIN_COUNT: Final = 200
 _PRIOR: Final = 0.5
 

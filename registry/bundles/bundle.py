@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
@@ -160,6 +162,16 @@ class Bundle:
             if present.digest != self.digest:
                 raise BundleInvalid(f"{path} already holds another bundle, {present.digest}") from None
         return type(self)(path=path, manifest=self.manifest)
+
+
+@contextmanager
+def draft_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder next to `target`, to be sealed and moved there; removed if it is left."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".building-") as scratch:
+        folder = Path(scratch) / "bundle"
+        folder.mkdir()
+        yield folder
 
 
 def file_digest(path: Path) -> str:

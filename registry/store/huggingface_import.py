@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from registry.bundles.bundle import LABELS, Bundle, BundleKind, Manifest
+from registry.bundles.bundle import LABELS, Bundle, BundleKind, Manifest, draft_folder
 from registry.bundles.manifest_schema import HEAD_WEIGHTS, MAPPING
 from registry.encoders.classifier import ClassifierSource
 from registry.encoders.export import Progress, build_encoder
@@ -135,9 +135,6 @@ def classifier_bundle(source: ClassifierSource, labels: LabelMap, out: Path, *, 
         },
         provenance=source.provenance,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".mapping-") as scratch:
-        folder = Path(scratch) / "bundle"
-        folder.mkdir()
+    with draft_folder(out) as folder:
         save_file({MAPPING: matrix}, folder / HEAD_WEIGHTS)
         return Bundle.seal(folder, manifest).move_to(out)

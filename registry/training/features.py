@@ -1,4 +1,4 @@
-"""Frozen token states of many texts, computed once and kept as arrays on disk. Never trains or judges."""
+"""Token states and vectors of many texts, computed once and cached as arrays on disk. Never trains."""
 
 import hashlib
 import json
@@ -10,6 +10,8 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from registry.encoders.padding import pad_rows
 
 _CHUNK = 1024
 
@@ -49,7 +51,7 @@ class TextEncoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenStates:
-    """States of n texts in a row: float16 [tokens, w]; text i has `offsets[i]` to `offsets[i + 1]`."""
+    """The states of n texts in a row: float16 [tokens, w]; text i has the rows `offsets[i]:offsets[i + 1]`."""
 
     states: NDArray[np.float16]
     offsets: NDArray[np.int64]
@@ -62,46 +64,43 @@ class TokenStates:
     def width(self) -> int:
         return int(self.states.shape[1])
 
-    def padded(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """The texts `rows` as float32 [b, t, w], zero where mask, bool [b, t], is False."""
-        lengths = self.lengths[rows]
-        mask = np.arange(lengths.max())[None, :] < lengths[:, None]
-        flat = np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows])
-        tokens = np.zeros((*mask.shape, self.width), dtype=np.float32)
-        tokens[mask] = self.states[flat]
-        return tokens, mask
+    def pad(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return the texts `rows` as float32 [b, t, w], zero where the mask, bool [b, t], is False."""
+        return pad_rows([self.states[self.offsets[row] : self.offsets[row + 1]] for row in rows], np.float32)
 
 
 def collect_vectors(
     texts: Sequence[str], encoder: TextEncoder, *, cache: Path, progress: Progress
 ) -> NDArray[np.float16]:
-    """The vectors of `texts` [n, d], of unit length; read from `cache` like those of `collect`."""
+    """Return the vectors of `texts` [n, d], of unit length; read from `cache` like the states of `collect_states`."""
     file = cache / f"vectors-{_digest(texts, encoder)}.npy"
     if not file.exists():
         cache.mkdir(parents=True, exist_ok=True)
         chunks = []
         for start in range(0, len(texts), _CHUNK):
-            chunks.append(vectors(texts[start : start + _CHUNK], encoder))
+            chunks.append(encode_vectors(texts[start : start + _CHUNK], encoder))
             progress("encoding", min(1.0, (start + _CHUNK) / len(texts)))
         partial = file.with_suffix(".partial.npy")
         np.save(partial, np.concatenate(chunks).astype(np.float16))
         os.replace(partial, file)
-    found: NDArray[np.float16] = np.load(file)
-    return found
+    vectors: NDArray[np.float16] = np.load(file)
+    return vectors
 
 
-def vectors(texts: Sequence[str], encoder: TextEncoder) -> NDArray[np.float32]:
-    """The vectors of `texts` [n, d], of unit length."""
-    found: dict[int, NDArray[np.float32]] = {}
+def encode_vectors(texts: Sequence[str], encoder: TextEncoder) -> NDArray[np.float32]:
+    """Return the vectors of `texts` [n, d], of unit length."""
+    vectors: dict[int, NDArray[np.float32]] = {}
     for batch in encoder.run(texts):
-        found.update(zip(batch.rows.tolist(), batch.embedding, strict=True))
-    return np.stack([found[row] for row in range(len(texts))])
+        vectors.update(zip(batch.rows.tolist(), batch.embedding, strict=True))
+    return np.stack([vectors[row] for row in range(len(texts))])
 
 
-def collect(texts: Sequence[str], encoder: TextEncoder, *, cache: Path, progress: Progress) -> TokenStates:
-    """The states of `texts`; read from `cache` if the same engine of the same encoder saw them before.
+def collect_states(
+    texts: Sequence[str], encoder: TextEncoder, *, cache: Path, progress: Progress
+) -> TokenStates:
+    """Return the states of `texts`; read them from `cache` if the same engine of the same encoder computed them before.
 
-    Takes 2 bytes a value: with three layers of 384 dimensions, 4.3 GB for 62,000 sentences.
+    The cache takes 2 bytes a value: with three layers of 384 dimensions, 4.3 GB for 62,000 sentences.
     """
     digest = _digest(texts, encoder)
     file, index = cache / f"states-{digest}.f16", cache / f"states-{digest}.npy"
@@ -125,11 +124,11 @@ def _write(texts: Sequence[str], encoder: TextEncoder, file: Path, progress: Pro
     with file.open("wb") as stream:
         for start in range(0, len(texts), _CHUNK):
             chunk = texts[start : start + _CHUNK]
-            found: list[NDArray[np.float16] | None] = [None] * len(chunk)
+            chunk_states: list[NDArray[np.float16] | None] = [None] * len(chunk)
             for batch in encoder.run(chunk):
-                for place, row in enumerate(batch.rows):
-                    found[row] = batch.tokens[place][batch.mask[place]].astype(np.float16)
-            for states in found:
+                for index, row in enumerate(batch.rows):
+                    chunk_states[row] = batch.tokens[index][batch.mask[index]].astype(np.float16)
+            for states in chunk_states:
                 if states is None:
                     raise ValueError("the encoder left out a text")
                 lengths.append(len(states))

@@ -1,4 +1,4 @@
-"""The attentive head as a torch network, with its training step; served by numpy.
+"""The attentive head as a torch network, with its training step. Serving computes the same head in numpy.
 
 Importing this module imports torch; only training does.
 """
@@ -17,7 +17,7 @@ from registry.bundles.bundle import LABELS
 from registry.training.features import TokenStates
 from registry.training.samples import Targets
 
-# Rated logits [b, 3], ratings [b] and unrated logits [b, 3].
+# The rated logits [b, 3], the ratings [b] and the unrated logits [b, 3].
 HeadOutput: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 _CLASSES = len(LABELS)
@@ -27,7 +27,7 @@ _CLIP = 1.0
 
 @contextmanager
 def deterministic(*, seed: int, threads: int) -> Iterator[None]:
-    """Fixed seed, threads and kernels while it lasts."""
+    """Fix the seed, the number of threads and the kernels inside the block."""
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
@@ -40,7 +40,7 @@ def deterministic(*, seed: int, threads: int) -> Iterator[None]:
 
 
 class AttentiveNetwork(nn.Module):  # type: ignore[misc]
-    """Attentive pooling over token states; gives rated classes, the rating, unrated classes."""
+    """A network with attentive pooling over token states; it outputs rated classes, the rating, unrated classes."""
 
     def __init__(
         self, states: int, *, width: int, attention: int, dropout: float, input_dropout: float
@@ -55,7 +55,7 @@ class AttentiveNetwork(nn.Module):  # type: ignore[misc]
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> HeadOutput:
-        """Tokens [b, t, w] and mask [b, t] to what they are judged to say."""
+        """Compute the outputs for tokens [b, t, w] and mask [b, t]."""
         rows, length, _ = tokens.shape
         states = self.norm(self.project(self.input_dropout(tokens)))
         states = self.dropout(functional.gelu(states, approximate="tanh"))
@@ -80,7 +80,7 @@ class AttentiveNetwork(nn.Module):  # type: ignore[misc]
         targets: Targets,
         rating_weight: float,
     ) -> float:
-        """One update on one batch; returns its loss."""
+        """Update the weights on one batch; return its loss."""
         for group in optimiser.param_groups:
             group["lr"] = learning_rate
         self.train()
@@ -92,28 +92,28 @@ class AttentiveNetwork(nn.Module):  # type: ignore[misc]
         optimiser.step()
         return float(loss.item())
 
-    def judge(self, tokens: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Rated logits [b, 3] of one batch."""
+    def predict(self, tokens: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Return the rated logits [b, 3] of one batch."""
         self.eval()
         with torch.inference_mode():
             logits: NDArray[np.float32] = self(torch.from_numpy(tokens), torch.from_numpy(mask))[0].numpy()
         return logits
 
     def logits(self, states: TokenStates, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Rated logits of the texts `rows`: float64 [n, 3]."""
-        found = np.zeros((len(rows), _CLASSES), dtype=np.float64)
+        """Return the rated logits of the texts `rows`: float64 [n, 3]."""
+        logits = np.zeros((len(rows), _CLASSES), dtype=np.float64)
         order = np.argsort(states.lengths[rows], kind="stable")
         for start in range(0, len(rows), _ROWS):
-            places = order[start : start + _ROWS]
-            found[places] = self.judge(*states.padded(rows[places]))
-        return found
+            chunk = order[start : start + _ROWS]
+            logits[chunk] = self.predict(*states.pad(rows[chunk]))
+        return logits
 
     def round_to_half(self) -> None:
-        """Rounds the weights to what a float16 file keeps, so that what is judged is what is served."""
+        """Round the weights to float16, so that the evaluated weights are the served ones."""
         self.half().float()
 
     def tensors(self) -> dict[str, NDArray[Any]]:
-        """The weights that are served, by the names of `ATTENTIVE_TENSORS`: float16, matrices [in, out]."""
+        """Return the served weights by the names of `ATTENTIVE_TENSORS`: float16, matrices [in, out]."""
         state = {
             name: tensor.detach().numpy().astype(np.float16) for name, tensor in self.state_dict().items()
         }
@@ -121,12 +121,12 @@ class AttentiveNetwork(nn.Module):  # type: ignore[misc]
         return {name: np.ascontiguousarray(array.T) for name, array in state.items()}
 
 
-def head_loss(said: HeadOutput, targets: Targets, *, rating_weight: float) -> Tensor:
-    """A batch's loss: cross-entropy of the output that its targets ask, and the error of the rating."""
-    for_rated, rating, for_unrated = said
+def head_loss(outputs: HeadOutput, targets: Targets, *, rating_weight: float) -> Tensor:
+    """Return a batch's loss: cross-entropy of the rated or unrated output by target, plus the error of the rating."""
+    for_rated, rating, for_unrated = outputs
     has_rating = torch.from_numpy(targets.rated)
     logits = torch.where(has_rating.unsqueeze(1), for_rated, for_unrated)
     classes = -(torch.from_numpy(targets.soft) * logits.log_softmax(dim=1)).sum(dim=1)
-    # Half the rating has about the spread of the other targets.
+    # Half of a rating has about the spread of the other targets.
     errors = (rating - torch.from_numpy(targets.ratings) / 2).square() * has_rating
     return (classes * torch.from_numpy(targets.weights) + rating_weight * errors).mean()

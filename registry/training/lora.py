@@ -1,6 +1,6 @@
 """An encoder with a low-rank update and a head on its states, as one torch network with its training step.
 
-Importing this module imports torch; only training does. The encoder's own weights are never changed.
+Never changes the encoder's own weights. Importing this module imports torch; only training does.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ _PEFT = {".lora_A.default.weight": DOWN, ".lora_B.default.weight": UP}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepMetrics:
-    """What one update saw: its loss, the share of classes that were right, the mean cosine of the vectors."""
+    """The loss of one update, the share of right classes, and the mean cosine of the vectors."""
 
     loss: float
     accuracy: float
@@ -32,9 +32,9 @@ class StepMetrics:
 
 
 class JointNetwork(nn.Module):  # type: ignore[misc]
-    """One pass gives vectors and what a head says; begins as the frozen encoder itself.
+    """A network that computes vectors and a head's outputs in one pass; before training it equals the frozen encoder.
 
-    The update is LoRA (Hu et al., arXiv 2106.09685) beside every matrix of the layers, with a scale of 1.
+    The update is LoRA (Hu et al., arXiv 2106.09685) on every matrix of the layers, with a scale of 1.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class JointNetwork(nn.Module):  # type: ignore[misc]
         self._token_layers = tuple(token_layers)
 
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, HeadOutput]:
-        """Token ids [b, t] and mask [b, t] to vectors [b, d] of unit length and what the head says."""
+        """Compute unit vectors [b, d] and the head's outputs for token ids [b, t] and mask [b, t]."""
         states = self.encoder(
             input_ids=ids, attention_mask=mask.long(), output_hidden_states=True
         ).hidden_states
@@ -82,7 +82,7 @@ class JointNetwork(nn.Module):  # type: ignore[misc]
     def optimiser(
         self, *, learning_rate: float, head_learning_rate: float, weight_decay: float
     ) -> torch.optim.Optimizer:
-        """Of the update, which doesn't decay, and of the head; each group keeps its `highest` rate."""
+        """Return an optimiser of the update, without weight decay, and the head; each group has its `highest` rate."""
         groups = [
             {"params": list(self.update().values()), "highest": learning_rate, "weight_decay": 0.0},
             {"params": list(self.head.parameters()), "highest": head_learning_rate},
@@ -100,58 +100,58 @@ class JointNetwork(nn.Module):  # type: ignore[misc]
         rating_weight: float,
         space_weight: float,
     ) -> StepMetrics:
-        """One update on one batch, at a share of the highest rates; `vectors` [b, d] are those to stay near."""
+        """Update the weights on one batch, at a share of the highest rates; `vectors` [b, d] are the targets."""
         for group in optimiser.param_groups:
             group["lr"] = share * group["highest"]
         self.train()
         ids, mask = (torch.from_numpy(array) for array in inputs)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found, said = self(ids, mask)
-        cosine = (found * torch.from_numpy(vectors)).sum(dim=1).mean()
-        loss = head_loss(said, targets, rating_weight=rating_weight) + space_weight * (1 - cosine)
+            encoded, outputs = self(ids, mask)
+        cosine = (encoded * torch.from_numpy(vectors)).sum(dim=1).mean()
+        loss = head_loss(outputs, targets, rating_weight=rating_weight) + space_weight * (1 - cosine)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_([*self.trained().values()], _CLIP)
         optimiser.step()
-        classes = np.where(targets.rated[:, None], *(said[place].detach().numpy() for place in (0, 2)))
+        classes = np.where(targets.rated[:, None], *(outputs[index].detach().numpy() for index in (0, 2)))
         right = classes.argmax(axis=1) == targets.soft.argmax(axis=1)
         return StepMetrics(loss=float(loss.item()), accuracy=float(right.mean()), cosine=float(cosine.item()))
 
-    def judge(
+    def predict(
         self, ids: NDArray[np.int64], mask: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Vectors [b, d] and rated logits [b, 3] of one batch, computed as in training."""
+        """Return the vectors [b, d] and rated logits [b, 3] of one batch, computed as in training."""
         self.eval()
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-            found, said = self(torch.from_numpy(ids), torch.from_numpy(mask))
-        return found.numpy(), said[0].numpy()
+            vectors, outputs = self(torch.from_numpy(ids), torch.from_numpy(mask))
+        return vectors.numpy(), outputs[0].numpy()
 
     def trained(self) -> dict[str, Tensor]:
-        """Everything that training changes, by name: the parameters themselves."""
+        """Return the parameters that training changes, by name."""
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
 
     def resume_from(self, trained: Mapping[str, Tensor]) -> None:
-        """Takes over values of `trained`."""
+        """Copy in values of `trained`."""
         own = self.trained()
         with torch.no_grad():
             for name, value in trained.items():
                 own[name].copy_(value)
 
     def round_to_half(self) -> None:
-        """Rounds what is trained to what a float16 file keeps."""
+        """Round the trained parameters to float16."""
         self.resume_from({name: value.half().float() for name, value in self.trained().items()})
 
     def tensors(self) -> dict[str, NDArray[Any]]:
-        """The update as a file keeps it: float16, for each matrix [out, in] an `UP` [out, r] and a `DOWN` [r, in]."""
+        """Return the update to store: float16, for each matrix [out, in] an `UP` [out, r] and a `DOWN` [r, in]."""
         return {
             name: value.detach().numpy().astype(np.float16) for name, value in sorted(self.update().items())
         }
 
     def update(self) -> dict[str, Tensor]:
-        """The parameters of the low-rank update, by the names that its file has for them."""
-        found = {}
+        """Return the parameters of the low-rank update, by their names in its file."""
+        parameters = {}
         for name, value in self.encoder.named_parameters():
-            for end, ours in _PEFT.items():
-                if name.endswith(end):
-                    found[name.removesuffix(end) + ours] = value
-        return found
+            for suffix, file_suffix in _PEFT.items():
+                if name.endswith(suffix):
+                    parameters[name.removesuffix(suffix) + file_suffix] = value
+        return parameters

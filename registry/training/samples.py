@@ -1,10 +1,11 @@
-"""Examples as arrays: their parts, targets and batches, and the measures on the held-out part. Never trains."""
+"""Examples as arrays: their parts, targets and batches, and the measures on a part. Never trains."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from registry.bundles.bundle import LABELS
 from registry.data.corpora import Example, Part
@@ -22,7 +23,7 @@ _POOL = 50
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Targets:
-    """What n texts should be judged as.
+    """The training targets of n texts.
 
     `soft`: float32 [n, 3]. `ratings`: float32 [n], 0 where `rated`, bool [n], is False. `weights`: float32 [n].
     """
@@ -35,7 +36,7 @@ class Targets:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Samples:
-    """The examples as arrays, with the rows of each part."""
+    """The examples as arrays; each array has one row an example."""
 
     labels: NDArray[np.int64]
     ratings: NDArray[np.float32]
@@ -54,14 +55,14 @@ class Samples:
         )
 
     def rows(self, part: Part, *, rated: bool = False) -> Rows:
-        """The rows of a part, or only those with a rating. Raises TrainingFailed if there are none."""
-        found = np.flatnonzero((self.parts == part.value) & (self.rated | (not rated)))
-        if not len(found):
+        """Return the rows of a part, or only its rated ones. Raises TrainingFailed if there are none."""
+        rows = np.flatnonzero((self.parts == part.value) & (self.rated | (not rated)))
+        if not len(rows):
             raise TrainingFailed(f"the examples have no {'rated ' if rated else ''}{part.value} part")
-        return found
+        return rows
 
     def targets(self, rows: Rows, *, softness: float, unrated_weight: float) -> Targets:
-        """Soft labels are the class, or for a rated text how near its rating is to the bounds of the classes."""
+        """Return the targets of some rows; the soft label of a rated text depends on the bounds near its rating."""
         ratings, rated = self.ratings[rows], self.rated[rows]
         hard = np.eye(len(LABELS), dtype=np.float32)[self.labels[rows]]
         positive = 1 / (1 + np.exp(-(ratings - 0.5) / softness))
@@ -74,36 +75,30 @@ class Samples:
             weights=np.where(rated, 1.0, unrated_weight).astype(np.float32),
         )
 
-    def judged(self, probabilities: NDArray[np.float64], rows: Rows) -> dict[str, float]:
-        """The measures on these rows: the rated corpora together, and each source."""
+    def measure(self, logits: NDArray[np.float64], temperature: float, rows: Rows) -> dict[str, float]:
+        """Measure logits [n, 3] on these rows: the rated corpora together, and each source."""
+        probabilities = softmax(logits / temperature, axis=1)
         labels, rated, sources = self.labels[rows], self.rated[rows], self.sources[rows]
         groups = {str(source): sources == source for source in sorted(set(sources.tolist()))}
-        found = {
+        measures = {
             f"rated.{name}": value
             for name, value in classification_report(probabilities[rated], labels[rated]).items()
         }
         interval = bootstrap(accuracy, probabilities[rated], labels[rated])
-        found |= {
+        measures |= {
             "rated.accuracy_low": round(interval.low, 4),
             "rated.accuracy_high": round(interval.high, 4),
         }
-        return found | classification_report_by_group(probabilities, labels, groups)
+        return measures | classification_report_by_group(probabilities, labels, groups)
 
 
 def batches(rng: np.random.Generator, rows: Rows, lengths: NDArray[np.int64], size: int) -> Iterator[Rows]:
-    """All rows once, in random batches of texts of like length."""
-    drawn = rng.permutation(rows)
-    found: list[Rows] = []
-    for start in range(0, len(drawn), size * _POOL):
-        pool = drawn[start : start + size * _POOL]
+    """Yield all rows once, in random batches of texts of similar length."""
+    shuffled = rng.permutation(rows)
+    ordered: list[Rows] = []
+    for start in range(0, len(shuffled), size * _POOL):
+        pool = shuffled[start : start + size * _POOL]
         pool = pool[np.argsort(lengths[pool], kind="stable")]
-        found += [pool[at : at + size] for at in range(0, len(pool), size)]
-    for index in rng.permutation(len(found)):
-        yield found[index]
-
-
-def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows of logits as probabilities."""
-    scores = np.exp(logits - logits.max(axis=1, keepdims=True))
-    normed: NDArray[np.float64] = scores / scores.sum(axis=1, keepdims=True)
-    return normed
+        ordered += [pool[first : first + size] for first in range(0, len(pool), size)]
+    for index in rng.permutation(len(ordered)):
+        yield ordered[index]

@@ -1,36 +1,33 @@
-"""Examples to version bundles: an attentive head on frozen token states, and the lexicon's calibration.
+"""The training of an attentive head on frozen token states, from examples to a version's bundle.
 
-Deterministic by its plan; never reads a held-out text except to report on it. Never registers or serves.
+Deterministic by its plan. Reads held-out texts only to report on them. Never registers or serves.
 """
 
 import math
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from registry.bundles.bundle import LABELS, Bundle, BundleKind, Manifest
-from registry.bundles.manifest_schema import HEAD_WEIGHTS, lexicon_features
+from registry.bundles.bundle import LABELS, Bundle, BundleKind, Manifest, draft_folder
+from registry.bundles.manifest_schema import HEAD_WEIGHTS
 from registry.data.corpora import Example, Part, data_digest
 from registry.errors import TrainingFailed
 from registry.evaluation.metrics import fit_temperature
-from registry.training.features import Progress, TextEncoder, TokenStates, collect
+from registry.training.features import Progress, TextEncoder, TokenStates, collect_states
 from registry.training.head import AttentiveNetwork, deterministic
-from registry.training.samples import Samples, batches, softmax
+from registry.training.samples import Samples, batches
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadPlan:
-    """Every number that decides what `train_head` makes.
+    """The hyperparameters of `train_head`, which decide its result.
 
-    Ratings become soft labels by a logistic of width `softness` around the bounds of the classes; the mean
-    rating itself is an auxiliary target. Texts without a rating weigh `unrated_weight` and have an output of
-    their own, because what their raters call neutral differs; only the rated output is served.
+    A logistic of width `softness` around the bounds of the classes turns ratings into soft labels; the mean rating is
+    an auxiliary target. Texts without a rating have the weight `unrated_weight` and a separate output, because their
+    raters use "neutral" differently; only the rated output is served.
     """
 
     seed: int = 0
@@ -61,14 +58,14 @@ def train_head(
     other_engines: Mapping[str, TextEncoder] | None = None,
     progress: Progress = lambda _step, _share: None,
 ) -> Bundle:
-    """A sealed head bundle at `out`, with its measures on the held-out part.
+    """Train a head and return its sealed bundle at `out`, with its measures on the held-out part.
 
-    `judges` are further engines of the same encoder; what the head scores on their states is reported as
+    `other_engines` are further engines of the same encoder; the measures on their states are reported as
     `engine.group.measure`. Raises TrainingFailed.
     """
     plan = plan or HeadPlan()
     data = Samples.from_examples(examples)
-    states = collect([example.text for example in examples], encoder, cache=cache, progress=progress)
+    states = collect_states([example.text for example in examples], encoder, cache=cache, progress=progress)
     with deterministic(seed=plan.seed, threads=plan.threads):
         network = AttentiveNetwork(
             states.width,
@@ -82,12 +79,13 @@ def train_head(
         validation = data.rows(Part.VALIDATION, rated=True)
         temperature = fit_temperature(network.logits(states, validation), data.labels[validation])
         held = data.rows(Part.HELD_OUT)
-        metrics = data.judged(softmax(network.logits(states, held) / temperature), held)
-        for engine, judge in (other_engines or {}).items():
-            seen = collect([examples[row].text for row in held], judge, cache=cache, progress=progress)
-            logits = network.logits(seen, np.arange(len(held)))
-            judged = data.judged(softmax(logits / temperature), held)
-            metrics |= {f"{engine}.{measure}": value for measure, value in judged.items()}
+        metrics = data.measure(network.logits(states, held), temperature, held)
+        held_texts = [examples[row].text for row in held]
+        for engine, other in (other_engines or {}).items():
+            other_states = collect_states(held_texts, other, cache=cache, progress=progress)
+            logits = network.logits(other_states, np.arange(len(held)))
+            measured = data.measure(logits, temperature, held)
+            metrics |= {f"{engine}.{measure}": value for measure, value in measured.items()}
     manifest = Manifest(
         kind=BundleKind.HEAD,
         name=name,
@@ -98,55 +96,8 @@ def train_head(
         metrics=metrics,
         provenance={"data": data_digest(examples), "plan": asdict(plan)},
     )
-    return sealed(out, manifest, {HEAD_WEIGHTS: network.tensors()})
-
-
-def fit_lexicon(
-    examples: Sequence[Example], compound: Callable[[str], float], out: Path, *, name: str, lexicon: str
-) -> Bundle:
-    """A sealed lexicon bundle at `out`: a softmax over `compound`, the lexicon's score of a text in -1 to 1.
-
-    `lexicon` is the digest of the lexicon that `compound` reads.
-    """
-    from scipy.optimize import minimize
-
-    data = Samples.from_examples(examples)
-    features = lexicon_features([compound(example.text) for example in examples]).astype(np.float64)
-    train = data.rows(Part.TRAIN, rated=True)
-    inputs, wanted = features[train], np.eye(len(LABELS))[data.labels[train]]
-
-    def loss(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        weight = flat.reshape(inputs.shape[1], len(LABELS))
-        scores = softmax(inputs @ weight)
-        value = -np.log((scores * wanted).sum(axis=1)).mean() + 1e-4 * np.square(weight).sum()
-        gradient = inputs.T @ (scores - wanted) / len(inputs) + 2e-4 * weight
-        return float(value), gradient.ravel()
-
-    start = np.zeros(inputs.shape[1] * len(LABELS))
-    fitted = minimize(loss, start, jac=True, method="L-BFGS-B")
-    weight = fitted.x.reshape(inputs.shape[1], len(LABELS)).astype(np.float32)
-    validation, held = data.rows(Part.VALIDATION, rated=True), data.rows(Part.HELD_OUT)
-    temperature = fit_temperature(features[validation] @ weight, data.labels[validation])
-    manifest = Manifest(
-        kind=BundleKind.LEXICON,
-        name=name,
-        labels=LABELS,
-        temperature=temperature,
-        settings={"lexicon": lexicon},
-        metrics=data.judged(softmax(features[held] @ weight / temperature), held),
-        provenance={"data": data_digest(examples)},
-    )
-    return sealed(out, manifest, {HEAD_WEIGHTS: {"weight": weight}})
-
-
-def sealed(out: Path, manifest: Manifest, files: Mapping[str, Mapping[str, NDArray[Any]]]) -> Bundle:
-    """A bundle at `out` with these files of tensors, there whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".training-") as scratch:
-        folder = Path(scratch) / "bundle"
-        folder.mkdir()
-        for name, tensors in files.items():
-            save_file(dict(tensors), folder / name)
+    with draft_folder(out) as folder:
+        save_file(network.tensors(), folder / HEAD_WEIGHTS)
         return Bundle.seal(folder, manifest).move_to(out)
 
 
@@ -164,7 +115,7 @@ def _fit(
             loss = network.step(
                 optimiser,
                 learning_rate=plan.learning_rate * share,
-                inputs=states.padded(rows),
+                inputs=states.pad(rows),
                 targets=data.targets(rows, softness=plan.softness, unrated_weight=plan.unrated_weight),
                 rating_weight=plan.rating_weight,
             )

@@ -1,14 +1,13 @@
-"""Examples to a joint version: an encoder's low-rank update and a head, trained together, so that one pass gives both.
+"""The training of a joint version: an encoder's low-rank update and a head, so that one pass gives vectors and classes.
 
-Cross-entropy for the classes, and a loss that holds the mean-pooled vector to that of the original encoder. A run that
-was killed goes on where its last checkpoint was. Never reads a held-out text except to report on it.
+The loss is cross-entropy for the classes, plus a term that keeps the vectors near those of the original encoder. A run
+that was killed resumes at its last checkpoint. Reads held-out texts only to report on them.
 """
 
 import hashlib
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,34 +20,34 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
-from registry.bundles.bundle import LABELS, Bundle, BundleKind, Manifest
+from registry.bundles.bundle import LABELS, Bundle, BundleKind, Manifest, draft_folder
 from registry.bundles.manifest_schema import HEAD_WEIGHTS, TOKENIZER, UPDATE, Engine
 from registry.data.corpora import Example, Part, data_digest
+from registry.encoders.padding import pad_rows
 from registry.encoders.sources import SentenceEncoderSource, silence_libraries
 from registry.errors import TrainingFailed
 from registry.evaluation.metrics import agreement, fit_temperature
 from registry.training.features import Progress, TextEncoder, collect_vectors
 from registry.training.head import AttentiveNetwork, deterministic
 from registry.training.lora import JointNetwork, StepMetrics
-from registry.training.samples import Rows, Samples, batches, softmax
+from registry.training.samples import Rows, Samples, batches
 
-_JUDGED_ROWS = 64
+_VALIDATED_ROWS = 64
 _REPORTS = 100
 _SMOOTHING = 0.95
 
-# Builds an encoder and opens it in each engine.
+# A function that builds an encoder and opens it in each engine.
 OpenEngines: TypeAlias = Callable[[SentenceEncoderSource], Mapping[Engine, TextEncoder]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JointPlan:
-    """Every number that decides what `train_joint` makes; those of `HeadPlan` mean the same here.
+    """The hyperparameters of `train_joint`, which decide its result; `HeadPlan` explains those that it has, too.
 
-    An epoch reads all rated training texts and a share of the others, drawn anew, or at most `texts` of them. The rates
-    are the highest of a cosine schedule. What is judged and kept is the running mean of what is trained, over about
-    `averaged` steps. A checkpoint is good for the version if its vectors have a mean cosine of at
-    least `least_cosine` on the validation part; of these the most accurate is taken. `budget_minutes` ends training
-    earlier, after a whole schedule; what is made then depends on the machine.
+    An epoch reads all rated training texts and a new random share of the others, at most `texts` in all. The learning
+    rates are the highest of a cosine schedule. The running mean of the weights over about `averaged` steps is evaluated
+    and kept. The version is the most accurate checkpoint whose vectors have a mean cosine of at least `least_cosine` on
+    the validation part. `budget_minutes` shortens the schedule; the result then depends on the machine.
     """
 
     seed: int = 0
@@ -78,7 +77,7 @@ class JointPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _TokenisedTexts:
-    """Texts as token ids, with the vectors of the original encoder, float16 [n, d]."""
+    """Texts as token ids, with the original encoder's vectors, float16 [n, d]."""
 
     ids: Sequence[NDArray[np.int64]]
     lengths: NDArray[np.int64]
@@ -95,13 +94,9 @@ class _TokenisedTexts:
         ids = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
         return cls(ids=ids, lengths=np.array([len(each) for each in ids]), vectors=vectors)
 
-    def padded(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """The texts `rows` as ids and mask, both [b, t]."""
-        lengths = self.lengths[rows]
-        mask = np.arange(lengths.max())[None, :] < lengths[:, None]
-        ids = np.zeros(mask.shape, dtype=np.int64)
-        ids[mask] = np.concatenate([self.ids[row] for row in rows])
-        return ids, mask
+    def pad(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return the texts `rows` as ids and mask, both [b, t]."""
+        return pad_rows([self.ids[row] for row in rows], np.int64)
 
 
 def train_joint(
@@ -117,41 +112,38 @@ def train_joint(
     checkpoint_seconds: float = 120.0,
     progress: Progress = lambda _step, _share: None,
 ) -> Bundle:
-    """A sealed joint bundle at `out`, with its measures on the held-out part by each CPU engine of its encoder.
+    """Train a joint version and return its sealed bundle at `out`, with its held-out measures by each CPU engine.
 
-    `original` is the encoder of `source`, whose vectors are kept in `cache` beside the checkpoint; `serve` is given
-    the trained encoder. Raises TrainingFailed, and what `serve` does.
+    `original` is the encoder of `source`; `cache` keeps its vectors and the checkpoint. `open_engines` opens the
+    trained encoder. Raises TrainingFailed, and any error of `open_engines`.
     """
     plan = plan or JointPlan()
     if original.digest != source.digest:
         raise TrainingFailed(f"{source.name} is {source.digest}, not {original.digest}")
     texts = [example.text for example in examples]
-    data, seen = Samples.from_examples(examples), data_digest(examples)
+    data, digest = Samples.from_examples(examples), data_digest(examples)
     held = data.rows(Part.HELD_OUT)
     vectors = collect_vectors(texts, original, cache=cache, progress=progress)
-    identity = json.dumps([seen, source.digest, asdict(plan)])
+    identity = json.dumps([digest, source.digest, asdict(plan)])
     file = cache / f"joint-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.pt"
     with deterministic(seed=plan.seed, threads=plan.threads):
         with silence_libraries():
             network = _network(source, plan)
         run = _TrainingRun(network, data, _TokenisedTexts.tokenise(texts, source, vectors), plan, file)
-        chosen = run.to_the_end(checkpoint_seconds, progress)
+        chosen = run.finish(checkpoint_seconds, progress)
         network.round_to_half()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".training-") as scratch:
-        folder = Path(scratch) / "bundle"
-        folder.mkdir()
+    with draft_folder(out) as folder:
         save_file(network.head.tensors(), folder / HEAD_WEIGHTS)
         save_file(network.tensors(), folder / UPDATE)
         merged = replace(source, name=name, update=folder / UPDATE)
-        judge = _Evaluator(network.head, texts, data, vectors.astype(np.float32), progress)
-        served = open_engines(merged)
-        temperature = judge.temperature(served[Engine.FP32])
+        evaluator = _Evaluator(network.head, texts, data, vectors.astype(np.float32), progress)
+        encoders = open_engines(merged)
+        temperature = evaluator.fit_temperature(encoders[Engine.FP32])
         metrics: dict[str, float] = {}
-        for engine, encoder in served.items():
-            before = "" if engine is Engine.FP32 else f"{engine}."
-            found = judge.metrics(encoder, held, temperature)
-            metrics |= {f"{before}{measure}": value for measure, value in found.items()}
+        for engine, encoder in encoders.items():
+            prefix = "" if engine is Engine.FP32 else f"{engine}."
+            measured = evaluator.measure(encoder, held, temperature)
+            metrics |= {f"{prefix}{measure}": value for measure, value in measured.items()}
         manifest = Manifest(
             kind=BundleKind.JOINT,
             name=name,
@@ -161,11 +153,7 @@ def train_joint(
             temperature=temperature,
             settings={"base": source.digest, "token_layers": list(source.token_layers)},
             metrics=metrics,
-            provenance={
-                "data": seen,
-                "plan": asdict(plan),
-                "chosen": chosen,
-            },
+            provenance={"data": digest, "plan": asdict(plan), "chosen": chosen},
         )
         bundle = Bundle.seal(folder, manifest).move_to(out)
     file.unlink(missing_ok=True)
@@ -187,7 +175,7 @@ def _network(source: SentenceEncoderSource, plan: JointPlan) -> JointNetwork:
 
 
 class _TrainingRun:
-    """A training run that ends as it would have ended without the interruptions between its checkpoints."""
+    """A training run whose result is the same with and without interruptions."""
 
     def __init__(
         self, network: JointNetwork, data: Samples, texts: _TokenisedTexts, plan: JointPlan, file: Path
@@ -203,30 +191,30 @@ class _TrainingRun:
             weight_decay=plan.weight_decay,
         )
         self._validation = data.rows(Part.VALIDATION, rated=True)
-        self._epoch_steps = math.ceil(len(self._drawn(0)) / plan.batch)
+        self._epoch_steps = math.ceil(len(self._draw(0)) / plan.batch)
         self._steps = plan.epochs * self._epoch_steps
         self._mean = {name: value.detach().clone() for name, value in network.trained().items()}
         self._step = 0
         self._seconds = 0.0
         self._best: dict[str, Any] = {}
-        self._shown: StepMetrics | None = None
+        self._smoothed: StepMetrics | None = None
 
-    def to_the_end(self, checkpoint_seconds: float, progress: Progress) -> dict[str, float]:
-        """Train what is left and leave the network as it was best; returns when that was and how good."""
+    def finish(self, checkpoint_seconds: float, progress: Progress) -> dict[str, float]:
+        """Train the remaining steps and restore the best checkpoint; return its step and its measures."""
         if self._file.exists():
             self._resume()
-            progress(f"going on at step {self._step}", self._share)
+            progress(f"resuming at step {self._step}", self._share)
         saved = since = time.monotonic()
         order: list[Rows] = []
         while self._share < 1:
-            epoch, place = divmod(self._step, self._epoch_steps)
-            if place == 0 or not order:
+            epoch, epoch_step = divmod(self._step, self._epoch_steps)
+            if epoch_step == 0 or not order:
                 order = self._order(epoch)
-            self._train(order[place])
+            self._train(order[epoch_step])
             now = time.monotonic()
             self._seconds, since = self._seconds + now - since, now
             if self._step % self._epoch_steps in (0, self._epoch_steps // 2) or self._share >= 1:
-                self._check(progress)
+                self._validate(progress)
             if self._step % max(1, self._steps // _REPORTS) == 0:
                 progress(self._report(), min(1.0, self._share))
             if now - saved >= checkpoint_seconds:
@@ -235,18 +223,18 @@ class _TrainingRun:
         self._save()
         if not self._best:
             raise TrainingFailed(
-                f"no checkpoint keeps a mean cosine of {self._plan.least_cosine} to the space: weigh it more"
+                f"no checkpoint has a mean cosine of {self._plan.least_cosine} to the space: raise space_weight"
             )
         self._network.resume_from(self._best["trained"])
         return {name: value for name, value in self._best.items() if name != "trained"}
 
     @property
     def _share(self) -> float:
-        """How much of the schedule is done."""
+        """The share of the schedule that is done."""
         budget = self._plan.budget_minutes
         return max(self._step / self._steps, self._seconds / (budget * 60) if budget else 0.0)
 
-    def _drawn(self, epoch: int) -> Rows:
+    def _draw(self, epoch: int) -> Rows:
         rng = np.random.default_rng([self._plan.seed, epoch])
         train = self._data.rows(Part.TRAIN)
         rated = self._data.rated[train]
@@ -255,61 +243,61 @@ class _TrainingRun:
 
     def _order(self, epoch: int) -> list[Rows]:
         rng = np.random.default_rng([self._plan.seed, epoch, 1])
-        return list(batches(rng, self._drawn(epoch), self._texts.lengths, self._plan.batch))
+        return list(batches(rng, self._draw(epoch), self._texts.lengths, self._plan.batch))
 
     def _train(self, rows: Rows) -> None:
         plan, share = self._plan, self._share
-        found = self._network.step(
+        step = self._network.step(
             self._optimiser,
             share=min(1.0, (share + 1 / self._steps) / plan.warm_up) * (1 + math.cos(math.pi * share)) / 2,
-            inputs=self._texts.padded(rows),
+            inputs=self._texts.pad(rows),
             targets=self._data.targets(rows, softness=plan.softness, unrated_weight=plan.unrated_weight),
             vectors=self._texts.vectors[rows].astype(np.float32),
             rating_weight=plan.rating_weight,
             space_weight=plan.space_weight,
         )
-        if not math.isfinite(found.loss):
-            raise TrainingFailed(f"the loss is {found.loss} after {self._step} steps")
+        if not math.isfinite(step.loss):
+            raise TrainingFailed(f"the loss is {step.loss} after {self._step} steps")
         self._step += 1
-        # From the first steps on a mean of what there is, so that it isn't held where training began.
-        pace = 1 / min(self._step, plan.averaged)
+        # The mean covers only the steps so far, so that it doesn't stay near the initial weights.
+        weight = 1 / min(self._step, plan.averaged)
         for name, value in self._network.trained().items():
-            self._mean[name].lerp_(value.detach(), pace)
-        old = self._shown or found
-        self._shown = StepMetrics(
+            self._mean[name].lerp_(value.detach(), weight)
+        old = self._smoothed or step
+        self._smoothed = StepMetrics(
             **{
                 name: _SMOOTHING * getattr(old, name) + (1 - _SMOOTHING) * value
-                for name, value in asdict(found).items()
+                for name, value in asdict(step).items()
             }
         )
 
-    def _check(self, progress: Progress) -> None:
-        """Judge the running mean on the validation part; what is best so far and near enough to the space is kept."""
+    def _validate(self, progress: Progress) -> None:
+        """Evaluate the running mean on the validation part; keep it if it is the best that is near the space."""
         trained = {name: value.detach().clone() for name, value in self._network.trained().items()}
         self._network.resume_from(self._mean)
         rows = self._validation[np.argsort(self._texts.lengths[self._validation], kind="stable")]
         hits, cosines = [], []
-        for start in range(0, len(rows), _JUDGED_ROWS):
-            some = rows[start : start + _JUDGED_ROWS]
-            vectors, logits = self._network.judge(*self._texts.padded(some))
-            hits.append(logits.argmax(axis=1) == self._data.labels[some])
-            cosines.append((vectors * self._texts.vectors[some]).sum(axis=1))
-        found = {
+        for start in range(0, len(rows), _VALIDATED_ROWS):
+            chunk = rows[start : start + _VALIDATED_ROWS]
+            vectors, logits = self._network.predict(*self._texts.pad(chunk))
+            hits.append(logits.argmax(axis=1) == self._data.labels[chunk])
+            cosines.append((vectors * self._texts.vectors[chunk]).sum(axis=1))
+        measured = {
             "step": float(self._step),
             "accuracy": round(float(np.concatenate(hits).mean()), 4),
             "cosine_mean": round(float(np.concatenate(cosines).mean()), 4),
             "cosine_worst": round(float(np.concatenate(cosines).min()), 4),
         }
         self._network.resume_from(trained)
-        said = ", ".join(f"{name} {value:g}" for name, value in found.items())
-        progress(f"validation: {said}", min(1.0, self._share))
-        near = found["cosine_mean"] >= self._plan.least_cosine
+        shown = ", ".join(f"{name} {value:g}" for name, value in measured.items())
+        progress(f"validation: {shown}", min(1.0, self._share))
+        near = measured["cosine_mean"] >= self._plan.least_cosine
         rank = ("accuracy", "cosine_mean")
-        if near and [found[name] for name in rank] > [self._best.get(name, 0.0) for name in rank]:
-            self._best = {**found, "trained": {name: value.clone() for name, value in self._mean.items()}}
+        if near and [measured[name] for name in rank] > [self._best.get(name, 0.0) for name in rank]:
+            self._best = {**measured, "trained": {name: value.clone() for name, value in self._mean.items()}}
 
     def _report(self) -> str:
-        share, shown = self._share, self._shown
+        share, shown = self._share, self._smoothed
         left = self._seconds * (1 - share) / share / 60
         return (
             f"step {self._step} of {self._steps}: loss {shown.loss:.3f}, accuracy {shown.accuracy:.3f}, "
@@ -342,7 +330,7 @@ class _TrainingRun:
 
 
 class _Evaluator:
-    """What a head says of texts by the engines of its encoder, and how near their vectors are to the space."""
+    """The evaluation of a head, and of the vectors' agreement with the space, by the engines of an encoder."""
 
     def __init__(
         self,
@@ -358,28 +346,28 @@ class _Evaluator:
         self._vectors = vectors
         self._progress = progress
 
-    def temperature(self, encoder: TextEncoder) -> float:
-        """Fitted on the validation part."""
+    def fit_temperature(self, encoder: TextEncoder) -> float:
+        """Fit the temperature on the validation part."""
         rows = self._data.rows(Part.VALIDATION, rated=True)
         logits, _ = self._read(encoder, rows)
         return fit_temperature(logits, self._data.labels[rows])
 
-    def metrics(self, encoder: TextEncoder, rows: Rows, temperature: float) -> dict[str, float]:
-        """The measures on some rows; those of the vectors on the rated ones."""
+    def measure(self, encoder: TextEncoder, rows: Rows, temperature: float) -> dict[str, float]:
+        """Measure the head on some rows, and the vectors on the rated rows."""
         logits, vectors = self._read(encoder, rows)
         rated = self._data.rated[rows]
-        return self._data.judged(softmax(logits / temperature), rows) | agreement(
+        return self._data.measure(logits, temperature, rows) | agreement(
             vectors[rated], self._vectors[rows[rated]]
         )
 
     def _read(self, encoder: TextEncoder, rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """Rated logits [n, 3] and vectors [n, d]."""
+        """Return the rated logits [n, 3] and vectors [n, d] of some rows."""
         logits = np.zeros((len(rows), len(LABELS)))
         vectors = np.zeros((len(rows), self._vectors.shape[1]), dtype=np.float32)
         done = 0
         for batch in encoder.run([self._texts[row] for row in rows]):
-            logits[batch.rows] = self._head.judge(batch.tokens, batch.mask)
+            logits[batch.rows] = self._head.predict(batch.tokens, batch.mask)
             vectors[batch.rows] = batch.embedding
             done += len(batch.rows)
-            self._progress(f"judging by {encoder.engine}", done / len(rows))
+            self._progress(f"evaluating by {encoder.engine}", done / len(rows))
         return logits, vectors

@@ -1,4 +1,4 @@
-"""One tiny encoder bundle a session, built as the real one is, and a registry in a database of its own."""
+"""One tiny encoder bundle a session, built like the real one, and a registry in a separate database."""
 
 from collections.abc import Iterator
 from pathlib import Path

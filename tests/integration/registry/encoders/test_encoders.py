@@ -1,4 +1,4 @@
-"""An encoder's way from a folder of weights to vectors: exported, quantised, and run on every engine."""
+"""The way from a folder of weights to vectors: export, quantisation, and every engine."""
 
 import random
 import shutil
@@ -53,7 +53,7 @@ def encoder(request: pytest.FixtureRequest, encoder_bundle: Bundle) -> Encoder:
 
 @pytest.fixture(scope="module")
 def reference(source: SentenceEncoderSource) -> np.ndarray:
-    """What sentence-transformers would give: the mean of the last layer, of unit length."""
+    """Return sentence-transformers' vectors: the mean of the last layer, of unit length."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(source.path / "tokenizer.json"), pad_token="[PAD]", model_max_length=48
     )
@@ -91,7 +91,7 @@ def test_batch_mates_change_nothing(encoder: Encoder) -> None:
 
 
 def test_batch_mates_change_nothing_in_a_trained_encoder() -> None:
-    """Where a step of 8 bits is small enough that the last bits of float32 can carry over it."""
+    """Here a step of 8 bits is so small that the last bits of float32 can cross it."""
     *_, folder = built_encoders().values()
     trained = open_encoder(Bundle.open(folder), engine=Engine.INT8, threads=2)
     rng = random.Random(5)

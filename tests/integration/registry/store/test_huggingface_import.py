@@ -1,4 +1,4 @@
-"""A foreign classifier's way from a folder to a version: its own probabilities, under our labels, on every engine."""
+"""The import of a foreign classifier: its own probabilities, under our labels, on every engine."""
 
 import asyncio
 import hashlib
@@ -59,7 +59,7 @@ CASES: dict[str, tuple[dict[str, Any], LabelMap]] = {
 
 
 class Case:
-    """One imported model, and what transformers says of the texts."""
+    """One imported model, with the probabilities by transformers."""
 
     def __init__(self, name: str, made: Made, labels: LabelMap, store: ModelRegistry, work: Path) -> None:
         self.name, self.made, self.labels, self.store, self.work = name, made, labels, store, work
@@ -78,7 +78,7 @@ class Case:
         return opened | {"torch": open_encoder(self.encoder, device="cpu")}
 
     def expected(self) -> np.ndarray:
-        """What transformers' own pipeline says, with the labels put together by hand."""
+        """Return the scores of transformers' own pipeline, with the labels mapped by hand."""
         asked = pipeline(
             "text-classification",
             model=AutoModelForSequenceClassification.from_pretrained(self.made.folder),
@@ -438,7 +438,7 @@ def test_command_imports_and_says_what_it_made(
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The hub's answers about one repository, whose files lie in a folder."""
+    """A fake hub with one repository, whose files are in a folder."""
 
     folder: Path
     asked: list[str]
@@ -504,7 +504,7 @@ def test_model_is_downloaded_from_the_hub_only_when_that_is_allowed(
     }
 
     def valence(*arguments: str) -> subprocess.CompletedProcess[str]:
-        """In a process of its own, because the hub's library reads its settings when it is imported."""
+        """Run in a separate process, because the hub's library reads its settings when it is imported."""
         command = (
             "models",
             "import",
@@ -530,7 +530,7 @@ def test_model_is_downloaded_from_the_hub_only_when_that_is_allowed(
     assert done.returncode == 0, done.stderr
     assert not any("onnx" in path for path in hub.RequestHandlerClass.asked)  # type: ignore[attr-defined]
     assert json.loads(done.stdout)["version"] == "1"
-    # What was downloaded is there for the next time.
+    # The download is kept for the next time.
     assert json.loads(valence().stdout) == json.loads(done.stdout)
 
 

@@ -1,4 +1,4 @@
-"""The registry over a real MLflow: in PostgreSQL, and behind a server that hands artifacts out itself."""
+"""The registry over a real MLflow: in PostgreSQL, and behind a server that serves the artifacts."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def store(request: pytest.FixtureRequest) -> ModelRegistry:
     if request.param == "database":
         found: ModelRegistry = request.getfixturevalue("database_store")
         return found
-    # An artifact root that can't be made: behind a server nothing of it may be used.
+    # This artifact root can't be created; behind a server it must not be used.
     return ModelRegistry(request.getfixturevalue("mlflow_url"), artifact_root=Path("/proc/nowhere"))
 
 

@@ -1,5 +1,7 @@
-"""`train_head` on a tiny encoder: repeatable, better than chance, and served exactly as it was judged."""
+"""`train_head` on a tiny encoder: repeatable, better than chance, and served exactly as evaluated."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +12,14 @@ from registry.bundles.manifest_schema import Engine
 from registry.data import corpora
 from registry.data.corpora import Example, Part
 from registry.errors import BundleInvalid, TrainingFailed
-from registry.training.features import collect
+from registry.store.builtin_versions import open_builtin
+from registry.training.features import collect_states
 from registry.training.head import AttentiveNetwork
-from registry.training.train_head import HeadPlan, fit_lexicon, train_head
+from registry.training.train_head import HeadPlan, train_head
 from serving.inference.encoder import Encoder
 from serving.inference.engines.factory import open_encoder
 from serving.inference.heads import AttentiveHead, has_answer, load_head
-from tests.support.tiny import BAD, GOOD, PLAIN, TINY_SPACE, examples
+from tests.support.tiny import TINY_SPACE, examples
 
 PLAN = HeadPlan(
     epochs=15,
@@ -126,13 +129,13 @@ def test_served_scores_are_those_that_were_judged(trained: Bundle, encoder: Enco
 
 def test_numpy_head_computes_what_the_torch_network_does(encoder: Encoder, tmp_path: Path) -> None:
     texts = [each.text for each in examples(64)]
-    states = collect(texts, encoder, cache=tmp_path, progress=lambda _step, _share: None)
+    states = collect_states(texts, encoder, cache=tmp_path, progress=lambda _step, _share: None)
     network = AttentiveNetwork(states.width, width=32, attention=4, dropout=0.3, input_dropout=0.1)
     network.round_to_half()
     head = AttentiveHead.__new__(AttentiveHead)
     head._weights = {name: array.astype(np.float32) for name, array in network.tensors().items()}
     head._temperature = 1.0
-    tokens, mask = states.padded(np.arange(len(texts)))
+    tokens, mask = states.pad(np.arange(len(texts)))
     found = head.logits(tokens, mask)
     assert np.abs(found - network.logits(states, np.arange(len(texts)))).max() < 1e-4
 
@@ -151,15 +154,9 @@ def test_data_without_a_held_out_part_are_refused(encoder: Encoder, tmp_path: Pa
     assert not (tmp_path / "head").exists()
 
 
-def test_lexicon_is_fitted_and_refused_over_another_lexicon(tmp_path: Path) -> None:
-    weigh = {word: value for words, value in ((GOOD, 0.8), (BAD, -0.8), (PLAIN, 0.0)) for word in words}
-    fitted = fit_lexicon(
-        examples(),
-        lambda text: next(weigh[word] for word in text.split() if word in weigh),
-        tmp_path / "lexicon",
-        name="words",
-        lexicon="0" * 64,
-    )
-    assert fitted.manifest.metrics["rated.accuracy"] == 1.0
+def test_lexicon_version_is_refused_over_another_lexicon(tmp_path: Path) -> None:
+    builtin = open_builtin("lexicon")
+    folder = Path(shutil.copytree(builtin.path, tmp_path / "lexicon"))
+    Bundle.seal(folder, replace(builtin.manifest, settings={"lexicon": "0" * 64}))
     with pytest.raises(BundleInvalid, match="fitted on lexicon 000"):
-        load_head(fitted)
+        load_head(Bundle.open(folder))

@@ -1,4 +1,4 @@
-"""`train_joint` on a tiny encoder: it learns, keeps to the space, survives a kill, and is served as it was judged."""
+"""`train_joint` on a tiny encoder: it learns, stays in the space, survives a kill, and serves what it evaluated."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,7 +17,7 @@ from registry.encoders import engine_selection
 from registry.encoders.export import build_encoder
 from registry.encoders.sources import SentenceEncoderSource, joint_source
 from registry.errors import ExportFailed, OutOfSpace, TrainingFailed
-from registry.training.features import vectors
+from registry.training.features import encode_vectors
 from registry.training.head import AttentiveNetwork
 from registry.training.lora import JointNetwork
 from registry.training.train_joint import JointPlan, train_joint
@@ -67,7 +67,7 @@ def original(encoder_bundle: Bundle) -> Encoder:
 
 @pytest.fixture(scope="module")
 def built() -> dict[str, Bundle]:
-    """Merged encoders by their identity: equal ones are built once."""
+    """Merged encoders by identity; equal ones are built once."""
     return {}
 
 
@@ -150,7 +150,7 @@ def test_killed_run_goes_on_to_the_same_bundle(trained: Bundle, train, tmp_path:
     assert len(list((tmp_path / "cache").glob("joint-*.pt"))) == 1
     said.clear()
     again = train(tmp_path, progress=lambda step, _share: said.append(step))
-    assert any(step.startswith("going on at step") for step in said)
+    assert any(step.startswith("resuming at step") for step in said)
     assert again.digest == trained.digest
     assert not list((tmp_path / "cache").glob("joint-*"))
 
@@ -201,7 +201,7 @@ def test_one_pass_gives_scores_and_vector(trained: Bundle, merged: Bundle, origi
     held = [each for each in examples() if each.part is Part.HELD_OUT and each.rated]
     texts = [each.text for each in held]
     encoder, head = open_encoder(merged, engine=Engine.FP32, threads=2), load_head(trained)
-    reference = vectors(texts, original)
+    reference = encode_vectors(texts, original)
     hits, cosines = 0, []
     for batch in encoder.run(texts):
         scores = head.scores(batch)
@@ -237,12 +237,12 @@ def test_update_that_leaves_the_space_is_refused(
 
 
 def test_update_of_another_encoder_is_refused(trained: Bundle) -> None:
-    with pytest.raises(ExportFailed, match="is an update of the encoder"):
+    with pytest.raises(ExportFailed, match="updates the encoder"):
         joint_source(trained)
 
 
 def test_run_that_never_keeps_to_the_space_makes_nothing(train, tmp_path: Path) -> None:
-    with pytest.raises(TrainingFailed, match="no checkpoint keeps"):
+    with pytest.raises(TrainingFailed, match="no checkpoint has a mean cosine"):
         train(tmp_path, plan=replace(PLAN, epochs=1, least_cosine=1.1))
     assert not (tmp_path / "joint").exists()
 

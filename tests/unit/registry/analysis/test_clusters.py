@@ -1,4 +1,4 @@
-"""Groups find what belongs together, their words tell them apart, and odd inputs end well."""
+"""Clusters of similar texts, their distinctive words, and unusual inputs."""
 
 import numpy as np
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""The kernel test: right about chance, alive to change, and the same as its textbook sum."""
+"""The kernel test: exact under the null, sensitive to change, and equal to its textbook sum."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_under_the_null_p_is_small_no_oftener_than_it_says() -> None:
     values = np.array(values)
     for level in (0.05, 0.1, 0.3):
         assert (values <= level).mean() <= level + 4 * np.sqrt(level * (1 - level) / len(values))
-    # Nor is it asleep: p-values spread over the whole range.
+    # The test is not always silent: p-values spread over the whole range.
     assert (values <= 0.5).mean() > 0.35
 
 

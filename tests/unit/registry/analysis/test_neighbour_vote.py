@@ -1,4 +1,4 @@
-"""A vote is by weight and needs a quorum; what is worth a judgement is uncertain, dense and disagreed with."""
+"""Weighted votes with a quorum; texts worth labelling are uncertain, dense and disagreed with."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The stability index: zero where nothing moved, large where it did, silent where too little is known."""
+"""The stability index: zero without a change, large with one, None with too few counts."""
 
 import numpy as np
 import pytest

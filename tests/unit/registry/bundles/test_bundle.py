@@ -1,4 +1,4 @@
-"""A bundle opens only if every byte is what its manifest says."""
+"""Bundles open only if every byte agrees with the manifest."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How texts are split and labelled, and how the archives are read."""
+"""The split and the labels of texts, and the reading of the archives."""
 
 import io
 import tarfile

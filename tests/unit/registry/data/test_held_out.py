@@ -1,4 +1,4 @@
-"""The held-out set as it comes with the package, and as a file."""
+"""The held-out set in the package, and as a file."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which engine is chosen, and whether vectors keep to a space."""
+"""The choice of an engine, and the check of vectors against a space."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Gates, each from both sides of its bound, and which of them ask at all."""
+"""Each gate on both sides of its bound, and the conditions under which it is checked."""
 
 import json
 

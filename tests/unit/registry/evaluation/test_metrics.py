@@ -1,4 +1,4 @@
-"""The measures on cases whose value is known."""
+"""The measures on cases with known values."""
 
 import numpy as np
 import pytest

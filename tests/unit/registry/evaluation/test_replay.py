@@ -1,4 +1,4 @@
-"""Strata by cluster with judged texts first, and the comparison on cases whose value is known."""
+"""The stratified sample, and the comparison of two versions on known cases."""
 
 import numpy as np
 import pytest

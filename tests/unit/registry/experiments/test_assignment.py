@@ -1,4 +1,4 @@
-"""Assignment by hash: sticky, uniform, independent between experiments, and minimal when a share changes."""
+"""Assignment by hash: sticky, uniform, independent between experiments, and with minimal moves."""
 
 from hypothesis import given
 from hypothesis import strategies as st

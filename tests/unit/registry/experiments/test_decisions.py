@@ -1,4 +1,4 @@
-"""Decisions: which evidence leads to which, what comes first, and that a stored one can be made again."""
+"""Decisions by evidence, the order of the rules, and the recomputation of a stored decision."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Policies: what is read, what is refused, and by what name."""
+"""Policies: accepted and refused values, and the names in the errors."""
 
 import json
 from typing import Any
