@@ -27,7 +27,7 @@ from registry.errors import NotRegistered
 from registry.store.records import EncoderRecord, VersionRecord
 
 
-class FakeRegistry:
+class FakeModelRegistry:
     """Versions and the alias `champion` of one model; `before` and `after` run around every move of it.
 
     `spaces` has the dimensions of each embedding space that an encoder defines.
@@ -78,7 +78,7 @@ class FakeRegistry:
         return self.data
 
 
-class FakePromotions:
+class FakePromotionRepository:
     """A history of champions; `refusals` has what the audit log would say of those that were refused."""
 
     def __init__(self) -> None:
@@ -117,18 +117,18 @@ class FakePromotions:
         return self.add(new, PromotionPhase.INTENDED)
 
     @asynccontextmanager
-    async def lock(self, model: str) -> AsyncIterator["FakeHeld"]:
+    async def lock(self, model: str) -> AsyncIterator["FakeLockedHistory"]:
         """The lock; what was done under it is undone by an exception."""
         async with self._lock:
             kept = list(self.rows)
             try:
-                yield FakeHeld(self, model)
+                yield FakeLockedHistory(self, model)
             except BaseException:
                 self.rows = kept
                 raise
 
     @asynccontextmanager
-    async def try_lock(self, model: str) -> AsyncIterator["FakeHeld | None"]:
+    async def try_lock(self, model: str) -> AsyncIterator["FakeLockedHistory | None"]:
         """The lock, if nobody holds it."""
         if self._lock.locked():
             yield None
@@ -191,10 +191,10 @@ class FakePromotions:
         return replace(row, age=(datetime.now(UTC) - row.at).total_seconds())
 
 
-class FakeHeld:
+class FakeLockedHistory:
     """The history under its lock."""
 
-    def __init__(self, records: FakePromotions, model: str) -> None:
+    def __init__(self, records: FakePromotionRepository, model: str) -> None:
         self._records = records
         self._model = model
 
@@ -216,7 +216,7 @@ class FakeHeld:
         return self._records.add(new, PromotionPhase.DONE)
 
 
-class FakeEvaluations:
+class FakeEvaluationRepository:
     """Stored evaluations; whoever claims one works on it until it is ended."""
 
     def __init__(self) -> None:
@@ -280,7 +280,7 @@ class FakeEvaluations:
         return True
 
 
-class FakeLog:
+class FakeAuditRepository:
     """An audit log; `entries` holds action, subject and detail."""
 
     def __init__(self) -> None:

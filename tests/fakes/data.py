@@ -50,7 +50,7 @@ def vector_of(text: str) -> NDArray[np.float32]:
     return np.asarray(total / np.linalg.norm(total), np.float32)
 
 
-class FakeEncoders:
+class FakeEncoderClient:
     """Answers by a handful of words; `fault`, while it is set, is every text's result."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class FakeEncoders:
         )
 
 
-class FakeObserver:
+class FakeBatchObserver:
     """Watches a batcher and keeps what it saw: each batch's size, and the waiting weight."""
 
     def __init__(self) -> None:
@@ -177,7 +177,7 @@ class FakeStore:
         return Stored()
 
 
-class FakeUsers:
+class FakeUserRepository:
     """The users of a fake store."""
 
     def __init__(self, store: FakeStore) -> None:
@@ -207,7 +207,7 @@ class FakeUsers:
         return user_id in self._store.users
 
 
-class FakeKeys:
+class FakeKeyRepository:
     """The keys of a fake store; `looked_up` counts what no cache answered."""
 
     def __init__(self, store: FakeStore) -> None:
@@ -263,7 +263,7 @@ class FakeKeys:
             self._store.keys[key_id] = replace(self._store.keys[key_id], last_used_at=at)
 
 
-class FakePredictions:
+class FakePredictionRepository:
     """The stored predictions of a fake store."""
 
     def __init__(self, store: FakeStore) -> None:
@@ -299,7 +299,7 @@ class FakePredictions:
         )
 
 
-class FakeFeedback:
+class FakeFeedbackRepository:
     """The judgements of a fake store."""
 
     def __init__(self, store: FakeStore) -> None:

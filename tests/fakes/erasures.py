@@ -8,7 +8,7 @@ from db.privacy.erasure import NEAR_COSINE, ErasedCounts, ErasureKind, ErasureRe
 from tests.fakes.data import FakeStore
 
 
-class FakeErasures:
+class FakeErasureRepository:
     """Removes rows where the database unlinks them: whoever reads the store sees the same."""
 
     def __init__(self, store: FakeStore) -> None:

@@ -11,7 +11,7 @@ from db.experiments.counts import ExperimentCounts, ExperimentStage
 from db.experiments.experiments import Decision, Experiment, NewDecision, NewExperiment
 
 
-class FakeExperiments:
+class FakeExperimentRepository:
     """Experiments and their decisions, by the rules of the stored ones; `counted` is what their arms did."""
 
     def __init__(self) -> None:

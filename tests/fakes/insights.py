@@ -13,7 +13,7 @@ from tests.fakes.data import FakeStore
 from tests.fakes.search import answers
 
 
-class FakeTruths:
+class FakeLabelRepository:
     """What the feedback in a fake store holds for right."""
 
     def __init__(self, store: FakeStore) -> None:
@@ -45,7 +45,7 @@ class FakeTruths:
         ]
 
 
-class FakeWindows:
+class FakeWindowRepository:
     """Every text of a fake store's window is in its sample, up to the size."""
 
     def __init__(self, store: FakeStore) -> None:
@@ -96,7 +96,7 @@ class FakeWindows:
         ]
 
 
-class FakeContrasts:
+class FakeDisagreementRepository:
     """Compares all that a fake store holds."""
 
     def __init__(self, store: FakeStore) -> None:

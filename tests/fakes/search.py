@@ -10,7 +10,7 @@ from db.search.similarity import Neighbour, Neighbours, SimilarityFilters
 from tests.fakes.data import FakeStore, fits
 
 
-class FakeSimilarity:
+class FakeSimilarityRepository:
     """The vectors of a fake store, always compared exactly."""
 
     def __init__(self, store: FakeStore) -> None:
@@ -54,7 +54,7 @@ class FakeSimilarity:
         return float(self._store.vector(text_id) @ vector)
 
 
-class FakeVectors:
+class FakeVectorRepository:
     """The vectors of a fake store."""
 
     def __init__(self, store: FakeStore) -> None:
@@ -74,7 +74,7 @@ class FakeVectors:
         return {each.id: each.text_id for each in self._store.visible(holder) if each.id in prediction_ids}
 
 
-class FakeKeywords:
+class FakeKeywordRepository:
     """The words of a fake store: all that are given must be there, the shortest text is the best."""
 
     def __init__(self, store: FakeStore) -> None:

@@ -9,7 +9,7 @@ from db.embeddings.spaces import Space, SpaceState
 from db.errors import Conflict, NotFound
 
 
-class FakeSpaces:
+class FakeSpaceRepository:
     """Spaces with as many vectors as a test gives them; one is whole once it has those of the live one."""
 
     def __init__(self, live: str, *, vectors: int = 0) -> None:

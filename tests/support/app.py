@@ -57,20 +57,25 @@ from serving.privacy.masking import TextMasker
 from serving.search.label_suggestions import LabelSuggestionService
 from serving.search.service import SearchService
 from serving.spaces.service import SpaceService
-from tests.fakes.control import FakeEvaluations, FakeLog, FakePromotions, FakeRegistry
-from tests.fakes.data import (
-    FakeEncoders,
-    FakeFeedback,
-    FakeKeys,
-    FakePredictions,
-    FakeStore,
-    FakeUsers,
+from tests.fakes.control import (
+    FakeAuditRepository,
+    FakeEvaluationRepository,
+    FakeModelRegistry,
+    FakePromotionRepository,
 )
-from tests.fakes.erasures import FakeErasures
-from tests.fakes.experiments import FakeExperiments
-from tests.fakes.insights import FakeContrasts, FakeTruths, FakeWindows
-from tests.fakes.search import FakeKeywords, FakeSimilarity, FakeVectors
-from tests.fakes.spaces import FakeSpaces
+from tests.fakes.data import (
+    FakeEncoderClient,
+    FakeFeedbackRepository,
+    FakeKeyRepository,
+    FakePredictionRepository,
+    FakeStore,
+    FakeUserRepository,
+)
+from tests.fakes.erasures import FakeErasureRepository
+from tests.fakes.experiments import FakeExperimentRepository
+from tests.fakes.insights import FakeDisagreementRepository, FakeLabelRepository, FakeWindowRepository
+from tests.fakes.search import FakeKeywordRepository, FakeSimilarityRepository, FakeVectorRepository
+from tests.fakes.spaces import FakeSpaceRepository
 from tests.support.postgres import KEY, SPACE, opened
 
 MODEL = "sentiment"
@@ -105,16 +110,16 @@ class Platform:
 
     app: FastAPI
     services: Services
-    encoders: FakeEncoders
+    encoders: FakeEncoderClient
     clock: Hands
     keys: dict[Role, GeneratedKey]
     aside: BackgroundExecutor
-    registry: FakeRegistry
+    registry: FakeModelRegistry
     lifecycle: LocalLifecycle
     evaluations: Any
     spaces: Any
     store: FakeStore | None = None
-    key_records: FakeKeys | None = None
+    key_records: FakeKeyRepository | None = None
     database: Database | None = None
     lacks: list[str] = field(default_factory=list)
     traffic: Routes = field(default_factory=Routes)
@@ -175,7 +180,7 @@ def _platform(
     privacy: TextMasker | None = None,
     **settings: Any,
 ) -> Platform:
-    encoders, metrics, lacks = FakeEncoders(), Metrics(), []
+    encoders, metrics, lacks = FakeEncoderClient(), Metrics(), []
     traffic = Routes()
     asked: set[tuple[str, str]] = set()
     authenticator = Authenticator(
@@ -202,7 +207,7 @@ def _platform(
         of_replica=False,
     )
 
-    registry = FakeRegistry(
+    registry = FakeModelRegistry(
         {version: entry.record for version, entry in catalog().models[MODEL].items()}, champion="2"
     )
     lifecycle = LocalLifecycle(
@@ -214,7 +219,7 @@ def _platform(
         ),
         evaluations=EvaluationQueue(evaluations=records["evaluations"], registry=registry, catalog=catalog),
         registry=registry,
-        audit=FakeLog(),
+        audit=FakeAuditRepository(),
     )
 
     async def missing_parts() -> Sequence[str]:
@@ -306,27 +311,27 @@ async def fake_platform(
 ) -> AsyncIterator[Platform]:
     """Everything in memory."""
     store = FakeStore()
-    keys, experiments = FakeKeys(store), FakeExperiments()
+    keys, experiments = FakeKeyRepository(store), FakeExperimentRepository()
     platform = _platform(
         records={
             "experiments": experiments,
             "evidence": experiments,
             "writer": store,
             "idempotency": store,
-            "users": FakeUsers(store),
-            "erasures": FakeErasures(store),
+            "users": FakeUserRepository(store),
+            "erasures": FakeErasureRepository(store),
             "keys": keys,
-            "predictions": FakePredictions(store),
-            "feedback": FakeFeedback(store),
-            "similarity": FakeSimilarity(store),
-            "vectors": FakeVectors(store),
-            "keywords": FakeKeywords(store),
-            "truths": FakeTruths(store),
-            "windows": FakeWindows(store),
-            "contrasts": FakeContrasts(store),
-            "promotions": FakePromotions(),
-            "evaluations": FakeEvaluations(),
-            "spaces": FakeSpaces(SPACE),
+            "predictions": FakePredictionRepository(store),
+            "feedback": FakeFeedbackRepository(store),
+            "similarity": FakeSimilarityRepository(store),
+            "vectors": FakeVectorRepository(store),
+            "keywords": FakeKeywordRepository(store),
+            "truths": FakeLabelRepository(store),
+            "windows": FakeWindowRepository(store),
+            "contrasts": FakeDisagreementRepository(store),
+            "promotions": FakePromotionRepository(),
+            "evaluations": FakeEvaluationRepository(),
+            "spaces": FakeSpaceRepository(SPACE),
         },
         clock=Hands(),
         ids=Uuid7Clock(),

@@ -12,7 +12,7 @@ from serving.accounts.authentication import Authenticator, digest_key, generate_
 from serving.accounts.rate_limits import RateLimiter
 from serving.core.caller import Caller, Role
 from serving.errors import RateLimited, StoreUnavailable, Unauthenticated
-from tests.fakes.data import FakeKeys, FakeStore
+from tests.fakes.data import FakeKeyRepository, FakeStore
 
 pytestmark = pytest.mark.anyio
 KEY = b"k" * 32
@@ -22,7 +22,7 @@ class World:
     def __init__(self) -> None:
         self.time = 1_800_000_000.0
         self.store = FakeStore()
-        self.keys = FakeKeys(self.store)
+        self.keys = FakeKeyRepository(self.store)
         self.authenticator = Authenticator(
             self.keys,
             installation_key=KEY,

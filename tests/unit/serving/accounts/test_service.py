@@ -8,7 +8,7 @@ from serving.accounts.authentication import Authenticator, digest_key
 from serving.accounts.service import AccountService, KeySpec
 from serving.core.caller import Caller, Role
 from serving.errors import Conflict, Invalid, NotFound, StoreUnavailable, Unauthenticated
-from tests.fakes.data import FakeKeys, FakeStore, FakeUsers
+from tests.fakes.data import FakeKeyRepository, FakeStore, FakeUserRepository
 
 pytestmark = pytest.mark.anyio
 ADMIN = Caller(key_id=uuid4(), holder_id=uuid4(), role=Role.ADMIN)
@@ -17,10 +17,10 @@ ADMIN = Caller(key_id=uuid4(), holder_id=uuid4(), role=Role.ADMIN)
 class World:
     def __init__(self) -> None:
         self.store = FakeStore()
-        keys = FakeKeys(self.store)
+        keys = FakeKeyRepository(self.store)
         self.authenticator = Authenticator(keys, installation_key=b"k" * 32)
         self.accounts = AccountService(
-            users=FakeUsers(self.store), keys=keys, authenticator=self.authenticator
+            users=FakeUserRepository(self.store), keys=keys, authenticator=self.authenticator
         )
 
 

@@ -16,7 +16,7 @@ from serving.errors import Conflict, ModelNotReady, NotReady
 from serving.experiments.policy_runner import PolicyRunner
 from serving.experiments.service import traffic_of
 from serving.predictions.routing import Split
-from tests.fakes.experiments import FakeExperiments
+from tests.fakes.experiments import FakeExperimentRepository
 from tests.support.app import MODEL, Platform, fake_platform
 
 pytestmark = pytest.mark.anyio
@@ -194,14 +194,14 @@ def arm(name: str, right: int, judged: int, *, stage: int = 1, units: int | None
     )
 
 
-async def experiment(records: FakeExperiments, policy: dict[str, Any], **fields: Any) -> Experiment:
+async def experiment(records: FakeExperimentRepository, policy: dict[str, Any], **fields: Any) -> Experiment:
     new = NewExperiment(
         model=MODEL, champion="2", challenger="1", share=0.5, shadow=False, salt="s", policy=policy
     )
     return await records.create(replace(new, **fields), actor=None)
 
 
-def judge(records: FakeExperiments, promoter: Promoter) -> PolicyRunner:
+def judge(records: FakeExperimentRepository, promoter: Promoter) -> PolicyRunner:
     return PolicyRunner(records, records, promoter.present, promoter.promote)
 
 
@@ -217,7 +217,7 @@ WORSE = counts((1_600, 2_000), (1_000, 2_000))
 
 
 async def test_a_better_challenger_is_promoted_and_the_decision_can_be_recomputed() -> None:
-    records, promoter = FakeExperiments(), Promoter()
+    records, promoter = FakeExperimentRepository(), Promoter()
     made = await experiment(records, DECIDE)
     records.counted[made.id] = BETTER
     await judge(records, promoter).run_once()
@@ -232,7 +232,7 @@ async def test_a_better_challenger_is_promoted_and_the_decision_can_be_recompute
 
 
 async def test_a_worse_challenger_is_stopped() -> None:
-    records, promoter = FakeExperiments(), Promoter()
+    records, promoter = FakeExperimentRepository(), Promoter()
     made = await experiment(records, DECIDE)
     records.counted[made.id] = WORSE
     await judge(records, promoter).run_once()
@@ -242,7 +242,7 @@ async def test_a_worse_challenger_is_stopped() -> None:
 
 
 async def test_the_default_policy_decides_nothing() -> None:
-    records, promoter = FakeExperiments(), Promoter()
+    records, promoter = FakeExperimentRepository(), Promoter()
     made = await experiment(records, {})
     records.counted[made.id] = BETTER
     await judge(records, promoter).run_once()
@@ -251,7 +251,7 @@ async def test_the_default_policy_decides_nothing() -> None:
 
 
 async def test_a_ramp_goes_up_a_step_once_enough_units_were_met() -> None:
-    records = FakeExperiments()
+    records = FakeExperimentRepository()
     made = await experiment(
         records, {"action": "decide", "ramp": [0.5, 0.75], "step_units": 100, "min_units": 10_000}
     )
@@ -262,7 +262,7 @@ async def test_a_ramp_goes_up_a_step_once_enough_units_were_met() -> None:
 
 
 async def test_a_promotion_that_was_interrupted_is_carried_out_once_the_process_is_back() -> None:
-    records, promoter = FakeExperiments(), Promoter()
+    records, promoter = FakeExperimentRepository(), Promoter()
     made = await experiment(records, DECIDE)
     records.counted[made.id] = BETTER
     promoter.fault = NotReady("the registry is away")
@@ -276,7 +276,7 @@ async def test_a_promotion_that_was_interrupted_is_carried_out_once_the_process_
 
 
 async def test_a_gate_that_stands_in_the_way_ends_the_experiment_with_its_reason() -> None:
-    records, promoter = FakeExperiments(), Promoter()
+    records, promoter = FakeExperimentRepository(), Promoter()
     made = await experiment(records, DECIDE)
     records.counted[made.id] = BETTER
     promoter.fault = Conflict("the gate `cosine` fails")
@@ -288,7 +288,7 @@ async def test_a_gate_that_stands_in_the_way_ends_the_experiment_with_its_reason
 
 
 async def test_an_experiment_ends_when_somebody_changes_the_champion() -> None:
-    records, promoter = FakeExperiments(), Promoter()
+    records, promoter = FakeExperimentRepository(), Promoter()
     made = await experiment(records, {})
     promoter.champion = "7"
     await judge(records, promoter).run_once()
@@ -296,7 +296,7 @@ async def test_an_experiment_ends_when_somebody_changes_the_champion() -> None:
 
 
 async def test_an_experiment_whose_evidence_can_not_be_read_holds_up_no_other() -> None:
-    records, promoter = FakeExperiments(), Promoter()
+    records, promoter = FakeExperimentRepository(), Promoter()
     broken = await experiment(records, DECIDE)
     fine = await experiment(records, DECIDE, model="other")
     records.counted[fine.id] = BETTER
@@ -306,14 +306,14 @@ async def test_an_experiment_whose_evidence_can_not_be_read_holds_up_no_other() 
             raise ModelNotReady("no")
         return records.counted[experiment_id]
 
-    evidence = FakeExperiments()
+    evidence = FakeExperimentRepository()
     evidence.counts = unreadable  # type: ignore[method-assign]
     await PolicyRunner(records, evidence, promoter.present, promoter.promote).run_once()
     assert promoter.promoted == ["1"]
 
 
 async def test_traffic_is_split_by_the_running_experiments_alone() -> None:
-    records = FakeExperiments()
+    records = FakeExperimentRepository()
     made = await experiment(records, {})
     stopped = await experiment(records, {}, model="other")
     await records.stop(stopped.id, actor=None, reason="over")

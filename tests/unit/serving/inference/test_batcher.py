@@ -9,7 +9,7 @@ import pytest
 from serving.errors import NotReady, Overloaded
 from serving.inference import batcher as module
 from serving.inference.batcher import Batcher
-from tests.fakes.data import FakeObserver
+from tests.fakes.data import FakeBatchObserver
 
 pytestmark = pytest.mark.anyio
 
@@ -44,7 +44,7 @@ def new_batcher(
 ) -> Batcher[str, str]:
     defaults = {
         "weigh": lambda _: 1,
-        "observer": FakeObserver(),
+        "observer": FakeBatchObserver(),
         "batch_weight": 4,
         "max_in_flight": 1,
         "capacity": 100,

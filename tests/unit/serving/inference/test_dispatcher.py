@@ -8,14 +8,14 @@ import pytest
 from serving.core.catalog import Placement
 from serving.errors import ModelNotReady
 from serving.inference.dispatcher import BatchLimits, Dispatcher, Inference, InferenceItem
-from tests.fakes.data import FakeEncoders, FakeObserver, vector_of
+from tests.fakes.data import FakeBatchObserver, FakeEncoderClient, vector_of
 from tests.support.app import record
 
 pytestmark = pytest.mark.anyio
 TEXTS = ["good one", "bad one", "a thing that is neither", "great", "broke", "love", "hate"]
 
 
-class OtherSpace(FakeEncoders):
+class OtherSpace(FakeEncoderClient):
     """Scores well, but its vectors are no use."""
 
     async def infer(self, items: Sequence[InferenceItem], *, bulk: bool) -> Sequence[Inference | Exception]:
@@ -24,18 +24,18 @@ class OtherSpace(FakeEncoders):
 
 
 @pytest.fixture
-def encoders() -> dict[str, FakeEncoders]:
-    return {"space": FakeEncoders(), "foreign": OtherSpace()}
+def encoders() -> dict[str, FakeEncoderClient]:
+    return {"space": FakeEncoderClient(), "foreign": OtherSpace()}
 
 
 @pytest.fixture
-def dispatcher(encoders: dict[str, FakeEncoders]) -> Dispatcher:
-    return Dispatcher(encoders.__getitem__, BatchLimits(), lambda _: FakeObserver())
+def dispatcher(encoders: dict[str, FakeEncoderClient]) -> Dispatcher:
+    return Dispatcher(encoders.__getitem__, BatchLimits(), lambda _: FakeBatchObserver())
 
 
 @pytest.mark.parametrize("count", [1, 3, len(TEXTS)])
 async def test_a_version_outside_the_space_gets_the_vectors_of_the_spaces_encoder(
-    dispatcher: Dispatcher, encoders: dict[str, FakeEncoders], count: int
+    dispatcher: Dispatcher, encoders: dict[str, FakeEncoderClient], count: int
 ) -> None:
     placement = Placement(scorer="foreign", embedder="space")
     batch = await dispatcher.infer(TEXTS[:count], record("1"), placement)
@@ -49,14 +49,14 @@ async def test_a_version_outside_the_space_gets_the_vectors_of_the_spaces_encode
 
 
 async def test_a_version_in_the_space_costs_one_pass(
-    dispatcher: Dispatcher, encoders: dict[str, FakeEncoders]
+    dispatcher: Dispatcher, encoders: dict[str, FakeEncoderClient]
 ) -> None:
     await dispatcher.infer(TEXTS, record("1"), Placement(scorer="space", embedder="space"))
     assert (encoders["space"].batches, encoders["foreign"].batches) == ([len(TEXTS)], [])
 
 
 async def test_an_encoder_that_fails_holds_up_nobody_else(
-    dispatcher: Dispatcher, encoders: dict[str, FakeEncoders]
+    dispatcher: Dispatcher, encoders: dict[str, FakeEncoderClient]
 ) -> None:
     encoders["foreign"].fault = ModelNotReady("gone")
     with pytest.raises(ModelNotReady):

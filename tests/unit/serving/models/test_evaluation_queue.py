@@ -8,7 +8,7 @@ import pytest
 
 from serving.errors import Conflict, NotFound
 from serving.models.evaluation_queue import EvaluationQueue
-from tests.fakes.control import FakeEvaluations, FakeRegistry
+from tests.fakes.control import FakeEvaluationRepository, FakeModelRegistry
 from tests.support.app import MODEL, catalog
 from tests.support.reports import report
 
@@ -19,9 +19,9 @@ class Bench:
     """Evaluations over fakes; `work` is what a process does."""
 
     def __init__(self) -> None:
-        self.records = FakeEvaluations()
+        self.records = FakeEvaluationRepository()
         entries = catalog().models[MODEL]
-        self.registry = FakeRegistry(
+        self.registry = FakeModelRegistry(
             {version: entry.record for version, entry in entries.items()}, champion="2"
         )
         self.run_module: list[int] = []

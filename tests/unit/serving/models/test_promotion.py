@@ -14,7 +14,7 @@ from registry.evaluation.report import EvaluationReport
 from serving.core.caller import Caller, Role
 from serving.errors import Conflict, Invalid, NotFound, NotReady, Refused
 from serving.models.promotion import PromotionDecision, PromotionService
-from tests.fakes.control import FakeEvaluations, FakePromotions, FakeRegistry
+from tests.fakes.control import FakeEvaluationRepository, FakeModelRegistry, FakePromotionRepository
 from tests.support.app import MODEL, catalog
 from tests.support.reports import report
 
@@ -27,9 +27,9 @@ ADA, BOB = (Caller(key_id=(key := uuid4()), holder_id=key, role=Role.ENGINEER) f
 class Desk:
     """Promotions over fakes; versions 1 to 4 of the catalog of `tests.support.app`, 2 is champion."""
 
-    registry: FakeRegistry
-    records: FakePromotions
-    evaluations: FakeEvaluations
+    registry: FakeModelRegistry
+    records: FakePromotionRepository
+    evaluations: FakeEvaluationRepository
 
     def promotions(self, *, grace: float = 0.0, gates: Gates | None = None) -> PromotionService:
         """As another process would have it."""
@@ -57,9 +57,11 @@ class Desk:
 async def desk() -> Desk:
     entries = catalog().models[MODEL]
     desk = Desk(
-        registry=FakeRegistry({version: entry.record for version, entry in entries.items()}, champion="2"),
-        records=FakePromotions(),
-        evaluations=FakeEvaluations(),
+        registry=FakeModelRegistry(
+            {version: entry.record for version, entry in entries.items()}, champion="2"
+        ),
+        records=FakePromotionRepository(),
+        evaluations=FakeEvaluationRepository(),
     )
     await desk.report(report("2", 0.75))
     return desk
