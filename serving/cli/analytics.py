@@ -4,7 +4,14 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from serving.cli.output import AsJson, Key, Url, connect, show_json, show_near, show_record, show_table
+from serving.cli.output import (
+    Api,
+    calls_api,
+    show_json,
+    show_near,
+    show_record,
+    show_table,
+)
 from serving.cli.predictions import Sentiment
 
 PredictionId: TypeAlias = Annotated[str, typer.Argument(metavar="PREDICTION_ID")]
@@ -14,32 +21,28 @@ Until: TypeAlias = Annotated[str | None, typer.Option(help="Predicted before, IS
 Cosine: TypeAlias = Annotated[float | None, typer.Option(min=-1, max=1, help="Least cosine; default: 0.95.")]
 
 
+@calls_api
 def duplicates(
+    api: Api,
     text: Annotated[str | None, typer.Argument(help="The text.")] = None,
     prediction: Annotated[str | None, typer.Option(help="The prediction whose text to use instead.")] = None,
     min_similarity: Cosine = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, max=100, help="Maximum number.")] = 100,
-    url: Url = None,
-    key: Key = None,
-    as_json: AsJson = False,
 ) -> None:
     """Find stored near-duplicates of a text."""
     if (text is None) == (prediction is None):
         raise typer.BadParameter("give either a text or --prediction")
-    with connect(url, key) as client:
-        answer = client.post(
-            "/v1/duplicates", text=text, prediction_id=prediction, min_similarity=min_similarity, k=k
-        )
-    show_near(answer, as_json=as_json)
+    answer = api.client.post(
+        "/v1/duplicates", text=text, prediction_id=prediction, min_similarity=min_similarity, k=k
+    )
+    show_near(answer, as_json=api.as_json)
 
 
-def second_opinion(
-    prediction: PredictionId, url: Url = None, key: Key = None, as_json: AsJson = False
-) -> None:
+@calls_api
+def second_opinion(api: Api, prediction: PredictionId) -> None:
     """Compare a prediction with the feedback on the nearest texts."""
-    with connect(url, key) as client:
-        answer = client.get(f"/v1/predictions/{prediction}/second-opinion")
-    if as_json:
+    answer = api.client.get(f"/v1/predictions/{prediction}/second-opinion")
+    if api.as_json:
         show_json(answer)
         return
     show_record(
@@ -48,16 +51,10 @@ def second_opinion(
     show_table(answer["neighbours"], ("similarity", "sentiment", "text"), answer=answer, as_json=False)
 
 
-def corrections(
-    prediction: PredictionId,
-    min_similarity: Cosine = None,
-    url: Url = None,
-    key: Key = None,
-    as_json: AsJson = False,
-) -> None:
+@calls_api
+def corrections(api: Api, prediction: PredictionId, min_similarity: Cosine = None) -> None:
     """List the near-duplicates of a corrected text whose predictions contradict the correction."""
-    with connect(url, key) as client:
-        answer = client.get(f"/v1/predictions/{prediction}/corrections", min_similarity=min_similarity)
+    answer = api.client.get(f"/v1/predictions/{prediction}/corrections", min_similarity=min_similarity)
     rows = [
         {
             **fix,
@@ -68,10 +65,12 @@ def corrections(
         for fix in answer["fixes"]
     ]
     columns = ("similarity", "predicted", "should be", "prediction", "text")
-    show_table(rows, columns, answer=answer, as_json=as_json)
+    show_table(rows, columns, answer=answer, as_json=api.as_json)
 
 
+@calls_api
 def diff(
+    api: Api,
     version_from: Annotated[str, typer.Argument(metavar="FROM", help="The first version.")],
     version_to: Annotated[str, typer.Argument(metavar="TO", help="The second version.")],
     model: Annotated[str, typer.Option(help="Name of the model.")] = "sentiment",
@@ -80,14 +79,10 @@ def diff(
     since: Since = None,
     until: Until = None,
     clusters: Annotated[int, typer.Option(min=1, max=50, help="Maximum number of clusters.")] = 8,
-    url: Url = None,
-    key: Key = None,
-    as_json: AsJson = False,
 ) -> None:
     """Show the texts on which two versions differ, clustered by meaning."""
     fields = {"from": version_from, "to": version_to, "was": was, "now": now}
-    with connect(url, key) as client:
-        answer = client.get(f"/v1/models/{model}/diff", **fields, since=since, until=until, clusters=clusters)
+    answer = api.client.get(f"/v1/models/{model}/diff", **fields, since=since, until=until, clusters=clusters)
     rows = [
         {
             "texts": cluster["texts"],
@@ -98,39 +93,35 @@ def diff(
         for cluster in answer["clusters"]
         for example in cluster["examples"]
     ]
-    show_table(rows, ("texts", "words", "predicted", "text"), answer=answer, as_json=as_json)
+    show_table(rows, ("texts", "words", "predicted", "text"), answer=answer, as_json=api.as_json)
 
 
+@calls_api
 def review(
+    api: Api,
     model: Model = None,
     since: Since = None,
     until: Until = None,
     limit: Annotated[int, typer.Option(min=1, max=100, help="Maximum number.")] = 20,
-    url: Url = None,
-    key: Key = None,
-    as_json: AsJson = False,
 ) -> None:
     """List the texts for which feedback would be most useful."""
-    with connect(url, key) as client:
-        answer = client.get("/v1/review", model=model, since=since, until=until, limit=limit)
+    answer = api.client.get("/v1/review", model=model, since=since, until=until, limit=limit)
     columns = (
         "score", "uncertainty", "density", "disagreement", "sentiment", "prediction_id", "text",
     )  # fmt: skip
-    show_table(answer["items"], columns, answer=answer, as_json=as_json)
+    show_table(answer["items"], columns, answer=answer, as_json=api.as_json)
 
 
+@calls_api
 def topics(
+    api: Api,
     model: Model = None,
     since: Since = None,
     until: Until = None,
     most: Annotated[int, typer.Option("--topics", min=1, max=50, help="Maximum number.")] = 12,
-    url: Url = None,
-    key: Key = None,
-    as_json: AsJson = False,
 ) -> None:
     """Show the topics of the texts in a window of time."""
-    with connect(url, key) as client:
-        answer = client.get("/v1/topics", model=model, since=since, until=until, topics=most)
+    answer = api.client.get("/v1/topics", model=model, since=since, until=until, topics=most)
     rows = [
         {
             **topic,
@@ -142,32 +133,30 @@ def topics(
         for topic in answer["topics"]
     ]
     columns = ("texts", "words", "sentiments", "accuracy", "example")
-    show_table(rows, columns, answer=answer, as_json=as_json)
+    show_table(rows, columns, answer=answer, as_json=api.as_json)
 
 
+@calls_api
 def drift(
+    api: Api,
     model: Model = None,
     since: Since = None,
     until: Until = None,
     reference_since: Annotated[str | None, typer.Option(help="Start of the reference, ISO 8601.")] = None,
     reference_until: Annotated[str | None, typer.Option(help="End of the reference, ISO 8601.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=100, help="Maximum number of new texts.")] = 10,
-    url: Url = None,
-    key: Key = None,
-    as_json: AsJson = False,
 ) -> None:
     """Compare a window of time (default: the last day) with a reference (default: the week before it)."""
-    with connect(url, key) as client:
-        answer = client.get(
-            "/v1/drift",
-            model=model,
-            since=since,
-            until=until,
-            reference_since=reference_since,
-            reference_until=reference_until,
-            limit=limit,
-        )
-    if as_json:
+    answer = api.client.get(
+        "/v1/drift",
+        model=model,
+        since=since,
+        until=until,
+        reference_since=reference_since,
+        reference_until=reference_until,
+        limit=limit,
+    )
+    if api.as_json:
         show_json(answer)
         return
     kernel: dict[str, Any] = answer["embeddings"] or {}

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from serving.cli.output import AsJson, Key, Url, connect, show_json, show_record, show_table
+from serving.cli.output import Api, calls_api, show_json, show_record, show_table
 
 app = typer.Typer(no_args_is_help=True, help="Compare challengers with champions.")
 
@@ -19,7 +19,9 @@ Policy = Annotated[
 
 
 @app.command()
+@calls_api
 def start(
+    api: Api,
     challenger: Annotated[str, typer.Argument(help="The version to compare with the champion.")],
     share: Annotated[float, typer.Option(min=0, max=1, help="The challenger's share of the units.")],
     model: Annotated[str, typer.Option(help="Name of the model.")] = "sentiment",
@@ -28,69 +30,61 @@ def start(
         typer.Option("--shadow", help="Score the share in the background; the champion gives all answers."),
     ] = False,
     policy: Policy = None,
-    url: Url = None,
-    key: Key = None,
-    as_json: AsJson = False,
 ) -> None:
     """Start an experiment with a version on a share of the units."""
-    with connect(url, key) as client:
-        answer = client.post(
-            "/v1/experiments",
-            model=model,
-            challenger=challenger,
-            share=share,
-            shadow=shadow or None,
-            policy=_policy(policy),
-        )
-    _show(answer, as_json=as_json)
+    answer = api.client.post(
+        "/v1/experiments",
+        model=model,
+        challenger=challenger,
+        share=share,
+        shadow=shadow or None,
+        policy=_policy(policy),
+    )
+    _show(answer, as_json=api.as_json)
 
 
 @app.command("list")
-def list_(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+@calls_api
+def list_(api: Api) -> None:
     """List the experiments, newest first."""
-    with connect(url, key) as client:
-        answer = client.get("/v1/experiments")
+    answer = api.client.get("/v1/experiments")
     columns = ("id", "model", "champion", "challenger", "share", "shadow", "state", "reason")
-    show_table(answer["items"], columns, answer=answer, as_json=as_json)
+    show_table(answer["items"], columns, answer=answer, as_json=api.as_json)
 
 
 @app.command()
-def show(experiment: Id, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+@calls_api
+def show(api: Api, experiment: Id) -> None:
     """Show the counts of an experiment's arms, and the verdict of its policy."""
-    with connect(url, key) as client:
-        answer = client.get(f"/v1/experiments/{experiment}")
-    _show(answer, as_json=as_json)
+    answer = api.client.get(f"/v1/experiments/{experiment}")
+    _show(answer, as_json=api.as_json)
 
 
 @app.command()
+@calls_api
 def change(
+    api: Api,
     experiment: Id,
     share: Annotated[
         float | None, typer.Option(min=0, max=1, help="The challenger's share of the units.")
     ] = None,
     policy: Policy = None,
-    url: Url = None,
-    key: Key = None,
-    as_json: AsJson = False,
 ) -> None:
     """Change the share, which moves as few units as possible, or the policy."""
-    with connect(url, key) as client:
-        answer = client.patch(f"/v1/experiments/{experiment}", share=share, policy=_policy(policy))
-    _show(answer, as_json=as_json)
+    answer = api.client.patch(f"/v1/experiments/{experiment}", share=share, policy=_policy(policy))
+    _show(answer, as_json=api.as_json)
 
 
 @app.command()
+@calls_api
 def stop(
+    api: Api,
     experiment: Id,
     reason: Annotated[str | None, typer.Option(help="Reason, stored with the experiment.")] = None,
-    url: Url = None,
-    key: Key = None,
-    as_json: AsJson = False,
 ) -> None:
     """Stop an experiment; the champion answers all requests again."""
-    with connect(url, key) as client:
-        answer = client.post(f"/v1/experiments/{experiment}/stop", reason=reason)
-    _show(answer, as_json=as_json)
+    answer = api.client.post(f"/v1/experiments/{experiment}/stop", reason=reason)
+    _show(answer, as_json=api.as_json)
 
 
 def _policy(given: str | None) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from serving.cli.output import AsJson, Key, Url, connect, show_record, show_table
+from serving.cli.output import Api, Key, Url, calls_api, connect, show_record, show_table
 
 app = typer.Typer(no_args_is_help=True, help="API keys; for admins.")
 
@@ -19,31 +19,29 @@ class KeyRole(StrEnum):
 
 
 @app.command()
+@calls_api
 def create(
+    api: Api,
     name: Annotated[str, typer.Argument(help="Purpose of the key.")],
     role: Annotated[KeyRole, typer.Option(help="Rights of the key.")] = KeyRole.CLIENT,
     user: Annotated[str | None, typer.Option(help="Id of the user who owns it; default: no user.")] = None,
     rate_limit: Annotated[float | None, typer.Option(min=0, help="Texts per second.")] = None,
     expires: Annotated[str | None, typer.Option(help="Time when it expires, ISO 8601.")] = None,
-    url: Url = None,
-    key: Key = None,
-    as_json: AsJson = False,
 ) -> None:
     """Create a key and print it; it can't be shown again."""
-    with connect(url, key) as client:
-        answer = client.post(
-            "/v1/keys", name=name, role=role, user_id=user, rate_limit=rate_limit, expires_at=expires
-        )
-    show_record(answer, as_json=as_json)
+    answer = api.client.post(
+        "/v1/keys", name=name, role=role, user_id=user, rate_limit=rate_limit, expires_at=expires
+    )
+    show_record(answer, as_json=api.as_json)
 
 
 @app.command("list")
-def list_(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+@calls_api
+def list_(api: Api) -> None:
     """List the keys."""
-    with connect(url, key) as client:
-        answer = client.get("/v1/keys")
+    answer = api.client.get("/v1/keys")
     columns = ("id", "name", "role", "user_id", "rate_limit", "created_at", "expires_at", "revoked_at")
-    show_table(answer["items"], columns, answer=answer, as_json=as_json)
+    show_table(answer["items"], columns, answer=answer, as_json=api.as_json)
 
 
 @app.command()

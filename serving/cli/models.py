@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from serving.cli.output import AsJson, Key, Url, connect, show_json, show_record, show_table
+from serving.cli.output import Api, AsJson, calls_api, show_json, show_record, show_table
 
 if TYPE_CHECKING:
     from registry.store.records import VersionRecord
@@ -26,30 +26,27 @@ _POLL_SECONDS = 1.0
 
 
 @app.command("list")
-def list_(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+@calls_api
+def list_(api: Api) -> None:
     """List the models."""
-    with connect(url, key) as client:
-        answer = client.get("/v1/models")
-    show_table(answer["items"], ("name",), answer=answer, as_json=as_json)
+    answer = api.client.get("/v1/models")
+    show_table(answer["items"], ("name",), answer=answer, as_json=api.as_json)
 
 
 @app.command()
+@calls_api
 def show(
+    api: Api,
     name: Annotated[str, typer.Argument()] = "sentiment",
     version: Annotated[
         str | None, typer.Option(help="Show one version, with the present verdict of the gates.")
     ] = None,
-    url: Url = None,
-    key: Key = None,
-    as_json: AsJson = False,
 ) -> None:
     """Show the versions of a model, or one of them; the JSON has all metrics."""
     if version is not None:
-        with connect(url, key) as client:
-            _show_version(client.get(f"/v1/models/{name}/versions/{version}"), as_json=as_json)
+        _show_version(api.client.get(f"/v1/models/{name}/versions/{version}"), as_json=api.as_json)
         return
-    with connect(url, key) as client:
-        answer = client.get(f"/v1/models/{name}")
+    answer = api.client.get(f"/v1/models/{name}")
     rows = [
         {
             **version,
@@ -60,74 +57,62 @@ def show(
         for version in answer["versions"]
     ]
     columns = ("version", "aliases", "kind", "state", "encoder", "accuracy", "macro-F1")
-    show_table(rows, columns, answer=answer, as_json=as_json)
+    show_table(rows, columns, answer=answer, as_json=api.as_json)
 
 
 @app.command()
+@calls_api
 def evaluate(
+    api: Api,
     version: Version,
     model: Model = "sentiment",
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the report, and show it.")] = False,
-    url: Url = None,
-    key: Key = None,
-    as_json: AsJson = False,
 ) -> None:
     """Measure a version on the held-out set and on stored texts, at background priority."""
-    with connect(url, key) as client:
-        evaluation = client.post(f"/v1/models/{model}/versions/{version}/evaluate")
-        if wait:
-            answer = _wait_for_evaluation(client, model, version, evaluation["id"])
-            _show_version(answer, as_json=as_json)
-            return
+    evaluation = api.client.post(f"/v1/models/{model}/versions/{version}/evaluate")
+    if wait:
+        answer = _wait_for_evaluation(api.client, model, version, evaluation["id"])
+        _show_version(answer, as_json=api.as_json)
+        return
     record = {name: evaluation[name] for name in ("id", "version", "state", "created_at")}
-    show_record(evaluation if as_json else record, as_json=as_json)
+    show_record(evaluation if api.as_json else record, as_json=api.as_json)
 
 
 @app.command()
+@calls_api
 def promote(
+    api: Api,
     version: Version,
     model: Model = "sentiment",
     force: Annotated[bool, typer.Option("--force", help="Ignore the gates; needs a reason.")] = False,
     reason: Reason = None,
-    url: Url = None,
-    key: Key = None,
-    as_json: AsJson = False,
 ) -> None:
     """Make a version champion, if its stored report passes the gates."""
-    with connect(url, key) as client:
-        answer = client.post(
-            f"/v1/models/{model}/versions/{version}/promote", force=force or None, reason=reason
-        )
-    _show_outcome(answer, as_json=as_json)
+    answer = api.client.post(
+        f"/v1/models/{model}/versions/{version}/promote", force=force or None, reason=reason
+    )
+    _show_outcome(answer, as_json=api.as_json)
 
 
 @app.command()
-def rollback(
-    model: Model = "sentiment",
-    reason: Reason = None,
-    url: Url = None,
-    key: Key = None,
-    as_json: AsJson = False,
-) -> None:
+@calls_api
+def rollback(api: Api, model: Model = "sentiment", reason: Reason = None) -> None:
     """Make the previous champion answer again."""
-    with connect(url, key) as client:
-        answer = client.post(f"/v1/models/{model}/rollback", reason=reason)
-    _show_outcome(answer, as_json=as_json)
+    answer = api.client.post(f"/v1/models/{model}/rollback", reason=reason)
+    _show_outcome(answer, as_json=api.as_json)
 
 
 @app.command()
+@calls_api
 def history(
+    api: Api,
     model: Model = "sentiment",
     limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
-    url: Url = None,
-    key: Key = None,
-    as_json: AsJson = False,
 ) -> None:
     """Show which versions were champion and when, by whom and why; the JSON has the evidence."""
-    with connect(url, key) as client:
-        answer = client.get(f"/v1/models/{model}/history", limit=limit)
+    answer = api.client.get(f"/v1/models/{model}/history", limit=limit)
     columns = ("version", "from", "to", "act", "gated", "forced", "by", "reason")
-    show_table(answer["items"], columns, answer=answer, as_json=as_json)
+    show_table(answer["items"], columns, answer=answer, as_json=api.as_json)
 
 
 def _wait_for_evaluation(client: "Client", model: str, version: str, number: int) -> Mapping[str, Any]:

@@ -1,9 +1,11 @@
 """The common options of the commands, their client, and the printing of answers."""
 
+import inspect
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, TypeAlias
 
 import typer
 
@@ -18,6 +20,34 @@ Key: TypeAlias = Annotated[
 ]
 Yes: TypeAlias = Annotated[bool, typer.Option("--yes", help="Don't ask.")]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Api:
+    """The client of one command, and whether its answer is printed as JSON."""
+
+    client: "Client"
+    as_json: bool
+
+
+def calls_api(command: Callable[Concatenate[Api, P], None]) -> Callable[..., None]:
+    """Give a command an open client as its first argument, and the options --url, --key and --json."""
+
+    def run(*, url: Url = None, key: Key = None, as_json: AsJson = False, **arguments: Any) -> None:
+        with connect(url, key) as client:
+            command(Api(client=client, as_json=as_json), **arguments)  # type: ignore[call-arg]
+
+    own = list(inspect.signature(command).parameters.values())[1:]
+    common = list(inspect.signature(run).parameters.values())[:3]
+    parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own, *common)]
+    # Typer reads a command's signature, and its annotations by name.
+    run.__dict__["__signature__"] = inspect.Signature(parameters)
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    return run
 
 
 def connect(url: str | None, key: str | None) -> "Client":

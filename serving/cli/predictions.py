@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from serving.cli.output import AsJson, Key, Url, connect, show_near, show_record, show_table
+from serving.cli.output import Api, calls_api, show_near, show_record, show_table
 
 
 class Sentiment(StrEnum):
@@ -17,7 +17,9 @@ class Sentiment(StrEnum):
     POSITIVE = "positive"
 
 
+@calls_api
 def predict(
+    api: Api,
     texts: Annotated[
         list[str], typer.Argument(metavar="TEXT...", help="Texts; `-` alone reads one from stdin.")
     ],
@@ -33,9 +35,6 @@ def predict(
             "--explain", help="Add the second opinion of the nearest texts with feedback; for one text."
         ),
     ] = False,
-    url: Url = None,
-    key: Key = None,
-    as_json: AsJson = False,
 ) -> None:
     """Predict the sentiment of texts, and store them."""
     if texts == ["-"]:
@@ -49,22 +48,23 @@ def predict(
         "unit": unit,
         "explain": explain or None,
     }
-    with connect(url, key) as client:
-        if len(texts) == 1:
-            answer = client.post("/v1/predict", text=texts[0], **fields)
-            predictions = [answer]
-        else:
-            answer = client.post("/v1/predict/batch", texts=texts, **fields)
-            predictions = answer["predictions"]
+    if len(texts) == 1:
+        answer = api.client.post("/v1/predict", text=texts[0], **fields)
+        predictions = [answer]
+    else:
+        answer = api.client.post("/v1/predict/batch", texts=texts, **fields)
+        predictions = answer["predictions"]
     columns = ["sentiment", "confidence", "model_version", "id"]
     if explain:
         opinion = answer["second_opinion"] or {}
         predictions = [{**answer, "agreement": opinion.get("agreement"), "suggests": opinion.get("suggests")}]
         columns += ["agreement", "suggests"]
-    show_table(predictions, columns, answer=answer, as_json=as_json)
+    show_table(predictions, columns, answer=answer, as_json=api.as_json)
 
 
+@calls_api
 def similar(
+    api: Api,
     text: Annotated[str | None, typer.Argument(help="The text to find similar ones to.")] = None,
     prediction: Annotated[str | None, typer.Option(help="The prediction whose text to use instead.")] = None,
     like: Annotated[
@@ -93,9 +93,6 @@ def similar(
     exact: Annotated[
         bool, typer.Option("--exact", help="Scan all vectors instead of using the index.")
     ] = False,
-    url: Url = None,
-    key: Key = None,
-    as_json: AsJson = False,
 ) -> None:
     """Find stored texts by meaning."""
     if (text is not None and prediction is not None) or not (text or prediction or like):
@@ -110,34 +107,31 @@ def similar(
         "is_correct": correct,
     }
     filters = {name: value for name, value in wanted.items() if value is not None}
-    with connect(url, key) as client:
-        answer = client.post(
-            "/v1/similar",
-            text=text,
-            prediction_id=prediction,
-            like=[{"prediction_id": each} for each in like or ()] or None,
-            unlike=[{"prediction_id": each} for each in unlike or ()] or None,
-            keywords=keywords,
-            k=k,
-            filters=filters or None,
-            min_similarity=min_similarity,
-            exact=exact or None,
-        )
-    show_near(answer, as_json=as_json)
+    answer = api.client.post(
+        "/v1/similar",
+        text=text,
+        prediction_id=prediction,
+        like=[{"prediction_id": each} for each in like or ()] or None,
+        unlike=[{"prediction_id": each} for each in unlike or ()] or None,
+        keywords=keywords,
+        k=k,
+        filters=filters or None,
+        min_similarity=min_similarity,
+        exact=exact or None,
+    )
+    show_near(answer, as_json=api.as_json)
 
 
+@calls_api
 def feedback(
+    api: Api,
     prediction: Annotated[str, typer.Argument(metavar="PREDICTION_ID")],
     correct: Annotated[bool, typer.Option("--correct/--wrong", help="Was the prediction right?")],
     label: Annotated[Sentiment | None, typer.Option(help="The right answer.")] = None,
     comment: Annotated[str | None, typer.Option(help="A comment.")] = None,
-    url: Url = None,
-    key: Key = None,
-    as_json: AsJson = False,
 ) -> None:
     """Give feedback on a prediction; new feedback replaces the old."""
-    with connect(url, key) as client:
-        answer = client.post(
-            "/v1/feedback", prediction_id=prediction, is_correct=correct, label=label, comment=comment
-        )
-    show_record(answer, as_json=as_json)
+    answer = api.client.post(
+        "/v1/feedback", prediction_id=prediction, is_correct=correct, label=label, comment=comment
+    )
+    show_record(answer, as_json=api.as_json)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from serving.cli.output import AsJson, Key, Url, Yes, connect, show_record, show_table
+from serving.cli.output import Api, AsJson, Yes, calls_api, show_record, show_table
 
 app = typer.Typer(no_args_is_help=True, help="Embedding spaces of the similarity index.")
 
@@ -14,12 +14,12 @@ Name: TypeAlias = Annotated[str, typer.Argument(metavar="NAME", help="The space.
 
 
 @app.command("list")
-def list_(url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+@calls_api
+def list_(api: Api) -> None:
     """List the spaces and their progress."""
-    with connect(url, key) as client:
-        answer = client.get("/v1/spaces")
+    answer = api.client.get("/v1/spaces")
     columns = ("name", "state", "answers", "vectors", "done", "texts/s", "left", "reason")
-    show_table([_row(each) for each in answer["items"]], columns, answer=answer, as_json=as_json)
+    show_table([_row(each) for each in answer["items"]], columns, answer=answer, as_json=api.as_json)
 
 
 @app.command()
@@ -47,35 +47,29 @@ def register(
 
 
 @app.command()
-def build(name: Name, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+@calls_api
+def build(api: Api, name: Name) -> None:
     """Compute vectors of another space for every text, in the background; searches stay as they are."""
-    with connect(url, key) as client:
-        answer = client.post("/v1/spaces", name=name)
-    show_record(answer if as_json else _row(answer), as_json=as_json)
+    answer = api.client.post("/v1/spaces", name=name)
+    show_record(answer if api.as_json else _row(answer), as_json=api.as_json)
 
 
 @app.command()
-def switch(name: Name, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+@calls_api
+def switch(api: Api, name: Name) -> None:
     """Search a complete space from now on; the previous one is kept complete, so that you can switch back."""
-    with connect(url, key) as client:
-        answer = client.post(f"/v1/spaces/{name}/switch")
-    show_record(answer if as_json else _row(answer), as_json=as_json)
+    answer = api.client.post(f"/v1/spaces/{name}/switch")
+    show_record(answer if api.as_json else _row(answer), as_json=api.as_json)
 
 
 @app.command()
-def remove(
-    name: Name,
-    yes: Yes = False,
-    url: Url = None,
-    key: Key = None,
-    as_json: AsJson = False,
-) -> None:
+@calls_api
+def remove(api: Api, name: Name, yes: Yes = False) -> None:
     """Remove the vectors of a space that isn't live, in the background."""
     if not yes:
         typer.confirm(f"Remove all vectors of the space {name}?", abort=True, err=True)
-    with connect(url, key) as client:
-        answer = client.delete(f"/v1/spaces/{name}")
-    show_record(answer if as_json else _row(answer), as_json=as_json)
+    answer = api.client.delete(f"/v1/spaces/{name}")
+    show_record(answer if api.as_json else _row(answer), as_json=api.as_json)
 
 
 def _row(space: dict[str, Any]) -> dict[str, Any]:
