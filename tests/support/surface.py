@@ -13,6 +13,8 @@ import typer
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "tests" / "unit" / "surface.txt"
+# The parameters of `run_periodically` that are no fields.
+_PERIODIC = {"every", "errors", "event", "after_error", "pause_first", "sleep"}
 _LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 
 
@@ -66,7 +68,8 @@ def commands() -> Iterator[str]:
         for each in command.params:
             names = "/".join([*each.opts, *each.secondary_opts])
             required = "!" if each.required else ""
-            words.append(f"{names}{required}={each.default!r}")
+            default = getattr(each.default, "value", each.default)
+            words.append(f"{names}{required}={default!r}")
         yield f"{' '.join(path)} {' '.join(sorted(words))}"
 
     yield from walk(typer.main.get_command(app), ("valence",))
@@ -99,11 +102,17 @@ def log_events() -> Iterator[str]:
     """Each log event with its level and its fields."""
     for _path, node in _calls():
         function = node.func
+        keywords = {each.arg or "**": each.value for each in node.keywords}
+        named = keywords.get("event")
+        if isinstance(named, ast.Constant):
+            # `run_periodically` logs it for a run that failed.
+            fields = sorted({"error", *keywords} - _PERIODIC)
+            yield f"{named.value} warning {' '.join(fields)}"
         if not (isinstance(function, ast.Attribute) and function.attr in _LEVELS and node.args):
             continue
         event = node.args[0]
         if isinstance(function.value, ast.Name) and isinstance(event, ast.Constant):
-            fields = sorted(each.arg or "**" for each in node.keywords)
+            fields = sorted(keywords)
             yield f"{event.value} {function.attr} {' '.join(fields)}".strip()
 
 
