@@ -1,4 +1,4 @@
-"""The history of champions, which follows the alias, whoever moves it and whichever process dies.
+"""The history of champions, which follows the alias, even if another client moves it or a process dies.
 
 The alias in MLflow is the truth. Never moves the alias.
 """

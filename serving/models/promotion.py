@@ -81,7 +81,7 @@ class PromotionService:
     """Every move of the alias is recorded once. Of two concurrent changes one is made, and the other is refused.
 
     Promotions, and moves by other MLflow clients, are put on a stack; a rollback takes the top one off and makes the
-    champion below it champion again. So a second rollback goes further down, never forward again.
+    champion below it champion again: a second rollback goes further down, never forward again.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ class SpaceProgress:
 class SpaceService:
     """Exactly one space is live: the one that is searched. Every space that isn't leaving gets each text's vector.
 
-    So a space that is built beside the live one, and the former live space after a switch, stay whole.
+    Therefore the former live space stays whole after a switch, and a switch back is possible.
     """
 
     def __init__(

@@ -70,8 +70,8 @@ async def test_two_judges_at_once_decide_once(
         actor=None,
     )
     evidence = Met(found)
-    judges = [PolicyRunner(records, evidence, promoter.present, promoter.promote) for _ in range(2)]
-    await asyncio.gather(*(judge.run_once() for judge in judges))
+    runners = [PolicyRunner(records, evidence, promoter.present, promoter.promote) for _ in range(2)]
+    await asyncio.gather(*(runner.run_once() for runner in runners))
     (decided,) = await records.decisions(made.id)
     assert (decided.action, promoter.champion) == (action, champion)
     now = await records.get(made.id)

@@ -1,4 +1,4 @@
-"""The pool: what Ray Serve says of an application, as the fleet understands it."""
+"""The pool: how it understands the status of an application in Ray Serve."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""The fleet: what is published when versions, aliases and replicas change."""
+"""The reconciler: the catalog that it publishes when versions, aliases and replicas change."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ def encoder(digest: str, *, space: str | None = "space") -> EncoderRecord:
     )
 
 
-class Shelf:
+class FakeModelRegistry:
     """A registry in memory: versions, and encoders of which `e` defines the space."""
 
     def __init__(self, *records: VersionRecord, outside: Sequence[str] = ()) -> None:
@@ -72,7 +72,7 @@ class Shelf:
 
 
 class FakePool:
-    """Replicas that start at once, unless told otherwise, and load what they are told to, but for what is broken."""
+    """Encoders that start at once unless `slow`, and load every version that isn't `broken`."""
 
     def __init__(self, *running: str) -> None:
         self.encoders = {digest: EncoderState(status=EncoderStatus.RUNNING) for digest in running}
@@ -104,8 +104,8 @@ class FakePool:
         self.loaded.append((digest, version.version))
 
 
-class Diary:
-    """What the fleet tells, and who was champion before."""
+class FakeLifecycle:
+    """A lifecycle that keeps what the reconciler reports; `before` are the former champions."""
 
     def __init__(self, *champions: str) -> None:
         self.before = champions
@@ -123,7 +123,7 @@ class Diary:
 
 
 @dataclass
-class Hands:
+class ManualClock:
     """A clock that moves when a test moves it."""
 
     time: float = 0.0
@@ -132,7 +132,7 @@ class Hands:
         return self.time
 
 
-class Live:
+class LiveSpace:
     """The space that should be live, as a test says."""
 
     def __init__(self) -> None:
@@ -150,91 +150,100 @@ async def none() -> list[tuple[str, str]]:
     return []
 
 
-def fleet_of(shelf: Shelf, pool: FakePool, **options: Any) -> Reconciler:
+def build_reconciler(registry: FakeModelRegistry, pool: FakePool, **options: Any) -> Reconciler:
     return Reconciler(
-        shelf,
+        registry,
         pool,
         space="space",
         model="sentiment",
-        **{"live_space": Live(), "is_caught_up": always, "experiment_versions": none, "lifecycle": Diary()}
+        **{
+            "live_space": LiveSpace(),
+            "is_caught_up": always,
+            "experiment_versions": none,
+            "lifecycle": FakeLifecycle(),
+        }
         | options,
     )
 
 
-def answering(fleet: Reconciler, named: str | None = None) -> str:
-    return choose(fleet.catalog, Traffic(), "sentiment", named, "anybody").record.version
+def answering_version(reconciler: Reconciler, named: str | None = None) -> str:
+    return choose(reconciler.catalog, Traffic(), "sentiment", named, "anybody").record.version
 
 
-def states(fleet: Reconciler) -> dict[str, VersionState]:
-    return {name: entry.state for name, entry in fleet.catalog.versions("sentiment").items()}
+def states(reconciler: Reconciler) -> dict[str, VersionState]:
+    return {name: entry.state for name, entry in reconciler.catalog.versions("sentiment").items()}
 
 
-async def looked(fleet: Reconciler, times: int = 2) -> None:
+async def reconcile_repeatedly(reconciler: Reconciler, times: int = 2) -> None:
     """The pool's answer to a start is seen at the look after it."""
     for _ in range(times):
-        await fleet.reconcile()
+        await reconciler.reconcile()
 
 
 async def test_versions_are_ready_once_the_replicas_have_tried_them_champion_first() -> None:
     pool = FakePool("e")
-    fleet = fleet_of(Shelf(version("1"), version("2", "champion")), pool)
-    await fleet.reconcile()
+    reconciler = build_reconciler(FakeModelRegistry(version("1"), version("2", "champion")), pool)
+    await reconciler.reconcile()
     assert pool.loaded == [("e", "2"), ("e", "1")]
-    choice = choose(fleet.catalog, Traffic(), "sentiment", None, "anybody")
+    choice = choose(reconciler.catalog, Traffic(), "sentiment", None, "anybody")
     assert (choice.record.version, choice.arm) == ("2", Arm.CHAMPION)
 
 
 async def test_the_champions_encoder_is_started_and_answers_once_it_runs() -> None:
     pool = FakePool()
     pool.slow = True
-    fleet = fleet_of(Shelf(version("1", "champion", encoder="own")), pool)
-    await looked(fleet)
-    assert states(fleet) == {"1": VersionState.STARTING}
+    reconciler = build_reconciler(FakeModelRegistry(version("1", "champion", encoder="own")), pool)
+    await reconcile_repeatedly(reconciler)
+    assert states(reconciler) == {"1": VersionState.STARTING}
     pool.encoders["own"] = EncoderState(status=EncoderStatus.RUNNING)
-    await fleet.reconcile()
-    assert answering(fleet) == "1"
-    assert fleet.catalog.embedder == "own"
+    await reconciler.reconcile()
+    assert answering_version(reconciler) == "1"
+    assert reconciler.catalog.embedder == "own"
 
 
 async def test_a_version_of_an_encoder_that_nobody_needs_is_absent_until_it_is_asked_for() -> None:
     pool = FakePool()
-    fleet = fleet_of(Shelf(version("1", encoder="own"), version("2", "champion")), pool)
-    await looked(fleet)
-    assert states(fleet) == {"1": VersionState.ABSENT, "2": VersionState.READY}
-    fleet.request_versions([("sentiment", "1")])
-    await looked(fleet)
-    assert answering(fleet, "1") == "1"
+    reconciler = build_reconciler(
+        FakeModelRegistry(version("1", encoder="own"), version("2", "champion")), pool
+    )
+    await reconcile_repeatedly(reconciler)
+    assert states(reconciler) == {"1": VersionState.ABSENT, "2": VersionState.READY}
+    reconciler.request_versions([("sentiment", "1")])
+    await reconcile_repeatedly(reconciler)
+    assert answering_version(reconciler, "1") == "1"
 
 
 async def test_a_champion_outside_the_space_runs_beside_the_spaces_encoder() -> None:
     pool = FakePool()
-    shelf = Shelf(version("1", "champion", encoder="foreign"), outside=["foreign"])
-    fleet = fleet_of(shelf, pool)
-    await looked(fleet)
-    place = fleet.catalog.placement(fleet.catalog.champion("sentiment"))
+    registry = FakeModelRegistry(version("1", "champion", encoder="foreign"), outside=["foreign"])
+    reconciler = build_reconciler(registry, pool)
+    await reconcile_repeatedly(reconciler)
+    place = reconciler.catalog.placement(reconciler.catalog.champion("sentiment"))
     assert (place.scorer, place.embedder) == ("foreign", "e")
 
 
 async def test_another_space_answers_once_its_encoder_runs_and_it_is_whole_and_the_one_before_is_still_reached() -> (
     None
 ):
-    pool, live, behind = FakePool(), Live(), {"next"}
+    pool, live, behind = FakePool(), LiveSpace(), {"next"}
 
     async def caught_up(space: str) -> bool:
         return space not in behind
 
-    fleet = fleet_of(Shelf(version("1", "champion")), pool, live_space=live, is_caught_up=caught_up)
-    await looked(fleet)
-    assert (fleet.catalog.space, fleet.catalog.embedder) == ("space", "e")
+    reconciler = build_reconciler(
+        FakeModelRegistry(version("1", "champion")), pool, live_space=live, is_caught_up=caught_up
+    )
+    await reconcile_repeatedly(reconciler)
+    assert (reconciler.catalog.space, reconciler.catalog.embedder) == ("space", "e")
     live.space, pool.slow = "next", True
-    await looked(fleet)
-    assert (fleet.catalog.space, fleet.catalog.embedder) == ("space", "e")
+    await reconcile_repeatedly(reconciler)
+    assert (reconciler.catalog.space, reconciler.catalog.embedder) == ("space", "e")
     pool.encoders["of-next"] = EncoderState(status=EncoderStatus.RUNNING)
-    await fleet.reconcile()
-    assert (fleet.catalog.space, fleet.catalog.embedders_by_space) == ("space", {"next": "of-next"})
+    await reconciler.reconcile()
+    assert (reconciler.catalog.space, reconciler.catalog.embedders_by_space) == ("space", {"next": "of-next"})
     behind.clear()
-    await fleet.reconcile()
-    catalog = fleet.catalog
+    await reconciler.reconcile()
+    catalog = reconciler.catalog
     assert (catalog.space, catalog.embedder, catalog.space_encoders) == ("next", "of-next", {"of-next"})
     place = catalog.placement(catalog.champion("sentiment"))
     assert (place.scorer, place.embedder, place.space) == ("e", "of-next", "next")
@@ -245,150 +254,154 @@ async def test_another_space_answers_once_its_encoder_runs_and_it_is_whole_and_t
         catalog.placement_in("elsewhere")
     # And back, at once.
     live.space = "space"
-    await fleet.reconcile()
-    assert (fleet.catalog.space, fleet.catalog.embedder) == ("space", "e")
+    await reconciler.reconcile()
+    assert (reconciler.catalog.space, reconciler.catalog.embedder) == ("space", "e")
 
 
 async def test_what_reads_texts_itself_is_loaded_in_the_other_space_before_it_answers() -> None:
-    pool, live = FakePool(), Live()
-    fleet = fleet_of(Shelf(version("1", "champion", encoder=None)), pool, live_space=live)
-    await looked(fleet)
+    pool, live = FakePool(), LiveSpace()
+    reconciler = build_reconciler(
+        FakeModelRegistry(version("1", "champion", encoder=None)), pool, live_space=live
+    )
+    await reconcile_repeatedly(reconciler)
     live.space = "next"
-    await fleet.reconcile()
+    await reconciler.reconcile()
     pool.unreachable = True
-    await fleet.reconcile()
-    assert fleet.catalog.space == "space"
-    assert answering(fleet) == "1"
+    await reconciler.reconcile()
+    assert reconciler.catalog.space == "space"
+    assert answering_version(reconciler) == "1"
     pool.unreachable = False
-    await fleet.reconcile()
-    assert fleet.catalog.space == "next"
-    assert answering(fleet) == "1"
+    await reconciler.reconcile()
+    assert reconciler.catalog.space == "next"
+    assert answering_version(reconciler) == "1"
     assert pool.loaded == [("e", "1"), ("of-next", "1")]
 
 
 async def test_a_space_without_an_encoder_leaves_the_present_one() -> None:
-    live = Live()
+    live = LiveSpace()
     live.space = "unknown"
-    fleet = fleet_of(Shelf(version("1", "champion")), FakePool(), live_space=live)
-    await looked(fleet)
-    assert fleet.catalog.space == "space"
-    assert answering(fleet) == "1"
+    reconciler = build_reconciler(FakeModelRegistry(version("1", "champion")), FakePool(), live_space=live)
+    await reconcile_repeatedly(reconciler)
+    assert reconciler.catalog.space == "space"
+    assert answering_version(reconciler) == "1"
 
 
-async def test_a_fleet_that_is_born_while_the_spaces_encoder_starts_unseats_nobody() -> None:
+async def test_a_new_reconciler_while_the_spaces_encoder_starts_unseats_nobody() -> None:
     pool = FakePool("own")
     pool.slow = True
-    shelf = Shelf(version("1", "champion", encoder="own"), outside=["own"])
-    fleet = fleet_of(shelf, pool)
-    await looked(fleet)
-    assert fleet.catalog.revision == 0
+    registry = FakeModelRegistry(version("1", "champion", encoder="own"), outside=["own"])
+    reconciler = build_reconciler(registry, pool)
+    await reconcile_repeatedly(reconciler)
+    assert reconciler.catalog.revision == 0
     pool.encoders["e"] = EncoderState(status=EncoderStatus.RUNNING)
-    await fleet.reconcile()
-    assert answering(fleet) == "1"
+    await reconciler.reconcile()
+    assert answering_version(reconciler) == "1"
 
 
 async def test_a_lexicon_is_scored_where_texts_are_embedded() -> None:
-    fleet = fleet_of(Shelf(version("1", "champion", encoder=None)), FakePool())
-    await looked(fleet)
-    place = fleet.catalog.placement(fleet.catalog.champion("sentiment"))
+    reconciler = build_reconciler(FakeModelRegistry(version("1", "champion", encoder=None)), FakePool())
+    await reconcile_repeatedly(reconciler)
+    place = reconciler.catalog.placement(reconciler.catalog.champion("sentiment"))
     assert (place.scorer, place.embedder) == ("e", "e")
 
 
 async def test_the_champion_before_answers_until_the_next_ones_encoder_runs() -> None:
     pool = FakePool("e")
-    shelf = Shelf(version("1", "champion"), version("2", encoder="own"))
-    fleet = fleet_of(shelf, pool)
-    await fleet.reconcile()
+    registry = FakeModelRegistry(version("1", "champion"), version("2", encoder="own"))
+    reconciler = build_reconciler(registry, pool)
+    await reconciler.reconcile()
     pool.slow = True
-    shelf.records = [version("1"), version("2", "champion", encoder="own")]
-    await looked(fleet)
-    assert answering(fleet) == "1"
+    registry.records = [version("1"), version("2", "champion", encoder="own")]
+    await reconcile_repeatedly(reconciler)
+    assert answering_version(reconciler) == "1"
     pool.encoders["own"] = EncoderState(status=EncoderStatus.RUNNING)
-    await fleet.reconcile()
-    assert answering(fleet) == "2"
+    await reconciler.reconcile()
+    assert answering_version(reconciler) == "2"
 
 
 async def test_a_champion_that_is_broken_leaves_the_one_before_answering_and_is_told_of_once() -> None:
-    pool, diary = FakePool("e"), Diary()
-    shelf = Shelf(version("1", "champion"), version("2"))
-    fleet = fleet_of(shelf, pool, lifecycle=diary, clock=(hands := Hands()))
+    pool, lifecycle = FakePool("e"), FakeLifecycle()
+    registry = FakeModelRegistry(version("1", "champion"), version("2"))
+    reconciler = build_reconciler(registry, pool, lifecycle=lifecycle, clock=(clock := ManualClock()))
     pool.broken.add("d2")
-    await fleet.reconcile()
-    shelf.records = [version("1"), version("2", "champion")]
+    await reconciler.reconcile()
+    registry.records = [version("1"), version("2", "champion")]
     for _ in range(3):
-        hands.time += RETRY_SECONDS
-        await fleet.reconcile()
-    assert answering(fleet) == "1"
-    assert states(fleet)["2"] is VersionState.FAILED
-    assert diary.failures == [("2", "d2 has no head")]
+        clock.time += RETRY_SECONDS
+        await reconciler.reconcile()
+    assert answering_version(reconciler) == "1"
+    assert states(reconciler)["2"] is VersionState.FAILED
+    assert lifecycle.failures == [("2", "d2 has no head")]
 
 
-async def test_a_new_fleet_has_the_last_champion_that_can_answer_stand_in_for_a_broken_one() -> None:
+async def test_a_new_reconciler_has_the_last_champion_that_can_answer_stand_in_for_a_broken_one() -> None:
     pool = FakePool("e")
     pool.broken.add("d3")
-    shelf = Shelf(version("1"), version("2"), version("3", "champion"))
-    fleet = fleet_of(shelf, pool, lifecycle=Diary("3", "1", "2"))
-    await fleet.reconcile()
-    assert answering(fleet) == "1"
+    registry = FakeModelRegistry(version("1"), version("2"), version("3", "champion"))
+    reconciler = build_reconciler(registry, pool, lifecycle=FakeLifecycle("3", "1", "2"))
+    await reconciler.reconcile()
+    assert answering_version(reconciler) == "1"
 
 
 @pytest.mark.parametrize("own", ["corrupt", "unregistered"])
 async def test_an_encoder_that_can_not_be_started_fails_its_versions_with_the_reason(own: str) -> None:
     pool = FakePool("e")
     pool.broken.add("corrupt")
-    shelf = Shelf(version("1", "champion"), version("2", encoder=own))
-    fleet = fleet_of(shelf, pool)
-    await fleet.reconcile()
-    fleet.request_versions([("sentiment", "2")])
-    await fleet.reconcile()
-    entry = fleet.catalog.versions("sentiment")["2"]
+    registry = FakeModelRegistry(version("1", "champion"), version("2", encoder=own))
+    reconciler = build_reconciler(registry, pool)
+    await reconciler.reconcile()
+    reconciler.request_versions([("sentiment", "2")])
+    await reconciler.reconcile()
+    entry = reconciler.catalog.versions("sentiment")["2"]
     assert entry.state is VersionState.FAILED
     assert entry.reason
-    assert answering(fleet) == "1"
+    assert answering_version(reconciler) == "1"
 
 
 async def test_replicas_that_do_not_come_up_are_cleared_away_and_tried_again() -> None:
-    pool, hands = FakePool("e"), Hands()
-    shelf = Shelf(version("1", "champion"), version("2", encoder="own"))
-    fleet = fleet_of(shelf, pool, clock=hands)
-    fleet.request_versions([("sentiment", "2")])
+    pool, clock = FakePool("e"), ManualClock()
+    registry = FakeModelRegistry(version("1", "champion"), version("2", encoder="own"))
+    reconciler = build_reconciler(registry, pool, clock=clock)
+    reconciler.request_versions([("sentiment", "2")])
     pool.slow = True
-    await looked(fleet)
+    await reconcile_repeatedly(reconciler)
     pool.encoders["own"] = EncoderState(status=EncoderStatus.FAILED, reason="no memory")
-    await fleet.reconcile()
-    entry = fleet.catalog.versions("sentiment")["2"]
+    await reconciler.reconcile()
+    entry = reconciler.catalog.versions("sentiment")["2"]
     assert (entry.state, entry.reason, pool.stopped) == (VersionState.FAILED, "no memory", ["own"])
     pool.slow = False
-    hands.time += RETRY_SECONDS
-    await looked(fleet)
-    assert answering(fleet, "2") == "2"
+    clock.time += RETRY_SECONDS
+    await reconcile_repeatedly(reconciler)
+    assert answering_version(reconciler, "2") == "2"
 
 
 async def test_an_encoder_runs_on_for_the_grace_time_and_going_back_is_instant() -> None:
-    pool, hands = FakePool(), Hands()
+    pool, clock = FakePool(), ManualClock()
     old, new = version("1", encoder="old"), version("2", encoder="new")
-    shelf = Shelf(version("1", "champion", encoder="old"), new)
-    fleet = fleet_of(shelf, pool, grace=300, clock=hands)
-    await looked(fleet)
-    shelf.records = [old, version("2", "champion", encoder="new")]
-    await looked(fleet)
-    hands.time += 299
-    await fleet.reconcile()
-    assert states(fleet) == {"1": VersionState.READY, "2": VersionState.READY}
-    shelf.records = [version("1", "champion", encoder="old"), new]
-    await fleet.reconcile()
-    assert answering(fleet) == "1"
+    registry = FakeModelRegistry(version("1", "champion", encoder="old"), new)
+    reconciler = build_reconciler(registry, pool, grace=300, clock=clock)
+    await reconcile_repeatedly(reconciler)
+    registry.records = [old, version("2", "champion", encoder="new")]
+    await reconcile_repeatedly(reconciler)
+    clock.time += 299
+    await reconciler.reconcile()
+    assert states(reconciler) == {"1": VersionState.READY, "2": VersionState.READY}
+    registry.records = [version("1", "champion", encoder="old"), new]
+    await reconciler.reconcile()
+    assert answering_version(reconciler) == "1"
 
 
 async def test_an_encoder_is_stopped_after_the_grace_time_once_nobody_is_sent_there() -> None:
-    pool, hands = FakePool("old", "e"), Hands()
-    fleet = fleet_of(Shelf(version("1", encoder="old"), version("2", "champion")), pool, clock=hands)
-    await fleet.reconcile()
-    assert states(fleet)["1"] is VersionState.READY
-    hands.time += 301
-    await fleet.reconcile()
+    pool, clock = FakePool("old", "e"), ManualClock()
+    reconciler = build_reconciler(
+        FakeModelRegistry(version("1", encoder="old"), version("2", "champion")), pool, clock=clock
+    )
+    await reconciler.reconcile()
+    assert states(reconciler)["1"] is VersionState.READY
+    clock.time += 301
+    await reconciler.reconcile()
     assert pool.stopped == ["old"]
-    assert states(fleet)["1"] is VersionState.ABSENT
+    assert states(reconciler)["1"] is VersionState.ABSENT
 
 
 async def test_what_an_experiment_tries_is_started() -> None:
@@ -396,94 +409,96 @@ async def test_what_an_experiment_tries_is_started() -> None:
         return [("sentiment", "2")]
 
     pool = FakePool()
-    fleet = fleet_of(
-        Shelf(version("1", "champion"), version("2", encoder="own")), pool, experiment_versions=tried
+    reconciler = build_reconciler(
+        FakeModelRegistry(version("1", "champion"), version("2", encoder="own")),
+        pool,
+        experiment_versions=tried,
     )
-    await looked(fleet)
-    assert states(fleet) == {"1": VersionState.READY, "2": VersionState.READY}
+    await reconcile_repeatedly(reconciler)
+    assert states(reconciler) == {"1": VersionState.READY, "2": VersionState.READY}
 
 
-async def test_a_fleet_that_is_born_again_finds_what_runs_and_publishes_it_whole() -> None:
+async def test_a_new_reconciler_finds_what_runs_and_publishes_it_whole() -> None:
     pool = FakePool("e", "own")
-    shelf = Shelf(version("1", "champion"), version("2", encoder="own"))
-    fleet = fleet_of(shelf, pool, first_revision=1_000)
-    await fleet.reconcile()
-    assert fleet.catalog.revision == 1_000
-    assert states(fleet) == {"1": VersionState.READY, "2": VersionState.READY}
+    registry = FakeModelRegistry(version("1", "champion"), version("2", encoder="own"))
+    reconciler = build_reconciler(registry, pool, first_revision=1_000)
+    await reconciler.reconcile()
+    assert reconciler.catalog.revision == 1_000
+    assert states(reconciler) == {"1": VersionState.READY, "2": VersionState.READY}
 
 
-async def test_a_fleet_that_is_born_again_unseats_nobody_while_it_can_not_reach_the_replicas() -> None:
+async def test_a_new_reconciler_unseats_nobody_while_it_can_not_reach_the_replicas() -> None:
     pool = FakePool("e")
     pool.unreachable = True
-    fleet = fleet_of(Shelf(version("1", "champion")), pool)
-    await fleet.reconcile()
-    assert not fleet.catalog.models
+    reconciler = build_reconciler(FakeModelRegistry(version("1", "champion")), pool)
+    await reconciler.reconcile()
+    assert not reconciler.catalog.models
     pool.unreachable = False
-    await fleet.reconcile()
-    assert answering(fleet) == "1"
+    await reconciler.reconcile()
+    assert answering_version(reconciler) == "1"
 
 
 async def test_a_named_version_is_never_rerouted() -> None:
-    fleet = fleet_of(Shelf(version("1"), version("2", "champion")), FakePool("e"))
-    await fleet.reconcile()
-    choice = choose(fleet.catalog, Traffic(), "sentiment", "1", "anybody")
+    reconciler = build_reconciler(FakeModelRegistry(version("1"), version("2", "champion")), FakePool("e"))
+    await reconciler.reconcile()
+    choice = choose(reconciler.catalog, Traffic(), "sentiment", "1", "anybody")
     assert (choice.record.version, choice.arm) == ("1", Arm.NAMED)
 
 
 async def test_an_alias_moved_elsewhere_is_followed_without_loading_again() -> None:
     pool = FakePool("e")
-    shelf = Shelf(version("1"), version("2", "champion"))
-    fleet = fleet_of(shelf, pool)
-    await fleet.reconcile()
-    shelf.records = [version("1", "champion"), version("2")]
-    await fleet.reconcile()
-    assert answering(fleet) == "1"
+    registry = FakeModelRegistry(version("1"), version("2", "champion"))
+    reconciler = build_reconciler(registry, pool)
+    await reconciler.reconcile()
+    registry.records = [version("1", "champion"), version("2")]
+    await reconciler.reconcile()
+    assert answering_version(reconciler) == "1"
     assert pool.loaded == [("e", "2"), ("e", "1")]
 
 
 async def test_a_broken_version_is_failed_with_its_reason_and_the_others_answer() -> None:
     pool = FakePool("e")
     pool.broken.add("d1")
-    fleet = fleet_of(Shelf(version("1"), version("2", "champion")), pool)
-    await fleet.reconcile()
-    entry = fleet.catalog.versions("sentiment")["1"]
+    reconciler = build_reconciler(FakeModelRegistry(version("1"), version("2", "champion")), pool)
+    await reconciler.reconcile()
+    entry = reconciler.catalog.versions("sentiment")["1"]
     assert (entry.state, entry.reason) == (VersionState.FAILED, "d1 has no head")
     with pytest.raises(ModelNotReady, match="no head"):
-        answering(fleet, "1")
-    assert answering(fleet) == "2"
+        answering_version(reconciler, "1")
+    assert answering_version(reconciler) == "2"
 
 
 async def test_unknown_models_and_versions_are_not_found() -> None:
-    fleet = fleet_of(Shelf(version("1", "champion")), FakePool("e"))
-    await fleet.reconcile()
+    reconciler = build_reconciler(FakeModelRegistry(version("1", "champion")), FakePool("e"))
+    await reconciler.reconcile()
     with pytest.raises(NotFound, match="model 'other'"):
-        choose(fleet.catalog, Traffic(), "other", None, "anybody")
+        choose(reconciler.catalog, Traffic(), "other", None, "anybody")
     with pytest.raises(NotFound, match="version '9'"):
-        answering(fleet, "9")
+        answering_version(reconciler, "9")
 
 
 async def test_a_watcher_is_told_of_a_change_at_once_and_of_no_change_in_the_end() -> None:
-    fleet = fleet_of(Shelf(version("1", "champion")), FakePool("e"))
-    waiting = asyncio.create_task(fleet.watch(0, timeout=60))
+    reconciler = build_reconciler(FakeModelRegistry(version("1", "champion")), FakePool("e"))
+    waiting = asyncio.create_task(reconciler.watch(0, timeout=60))
     await asyncio.sleep(0)
-    await fleet.reconcile()
+    await reconciler.reconcile()
     assert (await waiting).revision == 1
-    assert (await fleet.watch(1, timeout=0.01)).revision == 1
+    assert (await reconciler.watch(1, timeout=0.01)).revision == 1
 
 
 async def test_a_look_that_finds_nothing_new_publishes_nothing() -> None:
-    fleet = fleet_of(Shelf(version("1", "champion")), FakePool("e"))
-    await fleet.reconcile()
-    await fleet.reconcile()
-    assert fleet.catalog.revision == 1
+    reconciler = build_reconciler(FakeModelRegistry(version("1", "champion")), FakePool("e"))
+    await reconciler.reconcile()
+    await reconciler.reconcile()
+    assert reconciler.catalog.revision == 1
 
 
 async def test_a_registry_that_is_down_leaves_the_catalog_as_it_was() -> None:
-    shelf = Shelf(version("1", "champion"))
-    fleet = fleet_of(shelf, FakePool("e"))
-    await fleet.reconcile()
-    shelf.down = True
-    following = asyncio.create_task(fleet.run(0.001))
-    assert (await fleet.watch(1, timeout=0.05)).champion("sentiment").version == "1"
+    registry = FakeModelRegistry(version("1", "champion"))
+    reconciler = build_reconciler(registry, FakePool("e"))
+    await reconciler.reconcile()
+    registry.down = True
+    following = asyncio.create_task(reconciler.run(0.001))
+    assert (await reconciler.watch(1, timeout=0.05)).champion("sentiment").version == "1"
     assert not following.done()
     following.cancel()

@@ -201,7 +201,7 @@ async def experiment(records: FakeExperimentRepository, policy: dict[str, Any], 
     return await records.create(replace(new, **fields), actor=None)
 
 
-def judge(records: FakeExperimentRepository, promoter: Promoter) -> PolicyRunner:
+def build_policy_runner(records: FakeExperimentRepository, promoter: Promoter) -> PolicyRunner:
     return PolicyRunner(records, records, promoter.present, promoter.promote)
 
 
@@ -220,7 +220,7 @@ async def test_a_better_challenger_is_promoted_and_the_decision_can_be_recompute
     records, promoter = FakeExperimentRepository(), Promoter()
     made = await experiment(records, DECIDE)
     records.counted[made.id] = BETTER
-    await judge(records, promoter).run_once()
+    await build_policy_runner(records, promoter).run_once()
     assert promoter.promoted == ["1"]
     (decided,) = await records.decisions(made.id)
     assert (decided.action, decided.verdict) == ("promote", "better")
@@ -235,7 +235,7 @@ async def test_a_worse_challenger_is_stopped() -> None:
     records, promoter = FakeExperimentRepository(), Promoter()
     made = await experiment(records, DECIDE)
     records.counted[made.id] = WORSE
-    await judge(records, promoter).run_once()
+    await build_policy_runner(records, promoter).run_once()
     assert not promoter.promoted
     assert (await records.get(made.id)).state == "stopped"
     assert [each.verdict for each in await records.decisions(made.id)] == ["worse"]
@@ -245,7 +245,7 @@ async def test_the_default_policy_decides_nothing() -> None:
     records, promoter = FakeExperimentRepository(), Promoter()
     made = await experiment(records, {})
     records.counted[made.id] = BETTER
-    await judge(records, promoter).run_once()
+    await build_policy_runner(records, promoter).run_once()
     assert (await records.get(made.id)).running
     assert not promoter.promoted
 
@@ -256,7 +256,7 @@ async def test_a_ramp_goes_up_a_step_once_enough_units_were_met() -> None:
         records, {"action": "decide", "ramp": [0.5, 0.75], "step_units": 100, "min_units": 10_000}
     )
     records.counted[made.id] = counts((150, 200), (150, 200))
-    await judge(records, Promoter()).run_once()
+    await build_policy_runner(records, Promoter()).run_once()
     now = await records.get(made.id)
     assert (now.share, now.stage, now.running) == (0.75, 2, True)
 
@@ -266,11 +266,11 @@ async def test_a_promotion_that_was_interrupted_is_carried_out_once_the_process_
     made = await experiment(records, DECIDE)
     records.counted[made.id] = BETTER
     promoter.fault = NotReady("the registry is away")
-    await judge(records, promoter).run_once()
+    await build_policy_runner(records, promoter).run_once()
     assert (await records.get(made.id)).running
     promoter.fault = None
     records.counted[made.id] = WORSE
-    await judge(records, promoter).run_once()
+    await build_policy_runner(records, promoter).run_once()
     assert promoter.promoted == ["1"]
     assert len(await records.decisions(made.id)) == 1
 
@@ -280,7 +280,7 @@ async def test_a_gate_that_stands_in_the_way_ends_the_experiment_with_its_reason
     made = await experiment(records, DECIDE)
     records.counted[made.id] = BETTER
     promoter.fault = Conflict("the gate `cosine` fails")
-    await judge(records, promoter).run_once()
+    await build_policy_runner(records, promoter).run_once()
     now = await records.get(made.id)
     assert not now.running
     assert now.reason is not None
@@ -291,7 +291,7 @@ async def test_an_experiment_ends_when_somebody_changes_the_champion() -> None:
     records, promoter = FakeExperimentRepository(), Promoter()
     made = await experiment(records, {})
     promoter.champion = "7"
-    await judge(records, promoter).run_once()
+    await build_policy_runner(records, promoter).run_once()
     assert (await records.get(made.id)).reason == "the champion became version 7"
 
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-class Shelf:
+class FakeTexts:
     """Texts by number, when they were predicted, and which have a vector."""
 
     def __init__(self, count: int) -> None:
@@ -51,7 +51,7 @@ class Shelf:
         return len(ids)
 
 
-class Hands:
+class ManualClock:
     """A clock that moves when a test moves it."""
 
     def __init__(self) -> None:
@@ -66,53 +66,53 @@ async def embed(texts: Sequence[str]) -> Any:
 
 
 async def test_every_text_gets_the_vector_of_its_own() -> None:
-    shelf, hands = Shelf(10), Hands()
-    filling = SpaceFiller(shelf, embed, page=4, batch=3, now=hands)
-    assert not filling.is_whole
-    while await filling.step():
+    texts, clock = FakeTexts(10), ManualClock()
+    filler = SpaceFiller(texts, embed, page=4, batch=3, now=clock)
+    assert not filler.is_whole
+    while await filler.step():
         pass
-    assert filling.is_whole
-    assert filling.added == 10
-    assert {each.int: vectors for each, vectors in shelf.vectors.items()} == {
+    assert filler.is_whole
+    assert filler.added == 10
+    assert {each.int: vectors for each, vectors in texts.vectors.items()} == {
         number: [np.array([number, 1.0], "<f2").tobytes()] for number in range(1, 11)
     }
 
 
 async def test_what_comes_while_a_page_is_filled_waits_for_no_round() -> None:
-    shelf, hands = Shelf(100), Hands()
-    filling = SpaceFiller(shelf, embed, page=50, batch=5, recent_seconds=1.0, now=hands)
-    await filling.step()
-    await filling.step()
-    fresh = shelf.put(1000, hands.time)
-    await filling.step()
-    assert fresh not in shelf.vectors
-    hands.time += timedelta(seconds=1)
-    await filling.step()
-    assert fresh in shelf.vectors
+    texts, clock = FakeTexts(100), ManualClock()
+    filler = SpaceFiller(texts, embed, page=50, batch=5, recent_seconds=1.0, now=clock)
+    await filler.step()
+    await filler.step()
+    fresh = texts.put(1000, clock.time)
+    await filler.step()
+    assert fresh not in texts.vectors
+    clock.time += timedelta(seconds=1)
+    await filler.step()
+    assert fresh in texts.vectors
 
 
 async def test_a_text_that_was_missed_is_found_by_the_next_round_a_page_a_look() -> None:
-    shelf, hands = Shelf(10), Hands()
-    filling = SpaceFiller(shelf, embed, page=40, later_page=4, batch=8, recent_seconds=1.0, now=hands)
-    while await filling.step():
+    texts, clock = FakeTexts(10), ManualClock()
+    filler = SpaceFiller(texts, embed, page=40, later_page=4, batch=8, recent_seconds=1.0, now=clock)
+    while await filler.step():
         pass
     # Committed long after it was predicted.
-    late = shelf.put(7_000, START - timedelta(hours=1))
-    pages = shelf.pages
-    assert not await filling.step()
-    assert shelf.pages == pages
+    late = texts.put(7_000, START - timedelta(hours=1))
+    pages = texts.pages
+    assert not await filler.step()
+    assert texts.pages == pages
     looks = 0
-    while late not in shelf.vectors:
-        hands.time += timedelta(seconds=1)
-        while await filling.step():
+    while late not in texts.vectors:
+        clock.time += timedelta(seconds=1)
+        while await filler.step():
             pass
         looks += 1
         assert looks <= 3
-    assert shelf.pages - pages == 3
+    assert texts.pages - pages == 3
 
 
 async def test_a_batch_that_fails_is_tried_again() -> None:
-    shelf, hands = Shelf(6), Hands()
+    texts, clock = FakeTexts(6), ManualClock()
     fails = 2
 
     async def failing(texts: Sequence[str]) -> Any:
@@ -122,15 +122,15 @@ async def test_a_batch_that_fails_is_tried_again() -> None:
             raise OSError("no encoder")
         return await embed(texts)
 
-    filling = SpaceFiller(shelf, failing, page=6, batch=3, now=hands)
-    await filling.step()
+    filler = SpaceFiller(texts, failing, page=6, batch=3, now=clock)
+    await filler.step()
     for _ in range(2):
         with pytest.raises(OSError, match="no encoder"):
-            await filling.step()
-        assert not filling.is_whole
-    while await filling.step():
+            await filler.step()
+        assert not filler.is_whole
+    while await filler.step():
         pass
-    assert len(shelf.vectors) == 6
+    assert len(texts.vectors) == 6
 
 
 class Launches:
