@@ -167,11 +167,11 @@ class SpaceRepository:
     async def is_caught_up(self, name: str, *, within: float = 2.0) -> bool:
         """Return whether the live space has all texts since its switch, except those of the last `within` seconds."""
         async with self._database.begin() as connection:
-            found = await connection.execute(
+            result = await connection.execute(
                 text("SELECT live_at, clock_timestamp() AS now FROM spaces WHERE name = :name"),
                 {"name": name},
             )
-            row = found.one_or_none()
+            row = result.one_or_none()
             if row is None or row.live_at is None:
                 return False
             lacking = await connection.execute(

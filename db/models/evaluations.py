@@ -92,7 +92,7 @@ class EvaluationRepository:
                 return Evaluation(**row._mapping)
 
     async def claim(self) -> Evaluation | None:
-        """Claim the oldest request that nobody works on; None while another one is worked on.
+        """Claim the oldest waiting request; return None while one is worked on.
 
         A request without a heartbeat for `stale_seconds` is free again; after `ATTEMPTS` deaths it has failed.
         """
@@ -141,10 +141,10 @@ class EvaluationRepository:
         Raises:
             NotFound: no such evaluation.
         """
-        found = await self._list(select(*_COLUMNS).where(_E.id == evaluation_id))
-        if not found:
+        evaluations = await self._list(select(*_COLUMNS).where(_E.id == evaluation_id))
+        if not evaluations:
             raise NotFound(f"there is no evaluation {evaluation_id}")
-        return found[0]
+        return evaluations[0]
 
     async def find_report(self, bundle_digest: str, data_digest: str) -> Evaluation | None:
         """Return the latest evaluation of a bundle on a set that has a report."""

@@ -15,7 +15,7 @@ from db.core.binary import Vector
 from db.errors import Rejected
 from db.predictions.feedback import Judgement
 from db.predictions.predictions import Prediction
-from db.search.similarity_sql import Found, SimilarityFilters, SimilarityQuery
+from db.search.similarity_sql import Matches, SimilarityFilters, SimilarityQuery
 from db.search.text_history import load_histories
 
 __all__ = ["Neighbour", "Neighbours", "SimilarityFilters", "SimilarityRepository"]
@@ -111,23 +111,23 @@ class SimilarityRepository:
                 raise
         return await self._search(query, holder, exact=exact)
 
-    async def describe(self, found: Found, *, holder: UUID | None = None) -> tuple[Neighbour, ...]:
+    async def describe(self, matches: Matches, *, holder: UUID | None = None) -> tuple[Neighbour, ...]:
         """Return the texts with their similarities and histories, without those that were erased meanwhile."""
-        if not found:
+        if not matches:
             return ()
         async with self._database.search() as connection:
-            return await self._described(connection, found, holder)
+            return await self._described(connection, matches, holder)
 
     async def _search(self, query: SimilarityQuery, holder: UUID | None, *, exact: bool) -> Neighbours:
         async with self._database.search() as connection:
-            found, exactly, complete = await self._run(connection, query, exact=exact)
-            results = await self._described(connection, found, holder)
+            matches, exactly, complete = await self._run(connection, query, exact=exact)
+            results = await self._described(connection, matches, holder)
         # A text that was erased in between may have taken the place of another.
-        return Neighbours(results=results, exact=exactly, complete=complete and len(results) == len(found))
+        return Neighbours(results=results, exact=exactly, complete=complete and len(results) == len(matches))
 
     async def _run(
         self, connection: PsycopgConnection, query: SimilarityQuery, *, exact: bool
-    ) -> tuple[Found, bool, bool]:
+    ) -> tuple[Matches, bool, bool]:
         """Return the texts, whether they are exact, and whether they are complete."""
         segments = await self._segments(connection)
         everything = [segment.id for segment in segments]
@@ -146,7 +146,7 @@ class SimilarityRepository:
         breadth = max(broad, 2 * query.k, passed)
         by_index = _STEP * min(breadth, _MAX_SCAN_TUPLES) * len(indexed)
 
-        async def compare() -> Found:
+        async def compare() -> Matches:
             return await query.by_scan(connection, everything, reach=None if selective else reach)
 
         if exact or not indexed or by_scan <= by_index:
@@ -155,16 +155,16 @@ class SimilarityRepository:
         # Its result isn't fetched, so that it is sent with the next statement.
         width = str(min(_BROADEST, round(breadth)))
         await connection.execute(_WALK, (width, "relaxed_order", str(_MAX_SCAN_TUPLES)))
-        found = await query.by_index(connection, indexed, scanned, reach=reach, walked=walked)
-        if len(found) >= query.k:
-            return found, False, True
+        matches = await query.by_index(connection, indexed, scanned, reach=reach, walked=walked)
+        if len(matches) >= query.k:
+            return matches, False, True
         try:
             async with connection.transaction():
                 limit = str(round(self._exact_seconds * 1000))
                 await connection.execute("SELECT set_config('statement_timeout', %s, true)", (limit,))
                 return await compare(), True, True
         except psycopg.errors.QueryCanceled:
-            return found, False, False
+            return matches, False, False
 
     async def _segments(self, connection: PsycopgConnection) -> list[_Segment]:
         cursor = await connection.execute(
@@ -176,10 +176,10 @@ class SimilarityRepository:
         return [_Segment(id=row[0], indexed=row[1], rows=row[2] / _ROW_BYTES) for row in rows]
 
     async def _described(
-        self, connection: PsycopgConnection, found: Found, holder: UUID | None
+        self, connection: PsycopgConnection, matches: Matches, holder: UUID | None
     ) -> tuple[Neighbour, ...]:
         known = await load_histories(
-            connection, self._database.cipher, [text_id for text_id, _ in found], holder=holder
+            connection, self._database.cipher, [text_id for text_id, _ in matches], holder=holder
         )
         return tuple(
             Neighbour(
@@ -189,6 +189,6 @@ class SimilarityRepository:
                 predictions=known[text_id].predictions,
                 feedback=known[text_id].feedback,
             )
-            for text_id, similarity in found
+            for text_id, similarity in matches
             if text_id in known
         )

@@ -16,7 +16,7 @@ from db.core import binary
 from db.core.binary import Vector
 from db.core.ids import uuid7_floor
 
-Found: TypeAlias = list[tuple[UUID, float]]
+Matches: TypeAlias = list[tuple[UUID, float]]
 
 _FITS: Final = sql.SQL("(SELECT true FROM predictions p WHERE p.text_id = e.text_id AND {fitting} LIMIT 1)")
 
@@ -101,7 +101,7 @@ class SimilarityQuery:
         *,
         walked: int,
         reach: int,
-    ) -> Found:
+    ) -> Matches:
         """Return the nearest by the indexes of some segments and a scan of the others; may miss some.
 
         `walked`: fitting rows to visit in each index, k or more. `reach`: nearest scanned rows to filter first.
@@ -110,14 +110,14 @@ class SimilarityQuery:
 
     async def by_scan(
         self, connection: PsycopgConnection, segments: list[int], *, reach: int | None
-    ) -> Found:
+    ) -> Matches:
         """Return exactly the nearest. `reach` None: few texts fit, so start from them and not from the vectors."""
         if reach is not None:
             return await self._nearest(connection, [], segments, reach=reach)
-        found, _ = await self._found(
+        matches, _ = await self._fetch(
             connection, _MATCHED.format(fitting=self._fitting), {"segments": segments}
         )
-        return found
+        return matches
 
     async def _nearest(
         self,
@@ -127,7 +127,7 @@ class SimilarityQuery:
         *,
         reach: int,
         walked: int | None = None,
-    ) -> Found:
+    ) -> Matches:
         """Return the nearest, exact among scanned segments and approximate among indexed ones."""
         fits = _FITS.format(fitting=self._fitting)
         parts = [_INDEXED.format(table=_partition(segment), fits=fits) for segment in indexed]
@@ -137,22 +137,22 @@ class SimilarityQuery:
             compared=union.join(compared or [_NOTHING]),
             parts=union.join([*parts, _SCANNED.format(fits=fits)]),
         )
-        found, edge = await self._found(connection, statement, {"reach": reach, "walked": walked})
+        matches, edge = await self._fetch(connection, statement, {"reach": reach, "walked": walked})
         if edge is None or edge >= self._parameters["farthest"]:
-            return found
-        if len(found) < self.k or -found[-1][1] >= edge:
-            found, _ = await self._found(connection, statement, {"reach": None, "walked": walked})
-        return found
+            return matches
+        if len(matches) < self.k or -matches[-1][1] >= edge:
+            matches, _ = await self._fetch(connection, statement, {"reach": None, "walked": walked})
+        return matches
 
-    async def _found(
+    async def _fetch(
         self, connection: PsycopgConnection, statement: sql.Composed, parameters: Mapping[str, Any]
-    ) -> tuple[Found, float | None]:
+    ) -> tuple[Matches, float | None]:
         """Return the rows, and the distance up to which all scanned rows were filtered; None if all were."""
         cursor = await connection.execute(statement, {**self._parameters, **parameters}, binary=True)
         rows = await cursor.fetchall()
         # By float16 rounding a vector's product with itself may exceed 1.
-        found = [(row[0], min(1.0, max(-1.0, row[1]))) for row in rows if row[0] is not None]
-        return found, rows[0][2] if rows else None
+        matches = [(row[0], min(1.0, max(-1.0, row[1]))) for row in rows if row[0] is not None]
+        return matches, rows[0][2] if rows else None
 
 
 def _partition(segment: int) -> sql.Identifier:

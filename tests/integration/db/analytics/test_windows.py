@@ -1,4 +1,4 @@
-"""What is read of the memory as a whole, from real PostgreSQL: vectors, truths, windows, contrasts."""
+"""Reads over many predictions, from real PostgreSQL: vectors, labels, windows, disagreements."""
 
 from datetime import timedelta
 from typing import Any

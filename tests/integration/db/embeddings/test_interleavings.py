@@ -1,8 +1,8 @@
 """Any interleaving of writes, moves, deletes, kills and searches shows each live text once.
 
-Every rule runs one to a few steps: alone, killed after one of their statements, beside each other, or behind somebody
-who holds a text. What the table of predictions then says must follow from what was there before and from what the
-steps told; and every search must show what it says.
+Every rule runs one to a few steps: alone, killed after a statement, concurrently, or waiting for a locked text. The
+predictions stored then must follow from those stored before and from the steps' outcomes, and every search must
+show them.
 """
 
 import asyncio
@@ -57,8 +57,7 @@ class Made:
 class Step(ABC):
     """Something that is done with the database."""
 
-    # What it may fail with although nobody was killed; what it makes of the predictions that it is about; how many
-    # statements it may take.
+    # The errors that it may raise without a kill; the state in which it leaves its predictions; its most statements.
     quiet = ()
     leaves = None
     length = 2
@@ -124,7 +123,7 @@ class EraseUser(Step):
 
 @dataclass(frozen=True)
 class Expire(Step):
-    """As with a month that is dropped: predictions go, their texts stay."""
+    """Predictions are removed and their texts stay, like at the drop of a month."""
 
     leaves = "absent"
     texts: frozenset[int]
@@ -366,7 +365,7 @@ class Interleavings(RuleBasedStateMachine):
         await self._settle([late, *others])
 
     async def _settle(self, runs: list[Run]) -> None:
-        """What is stored must follow from what was, and from what the runs said; from here on it is what should be."""
+        """Check that the stored rows follow from those before and the runs' outcomes; take them as the new state."""
         before, after = self.predictions, await self._stored(runs)
         made = {each: what for run in runs for each, what in run.made.items()}
         assert after.keys() <= before.keys() | made.keys()
@@ -427,7 +426,7 @@ class Interleavings(RuleBasedStateMachine):
         await self._lie(set(vectors))
 
     async def _lie(self, with_vector: set[UUID]) -> None:
-        """Where the vectors lie: one a text, in what is searched; none of a text that is gone, anywhere."""
+        """Check that each text has one vector, in a searched segment, and an erased text has none anywhere."""
         rows = await (
             await self.watcher.execute("SELECT id FROM text_inputs WHERE id <> %s ORDER BY id", (NIL_ID,))
         ).fetchall()

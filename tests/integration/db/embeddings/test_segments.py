@@ -1,4 +1,4 @@
-"""Segments: each vector in one of them at every moment, whoever is killed meanwhile."""
+"""Segments: each vector is in one of them at every moment, even after a kill."""
 
 import asyncio
 import contextlib

@@ -72,7 +72,7 @@ async def test_a_space_is_built_switched_to_and_back_and_the_other_removed(datab
     await spaces.switch(NEXT, actor=None)
     await spaces.switch(NEXT, actor=None)
     assert await states(database) == {NEXT: SpaceState.LIVE, SPACE: SpaceState.WHOLE}
-    # What is written after the switch is in the space before, too: one may go back.
+    # Texts that are written after the switch are in the previous space too, so that one can switch back.
     (late,) = await stored(database, "written after", space=NEXT)
     with pytest.raises(Conflict, match="1 texts"):
         await spaces.switch(SPACE, actor=None)
@@ -130,7 +130,7 @@ async def test_a_switch_is_refused_while_texts_lack_a_vector(database: Database)
     assert await writer(database).commit([fresh]) == [Stored()]
     await spaces.switch(NEXT, actor=None)
     assert await spaces.live() == NEXT
-    # What is written into the space before until everybody has gone over is waited for.
+    # Writes into the previous space by processes that haven't switched yet are waited for.
     assert not await spaces.is_caught_up(NEXT, within=0)
     await filled(work_of(database))
     assert await spaces.is_caught_up(NEXT, within=0)
@@ -139,7 +139,7 @@ async def test_a_switch_is_refused_while_texts_lack_a_vector(database: Database)
 
 async def test_what_is_killed_in_the_middle_goes_on_and_doubles_nothing(database: Database) -> None:
     ids = await stored(database, *named(40))
-    # So that only the round finds them.
+    # Without predictions only the round finds the texts.
     await sql(database, "DELETE FROM predictions")
     spaces = SpaceRepository(database)
     await spaces.ensure(SPACE)
@@ -266,7 +266,7 @@ async def test_a_batch_of_two_spaces_is_stored_in_each(database: Database) -> No
         text_id("both"): 1,
     }
     assert await vectors_by_text(database, NEXT) == {text_id("old"): 0, text_id("new"): 1, text_id("both"): 1}
-    # What has no segment any more is said by itself, and the rest is stored.
+    # A submission for a space without a segment fails alone, and the rest is stored.
     lost, fine = await writer(database, SPACE).commit(
         [_in("nowhere", submission(key)), _in(SPACE, submission(key))]
     )

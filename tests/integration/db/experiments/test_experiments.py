@@ -122,7 +122,7 @@ class Arms:
         self.start = datetime.now(UTC) - timedelta(minutes=20)
 
     async def stages(self, *minutes: float) -> None:
-        """Stages that began so many minutes after the start."""
+        """Begin a stage at each of these minutes after the start."""
         await sql(
             self.database,
             "UPDATE experiment_stages SET started_at = %s WHERE experiment_id = %s AND number = 1",
@@ -142,7 +142,7 @@ class Arms:
     async def answer(
         self, unit: str | None, arm: str, *, at: float = 1.0, label: str = "positive", **fields: Any
     ) -> UUID:
-        """One answer so many minutes after the start; its id."""
+        """Store an answer at a minute after the start; return its id."""
         moment = self.start + timedelta(minutes=at)
         prediction_id = Uuid7Clock(lambda: int(moment.timestamp() * 1e9)).next()
         request = submission(
@@ -273,7 +273,7 @@ async def test_faults_add_up_by_stage_and_arm(arms: Arms) -> None:
 
 async def test_traffic_is_followed_by_notice_and_by_asking(database: Database) -> None:
     experiments = ExperimentRepository(database)
-    # By notice alone: nobody would wait an hour for the other way.
+    # The first feed must learn of it by notice: it polls once an hour.
     for feed in (TrafficFeed(database, poll=3600), TrafficFeed(database, poll=0.01)):
         changes = feed.changes()
         seen: list[Sequence[Experiment]] = [await anext(changes)]

@@ -1,4 +1,4 @@
-"""Partitions: there before they are needed, whoever makes them and how often."""
+"""Partitions: they exist before they are needed, with several makers at once too."""
 
 import asyncio
 from datetime import UTC, datetime

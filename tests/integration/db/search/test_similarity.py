@@ -30,7 +30,7 @@ ROWS = 2400
 
 @dataclass(kw_only=True)
 class World:
-    """What is stored, as plain values."""
+    """The stored rows, as plain values."""
 
     similarity: SimilarityRepository
     key: Key
@@ -133,7 +133,7 @@ def ids(found: Neighbours) -> list[UUID]:
 async def test_exact_answers_equal_brute_force_under_every_filter(
     world: World, monkeypatch: pytest.MonkeyPatch, least: int
 ) -> None:
-    # With the least reach of 3, the nearest that are looked at first are too few.
+    # A least reach of 3 makes the first nearest rows too few.
     monkeypatch.setattr("db.search.similarity._LEAST_REACH", least)
     monkeypatch.setattr("db.search.similarity._REACH", least / 100)
     query = unit_vectors(1, seed=9)[0]
