@@ -8,8 +8,8 @@ import pytest
 from db.connection.engine import Database
 from db.schema.roles import ensure_roles
 from tests.support.postgres import TestServer, opened
-from tests.support.tour import tour
-from tests.support.ways import LOGINS, Ways
+from tests.support.repository_tour import tour
+from tests.support.role_urls import LOGINS, Ways
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from db.predictions.submissions import Failed, Stored
 from db.search.similarity import SimilarityFilters, SimilarityRepository
 from tests.support import breadth
 from tests.support.postgres import SPACE, TestServer, opened
-from tests.support.rows import claim, counted, new_key, new_text, sql, submission, writer
-from tests.support.tour import VECTOR
+from tests.support.row_factories import claim, counted, new_key, new_text, sql, submission, writer
+from tests.support.repository_tour import VECTOR
 
 HOSTILE = (
     "' OR '1'='1",

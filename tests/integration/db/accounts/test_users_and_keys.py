@@ -11,7 +11,7 @@ from db.accounts.keys import KeyRepository, NewKey
 from db.accounts.users import UserRepository
 from db.connection.engine import Database
 from db.errors import Duplicate, NotFound, Rejected
-from tests.support.rows import counted, new_key, now
+from tests.support.row_factories import counted, new_key, now
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,7 @@ from db.analytics.replay import ReplayRepository
 from db.connection.engine import Database
 from db.predictions.feedback import FeedbackRepository, NewFeedback
 from tests.support.postgres import SPACE
-from tests.support.rows import new_key, new_text, submission, writer
+from tests.support.row_factories import new_key, new_text, submission, writer
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,7 @@ from db.embeddings.segments import Segments
 from db.models.evaluations import EvaluationRepository, NewEvaluation
 from db.predictions.feedback import FeedbackRepository, NewFeedback
 from tests.support.postgres import SPACE
-from tests.support.rows import new_key, new_text, submission, writer
+from tests.support.row_factories import new_key, new_text, submission, writer
 
 pytestmark = pytest.mark.anyio
 

@@ -18,7 +18,7 @@ from db.embeddings.vectors import VectorRepository
 from db.predictions.feedback import FeedbackRepository, NewFeedback
 from db.predictions.submissions import NewPrediction, NewText, Submission
 from tests.support.postgres import SPACE
-from tests.support.rows import new_key, new_prediction, new_text, now, writer
+from tests.support.row_factories import new_key, new_prediction, new_text, now, writer
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ from sqlalchemy import make_url
 from db.connection.databases import ensure_sibling
 from db.errors import NotPermitted
 from db.schema.roles import Role
-from tests.support.ways import Ways
+from tests.support.role_urls import Ways
 
 
 def test_the_neighbour_is_made_once_and_is_another_database(url: str) -> None:

@@ -12,8 +12,8 @@ from db.embeddings.segments import Segments
 from db.errors import Unavailable
 from db.predictions.submissions import Stored
 from tests.support.postgres import SPACE, opened
-from tests.support.rows import new_key, sql, submission, writer
-from tests.support.scripted import Script, ScriptedDatabase
+from tests.support.row_factories import new_key, sql, submission, writer
+from tests.support.interruptible_tasks import Script, ScriptedDatabase
 
 pytestmark = pytest.mark.anyio
 

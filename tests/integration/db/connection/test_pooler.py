@@ -26,8 +26,8 @@ from serving.standalone.supervisor import Supervisor
 from tests.support.certificates import Authority
 from tests.support.pgbouncer import Pooler, pgbouncer
 from tests.support.postgres import TestServer, opened
-from tests.support.rows import new_key, submission, writer
-from tests.support.tour import tour
+from tests.support.row_factories import new_key, submission, writer
+from tests.support.repository_tour import tour
 
 pytestmark = pytest.mark.anyio
 

@@ -11,9 +11,9 @@ from db.predictions.submissions import Stored
 from db.schema.roles import Role
 from db.search.similarity import SimilarityRepository
 from tests.support.postgres import KEY, SPACE, TestServer, opened
-from tests.support.rows import new_key, submission, writer
-from tests.support.tour import VECTOR
-from tests.support.ways import Ways
+from tests.support.row_factories import new_key, submission, writer
+from tests.support.repository_tour import VECTOR
+from tests.support.role_urls import Ways
 
 pytestmark = pytest.mark.anyio
 

@@ -33,8 +33,8 @@ from db.schema.tables import NIL_ID
 from db.search.similarity import Neighbours, SimilarityFilters, SimilarityRepository
 from tests.support import breadth
 from tests.support.postgres import SPACE, TestServer, opened
-from tests.support.rows import new_key, new_prediction, new_text, now, unit_vectors, writer
-from tests.support.scripted import End, Script, ScriptedDatabase
+from tests.support.row_factories import new_key, new_prediction, new_text, now, unit_vectors, writer
+from tests.support.interruptible_tasks import End, Script, ScriptedDatabase
 
 # Two texts have one vector, as near-duplicates may.
 VECTORS = unit_vectors(30, seed=3)[[0, *range(29)]]

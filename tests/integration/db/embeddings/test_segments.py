@@ -17,7 +17,7 @@ from db.predictions.submissions import Stored
 from db.privacy.erasure import ErasureRepository
 from db.search.similarity import SimilarityRepository
 from tests.support.postgres import SPACE, opened
-from tests.support.rows import counted, new_key, new_text, sql, submission, unit_vectors, waiting, writer
+from tests.support.row_factories import counted, new_key, new_text, sql, submission, unit_vectors, waiting, writer
 
 pytestmark = pytest.mark.anyio
 

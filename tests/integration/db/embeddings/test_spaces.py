@@ -20,7 +20,7 @@ from db.search.similarity import SimilarityRepository
 from serving.control.maintenance import Maintenance
 from serving.spaces.space_filler import SpaceFiller
 from tests.support.postgres import SPACE
-from tests.support.respacing import (
+from tests.support.reembedding import (
     NEXT,
     FakeEncoders,
     built,
@@ -31,7 +31,7 @@ from tests.support.respacing import (
     vectors_by_text,
     work_of,
 )
-from tests.support.rows import claim, new_key, sql, submission, text_id, writer
+from tests.support.row_factories import claim, new_key, sql, submission, text_id, writer
 
 pytestmark = pytest.mark.anyio
 

@@ -17,7 +17,7 @@ from db.experiments.counts import SETTLING_SECONDS, ArmStageCounts, CountReposit
 from db.experiments.experiments import Experiment, ExperimentRepository, NewDecision, NewExperiment
 from db.experiments.traffic import TrafficFeed
 from db.predictions.feedback import FeedbackRepository, NewFeedback
-from tests.support.rows import new_key, new_text, sql, submission, writer
+from tests.support.row_factories import new_key, new_text, sql, submission, writer
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,7 @@ from db.accounts.audit import AuditFilters, AuditRepository
 from db.connection.engine import Database
 from db.errors import NotFound
 from db.models.evaluations import ATTEMPTS, Evaluation, EvaluationRepository, NewEvaluation
-from tests.support.rows import sql
+from tests.support.row_factories import sql
 
 pytestmark = pytest.mark.anyio
 

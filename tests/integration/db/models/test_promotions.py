@@ -10,7 +10,7 @@ from db.accounts.audit import AuditFilters, AuditRepository
 from db.connection.engine import Database
 from db.errors import Contested, NotFound, Rejected
 from db.models.promotions import Act, NewPromotion, Promotion, PromotionPhase, PromotionRepository
-from tests.support.rows import now, sql
+from tests.support.row_factories import now, sql
 
 pytestmark = pytest.mark.anyio
 

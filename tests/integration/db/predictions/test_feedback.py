@@ -13,7 +13,7 @@ from db.predictions.feedback import FeedbackRepository, Judgement, NewFeedback
 from db.predictions.idempotency import IdempotencyRepository
 from db.predictions.predictions import PredictionRepository
 from db.predictions.submissions import Mismatch, NewIdempotency, Replayed
-from tests.support.rows import claim, counted, new_key, sql, submission, writer
+from tests.support.row_factories import claim, counted, new_key, sql, submission, writer
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,7 @@ import pytest
 from db.connection.engine import Database
 from db.core.ids import Uuid7Clock, uuid7_floor
 from db.predictions.partitions import Partitions
-from tests.support.rows import counted, new_key, sql, submission, writer
+from tests.support.row_factories import counted, new_key, sql, submission, writer
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,7 @@ from db.errors import NotFound, Rejected
 from db.predictions.feedback import FeedbackRepository, NewFeedback
 from db.predictions.partitions import Partitions
 from db.predictions.predictions import PredictionFilters, PredictionRepository
-from tests.support.rows import new_key, new_text, now, sql, submission, writer
+from tests.support.row_factories import new_key, new_text, now, sql, submission, writer
 
 pytestmark = pytest.mark.anyio
 

@@ -17,7 +17,7 @@ from db.predictions.predictions import PredictionRepository
 from db.predictions.submissions import Failed, Mismatch, Replayed, Stored
 from db.predictions.writer import PredictionWriter
 from tests.support.postgres import SPACE, opened
-from tests.support.rows import (
+from tests.support.row_factories import (
     claim,
     counted,
     new_key,

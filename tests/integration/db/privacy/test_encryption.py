@@ -31,10 +31,10 @@ from db.schema import versions
 from db.schema.roles import Role
 from db.search.keywords import KeywordRepository
 from db.search.similarity import SimilarityRepository
-from tests.support.held import dumped, everything, in_files
+from tests.support.stored_content import dumped, everything, in_files
 from tests.support.postgres import SPACE, TestServer, opened
-from tests.support.rows import claim, counted, new_key, new_text, now, sql, submission, writer
-from tests.support.ways import Ways
+from tests.support.row_factories import claim, counted, new_key, new_text, now, sql, submission, writer
+from tests.support.role_urls import Ways
 
 pytestmark = pytest.mark.anyio
 

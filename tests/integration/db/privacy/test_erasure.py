@@ -25,9 +25,9 @@ from db.privacy.erasure import ErasureRepository
 from db.schema import versions
 from db.schema.tables import NIL_ID
 from db.search.similarity import SimilarityRepository
-from tests.support.held import dumped, in_files
+from tests.support.stored_content import dumped, in_files
 from tests.support.postgres import SPACE, TestServer, opened
-from tests.support.rows import (
+from tests.support.row_factories import (
     claim,
     counted,
     new_key,

@@ -19,7 +19,7 @@ from db.predictions.submissions import Stored
 from db.privacy.retention import Retention
 from serving.control.maintenance import Maintenance
 from tests.support.postgres import SPACE
-from tests.support.rows import counted, new_key, new_text, sql, submission, writer
+from tests.support.row_factories import counted, new_key, new_text, sql, submission, writer
 
 pytestmark = pytest.mark.anyio
 

@@ -14,8 +14,8 @@ from db.schema import versions
 from db.schema.roles import Login, Role, ensure_roles
 from serving.cli import main
 from tests.support.postgres import TestServer, opened
-from tests.support.tour import tour
-from tests.support.ways import LOGINS, Ways
+from tests.support.repository_tour import tour
+from tests.support.role_urls import LOGINS, Ways
 
 pytestmark = pytest.mark.anyio
 

@@ -17,7 +17,7 @@ from db.errors import (
 )
 from db.schema import versions
 from tests.support.postgres import KEY, TestServer
-from tests.support.rows import sql
+from tests.support.row_factories import sql
 
 pytestmark = pytest.mark.anyio
 

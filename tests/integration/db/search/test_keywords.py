@@ -10,7 +10,7 @@ from db.predictions.feedback import FeedbackRepository, NewFeedback
 from db.search.keywords import RANKED, KeywordRepository
 from db.search.similarity import SimilarityFilters
 from tests.support.postgres import SPACE
-from tests.support.rows import new_key, new_text, sql, submission, writer
+from tests.support.row_factories import new_key, new_text, sql, submission, writer
 
 pytestmark = pytest.mark.anyio
 

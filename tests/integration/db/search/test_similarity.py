@@ -21,7 +21,7 @@ from db.predictions.submissions import NewPrediction, NewText, Submission
 from db.privacy.erasure import ErasureRepository, NearCopies
 from db.search.similarity import Neighbours, SimilarityFilters, SimilarityRepository
 from tests.support.postgres import SPACE, TestServer, opened
-from tests.support.rows import new_key, new_prediction, new_text, sql, submission, unit_vectors, writer
+from tests.support.row_factories import new_key, new_prediction, new_text, sql, submission, unit_vectors, writer
 
 pytestmark = pytest.mark.anyio
 

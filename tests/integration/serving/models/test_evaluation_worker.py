@@ -34,7 +34,7 @@ from serving.models.evaluation_worker import EvaluationWorker
 from serving.models.evaluator import EvaluationPlan, VersionEvaluator
 from tests.support.heads import head, weights
 from tests.support.postgres import KEY
-from tests.support.rows import new_key, new_text, submission, unit_vectors, writer
+from tests.support.row_factories import new_key, new_text, submission, unit_vectors, writer
 from tests.support.tiny import TINY_SPACE
 
 pytestmark = pytest.mark.anyio

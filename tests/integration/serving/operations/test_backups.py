@@ -34,7 +34,7 @@ from serving.settings import Settings
 from serving.standalone.launcher import LaunchFailed, up
 from tests.support.clock import eventually
 from tests.support.postgres import KEY, opened
-from tests.support.rows import new_key, new_text, submission, writer
+from tests.support.row_factories import new_key, new_text, submission, writer
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,7 @@ from db.core.cipher import Cipher
 from serving.cli import main
 from serving.core.caller import Role
 from tests.support.app import Platform, stored_platform
-from tests.support.held import everything
+from tests.support.stored_content import everything
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ import pytest
 from serving.privacy.masking import TextMasker
 from serving.privacy.pii import PersonalDataFinder
 from tests.support.app import Platform, stored_platform
-from tests.support.held import everything
+from tests.support.stored_content import everything
 
 pytestmark = pytest.mark.anyio
 

@@ -22,8 +22,8 @@ from serving.inference.engines.factory import open_encoder
 from serving.spaces.reembedding_runner import ReembeddingRunner
 from serving.spaces.reembedding_worker import ReembeddingWorker, SpaceEncoders
 from tests.support.postgres import KEY, SPACE
-from tests.support.respacing import filled, vectors_by_text
-from tests.support.rows import new_key, new_text, submission, writer
+from tests.support.reembedding import filled, vectors_by_text
+from tests.support.row_factories import new_key, new_text, submission, writer
 from tests.support.tiny import TINY_SPACE, sentences, tiny_source
 
 pytestmark = pytest.mark.anyio

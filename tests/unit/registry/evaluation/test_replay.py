@@ -6,7 +6,7 @@ import pytest
 from registry.evaluation.replay import compare, stratify
 from registry.evaluation.report import HeldOutResult
 from tests.support.reports import latency
-from tests.support.rows import unit_vectors
+from tests.support.row_factories import unit_vectors
 
 SURE = np.eye(3, dtype=np.float32)
 

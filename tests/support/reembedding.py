@@ -15,7 +15,7 @@ from db.search.similarity import SimilarityRepository
 from serving.spaces.reembedding_worker import ReembeddingWorker
 from serving.spaces.space_filler import SpaceFiller
 from tests.support.postgres import SPACE
-from tests.support.rows import new_text, sql
+from tests.support.row_factories import new_text, sql
 
 NEXT = "next-space"
 

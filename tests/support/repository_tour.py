@@ -27,8 +27,8 @@ from db.search.keywords import KeywordRepository
 from db.search.similarity import SimilarityFilters, SimilarityRepository
 from serving.control.maintenance import Maintenance
 from tests.support.postgres import SPACE
-from tests.support.respacing import NEXT, built, work_of
-from tests.support.rows import claim, new_key, new_text, now, submission, unit_vectors, writer
+from tests.support.reembedding import NEXT, built, work_of
+from tests.support.row_factories import claim, new_key, new_text, now, submission, unit_vectors, writer
 
 VECTOR = unit_vectors(1, seed=7)[0]
 
