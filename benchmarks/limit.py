@@ -6,18 +6,18 @@ from pathlib import Path
 from benchmarks.load import sentences
 from benchmarks.peers.model import MAX_BATCH, Model
 from registry.store.builtin_versions import open_builtin
-from tests.support.live import built_encoders
+from tests.support.live import build_encoders
 
 
 def encoder_folder() -> Path:
     """The bundle of the champion's encoder: the same engine for all."""
-    *_, folder = built_encoders().values()
+    *_, folder = build_encoders().values()
     return folder
 
 
 def space_folder() -> Path:
     """The bundle of the space's own encoder."""
-    folder, *_ = built_encoders().values()
+    folder, *_ = build_encoders().values()
     return folder
 
 

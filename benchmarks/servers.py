@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from tests.support.live import with_encoders
+from tests.support.live import link_encoders
 
 GROUPS = (
     ("encoder", "ServeReplica:encoder-"),
@@ -128,7 +128,7 @@ def home() -> Iterator[Path]:
 def platform(**settings: str) -> Iterator[Platform]:
     """A fresh platform, up, with the given variables; with its encoders built, so that it builds none meanwhile."""
     with home() as folder:
-        with_encoders(folder)
+        link_encoders(folder)
         started = Platform(folder, **settings)
         try:
             started.up()

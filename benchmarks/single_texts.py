@@ -19,7 +19,7 @@ from benchmarks.load import Load, Result, measured
 from benchmarks.peers.model import MAX_BATCH
 from benchmarks.report import middle, ratios, report
 from benchmarks.servers import Platform, Server, home, peer
-from tests.support.live import with_encoders
+from tests.support.live import link_encoders
 
 BENTO = Path(".cache/bentoml/bin/python")
 CLIENTS = (1, 32, 64)
@@ -45,7 +45,7 @@ def measure(names: list[str], rounds: int, seconds: float) -> dict[str, dict[int
     """Results by server and clients, one each round; and the limit, as the server `in process`."""
     found: dict[str, dict[int, list[Result]]] = {}
     with home() as folder:
-        with_encoders(folder)
+        link_encoders(folder)
         mine = Platform(folder)
         bundles = (str(encoder_folder()), str(head_folder()))
         limit = Limit()

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from db.backup.archive import BackupWriter
-from tests.support.live import LivePlatform, built_encoders, unstarted_platform
+from tests.support.live import LivePlatform, build_encoders, unstarted_platform
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data" / "e3a047c"
@@ -20,7 +20,7 @@ FACTS: dict[str, Any] = json.loads((DATA / "facts.json").read_text())
 
 def old_backup(folder: Path) -> Path:
     """The backup of the old home, with its encoders, which git doesn't hold, built anew."""
-    encoders = {digest[:16]: built for digest, built in built_encoders().items()}
+    encoders = {digest[:16]: built for digest, built in build_encoders().items()}
     artifacts = folder / "artifacts"
     for run, name in FACTS["artifacts"].items():
         target = artifacts / run / "artifacts"

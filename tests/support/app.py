@@ -76,12 +76,12 @@ from tests.fakes.experiments import FakeExperimentRepository
 from tests.fakes.insights import FakeDisagreementRepository, FakeLabelRepository, FakeWindowRepository
 from tests.fakes.search import FakeKeywordRepository, FakeSimilarityRepository, FakeVectorRepository
 from tests.fakes.spaces import FakeSpaceRepository
-from tests.support.postgres import KEY, SPACE, opened
+from tests.support.postgres import KEY, SPACE, open_database
 
 MODEL = "sentiment"
 
 
-class Hands:
+class ManualClock:
     """A clock that moves when a test moves it."""
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class Hands:
         return self.now()
 
 
-class Routes:
+class ManualTraffic:
     """Traffic that a test splits."""
 
     def __init__(self) -> None:
@@ -111,9 +111,9 @@ class Platform:
     app: FastAPI
     services: Services
     encoders: FakeEncoderClient
-    clock: Hands
+    clock: ManualClock
     keys: dict[Role, GeneratedKey]
-    aside: BackgroundExecutor
+    executor: BackgroundExecutor
     registry: FakeModelRegistry
     lifecycle: LocalLifecycle
     evaluations: Any
@@ -122,8 +122,8 @@ class Platform:
     key_records: FakeKeyRepository | None = None
     database: Database | None = None
     lacks: list[str] = field(default_factory=list)
-    traffic: Routes = field(default_factory=Routes)
-    asked: set[tuple[str, str]] = field(default_factory=set)
+    traffic: ManualTraffic = field(default_factory=ManualTraffic)
+    requested_versions: set[tuple[str, str]] = field(default_factory=set)
 
     def client(self, role: Role | None = Role.CLIENT, *, key: str | None = None) -> httpx.AsyncClient:
         """A client with the key of this role, with another one, or with none."""
@@ -135,7 +135,7 @@ class Platform:
         )
 
 
-def record(version: str, *, aliases: Sequence[str] = (), kind: str = "head") -> VersionRecord:
+def new_record(version: str, *, aliases: Sequence[str] = (), kind: str = "head") -> VersionRecord:
     return VersionRecord(
         model=MODEL,
         version=version,
@@ -159,11 +159,11 @@ def catalog() -> Catalog:
         embedder="e" * 64,
         models={
             MODEL: {
-                "1": CatalogEntry(record=record("1", kind="lexicon"), state=VersionState.READY),
-                "2": CatalogEntry(record=record("2", aliases=["champion"]), state=VersionState.READY),
-                "3": CatalogEntry(record=record("3"), state=VersionState.STARTING),
+                "1": CatalogEntry(record=new_record("1", kind="lexicon"), state=VersionState.READY),
+                "2": CatalogEntry(record=new_record("2", aliases=["champion"]), state=VersionState.READY),
+                "3": CatalogEntry(record=new_record("3"), state=VersionState.STARTING),
                 "4": CatalogEntry(
-                    record=record("4"), state=VersionState.FAILED, reason="the head's digest is wrong"
+                    record=new_record("4"), state=VersionState.FAILED, reason="the head's digest is wrong"
                 ),
             }
         },
@@ -173,7 +173,7 @@ def catalog() -> Catalog:
 def _platform(
     *,
     records: dict[str, Any],
-    clock: Hands,
+    clock: ManualClock,
     ids: Uuid7Clock,
     limits: BatchLimits | None,
     rate: float,
@@ -181,8 +181,8 @@ def _platform(
     **settings: Any,
 ) -> Platform:
     encoders, metrics, lacks = FakeEncoderClient(), Metrics(), []
-    traffic = Routes()
-    asked: set[tuple[str, str]] = set()
+    traffic = ManualTraffic()
+    requested_versions: set[tuple[str, str]] = set()
     authenticator = Authenticator(
         records["keys"], installation_key=KEY, now=clock.now, monotonic=clock.monotonic
     )
@@ -193,7 +193,7 @@ def _platform(
         users=records["users"],
         catalog=catalog,
         traffic=traffic.current,
-        on_version_requested=lambda model, version: asked.add((model, version)),
+        on_version_requested=lambda model, version: requested_versions.add((model, version)),
         clock=ids,
         text_ids=TextIds(KEY),
         default_model=MODEL,
@@ -225,7 +225,7 @@ def _platform(
     async def missing_parts() -> Sequence[str]:
         return lacks
 
-    aside = BackgroundExecutor()
+    executor = BackgroundExecutor()
     searching = SearchService(
         similarity=records["similarity"],
         vectors=records["vectors"],
@@ -245,7 +245,7 @@ def _platform(
             labels=records["truths"],
             disagreements=records["contrasts"],
             catalog=catalog,
-            executor=aside,
+            executor=executor,
             default_model=MODEL,
         ),
         erasure=ErasureService(records["erasures"], backup_days=30),
@@ -280,10 +280,10 @@ def _platform(
         evaluations=records["evaluations"],
         spaces=records["spaces"],
         keys={},
-        aside=aside,
+        executor=executor,
         lacks=lacks,
         traffic=traffic,
-        asked=asked,
+        requested_versions=requested_versions,
     )
 
 
@@ -333,7 +333,7 @@ async def fake_platform(
             "evaluations": FakeEvaluationRepository(),
             "spaces": FakeSpaceRepository(SPACE),
         },
-        clock=Hands(),
+        clock=ManualClock(),
         ids=Uuid7Clock(),
         limits=limits,
         rate=rate,
@@ -343,7 +343,7 @@ async def fake_platform(
     platform.keys = {role: await add_key(keys, role) for role in Role}
     yield platform
     await platform.services.predictions.close()
-    await platform.aside.close()
+    await platform.executor.close()
 
 
 @asynccontextmanager
@@ -351,7 +351,7 @@ async def stored_platform(
     url: str, *, rate: float = 0, cipher: Cipher | None = None, **settings: Any
 ) -> AsyncIterator[Platform]:
     """A real database behind, fake replicas beside."""
-    async with opened(url, cipher=cipher) as database:
+    async with open_database(url, cipher=cipher) as database:
         keys = KeyRepository(database)
         platform = _platform(
             records={
@@ -376,7 +376,7 @@ async def stored_platform(
                 "evaluations": EvaluationRepository(database),
                 "spaces": SpaceRepository(database),
             },
-            clock=Hands(),
+            clock=ManualClock(),
             ids=Uuid7Clock(),
             limits=None,
             rate=rate,
@@ -386,4 +386,4 @@ async def stored_platform(
         platform.keys = {role: await add_key(keys, role) for role in Role}
         yield platform
         await platform.services.predictions.close()
-        await platform.aside.close()
+        await platform.executor.close()

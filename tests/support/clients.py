@@ -29,7 +29,7 @@ class Clients:
         for thread in self._threads:
             thread.join()
 
-    def until(self, more: int) -> None:
+    def wait_for(self, more: int) -> None:
         """Wait until so many more are answered."""
         target = len(self.answers) + more
         eventually(lambda: len(self.answers) >= target, within=60, what=f"{more} more answers")

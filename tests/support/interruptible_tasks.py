@@ -12,11 +12,11 @@ from db.connection.engine import Database
 
 End: TypeAlias = Literal["goes on", "killed", "cancelled"]
 
-_SCRIPT: ContextVar["Script | None"] = ContextVar("script", default=None)
+_TASK: ContextVar["InterruptibleTask | None"] = ContextVar("task", default=None)
 _POLL_SECONDS = 0.002
 
 
-class Script:
+class InterruptibleTask:
     """A task that stops once its `at`-th statement has run, and there waits until it is told how to end.
 
     `killed`: its server process is, and whether its last statement was committed is never told.
@@ -31,10 +31,10 @@ class Script:
         self._told = asyncio.Event()
         self._end: End = "goes on"
         context = copy_context()
-        context.run(_SCRIPT.set, self)
+        context.run(_TASK.set, self)
         self.task = asyncio.create_task(work, context=context)
 
-    async def stands(self, watcher: psycopg.AsyncConnection[Any]) -> None:
+    async def wait_until_blocked(self, watcher: psycopg.AsyncConnection[Any]) -> None:
         """Until the task has ended, is held, or waits for a lock that another has."""
         while not self.task.done() and not self._held.is_set():
             await asyncio.sleep(_POLL_SECONDS)
@@ -85,7 +85,7 @@ class Script:
             self._busy = False
 
 
-class ScriptedDatabase(Database):
+class InterruptibleDatabase(Database):
     """A `Database` whose statements follow the script of the task they run in, if it has one."""
 
     def _parameters(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class ScriptedDatabase(Database):
 
 class _Cursor(psycopg.AsyncCursor[Any]):
     async def execute(self, *args: Any, **kwargs: Any) -> Any:
-        script = _SCRIPT.get()
+        script = _TASK.get()
         if script is None:
             return await super().execute(*args, **kwargs)
         with script.statement(self.connection):

@@ -129,7 +129,7 @@ class LivePlatform:
                 found[process.pid] = process
         return list(found.values())
 
-    def named(self, part: str) -> list[psutil.Process]:
+    def find_processes(self, part: str) -> list[psutil.Process]:
         """Those of them with this in their command line."""
         chosen = []
         for process in self.processes():
@@ -147,27 +147,27 @@ class LivePlatform:
         except httpx.HTTPError:
             return False
 
-    def until_ready(self, seconds: float) -> None:
+    def wait_until_ready(self, seconds: float) -> None:
         """Wait for that."""
         eventually(self.ready, within=seconds, what="the platform is ready")
 
 
-def built_encoders() -> dict[str, Path]:
+def build_encoders() -> dict[str, Path]:
     """Return the encoders of a fresh installation by digest, built once; the champion's is last."""
-    return {source.digest: _built(source) for source in _sources()}
+    return {source.digest: _build(source) for source in _sources()}
 
 
-def with_encoders(home: Path) -> None:
+def link_encoders(home: Path) -> None:
     """Have a home find the encoders of a fresh installation built."""
     (home / "build").mkdir(parents=True)
-    for digest, folder in built_encoders().items():
+    for digest, folder in build_encoders().items():
         (home / "build" / digest).symlink_to(folder.absolute())
 
 
 def keep_encoders(home: Path) -> None:
     """Keep the encoders that a fresh installation has built for the platforms that come after it."""
     for source in _sources():
-        built, kept = home / "build" / source.digest, _kept(source)
+        built, kept = home / "build" / source.digest, _cache_path(source)
         if built.exists() and not kept.exists():
             ENCODERS.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=ENCODERS) as folder:
@@ -179,14 +179,14 @@ def _sources() -> tuple[SentenceEncoderSource, SentenceEncoderSource]:
     return own, joint_source(open_builtin("joint"), own)
 
 
-def _built(source: SentenceEncoderSource) -> Path:
-    folder = _kept(source)
+def _build(source: SentenceEncoderSource) -> Path:
+    folder = _cache_path(source)
     if not folder.exists():
         build_encoder(source, folder)
     return folder
 
 
-def _kept(source: SentenceEncoderSource) -> Path:
+def _cache_path(source: SentenceEncoderSource) -> Path:
     """The place of an encoder by what it is made of: its source, and the code and the libraries that build it."""
     digest = hashlib.sha256(source.digest.encode())
     for file in [*sorted(Path(encoders.__file__).parent.glob("*.py")), Path("constraints.txt")]:
@@ -217,7 +217,7 @@ def unstarted_platform(
         Path(folder).chmod(0o755)
         platform = LivePlatform(home=Path(folder) / "home", port=find_free_port(), settings=settings)
         if not fresh:
-            with_encoders(platform.home)
+            link_encoders(platform.home)
         try:
             yield platform
         finally:

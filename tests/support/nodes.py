@@ -24,7 +24,7 @@ import yaml
 from k8s.rendered import Resource, of_kind, settings_of
 from serving.accounts.authentication import generate_key
 from tests.support.clock import eventually
-from tests.support.live import with_encoders
+from tests.support.live import link_encoders
 from tests.support.ports import find_free_port
 
 _INHERITED = ("HOME", "LANG", "PATH", "PYTHONPATH", "PYTHONWARNINGS")
@@ -154,7 +154,7 @@ class Nodes:
     def deploy(self) -> str:
         """What an operator does from migration to a champion that answers; the admin's key."""
         key = generate_key().text
-        with_encoders(self.folder / "jobs")
+        link_encoders(self.folder / "jobs")
         (self.folder / "jobs" / "admin.key").write_text(key)
         self.job("valence-migrate")
         with ThreadPoolExecutor(1) as aside:
@@ -242,7 +242,7 @@ class Nodes:
 
 
 @contextmanager
-def nodes(
+def run_cluster(
     resources: list[Resource], *, database: str, mlflow: str, installation_key: str, **changed: str
 ) -> Iterator[Nodes]:
     """A cluster whose jobs have run and whose nodes are up; gone with its files afterwards."""

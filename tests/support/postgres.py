@@ -76,7 +76,7 @@ def running_server() -> Iterator[TestServer]:
 
 
 @asynccontextmanager
-async def opened(
+async def open_database(
     url: str,
     *,
     space: str = SPACE,

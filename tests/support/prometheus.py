@@ -38,7 +38,7 @@ class Query:
         return f"{self.dashboard}: {self.panel}: {self.text}"
 
 
-def queries() -> list[Query]:
+def dashboard_queries() -> list[Query]:
     """Every query of every dashboard."""
     found = []
     for path in sorted(DASHBOARDS.glob("*.json")):
@@ -83,7 +83,7 @@ class Prometheus:
 
 
 @contextmanager
-def scraping(port: int, folder: Path, rules: Path) -> Iterator[Prometheus]:
+def run_prometheus(port: int, folder: Path, rules: Path) -> Iterator[Prometheus]:
     """A Prometheus that scrapes the platform on this port each second."""
     tool = required_tool("prometheus")
     config = folder / "prometheus.yml"

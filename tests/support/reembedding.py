@@ -15,7 +15,7 @@ from db.search.similarity import SimilarityRepository
 from serving.spaces.reembedding_worker import ReembeddingWorker
 from serving.spaces.space_filler import SpaceFiller
 from tests.support.postgres import SPACE
-from tests.support.row_factories import new_text, sql
+from tests.support.row_factories import new_text, run_sql
 
 NEXT = "next-space"
 
@@ -32,7 +32,7 @@ def text_in(space: str, content: str) -> NewText:
     return new_text(content, vector_in(space, content))
 
 
-class FakeEncoders:
+class DeterministicEncoders:
     """`vector_in`; `before` runs ahead of each batch, as whatever happens meanwhile."""
 
     def __init__(self) -> None:
@@ -47,29 +47,29 @@ class FakeEncoders:
         return np.stack([vector_in(space, text) for text in texts])
 
 
-def work_of(database: Database, encoders: FakeEncoders | None = None) -> ReembeddingWorker:
+def new_worker(database: Database, encoders: DeterministicEncoders | None = None) -> ReembeddingWorker:
     """The work as its process does it, over fake encoders."""
-    return ReembeddingWorker(database, encoders or FakeEncoders(), retry_seconds=0.0)
+    return ReembeddingWorker(database, encoders or DeterministicEncoders(), retry_seconds=0.0)
 
 
-async def filled(work: ReembeddingWorker | SpaceFiller) -> None:
+async def run_until_idle(work: ReembeddingWorker | SpaceFiller) -> None:
     """Works until nothing is left to do at once."""
     while await work.step():
         pass
 
 
-async def built(database: Database, name: str = NEXT) -> SpaceRepository:
+async def build_space(database: Database, name: str = NEXT) -> SpaceRepository:
     """Another space, whole."""
     spaces = SpaceRepository(database)
     await spaces.ensure(SPACE)
     await spaces.begin(name, actor=None)
-    await filled(work_of(database))
+    await run_until_idle(new_worker(database))
     return spaces
 
 
-async def vectors_by_text(database: Database, space: str) -> dict[UUID, int]:
+async def count_vectors_by_text(database: Database, space: str) -> dict[UUID, int]:
     """How many vectors of a space that is searched each text has; all texts are in it."""
-    rows = await sql(
+    rows = await run_sql(
         database,
         "SELECT t.id, (SELECT count(*) FROM embeddings e JOIN segments s ON s.id = e.segment "
         "WHERE e.text_id = t.id AND s.space = %s AND s.state <> 'retired') "
@@ -80,7 +80,9 @@ async def vectors_by_text(database: Database, space: str) -> dict[UUID, int]:
     return {row[0]: row[1] for row in rows}
 
 
-async def seen(database: Database, space: str, content: str, *, k: int = 100) -> list[tuple[UUID, float]]:
+async def search_space(
+    database: Database, space: str, content: str, *, k: int = 100
+) -> list[tuple[UUID, float]]:
     """What a search in a space by a text's vector finds, nearest first."""
     found = await SimilarityRepository(database, space=space).search(vector_in(space, content), k=k)
     return [(each.text_id, each.similarity) for each in found.results]

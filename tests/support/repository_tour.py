@@ -27,25 +27,33 @@ from db.search.keywords import KeywordRepository
 from db.search.similarity import SimilarityFilters, SimilarityRepository
 from serving.control.maintenance import Maintenance
 from tests.support.postgres import SPACE
-from tests.support.reembedding import NEXT, built, work_of
-from tests.support.row_factories import claim, new_key, new_text, now, submission, unit_vectors, writer
+from tests.support.reembedding import NEXT, build_space, new_worker
+from tests.support.row_factories import (
+    new_idempotency,
+    new_key,
+    new_submission,
+    new_text,
+    new_writer,
+    now,
+    unit_vectors,
+)
 
 VECTOR = unit_vectors(1, seed=7)[0]
 
 
-async def tour(database: Database, *, many: int = 12) -> list[NewText]:
+async def use_every_repository(database: Database, *, many: int = 12) -> list[NewText]:
     """Use every repository, the writer, the housekeeping and the search; the texts that were stored."""
     user = await UserRepository(database).create(
         username=f"u{uuid4()}", email=f"{uuid4()}@example.org", actor=None
     )
     key = await new_key(database, owner_id=user.id)
-    writing = writer(database)
+    writing = new_writer(database)
     texts = [new_text() for _ in range(many)]
     # Several at once, so that a pooler hands each connection around.
     await asyncio.gather(*(_write(writing, key, text) for text in texts))
-    repeated = claim(key, f"again-{uuid4()}")
-    assert await writing.commit([submission(key, idempotency=repeated)]) == [Stored()]
-    assert isinstance((await writing.commit([submission(key, idempotency=repeated)]))[0], Replayed)
+    repeated = new_idempotency(key, f"again-{uuid4()}")
+    assert await writing.commit([new_submission(key, idempotency=repeated)]) == [Stored()]
+    assert isinstance((await writing.commit([new_submission(key, idempotency=repeated)]))[0], Replayed)
     assert await IdempotencyRepository(database).find(key.holder_id, repeated.route, repeated.key) is not None
 
     predictions = PredictionRepository(database)
@@ -61,7 +69,7 @@ async def tour(database: Database, *, many: int = 12) -> list[NewText]:
     segments = Segments(database, SPACE)
     await segments.ensure()
     assert await segments.roll(1) is not None
-    assert await writing.commit([submission(key, [new_text() for _ in range(many)])]) == [Stored()]
+    assert await writing.commit([new_submission(key, [new_text() for _ in range(many)])]) == [Stored()]
     assert await segments.roll(1) is not None
     while await segments.index_next() is not None:
         pass
@@ -102,12 +110,12 @@ async def tour(database: Database, *, many: int = 12) -> list[NewText]:
 
 
 async def _write(writing: PredictionWriter, key: Key, text: NewText) -> None:
-    assert await writing.commit([submission(key, [text])]) == [Stored()]
+    assert await writing.commit([new_submission(key, [text])]) == [Stored()]
 
 
 async def _respace(database: Database) -> None:
     """Another embedding space, until it is gone again."""
-    spaces = await built(database)
+    spaces = await build_space(database)
     await spaces.switch(NEXT, actor=None)
     await spaces.switch(SPACE, actor=None)
     assert [each.name for each in await spaces.list()] == [SPACE, NEXT]
@@ -115,7 +123,7 @@ async def _respace(database: Database) -> None:
     assert await Segments(database, NEXT).retire()
     while await Segments(database, NEXT).drop_next(grace=0) is not None:
         pass
-    work = work_of(database)
+    work = new_worker(database)
     while await work.step() is not None:
         pass
 

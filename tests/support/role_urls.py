@@ -15,7 +15,7 @@ LOGINS: Mapping[Role, Login] = {
 }
 
 
-class Ways:
+class RoleUrls:
     """The URL of each role to one database."""
 
     def __init__(self, server: TestServer, url: str) -> None:
@@ -25,8 +25,8 @@ class Ways:
 
     def __getitem__(self, role: Role) -> str:
         login = LOGINS[role]
-        return self.of(login.name, login.password or "")
+        return self.url(login.name, login.password or "")
 
-    def of(self, name: str, password: str) -> str:
+    def url(self, name: str, password: str) -> str:
         who = f"{quote(name, safe='')}:{quote(password, safe='')}"
         return f"postgresql://{who}@/{self.database}?host={self._sockets}"

@@ -67,7 +67,7 @@ def new_prediction(key: Key, text: NewText, **changes: Any) -> NewPrediction:
     return NewPrediction(**(values | changes))
 
 
-def submission(
+def new_submission(
     key: Key,
     texts: Sequence[NewText] | None = None,
     *,
@@ -80,7 +80,9 @@ def submission(
     return Submission(texts=texts, predictions=predictions, idempotency=idempotency)
 
 
-def claim(key: Key, name: str, *, body: bytes = b"body", answer: bytes = b"answer") -> NewIdempotency:
+def new_idempotency(
+    key: Key, name: str, *, body: bytes = b"body", answer: bytes = b"answer"
+) -> NewIdempotency:
     return NewIdempotency(
         holder_id=key.holder_id,
         route="/v1/predict",
@@ -91,27 +93,27 @@ def claim(key: Key, name: str, *, body: bytes = b"body", answer: bytes = b"answe
     )
 
 
-def writer(database: Database, space: str = SPACE) -> PredictionWriter:
+def new_writer(database: Database, space: str = SPACE) -> PredictionWriter:
     return PredictionWriter(database, space=space)
 
 
-async def counted(database: Database, table: str) -> int:
+async def count_rows(database: Database, table: str) -> int:
     """How many rows a table holds."""
     async with database.begin() as connection:
         return int((await connection.exec_driver_sql(f"SELECT count(*) FROM {table}")).scalar_one())
 
 
-async def sql(database: Database, statement: str, *parameters: Any) -> list[Any]:
+async def run_sql(database: Database, statement: str, *parameters: Any) -> list[Any]:
     """Runs a statement; its rows, if it has any."""
     async with database.begin() as connection:
         result = await connection.exec_driver_sql(statement, tuple(parameters))
         return [tuple(row) for row in result] if result.returns_rows else []
 
 
-async def waiting(database: Database) -> None:
+async def wait_for_lock(database: Database) -> None:
     """Until somebody waits for a lock."""
     for _ in range(1000):
-        if (await sql(database, "SELECT count(*) FROM pg_locks WHERE NOT granted"))[0][0]:
+        if (await run_sql(database, "SELECT count(*) FROM pg_locks WHERE NOT granted"))[0][0]:
             return
         await asyncio.sleep(0.01)
     raise AssertionError("nobody waits")

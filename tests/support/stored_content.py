@@ -11,7 +11,7 @@ from db.embedded.account import Account, find_binaries
 from tests.support.postgres import TestServer
 
 
-def everything(url: str) -> str:
+def read_tables(url: str) -> str:
     """Every row of every table, as text, and binary columns read as Latin-1 beside."""
     said: list[str] = []
     with psycopg.connect(url) as connection:
@@ -28,13 +28,13 @@ def everything(url: str) -> str:
     return "\n".join(said)
 
 
-def dumped(url: str) -> str:
+def dump_database(url: str) -> str:
     """A dump in plain SQL."""
     command = [find_binaries(Account.current()) / "pg_dump", "--dbname", url]
     return subprocess.run(command, check=True, timeout=60, capture_output=True, text=True).stdout
 
 
-def in_files(server: TestServer, needles: Sequence[bytes]) -> list[bytes]:
+def find_in_files(server: TestServer, needles: Sequence[bytes]) -> list[bytes]:
     """Those of the bytes that any file of the server holds, its log among them, once everything is on disk."""
     with psycopg.connect(server.server.url("postgres"), autocommit=True) as connection:
         connection.execute("CHECKPOINT")

@@ -81,7 +81,7 @@ def twin_encoder(
     return digest
 
 
-def registered(platform: LivePlatform, bundle: Bundle) -> VersionRecord:
+def register_version(platform: LivePlatform, bundle: Bundle) -> VersionRecord:
     """The bundle as a version of the default model."""
     return registry_of(platform).register(bundle)
 

@@ -80,7 +80,7 @@ def test_every_listening_socket_is_on_loopback(live: LivePlatform) -> None:
 
 
 def test_haproxy_is_in_front_with_a_private_socket_and_refuses_in_problem_json(live: LivePlatform) -> None:
-    (process,) = live.named("bin/haproxy -db")
+    (process,) = live.find_processes("bin/haproxy -db")
     command = process.cmdline()
     config = Path(command[command.index("-f") + 1])
     (socket,) = [word for word in config.read_text().split() if word.endswith("admin.sock")]

@@ -60,4 +60,4 @@ def test_a_batch_that_its_replica_takes_along_is_followed_to_its_requests(hurt: 
         return {request for line in failed for request in line["requests"]}
 
     eventually(lambda: refused <= told(), within=10, what="each of them stands in a line on its batch")
-    hurt.until_ready(120)
+    hurt.wait_until_ready(120)

@@ -56,7 +56,7 @@ class Load:
         if judged.status_code == 201:
             self.judged.append(prediction)
 
-    def until(self, more: int) -> None:
+    def wait_for(self, more: int) -> None:
         """Wait until so many more are acknowledged."""
         target = len(self.predicted) + more
         eventually(lambda: len(self.predicted) >= target, within=60, what=f"{more} more answers")
@@ -87,10 +87,10 @@ def assert_refusals_say_when_to_come_back(load: Load) -> None:
 
 def test_a_killed_encoder_replica_costs_at_most_what_it_held(hurt: LivePlatform) -> None:
     with Load(hurt) as load:
-        load.until(50)
-        (replica,) = hurt.named("ServeReplica:encoder-")
+        load.wait_for(50)
+        (replica,) = hurt.find_processes("ServeReplica:encoder-")
         replica.kill()
-        load.until(50)
+        load.wait_for(50)
     assert_refusals_say_when_to_come_back(load)
     assert_all_stored(hurt, load)
 
@@ -99,18 +99,18 @@ def test_while_postgres_is_dead_nothing_is_acknowledged_and_service_resumes_by_i
     hurt: LivePlatform,
 ) -> None:
     with Load(hurt) as load:
-        load.until(50)
-        postmaster = min(hurt.named("postgres -D"), key=lambda process: process.create_time())
+        load.wait_for(50)
+        postmaster = min(hurt.find_processes("postgres -D"), key=lambda process: process.create_time())
         postmaster.kill()
         eventually(lambda: bool(load.refusals), within=20, what="a prediction is refused")
-        load.until(50)
+        load.wait_for(50)
     assert_refusals_say_when_to_come_back(load)
     assert_all_stored(hurt, load)
 
 
 def test_everything_killed_at_once_loses_nothing_that_was_acknowledged(hurt: LivePlatform) -> None:
     with Load(hurt) as load:
-        load.until(100)
+        load.wait_for(100)
         for process in hurt.processes():
             if process.is_running():
                 process.kill()

@@ -17,7 +17,7 @@ from tests.support.versions import (
     Weights,
     far_away,
     not_a_number,
-    registered,
+    register_version,
     registry_of,
     too_narrow,
     twin_encoder,
@@ -56,7 +56,7 @@ def crowned(platform: LivePlatform, version: str, within: float) -> float:
 
 def test_champions_change_under_load_and_no_request_fails(platform: LivePlatform, tmp_path: Path) -> None:
     before = answers(platform)
-    same = registered(platform, twin_head(tmp_path / "same", "a twin on the same encoder"))
+    same = register_version(platform, twin_head(tmp_path / "same", "a twin on the same encoder"))
     digest = twin_encoder(
         registry_of(platform),
         tmp_path / "encoder",
@@ -64,14 +64,14 @@ def test_champions_change_under_load_and_no_request_fails(platform: LivePlatform
         "a" * 64,
         space="all-MiniLM-L6-v2",
     )
-    other = registered(platform, twin_head(tmp_path / "other", "a twin elsewhere", encoder=digest))
+    other = register_version(platform, twin_head(tmp_path / "other", "a twin elsewhere", encoder=digest))
     ready: dict[str, float] = {}
     with Clients(platform, CLIENTS) as clients:
-        clients.until(20)
+        clients.wait_for(20)
         for version, within in ((same.version, 10), ("1", 10), (other.version, 60), (before, 10)):
             crowned(platform, version, within)
             ready[version] = monotonic()
-            clients.until(20)
+            clients.wait_for(20)
     assert not clients.failures
     assert {answer["model_version"] for answer in clients.answers} == {before, *ready}
     assert {answer["arm"] for answer in clients.answers} == {"champion"}
@@ -82,13 +82,13 @@ def test_a_broken_head_never_becomes_the_one_that_answers(
     platform: LivePlatform, tmp_path: Path, change: Callable[[Weights], None]
 ) -> None:
     before = answers(platform)
-    broken = registered(platform, twin_head(tmp_path / "broken", change.__name__, change=change))
+    broken = register_version(platform, twin_head(tmp_path / "broken", change.__name__, change=change))
     with Clients(platform, 2) as clients:
         registry_of(platform).set_alias(MODEL, CHAMPION, broken.version)
         eventually(
             lambda: answers(platform, broken.version) == "failed", within=30, what="it is found broken"
         )
-        clients.until(20)
+        clients.wait_for(20)
     assert not clients.failures
     assert {answer["model_version"] for answer in clients.answers} == {before}
     assert reason(platform, broken.version)
@@ -114,7 +114,7 @@ def test_a_damaged_bundle_never_becomes_the_one_that_answers(
             shutil.rmtree(folder)
     with Clients(platform, 2) as clients:
         registry_of(platform).set_alias(MODEL, CHAMPION, record.version)
-        clients.until(20)
+        clients.wait_for(20)
     assert not clients.failures
     crowned(platform, before, 10)
 
@@ -124,7 +124,9 @@ def test_an_encoder_outside_the_space_gets_its_vectors_from_the_spaces_own(
 ) -> None:
     before = answers(platform)
     digest = twin_encoder(registry_of(platform), tmp_path / "encoder", "foreign", "f" * 64, space=None)
-    foreign = registered(platform, twin_head(tmp_path / "foreign", "on a foreign encoder", encoder=digest))
+    foreign = register_version(
+        platform, twin_head(tmp_path / "foreign", "on a foreign encoder", encoder=digest)
+    )
     body = {"text": "The plot is thin but the acting is superb.", "return_embedding": True}
     with platform.client() as client:
         own = client.post("/v1/predict", json=body).json()
@@ -152,7 +154,7 @@ def test_a_joint_version_whose_vectors_leave_the_space_is_refused(
     strayed = twin_joint(tmp_path / "strayed", "strayed", change=far_away)
     with Clients(platform, 2) as clients:
         refused = platform.valence("models", "register", str(strayed.path), "--alias", CHAMPION)
-        clients.until(20)
+        clients.wait_for(20)
     assert refused.returncode == 1
     assert "leaves its space: mean cosine" in refused.stderr
     assert not clients.failures
@@ -172,9 +174,9 @@ def test_a_joint_version_is_registered_with_its_encoder_and_answers(
 def test_the_control_process_comes_back_and_follows_on(platform: LivePlatform) -> None:
     before = answers(platform)
     with Clients(platform, 2) as clients:
-        (control,) = platform.named("ServeReplica:valence:control")
+        (control,) = platform.find_processes("ServeReplica:valence:control")
         control.kill()
-        clients.until(20)
+        clients.wait_for(20)
         crowned(platform, "1", 60)
         crowned(platform, before, 10)
     assert not clients.failures

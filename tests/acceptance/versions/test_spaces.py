@@ -33,20 +33,20 @@ def test_the_embedding_space_changes_under_load_and_back(platform: LivePlatform,
         return platform.valence("spaces", "switch", space).returncode == 0
 
     with Clients(platform, 1) as clients:
-        clients.until(20)
+        clients.wait_for(20)
         begun = platform.valence("spaces", "build", new)
         assert begun.returncode == 0, begun.stderr
         eventually(lambda: spaces()[new]["state"] == "whole", within=90, what="the other space is whole")
         eventually(partial(switched, new), within=60, what="the other space is switched to")
         eventually(lambda: spaces()[new]["answers"], within=90, what="the other space answers")
-        clients.until(20)
+        clients.wait_for(20)
         # The encoder before still runs: back is a matter of a look.
         eventually(partial(switched, old), within=60, what="the first space is switched to")
         eventually(lambda: spaces()[old]["answers"], within=10, what="the first space answers again")
-        clients.until(20)
+        clients.wait_for(20)
         eventually(partial(switched, new), within=60, what="the other space is switched to again")
         eventually(lambda: spaces()[new]["answers"], within=10, what="the other space answers again")
-        clients.until(20)
+        clients.wait_for(20)
     assert not clients.failures
     for answer in clients.answers[:: len(clients.answers) // 20]:
         eventually(partial(found, answer), within=20, what="a text is found in the other space")

@@ -11,7 +11,7 @@ import yaml
 from tests.support.clock import eventually
 from tests.support.collector import Collector
 from tests.support.live import LivePlatform
-from tests.support.prometheus import Prometheus, Query, queries, scraping
+from tests.support.prometheus import Prometheus, Query, dashboard_queries, run_prometheus
 from tests.support.rules import alert_rules
 
 # What a healthy platform in its first minutes has nothing to say of, by the metric.
@@ -27,7 +27,7 @@ def prometheus(watched: LivePlatform, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("prometheus")
     rules = folder / "rules.yaml"
     rules.write_text(yaml.safe_dump(alert_rules()))
-    with scraping(watched.port, folder, rules) as running:
+    with run_prometheus(watched.port, folder, rules) as running:
         yield running
 
 
@@ -64,7 +64,7 @@ def test_every_query_of_every_dashboard_answers_on_a_running_platform(
             return len(prometheus.ask('rate(valence_predictions_total{arm="challenger"}[1m]) > 0')) > 0
 
         eventually(challenged, within=60, what="the challenger has answered")
-        asked = queries()
+        asked = dashboard_queries()
         silent: list[Query] = []
 
         def all_answer() -> bool:
@@ -91,7 +91,7 @@ def test_every_metric_that_a_dashboard_or_an_alert_names_is_told(
         told |= {name + suffix for name in list(told)}
     words = {
         word
-        for query in [each.text for each in queries()] + [yaml.safe_dump(alert_rules())]
+        for query in [each.text for each in dashboard_queries()] + [yaml.safe_dump(alert_rules())]
         for word in "".join(c if c.isalnum() or c == "_" else " " for c in query).split()
         if word.startswith("valence_")
     }

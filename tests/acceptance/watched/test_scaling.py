@@ -12,7 +12,7 @@ from tests.support.live import LivePlatform
 
 def computing(platform: LivePlatform, clients: Clients) -> int:
     """How many encoder replicas took part in the next hundred answers."""
-    replicas = platform.named("ServeReplica:encoder-")
+    replicas = platform.find_processes("ServeReplica:encoder-")
     before = {replica.pid: replica.cpu_times().user for replica in replicas if replica.is_running()}
     target = len(clients.answers) + 100
     eventually(lambda: len(clients.answers) >= target, within=60, what="a hundred answers")
@@ -22,9 +22,11 @@ def computing(platform: LivePlatform, clients: Clients) -> int:
 
 def test_replicas_come_and_go_with_the_load_and_no_request_fails(watched: LivePlatform) -> None:
     eventually(
-        lambda: len(watched.named("ServeReplica:encoder-")) == 1, within=120, what="one replica is enough"
+        lambda: len(watched.find_processes("ServeReplica:encoder-")) == 1,
+        within=120,
+        what="one replica is enough",
     )
-    assert len(watched.named("ServeReplica:valence:ingress")) == int(
+    assert len(watched.find_processes("ServeReplica:valence:ingress")) == int(
         watched.settings["VALENCE_INGRESS_REPLICAS"]
     )
     with Clients(watched, 16) as many:
@@ -34,7 +36,7 @@ def test_replicas_come_and_go_with_the_load_and_no_request_fails(watched: LivePl
     assert not many.failures
     with Clients(watched, 1) as few:
         eventually(
-            lambda: len(watched.named("ServeReplica:encoder-")) == 1,
+            lambda: len(watched.find_processes("ServeReplica:encoder-")) == 1,
             within=120,
             what="the second replica is gone",
         )

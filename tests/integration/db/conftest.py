@@ -7,25 +7,25 @@ import pytest
 
 from db.connection.engine import Database
 from db.schema.roles import ensure_roles
-from tests.support.postgres import TestServer, opened
-from tests.support.repository_tour import tour
-from tests.support.role_urls import LOGINS, Ways
+from tests.support.postgres import TestServer, open_database
+from tests.support.repository_tour import use_every_repository
+from tests.support.role_urls import LOGINS, RoleUrls
 
 
 @pytest.fixture
 async def database(url: str) -> AsyncIterator[Database]:
-    async with opened(url) as ready:
+    async with open_database(url) as ready:
         yield ready
 
 
 @pytest.fixture
-def ways(server: TestServer, url: str) -> Ways:
+def role_urls(server: TestServer, url: str) -> RoleUrls:
     """A database that is in use, and the roles to it."""
 
     async def use() -> None:
-        async with opened(url) as database:
-            await tour(database)
+        async with open_database(url) as database:
+            await use_every_repository(database)
 
     asyncio.run(use())
     ensure_roles(url, LOGINS)
-    return Ways(server, url)
+    return RoleUrls(server, url)

@@ -23,9 +23,17 @@ from db.predictions.predictions import PredictionFilters, PredictionRepository
 from db.predictions.submissions import Failed, Stored
 from db.search.similarity import SimilarityFilters, SimilarityRepository
 from tests.support import breadth
-from tests.support.postgres import SPACE, TestServer, opened
-from tests.support.row_factories import claim, counted, new_key, new_text, sql, submission, writer
+from tests.support.postgres import SPACE, TestServer, open_database
 from tests.support.repository_tour import VECTOR
+from tests.support.row_factories import (
+    count_rows,
+    new_idempotency,
+    new_key,
+    new_submission,
+    new_text,
+    new_writer,
+    run_sql,
+)
 
 HOSTILE = (
     "' OR '1'='1",
@@ -79,9 +87,9 @@ def place(server: TestServer) -> Iterator[tuple[str, Key]]:
     """A database with one harmless prediction, and the key that made it."""
 
     async def fill(url: str) -> Key:
-        async with opened(url) as database:
+        async with open_database(url) as database:
             key = await new_key(database)
-            assert await writer(database).commit([submission(key)]) == [Stored()]
+            assert await new_writer(database).commit([new_submission(key)]) == [Stored()]
             return key
 
     with server.database() as url:
@@ -90,10 +98,10 @@ def place(server: TestServer) -> Iterator[tuple[str, Key]]:
 
 async def standing(database: Database) -> None:
     """Every table is there, and nobody came in or left."""
-    assert await counted(database, "api_keys") == 1
-    assert await counted(database, "users") == 0
-    assert await counted(database, "predictions") == 1
-    assert await counted(database, "audit_log") == 1
+    assert await count_rows(database, "api_keys") == 1
+    assert await count_rows(database, "users") == 0
+    assert await count_rows(database, "predictions") == 1
+    assert await count_rows(database, "audit_log") == 1
 
 
 @example(value="'; DROP TABLE predictions; --", other="' OR '1'='1", ident=UUID(int=0))
@@ -105,7 +113,7 @@ def test_no_filter_is_read_as_sql(place: tuple[str, Key], value: str, other: str
     url, key = place
 
     async def ask() -> None:
-        async with opened(url) as database:
+        async with open_database(url) as database:
             predictions, similarity = (
                 PredictionRepository(database),
                 SimilarityRepository(database, space=SPACE),
@@ -154,17 +162,17 @@ async def test_what_is_stored_comes_back_as_it_was(database: Database, value: st
     key = await new_key(database)
     predictions = PredictionRepository(database)
     text = new_text(value or "x")
-    new = submission(
+    new = new_submission(
         key,
         [text],
-        idempotency=claim(key, value or "x"),
+        idempotency=new_idempotency(key, value or "x"),
         model=value,
         version=value,
         label=value,
         unit=value,
         request_id=value,
     )
-    assert await writer(database).commit([new]) == [Stored()]
+    assert await new_writer(database).commit([new]) == [Stored()]
     found = await predictions.get(new.predictions[0].id)
     assert (found.model, found.version, found.label, found.unit, found.request_id) == (value,) * 5
     assert found.text == (value or "x")
@@ -196,10 +204,10 @@ async def test_what_is_stored_comes_back_as_it_was(database: Database, value: st
 @pytest.mark.parametrize("value", UNHOLDABLE)
 async def test_what_cannot_be_held_is_refused_alone(database: Database, value: str) -> None:
     key = await new_key(database)
-    good, bad = submission(key), submission(key, label=value)
-    outcomes = await writer(database).commit([bad, good])
+    good, bad = new_submission(key), new_submission(key, label=value)
+    outcomes = await new_writer(database).commit([bad, good])
     assert isinstance(outcomes[0], Failed)
     assert outcomes[1] == Stored()
     with pytest.raises(NotFound):
         await PredictionRepository(database).get(bad.predictions[0].id)
-    assert await sql(database, "SELECT count(*) FROM predictions") == [(1,)]
+    assert await run_sql(database, "SELECT count(*) FROM predictions") == [(1,)]

@@ -9,7 +9,7 @@ from db.connection.databases import ensure_sibling
 from db.connection.engine import Database
 from registry.encoders.export import build_encoder
 from registry.store.model_registry import ModelRegistry
-from tests.support.postgres import TestServer, opened
+from tests.support.postgres import TestServer, open_database
 from tests.support.tiny import sentences, tiny_source
 
 
@@ -25,7 +25,7 @@ def registry(server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture
 async def database(url: str) -> AsyncIterator[Database]:
-    async with opened(url) as ready:
+    async with open_database(url) as ready:
         yield ready
 
 

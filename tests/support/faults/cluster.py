@@ -15,7 +15,7 @@ from k8s.rendered import render
 from tests.support.faults.ledger import Ledger
 from tests.support.faults.processes import ENCODER, found
 from tests.support.live import LivePlatform
-from tests.support.nodes import Nodes, nodes
+from tests.support.nodes import Nodes, run_cluster
 from tests.support.postgres import running_server
 from tests.support.tracking import tracking_server
 
@@ -24,7 +24,7 @@ from tests.support.tracking import tracking_server
 class ClusterPlatform(LivePlatform):
     """The cluster, as far as clients and injuries need to know it."""
 
-    nodes: Nodes
+    run_cluster: Nodes
 
     def processes(self) -> Sequence[psutil.Process]:
         """Every process of its nodes, by the folder in its environment."""
@@ -42,7 +42,7 @@ class ClusterPlatform(LivePlatform):
 
     def up(self) -> None:
         """Wait until it answers."""
-        self.until_ready(300)
+        self.wait_until_ready(300)
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def several_nodes() -> Iterator[LivePlatform]:
     """The production overlay's head and workers, with a database and a registry of their own."""
     with running_server() as server, tracking_server() as registry:
         database = server.empty()
-        with nodes(
+        with run_cluster(
             render("production"),
             database=database,
             mlflow=registry,
@@ -71,7 +71,7 @@ def raylet_killed(platform: LivePlatform, _ledger: Ledger) -> Iterator[None]:
     assert isinstance(platform, ClusterPlatform)
     name = Path(found(ENCODER, platform)[0].environ()["VALENCE_HOME"]).name
     home = str(platform.nodes.folder / name)
-    for process in platform.named("raylet/raylet"):
+    for process in platform.find_processes("raylet/raylet"):
         if process.environ()["VALENCE_HOME"] == home:
             process.kill()
     yield

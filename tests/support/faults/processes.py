@@ -20,13 +20,15 @@ _NO_MEMORY = "65536"
 
 def titled(part: str) -> Part:
     """The processes with this in their command line, as Ray titles its own."""
-    return lambda platform: platform.named(part)
+    return lambda platform: platform.find_processes(part)
 
 
 def program(name: str, argument: str = "") -> Part:
     """The processes of a program, with this among the arguments."""
     return lambda platform: [
-        process for process in platform.named(argument) if process.is_running() and process.name() == name
+        process
+        for process in platform.find_processes(argument)
+        if process.is_running() and process.name() == name
     ]
 
 

@@ -65,7 +65,7 @@ class Result:
 
 def undergo(fault: Fault, platform: LivePlatform, plan: Plan) -> Result:
     """Hurt the platform by this fault and say what came of it."""
-    platform.until_ready(_READY_SECONDS)
+    platform.wait_until_ready(_READY_SECONDS)
     canaries = Canaries(platform)
     ledger = Ledger()
     with Clients(platform, plan.clients, ledger):

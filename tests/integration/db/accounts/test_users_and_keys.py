@@ -11,7 +11,7 @@ from db.accounts.keys import KeyRepository, NewKey
 from db.accounts.users import UserRepository
 from db.connection.engine import Database
 from db.errors import Duplicate, NotFound, Rejected
-from tests.support.row_factories import counted, new_key, now
+from tests.support.row_factories import count_rows, new_key, now
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +28,7 @@ async def test_a_user_is_created_read_and_unique_whatever_the_case(database: Dat
         await users.create(username="other", email="Ada@Example.org", actor=None)
     with pytest.raises(NotFound):
         await users.get(uuid4())
-    assert await counted(database, "users") == await counted(database, "audit_log") == 1
+    assert await count_rows(database, "users") == await count_rows(database, "audit_log") == 1
 
 
 async def test_a_key_belongs_to_its_owner_or_to_itself(database: Database) -> None:
@@ -60,7 +60,7 @@ async def test_a_key_of_nobody_known_twice_or_without_sense_is_refused(database:
     await keys.create(key(), actor=None)
     with pytest.raises(Duplicate):
         await keys.create(key(), actor=None)
-    assert await counted(database, "audit_log") == 1
+    assert await count_rows(database, "audit_log") == 1
 
 
 async def test_a_revoked_key_stays_as_a_record_and_is_revoked_once(database: Database) -> None:

@@ -8,7 +8,7 @@ from db.analytics.replay import ReplayRepository
 from db.connection.engine import Database
 from db.predictions.feedback import FeedbackRepository, NewFeedback
 from tests.support.postgres import SPACE
-from tests.support.row_factories import new_key, new_text, submission, writer
+from tests.support.row_factories import new_key, new_submission, new_text, new_writer
 
 pytestmark = pytest.mark.anyio
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 async def test_a_sample_is_bounded_random_and_repeatable(database: Database) -> None:
     key = await new_key(database)
     texts = [new_text() for _ in range(60)]
-    await writer(database).commit([submission(key, texts)])
+    await new_writer(database).commit([new_submission(key, texts)])
     replays = ReplayRepository(database, space=SPACE)
     start = UUID(int=1 << 126)
     first = await replays.sample("sentiment", size=20, judged=10, start=start)
@@ -38,8 +38,8 @@ async def test_a_sample_is_bounded_random_and_repeatable(database: Database) -> 
 
 async def test_what_has_feedback_is_there_with_the_label_that_it_tells(database: Database) -> None:
     key, other = await new_key(database), await new_key(database)
-    made = submission(key, [new_text() for _ in range(40)])
-    await writer(database).commit([made])
+    made = new_submission(key, [new_text() for _ in range(40)])
+    await new_writer(database).commit([made])
     right, wrong, blamed, changed = (prediction.id for prediction in made.predictions[:4])
     store = FeedbackRepository(database)
 
@@ -77,5 +77,5 @@ async def test_what_has_feedback_is_there_with_the_label_that_it_tells(database:
 
 async def test_texts_without_a_vector_in_the_space_are_left_out(database: Database) -> None:
     key = await new_key(database)
-    await writer(database).commit([submission(key)])
+    await new_writer(database).commit([new_submission(key)])
     assert not await ReplayRepository(database, space="another").sample("sentiment", size=9, judged=9)

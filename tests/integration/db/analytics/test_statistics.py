@@ -11,16 +11,16 @@ from db.embeddings.segments import Segments
 from db.models.evaluations import EvaluationRepository, NewEvaluation
 from db.predictions.feedback import FeedbackRepository, NewFeedback
 from tests.support.postgres import SPACE
-from tests.support.row_factories import new_key, new_text, submission, writer
+from tests.support.row_factories import new_key, new_submission, new_text, new_writer
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_segments_are_counted_by_state(database: Database) -> None:
     key = await new_key(database)
-    await writer(database).commit([submission(key, [new_text() for _ in range(5)])])
+    await new_writer(database).commit([new_submission(key, [new_text() for _ in range(5)])])
     await Segments(database, SPACE).roll(5)
-    await writer(database).commit([submission(key, [new_text() for _ in range(2)])])
+    await new_writer(database).commit([new_submission(key, [new_text() for _ in range(2)])])
     census = await StatisticsRepository(database).collect()
     assert {(row.space, row.state, row.segments, row.rows) for row in census.segments} == {
         (SPACE, "closed", 1, 5),
@@ -44,8 +44,8 @@ async def test_judgements_are_counted_by_version_as_they_stand(database: Databas
     key, other = await new_key(database), await new_key(database)
     feedback = FeedbackRepository(database)
     for version, right in (("1", True), ("1", False), ("2", True)):
-        given = submission(key, version=version)
-        await writer(database).commit([given])
+        given = new_submission(key, version=version)
+        await new_writer(database).commit([given])
         for holder, said in ((key, not right), (key, right)):
             await feedback.put(
                 NewFeedback(
@@ -70,11 +70,13 @@ async def test_the_last_hour_is_told_apart_from_the_week_before(database: Databa
     now = datetime.now(UTC)
     # Within this month's partition, so that the test stands on its first days.
     later = now + timedelta(hours=3)
-    old = submission(key, [new_text() for _ in range(4)], label="negative", confidence=0.35)
-    await writer(database).commit([old])
+    old = new_submission(key, [new_text() for _ in range(4)], label="negative", confidence=0.35)
+    await new_writer(database).commit([old])
     ahead = Uuid7Clock(lambda: int(later.timestamp() * 1e9))
     for label, confidence in (("positive", 1.0), ("neutral", 0.5)):
-        await writer(database).commit([submission(key, id=ahead.next(), label=label, confidence=confidence)])
+        await new_writer(database).commit(
+            [new_submission(key, id=ahead.next(), label=label, confidence=confidence)]
+        )
     found = await StatisticsRepository(database).distributions(later + timedelta(minutes=1))
     recent, reference = found.recent["sentiment", "2"], found.reference["sentiment", "2"]
     assert recent.labels == {"positive": 1, "neutral": 1}

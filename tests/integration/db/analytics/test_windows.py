@@ -18,7 +18,7 @@ from db.embeddings.vectors import VectorRepository
 from db.predictions.feedback import FeedbackRepository, NewFeedback
 from db.predictions.submissions import NewPrediction, NewText, Submission
 from tests.support.postgres import SPACE
-from tests.support.row_factories import new_key, new_prediction, new_text, now, writer
+from tests.support.row_factories import new_key, new_prediction, new_text, new_writer, now
 
 pytestmark = pytest.mark.anyio
 
@@ -31,7 +31,7 @@ async def stored(
     database: Database, key: Key, *texts: NewText, space: str = SPACE, **changes: Any
 ) -> list[NewPrediction]:
     made = [new_prediction(key, text, **changes) for text in texts]
-    await writer(database, space).commit([Submission(texts=list(texts), predictions=made)])
+    await new_writer(database, space).commit([Submission(texts=list(texts), predictions=made)])
     return made
 
 

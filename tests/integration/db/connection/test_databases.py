@@ -7,7 +7,7 @@ from sqlalchemy import make_url
 from db.connection.databases import ensure_sibling
 from db.errors import NotPermitted
 from db.schema.roles import Role
-from tests.support.role_urls import Ways
+from tests.support.role_urls import RoleUrls
 
 
 def test_the_neighbour_is_made_once_and_is_another_database(url: str) -> None:
@@ -20,6 +20,6 @@ def test_the_neighbour_is_made_once_and_is_another_database(url: str) -> None:
         connection.execute(f'DROP DATABASE "{made.database}"')
 
 
-def test_who_may_not_make_the_neighbour_is_told_what_to_do(ways: Ways) -> None:
+def test_who_may_not_make_the_neighbour_is_told_what_to_do(role_urls: RoleUrls) -> None:
     with pytest.raises(NotPermitted, match=r"_mlflow.*MLFLOW_TRACKING_URI"):
-        ensure_sibling(ways[Role.APPLICATION], "_mlflow")
+        ensure_sibling(role_urls[Role.APPLICATION], "_mlflow")

@@ -11,32 +11,32 @@ from db.connection.engine import Database, Limits
 from db.embeddings.segments import Segments
 from db.errors import Unavailable
 from db.predictions.submissions import Stored
-from tests.support.postgres import SPACE, opened
-from tests.support.row_factories import new_key, sql, submission, writer
-from tests.support.interruptible_tasks import Script, ScriptedDatabase
+from tests.support.interruptible_tasks import InterruptibleDatabase, InterruptibleTask
+from tests.support.postgres import SPACE, open_database
+from tests.support.row_factories import new_key, new_submission, new_writer, run_sql
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_a_statement_or_a_lock_that_takes_too_long_is_unavailable(url: str) -> None:
     limits = Limits(statement_seconds=0.2, lock_seconds=0.1)
-    async with opened(url, limits=limits) as database:
+    async with open_database(url, limits=limits) as database:
         key = await new_key(database)
         with pytest.raises(Unavailable):
-            await sql(database, "SELECT pg_sleep(5)")
+            await run_sql(database, "SELECT pg_sleep(5)")
         with pytest.raises(Unavailable):
             async with database.hot_read() as connection:
                 await connection.execute("SELECT pg_sleep(5)")
         async with await psycopg.AsyncConnection.connect(url) as other:
             await other.execute("LOCK TABLE text_inputs")
             with pytest.raises(Unavailable):
-                await writer(database).commit([submission(key)])
-        assert await writer(database).commit([submission(key)]) == [Stored()]
+                await new_writer(database).commit([new_submission(key)])
+        assert await new_writer(database).commit([new_submission(key)]) == [Stored()]
 
 
 async def test_no_free_connection_is_unavailable_in_time(url: str) -> None:
     limits = Limits(connect_seconds=0.3, readers=1, repositories=1)
-    async with opened(url, limits=limits) as database:
+    async with open_database(url, limits=limits) as database:
         async with database.hot_read():
             with pytest.raises(Unavailable):
                 async with database.hot_read():
@@ -53,7 +53,7 @@ async def test_every_kind_of_connection_works_again_after_all_were_cut(url: str,
         other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
     start = time.monotonic()
     for action in (
-        lambda: writer(database).commit([submission(key)]),
+        lambda: new_writer(database).commit([new_submission(key)]),
         lambda: KeyRepository(database).find(key.id),
         lambda: KeyRepository(database).list(),
     ):
@@ -72,7 +72,7 @@ async def test_a_connection_that_is_given_up_while_it_is_set_up_is_closed(url: s
         async with database.begin():
             raise AssertionError("it came through")
 
-    async with opened(url, kind=ScriptedDatabase) as database, database.hot_read() as watcher:
+    async with open_database(url, kind=InterruptibleDatabase) as database, database.hot_read() as watcher:
 
         async def sessions() -> int:
             asked = "SELECT FROM pg_stat_activity WHERE datname = current_database()"
@@ -81,8 +81,8 @@ async def test_a_connection_that_is_given_up_while_it_is_set_up_is_closed(url: s
         # Has the one connection that there is already, so that another is made.
         async with database.begin():
             before = await sessions()
-            script = Script(work(database), at=statement)
-            await script.stands(watcher)
+            script = InterruptibleTask(work(database), at=statement)
+            await script.wait_until_blocked(watcher)
             assert await sessions() == before + 1
             await script.end(watcher, "cancelled")
             assert script.task.cancelled()
@@ -95,10 +95,10 @@ async def test_a_connection_that_is_given_up_while_it_is_set_up_is_closed(url: s
 
 
 async def test_behind_a_transaction_pooler_nothing_is_prepared_or_set(url: str) -> None:
-    async with opened(url, pooler=True) as database:
+    async with open_database(url, pooler=True) as database:
         key = await new_key(database)
         for _ in range(8):
-            assert await writer(database).commit([submission(key)]) == [Stored()]
+            assert await new_writer(database).commit([new_submission(key)]) == [Stored()]
             await Segments(database, SPACE).roll(100)
         async with database.hot_write() as connection:
             cursor = await connection.execute("SELECT count(*) FROM pg_prepared_statements")

@@ -25,9 +25,9 @@ from serving.settings import Settings
 from serving.standalone.supervisor import Supervisor
 from tests.support.certificates import Authority
 from tests.support.pgbouncer import Pooler, pgbouncer
-from tests.support.postgres import TestServer, opened
-from tests.support.row_factories import new_key, submission, writer
-from tests.support.repository_tour import tour
+from tests.support.postgres import TestServer, open_database
+from tests.support.repository_tour import use_every_repository
+from tests.support.row_factories import new_key, new_submission, new_writer
 
 pytestmark = pytest.mark.anyio
 
@@ -74,18 +74,18 @@ class Followed:
 
 
 async def test_everything_that_a_platform_asks_goes_through_a_transaction_pooler(pooled: str) -> None:
-    async with opened(pooled, limits=Limits(writers=4)) as database:
+    async with open_database(pooled, limits=Limits(writers=4)) as database:
         for _ in range(3):
-            await tour(database)
+            await use_every_repository(database)
 
 
 async def test_two_platforms_share_the_poolers_connections(pooled: str) -> None:
-    async with opened(pooled) as first, opened(pooled) as second:
+    async with open_database(pooled) as first, open_database(pooled) as second:
         keys = [await new_key(each) for each in (first, second)]
         for _ in range(10):
             outcomes = await asyncio.gather(
                 *(
-                    writer(each).commit([submission(key)])
+                    new_writer(each).commit([new_submission(key)])
                     for each, key in zip((first, second), keys, strict=True)
                     for _ in range(4)
                 )
@@ -97,7 +97,7 @@ async def test_each_connection_finds_out_whether_its_session_is_its_own(
     url: str, server: TestServer, name: str, pooled: str
 ) -> None:
     for way, prepares in ((pooled, None), (direct(server, name), 2), (url, 2)):
-        async with opened(way) as database:
+        async with open_database(way) as database:
             async with database.hot_write() as connection:
                 assert connection.prepare_threshold == prepares
             async with database.search() as connection:
@@ -129,7 +129,7 @@ def test_a_platform_whose_mlflow_would_live_behind_a_pooler_is_refused_at_start(
 
 
 async def test_timeouts_come_from_the_role_behind_a_pooler(pooled: str) -> None:
-    async with opened(pooled) as database, database.hot_read() as connection:
+    async with open_database(pooled) as database, database.hot_read() as connection:
         for setting, value in (
             ("statement_timeout", "30s"),
             ("lock_timeout", "5s"),
@@ -141,7 +141,7 @@ async def test_timeouts_come_from_the_role_behind_a_pooler(pooled: str) -> None:
 
 async def test_notices_come_over_the_direct_url(server: TestServer, name: str, pooled: str) -> None:
     # By notice alone: nobody would wait an hour for the other way.
-    async with opened(pooled, direct_url=direct(server, name)) as database:
+    async with open_database(pooled, direct_url=direct(server, name)) as database:
         followed = Followed(database, poll=3600)
         assert await followed.next() == 0
         made = await ExperimentRepository(database).create(NEW, actor=None)
@@ -151,7 +151,7 @@ async def test_notices_come_over_the_direct_url(server: TestServer, name: str, p
 
 
 async def test_without_a_direct_url_traffic_is_asked_for(pooled: str) -> None:
-    async with opened(pooled) as database:
+    async with open_database(pooled) as database:
         followed = Followed(database, poll=0.05)
         assert await followed.next() == 0
         await ExperimentRepository(database).create(NEW, actor=None)
@@ -159,7 +159,7 @@ async def test_without_a_direct_url_traffic_is_asked_for(pooled: str) -> None:
 
 
 async def test_a_direct_url_that_leads_nowhere_leaves_the_asking(pooled: str) -> None:
-    async with opened(pooled, direct_url="postgresql://nobody@127.0.0.1:1/nothing") as database:
+    async with open_database(pooled, direct_url="postgresql://nobody@127.0.0.1:1/nothing") as database:
         followed = Followed(database, poll=3600)
         assert await followed.next() == 0
         await ExperimentRepository(database).create(NEW, actor=None)
@@ -194,7 +194,7 @@ async def test_every_connection_checks_the_servers_certificate(
     encrypted: Pooler, name: str, authority: Authority
 ) -> None:
     url = encrypted.url("valence_app", name, sslmode="verify-full", sslrootcert=str(authority.certificate))
-    async with opened(url, read_url=url, direct_url=url) as database:
+    async with open_database(url, read_url=url, direct_url=url) as database:
         for kind in (database.hot_write, database.hot_read, database.search):
             async with kind() as connection:
                 assert connection.pgconn.ssl_in_use
@@ -203,7 +203,7 @@ async def test_every_connection_checks_the_servers_certificate(
             assert raw.driver_connection is not None
             assert raw.driver_connection.pgconn.ssl_in_use
         assert await Followed(database, poll=0.05).next() == 0
-        await tour(database)
+        await use_every_repository(database)
     require_reachable(url)
     assert versions.read_current(url) == versions.head()
     owner = encrypted.url(

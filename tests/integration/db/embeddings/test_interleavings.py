@@ -32,9 +32,9 @@ from db.privacy.retention import Retention
 from db.schema.tables import NIL_ID
 from db.search.similarity import Neighbours, SimilarityFilters, SimilarityRepository
 from tests.support import breadth
-from tests.support.postgres import SPACE, TestServer, opened
-from tests.support.row_factories import new_key, new_prediction, new_text, now, unit_vectors, writer
-from tests.support.interruptible_tasks import End, Script, ScriptedDatabase
+from tests.support.interruptible_tasks import End, InterruptibleDatabase, InterruptibleTask
+from tests.support.postgres import SPACE, TestServer, open_database
+from tests.support.row_factories import new_key, new_prediction, new_text, new_writer, now, unit_vectors
 
 # Two texts have one vector, as near-duplicates may.
 VECTORS = unit_vectors(30, seed=3)[[0, *range(29)]]
@@ -88,7 +88,7 @@ class Write(Step):
             into.made |= {
                 each.id: Made(user, number) for each, number in zip(predictions, numbers, strict=True)
             }
-        assert await writer(ground.database).commit(submissions) == [Stored()] * len(submissions)
+        assert await new_writer(ground.database).commit(submissions) == [Stored()] * len(submissions)
 
 
 @dataclass(frozen=True)
@@ -204,14 +204,14 @@ class Run:
         self.found: Neighbours | None = None
         self.ended = False
         self._watcher = ground.watcher
-        self._script = Script(self.step.run(ground, self), at=at)
+        self._script = InterruptibleTask(self.step.run(ground, self), at=at)
 
     @property
     def done(self) -> bool:
         return self._script.task.done()
 
-    async def stands(self) -> None:
-        await self._script.stands(self._watcher)
+    async def wait_until_blocked(self) -> None:
+        await self._script.wait_until_blocked(self._watcher)
 
     async def end(self, end: End = "goes on") -> None:
         """Lets it go on, or ends it where it stands; then whether it says that it did what it should."""
@@ -260,7 +260,7 @@ class Interleavings(RuleBasedStateMachine):
         self.watcher = await enter(await psycopg.AsyncConnection.connect(url, autocommit=True))
         self._holder = await enter(await psycopg.AsyncConnection.connect(url))
         limits = Limits(repositories=6, writers=4)
-        self.database = await enter(opened(url, kind=ScriptedDatabase, limits=limits))
+        self.database = await enter(open_database(url, kind=InterruptibleDatabase, limits=limits))
         self.segments = Segments(self.database, SPACE)
         self.similarity = SimilarityRepository(self.database, space=SPACE)
         self.erasures = ErasureRepository(self.database, self.similarity, space=SPACE)
@@ -337,10 +337,10 @@ class Interleavings(RuleBasedStateMachine):
 
     async def _beside(self, first: Step, at: int, more: list[Step], end: End) -> None:
         one, others = Run(self, first, at=at), []
-        await one.stands()
+        await one.wait_until_blocked()
         for step in more:
             others.append(Run(self, step))
-            await others[-1].stands()
+            await others[-1].wait_until_blocked()
         await one.end(end)
         for run in others:
             await run.end()
@@ -349,11 +349,11 @@ class Interleavings(RuleBasedStateMachine):
     async def _behind(self, text: int, write: Write, steps: list[Step], end: End) -> None:
         await self._holder.execute("SELECT FROM text_inputs WHERE id = %s FOR UPDATE", (TEXTS[text].id,))
         late = Run(self, write)
-        await late.stands()
+        await late.wait_until_blocked()
         others = []
         for step in steps:
             others.append(Run(self, step))
-            await others[-1].stands()
+            await others[-1].wait_until_blocked()
         if end != "goes on":
             await late.end(end)
             await self._holder.rollback()

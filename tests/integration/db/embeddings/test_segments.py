@@ -16,8 +16,17 @@ from db.errors import Unavailable
 from db.predictions.submissions import Stored
 from db.privacy.erasure import ErasureRepository
 from db.search.similarity import SimilarityRepository
-from tests.support.postgres import SPACE, opened
-from tests.support.row_factories import counted, new_key, new_text, sql, submission, unit_vectors, waiting, writer
+from tests.support.postgres import SPACE, open_database
+from tests.support.row_factories import (
+    count_rows,
+    new_key,
+    new_submission,
+    new_text,
+    new_writer,
+    run_sql,
+    unit_vectors,
+    wait_for_lock,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -27,23 +36,23 @@ _STATES = "SELECT id, state, rows FROM segments ORDER BY id"
 async def test_a_full_segment_is_closed_and_then_indexed(database: Database) -> None:
     key = await new_key(database)
     segments = Segments(database, SPACE)
-    await writer(database).commit([submission(key, [new_text() for _ in range(30)])])
+    await new_writer(database).commit([new_submission(key, [new_text() for _ in range(30)])])
     assert await segments.roll(31) is None
     assert await segments.roll(30) == 2
     assert await segments.roll(30) is None
-    await writer(database).commit([submission(key)])
-    assert await sql(database, _STATES) == [(1, "closed", 30), (2, "open", None)]
+    await new_writer(database).commit([new_submission(key)])
+    assert await run_sql(database, _STATES) == [(1, "closed", 30), (2, "open", None)]
     assert await segments.index_next() == 1
     assert await segments.index_next() is None
-    assert await sql(database, _STATES) == [(1, "indexed", 30), (2, "open", None)]
-    assert await sql(database, "SELECT count(*) FROM pg_indexes WHERE indexdef LIKE '%%hnsw%%'") == [(1,)]
+    assert await run_sql(database, _STATES) == [(1, "indexed", 30), (2, "open", None)]
+    assert await run_sql(database, "SELECT count(*) FROM pg_indexes WHERE indexdef LIKE '%%hnsw%%'") == [(1,)]
 
 
 async def test_two_spaces_have_segments_of_their_own(database: Database) -> None:
     key = await new_key(database)
     other = Segments(database, "other")
     assert await other.ensure() == await other.ensure() == 2
-    await writer(database, "other").commit([submission(key)])
+    await new_writer(database, "other").commit([new_submission(key)])
     assert await other.roll(1) == 3
     assert await Segments(database, SPACE).roll(1) is None
 
@@ -51,7 +60,7 @@ async def test_two_spaces_have_segments_of_their_own(database: Database) -> None
 async def test_many_at_once_roll_once_and_index_once(database: Database) -> None:
     key = await new_key(database)
     segments = Segments(database, SPACE)
-    await writer(database).commit([submission(key, [new_text() for _ in range(10)])])
+    await new_writer(database).commit([new_submission(key, [new_text() for _ in range(10)])])
     assert len([done for done in await asyncio.gather(*(segments.roll(5) for _ in range(4))) if done]) == 1
     done = await asyncio.gather(*(segments.index_next() for _ in range(4)))
     assert [segment for segment in done if segment] == [1]
@@ -60,7 +69,7 @@ async def test_many_at_once_roll_once_and_index_once(database: Database) -> None
 async def indexed(database: Database, rows: int) -> list[UUID]:
     """A further indexed segment of the space; its texts."""
     segments, texts = Segments(database, SPACE), [new_text() for _ in range(rows)]
-    await writer(database).commit([submission(await new_key(database), texts)])
+    await new_writer(database).commit([new_submission(await new_key(database), texts)])
     await segments.roll(1)
     await segments.index_next()
     return [text.id for text in texts]
@@ -75,19 +84,19 @@ async def test_small_segments_are_merged_and_the_old_ones_dropped(database: Data
     assert await segments.merge_next(memory=1_000) is None, "a graph of that size has no room"
     assert await segments.merge_next() == 7
     assert await segments.merge_next() is None
-    states = dict(await sql(database, "SELECT state, array_agg(id ORDER BY id) FROM segments GROUP BY 1"))
+    states = dict(await run_sql(database, "SELECT state, array_agg(id ORDER BY id) FROM segments GROUP BY 1"))
     assert states == {"open": [6], "indexed": [3, 7], "retired": [1, 2, 4, 5]}
-    assert await sql(database, "SELECT rows FROM segments WHERE id = 7") == [(84,)]
+    assert await run_sql(database, "SELECT rows FROM segments WHERE id = 7") == [(84,)]
     similarity = SimilarityRepository(database, space=SPACE)
     found = await similarity.search(unit_vectors(1)[0], k=100, exact=True)
     assert len({neighbour.text_id for neighbour in found.results}) == 100
     assert await segments.drop_next() is None, "searches that began before may still read it"
     assert [await segments.drop_next(grace=0) for _ in range(5)] == [1, 2, 4, 5, None]
-    assert {row[0] for row in await sql(database, "SELECT text_id FROM embeddings")} == set(ids)
-    assert await counted(database, "embeddings") == len(ids)
+    assert {row[0] for row in await run_sql(database, "SELECT text_id FROM embeddings")} == set(ids)
+    assert await count_rows(database, "embeddings") == len(ids)
     await indexed(database, 20)
     assert await segments.merge_next() == 9, "with this one there is a quarter as much as in the largest"
-    assert await sql(database, "SELECT id, rows FROM segments WHERE state = 'indexed'") == [(9, 504)]
+    assert await run_sql(database, "SELECT id, rows FROM segments WHERE state = 'indexed'") == [(9, 504)]
 
 
 async def test_a_large_graph_has_more_neighbours(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +104,7 @@ async def test_a_large_graph_has_more_neighbours(database: Database, monkeypatch
     for rows in (16, 15):
         await indexed(database, rows)
     assert await Segments(database, SPACE).merge_next(fan_in=2) == 4
-    found = await sql(
+    found = await run_sql(
         database, "SELECT tablename, indexdef FROM pg_indexes WHERE indexdef LIKE '%%hnsw%%' ORDER BY 1"
     )
     neighbours = {table: definition.partition("m='")[2].partition("'")[0] for table, definition in found}
@@ -120,7 +129,7 @@ async def test_what_is_erased_or_late_while_segments_are_merged_is_as_it_was_tol
 
     monkeypatch.setattr(db.embeddings.segments, "_index", meanwhile)
     merged = await segments.merge_next()
-    found = await sql(database, "SELECT text_id FROM embeddings WHERE segment = %s", merged)
+    found = await run_sql(database, "SELECT text_id FROM embeddings WHERE segment = %s", merged)
     assert {row[0] for row in found} == {*ids[1:], late.id}
 
 
@@ -142,28 +151,28 @@ async def test_what_is_erased_while_a_merge_comes_to_its_end_is_in_no_segment(
     await ending.wait()
     erasures = ErasureRepository(database, SimilarityRepository(database, space=SPACE), space=SPACE)
     erasing = asyncio.create_task(erasures.erase_text(ids[0], actor=None))
-    await waiting(database)
+    await wait_for_lock(database)
     going.set()
     assert await merging == 6
     assert (await erasing).erased.embeddings > 0
-    found = {row[0] for row in await sql(database, "SELECT text_id FROM embeddings")}
+    found = {row[0] for row in await run_sql(database, "SELECT text_id FROM embeddings")}
     assert found == set(ids[1:])
 
 
 async def test_a_segment_is_indexed_once_who_saw_it_open_has_ended(url: str, database: Database) -> None:
     segments, key = Segments(database, SPACE), await new_key(database)
     held = new_text()
-    await writer(database).commit([submission(key, [held])])
+    await new_writer(database).commit([new_submission(key, [held])])
     async with await psycopg.AsyncConnection.connect(url) as other:
         await other.execute("SELECT FROM text_inputs WHERE id = %s FOR UPDATE", (held.id,))
-        late = asyncio.create_task(writer(database).commit([submission(key, [held, new_text()])]))
-        await waiting(database)
+        late = asyncio.create_task(new_writer(database).commit([new_submission(key, [held, new_text()])]))
+        await wait_for_lock(database)
         assert await segments.roll(1) == 2
         with pytest.raises(Unavailable):
             await segments.index_next(timeout=0.05)
     assert await late == [Stored()]
     assert await segments.index_next() == 1
-    assert await sql(database, _STATES) == [(1, "indexed", 2), (2, "open", None)]
+    assert await run_sql(database, _STATES) == [(1, "indexed", 2), (2, "open", None)]
 
 
 async def test_nobody_waits_for_long_behind_a_segment_that_is_read(url: str, database: Database) -> None:
@@ -192,8 +201,8 @@ async def test_a_killed_merge_leaves_its_number_to_the_next_one(
         broken.setattr(db.embeddings.segments, "_catch_up", dies)
         with pytest.raises(Unavailable):
             await segments.merge_next()
-    assert (await sql(database, _STATES))[-1] == (6, "merging", None)
-    assert await counted(database, "embeddings") == 12
+    assert (await run_sql(database, _STATES))[-1] == (6, "merging", None)
+    assert await count_rows(database, "embeddings") == 12
     merged = await asyncio.gather(*(segments.merge_next() for _ in range(3)))
     assert sorted(merged, key=str) == [6, None, None]
 
@@ -209,11 +218,11 @@ async def test_writing_rolling_indexing_and_kills_leave_each_text_in_one_segment
         while not stop.is_set():
             texts = [new_text() for _ in range(4)]
             with contextlib.suppress(Unavailable):
-                assert await writer(database).commit([submission(key, texts)]) == [Stored()]
+                assert await new_writer(database).commit([new_submission(key, texts)]) == [Stored()]
                 stored.extend(texts)
 
     async def tend() -> None:
-        async with opened(url) as mine:
+        async with open_database(url) as mine:
             segments = Segments(mine, SPACE)
             while not stop.is_set():
                 with contextlib.suppress(Unavailable):
@@ -223,7 +232,7 @@ async def test_writing_rolling_indexing_and_kills_leave_each_text_in_one_segment
                     await segments.drop_next(grace=1)
 
     async def search() -> None:
-        async with opened(url) as mine:
+        async with open_database(url) as mine:
             similarity = SimilarityRepository(mine, space=SPACE)
             random = np.random.default_rng(5)
             while not stop.is_set():
@@ -254,11 +263,15 @@ async def test_writing_rolling_indexing_and_kills_leave_each_text_in_one_segment
         "FROM embeddings WHERE segment IN "
         "(SELECT id FROM segments WHERE state IN ('open', 'closed', 'indexed'))"
     )
-    assert await sql(database, f"SELECT text_id, count(*) {searched} GROUP BY 1 HAVING count(*) > 1") == []
-    assert await sql(database, f"SELECT count(*) {searched}") == [(await counted(database, "text_inputs"),)]
-    assert await sql(database, "SELECT max(id) > 10 FROM segments") == [(True,)]
-    assert len(await sql(database, "SELECT 1 FROM segments WHERE state = 'open'")) == 1
-    ids = {row[0] for row in await sql(database, f"SELECT text_id {searched}")}
+    assert (
+        await run_sql(database, f"SELECT text_id, count(*) {searched} GROUP BY 1 HAVING count(*) > 1") == []
+    )
+    assert await run_sql(database, f"SELECT count(*) {searched}") == [
+        (await count_rows(database, "text_inputs"),)
+    ]
+    assert await run_sql(database, "SELECT max(id) > 10 FROM segments") == [(True,)]
+    assert len(await run_sql(database, "SELECT 1 FROM segments WHERE state = 'open'")) == 1
+    ids = {row[0] for row in await run_sql(database, f"SELECT text_id {searched}")}
     assert {text.id for text in stored} <= ids
 
 
@@ -266,15 +279,17 @@ async def test_a_late_writer_into_an_indexed_segment_is_found_by_its_index(datab
     key = await new_key(database)
     vectors = unit_vectors(3000)
     segments = Segments(database, SPACE)
-    await writer(database).commit([submission(key, [new_text(vector=vector) for vector in vectors[:2999]])])
+    await new_writer(database).commit(
+        [new_submission(key, [new_text(vector=vector) for vector in vectors[:2999]])]
+    )
     await segments.roll(2999)
     await segments.index_next()
     late = new_text(vector=vectors[2999])
-    await sql(database, "UPDATE segments SET state = 'closed' WHERE state = 'open'")
-    await sql(database, "UPDATE segments SET state = 'open' WHERE id = 1")
-    await writer(database).commit([submission(key, [late])])
-    await sql(database, "UPDATE segments SET state = 'indexed' WHERE id = 1")
-    found = await sql(
+    await run_sql(database, "UPDATE segments SET state = 'closed' WHERE state = 'open'")
+    await run_sql(database, "UPDATE segments SET state = 'open' WHERE id = 1")
+    await new_writer(database).commit([new_submission(key, [late])])
+    await run_sql(database, "UPDATE segments SET state = 'indexed' WHERE id = 1")
+    found = await run_sql(
         database,
         "SELECT text_id FROM embeddings_1 ORDER BY embedding <#> %s::real[]::halfvec LIMIT 1",
         [float(value) for value in vectors[2999]],

@@ -22,16 +22,16 @@ from serving.spaces.space_filler import SpaceFiller
 from tests.support.postgres import SPACE
 from tests.support.reembedding import (
     NEXT,
-    FakeEncoders,
-    built,
-    filled,
-    seen,
+    DeterministicEncoders,
+    build_space,
+    count_vectors_by_text,
+    new_worker,
+    run_until_idle,
+    search_space,
     text_in,
     vector_in,
-    vectors_by_text,
-    work_of,
 )
-from tests.support.row_factories import claim, new_key, sql, submission, text_id, writer
+from tests.support.row_factories import new_idempotency, new_key, new_submission, new_writer, run_sql, text_id
 
 pytestmark = pytest.mark.anyio
 
@@ -44,8 +44,8 @@ async def stored(database: Database, *contents: str, space: str = SPACE) -> list
     """Texts as the writer stores them, long ago."""
     key = await new_key(database)
     texts = [text_in(space, content) for content in contents]
-    assert await writer(database, space).commit([submission(key, texts)]) == [Stored()]
-    await sql(database, "UPDATE text_inputs SET created_at = now() - interval '1 hour'")
+    assert await new_writer(database, space).commit([new_submission(key, texts)]) == [Stored()]
+    await run_sql(database, "UPDATE text_inputs SET created_at = now() - interval '1 hour'")
     return [text.id for text in texts]
 
 
@@ -64,8 +64,8 @@ async def test_a_space_is_built_switched_to_and_back_and_the_other_removed(datab
     assert await spaces.ensure("another default") == SPACE
     await spaces.begin(NEXT, actor=None)
     await spaces.begin(NEXT, actor=None)
-    work = work_of(database)
-    await filled(work)
+    work = new_worker(database)
+    await run_until_idle(work)
     assert await states(database) == {SPACE: SpaceState.LIVE, NEXT: SpaceState.WHOLE}
     live, beside = await spaces.list()
     assert (live.name, live.vectors, beside.name, beside.vectors) == (SPACE, 30, NEXT, 30)
@@ -76,11 +76,11 @@ async def test_a_space_is_built_switched_to_and_back_and_the_other_removed(datab
     (late,) = await stored(database, "written after", space=NEXT)
     with pytest.raises(Conflict, match="1 texts"):
         await spaces.switch(SPACE, actor=None)
-    await filled(work_of(database))
+    await run_until_idle(new_worker(database))
     await spaces.switch(SPACE, actor=None)
     await spaces.switch(NEXT, actor=None)
     for space in (SPACE, NEXT):
-        assert await vectors_by_text(database, space) == dict.fromkeys([*ids, late], 1)
+        assert await count_vectors_by_text(database, space) == dict.fromkeys([*ids, late], 1)
     with pytest.raises(Conflict, match="was live a moment ago"):
         await spaces.leave(SPACE, actor=None)
     await spaces.leave(SPACE, actor=None, followed=0)
@@ -95,10 +95,10 @@ async def test_a_space_is_built_switched_to_and_back_and_the_other_removed(datab
     while await work.step() is not None:
         pass
     assert await states(database) == {NEXT: SpaceState.LIVE}
-    assert await sql(database, "SELECT DISTINCT spaces FROM text_inputs") == [([NEXT],)]
-    assert await sql(database, "SELECT DISTINCT space FROM segments") == [(NEXT,)]
-    assert await vectors_by_text(database, NEXT) == dict.fromkeys([*ids, late], 1)
-    acts = await sql(database, "SELECT action, subject, detail FROM audit_log ORDER BY id")
+    assert await run_sql(database, "SELECT DISTINCT spaces FROM text_inputs") == [([NEXT],)]
+    assert await run_sql(database, "SELECT DISTINCT space FROM segments") == [(NEXT,)]
+    assert await count_vectors_by_text(database, NEXT) == dict.fromkeys([*ids, late], 1)
+    acts = await run_sql(database, "SELECT action, subject, detail FROM audit_log ORDER BY id")
     assert [act for act in acts if act[0].startswith("space.")] == [
         ("space.begin", NEXT, {}),
         ("space.switch", NEXT, {"before": SPACE}),
@@ -123,16 +123,16 @@ async def test_a_switch_is_refused_while_texts_lack_a_vector(database: Database)
         await spaces.begin("a third", actor=None)
     with pytest.raises(Conflict, match="is live"):
         await spaces.leave(SPACE, actor=None)
-    await filled(work_of(database))
+    await run_until_idle(new_worker(database))
     # A text that came just now is on its way, and holds nothing up.
     key = await new_key(database)
-    fresh = submission(key, [text_in(SPACE, "fresh")])
-    assert await writer(database).commit([fresh]) == [Stored()]
+    fresh = new_submission(key, [text_in(SPACE, "fresh")])
+    assert await new_writer(database).commit([fresh]) == [Stored()]
     await spaces.switch(NEXT, actor=None)
     assert await spaces.live() == NEXT
     # Writes into the previous space by processes that haven't switched yet are waited for.
     assert not await spaces.is_caught_up(NEXT, within=0)
-    await filled(work_of(database))
+    await run_until_idle(new_worker(database))
     assert await spaces.is_caught_up(NEXT, within=0)
     assert not await spaces.is_caught_up("unknown")
 
@@ -140,12 +140,12 @@ async def test_a_switch_is_refused_while_texts_lack_a_vector(database: Database)
 async def test_what_is_killed_in_the_middle_goes_on_and_doubles_nothing(database: Database) -> None:
     ids = await stored(database, *named(40))
     # Without predictions only the round finds the texts.
-    await sql(database, "DELETE FROM predictions")
+    await run_sql(database, "DELETE FROM predictions")
     spaces = SpaceRepository(database)
     await spaces.ensure(SPACE)
     await spaces.begin(NEXT, actor=None)
     await Segments(database, NEXT).ensure()
-    encoders = FakeEncoders()
+    encoders = DeterministicEncoders()
 
     async def killed(_texts: Sequence[str]) -> None:
         if len(encoders.batches) > 2:
@@ -159,48 +159,48 @@ async def test_what_is_killed_in_the_middle_goes_on_and_doubles_nothing(database
         batch=8,
     )
     with pytest.raises(Lost):
-        await filled(filling)
-    assert sum((await vectors_by_text(database, NEXT)).values()) == 16
+        await run_until_idle(filling)
+    assert sum((await count_vectors_by_text(database, NEXT)).values()) == 16
     assert not filling.is_whole
     # Two of them at once, as when a control is started beside one that is not dead yet.
-    await asyncio.gather(filled(work_of(database)), filled(work_of(database)))
-    assert await vectors_by_text(database, NEXT) == dict.fromkeys(ids, 1)
+    await asyncio.gather(run_until_idle(new_worker(database)), run_until_idle(new_worker(database)))
+    assert await count_vectors_by_text(database, NEXT) == dict.fromkeys(ids, 1)
     assert (await states(database))[NEXT] == SpaceState.WHOLE
 
 
 async def test_texts_that_are_written_meanwhile_are_in_both_spaces_once(database: Database) -> None:
     await stored(database, *named(20))
-    spaces, encoders = SpaceRepository(database), FakeEncoders()
+    spaces, encoders = SpaceRepository(database), DeterministicEncoders()
     await spaces.ensure(SPACE)
     await spaces.begin(NEXT, actor=None)
-    key, old, new = await new_key(database), writer(database), writer(database, NEXT)
+    key, old, new = await new_key(database), new_writer(database), new_writer(database, NEXT)
     written: set[str] = set()
 
     async def written_meanwhile(texts: Sequence[str]) -> None:
         if len(encoders.batches) > 3:
             return
         word = f"meanwhile {len(encoders.batches)}"
-        fresh = submission(key, [text_in(SPACE, word)])
+        fresh = new_submission(key, [text_in(SPACE, word)])
         # The same texts as are embedded now, by who writes into the other space already.
-        same = submission(key, [text_in(NEXT, text) for text in texts[:3]])
+        same = new_submission(key, [text_in(NEXT, text) for text in texts[:3]])
         assert await old.commit([fresh]) == [Stored()]
         assert await new.commit([same]) == [Stored()]
         written.add(word)
 
     encoders.before = written_meanwhile
-    work = work_of(database, encoders)
-    await filled(work)
+    work = new_worker(database, encoders)
+    await run_until_idle(work)
     await asyncio.sleep(0.6)
-    await filled(work)
+    await run_until_idle(work)
     assert written
     everything = dict.fromkeys([text_id(each) for each in [*named(20), *written]], 1)
     for space in (SPACE, NEXT):
-        assert await vectors_by_text(database, space) == everything
+        assert await count_vectors_by_text(database, space) == everything
 
 
 async def test_erasure_during_the_work_leaves_no_vector_in_either_space(database: Database) -> None:
     ids = await stored(database, *named(6))
-    spaces, encoders = SpaceRepository(database), FakeEncoders()
+    spaces, encoders = SpaceRepository(database), DeterministicEncoders()
     await spaces.ensure(SPACE)
     await spaces.begin(NEXT, actor=None)
     erasures = ErasureRepository(database, SimilarityRepository(database, space=SPACE), space=SPACE)
@@ -211,29 +211,29 @@ async def test_erasure_during_the_work_leaves_no_vector_in_either_space(database
         await erasures.erase_text(ids[0], actor=None)
 
     encoders.before = erased
-    await filled(work_of(database, encoders))
+    await run_until_idle(new_worker(database, encoders))
     assert "text 0" in encoders.batches[0][1]
     receipt = await erasures.erase_text(ids[1], actor=None)
     assert (receipt.erased.texts, receipt.erased.embeddings) == (1, 2)
     for space in (SPACE, NEXT):
-        assert await vectors_by_text(database, space) == dict.fromkeys(ids[2:], 1)
-    gone = await sql(database, "SELECT count(*) FROM embeddings WHERE text_id = ANY(%s)", ids[:2])
+        assert await count_vectors_by_text(database, space) == dict.fromkeys(ids[2:], 1)
+    gone = await run_sql(database, "SELECT count(*) FROM embeddings WHERE text_id = ANY(%s)", ids[:2])
     assert gone == [(0,)]
 
 
 async def test_searches_see_each_text_once_before_and_after_the_switch(database: Database) -> None:
     ids = await stored(database, *named(40))
-    spaces = await built(database)
+    spaces = await build_space(database)
     old, new = Segments(database, SPACE), Segments(database, NEXT)
     # One segment with an index and an open one, in both.
     for segments in (old, new):
         assert await segments.roll(1) is not None
         assert await segments.index_next() is not None
     await stored(database, "one more")
-    await filled(work_of(database))
+    await run_until_idle(new_worker(database))
     everything = {*ids, text_id("one more")}
     for space in (SPACE, NEXT):
-        found = await seen(database, space, "text 7")
+        found = await search_space(database, space, "text 7")
         assert sorted(each for each, _ in found) == sorted(everything)
         # By its own vector a text is the nearest: those of the other space would be anywhere.
         assert found[0] == (text_id("text 7"), pytest.approx(1.0, abs=1e-3))
@@ -250,25 +250,29 @@ async def test_a_batch_of_two_spaces_is_stored_in_each(database: Database) -> No
     await SpaceRepository(database).ensure(SPACE)
     await Segments(database, NEXT).ensure()
     key = await new_key(database)
-    kept = claim(key, "again")
+    kept = new_idempotency(key, "again")
     sent = [
-        submission(key, [text_in(SPACE, "old")]),
-        submission(key, [text_in(NEXT, "new")], idempotency=kept),
-        submission(key, [text_in(NEXT, "both")]),
-        submission(key, [text_in(SPACE, "both")]),
+        new_submission(key, [text_in(SPACE, "old")]),
+        new_submission(key, [text_in(NEXT, "new")], idempotency=kept),
+        new_submission(key, [text_in(NEXT, "both")]),
+        new_submission(key, [text_in(SPACE, "both")]),
     ]
     spaces = [SPACE, NEXT, NEXT, SPACE]
     batch = [_in(space, each) for space, each in zip(spaces, sent, strict=True)]
-    assert await writer(database, "nowhere").commit(batch) == [Stored()] * 4
-    assert await vectors_by_text(database, SPACE) == {
+    assert await new_writer(database, "nowhere").commit(batch) == [Stored()] * 4
+    assert await count_vectors_by_text(database, SPACE) == {
         text_id("old"): 1,
         text_id("new"): 0,
         text_id("both"): 1,
     }
-    assert await vectors_by_text(database, NEXT) == {text_id("old"): 0, text_id("new"): 1, text_id("both"): 1}
+    assert await count_vectors_by_text(database, NEXT) == {
+        text_id("old"): 0,
+        text_id("new"): 1,
+        text_id("both"): 1,
+    }
     # A submission for a space without a segment fails alone, and the rest is stored.
-    lost, fine = await writer(database, SPACE).commit(
-        [_in("nowhere", submission(key)), _in(SPACE, submission(key))]
+    lost, fine = await new_writer(database, SPACE).commit(
+        [_in("nowhere", new_submission(key)), _in(SPACE, new_submission(key))]
     )
     assert isinstance(lost, Failed)
     assert isinstance(lost.error, Unavailable)
@@ -277,7 +281,7 @@ async def test_a_batch_of_two_spaces_is_stored_in_each(database: Database) -> No
 
 async def test_nothing_is_stored_in_a_space_that_leaves(database: Database) -> None:
     await stored(database, *named(3))
-    spaces, encoders = SpaceRepository(database), FakeEncoders()
+    spaces, encoders = SpaceRepository(database), DeterministicEncoders()
     await spaces.ensure(SPACE)
     await spaces.begin(NEXT, actor=None)
 
@@ -285,10 +289,10 @@ async def test_nothing_is_stored_in_a_space_that_leaves(database: Database) -> N
         await spaces.leave(NEXT, actor=None)
 
     encoders.before = leaves
-    work = work_of(database, encoders)
+    work = new_worker(database, encoders)
     await work.step()
     await work.step()
-    assert sum((await vectors_by_text(database, NEXT)).values()) == 0
+    assert sum((await count_vectors_by_text(database, NEXT)).values()) == 0
     # Housekeeping that had seen it before it left may open a segment once more.
     await Segments(database, NEXT).ensure()
     assert await Segments(database, NEXT).retire() >= 1

@@ -17,7 +17,7 @@ from db.experiments.counts import SETTLING_SECONDS, ArmStageCounts, CountReposit
 from db.experiments.experiments import Experiment, ExperimentRepository, NewDecision, NewExperiment
 from db.experiments.traffic import TrafficFeed
 from db.predictions.feedback import FeedbackRepository, NewFeedback
-from tests.support.row_factories import new_key, new_text, sql, submission, writer
+from tests.support.row_factories import new_key, new_submission, new_text, new_writer, run_sql
 
 pytestmark = pytest.mark.anyio
 
@@ -98,7 +98,7 @@ async def test_a_decision_can_be_neither_changed_nor_removed(database: Database)
     await experiments.decide(made.id, decision("promote", None), stage=1)
     for statement in ("UPDATE decisions SET reason = 'other'", "DELETE FROM decisions"):
         with pytest.raises(DatabaseError, match="42501"):
-            await sql(database, statement)
+            await run_sql(database, statement)
 
 
 async def test_unknown_experiments_are_not_found(database: Database) -> None:
@@ -123,14 +123,14 @@ class Arms:
 
     async def stages(self, *minutes: float) -> None:
         """Begin a stage at each of these minutes after the start."""
-        await sql(
+        await run_sql(
             self.database,
             "UPDATE experiment_stages SET started_at = %s WHERE experiment_id = %s AND number = 1",
             self.start,
             self.experiment.id,
         )
         for number, minute in enumerate(minutes, start=2):
-            await sql(
+            await run_sql(
                 self.database,
                 "INSERT INTO experiment_stages (experiment_id, number, share, started_at) VALUES (%s, %s, %s, %s)",
                 self.experiment.id,
@@ -145,7 +145,7 @@ class Arms:
         """Store an answer at a minute after the start; return its id."""
         moment = self.start + timedelta(minutes=at)
         prediction_id = Uuid7Clock(lambda: int(moment.timestamp() * 1e9)).next()
-        request = submission(
+        request = new_submission(
             self.key,
             fields.pop("texts", None) or [new_text()],
             id=prediction_id,
@@ -155,7 +155,7 @@ class Arms:
             label=label,
             **fields,
         )
-        await writer(self.database).commit([request])
+        await new_writer(self.database).commit([request])
         return prediction_id
 
     async def judge(

@@ -9,7 +9,7 @@ from db.accounts.audit import AuditFilters, AuditRepository
 from db.connection.engine import Database
 from db.errors import NotFound
 from db.models.evaluations import ATTEMPTS, Evaluation, EvaluationRepository, NewEvaluation
-from tests.support.row_factories import sql
+from tests.support.row_factories import run_sql
 
 pytestmark = pytest.mark.anyio
 
@@ -71,7 +71,7 @@ async def test_a_process_that_gives_no_sign_loses_its_work_to_the_next(database:
         assert claimed is not None
         assert (claimed.id, claimed.attempts) == (asked.id, attempt)
         assert await evaluations.claim() is None
-        await sql(database, "UPDATE evaluations SET seen_at = now() - interval '31 seconds'")
+        await run_sql(database, "UPDATE evaluations SET seen_at = now() - interval '31 seconds'")
     assert await evaluations.claim() is None
     ended = await evaluations.get(asked.id)
     assert (ended.state, ended.reason) == ("failed", f"its process died {ATTEMPTS} times")

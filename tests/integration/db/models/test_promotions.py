@@ -10,7 +10,7 @@ from db.accounts.audit import AuditFilters, AuditRepository
 from db.connection.engine import Database
 from db.errors import Contested, NotFound, Rejected
 from db.models.promotions import Act, NewPromotion, Promotion, PromotionPhase, PromotionRepository
-from tests.support.row_factories import now, sql
+from tests.support.row_factories import now, run_sql
 
 pytestmark = pytest.mark.anyio
 
@@ -128,14 +128,14 @@ async def test_who_was_champion_at_any_moment_and_why(database: Database) -> Non
 
 
 async def test_asking_for_a_moment_reads_one_entry_of_the_index(database: Database) -> None:
-    await sql(
+    await run_sql(
         database,
         "INSERT INTO promotions (model, version_to, act, state, at, settled_at) "
         "SELECT 'm' || mod(n, 5), n::text, 'promote', 'done', now() - n * interval '1 minute', now() "
         "FROM generate_series(1, 5000) n",
     )
-    await sql(database, "ANALYZE promotions")
-    (plan,) = await sql(
+    await run_sql(database, "ANALYZE promotions")
+    (plan,) = await run_sql(
         database,
         "EXPLAIN (ANALYZE, FORMAT JSON) SELECT version_to FROM promotions WHERE model = 'm1' "
         "AND state = 'done' AND at <= now() - interval '1 day' ORDER BY at DESC, id DESC LIMIT 1",
@@ -179,7 +179,7 @@ async def test_history_is_not_rewritten(database: Database, statement: str) -> N
     last = await done(history, change(None, "1"))
     await history.intend(change("1", "2"), after=last.id)
     with pytest.raises(Rejected):
-        await sql(database, statement)
+        await run_sql(database, statement)
 
 
 async def test_force_without_a_reason_is_refused_by_the_schema_too(database: Database) -> None:

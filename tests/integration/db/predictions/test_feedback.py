@@ -13,7 +13,14 @@ from db.predictions.feedback import FeedbackRepository, Judgement, NewFeedback
 from db.predictions.idempotency import IdempotencyRepository
 from db.predictions.predictions import PredictionRepository
 from db.predictions.submissions import Mismatch, NewIdempotency, Replayed
-from tests.support.row_factories import claim, counted, new_key, sql, submission, writer
+from tests.support.row_factories import (
+    count_rows,
+    new_idempotency,
+    new_key,
+    new_submission,
+    new_writer,
+    run_sql,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -26,8 +33,8 @@ async def test_feedback_is_stored_with_its_prediction_and_replaced_by_the_same_h
     database: Database,
 ) -> None:
     key, engineer = await new_key(database), await new_key(database, role="engineer")
-    request = submission(key)
-    await writer(database).commit([request])
+    request = new_submission(key)
+    await new_writer(database).commit([request])
     prediction_id = request.predictions[0].id
     store = FeedbackRepository(database)
     first = await store.put(
@@ -60,8 +67,8 @@ async def test_feedback_on_an_unknown_or_foreign_prediction_is_not_found_and_cla
     database: Database,
 ) -> None:
     key, stranger = await new_key(database), await new_key(database)
-    request = submission(key)
-    await writer(database).commit([request])
+    request = new_submission(key)
+    await new_writer(database).commit([request])
     for prediction_id in (uuid4(), Uuid7Clock().next(), request.predictions[0].id):
         with pytest.raises(NotFound):
             await FeedbackRepository(database).put(
@@ -72,21 +79,21 @@ async def test_feedback_on_an_unknown_or_foreign_prediction_is_not_found_and_cla
                     is_correct=True,
                 ),
                 scope=stranger.holder_id,
-                idempotency=claim(stranger, "k"),
+                idempotency=new_idempotency(stranger, "k"),
             )
-    assert await counted(database, "feedback") == await counted(database, "idempotency") == 0
+    assert await count_rows(database, "feedback") == await count_rows(database, "idempotency") == 0
 
 
 async def test_concurrent_repetitions_of_feedback_get_one_answer(database: Database) -> None:
     key = await new_key(database)
-    request = submission(key)
-    await writer(database).commit([request])
+    request = new_submission(key)
+    await new_writer(database).commit([request])
     feedback = NewFeedback(
         prediction_id=request.predictions[0].id, holder_id=key.holder_id, key_id=key.id, is_correct=True
     )
 
     async def put(body: bytes) -> Judgement | Replayed | Mismatch:
-        idempotency = claim(key, "k", body=body, answer=b"")
+        idempotency = new_idempotency(key, "k", body=body, answer=b"")
         return await FeedbackRepository(database).put(feedback, idempotency=idempotency, render=render)
 
     outcomes = await asyncio.gather(*(put(b"same") for _ in range(8)))
@@ -98,8 +105,10 @@ async def test_concurrent_repetitions_of_feedback_get_one_answer(database: Datab
 async def test_a_kept_answer_is_found_for_a_day_and_then_swept(database: Database) -> None:
     key = await new_key(database)
     idempotency = IdempotencyRepository(database)
-    await writer(database).commit([submission(key, idempotency=claim(key, name)) for name in ("old", "new")])
-    await sql(
+    await new_writer(database).commit(
+        [new_submission(key, idempotency=new_idempotency(key, name)) for name in ("old", "new")]
+    )
+    await run_sql(
         database, "UPDATE idempotency SET created_at = now() - interval '24 hours 1 second' WHERE key = 'old'"
     )
     assert await idempotency.find(key.holder_id, "/v1/predict", "old") is None
@@ -111,7 +120,7 @@ async def test_a_kept_answer_is_found_for_a_day_and_then_swept(database: Databas
     assert found.outcome(b"another") == Mismatch()
     assert await idempotency.sweep() == 1
     assert await idempotency.sweep() == 0
-    assert await counted(database, "idempotency") == 1
+    assert await count_rows(database, "idempotency") == 1
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -120,5 +129,5 @@ async def test_an_answer_to_be_tried_again_is_never_kept(database: Database, sta
     bad = NewIdempotency(
         holder_id=key.holder_id, route="r", key="k", body_digest=b"d", status=status, answer=b"a"
     )
-    await writer(database).commit([submission(key, idempotency=bad)])
-    assert await counted(database, "idempotency") == await counted(database, "predictions") == 0
+    await new_writer(database).commit([new_submission(key, idempotency=bad)])
+    assert await count_rows(database, "idempotency") == await count_rows(database, "predictions") == 0

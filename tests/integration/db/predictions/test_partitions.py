@@ -8,7 +8,7 @@ import pytest
 from db.connection.engine import Database
 from db.core.ids import Uuid7Clock, uuid7_floor
 from db.predictions.partitions import Partitions
-from tests.support.row_factories import counted, new_key, sql, submission, writer
+from tests.support.row_factories import count_rows, new_key, new_submission, new_writer, run_sql
 
 pytestmark = pytest.mark.anyio
 
@@ -17,7 +17,7 @@ async def test_partitions_reach_from_last_month_to_months_ahead(database: Databa
     span = await Partitions(database).ensure(datetime(2031, 12, 31, 23, 59, tzinfo=UTC), months_ahead=2)
     assert span.start == datetime(2031, 11, 1, tzinfo=UTC)
     assert span.end == datetime(2032, 3, 1, tzinfo=UTC)
-    found = await sql(
+    found = await run_sql(
         database, "SELECT relname FROM pg_class WHERE relname ~ '^(predictions|feedback)_203._..$'"
     )
     months = ("2031_11", "2031_12", "2032_01", "2032_02")
@@ -39,6 +39,6 @@ async def test_ids_at_both_ends_of_the_span_are_stored(database: Database) -> No
     clock = Uuid7Clock(lambda: int(span.end.timestamp() * 1000) * 1_000_000 - 1)
     clock.set_bounds(span.start, span.end)
     for prediction_id in (uuid7_floor(span.start), clock.next()):
-        await writer(database).commit([submission(key, id=prediction_id)])
-    assert await counted(database, "predictions_2035_01") == 1
-    assert await counted(database, "predictions_2035_05") == 1
+        await new_writer(database).commit([new_submission(key, id=prediction_id)])
+    assert await count_rows(database, "predictions_2035_01") == 1
+    assert await count_rows(database, "predictions_2035_05") == 1

@@ -12,15 +12,15 @@ from db.errors import NotFound, Rejected
 from db.predictions.feedback import FeedbackRepository, NewFeedback
 from db.predictions.partitions import Partitions
 from db.predictions.predictions import PredictionFilters, PredictionRepository
-from tests.support.row_factories import new_key, new_text, now, sql, submission, writer
+from tests.support.row_factories import new_key, new_submission, new_text, new_writer, now, run_sql
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_an_unknown_or_foreign_prediction_is_not_found(database: Database) -> None:
     key = await new_key(database)
-    request = submission(key)
-    await writer(database).commit([request])
+    request = new_submission(key)
+    await new_writer(database).commit([request])
     predictions = PredictionRepository(database)
     assert (await predictions.get(request.predictions[0].id, holder=key.holder_id)).holder_id == key.id
     with pytest.raises(NotFound):
@@ -31,8 +31,8 @@ async def test_an_unknown_or_foreign_prediction_is_not_found(database: Database)
 
 async def test_pages_are_newest_first_without_gap_or_repetition(database: Database) -> None:
     key = await new_key(database)
-    request = submission(key, [new_text() for _ in range(23)])
-    await writer(database).commit([request])
+    request = new_submission(key, [new_text() for _ in range(23)])
+    await new_writer(database).commit([request])
     predictions = PredictionRepository(database)
     seen, cursor, pages = [], None, 0
     while True:
@@ -42,14 +42,14 @@ async def test_pages_are_newest_first_without_gap_or_repetition(database: Databa
         cursor = page.next_cursor
         if cursor is None:
             break
-        await writer(database).commit([submission(key)])
+        await new_writer(database).commit([new_submission(key)])
     assert seen == [prediction.id for prediction in reversed(request.predictions)]
     assert pages == 5
 
 
 async def test_a_full_last_page_has_no_cursor(database: Database) -> None:
     key = await new_key(database)
-    await writer(database).commit([submission(key, [new_text() for _ in range(4)])])
+    await new_writer(database).commit([new_submission(key, [new_text() for _ in range(4)])])
     assert (await PredictionRepository(database).list(limit=4)).next_cursor is None
 
 
@@ -62,16 +62,16 @@ async def test_a_cursor_that_no_page_gave_is_refused(database: Database, cursor:
 async def test_each_filter_narrows(database: Database) -> None:
     key, other = await new_key(database), await new_key(database)
     user = await UserRepository(database).create(username="u", email="u@example.org", actor=None)
-    plain = submission(key)
+    plain = new_submission(key)
     variants = {
-        "sentiment": submission(key, label="negative"),
-        "model": submission(key, model="tone"),
-        "model_version": submission(key, version="7"),
-        "arm": submission(key, arm="shadow"),
-        "user_id": submission(key, user_id=user.id),
+        "sentiment": new_submission(key, label="negative"),
+        "model": new_submission(key, model="tone"),
+        "model_version": new_submission(key, version="7"),
+        "arm": new_submission(key, arm="shadow"),
+        "user_id": new_submission(key, user_id=user.id),
     }
-    foreign = submission(other)
-    await writer(database).commit([plain, *variants.values(), foreign])
+    foreign = new_submission(other)
+    await new_writer(database).commit([plain, *variants.values(), foreign])
     values = {
         "sentiment": "negative",
         "model": "tone",
@@ -98,10 +98,10 @@ async def test_since_is_included_until_is_not_and_other_months_are_not_touched(d
     key = await new_key(database)
     await Partitions(database).ensure(datetime(2030, 3, 1, tzinfo=UTC))
     moments = [datetime(2030, 3, 10, tzinfo=UTC) + timedelta(days=day) for day in range(3)]
-    await writer(database).commit([submission(key, id=uuid7_floor(moment)) for moment in moments])
+    await new_writer(database).commit([new_submission(key, id=uuid7_floor(moment)) for moment in moments])
     page = await PredictionRepository(database).list(PredictionFilters(since=moments[0], until=moments[2]))
     assert [prediction.predicted_at for prediction in page.items] == [moments[1], moments[0]]
-    plan = await sql(
+    plan = await run_sql(
         database,
         "EXPLAIN SELECT 1 FROM predictions WHERE id >= %s AND id < %s",
         uuid7_floor(moments[0]),
@@ -112,7 +112,7 @@ async def test_since_is_included_until_is_not_and_other_months_are_not_touched(d
 
 
 async def test_a_list_of_one_holder_reads_its_index(database: Database) -> None:
-    plan = await sql(
+    plan = await run_sql(
         database,
         "EXPLAIN SELECT 1 FROM predictions WHERE holder_id = %s ORDER BY id DESC LIMIT 50",
         uuid4(),

@@ -31,10 +31,19 @@ from db.schema import versions
 from db.schema.roles import Role
 from db.search.keywords import KeywordRepository
 from db.search.similarity import SimilarityRepository
-from tests.support.stored_content import dumped, everything, in_files
-from tests.support.postgres import SPACE, TestServer, opened
-from tests.support.row_factories import claim, counted, new_key, new_text, now, sql, submission, writer
-from tests.support.role_urls import Ways
+from tests.support.postgres import SPACE, TestServer, open_database
+from tests.support.role_urls import RoleUrls
+from tests.support.row_factories import (
+    count_rows,
+    new_idempotency,
+    new_key,
+    new_submission,
+    new_text,
+    new_writer,
+    now,
+    run_sql,
+)
+from tests.support.stored_content import dump_database, find_in_files, read_tables
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +68,7 @@ async def judged(
         label="negative",
         comment=comment,
     )
-    kept = claim(key, again, answer=b"") if again else None
+    kept = new_idempotency(key, again, answer=b"") if again else None
     found = await FeedbackRepository(database).put(
         given, idempotency=kept, render=lambda judgement: json.dumps(judgement.comment).encode()
     )
@@ -70,9 +79,9 @@ async def judged(
 async def filled(database: Database, text: str, comment: str, answer: str) -> tuple[Key, Submission]:
     """A prediction of a text with feedback, both with answers that are kept for repetitions."""
     key = await new_key(database)
-    kept = claim(key, "predict", answer=answer.encode())
-    sent = submission(key, [new_text(text)], idempotency=kept)
-    assert await writer(database).commit([sent]) == [Stored()]
+    kept = new_idempotency(key, "predict", answer=answer.encode())
+    sent = new_submission(key, [new_text(text)], idempotency=kept)
+    assert await new_writer(database).commit([sent]) == [Stored()]
     await judged(database, key, sent.predictions[0].id, comment, again="judge")
     return key, sent
 
@@ -102,21 +111,21 @@ async def test_with_a_key_neither_sql_nor_a_dump_nor_the_files_hold_what_people_
         "the comment says Vladivostok-2",
         "an answer with Antananarivo-3",
     ]
-    async with opened(url, cipher=OLD) as database:
+    async with open_database(url, cipher=OLD) as database:
         key, sent = await filled(database, *secrets)
         # Once more, for what is written when a row is there already.
-        assert isinstance((await writer(database).commit([sent]))[0], Replayed)
+        assert isinstance((await new_writer(database).commit([sent]))[0], Replayed)
         await judged(database, key, sent.predictions[0].id, secrets[1])
-        await sql(database, "ANALYZE")
+        await run_sql(database, "ANALYZE")
         text, comment, answer, kept = await said(database, key, sent)
         assert (text, comment, answer.decode(), json.loads(kept)) == (*secrets, secrets[1])
-    for content in (everything(url), dumped(url)):
+    for content in (read_tables(url), dump_database(url)):
         assert str(sent.predictions[0].id) in content
         # Nor the digest of a request, by which a guess of it could be tested.
         for secret in (*(secret.encode() for secret in secrets), hashlib.sha256(b"body").digest()):
             assert secret.decode("latin-1") not in content
             assert secret.hex() not in content
-    assert in_files(server, [secret.encode() for secret in secrets]) == []
+    assert find_in_files(server, [secret.encode() for secret in secrets]) == []
 
 
 async def test_what_was_plain_is_gone_from_the_files_once_it_was_encrypted_and_scrubbed(
@@ -124,12 +133,12 @@ async def test_what_was_plain_is_gone_from_the_files_once_it_was_encrypted_and_s
 ) -> None:
     secrets = ["Tegucigalpa-4 before encryption", "Reykjavik-5 in a comment", "Ljubljana-6 in an answer"]
     needles = [*(secret.encode() for secret in secrets), b"tegucigalpa"]
-    async with opened(url) as database:
+    async with open_database(url) as database:
         key, sent = await filled(database, *secrets)
         # The index has its words.
         await KeywordRepository(database, space=SPACE).merge()
-    assert in_files(server, needles) == needles
-    async with opened(url, cipher=OLD) as database:
+    assert find_in_files(server, needles) == needles
+    async with open_database(url, cipher=OLD) as database:
         text, comment, answer, _ = await said(database, key, sent)
         assert (text, comment, answer.decode()) == tuple(secrets)
         done = await KeyRotation(database).run(quiet)
@@ -137,21 +146,21 @@ async def test_what_was_plain_is_gone_from_the_files_once_it_was_encrypted_and_s
         assert held(done) == {"one": (1, 1, 2)}
         text, comment, answer, _ = await said(database, key, sent)
         assert (text, comment, answer.decode()) == tuple(secrets)
-    assert [secret for secret in secrets if secret in everything(url)] == []
+    assert [secret for secret in secrets if secret in read_tables(url)] == []
     assert scrub(url, quiet)
-    assert in_files(server, needles) == []
+    assert find_in_files(server, needles) == []
 
 
 async def test_every_reader_of_texts_reads_plain_and_encrypted_rows_alike(url: str) -> None:
-    async with opened(url) as database:
+    async with open_database(url) as database:
         key = await new_key(database)
         plain, later = new_text("a plain one"), new_text("an encrypted one")
-        first = submission(key, [plain], version="1")
-        await writer(database).commit([first])
-    async with opened(url, cipher=OLD) as database:
-        second = submission(key, [later, plain], version="2", label="negative")
-        await writer(database).commit([second, submission(key, [later], version="1")])
-        assert await sql(database, "SELECT content FROM text_inputs ORDER BY content") == [
+        first = new_submission(key, [plain], version="1")
+        await new_writer(database).commit([first])
+    async with open_database(url, cipher=OLD) as database:
+        second = new_submission(key, [later, plain], version="2", label="negative")
+        await new_writer(database).commit([second, new_submission(key, [later], version="1")])
+        assert await run_sql(database, "SELECT content FROM text_inputs ORDER BY content") == [
             ("",),
             ("a plain one",),
         ]
@@ -181,31 +190,32 @@ def _vector(text: NewText):
 
 
 async def test_repetitions_are_answered_out_of_what_is_encrypted(url: str) -> None:
-    async with opened(url, cipher=OLD) as database:
+    async with open_database(url, cipher=OLD) as database:
         key = await new_key(database)
-        first = submission(key, idempotency=claim(key, "k", answer=b"first"))
-        assert await writer(database).commit([first]) == [Stored()]
-        again = submission(key, idempotency=claim(key, "k", answer=b"second"))
-        other = submission(key, idempotency=claim(key, "k", body=b"another"))
-        assert await writer(database).commit([again]) == [Replayed(status=201, answer=b"first")]
-        assert await writer(database).commit([other]) == [Mismatch()]
-        await sql(database, "UPDATE idempotency SET created_at = now() - interval '25 hours'")
-        assert await writer(database).commit([again]) == [Stored()]
+        first = new_submission(key, idempotency=new_idempotency(key, "k", answer=b"first"))
+        assert await new_writer(database).commit([first]) == [Stored()]
+        again = new_submission(key, idempotency=new_idempotency(key, "k", answer=b"second"))
+        other = new_submission(key, idempotency=new_idempotency(key, "k", body=b"another"))
+        assert await new_writer(database).commit([again]) == [Replayed(status=201, answer=b"first")]
+        assert await new_writer(database).commit([other]) == [Mismatch()]
+        await run_sql(database, "UPDATE idempotency SET created_at = now() - interval '25 hours'")
+        assert await new_writer(database).commit([again]) == [Stored()]
         kept = await IdempotencyRepository(database).find(key.holder_id, "/v1/predict", "k")
         assert kept is not None
         assert kept.answer == b"second"
 
 
 async def test_a_value_of_another_row_is_refused_by_name_and_harms_no_other_request(url: str) -> None:
-    async with opened(url, cipher=OLD) as database:
+    async with open_database(url, cipher=OLD) as database:
         key = await new_key(database)
         one, other = new_text("the one"), new_text("the other")
-        kept = [claim(key, name, answer=name.encode()) for name in ("a", "b")]
+        kept = [new_idempotency(key, name, answer=name.encode()) for name in ("a", "b")]
         sent = [
-            submission(key, [text], idempotency=each) for text, each in zip((one, other), kept, strict=True)
+            new_submission(key, [text], idempotency=each)
+            for text, each in zip((one, other), kept, strict=True)
         ]
-        await writer(database).commit(sent)
-        await sql(
+        await new_writer(database).commit(sent)
+        await run_sql(
             database,
             "UPDATE text_inputs SET sealed = (SELECT sealed FROM text_inputs WHERE id = %s) WHERE id = %s",
             other.id,
@@ -214,19 +224,19 @@ async def test_a_value_of_another_row_is_refused_by_name_and_harms_no_other_requ
         with pytest.raises(Unreadable, match=f"text {one.id} isn't what was encrypted there"):
             await PredictionRepository(database).get(sent[0].predictions[0].id)
         assert (await PredictionRepository(database).get(sent[1].predictions[0].id)).text == "the other"
-        await sql(
+        await run_sql(
             database,
             "UPDATE idempotency SET sealed = (SELECT sealed FROM idempotency WHERE key = 'b') WHERE key = 'a'",
         )
-        fresh = submission(key)
-        outcomes = await writer(database).commit([fresh, *sent])
+        fresh = new_submission(key)
+        outcomes = await new_writer(database).commit([fresh, *sent])
         assert outcomes[0] == Stored()
         assert isinstance(outcomes[1], Failed)
         assert isinstance(outcomes[1].error, Unreadable)
         assert outcomes[2] == Replayed(status=201, answer=b"b")
 
         # What can't be read is left as it is and named, and its key stays wanted; it can still be erased.
-        async with opened(url, cipher=BOTH) as turning:
+        async with open_database(url, cipher=BOTH) as turning:
             done = await KeyRotation(turning).run(quiet)
             assert held(done) == {"two": (2, 0, 1), "one": (1, 0, 1)}
             assert done.removed_keys == []
@@ -239,9 +249,9 @@ async def test_a_value_of_another_row_is_refused_by_name_and_harms_no_other_requ
 
 
 async def test_keys_that_are_missing_or_others_are_refused_at_start_by_their_ids(url: str) -> None:
-    async with opened(url):
+    async with open_database(url):
         pass
-    async with opened(url, cipher=OLD):
+    async with open_database(url, cipher=OLD):
         pass
     for cipher in (None, NEW):
         database = Database(url, cipher=cipher)
@@ -252,30 +262,30 @@ async def test_keys_that_are_missing_or_others_are_refused_at_start_by_their_ids
     with pytest.raises(ForeignTextKeys, match="another key as one"):
         await database.open()
     await database.close()
-    async with opened(url, cipher=OLD) as database:
+    async with open_database(url, cipher=OLD) as database:
         # Who was refused has left nothing behind.
-        assert await sql(database, "SELECT id FROM text_keys") == [("one",)]
+        assert await run_sql(database, "SELECT id FROM text_keys") == [("one",)]
 
 
 async def test_a_key_that_was_let_go_is_wanted_again_once_something_is_under_it(url: str) -> None:
-    async with opened(url, cipher=OLD) as before, opened(url, cipher=BOTH) as after:
+    async with open_database(url, cipher=OLD) as before, open_database(url, cipher=BOTH) as after:
         key = await new_key(before)
         assert (await KeyRotation(after).run(quiet)).removed_keys == ["one"]
         text = new_text()
-        await writer(before).commit([submission(key, [text])])
+        await new_writer(before).commit([new_submission(key, [text])])
         # So that it stays under its key.
-        await sql(after, "UPDATE text_inputs SET sealed = sealed || '\\x00' WHERE id = %s", text.id)
+        await run_sql(after, "UPDATE text_inputs SET sealed = sealed || '\\x00' WHERE id = %s", text.id)
         assert held(await KeyRotation(after).run(quiet)) == {"one": (1, 0, 0)}
-        assert await sql(after, "SELECT id FROM text_keys ORDER BY id") == [("one",), ("two",)]
+        assert await run_sql(after, "SELECT id FROM text_keys ORDER BY id") == [("one",), ("two",)]
 
 
 async def test_keys_change_while_others_write_and_nothing_is_lost(url: str) -> None:
-    async with opened(url) as database:
+    async with open_database(url) as database:
         key = await new_key(database)
         texts = [new_text() for _ in range(60)]
-        await writer(database).commit([submission(key, texts[:20])])
-    async with opened(url, cipher=OLD) as before, opened(url, cipher=BOTH) as after:
-        await writer(before).commit([submission(key, texts[20:40])])
+        await new_writer(database).commit([new_submission(key, texts[:20])])
+    async with open_database(url, cipher=OLD) as before, open_database(url, cipher=BOTH) as after:
+        await new_writer(before).commit([new_submission(key, texts[20:40])])
         ended = asyncio.Event()
         comments: dict[UUID, str] = {}
 
@@ -284,12 +294,12 @@ async def test_keys_change_while_others_write_and_nothing_is_lost(url: str) -> N
             while not ended.is_set():
                 number += 1
                 chosen = [texts[(number * 7 + shift) % 60], texts[(number + shift) % 60]]
-                sent = submission(
+                sent = new_submission(
                     key,
                     list({text.id: text for text in chosen}.values()),
-                    idempotency=claim(key, f"{shift} {number}", answer=b"kept"),
+                    idempotency=new_idempotency(key, f"{shift} {number}", answer=b"kept"),
                 )
-                assert await writer(database).commit([sent]) == [Stored()]
+                assert await new_writer(database).commit([sent]) == [Stored()]
                 for wording in ("first", "last"):
                     comment = f"{wording} {number} {shift}"
                     await judged(database, key, sent.predictions[0].id, comment)
@@ -319,21 +329,21 @@ async def test_keys_change_while_others_write_and_nothing_is_lost(url: str) -> N
         # Nobody writes by the old key any more.
         done = await KeyRotation(after).run(quiet)
         assert set(held(done)) == {"two"}
-        assert held(done)["two"] == (60, len(comments), await counted(after, "idempotency"))
+        assert held(done)["two"] == (60, len(comments), await count_rows(after, "idempotency"))
         assert set(let_go) | set(done.removed_keys) == {"one"}
-        assert await sql(after, "SELECT id FROM text_keys") == [("two",)]
+        assert await run_sql(after, "SELECT id FROM text_keys") == [("two",)]
         again = await KeyRotation(after).run(quiet)
         assert set(again.rewritten.values()) == {0}
         [entry] = (await AuditRepository(after).list(AuditFilters(subject="two"), limit=1)).items
         assert (entry.action, entry.detail["let_go"]) == ("texts.encrypt", [])
-    async with opened(url, cipher=NEW) as database:
+    async with open_database(url, cipher=NEW) as database:
         for prediction_id, comment in comments.items():
             found = await PredictionRepository(database).get(prediction_id)
             assert (found.text, found.feedback[0].comment) == (wanted[found.text_id], comment)
 
 
 async def test_keys_are_withdrawn_and_words_are_found_again(url: str) -> None:
-    async with opened(url, cipher=NEW) as database:
+    async with open_database(url, cipher=NEW) as database:
         key, sent = await filled(database, "a battery of tests", "the comment", "the answer")
         words = KeywordRepository(database, space=SPACE)
         with pytest.raises(Conflict, match="off, because texts are encrypted"):
@@ -341,15 +351,15 @@ async def test_keys_are_withdrawn_and_words_are_found_again(url: str) -> None:
         assert await words.merge() >= 0
         with pytest.raises(Conflict, match="valence db encrypt"):
             versions.downgrade(url, "0008")
-    async with opened(url, cipher=WITHDRAWN) as database:
-        new = submission(key, [new_text("another battery")])
-        await writer(database).commit([new])
+    async with open_database(url, cipher=WITHDRAWN) as database:
+        new = new_submission(key, [new_text("another battery")])
+        await new_writer(database).commit([new])
         with pytest.raises(Conflict):
             await KeywordRepository(database, space=SPACE).search("battery", limit=1)
         done = await KeyRotation(database).run(quiet)
         assert held(done) == {"plain": (2, 1, 2)}
         assert done.removed_keys == ["two"]
-    async with opened(url) as database:
+    async with open_database(url) as database:
         text, comment, answer, _ = await said(database, key, sent)
         assert (text, comment, answer) == ("a battery of tests", "the comment", b"the answer")
         hits = await KeywordRepository(database, space=SPACE).search("battery", limit=9)
@@ -359,14 +369,14 @@ async def test_keys_are_withdrawn_and_words_are_found_again(url: str) -> None:
 
 
 async def test_an_erasure_finds_comments_and_answers_that_it_cannot_read(url: str) -> None:
-    async with opened(url, cipher=OLD) as database:
+    async with open_database(url, cipher=OLD) as database:
         key, sent = await filled(database, "to be erased", "its comment", "no id stands here in plain")
         bystander_key, bystander = await filled(database, "to stay", "its comment too", "an answer")
         erasures = ErasureRepository(database, SimilarityRepository(database, space=SPACE), space=SPACE)
         receipt = await erasures.erase_text(sent.texts[0].id, actor=None)
         erased = receipt.erased
         assert (erased.texts, erased.comments, erased.feedback, erased.idempotency) == (1, 1, 1, 2)
-        assert await sql(
+        assert await run_sql(
             database, "SELECT count(*) FROM feedback WHERE sealed IS NOT NULL OR comment IS NOT NULL"
         ) == [(1,)]
         assert (await said(database, bystander_key, bystander))[:2] == ("to stay", "its comment too")
@@ -377,24 +387,26 @@ async def test_an_erasure_finds_comments_and_answers_that_it_cannot_read(url: st
 
 async def test_answers_that_a_release_before_kept_are_found_by_what_they_say(database: Database) -> None:
     key = await new_key(database)
-    sent = submission(key)
-    kept = claim(key, "again", answer=json.dumps({"id": str(sent.predictions[0].id)}).encode())
-    await writer(database).commit([replace(sent, idempotency=kept)])
-    await sql(database, "UPDATE idempotency SET names = NULL")
+    sent = new_submission(key)
+    kept = new_idempotency(key, "again", answer=json.dumps({"id": str(sent.predictions[0].id)}).encode())
+    await new_writer(database).commit([replace(sent, idempotency=kept)])
+    await run_sql(database, "UPDATE idempotency SET names = NULL")
     erasures = ErasureRepository(database, SimilarityRepository(database, space=SPACE), space=SPACE)
     assert (await erasures.erase_text(sent.texts[0].id, actor=None)).erased.idempotency == 1
 
 
-async def test_the_application_s_role_may_do_all_of_it(ways: Ways) -> None:
-    async with opened(ways[Role.APPLICATION], cipher=OLD) as database:
+async def test_the_application_s_role_may_do_all_of_it(role_urls: RoleUrls) -> None:
+    async with open_database(role_urls[Role.APPLICATION], cipher=OLD) as database:
         assert (await KeyRotation(database).run(quiet)).removed_keys == []
-    async with opened(ways[Role.APPLICATION], cipher=BOTH, read_url=ways[Role.READER]) as database:
+    async with open_database(
+        role_urls[Role.APPLICATION], cipher=BOTH, read_url=role_urls[Role.READER]
+    ) as database:
         assert (await KeyRotation(database).run(quiet)).removed_keys == ["one"]
         page = await PredictionRepository(database).list()
         assert page.items
         assert all(each.text.startswith("text ") for each in page.items)
     with (
-        psycopg.connect(ways[Role.READER]) as connection,
+        psycopg.connect(role_urls[Role.READER]) as connection,
         pytest.raises(psycopg.errors.InsufficientPrivilege),
     ):
         connection.execute("SELECT fingerprint FROM text_keys")

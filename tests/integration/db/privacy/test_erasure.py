@@ -25,20 +25,20 @@ from db.privacy.erasure import ErasureRepository
 from db.schema import versions
 from db.schema.tables import NIL_ID
 from db.search.similarity import SimilarityRepository
-from tests.support.stored_content import dumped, in_files
-from tests.support.postgres import SPACE, TestServer, opened
+from tests.support.postgres import SPACE, TestServer, open_database
 from tests.support.row_factories import (
-    claim,
-    counted,
+    count_rows,
+    new_idempotency,
     new_key,
     new_prediction,
+    new_submission,
     new_text,
-    sql,
-    submission,
+    new_writer,
+    run_sql,
     unit_vectors,
-    waiting,
-    writer,
+    wait_for_lock,
 )
+from tests.support.stored_content import dump_database, find_in_files
 
 pytestmark = pytest.mark.anyio
 
@@ -70,7 +70,7 @@ def answered(sent: Submission, key: Key) -> Submission:
     rendered = [
         {"id": str(row.id), "text_id": str(row.text_id), "unit": row.unit} for row in sent.predictions
     ]
-    return replace(sent, idempotency=claim(key, "again", answer=json.dumps(rendered).encode()))
+    return replace(sent, idempotency=new_idempotency(key, "again", answer=json.dumps(rendered).encode()))
 
 
 def near(vector: "np.ndarray", cosine: float) -> "np.ndarray":
@@ -85,9 +85,9 @@ async def test_a_user_is_erased_and_what_others_sent_too_stays(database: Databas
     key, other = await new_key(database), await new_key(database)
     ada = await new_user(database)
     alone, both, theirs = new_text("ada's alone"), new_text("sent by both"), new_text("theirs")
-    mine = answered(submission(key, [alone, both], user_id=ada, unit="ada"), key)
-    bystander = answered(submission(other, [both, theirs]), other)
-    assert await writer(database).commit([mine, bystander]) == [Stored(), Stored()]
+    mine = answered(new_submission(key, [alone, both], user_id=ada, unit="ada"), key)
+    bystander = answered(new_submission(other, [both, theirs]), other)
+    assert await new_writer(database).commit([mine, bystander]) == [Stored(), Stored()]
     await judge(database, other, mine.predictions[0].id, "ada lives in Lima")
     await judge(database, other, bystander.predictions[0].id, "fine")
 
@@ -96,7 +96,7 @@ async def test_a_user_is_erased_and_what_others_sent_too_stays(database: Databas
         "predictions": 2, "texts": 1, "embeddings": 1, "feedback": 1, "comments": 1, "idempotency": 1, "jobs": 0,
     }  # fmt: skip
     assert (receipt.shared, receipt.shared_text_ids) == (1, (both.id,))
-    assert await sql(database, "SELECT id FROM text_inputs WHERE id <> %s ORDER BY content", NIL_ID) == [
+    assert await run_sql(database, "SELECT id FROM text_inputs WHERE id <> %s ORDER BY content", NIL_ID) == [
         (both.id,),
         (theirs.id,),
     ]
@@ -105,10 +105,10 @@ async def test_a_user_is_erased_and_what_others_sent_too_stays(database: Databas
     assert {found.id for found in (await PredictionRepository(database).list()).items} == {
         each.id for each in bystander.predictions
     }
-    assert await sql(database, "SELECT count(*) FROM predictions WHERE user_id IS NOT NULL") == [(0,)]
-    assert await counted(database, "predictions") == 4
-    assert await sql(database, "SELECT comment FROM feedback ORDER BY comment") == [("fine",), (None,)]
-    assert await counted(database, "idempotency") == 1
+    assert await run_sql(database, "SELECT count(*) FROM predictions WHERE user_id IS NOT NULL") == [(0,)]
+    assert await count_rows(database, "predictions") == 4
+    assert await run_sql(database, "SELECT comment FROM feedback ORDER BY comment") == [("fine",), (None,)]
+    assert await count_rows(database, "idempotency") == 1
 
     again = await erasures(database).erase_user(ada, actor=key.id)
     assert set(again.erased.as_dict().values()) == {0}
@@ -123,11 +123,11 @@ async def test_what_a_users_key_asked_about_nobody_is_the_users_and_about_others
 ) -> None:
     ada, bob = await new_user(database), await new_user(database, "bob")
     key = await new_key(database, owner_id=ada)
-    about_bob = submission(key, user_id=bob)
-    await writer(database).commit([submission(key), about_bob])
+    about_bob = new_submission(key, user_id=bob)
+    await new_writer(database).commit([new_submission(key), about_bob])
     receipt = await erasures(database).erase_user(ada, actor=None)
     assert receipt.erased.predictions == 1
-    [(holder, key_id)] = await sql(
+    [(holder, key_id)] = await run_sql(
         database, "SELECT holder_id, key_id FROM predictions WHERE user_id IS NULL"
     )
     assert holder == key_id == NIL_ID
@@ -140,8 +140,8 @@ async def test_what_a_user_said_of_others_predictions_loses_the_user_and_the_com
 ) -> None:
     ada = await new_user(database)
     key, hers = await new_key(database), await new_key(database, owner_id=ada)
-    sent = submission(key)
-    await writer(database).commit([sent])
+    sent = new_submission(key)
+    await new_writer(database).commit([sent])
     await judge(database, hers, sent.predictions[0].id, "I, Ada, disagree")
     await judge(database, key, sent.predictions[0].id, "my own")
     receipt = await erasures(database).erase_user(ada, actor=None)
@@ -156,7 +156,7 @@ async def test_a_text_is_erased_whoever_sent_it_and_what_is_near_is_named(databa
     text, copy = new_text("my number is 555", vector), new_text("my number is 556", near(vector, 0.97))
     far = new_text("something else", near(vector, 0.9))
     keys = [await new_key(database) for _ in range(3)]
-    await writer(database).commit([submission(key, [text, copy, far]) for key in keys])
+    await new_writer(database).commit([new_submission(key, [text, copy, far]) for key in keys])
     receipt = await erasures(database).erase_text(text.id, actor=None)
     assert (receipt.erased.predictions, receipt.erased.texts, receipt.erased.embeddings) == (3, 1, 1)
     assert receipt.near_copies.text_ids == (copy.id,)
@@ -165,7 +165,7 @@ async def test_a_text_is_erased_whoever_sent_it_and_what_is_near_is_named(databa
     again = await erasures(database).erase_text(text.id, actor=None)
     assert set(again.erased.as_dict().values()) == {0}
     # Sent anew, it is stored anew.
-    await writer(database).commit([submission(keys[0], [text])])
+    await new_writer(database).commit([new_submission(keys[0], [text])])
     assert (await erasures(database).erase_text(text.id, actor=None)).erased.texts == 1
 
 
@@ -175,7 +175,7 @@ async def test_only_the_unknown_is_not_found(database: Database) -> None:
             await erasures(database).erase_text(unknown, actor=None)
         with pytest.raises(NotFound):
             await erasures(database).erase_user(unknown, actor=None)
-    assert await counted(database, "audit_log") == 0
+    assert await count_rows(database, "audit_log") == 0
 
 
 async def test_more_than_a_step_holds_is_erased_by_one_call(
@@ -185,7 +185,7 @@ async def test_more_than_a_step_holds_is_erased_by_one_call(
     key, ada = await new_key(database), await new_user(database)
     text = new_text()
     for _ in range(8):
-        await writer(database).commit([submission(key, [text], user_id=ada)])
+        await new_writer(database).commit([new_submission(key, [text], user_id=ada)])
     receipt = await erasures(database).erase_user(ada, actor=None)
     assert (receipt.erased.predictions, receipt.erased.texts, receipt.shared) == (8, 1, 0)
 
@@ -198,13 +198,13 @@ async def test_two_calls_at_once_erase_everything_once(
     texts = [new_text() for _ in range(5)]
     for number in range(20):
         chosen = [texts[number % 5], texts[(number + 2) % 5]]
-        await writer(database).commit([submission(key, chosen, user_id=(ada, bob)[number % 2])])
+        await new_writer(database).commit([new_submission(key, chosen, user_id=(ada, bob)[number % 2])])
     calls = [erasures(database).erase_user(user, actor=None) for user in (ada, bob, ada, bob)]
     receipts = await asyncio.gather(*calls)
     assert sum(receipt.erased.predictions for receipt in receipts) == 40
     assert sum(receipt.erased.texts for receipt in receipts) == 5
-    assert await sql(database, "SELECT id FROM text_inputs") == [(NIL_ID,)]
-    assert await counted(database, "embeddings") == 0
+    assert await run_sql(database, "SELECT id FROM text_inputs") == [(NIL_ID,)]
+    assert await count_rows(database, "embeddings") == 0
 
 
 async def test_an_experiment_counts_as_before(database: Database) -> None:
@@ -214,7 +214,7 @@ async def test_an_experiment_counts_as_before(database: Database) -> None:
         NewExperiment(model="sentiment", champion="2", challenger="3", share=0.5, shadow=True, salt="s"),
         actor=key.id,
     )
-    await sql(database, "UPDATE experiment_stages SET started_at = started_at - interval '10 s'")
+    await run_sql(database, "UPDATE experiment_stages SET started_at = started_at - interval '10 s'")
     for user in users:
         for number in range(4):
             text = new_text()
@@ -228,7 +228,7 @@ async def test_an_experiment_counts_as_before(database: Database) -> None:
             champion = new_prediction(key, text, **shared)
             shadow = new_prediction(key, text, arm="shadow", version="3", label="negative", **shared)
             sent = Submission(texts=[text], predictions=[champion, shadow])
-            assert await writer(database).commit([sent]) == [Stored()]
+            assert await new_writer(database).commit([sent]) == [Stored()]
             if number < 3:
                 await judge(database, key, champion.id, "a comment")
     before = await CountRepository(database).counts(started.id)
@@ -237,32 +237,32 @@ async def test_an_experiment_counts_as_before(database: Database) -> None:
         await erasures(database).erase_user(user, actor=None)
     after = await CountRepository(database).counts(started.id)
     assert after == before
-    units = await sql(database, "SELECT count(DISTINCT unit) FROM predictions WHERE text_id = %s", NIL_ID)
+    units = await run_sql(database, "SELECT count(DISTINCT unit) FROM predictions WHERE text_id = %s", NIL_ID)
     assert units == [(2,)]
 
 
 async def test_feedback_on_what_was_erased_is_on_nothing(database: Database) -> None:
     key = await new_key(database)
-    sent = submission(key)
-    await writer(database).commit([sent])
+    sent = new_submission(key)
+    await new_writer(database).commit([sent])
     await erasures(database).erase_text(sent.texts[0].id, actor=None)
     with pytest.raises(NotFound):
         await judge(database, key, sent.predictions[0].id, "late")
-    assert await counted(database, "feedback") == 0
+    assert await count_rows(database, "feedback") == 0
 
 
 async def test_feedback_that_comes_during_an_erasure_is_erased_or_refused(
     url: str, database: Database
 ) -> None:
     key = await new_key(database)
-    sent = submission(key)
-    await writer(database).commit([sent])
+    sent = new_submission(key)
+    await new_writer(database).commit([sent])
     identity = sent.predictions[0].id
     async with await psycopg.AsyncConnection.connect(url) as beside:
         # A judgement that is under way holds its prediction; the erasure waits for it and takes it along.
         await beside.execute("SELECT id FROM predictions WHERE id = %s FOR KEY SHARE", (identity,))
         erasing = asyncio.create_task(erasures(database).erase_text(sent.texts[0].id, actor=None))
-        await waiting(database)
+        await wait_for_lock(database)
         await beside.execute(
             "INSERT INTO feedback (prediction_id, holder_id, key_id, is_correct, comment) "
             "VALUES (%s, %s, %s, true, 'in between')",
@@ -271,7 +271,7 @@ async def test_feedback_that_comes_during_an_erasure_is_erased_or_refused(
         await beside.commit()
         receipt = await erasing
     assert receipt.erased.comments == 1
-    assert await sql(database, "SELECT comment FROM feedback") == [(None,)]
+    assert await run_sql(database, "SELECT comment FROM feedback") == [(None,)]
 
 
 async def test_writers_and_searches_beside_erasures_lose_nothing_and_see_each_text_once(
@@ -286,8 +286,8 @@ async def test_writers_and_searches_beside_erasures_lose_nothing_and_see_each_te
     async def write(shift: int) -> None:
         for number in range(25):
             chosen = [texts[(number * 5 + shift) % 6], texts[(number + shift) % 6]]
-            sent = submission(key, list({text.id: text for text in chosen}.values()))
-            assert await writer(database).commit([sent]) == [Stored()]
+            sent = new_submission(key, list({text.id: text for text in chosen}.values()))
+            assert await new_writer(database).commit([sent]) == [Stored()]
             stored.extend(each.id for each in sent.predictions)
 
     async def erase(text: NewText) -> int:
@@ -310,13 +310,14 @@ async def test_writers_and_searches_beside_erasures_lose_nothing_and_see_each_te
     await asyncio.gather(*(write(shift) for shift in range(3)))
     ended.set()
     erased = sum((await asyncio.gather(*beside))[:2])
-    assert await counted(database, "predictions") == len(stored)
+    assert await count_rows(database, "predictions") == len(stored)
     assert (
-        erased == (await sql(database, "SELECT count(*) FROM predictions WHERE text_id = %s", NIL_ID))[0][0]
+        erased
+        == (await run_sql(database, "SELECT count(*) FROM predictions WHERE text_id = %s", NIL_ID))[0][0]
     )
     # Whole or gone: every text has its vector, and a prediction that names it.
     assert (
-        await sql(
+        await run_sql(
             database,
             "SELECT t.id FROM text_inputs t WHERE id <> %s AND (NOT EXISTS ("
             "SELECT FROM embeddings e WHERE e.text_id = t.id) OR NOT EXISTS ("
@@ -331,19 +332,19 @@ async def test_neither_sql_nor_a_dump_nor_the_data_files_hold_what_was_erased(
     server: TestServer, url: str
 ) -> None:
     secrets = ["Zanzibar-4711 is my password", "the comment names Quetzalcoatl-99", "unit-of-Xanthippe-3"]
-    async with opened(url) as database:
+    async with open_database(url) as database:
         key, ada = await new_key(database), await new_user(database)
         vectors = unit_vectors(300, seed=11)
         text = new_text(secrets[0], vectors[0])
-        mine = answered(submission(key, [text], user_id=ada, unit=secrets[2]), key)
-        others = submission(key, [new_text(vector=vector) for vector in vectors[1:]])
-        await writer(database).commit([mine, others])
+        mine = answered(new_submission(key, [text], user_id=ada, unit=secrets[2]), key)
+        others = new_submission(key, [new_text(vector=vector) for vector in vectors[1:]])
+        await new_writer(database).commit([mine, others])
         await judge(database, key, mine.predictions[0].id, secrets[1])
-        await sql(database, "ANALYZE")
+        await run_sql(database, "ANALYZE")
         needles = [secret.encode() for secret in secrets]
         # A vector lies on its page as it came.
         needles.append(text.embedding)
-        assert in_files(server, needles) == needles
+        assert find_in_files(server, needles) == needles
 
         await erasures(database).erase_user(ada, actor=None)
     assert scrub(url, lambda _line: None)
@@ -353,9 +354,9 @@ async def test_neither_sql_nor_a_dump_nor_the_data_files_hold_what_was_erased(
         ).fetchall():
             rows = str(connection.execute(f"SELECT t::text FROM {table} t").fetchall())
             assert not [secret for secret in (*secrets, str(ada)) if secret in rows and table not in _ABOUT]
-    content = dumped(url)
+    content = dump_database(url)
     assert not [secret for secret in secrets if secret in content]
-    assert in_files(server, needles) == []
+    assert find_in_files(server, needles) == []
 
 
 # The account stays, and that it was erased is on record.

@@ -19,7 +19,7 @@ from db.predictions.submissions import Stored
 from db.privacy.retention import Retention
 from serving.control.maintenance import Maintenance
 from tests.support.postgres import SPACE
-from tests.support.row_factories import counted, new_key, new_text, sql, submission, writer
+from tests.support.row_factories import count_rows, new_key, new_submission, new_text, new_writer, run_sql
 
 pytestmark = pytest.mark.anyio
 
@@ -32,8 +32,8 @@ async def predicted(database: Database, key: Key, at: datetime, text=None) -> UU
     await Partitions(database).ensure(at, months_ahead=0)
     text = text or new_text()
     identity = UUID(int=uuid7_floor(at).int | hash(text.id) & 0xFFFF_FFFF)
-    assert await writer(database).commit([submission(key, [text], id=identity)]) == [Stored()]
-    await sql(
+    assert await new_writer(database).commit([new_submission(key, [text], id=identity)]) == [Stored()]
+    await run_sql(
         database, "UPDATE text_inputs SET created_at = least(created_at, %s) WHERE id = %s", at, text.id
     )
     await FeedbackRepository(database).put(
@@ -43,7 +43,7 @@ async def predicted(database: Database, key: Key, at: datetime, text=None) -> UU
 
 
 async def months(database: Database) -> list[str]:
-    found = await sql(
+    found = await run_sql(
         database,
         "SELECT relname FROM pg_class WHERE relispartition AND relname ~ '^(predictions|feedback)_20.._..$' "
         "ORDER BY relname",
@@ -61,8 +61,8 @@ async def test_the_oldest_month_goes_with_its_feedback_once_all_in_it_is_over(da
     assert await partitions.drop(datetime(2025, 4, 1, tzinfo=UTC), NOW) == datetime(2025, 3, 1, tzinfo=UTC)
     assert await partitions.drop(datetime(2025, 4, 1, tzinfo=UTC), NOW) is None
     assert {name[-7:] for name in await months(database)}.isdisjoint({"2025_02", "2025_03"})
-    assert await sql(database, "SELECT id FROM predictions") == [(recent,)]
-    assert await sql(database, "SELECT prediction_id FROM feedback") == [(recent,)]
+    assert await run_sql(database, "SELECT id FROM predictions") == [(recent,)]
+    assert await run_sql(database, "SELECT prediction_id FROM feedback") == [(recent,)]
     assert old != recent
 
 
@@ -81,7 +81,7 @@ async def test_a_month_stays_while_an_experiment_that_began_in_it_runs(database:
         NewExperiment(model="sentiment", champion="2", challenger="3", share=0.5, shadow=False, salt="s"),
         actor=key.id,
     )
-    await sql(database, "UPDATE experiments SET created_at = %s", LONG_AGO - timedelta(days=1))
+    await run_sql(database, "UPDATE experiments SET created_at = %s", LONG_AGO - timedelta(days=1))
     partitions = Partitions(database)
     assert await partitions.drop(NOW, NOW) == datetime(2025, 2, 1, tzinfo=UTC)
     assert await partitions.drop(NOW, NOW) is None
@@ -101,7 +101,7 @@ async def test_whoever_holds_the_table_is_waited_for_half_a_second_and_nothing_i
         with pytest.raises(Unavailable):
             await Partitions(database).drop(NOW, NOW)
         assert await months(database) == before
-        assert await writer(database).commit([submission(key)]) == [Stored()]
+        assert await new_writer(database).commit([new_submission(key)]) == [Stored()]
     assert await Partitions(database).drop(NOW, NOW) is not None
 
 
@@ -112,17 +112,17 @@ async def test_texts_that_nothing_names_go_in_steps_and_all_others_stay(database
         await predicted(database, key, LONG_AGO)
     await predicted(database, key, LONG_AGO, both)
     recent = new_text()
-    await writer(database).commit([submission(key, [both, recent])])
+    await new_writer(database).commit([new_submission(key, [both, recent])])
     while await Partitions(database).drop(NOW - timedelta(days=90), NOW):
         pass
-    assert await counted(database, "text_inputs") == 9
+    assert await count_rows(database, "text_inputs") == 9
     retention = Retention(database)
     removed = [await retention.sweep_texts(NOW - timedelta(days=90), limit=3) for _ in range(8)]
     assert max(removed) <= 3
     assert sum(removed) == 7
-    kept = {row[0] for row in await sql(database, "SELECT id FROM text_inputs")}
+    kept = {row[0] for row in await run_sql(database, "SELECT id FROM text_inputs")}
     assert kept == {both.id, recent.id}
-    assert {row[0] for row in await sql(database, "SELECT text_id FROM embeddings")} == kept
+    assert {row[0] for row in await run_sql(database, "SELECT text_id FROM embeddings")} == kept
 
 
 async def test_a_text_that_is_sent_again_while_it_is_swept_keeps_its_vector(database: Database) -> None:
@@ -133,43 +133,43 @@ async def test_a_text_that_is_sent_again_while_it_is_swept_keeps_its_vector(data
 
     async def sweep() -> None:
         while not ended.is_set():
-            await sql(database, "UPDATE text_inputs SET created_at = %s", LONG_AGO)
+            await run_sql(database, "UPDATE text_inputs SET created_at = %s", LONG_AGO)
             await retention.sweep_texts(NOW)
 
     async def write() -> None:
         for number in range(40):
-            sent = submission(key, [texts[number % 5]])
-            assert await writer(database).commit([sent]) == [Stored()]
+            sent = new_submission(key, [texts[number % 5]])
+            assert await new_writer(database).commit([sent]) == [Stored()]
             if number % 3 == 0:
-                await sql(database, "DELETE FROM predictions WHERE text_id = %s", texts[number % 5].id)
+                await run_sql(database, "DELETE FROM predictions WHERE text_id = %s", texts[number % 5].id)
 
     sweeping = asyncio.create_task(sweep())
     await write()
     ended.set()
     await sweeping
     lost = "SELECT DISTINCT text_id FROM predictions WHERE text_id NOT IN (SELECT text_id FROM embeddings)"
-    assert await sql(database, lost) == []
+    assert await run_sql(database, lost) == []
 
 
 async def test_jobs_long_done_go_and_running_ones_stay(database: Database) -> None:
     key = await new_key(database)
     for state, ended in (("done", LONG_AGO), ("done", NOW), ("running", None)):
-        await sql(
+        await run_sql(
             database,
             "INSERT INTO jobs (id, holder_id, key_id, state, finished_at) "
             "VALUES (gen_random_uuid(), %s, %s, %s, %s)",
             key.id, key.id, state, ended,
         )  # fmt: skip
     assert await Retention(database).sweep_jobs(NOW - timedelta(days=1)) == 1
-    assert await counted(database, "jobs") == 2
+    assert await count_rows(database, "jobs") == 2
 
 
 async def test_housekeeping_lets_go_only_if_it_is_told_to(database: Database) -> None:
     key = await new_key(database)
     await predicted(database, key, LONG_AGO)
     await Maintenance(database, space=SPACE).tidy()
-    assert await counted(database, "predictions") == 1
+    assert await count_rows(database, "predictions") == 1
     keeping = Maintenance(database, space=SPACE, retention_days=90)
     for _ in range(4):
         await keeping.tidy()
-    assert await counted(database, "predictions") == await counted(database, "text_inputs") == 0
+    assert await count_rows(database, "predictions") == await count_rows(database, "text_inputs") == 0

@@ -13,28 +13,28 @@ from db.errors import Conflict, NotPermitted, SchemaMismatch
 from db.schema import versions
 from db.schema.roles import Login, Role, ensure_roles
 from serving.cli import main
-from tests.support.postgres import TestServer, opened
-from tests.support.repository_tour import tour
-from tests.support.role_urls import LOGINS, Ways
+from tests.support.postgres import TestServer, open_database
+from tests.support.repository_tour import use_every_repository
+from tests.support.role_urls import LOGINS, RoleUrls
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_the_application_does_everything_that_a_platform_asks(ways: Ways) -> None:
-    async with opened(ways[Role.APPLICATION]) as database:
-        await tour(database)
+async def test_the_application_does_everything_that_a_platform_asks(role_urls: RoleUrls) -> None:
+    async with open_database(role_urls[Role.APPLICATION]) as database:
+        await use_every_repository(database)
 
 
-def test_only_who_owns_the_tables_can_write_them_anew(ways: Ways) -> None:
+def test_only_who_owns_the_tables_can_write_them_anew(role_urls: RoleUrls) -> None:
     for role in (Role.APPLICATION, Role.READER):
         with pytest.raises(NotPermitted, match="owner"):
-            scrub(ways[role], lambda _line: None)
-    assert scrub(ways[Role.OWNER], lambda _line: None) is False
+            scrub(role_urls[role], lambda _line: None)
+    assert scrub(role_urls[Role.OWNER], lambda _line: None) is False
 
 
-async def test_the_reader_serves_searches_and_lists(ways: Ways) -> None:
-    async with opened(ways[Role.APPLICATION], read_url=ways[Role.READER]) as database:
-        await tour(database)
+async def test_the_reader_serves_searches_and_lists(role_urls: RoleUrls) -> None:
+    async with open_database(role_urls[Role.APPLICATION], read_url=role_urls[Role.READER]) as database:
+        await use_every_repository(database)
         async with database.search() as connection:
             row = await (await connection.execute("SELECT current_user")).fetchone()
             assert row == ("some reader",)
@@ -108,34 +108,34 @@ def refused(url: str, statement: str, *, writable: bool = False) -> None:
     raise AssertionError(f"not refused: {statement}")
 
 
-def test_the_application_may_not_change_the_schema_or_the_history(ways: Ways) -> None:
+def test_the_application_may_not_change_the_schema_or_the_history(role_urls: RoleUrls) -> None:
     for statement in (*DDL, *HISTORY):
-        refused(ways[Role.APPLICATION], statement)
+        refused(role_urls[Role.APPLICATION], statement)
 
 
-def test_the_reader_may_not_write_even_where_its_session_says_it_may(ways: Ways) -> None:
+def test_the_reader_may_not_write_even_where_its_session_says_it_may(role_urls: RoleUrls) -> None:
     for statement in (*DDL, *HISTORY, *WRITES):
-        refused(ways[Role.READER], statement, writable=True)
+        refused(role_urls[Role.READER], statement, writable=True)
 
 
-def test_the_owner_migrates_and_has_no_power_over_the_server(ways: Ways) -> None:
-    versions.downgrade(ways[Role.OWNER], "0004")
-    assert versions.upgrade(ways[Role.OWNER]) == versions.head()
+def test_the_owner_migrates_and_has_no_power_over_the_server(role_urls: RoleUrls) -> None:
+    versions.downgrade(role_urls[Role.OWNER], "0004")
+    assert versions.upgrade(role_urls[Role.OWNER]) == versions.head()
     for statement in ("CREATE ROLE mine", "CREATE DATABASE mine", "ALTER SYSTEM SET fsync = off"):
-        refused(ways[Role.OWNER], statement)
+        refused(role_urls[Role.OWNER], statement)
 
 
-async def test_what_an_upgrade_makes_anew_is_the_applications_at_once(ways: Ways) -> None:
-    versions.downgrade(ways[Role.OWNER], "0004")
-    versions.upgrade(ways[Role.OWNER])
-    async with opened(ways[Role.APPLICATION]) as database:
-        await tour(database)
-    refused(ways[Role.READER], "SELECT make_segment(99)", writable=True)
+async def test_what_an_upgrade_makes_anew_is_the_applications_at_once(role_urls: RoleUrls) -> None:
+    versions.downgrade(role_urls[Role.OWNER], "0004")
+    versions.upgrade(role_urls[Role.OWNER])
+    async with open_database(role_urls[Role.APPLICATION]) as database:
+        await use_every_repository(database)
+    refused(role_urls[Role.READER], "SELECT make_segment(99)", writable=True)
 
 
-def test_again_it_changes_nothing(ways: Ways) -> None:
+def test_again_it_changes_nothing(role_urls: RoleUrls) -> None:
     def state() -> list[object]:
-        with psycopg.connect(ways.superuser) as connection:
+        with psycopg.connect(role_urls.superuser) as connection:
             return connection.execute(
                 "SELECT relname, relowner::regrole::text, relacl::text FROM pg_class "
                 "WHERE relnamespace = 'public'::regnamespace ORDER BY 1"
@@ -143,43 +143,43 @@ def test_again_it_changes_nothing(ways: Ways) -> None:
 
     before = state()
     keeping = {role: Login(name=login.name, connections=login.connections) for role, login in LOGINS.items()}
-    made = ensure_roles(ways.superuser, keeping)
+    made = ensure_roles(role_urls.superuser, keeping)
     assert [(each.created, each.has_password) for each in made] == [(False, True)] * 3
     assert state() == before
-    with psycopg.connect(ways[Role.APPLICATION]):
+    with psycopg.connect(role_urls[Role.APPLICATION]):
         pass
 
 
-def test_limits_stand_on_the_roles(ways: Ways) -> None:
-    with psycopg.connect(ways[Role.APPLICATION]) as connection:
+def test_limits_stand_on_the_roles(role_urls: RoleUrls) -> None:
+    with psycopg.connect(role_urls[Role.APPLICATION]) as connection:
         for name, value in (
             ("statement_timeout", "30s"),
             ("lock_timeout", "5s"),
             ("idle_in_transaction_session_timeout", "1min"),
         ):
             assert connection.execute("SELECT current_setting(%s)", (name,)).fetchone() == (value,)
-    reader = ways[Role.READER]
+    reader = role_urls[Role.READER]
     with psycopg.connect(reader) as first, psycopg.connect(reader):
         assert first.execute("SHOW default_transaction_read_only").fetchone() == ("on",)
         with pytest.raises(psycopg.OperationalError, match="too many connections"):
             psycopg.connect(reader)
 
 
-def test_a_password_is_asked_for_and_only_its_verifier_is_kept(ways: Ways) -> None:
-    with psycopg.connect(ways.superuser) as connection:
+def test_a_password_is_asked_for_and_only_its_verifier_is_kept(role_urls: RoleUrls) -> None:
+    with psycopg.connect(role_urls.superuser) as connection:
         kept = connection.execute("SELECT rolpassword FROM pg_authid WHERE rolname LIKE 'some %'").fetchall()
     assert len(kept) == 3
     assert all(verifier.startswith("SCRAM-SHA-256$") for (verifier,) in kept)
     for password in ("wrong", ""):
         with pytest.raises(psycopg.OperationalError, match="password"):
-            psycopg.connect(ways.of("some application", password))
+            psycopg.connect(role_urls.url("some application", password))
     assert "äpp" not in repr(LOGINS)
 
 
-def test_only_the_platforms_own_user_is_superuser_without_a_password(ways: Ways) -> None:
+def test_only_the_platforms_own_user_is_superuser_without_a_password(role_urls: RoleUrls) -> None:
     with pytest.raises(psycopg.OperationalError, match="password"):
-        psycopg.connect(ways.superuser.replace("valence@", "some%20application@"))
-    with psycopg.connect(ways.superuser) as connection:
+        psycopg.connect(role_urls.superuser.replace("valence@", "some%20application@"))
+    with psycopg.connect(role_urls.superuser) as connection:
         found = connection.execute(
             "SELECT type, user_name, auth_method FROM pg_hba_file_rules ORDER BY rule_number"
         ).fetchall()
@@ -191,19 +191,19 @@ def test_only_the_platforms_own_user_is_superuser_without_a_password(ways: Ways)
         assert connection.execute("SHOW listen_addresses").fetchone() == ("",)
 
 
-async def test_a_missing_grant_is_told_with_what_to_do(ways: Ways) -> None:
-    with psycopg.connect(ways.superuser) as connection:
+async def test_a_missing_grant_is_told_with_what_to_do(role_urls: RoleUrls) -> None:
+    with psycopg.connect(role_urls.superuser) as connection:
         connection.execute('REVOKE INSERT ON predictions FROM "some application"')
-    async with opened(ways[Role.APPLICATION]) as database:
+    async with open_database(role_urls[Role.APPLICATION]) as database:
         with pytest.raises(NotPermitted, match="valence db roles"):
-            await tour(database)
+            await use_every_repository(database)
 
 
-def test_the_application_is_told_that_migrating_is_the_owners(ways: Ways) -> None:
-    assert versions.upgrade(ways[Role.APPLICATION]) == versions.head(), "nothing to do"
-    versions.downgrade(ways[Role.OWNER], "0004")
+def test_the_application_is_told_that_migrating_is_the_owners(role_urls: RoleUrls) -> None:
+    assert versions.upgrade(role_urls[Role.APPLICATION]) == versions.head(), "nothing to do"
+    versions.downgrade(role_urls[Role.OWNER], "0004")
     with pytest.raises(NotPermitted, match="owner"):
-        versions.upgrade(ways[Role.APPLICATION])
+        versions.upgrade(role_urls[Role.APPLICATION])
 
 
 def test_a_powerful_role_is_not_taken_for_one_of_these(server: TestServer, url: str) -> None:
@@ -217,9 +217,9 @@ def test_a_database_without_the_schema_is_refused(server: TestServer) -> None:
         ensure_roles(server.empty(), LOGINS)
 
 
-def test_only_who_owns_the_schema_makes_roles(ways: Ways) -> None:
+def test_only_who_owns_the_schema_makes_roles(role_urls: RoleUrls) -> None:
     with pytest.raises(NotPermitted):
-        ensure_roles(ways[Role.APPLICATION], LOGINS)
+        ensure_roles(role_urls[Role.APPLICATION], LOGINS)
 
 
 def test_an_administrator_who_is_no_superuser_makes_them_too(server: TestServer) -> None:
@@ -234,8 +234,8 @@ def test_an_administrator_who_is_no_superuser_makes_them_too(server: TestServer)
                 psycopg.sql.Identifier(connection.info.dbname)
             )
         )
-    ways = Ways(server, superuser)
-    mine = ways.of("administrator", "a")
+    role_urls = RoleUrls(server, superuser)
+    mine = role_urls.url("administrator", "a")
     versions.upgrade(mine)
     names = {
         role: Login(name=f"managed_{role}", password="m", connections=login.connections)
@@ -243,8 +243,8 @@ def test_an_administrator_who_is_no_superuser_makes_them_too(server: TestServer)
     }
     assert [each.created for each in ensure_roles(mine, names)] == [True] * 3
     assert [each.created for each in ensure_roles(mine, names)] == [False] * 3
-    refused(ways.of("managed_application", "m"), "DROP TABLE users")
-    assert versions.upgrade(ways.of("managed_owner", "m")) == versions.head()
+    refused(role_urls.url("managed_application", "m"), "DROP TABLE users")
+    assert versions.upgrade(role_urls.url("managed_owner", "m")) == versions.head()
 
 
 def test_the_command_makes_them_with_passwords_from_environment_and_files(
@@ -271,9 +271,9 @@ def test_the_command_makes_them_with_passwords_from_environment_and_files(
         ("application", "cli_app", 2, True),
         ("reader", "cli_reader", 3, True),
     ]
-    ways = Ways(server, url)
+    role_urls = RoleUrls(server, url)
     for name, password in (("cli_app", "from the environment"), ("cli_reader", "from a file")):
-        with psycopg.connect(ways.of(name, password)):
+        with psycopg.connect(role_urls.url(name, password)):
             pass
     with pytest.raises(psycopg.OperationalError, match="password"):
-        psycopg.connect(ways.of("cli_owner", ""))
+        psycopg.connect(role_urls.url("cli_owner", ""))

@@ -17,7 +17,7 @@ from db.errors import (
 )
 from db.schema import versions
 from tests.support.postgres import KEY, TestServer
-from tests.support.row_factories import sql
+from tests.support.row_factories import run_sql
 
 pytestmark = pytest.mark.anyio
 
@@ -153,7 +153,7 @@ def test_a_url_of_another_database_is_refused() -> None:
     "statement", ["UPDATE audit_log SET action = 'x'", "DELETE FROM audit_log", "TRUNCATE audit_log"]
 )
 async def test_the_audit_log_refuses_change(database: Database, statement: str) -> None:
-    await sql(database, "INSERT INTO audit_log (action, subject) VALUES ('a', 'b')")
+    await run_sql(database, "INSERT INTO audit_log (action, subject) VALUES ('a', 'b')")
     with pytest.raises(Rejected):
-        await sql(database, statement)
-    assert await sql(database, "SELECT action FROM audit_log") == [("a",)]
+        await run_sql(database, statement)
+    assert await run_sql(database, "SELECT action FROM audit_log") == [("a",)]

@@ -10,7 +10,7 @@ from db.predictions.feedback import FeedbackRepository, NewFeedback
 from db.search.keywords import RANKED, KeywordRepository
 from db.search.similarity import SimilarityFilters
 from tests.support.postgres import SPACE
-from tests.support.row_factories import new_key, new_text, sql, submission, writer
+from tests.support.row_factories import new_key, new_submission, new_text, new_writer, run_sql
 
 pytestmark = pytest.mark.anyio
 
@@ -29,7 +29,7 @@ async def filled(database: Database, texts: list[str] = TEXTS) -> tuple[Key, dic
     made = [new_text(text) for text in texts]
     for at, text in enumerate(made):
         label = "negative" if at % 2 else "positive"
-        await writer(database).commit([submission(key, [text], label=label)])
+        await new_writer(database).commit([new_submission(key, [text], label=label)])
     return key, {text.id: text.content for text in made}
 
 
@@ -73,7 +73,7 @@ async def test_filters_and_holders_hold_for_words_too(database: Database) -> Non
     other = await new_key(database)
     (prediction,) = [
         row[0]
-        for row in await sql(
+        for row in await run_sql(
             database, "SELECT id FROM predictions p WHERE label = 'negative' ORDER BY id LIMIT 1"
         )
     ]
@@ -92,7 +92,7 @@ async def test_filters_and_holders_hold_for_words_too(database: Database) -> Non
 
 async def test_shadows_alone_make_no_text_fit(database: Database) -> None:
     key = await new_key(database)
-    await writer(database).commit([submission(key, [new_text("unseen words")], arm="shadow")])
+    await new_writer(database).commit([new_submission(key, [new_text("unseen words")], arm="shadow")])
     assert (await words(database).search("unseen", limit=9)).text_ids == ()
 
 
@@ -122,7 +122,7 @@ async def test_new_words_are_found_before_they_are_merged_and_after(database: Da
 
 async def test_the_index_answers(database: Database) -> None:
     await filled(database, [f"word{number} and more" for number in range(300)])
-    await sql(database, "ANALYZE text_inputs")
+    await run_sql(database, "ANALYZE text_inputs")
     async with database.begin() as connection:
         await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
         rows = await connection.exec_driver_sql(
@@ -139,5 +139,5 @@ async def test_the_index_answers(database: Database) -> None:
 )
 async def test_any_text_that_may_be_stored_can_be_indexed(database: Database, content: str) -> None:
     key = await new_key(database)
-    (outcome,) = await writer(database).commit([submission(key, [new_text(content)])])
+    (outcome,) = await new_writer(database).commit([new_submission(key, [new_text(content)])])
     assert type(outcome).__name__ == "Stored"

@@ -20,8 +20,16 @@ from db.predictions.feedback import FeedbackRepository, NewFeedback
 from db.predictions.submissions import NewPrediction, NewText, Submission
 from db.privacy.erasure import ErasureRepository, NearCopies
 from db.search.similarity import Neighbours, SimilarityFilters, SimilarityRepository
-from tests.support.postgres import SPACE, TestServer, opened
-from tests.support.row_factories import new_key, new_prediction, new_text, sql, submission, unit_vectors, writer
+from tests.support.postgres import SPACE, TestServer, open_database
+from tests.support.row_factories import (
+    new_key,
+    new_prediction,
+    new_submission,
+    new_text,
+    new_writer,
+    run_sql,
+    unit_vectors,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -53,7 +61,7 @@ def stored(server: TestServer) -> Iterator[tuple[str, World]]:
     """2,400 texts in three segments (two indexed, one open), with two predictions each and a shadow."""
 
     async def fill(url: str) -> World:
-        async with opened(url) as database:
+        async with open_database(url) as database:
             return await filled(database)
 
     with server.database() as url:
@@ -62,7 +70,7 @@ def stored(server: TestServer) -> Iterator[tuple[str, World]]:
 
 @pytest.fixture
 async def database(stored: tuple[str, World]) -> AsyncIterator[Database]:
-    async with opened(stored[0]) as ready:
+    async with open_database(stored[0]) as ready:
         yield ready
 
 
@@ -96,7 +104,7 @@ async def filled(database: Database) -> World:
             made.append(new_prediction(mine, text, version="3", arm="shadow", label="negative"))
             predictions += made
             batch.append(Submission(texts=[text], predictions=made))
-        await writer(database).commit(batch)
+        await new_writer(database).commit(batch)
         if start < 1600:
             await segments.roll(800)
             await segments.index_next()
@@ -112,7 +120,7 @@ async def filled(database: Database) -> World:
                 is_correct=verdicts[prediction.id],
             )
         )
-    await sql(database, "ANALYZE")
+    await run_sql(database, "ANALYZE")
     return World(
         similarity=SimilarityRepository(database, space=SPACE),
         key=key,
@@ -233,8 +241,8 @@ async def test_an_answer_shows_the_latest_prediction_of_each_version_and_all_fee
 ) -> None:
     text = new_text(vector=unit_vectors(1, seed=77)[0])
     older = [new_prediction(world.key, text, version=version) for version in ("1", "2")]
-    newer = submission(world.key, [text], version="2", label="neutral")
-    await writer(database).commit([Submission(texts=[text], predictions=older), newer])
+    newer = new_submission(world.key, [text], version="2", label="neutral")
+    await new_writer(database).commit([Submission(texts=[text], predictions=older), newer])
     await FeedbackRepository(database).put(
         NewFeedback(
             prediction_id=older[1].id,
@@ -250,8 +258,8 @@ async def test_an_answer_shows_the_latest_prediction_of_each_version_and_all_fee
     assert found.similarity == pytest.approx(1, abs=2e-3)
     assert [prediction.id for prediction in found.predictions] == [older[0].id, newer.predictions[0].id]
     assert [judgement.comment for judgement in found.feedback] == ["no"]
-    await sql(database, "DELETE FROM feedback WHERE comment = 'no'")
-    await sql(database, "DELETE FROM predictions WHERE text_id = %s", text.id)
+    await run_sql(database, "DELETE FROM feedback WHERE comment = 'no'")
+    await run_sql(database, "DELETE FROM predictions WHERE text_id = %s", text.id)
 
 
 async def test_min_similarity_cuts_and_is_complete(world: World) -> None:
@@ -285,7 +293,7 @@ async def test_a_search_claims_nothing_if_what_it_found_is_erased_before_it_is_t
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key, texts = await new_key(database), [new_text() for _ in range(3)]
-    await writer(database).commit([submission(key, texts)])
+    await new_writer(database).commit([new_submission(key, texts)])
     similarity = SimilarityRepository(database, space=SPACE)
     told, query = (
         db.search.similarity.load_histories,
@@ -309,6 +317,6 @@ async def no_near_copies(*_: object) -> NearCopies:
 
 
 async def test_an_empty_memory_answers_nothing(url: str) -> None:
-    async with opened(url) as empty:
+    async with open_database(url) as empty:
         found = await SimilarityRepository(empty, space=SPACE).search(unit_vectors(1)[0], k=5)
     assert found == Neighbours(results=(), exact=True, complete=True)

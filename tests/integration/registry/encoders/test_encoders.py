@@ -19,7 +19,7 @@ from serving.inference.encoder import Encoder
 from serving.inference.engines.factory import open_encoder
 from serving.inference.engines.openvino import pad_length
 from serving.inference.microbatches import MAX_ROWS, TOKEN_BUDGET, plan_micro_batches
-from tests.support.live import built_encoders
+from tests.support.live import build_encoders
 from tests.support.tiny import DIMENSIONS, TINY_SPACE, WORDS, sentences, tiny_source
 
 TEXTS = sentences(120)
@@ -92,7 +92,7 @@ def test_batch_mates_change_nothing(encoder: Encoder) -> None:
 
 def test_batch_mates_change_nothing_in_a_trained_encoder() -> None:
     """Here a step of 8 bits is so small that the last bits of float32 can cross it."""
-    *_, folder = built_encoders().values()
+    *_, folder = build_encoders().values()
     trained = open_encoder(Bundle.open(folder), engine=Engine.INT8, threads=2)
     rng = random.Random(5)
     texts = [" ".join(rng.choices(WORDS.split(), k=rng.randint(1, 40))) for _ in range(1500)]

@@ -34,7 +34,7 @@ from serving.models.evaluation_worker import EvaluationWorker
 from serving.models.evaluator import EvaluationPlan, VersionEvaluator
 from tests.support.heads import head, weights
 from tests.support.postgres import KEY
-from tests.support.row_factories import new_key, new_text, submission, unit_vectors, writer
+from tests.support.row_factories import new_key, new_submission, new_text, new_writer, unit_vectors
 from tests.support.tiny import TINY_SPACE
 
 pytestmark = pytest.mark.anyio
@@ -55,13 +55,13 @@ async def predictions(database: Database, model: str, texts: int) -> None:
     """Stored texts, every fifth judged."""
     key = await new_key(database)
     vectors = unit_vectors(texts)
-    made = submission(
+    made = new_submission(
         key,
         [new_text(f"so good n{row}", vectors[row]) for row in range(texts)],
         model=model,
         label="positive",
     )
-    await writer(database, TINY_SPACE).commit([made])
+    await new_writer(database, TINY_SPACE).commit([made])
     for prediction in made.predictions[::5]:
         await FeedbackRepository(database).put(
             NewFeedback(prediction_id=prediction.id, holder_id=key.holder_id, key_id=key.id, is_correct=True)

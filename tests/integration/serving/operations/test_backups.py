@@ -33,8 +33,8 @@ from serving.operations.backups import backup, base_backup, restore
 from serving.settings import Settings
 from serving.standalone.launcher import LaunchFailed, up
 from tests.support.clock import eventually
-from tests.support.postgres import KEY, opened
-from tests.support.row_factories import new_key, new_text, submission, writer
+from tests.support.postgres import KEY, open_database
+from tests.support.row_factories import new_key, new_submission, new_text, new_writer
 
 pytestmark = pytest.mark.anyio
 
@@ -77,7 +77,7 @@ async def running(home: Path, archive: Path | None = None) -> AsyncIterator[tupl
         url = server.create_database("valence")
         ensure_sibling(url, "_mlflow")
         versions.upgrade(url)
-        async with opened(url) as database:
+        async with open_database(url) as database:
             yield url, database
     finally:
         server.stop()
@@ -136,8 +136,8 @@ async def test_what_was_acknowledged_before_a_backup_under_writes_comes_back(
         acknowledged: list[UUID] = []
 
         async def write() -> list[UUID]:
-            sent = submission(key, [new_text() for _ in range(20)])
-            assert await writer(database).commit([sent]) == [Stored()]
+            sent = new_submission(key, [new_text() for _ in range(20)])
+            assert await new_writer(database).commit([sent]) == [Stored()]
             return [each.id for each in sent.predictions]
 
         for _ in range(10):
@@ -177,7 +177,7 @@ async def test_what_was_acknowledged_before_a_backup_under_writes_comes_back(
             "texts": len(extra), "vectors": len(extra),
         }  # fmt: skip
         assert shape(url) == shaped
-        assert await writer(database).commit([submission(key)]) == [Stored()]
+        assert await new_writer(database).commit([new_submission(key)]) == [Stored()]
         moved = ModelRegistry(sibling_url(url, "_mlflow"), artifact_root=second / "artifacts")
         champion = await asyncio.to_thread(moved.champion)
         assert champion.digest == version.digest
@@ -193,8 +193,8 @@ async def test_a_point_between_two_writes_is_gone_back_to(home: Home) -> None:
         key = await new_key(database)
 
         async def write() -> UUID:
-            sent = submission(key)
-            assert await writer(database).commit([sent]) == [Stored()]
+            sent = new_submission(key)
+            assert await new_writer(database).commit([sent]) == [Stored()]
             return sent.predictions[0].id
 
         earliest = await write()
@@ -215,7 +215,7 @@ async def test_a_point_between_two_writes_is_gone_back_to(home: Home) -> None:
     async with running(second) as (url, database):
         assert all_ids(url) == {earliest, wanted}
         assert stored(url, [earliest, wanted]) == before
-        assert await writer(database).commit([submission(key)]) == [Stored()]
+        assert await new_writer(database).commit([new_submission(key)]) == [Stored()]
     third = home()
     restore(of(third), base, quiet)
     async with running(third) as (url, _):

@@ -13,7 +13,7 @@ from db.core.cipher import Cipher
 from serving.cli import main
 from serving.core.caller import Role
 from tests.support.app import Platform, stored_platform
-from tests.support.stored_content import everything
+from tests.support.stored_content import read_tables
 
 pytestmark = pytest.mark.anyio
 
@@ -58,7 +58,7 @@ async def test_clients_read_what_they_wrote_and_the_database_holds_none_of_it(
     platform: Platform, url: str
 ) -> None:
     await used(platform)
-    held = everything(url)
+    held = read_tables(url)
     assert [word for word in WORDS if word in held] == []
 
 
@@ -113,7 +113,7 @@ async def test_keys_are_made_changed_and_taken_back_by_commands(
 
     async with stored_platform(url) as plain:
         prediction = await used(plain)
-    assert "Samarkand" in everything(url)
+    assert "Samarkand" in read_tables(url)
     code, _, err = await run(None, "encrypt")
     assert (code, "valence db key" in err) == (1, True)
     code, made, _ = await run(None, "key", "--id", "one")
@@ -126,7 +126,7 @@ async def test_keys_are_made_changed_and_taken_back_by_commands(
     answers = {"texts": 1, "comments": 1, "answers": 2}
     assert (code, json.loads(out)) == (0, {"rewritten": answers, "held": {"one": answers}, "let_go": []})
     assert "texts: 1 of 1 rewritten" in err
-    assert "Samarkand" not in everything(url)
+    assert "Samarkand" not in read_tables(url)
     code, _, err = await run(KEYS[1], "encrypt")
     assert (code, err.count("\n"), "key one, which" in err) == (1, 1, True)
     code, out, _ = await run(f"{KEYS[1]},{one}", "encrypt", "--json")

@@ -7,7 +7,7 @@ import pytest
 from serving.privacy.masking import TextMasker
 from serving.privacy.pii import PersonalDataFinder
 from tests.support.app import Platform, stored_platform
-from tests.support.stored_content import everything
+from tests.support.stored_content import read_tables
 
 pytestmark = pytest.mark.anyio
 
@@ -55,7 +55,7 @@ async def test_nothing_unmasked_reaches_the_database_by_any_door(masking: Platfo
         # The same masked text was searched for that is stored.
         assert similar.json()["results"][0]["text"] == MASKED
         assert similar.json()["results"][0]["similarity"] == pytest.approx(1, abs=1e-3)
-    held = everything(url)
+    held = read_tables(url)
     assert MASKED in held
     assert [part for part in DATA if part in held] == []
 
@@ -99,5 +99,5 @@ async def test_refused_texts_are_422_with_kind_and_place_and_leave_nothing(
             assert answer.status_code == 422
             assert "email" in answer.text
             assert [part for part in DATA if part in answer.text] == []
-    held = everything(url)
+    held = read_tables(url)
     assert [part for part in DATA if part in held] == []

@@ -22,8 +22,8 @@ from serving.inference.engines.factory import open_encoder
 from serving.spaces.reembedding_runner import ReembeddingRunner
 from serving.spaces.reembedding_worker import ReembeddingWorker, SpaceEncoders
 from tests.support.postgres import KEY, SPACE
-from tests.support.reembedding import filled, vectors_by_text
-from tests.support.row_factories import new_key, new_text, submission, writer
+from tests.support.reembedding import count_vectors_by_text, run_until_idle
+from tests.support.row_factories import new_key, new_submission, new_text, new_writer
 from tests.support.tiny import TINY_SPACE, sentences, tiny_source
 
 pytestmark = pytest.mark.anyio
@@ -95,7 +95,7 @@ async def test_a_killed_process_is_begun_again_and_every_text_has_its_vector(
 ) -> None:
     key = await new_key(database)
     texts = [new_text(sentence) for sentence in dict.fromkeys(sentences(400))]
-    assert await writer(database).commit([submission(key, texts)]) == [Stored()]
+    assert await new_writer(database).commit([new_submission(key, texts)]) == [Stored()]
     spaces = SpaceRepository(database)
     await spaces.ensure(SPACE)
     await spaces.begin(WIDE, actor=None)
@@ -103,22 +103,22 @@ async def test_a_killed_process_is_begun_again_and_every_text_has_its_vector(
     everything = dict.fromkeys([text.id for text in [*texts, *late]], 1)
 
     async def begun() -> bool:
-        return any((await vectors_by_text(database, WIDE)).values())
+        return any((await count_vectors_by_text(database, WIDE)).values())
 
     async def whole() -> bool:
         is_whole = (await spaces.states())[WIDE] is SpaceState.WHOLE
-        return is_whole and await vectors_by_text(database, WIDE) == everything
+        return is_whole and await count_vectors_by_text(database, WIDE) == everything
 
     async with kept_running(spaces):
         await until(begun)
         (worker,) = workers()
         nice = worker.nice()
         worker.kill()
-        assert await writer(database).commit([submission(key, late)]) == [Stored()]
+        assert await new_writer(database).commit([new_submission(key, late)]) == [Stored()]
         await until(whole)
     assert nice == 19
     assert workers() == []
-    assert await vectors_by_text(database, SPACE) == everything
+    assert await count_vectors_by_text(database, SPACE) == everything
     encoder = open_encoder(Bundle.open(platform.fetch(platform.space_encoder(WIDE), tmp_path / "cache")))
     found = await VectorRepository(database, space=WIDE).of_texts([texts[5].id])
     (micro,) = encoder.run([texts[5].content])
@@ -129,11 +129,11 @@ async def test_a_space_that_no_encoder_defines_says_so(
     database: Database, platform: ModelRegistry, tmp_path: Path
 ) -> None:
     key = await new_key(database)
-    assert await writer(database).commit([submission(key)]) == [Stored()]
+    assert await new_writer(database).commit([new_submission(key)]) == [Stored()]
     spaces = SpaceRepository(database)
     await spaces.ensure(SPACE)
     await spaces.begin("nobodys", actor=None)
-    await filled(
+    await run_until_idle(
         ReembeddingWorker(database, SpaceEncoders(platform, cache=tmp_path / "cache"), retry_seconds=0.0)
     )
     _, beside = await spaces.list()

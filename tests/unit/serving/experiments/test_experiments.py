@@ -328,7 +328,7 @@ async def test_a_version_that_is_named_is_asked_for_and_an_unknown_one_is_not(
     for version, status in (("1", 201), ("3", 503), ("99", 404)):
         answer = await client.post("/v1/predict", json={"text": "so good", "version": version})
         assert answer.status_code == status
-    assert platform.asked == {(MODEL, "1"), (MODEL, "3")}
+    assert platform.requested_versions == {(MODEL, "1"), (MODEL, "3")}
 
 
 async def test_metrics_say_which_version_is_in_which_state_and_who_is_champion(

@@ -9,7 +9,7 @@ from serving.core.catalog import Placement
 from serving.errors import ModelNotReady
 from serving.inference.dispatcher import BatchLimits, Dispatcher, Inference, InferenceItem
 from tests.fakes.data import FakeBatchObserver, FakeEncoderClient, vector_of
-from tests.support.app import record
+from tests.support.app import new_record
 
 pytestmark = pytest.mark.anyio
 TEXTS = ["good one", "bad one", "a thing that is neither", "great", "broke", "love", "hate"]
@@ -38,7 +38,7 @@ async def test_a_version_outside_the_space_gets_the_vectors_of_the_spaces_encode
     dispatcher: Dispatcher, encoders: dict[str, FakeEncoderClient], count: int
 ) -> None:
     placement = Placement(scorer="foreign", embedder="space")
-    batch = await dispatcher.infer(TEXTS[:count], record("1"), placement)
+    batch = await dispatcher.infer(TEXTS[:count], new_record("1"), placement)
     assert [each.embedding for each in batch.results] == [
         vector_of(text).astype("<f2").tobytes() for text in TEXTS[:count]
     ]
@@ -51,7 +51,7 @@ async def test_a_version_outside_the_space_gets_the_vectors_of_the_spaces_encode
 async def test_a_version_in_the_space_costs_one_pass(
     dispatcher: Dispatcher, encoders: dict[str, FakeEncoderClient]
 ) -> None:
-    await dispatcher.infer(TEXTS, record("1"), Placement(scorer="space", embedder="space"))
+    await dispatcher.infer(TEXTS, new_record("1"), Placement(scorer="space", embedder="space"))
     assert (encoders["space"].batches, encoders["foreign"].batches) == ([len(TEXTS)], [])
 
 
@@ -60,6 +60,6 @@ async def test_an_encoder_that_fails_holds_up_nobody_else(
 ) -> None:
     encoders["foreign"].fault = ModelNotReady("gone")
     with pytest.raises(ModelNotReady):
-        await dispatcher.infer(["good"], record("1"), Placement(scorer="foreign", embedder="space"))
-    batch = await dispatcher.infer(["good"], record("1"), Placement(scorer="space", embedder="space"))
+        await dispatcher.infer(["good"], new_record("1"), Placement(scorer="foreign", embedder="space"))
+    batch = await dispatcher.infer(["good"], new_record("1"), Placement(scorer="space", embedder="space"))
     assert len(batch.results) == 1

@@ -7,15 +7,15 @@ import pytest
 from serving.core.catalog import Catalog, CatalogEntry, VersionState
 from serving.errors import ModelNotReady
 from serving.predictions.routing import Arm, Choice, Split, Traffic, choose
-from tests.support.app import MODEL, record
+from tests.support.app import MODEL, new_record
 
 
 def catalog(challenger: VersionState = VersionState.READY, champion: str = "1") -> Catalog:
     return Catalog(
         models={
             MODEL: {
-                "1": CatalogEntry(record=record("1"), state=VersionState.READY),
-                "2": CatalogEntry(record=record("2"), state=challenger),
+                "1": CatalogEntry(record=new_record("1"), state=VersionState.READY),
+                "2": CatalogEntry(record=new_record("2"), state=challenger),
             }
         },
         champions={MODEL: champion},
@@ -87,4 +87,4 @@ def test_without_a_ready_challenger_or_with_another_champion_nobody_is_routed_or
 
 def test_no_answer_is_chosen_while_no_encoder_of_the_space_runs() -> None:
     with pytest.raises(ModelNotReady, match="no encoder of the embedding space"):
-        Catalog().placement(record("1", kind="lexicon"))
+        Catalog().placement(new_record("1", kind="lexicon"))
