@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Select, and_, func, insert, or_, select, tuple_, update
+from sqlalchemy import Row, Select, and_, func, insert, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
@@ -199,17 +199,12 @@ class PromotionRepository:
             raise NotFound(f"there is no promotion {promotion_id}")
         return Promotion(**row._mapping)
 
-    async def champion_at(self, model: str, moment: datetime) -> Promotion | None:
-        """Return the change that had made the champion of that moment; None before the first champion."""
-        latest = (
-            _select_done(model, *_COLUMNS)
-            .where(_P.at <= moment)
-            .order_by(_P.at.desc(), _P.id.desc())
-            .limit(1)
-        )
+    async def champion_at(self, model: str, moment: datetime) -> ChampionPeriod | None:
+        """Return the period that the moment lies in; None before the first champion."""
+        latest = _select_periods(model).where(_P.at <= moment).order_by(_P.at.desc(), _P.id.desc()).limit(1)
         async with self._database.begin() as connection:
             row = (await connection.execute(latest)).one_or_none()
-        return Promotion(**row._mapping) if row is not None else None
+        return _to_period(row) if row is not None else None
 
     async def intend(self, new: NewPromotion, *, after: int | None) -> Promotion:
         """Record a change that is about to be made; `after` is the change that was the last when it was decided.
@@ -262,26 +257,12 @@ class PromotionRepository:
         Raises:
             Rejected: no page gave this cursor.
         """
-        later = aliased(_P)
-        until = (
-            select(later.at)
-            .where(later.model == model, later.state == PromotionPhase.DONE)
-            .where(tuple_(later.at, later.id) > tuple_(_P.at, _P.id))
-            .order_by(later.at, later.id)
-            .limit(1)
-            .correlate(_P)
-            .scalar_subquery()
-        )
-        query = _select_done(model, *_COLUMNS, until.label("until"))
+        query = _select_periods(model)
         if cursor is not None:
             query = query.where(_P.id < decode_row_id(cursor))
         async with self._database.begin() as connection:
             rows = (await connection.execute(query.order_by(_P.id.desc()).limit(limit + 1))).all()
-        items = []
-        for row in rows[:limit]:
-            values = dict(row._mapping)
-            ended = values.pop("until")
-            items.append(ChampionPeriod(promotion=Promotion(**values), until=ended))
+        items = [_to_period(row) for row in rows[:limit]]
         more = len(rows) > limit
         return ChampionPeriodPage(
             items=tuple(items), next_cursor=encode_row_id(items[-1].promotion.id) if more else None
@@ -310,6 +291,26 @@ async def _state(connection: AsyncConnection, model: str) -> PromotionState:
     return PromotionState(
         champion=changes.get(PromotionPhase.DONE), intended=changes.get(PromotionPhase.INTENDED)
     )
+
+
+def _select_periods(model: str) -> Select[*tuple[Any, ...]]:
+    """Select the changes that made a champion, each with the time of the next one."""
+    later = aliased(_P)
+    until = (
+        select(later.at)
+        .where(later.model == model, later.state == PromotionPhase.DONE)
+        .where(tuple_(later.at, later.id) > tuple_(_P.at, _P.id))
+        .order_by(later.at, later.id)
+        .limit(1)
+        .correlate(_P)
+        .scalar_subquery()
+    )
+    return _select_done(model, *_COLUMNS, until.label("until"))
+
+
+def _to_period(row: Row[*tuple[Any, ...]]) -> ChampionPeriod:
+    values = dict(row._mapping)
+    return ChampionPeriod(until=values.pop("until"), promotion=Promotion(**values))
 
 
 def _select_done(model: str, *columns: Any) -> Select[*tuple[Any, ...]]:

@@ -10,6 +10,7 @@ from serving.api.dependencies import Services
 from serving.api.middleware import Edge
 from serving.api.routes import (
     analytics,
+    audit,
     console,
     erasures,
     experiments,
@@ -60,6 +61,7 @@ def create_api(services: Services) -> FastAPI:
         erasures.router,
         keys.router,
         token.router,
+        audit.router,
         health.router,
         metrics.router(is_open=services.metrics_open),
         openapi.router,

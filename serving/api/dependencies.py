@@ -7,6 +7,7 @@ from typing import Any, Self, TypeAlias
 from starlette.requests import Request
 from starlette.types import Scope
 
+from serving.accounts.audit import AuditService
 from serving.accounts.authentication import Authenticator
 from serving.accounts.rate_limits import RateLimiter
 from serving.accounts.service import AccountService
@@ -49,6 +50,7 @@ class Services:
     in_space: Callable[[], SpaceServices]
     spaces: SpaceService
     accounts: AccountService
+    audit: AuditService
     lifecycle: Lifecycle
     experiments: ExperimentService
     authenticator: Authenticator

@@ -11,6 +11,7 @@ import typer
 
 from serving.cli import (
     analytics,
+    audit,
     database,
     experiments,
     keys,
@@ -56,6 +57,7 @@ for command in (
     analytics.review,
     analytics.topics,
     analytics.drift,
+    audit.audit,
 ):
     app.command()(command)
 for name, group in (

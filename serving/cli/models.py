@@ -115,6 +115,20 @@ def history(
     show_table(answer["items"], columns, answer=answer, as_json=api.as_json)
 
 
+@app.command()
+@calls_api
+def champion(
+    api: Api,
+    model: Model = "sentiment",
+    at: Annotated[str | None, typer.Option(help="Time with its offset (RFC 3339); default: now.")] = None,
+) -> None:
+    """Show the champion of a moment: since when, by whom and why; the evidence is in the JSON."""
+    answer = api.client.get(f"/v1/models/{model}/champion", at=at)
+    columns = ("version", "from", "to", "act", "gated", "forced", "by", "reason")
+    record = answer if api.as_json else {name: answer[name] for name in columns}
+    show_record(record, as_json=api.as_json)
+
+
 def _wait_for_evaluation(client: "Client", model: str, version: str, number: int) -> Mapping[str, Any]:
     """Wait until an evaluation ends, and return its version.
 

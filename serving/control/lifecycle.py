@@ -6,11 +6,12 @@ All of it happens in one process, the control, which holds the registry.
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
 from db.errors import DatabaseError
 from db.models.evaluations import Evaluation
-from db.models.promotions import Act, ChampionPeriodPage
+from db.models.promotions import Act, ChampionPeriod, ChampionPeriodPage
 from registry.errors import NotRegistered, RegistryError
 from registry.experiments.decisions import PolicyDecision
 from registry.store.records import EncoderRecord, VersionRecord
@@ -38,6 +39,9 @@ class Lifecycle(Protocol):
     async def history(self, model: str, *, limit: int, cursor: str | None) -> ChampionPeriodPage:
         """Return a page of a model's champions, newest first."""
 
+    async def champion_at(self, model: str, moment: datetime) -> ChampionPeriod:
+        """Return the champion's period that a moment lies in."""
+
     async def version(self, model: str, version: str) -> VersionDetail:
         """Return a version, its evaluations and the gates' present verdict."""
 
@@ -54,7 +58,9 @@ class Lifecycle(Protocol):
 
 
 # The methods of `Lifecycle`, which are all that a remote caller may call.
-REMOTE_METHODS: Final = frozenset({"promote", "rollback", "history", "version", "evaluate", "space_encoder"})
+REMOTE_METHODS: Final = frozenset(
+    {"promote", "rollback", "history", "champion_at", "version", "evaluate", "space_encoder"}
+)
 
 
 class LocalLifecycle:
@@ -111,6 +117,10 @@ class LocalLifecycle:
     async def history(self, model: str, *, limit: int, cursor: str | None) -> ChampionPeriodPage:
         """Implement `Lifecycle.history`."""
         return await self.promotions.history(model, limit=limit, cursor=cursor)
+
+    async def champion_at(self, model: str, moment: datetime) -> ChampionPeriod:
+        """Implement `Lifecycle.champion_at`."""
+        return await self.promotions.champion_at(model, moment)
 
     async def version(self, model: str, version: str) -> VersionDetail:
         """Implement `Lifecycle.version`."""

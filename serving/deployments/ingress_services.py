@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from functools import cache, partial
 from importlib.metadata import version
 
+from db.accounts.audit import AuditRepository
 from db.accounts.keys import KeyRepository
 from db.accounts.users import UserRepository
 from db.analytics.disagreements import DisagreementRepository
@@ -29,6 +30,7 @@ from db.predictions.writer import PredictionWriter
 from db.privacy.erasure import ErasureRepository
 from db.search.keywords import KeywordRepository
 from db.search.similarity import SimilarityRepository
+from serving.accounts.audit import AuditService
 from serving.accounts.authentication import Authenticator
 from serving.accounts.rate_limits import RateLimiter
 from serving.accounts.service import AccountService
@@ -230,6 +232,7 @@ async def services(
             in_space=lambda: services_in(catalog().space or settings.space),
             spaces=SpaceService(SpaceRepository(database), lifecycle.space_encoder, catalog),
             accounts=AccountService(users=users, keys=keys, authenticator=authenticator),
+            audit=AuditService(AuditRepository(database)),
             lifecycle=lifecycle,
             experiments=ExperimentService(
                 ExperimentRepository(database), evidence, catalog, lifecycle.evaluate

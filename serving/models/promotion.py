@@ -6,6 +6,7 @@ Knows no HTTP and no SQL.
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from uuid import UUID
 
@@ -14,6 +15,7 @@ import structlog
 from db.models.evaluations import Evaluation, EvaluationRepository
 from db.models.promotions import (
     Act,
+    ChampionPeriod,
     ChampionPeriodPage,
     NewPromotion,
     Promotion,
@@ -28,7 +30,7 @@ from serving.core.caller import Caller
 from serving.core.catalog import CHAMPION, Catalog, VersionState
 from serving.core.database_errors import translate_database_errors
 from serving.core.registry_errors import call_registry
-from serving.errors import Conflict, Invalid, Problem, Refused
+from serving.errors import Conflict, Invalid, NotFound, Problem, Refused
 from serving.models.gating import GateRunner
 from serving.models.history import GRACE_SECONDS, ChampionHistory
 
@@ -152,6 +154,19 @@ class PromotionService:
         self._catalog().versions(model)
         with translate_database_errors():
             return await self._promotions.history(model, limit=limit, cursor=cursor)
+
+    async def champion_at(self, model: str, moment: datetime) -> ChampionPeriod:
+        """Return the champion's period that a moment lies in.
+
+        Raises:
+            NotFound: no such model, or it had no champion then.
+        """
+        self._catalog().versions(model)
+        with translate_database_errors():
+            period = await self._promotions.champion_at(model, moment)
+        if period is None or period.promotion.version_to is None:
+            raise NotFound(f"model {model!r} had no champion at {moment.isoformat()}")
+        return period
 
     async def champions(self, model: str) -> list[str]:
         """Return the recent champions of a model, the last one first; none for an unknown model."""

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+from db.accounts.audit import AuditEntry, AuditFilters, AuditPage
+from db.core.cursors import decode_row_id, encode_row_id
 from db.errors import Contested, NotFound, Rejected
 from db.models.evaluations import Evaluation, NewEvaluation
 from db.models.promotions import (
@@ -102,10 +104,10 @@ class FakePromotionRepository:
             raise NotFound(f"there is no promotion {promotion_id}")
         return self.rows[promotion_id - 1]
 
-    async def champion_at(self, model: str, moment: datetime) -> Promotion | None:
-        """Who was champion, and why."""
-        done = [row for row in self.rows if row.model == model and row.state == PromotionPhase.DONE]
-        return next((row for row in reversed(done) if row.at <= moment), None)
+    async def champion_at(self, model: str, moment: datetime) -> ChampionPeriod | None:
+        """Return the period that the moment lies in."""
+        periods = (await self.history(model, limit=len(self.rows) + 1)).items
+        return next((period for period in periods if period.promotion.at <= moment), None)
 
     async def intend(self, new: NewPromotion, *, after: int | None) -> Promotion:
         """Record what is about to be done."""
@@ -155,7 +157,8 @@ class FakePromotionRepository:
         done = [row for row in self.rows if row.model == model and row.state == PromotionPhase.DONE]
         ends = [row.at for row in done[1:]]
         reigns = [
-            ChampionPeriod(promotion=row, until=until) for row, until in zip(done, [*ends, None], strict=True)
+            ChampionPeriod(promotion=row, until=until)
+            for row, until in zip(done, [*ends, None], strict=False)
         ]
         older = [reign for reign in reversed(reigns) if cursor is None or reign.promotion.id < int(cursor)]
         more = len(older) > limit
@@ -281,11 +284,45 @@ class FakeEvaluationRepository:
 
 
 class FakeAuditRepository:
-    """An audit log; `entries` holds action, subject and detail."""
+    """An audit log in a list: `add` stores an action of the platform, `append` one of a key."""
 
     def __init__(self) -> None:
-        self.entries: list[tuple[str, str, Mapping[str, Any]]] = []
+        self.entries: list[AuditEntry] = []
 
     async def add(self, *, action: str, subject: str, detail: Mapping[str, Any]) -> None:
-        """Append one."""
-        self.entries.append((action, subject, detail))
+        """Append an action of the platform itself."""
+        self.append(None, action, subject, detail)
+
+    def append(self, actor: UUID | None, action: str, subject: str, detail: Mapping[str, Any]) -> None:
+        """Append an entry."""
+        self.entries.append(
+            AuditEntry(
+                id=len(self.entries) + 1,
+                at=datetime.now(UTC),
+                actor=actor,
+                action=action,
+                subject=subject,
+                detail=dict(detail),
+            )
+        )
+
+    async def list(
+        self, filters: AuditFilters | None = None, *, limit: int = 50, cursor: str | None = None
+    ) -> AuditPage:
+        """Return a page of the entries, newest first."""
+        wanted = filters or AuditFilters()
+        before = None if cursor is None else decode_row_id(cursor)
+        rows = [
+            entry
+            for entry in reversed(self.entries)
+            if (before is None or entry.id < before)
+            and wanted.actor in (None, entry.actor)
+            and wanted.action in (None, entry.action)
+            and wanted.subject in (None, entry.subject)
+            and (wanted.since is None or entry.at >= wanted.since)
+            and (wanted.until is None or entry.at < wanted.until)
+        ]
+        cut = rows[:limit]
+        return AuditPage(
+            items=tuple(cut), next_cursor=encode_row_id(cut[-1].id) if len(rows) > limit else None
+        )

@@ -11,6 +11,7 @@ from uuid import UUID
 import httpx
 from fastapi import FastAPI
 
+from db.accounts.audit import AuditRepository
 from db.accounts.keys import KeyRepository, NewKey
 from db.accounts.users import UserRepository
 from db.analytics.disagreements import DisagreementRepository
@@ -33,6 +34,7 @@ from db.privacy.erasure import ErasureRepository
 from db.search.keywords import KeywordRepository
 from db.search.similarity import SimilarityRepository
 from registry.store.records import VersionRecord
+from serving.accounts.audit import AuditService
 from serving.accounts.authentication import Authenticator, GeneratedKey, generate_key
 from serving.accounts.rate_limits import RateLimiter
 from serving.accounts.service import AccountService
@@ -118,6 +120,7 @@ class Platform:
     lifecycle: LocalLifecycle
     evaluations: Any
     spaces: Any
+    audit: Any
     store: FakeStore | None = None
     key_records: FakeKeyRepository | None = None
     database: Database | None = None
@@ -219,7 +222,7 @@ def _platform(
         ),
         evaluations=EvaluationQueue(evaluations=records["evaluations"], registry=registry, catalog=catalog),
         registry=registry,
-        audit=FakeAuditRepository(),
+        audit=records["audit"],
     )
 
     async def missing_parts() -> Sequence[str]:
@@ -258,6 +261,7 @@ def _platform(
         in_space=lambda: in_space,
         spaces=SpaceService(records["spaces"], lifecycle.space_encoder, catalog),
         accounts=AccountService(users=records["users"], keys=records["keys"], authenticator=authenticator),
+        audit=AuditService(records["audit"]),
         experiments=ExperimentService(
             records["experiments"], records["evidence"], catalog, lifecycle.evaluate
         ),
@@ -279,6 +283,7 @@ def _platform(
         lifecycle=lifecycle,
         evaluations=records["evaluations"],
         spaces=records["spaces"],
+        audit=records["audit"],
         keys={},
         executor=executor,
         lacks=lacks,
@@ -321,6 +326,7 @@ async def fake_platform(
             "users": FakeUserRepository(store),
             "erasures": FakeErasureRepository(store),
             "keys": keys,
+            "audit": FakeAuditRepository(),
             "predictions": FakePredictionRepository(store),
             "feedback": FakeFeedbackRepository(store),
             "similarity": FakeSimilarityRepository(store),
@@ -364,6 +370,7 @@ async def stored_platform(
                     database, SimilarityRepository(database, space=SPACE), space=SPACE
                 ),
                 "keys": keys,
+                "audit": AuditRepository(database),
                 "predictions": PredictionRepository(database),
                 "feedback": FeedbackRepository(database),
                 "similarity": SimilarityRepository(database, space=SPACE),

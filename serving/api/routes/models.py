@@ -1,14 +1,17 @@
 """Models: their versions, evaluations and champions."""
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 from starlette.requests import Request
 
 from db.models.evaluations import Evaluation
-from db.models.promotions import ChampionPeriodPage
+from db.models.promotions import ChampionPeriod, ChampionPeriodPage
 from serving.api.dependencies import Json, caller_of, services_of
 from serving.api.schemas.models import (
+    ChampionPeriodResponse,
+    ChampionQuery,
     EvaluationResponse,
     HistoryQuery,
     HistoryResponse,
@@ -79,6 +82,13 @@ async def rollback(request: Request, name: str, body: Parsed[RollbackRequest]) -
 async def history(request: Request, name: str, query: Annotated[HistoryQuery, Query()]) -> ChampionPeriodPage:
     """List a model's champions, newest first: when, by whom and why."""
     return await services_of(request).lifecycle.history(name, limit=query.limit, cursor=query.cursor)
+
+
+@router.get("/{name}/champion", response_model=ChampionPeriodResponse)
+@requires(Role.ENGINEER, errors=(404, 422))
+async def champion(request: Request, name: str, query: Annotated[ChampionQuery, Query()]) -> ChampionPeriod:
+    """Return the champion of a moment: since when, by whom and why."""
+    return await services_of(request).lifecycle.champion_at(name, query.at or datetime.now(UTC))
 
 
 def _promotion(outcome: PromotionOutcome) -> Json:

@@ -1,11 +1,11 @@
 """Requests and responses about users, API keys, tokens and the audit log."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import AwareDatetime, ConfigDict, EmailStr, Field
 
-from serving.api.schemas.fields import Moment, Name, RequestBody, ResponseBody
+from serving.api.schemas.fields import Moment, Name, PageSize, QueryParameters, RequestBody, ResponseBody
 from serving.core.caller import Role
 
 Username = Annotated[
@@ -89,3 +89,33 @@ class TokenResponse(ResponseBody):
     token_type: Literal["Bearer"]
     expires_in: int
     scope: Role
+
+
+class AuditQuery(QueryParameters):
+    """Filters of the audit log, and its page; `since` is inclusive, `until` exclusive."""
+
+    actor: UUID | None = None
+    action: Name | None = None
+    subject: Name | None = None
+    since: Moment | None = None
+    until: Moment | None = None
+    limit: PageSize = 50
+    cursor: Name | None = None
+
+
+class AuditEntryResponse(ResponseBody):
+    """One action; `actor` is the id of the key that asked for it, null for the platform itself."""
+
+    id: int
+    at: AwareDatetime
+    actor: UUID | None
+    action: str
+    subject: str
+    detail: dict[str, Any]
+
+
+class AuditResponse(ResponseBody):
+    """Entries of the audit log, newest first; `next_cursor` continues after them."""
+
+    items: list[AuditEntryResponse]
+    next_cursor: str | None

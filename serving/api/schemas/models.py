@@ -8,6 +8,7 @@ from pydantic import AliasPath, AwareDatetime, BeforeValidator, ConfigDict, Fiel
 from db.models.promotions import Act
 from serving.api.schemas.fields import (
     Comment,
+    Moment,
     Name,
     PageSize,
     QueryParameters,
@@ -133,6 +134,12 @@ class HistoryQuery(QueryParameters):
 
     limit: PageSize = 50
     cursor: Name | None = None
+
+
+class ChampionQuery(QueryParameters):
+    """The moment to look at; default: now."""
+
+    at: Moment | None = None
 
 
 class EvaluationResponse(ResponseBody):

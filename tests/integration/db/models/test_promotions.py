@@ -120,10 +120,11 @@ async def test_who_was_champion_at_any_moment_and_why(database: Database) -> Non
     for number, moment in enumerate(moments, 1):
         found = await history.champion_at(MODEL, moment)
         assert found is not None
-        assert (found.version_to, found.reason) == (str(number), f"reason {number}")
+        assert (found.promotion.version_to, found.promotion.reason) == (str(number), f"reason {number}")
+        assert found.until == (moments[number] if number < len(moments) else None)
     before = await history.champion_at(MODEL, moments[1] - timedelta(microseconds=1))
     assert before is not None
-    assert before.version_to == "1"
+    assert before.promotion.version_to == "1"
     assert await history.champion_at(MODEL, moments[0] - timedelta(microseconds=1)) is None
 
 

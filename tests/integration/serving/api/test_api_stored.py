@@ -317,3 +317,34 @@ async def test_an_erased_user_is_in_no_answer_any_more(platform: Platform) -> No
         assert again["id"] != made["id"]
         erased_again = (await admin.delete(f"/v1/texts/{made['text_id']}")).json()["erased"]
         assert erased_again["predictions"] == 1
+
+
+async def test_the_champion_of_a_moment_is_read_from_the_stored_history(platform: Platform) -> None:
+    path = "/v1/models/sentiment"
+    async with platform.client(Role.ENGINEER) as client:
+        before = await client.get(f"{path}/champion")
+        for version in ("3", "1"):
+            await client.post(f"{path}/versions/{version}/promote", json={"force": True, "reason": "a test"})
+        items = (await client.get(f"{path}/history")).json()["items"]
+        now = (await client.get(f"{path}/champion")).json()
+        shown = [(await client.get(f"{path}/champion", params={"at": item["from"]})).json() for item in items]
+    assert before.status_code == 404
+    assert [item["version"] for item in items[:2]] == ["1", "3"]
+    assert (now, shown) == (items[0], items)
+    assert (items[1]["to"], items[1]["reason"]) == (items[0]["from"], "a test")
+
+
+async def test_the_audit_log_says_which_key_did_what(platform: Platform) -> None:
+    async with platform.client(Role.ADMIN) as admin:
+        user = (await admin.post("/v1/users", json={"username": "ada", "email": "ada@example.org"})).json()
+        key = (await admin.post("/v1/keys", json={"role": "client", "user_id": user["id"]})).json()
+        await admin.delete(f"/v1/keys/{key['id']}")
+        actor = str(platform.keys[Role.ADMIN].id)
+        first = (await admin.get("/v1/audit", params={"actor": actor, "limit": 2})).json()
+        rest = (await admin.get("/v1/audit", params={"actor": actor, "cursor": first["next_cursor"]})).json()
+        about = (await admin.get("/v1/audit", params={"subject": user["id"]})).json()
+    assert [item["action"] for item in first["items"]] == ["key.revoke", "key.create"]
+    assert [item["action"] for item in rest["items"]] == ["user.create"]
+    assert {item["actor"] for item in first["items"] + rest["items"]} == {actor}
+    assert [item["action"] for item in about["items"]] == ["user.create"]
+    assert rest["next_cursor"] is None

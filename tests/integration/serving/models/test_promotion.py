@@ -118,7 +118,7 @@ async def test_who_was_champion_when_and_why_is_one_question(case: Case) -> None
     for reign in (await case.history.history(case.model)).items:
         found = await case.history.champion_at(case.model, reign.promotion.at)
         assert found is not None
-        assert (found.version_to, found.reason) == (reign.promotion.version_to, reign.promotion.reason)
+        assert (found.promotion.id, found.until) == (reign.promotion.id, reign.until)
     assert case.registry.champion_version(case.model) == "2"
 
 

@@ -609,6 +609,8 @@ BAD_CHANGES: dict[str, tuple[str, str, Any, int]] = {
     "a string for a flag": ("POST", "versions/3/promote", {"force": "yes"}, 422),
     "nothing before": ("POST", "rollback", None, 409),
     "no page gave that": ("GET", "history?cursor=x", None, 422),
+    "no champion yet": ("GET", "champion?at=2020-01-01T00:00:00Z", None, 404),
+    "a time without its offset": ("GET", "champion?at=2026-01-01T00:00:00", None, 422),
 }
 
 
@@ -629,6 +631,7 @@ async def test_clients_may_not_touch_versions(platform: Platform) -> None:
             ("GET", "versions/3"),
             ("POST", "rollback"),
             ("GET", "history"),
+            ("GET", "champion"),
         ):
             answer = await client.request(method, f"/v1/models/sentiment/{path}")
             assert answer.status_code == 403
@@ -641,3 +644,46 @@ async def test_the_document_says_that_these_bodies_may_be_left_out(platform: Pla
     assert promote["requestBody"]["required"] is False
     assert {"200", "401", "403", "404", "409", "422"} <= set(promote["responses"])
     assert "report" in document["components"]["schemas"]["ProblemDetails"]["properties"]
+
+
+async def test_the_champion_of_any_moment_is_the_item_of_the_history(platform: Platform) -> None:
+    path = "/v1/models/sentiment"
+    async with platform.client(Role.ENGINEER) as client:
+        for version in ("3", "1"):
+            await client.post(f"{path}/versions/{version}/promote", json={"force": True, "reason": "a test"})
+        items = (await client.get(f"{path}/history")).json()["items"]
+        now = (await client.get(f"{path}/champion")).json()
+        shown = [(await client.get(f"{path}/champion", params={"at": item["from"]})).json() for item in items]
+        other = await client.get("/v1/models/other/champion")
+    assert [item["version"] for item in items[:2]] == ["1", "3"]
+    assert now == items[0]
+    assert shown == items
+    assert other.status_code == 404
+
+
+async def test_the_audit_log_is_read_by_admins_filtered_and_in_pages(platform: Platform) -> None:
+    actor = uuid4()
+    platform.audit.append(actor, "user.create", "u1", {})
+    platform.audit.append(None, "champion.bootstrap", "sentiment", {"to": "2"})
+    platform.audit.append(actor, "key.create", "k1", {"role": "client"})
+    async with platform.client(Role.ADMIN) as admin, platform.client(Role.ENGINEER) as engineer:
+        first = (await admin.get("/v1/audit", params={"limit": 2})).json()
+        rest = (await admin.get("/v1/audit", params={"cursor": first["next_cursor"]})).json()
+        for filters, actions in (
+            ({"actor": str(actor)}, ["key.create", "user.create"]),
+            ({"action": "key.create"}, ["key.create"]),
+            ({"subject": "sentiment"}, ["champion.bootstrap"]),
+            (
+                {"since": rest["items"][0]["at"], "until": first["items"][0]["at"]},
+                ["champion.bootstrap", "user.create"],
+            ),
+        ):
+            page = (await admin.get("/v1/audit", params=filters)).json()
+            assert [item["action"] for item in page["items"]] == actions, filters
+        assert (await admin.get("/v1/audit", params={"cursor": "x"})).status_code == 422
+        assert (await admin.get("/v1/audit", params={"since": "yesterday"})).status_code == 422
+        assert (await engineer.get("/v1/audit")).status_code == 403
+    assert [item["action"] for item in first["items"]] == ["key.create", "champion.bootstrap"]
+    assert first["items"][0]["actor"] == str(actor)
+    assert first["items"][0]["detail"] == {"role": "client"}
+    assert ([item["action"] for item in rest["items"]], rest["next_cursor"]) == (["user.create"], None)

@@ -52,6 +52,14 @@ VERSION = {
 }
 MOVED = {"version": "3", "previous": "2", "changed": True, "report": GATES | {"passed": True}}
 REIGN = {"version": "3", "from": "then", "to": None, "act": "promote", "by": "k1", "reason": "better"}
+ENTRY = {
+    "id": 7,
+    "at": "then",
+    "actor": None,
+    "action": "champion.follow",
+    "subject": "sentiment",
+    "detail": {"to": "3"},
+}
 OPINION = {
     "sentiment": "positive",
     "agreement": 0.25,
@@ -110,6 +118,16 @@ ANSWERS: dict[tuple[str, str], tuple[int, Any]] = {
     ),
     ("POST", "/v1/models/sentiment/rollback"): (200, MOVED | {"version": "2", "report": None}),
     ("GET", "/v1/models/sentiment/history?limit=50"): (200, {"items": [REIGN], "next_cursor": None}),
+    ("GET", "/v1/models/sentiment/champion"): (200, REIGN | {"gated": True, "forced": False}),
+    ("GET", "/v1/models/sentiment/champion?at=2026-01-31T12%3A00%3A00Z"): (
+        404,
+        {"title": "Not found", "detail": "it had none"},
+    ),
+    ("GET", "/v1/audit?limit=50"): (200, {"items": [ENTRY], "next_cursor": "7"}),
+    ("GET", "/v1/audit?action=user.create&subject=u1&limit=2&cursor=7"): (
+        200,
+        {"items": [ENTRY], "next_cursor": None},
+    ),
     ("POST", "/v1/keys"): (201, {"id": "k1", "key": "vk_secret"}),
     ("GET", "/v1/keys"): (200, {"items": [{"id": "k1", "role": "client"}]}),
     ("DELETE", "/v1/keys/k1"): (204, None),
@@ -349,6 +367,24 @@ def test_champions_are_made_unmade_and_remembered(platform: Platform, run: Any) 
     assert (code, err) == (1, "valence: 409 Promotion refused: a gate failed: the error is too large\n")
     assert "previous  2" in run("models", "rollback", "--reason", "worse")[1]
     assert "better" in run("models", "history")[1]
+
+
+def test_the_champion_of_a_moment_is_shown(platform: Platform, run: Any) -> None:
+    code, out, _ = run("models", "champion")
+    assert (code, "promote" in out, "better" in out) == (0, True, True)
+    assert json.loads(run("models", "champion", "--json")[1])["version"] == "3"
+    code, _, err = run("models", "champion", "--at", "2026-01-31T12:00:00Z")
+    assert (code, err) == (1, "valence: 404 Not found: it had none\n")
+
+
+def test_the_audit_log_is_listed_by_filters_in_pages(platform: Platform, run: Any) -> None:
+    code, out, err = run("audit")
+    assert (code, "champion.follow" in out, "to 3" in out) == (0, True, True)
+    assert err == "more entries: --cursor 7\n"
+    filters = ("--action", "user.create", "--subject", "u1", "--limit", "2", "--cursor", "7")
+    code, _, err = run("audit", *filters)
+    assert (code, err) == (0, "")
+    assert json.loads(run("audit", "--json")[1]) == {"items": [ENTRY], "next_cursor": "7"}
 
 
 def test_spaces_are_built_listed_switched_to_and_removed(

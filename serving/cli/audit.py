@@ -1,0 +1,36 @@
+"""`valence audit`: who did what."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from serving.cli.output import Api, calls_api, show_table
+
+
+@calls_api
+def audit(
+    api: Api,
+    actor: Annotated[str | None, typer.Option(help="Id of the key that did it.")] = None,
+    action: Annotated[str | None, typer.Option(help="Action, as champion.promote.")] = None,
+    subject: Annotated[str | None, typer.Option(help="Subject: the name of a model, or an id.")] = None,
+    since: Annotated[str | None, typer.Option(help="First time (RFC 3339).")] = None,
+    until: Annotated[str | None, typer.Option(help="Time to stop before (RFC 3339).")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="Entries to show.")] = 50,
+    cursor: Annotated[str | None, typer.Option(help="Cursor that the previous page named.")] = None,
+) -> None:
+    """Show who did what, newest first; for admins."""
+    answer = api.client.get(
+        "/v1/audit",
+        actor=actor,
+        action=action,
+        subject=subject,
+        since=since,
+        until=until,
+        limit=limit,
+        cursor=cursor,
+    )
+    columns = ("at", "actor", "action", "subject", "detail")
+    show_table(answer["items"], columns, answer=answer, as_json=api.as_json)
+    if not api.as_json and answer["next_cursor"] is not None:
+        print(f"more entries: --cursor {answer['next_cursor']}", file=sys.stderr)
