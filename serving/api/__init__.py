@@ -1,13 +1,13 @@
-"""The HTTP API: an ASGI application over the services it is given.
+"""The HTTP API: an ASGI application over the services, with one router a resource.
 
-Knows no Ray, no SQL and no MLflow; one router a resource.
+Knows no Ray, no SQL and no MLflow.
 """
 
 from fastapi import FastAPI
 
 from serving.api import errors, openapi
 from serving.api.dependencies import Services
-from serving.api.middleware import Edge
+from serving.api.middleware import RequestMiddleware
 from serving.api.routes import (
     analytics,
     audit,
@@ -33,7 +33,7 @@ __all__ = ["Services", "create_api"]
 
 
 def create_api(services: Services) -> FastAPI:
-    """The application; every route of it has declared who may use it."""
+    """Build the application; each of its routes declares the role that it needs."""
     app = FastAPI(
         title="Valence",
         version=services.version,
@@ -45,7 +45,7 @@ def create_api(services: Services) -> FastAPI:
     )
     app.state.services = services
     errors.install(app)
-    app.add_middleware(Edge, metrics=services.metrics, spans=services.spans)
+    app.add_middleware(RequestMiddleware, metrics=services.metrics, spans=services.spans)
     routers = (
         predictions.router,
         feedback.router,
@@ -68,7 +68,7 @@ def create_api(services: Services) -> FastAPI:
         console.router,
     )
     for router in routers:
-        # Added, not included: an included router is matched twice a request, which the hot path would feel.
+        # Not `include_router`: an included router is matched twice a request, which costs time on the hot path.
         app.router.routes.extend(router.routes)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app

@@ -1,4 +1,4 @@
-"""What a route may use: the services of this process, and the exchange it is part of."""
+"""Access of a route to the services of this process and to the context of its request."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ Readiness: TypeAlias = Callable[[], Awaitable[Sequence[str]]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpaceServices:
-    """What works on the vectors of one embedding space; a request uses one of these from its beginning to its end."""
+    """The services that read vectors of one embedding space; a request uses one of these throughout."""
 
     search: SearchService
     label_suggestions: LabelSuggestionService
@@ -42,7 +42,7 @@ class SpaceServices:
 class Services:
     """Everything the API needs.
 
-    `missing_parts` names what keeps the platform from answering; `in_space` gives the services of the present space.
+    `missing_parts` names what the platform lacks to be ready; `in_space` returns the services of the live space.
     """
 
     predictions: PredictionService
@@ -64,33 +64,33 @@ class Services:
 
     @property
     def search(self) -> SearchService:
-        """Search in the space of now."""
+        """Search in the live space."""
         return self.in_space().search
 
     @property
     def label_suggestions(self) -> LabelSuggestionService:
-        """Opinions in the space of now."""
+        """Label suggestions from the live space."""
         return self.in_space().label_suggestions
 
     @property
     def analytics(self) -> AnalyticsService:
-        """Insights in the space of now."""
+        """Analytics of the live space."""
         return self.in_space().analytics
 
     @property
     def erasure(self) -> ErasureService:
-        """Erasure, whose receipts name what is near in the space of now."""
+        """Erasure; its receipts list near copies in the live space."""
         return self.in_space().erasure
 
     @classmethod
     def of(cls, scope: Scope) -> Self:
-        """Those of the application that this request came to."""
+        """Return the services of the application that serves this request."""
         services: Self = scope["app"].state.services
         return services
 
 
-class Exchange:
-    """One request and what became known of it on its way: its id, its caller, its body."""
+class RequestContext:
+    """One request: its id, its caller and its body, as soon as they are known."""
 
     __slots__ = ("body", "caller", "request_id")
 
@@ -100,32 +100,32 @@ class Exchange:
         self.caller: Caller | None = None
 
     @classmethod
-    def of(cls, scope: Scope) -> "Exchange":
-        """The exchange that the edge began."""
-        exchange: Exchange = scope["valence.exchange"]
-        return exchange
+    def of(cls, scope: Scope) -> "RequestContext":
+        """Return the context that the middleware created."""
+        context: RequestContext = scope["valence.request"]
+        return context
 
 
-def services_of(request: Request) -> Services:
-    """The services of this process."""
+def get_services(request: Request) -> Services:
+    """Return the services of this process."""
     return Services.of(request.scope)
 
 
-def body_of(request: Request) -> bytes:
-    """The body, read and bounded already."""
-    return Exchange.of(request.scope).body
+def get_body(request: Request) -> bytes:
+    """Return the body, which the guard has read."""
+    return RequestContext.of(request.scope).body
 
 
-def caller_of(request: Request) -> Caller:
-    """Who asks; only on routes that have a role."""
-    caller = Exchange.of(request.scope).caller
+def get_caller(request: Request) -> Caller:
+    """Return the caller; only on routes that need a role."""
+    caller = RequestContext.of(request.scope).caller
     if caller is None:
         raise RuntimeError("a public route has no caller")
     return caller
 
 
-def header(scope: Scope, name: bytes) -> str | None:
-    """The first header of this name (lower case)."""
+def get_header(scope: Scope, name: bytes) -> str | None:
+    """Return the first header of this name, which is in lower case."""
     headers: list[tuple[bytes, bytes]] = scope["headers"]
     for key, value in headers:
         if key == name:

@@ -1,7 +1,7 @@
-"""Exceptions become answers: one table for statuses, one shape for each protocol.
+"""Exceptions become responses: one table for statuses, one body for each protocol.
 
-Everything is `application/problem+json` (RFC 9457), but `/v2`, `/v1/embeddings` and `/v1/token`, where
-the protocols have shapes of their own. An answer never repeats a text that the client sent.
+The body is `application/problem+json` (RFC 9457), except under `/v2`, `/v1/embeddings` and `/v1/token`, whose
+protocols define their own. A response never repeats a text that the client sent.
 """
 
 import json
@@ -22,7 +22,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from serving import errors
-from serving.api.dependencies import Exchange, Json, Services, header
+from serving.api.dependencies import Json, RequestContext, Services, get_header
 from serving.errors import Problem, ServingError
 
 log = structlog.get_logger(__name__)
@@ -34,46 +34,46 @@ class UnsupportedMedia(ServingError):
     """The body is of a type that this route doesn't read."""
 
 
-class ClientLeft(Exception):
-    """The client closed the connection; nobody waits for an answer."""
+class ClientDisconnected(Exception):
+    """The client closed the connection before the response."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """How one kind of error is answered."""
+class ProblemType:
+    """The status, name and title of one kind of error."""
 
     status: int
     name: str
     title: str
 
 
-TABLE: Final[Mapping[type[ServingError], Kind]] = {
-    errors.Unauthenticated: Kind(401, "unauthenticated", "Credentials missing or wrong"),
-    errors.Forbidden: Kind(403, "forbidden", "Role insufficient"),
-    errors.NotFound: Kind(404, "not-found", "Not found"),
-    errors.Refused: Kind(409, "promotion-refused", "Promotion refused"),
-    errors.Conflict: Kind(409, "conflict", "Conflict"),
-    errors.TooLarge: Kind(413, "too-large", "Too large"),
-    UnsupportedMedia: Kind(415, "unsupported-media-type", "Media type not supported"),
-    errors.Invalid: Kind(422, "invalid", "Input invalid"),
-    errors.Overloaded: Kind(429, "overloaded", "Too many requests"),
-    errors.RateLimited: Kind(429, "rate-limited", "Rate limit reached"),
-    errors.Unreadable: Kind(500, "unreadable", "A stored value can't be decrypted"),
-    errors.NotReady: Kind(503, "not-ready", "Not ready"),
-    errors.ModelNotReady: Kind(503, "model-not-ready", "Model version not ready"),
-    errors.StoreUnavailable: Kind(503, "store-unavailable", "Database unavailable"),
+TABLE: Final[Mapping[type[ServingError], ProblemType]] = {
+    errors.Unauthenticated: ProblemType(401, "unauthenticated", "Credentials missing or wrong"),
+    errors.Forbidden: ProblemType(403, "forbidden", "Role insufficient"),
+    errors.NotFound: ProblemType(404, "not-found", "Not found"),
+    errors.Refused: ProblemType(409, "promotion-refused", "Promotion refused"),
+    errors.Conflict: ProblemType(409, "conflict", "Conflict"),
+    errors.TooLarge: ProblemType(413, "too-large", "Too large"),
+    UnsupportedMedia: ProblemType(415, "unsupported-media-type", "Media type not supported"),
+    errors.Invalid: ProblemType(422, "invalid", "Input invalid"),
+    errors.Overloaded: ProblemType(429, "overloaded", "Too many requests"),
+    errors.RateLimited: ProblemType(429, "rate-limited", "Rate limit reached"),
+    errors.Unreadable: ProblemType(500, "unreadable", "A stored value can't be decrypted"),
+    errors.NotReady: ProblemType(503, "not-ready", "Not ready"),
+    errors.ModelNotReady: ProblemType(503, "model-not-ready", "Model version not ready"),
+    errors.StoreUnavailable: ProblemType(503, "store-unavailable", "Database unavailable"),
 }
-_UNEXPECTED: Final = Kind(500, "unexpected", "Unexpected error")
+_UNEXPECTED: Final = ProblemType(500, "unexpected", "Unexpected error")
 _HTTP: Final = {
-    404: Kind(404, "not-found", "Not found"),
-    405: Kind(405, "method-not-allowed", "Method not allowed"),
+    404: ProblemType(404, "not-found", "Not found"),
+    405: ProblemType(405, "method-not-allowed", "Method not allowed"),
 }
 _OPENAI_TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _OAUTH_ERRORS: Final = {401: "invalid_client", 422: "invalid_request", 503: "temporarily_unavailable"}
 
 
 class ProblemDetails(BaseModel):
-    """RFC 9457; `errors` says where the input is wrong, `report` what the gates say of a refused version."""
+    """RFC 9457; `errors` lists faults of the input, `report` is the gates' result for a refused version."""
 
     type: str
     title: str
@@ -85,20 +85,20 @@ class ProblemDetails(BaseModel):
 
 
 class FieldProblem(BaseModel):
-    """One fault of the input: the path to it, and what it is."""
+    """One fault of the input: its path and a message."""
 
     loc: list[str | int]
     msg: str
 
 
-class V2Error(BaseModel):
+class OpenInferenceError(BaseModel):
     """An error of the Open Inference Protocol."""
 
     error: str
 
 
 class OpenAIErrorBody(BaseModel):
-    """What OpenAI's clients read of an error."""
+    """The members of an error that OpenAI's clients read."""
 
     message: str
     type: str
@@ -119,7 +119,12 @@ class TokenError(BaseModel):
     error_description: str
 
 
-SHAPES: Final[tuple[type[BaseModel], ...]] = (ProblemDetails, V2Error, OpenAIError, TokenError)
+ERROR_BODIES: Final[tuple[type[BaseModel], ...]] = (
+    ProblemDetails,
+    OpenInferenceError,
+    OpenAIError,
+    TokenError,
+)
 _DESCRIPTIONS: Final = {
     **{kind.status: kind.title for kind in TABLE.values()},
     400: "Request malformed",
@@ -130,7 +135,7 @@ _DESCRIPTIONS: Final = {
 
 def _shape_of(path: str) -> tuple[type[BaseModel], str]:
     if path == "/v2" or path.startswith("/v2/"):
-        return V2Error, "application/json"
+        return OpenInferenceError, "application/json"
     if path == "/v1/embeddings":
         return OpenAIError, "application/json"
     if path == "/v1/token":
@@ -138,8 +143,8 @@ def _shape_of(path: str) -> tuple[type[BaseModel], str]:
     return ProblemDetails, PROBLEM
 
 
-def documented(path: str, statuses: Iterable[int]) -> dict[int | str, dict[str, Any]]:
-    """The answers with these statuses, as OpenAPI describes them for a route."""
+def describe_errors(path: str, statuses: Iterable[int]) -> dict[int | str, dict[str, Any]]:
+    """Return OpenAPI's description of a route's responses with these statuses."""
     shape, media_type = _shape_of(path)
     schema = {"$ref": f"#/components/schemas/{shape.__name__}"}
     return {
@@ -148,16 +153,16 @@ def documented(path: str, statuses: Iterable[int]) -> dict[int | str, dict[str, 
     }
 
 
-def answer(
+def build_response(
     scope: Scope,
-    kind: Kind,
+    kind: ProblemType,
     detail: str,
     *,
     problems: Sequence[Problem] = (),
     retry_after: float | None = None,
     report: Mapping[str, Any] | None = None,
 ) -> Response:
-    """An error in the shape of the route's protocol."""
+    """Return an error in the form of the route's protocol."""
     path: str = scope["path"]
     shape, media_type = _shape_of(path)
     Services.of(scope).metrics.count_error(kind.name)
@@ -165,15 +170,17 @@ def answer(
     if retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
     if kind.status == 401:
-        given = header(scope, b"authorization") or header(scope, b"x-api-key")
-        headers["WWW-Authenticate"] = 'Bearer realm="valence"' + (', error="invalid_token"' if given else "")
+        present = get_header(scope, b"authorization") or get_header(scope, b"x-api-key")
+        headers["WWW-Authenticate"] = 'Bearer realm="valence"' + (
+            ', error="invalid_token"' if present else ""
+        )
     content: Json
-    if shape is V2Error:
-        content = {"error": _joined(detail, problems)}
+    if shape is OpenInferenceError:
+        content = {"error": _join_problems(detail, problems)}
     elif shape is OpenAIError:
         content = {
             "error": {
-                "message": _joined(detail, problems),
+                "message": _join_problems(detail, problems),
                 "type": _OPENAI_TYPES.get(
                     kind.status, "invalid_request_error" if kind.status < 500 else "server_error"
                 ),
@@ -203,25 +210,27 @@ def answer(
     return Response(_encode(content), kind.status, headers, media_type)
 
 
-def unexpected(scope: Scope, error: Exception) -> Response:
-    """The answer to an error nobody foresaw: logged with the request's id, not told to the client."""
-    log.error("request.failed", request_id=Exchange.of(scope).request_id, exc_info=error)
-    return answer(scope, _UNEXPECTED, "the request could not be served: the log has the reason under its id")
+def build_unexpected_response(scope: Scope, error: Exception) -> Response:
+    """Return the response to an unforeseen error, and log the error with the request's id."""
+    log.error("request.failed", request_id=RequestContext.of(scope).request_id, exc_info=error)
+    return build_response(
+        scope, _UNEXPECTED, "the request could not be served: the log has the reason under its id"
+    )
 
 
 def install(app: FastAPI) -> None:
-    """Makes the application answer every exception from the table."""
+    """Answer every exception of the application from the table."""
     app.add_exception_handler(ServingError, _on_serving_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_parameters)
     app.add_exception_handler(HTTPException, _on_http_exception)
 
 
-def serving_error(scope: Scope, error: ServingError) -> Response:
-    """The answer to an error of the serving layer."""
+def build_error_response(scope: Scope, error: ServingError) -> Response:
+    """Return the response to an error of the serving layer."""
     kind = next((TABLE[ancestor] for ancestor in type(error).__mro__ if ancestor in TABLE), None)
     if kind is None:
-        return unexpected(scope, error)
-    return answer(
+        return build_unexpected_response(scope, error)
+    return build_response(
         scope,
         kind,
         str(error),
@@ -233,32 +242,32 @@ def serving_error(scope: Scope, error: ServingError) -> Response:
 
 async def _on_serving_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ServingError):
-        return unexpected(request.scope, error)
-    return serving_error(request.scope, error)
+        return build_unexpected_response(request.scope, error)
+    return build_error_response(request.scope, error)
 
 
 async def _on_invalid_parameters(request: Request, error: Exception) -> Response:
     faults = error.errors() if isinstance(error, RequestValidationError) else ()
     problems = [Problem(loc=tuple(fault["loc"]), message=fault["msg"]) for fault in faults]
     kind = TABLE[errors.Invalid]
-    return answer(request.scope, kind, "the request's parameters are invalid", problems=problems)
+    return build_response(request.scope, kind, "the request's parameters are invalid", problems=problems)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     kind = _HTTP.get(status)
     if kind is None:
-        return unexpected(request.scope, error)
+        return build_unexpected_response(request.scope, error)
     if status == 404:
-        return answer(request.scope, kind, "there is nothing here: /docs lists the routes")
+        return build_response(request.scope, kind, "there is nothing here: /docs lists the routes")
     allowed = sorted(_methods(request.scope))
-    response = answer(request.scope, kind, f"this route answers {', '.join(allowed)}")
+    response = build_response(request.scope, kind, f"this route answers {', '.join(allowed)}")
     response.headers["Allow"] = ", ".join(allowed)
     return response
 
 
 def _methods(scope: Scope) -> set[str]:
-    """All methods of the path: its routes, one a method, each know only their own."""
+    """Return all methods of the path: each of its routes knows only one."""
     return {
         method
         for route in scope["app"].routes
@@ -267,7 +276,7 @@ def _methods(scope: Scope) -> set[str]:
     }
 
 
-def _joined(detail: str, problems: Sequence[Problem]) -> str:
+def _join_problems(detail: str, problems: Sequence[Problem]) -> str:
     places = "; ".join(f"{'.'.join(map(str, problem.loc))}: {problem.message}" for problem in problems)
     return f"{detail}: {places}" if places else detail
 
@@ -276,5 +285,5 @@ def _encode(content: Json) -> bytes:
     try:
         return orjson.dumps(content)
     except TypeError:
-        # A path may hold what is no UTF-8, which orjson refuses.
+        # A path may hold bytes that aren't UTF-8, which orjson refuses.
         return json.dumps(content).encode()

@@ -1,4 +1,4 @@
-"""The outermost layer: request ids, the access log, counters, and the last net under every exception.
+"""The outermost layer: request ids, the access log, counters, and the last exception handler.
 
 Plain ASGI, because every request passes here. Logs ids and route templates, never a path or a body.
 """
@@ -13,8 +13,8 @@ from uuid import uuid4
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.api.dependencies import Exchange, header
-from serving.api.errors import ClientLeft, unexpected
+from serving.api.dependencies import RequestContext, get_header
+from serving.api.errors import ClientDisconnected, build_unexpected_response
 from serving.core.logs import REQUEST_ID
 from serving.core.tracing import Spans, record_route
 from serving.monitoring.metrics import Metrics
@@ -22,13 +22,13 @@ from serving.monitoring.metrics import Metrics
 log = structlog.get_logger(__name__)
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_LEFT: Final = 499
+_CLIENT_CLOSED: Final = 499
 
 Result = TypeVar("Result")
 
 
-class Edge:
-    """Every answer carries `X-Request-Id`; every request ends in an answer, a log line and the counters."""
+class RequestMiddleware:
+    """Every response has `X-Request-Id`; every request ends with a response, a log line and counts."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, spans: Spans | None = None) -> None:
         self._app = app
@@ -40,47 +40,47 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = header(scope, b"x-request-id")
-        request_id = given if given and _REQUEST_ID.fullmatch(given) else str(uuid4())
-        scope["valence.exchange"] = Exchange(request_id)
-        before = REQUEST_ID.set(request_id)
+        sent_id = get_header(scope, b"x-request-id")
+        request_id = sent_id if sent_id and _REQUEST_ID.fullmatch(sent_id) else str(uuid4())
+        scope["valence.request"] = RequestContext(request_id)
+        previous = REQUEST_ID.set(request_id)
         try:
             if self._spans is None:
                 await self._serve(scope, receive, send, request_id)
                 return
-            with self._spans.request(request_id, scope["method"], header(scope, b"traceparent")) as span:
+            with self._spans.request(request_id, scope["method"], get_header(scope, b"traceparent")) as span:
                 status = await self._serve(scope, receive, send, request_id)
                 record_route(span, scope["method"], _route(scope), status)
         finally:
-            REQUEST_ID.reset(before)
+            REQUEST_ID.reset(previous)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> int:
-        """Answer, count, log; the status that was answered."""
-        stamp = (b"x-request-id", request_id.encode())
+        """Answer, count and log the request. Return the status."""
+        id_header = (b"x-request-id", request_id.encode())
         status = 0
         started = perf_counter()
 
-        async def stamped(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], stamp]
+                message["headers"] = [*message["headers"], id_header]
             await send(message)
 
         self._metrics.start_request()
         try:
-            await self._app(scope, receive, stamped)
-        except ClientLeft:
-            status = _LEFT
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnected:
+            status = _CLIENT_CLOSED
         except Exception as error:
             if status:
                 raise
-            await unexpected(scope, error)(scope, receive, stamped)
+            await build_unexpected_response(scope, error)(scope, receive, send_with_id)
         finally:
             seconds = perf_counter() - started
             route = _route(scope)
-            caller = Exchange.of(scope).caller
-            self._metrics.end_request(scope["method"], route, status or _LEFT, seconds)
+            caller = RequestContext.of(scope).caller
+            self._metrics.end_request(scope["method"], route, status or _CLIENT_CLOSED, seconds)
             (log.info if status >= 400 else log.debug)(
                 "request",
                 request_id=request_id,
@@ -90,35 +90,35 @@ class Edge:
                 ms=round(seconds * 1e3, 2),
                 key_id=str(caller.key_id) if caller else None,
             )
-        return status or _LEFT
+        return status or _CLIENT_CLOSED
 
 
 def _route(scope: Scope) -> str:
-    """The route's template, which is bounded, where a path is not."""
+    """Return the route's template: there are few of them, but any number of paths."""
     route: str = getattr(scope.get("route"), "path", "none")
     return route
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
-    """The work's result, unless the client leaves first: then the work is cancelled.
+    """Return the work's result; cancel the work if the client disconnects first.
 
     Raises:
-        ClientLeft: nobody waits any more.
+        ClientDisconnected: the client closed the connection.
     """
     task = asyncio.ensure_future(work)
-    left = asyncio.ensure_future(_left(receive))
+    disconnected = asyncio.ensure_future(_wait_for_disconnect(receive))
     try:
-        await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, disconnected), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise ClientLeft
+        raise ClientDisconnected
     finally:
-        left.cancel()
+        disconnected.cancel()
         if not task.done():
             task.cancel()
             await asyncio.wait((task,))
 
 
-async def _left(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

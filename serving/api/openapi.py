@@ -1,4 +1,4 @@
-"""The OpenAPI document and its page: what FastAPI knows of the routes, with what this API declares itself."""
+"""The OpenAPI document and its page: FastAPI's document of the routes, completed from their declarations."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,24 +12,24 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from serving.api import serializers
-from serving.api.errors import SHAPES
+from serving.api.errors import ERROR_BODIES
 from serving.api.security import GuardedRoute, public
 
 router = APIRouter(route_class=GuardedRoute, include_in_schema=False)
 
 _REFERENCE = "#/components/schemas/{model}"
 _SECURITY = {
-    "bearer": {"type": "http", "scheme": "bearer", "description": "an API key, or a token of /v1/token"},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "an API key, or a token from /v1/token"},
     "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
 
 
 def _page_files() -> Path:
-    # Found, not imported: the package's own application is of no use here.
-    found = find_spec("fastapi_offline")
-    if found is None or found.origin is None:
+    # Not imported: only the package's static files are needed.
+    package = find_spec("fastapi_offline")
+    if package is None or package.origin is None:
         raise ModuleNotFoundError("fastapi-offline is not installed")
-    return Path(found.origin).parent / "static"
+    return Path(package.origin).parent / "static"
 
 
 _PAGE_FILES = _page_files()
@@ -38,14 +38,14 @@ _PAGE_FILES = _page_files()
 @router.get("/openapi.json")
 @public()
 async def openapi(request: Request) -> Response:
-    """This document."""
+    """Return this document."""
     return serializers.json_response(request.app.openapi())
 
 
 @router.get("/docs")
 @public()
 async def docs() -> Response:
-    """The page that shows the document."""
+    """Return the page that shows the document."""
     return get_swagger_ui_html(
         openapi_url="/openapi.json",
         title="Valence",
@@ -58,12 +58,12 @@ async def docs() -> Response:
 @router.get("/docs/{name}")
 @public()
 async def docs_file(name: Literal["swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"]) -> Response:
-    """A file of that page, from this machine: the page must work where no other can be reached."""
+    """Return a file of that page, which must work without access to other machines."""
     return FileResponse(_PAGE_FILES / name, headers={"Cache-Control": "public, max-age=86400"})
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """The whole document."""
+    """Build the whole document."""
     routes = [route for route in app.routes if isinstance(route, GuardedRoute)]
     content = get_openapi(
         title=app.title,
@@ -74,7 +74,7 @@ def document(app: FastAPI) -> dict[str, Any]:
     bodies = {route.access.body for route in routes if route.access.body is not None}
     _, definitions = models_json_schema(
         [(shape, "validation") for shape in sorted(bodies, key=lambda shape: shape.__name__)]
-        + [(shape, "serialization") for shape in SHAPES],
+        + [(shape, "serialization") for shape in ERROR_BODIES],
         ref_template=_REFERENCE,
     )
     components = content.setdefault("components", {})

@@ -1,4 +1,4 @@
-"""What several routes read from a request besides its body: the idempotency key and the model's options."""
+"""Values that several routes read from a request: the idempotency key and the input of a prediction."""
 
 import hashlib
 import re
@@ -8,7 +8,7 @@ from uuid import UUID
 
 from starlette.requests import Request
 
-from serving.api.dependencies import Exchange, header
+from serving.api.dependencies import RequestContext, get_header
 from serving.core.caller import Idempotency
 from serving.errors import Invalid, Problem
 from serving.predictions.prediction import PredictionInput
@@ -22,7 +22,7 @@ IDEMPOTENCY_KEY: Final[dict[str, Any]] = {
             "name": "Idempotency-Key",
             "in": "header",
             "required": False,
-            "description": "the same key with the same body gets the first answer again, for 24 hours",
+            "description": "for 24 hours the same key with the same body gets the first answer again",
             "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[\x21-\x7e]+$"},
         }
     ]
@@ -30,22 +30,22 @@ IDEMPOTENCY_KEY: Final[dict[str, Any]] = {
 
 
 def idempotency_of(request: Request) -> Idempotency | None:
-    """The request's idempotency, if its client asks for it.
+    """Return the request's idempotency, None without an idempotency key.
 
     Raises:
-        Invalid: the key is no 1 to 255 visible ASCII characters.
+        Invalid: the key isn't 1 to 255 visible ASCII characters.
     """
-    key = header(request.scope, b"idempotency-key")
+    key = get_header(request.scope, b"idempotency-key")
     if key is None:
         return None
     if not _KEY.fullmatch(key):
         place = Problem(loc=("header", "Idempotency-Key"), message="use 1 to 255 visible ASCII characters")
         raise Invalid("the idempotency key is invalid", [place])
-    body = Exchange.of(request.scope).body
+    body = RequestContext.of(request.scope).body
     return Idempotency(key=key, route=request.scope["path"], body_digest=hashlib.sha256(body).digest())
 
 
-def predict_of(
+def to_prediction_input(
     request: Request,
     texts: Sequence[str],
     *,
@@ -56,10 +56,10 @@ def predict_of(
     location: BodyLocation = TEXTS,
     idempotent: bool = True,
 ) -> PredictionInput:
-    """The gateway's request for these texts."""
+    """Return the prediction service's input for these texts."""
     return PredictionInput(
         texts=texts,
-        request_id=Exchange.of(request.scope).request_id,
+        request_id=RequestContext.of(request.scope).request_id,
         model=model,
         version=version,
         user_id=user_id,

@@ -1,6 +1,6 @@
-"""Who may use a route, and what it reads: declared at the route, enforced here and nowhere else.
+"""The role that a route needs and the body that it reads: declared at the route, enforced only here.
 
-A route without a declaration can't be made. Credentials are checked before a byte of the body is read.
+A route must have a declaration. Credentials are checked before the body is read.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from serving.api.dependencies import Exchange, Services, header
-from serving.api.errors import ClientLeft, UnsupportedMedia, documented
+from serving.api.dependencies import RequestContext, Services, get_header
+from serving.api.errors import ClientDisconnected, UnsupportedMedia, describe_errors
 from serving.api.schemas.fields import ParsedBody, parse
 from serving.core.caller import Caller, Role
 from serving.errors import Forbidden, TooLarge, Unauthenticated
@@ -28,10 +28,10 @@ Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Access:
-    """What a route asks of a request. `role` None: anybody; `body` None: none is read.
+    """The requirements of a route. `role` None: no credentials; `body` None: no body is read.
 
-    `sheds`: turned away before its body is read while there is no room to compute one text more. `optional`: the
-    body may be left out, which is as an empty object.
+    `sheds`: refuse a request before its body is read while no more texts are admitted. `optional`: a request without a
+    body is read as an empty object.
     """
 
     role: Role | None
@@ -42,11 +42,13 @@ class Access:
     optional: bool = False
 
     async def admit(self, scope: Scope) -> Caller | None:
-        """The caller, if the route asks who it is.
+        """Return the caller, None on a public route.
 
         Raises:
-            Unauthenticated, Forbidden, StoreUnavailable: it may not come in, or can't be checked.
-            Overloaded: it would have to wait too long.
+            Unauthenticated: the credentials are missing or wrong.
+            Forbidden: the caller's role is insufficient.
+            StoreUnavailable: the credentials can't be checked.
+            Overloaded: no more texts are admitted.
         """
         if self.role is None:
             return None
@@ -57,8 +59,8 @@ class Access:
         caller = await services.authenticator.check(credential)
         if not caller.role.includes(self.role):
             raise Forbidden(f"this needs the role {self.role}, and the key has {caller.role}")
-        # What was answered before is answered again, so a request with an idempotency key is always read.
-        if self.sheds and header(scope, b"idempotency-key") is None:
+        # A request with an idempotency key may have a stored answer, which needs no room, so it is always read.
+        if self.sheds and get_header(scope, b"idempotency-key") is None:
             services.predictions.require_room()
         return caller
 
@@ -67,7 +69,7 @@ async def _parse_body(request: Request) -> BaseModel:
     route: GuardedRoute = request.scope["route"]
     if route.access.body is None:
         raise RuntimeError("this route reads no body")
-    return parse(route.access.body, Exchange.of(request.scope).body)
+    return parse(route.access.body, RequestContext.of(request.scope).body)
 
 
 _PARSED: Final = Depends(_parse_body)
@@ -78,7 +80,7 @@ Parsed: TypeAlias = Annotated[ParsedBody, _PARSED]
 def public(
     *, body: type[BaseModel] | None = None, media_type: str = JSON, errors: Iterable[int] = ()
 ) -> Callable[[Endpoint], Endpoint]:
-    """Declares a route that answers without credentials."""
+    """Declare a route that needs no credentials."""
     return _declare(Access(role=None, body=body, media_type=media_type, errors=tuple(errors)))
 
 
@@ -89,16 +91,16 @@ def requires(
     sheds: bool = False,
     optional: bool = False,
 ) -> Callable[[Endpoint], Endpoint]:
-    """Declares a route that wants this role; `errors` are answered besides those of any such route."""
+    """Declare a route that needs this role; `errors` are statuses beyond those of every such route."""
     return _declare(Access(role=role, errors=tuple(errors), sheds=sheds, optional=optional))
 
 
 def _declare(access: Access) -> Callable[[Endpoint], Endpoint]:
-    def declared(endpoint: Endpoint) -> Endpoint:
+    def decorate(endpoint: Endpoint) -> Endpoint:
         endpoint.__access__ = replace(access, body=access.body or _body_of(endpoint))  # type: ignore[attr-defined]
         return endpoint
 
-    return declared
+    return decorate
 
 
 def _body_of(endpoint: Callable[..., Any]) -> type[BaseModel] | None:
@@ -111,54 +113,58 @@ def _body_of(endpoint: Callable[..., Any]) -> type[BaseModel] | None:
 
 
 class GuardedRoute(APIRoute):
-    """A route that admits only whom its declaration admits, and documents what it refuses."""
+    """A route that enforces its declaration and documents its refusals."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         access = getattr(endpoint, "__access__", None)
         if not isinstance(access, Access):
-            raise TypeError(f"{path} has no declared access: decorate its endpoint with public or requires")
+            raise TypeError(f"{path} declares no access: decorate its endpoint with public or requires")
         self.access = access
-        options["responses"] = {**documented(path, _statuses(access)), **(options.get("responses") or {})}
+        options["responses"] = {
+            **describe_errors(path, _statuses(access)),
+            **(options.get("responses") or {}),
+        }
         super().__init__(path, endpoint, **options)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Admit, read the body, then run the endpoint."""
+        """Admit the caller, read the body, then run the endpoint."""
         if scope["method"] in (self.methods or ()):
-            exchange = Exchange.of(scope)
-            exchange.caller = await self.access.admit(scope)
+            context = RequestContext.of(scope)
+            context.caller = await self.access.admit(scope)
             if self.access.body is not None:
-                exchange.body = await self._read(scope, receive)
+                context.body = await self._read(scope, receive)
         await super().handle(scope, receive, send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         if not self.access.optional:
-            return await read(scope, receive, self.access.media_type)
-        return (_announces_body(scope) and await read(scope, receive, self.access.media_type)) or b"{}"
+            return await read_body(scope, receive, self.access.media_type)
+        body = await read_body(scope, receive, self.access.media_type) if _announces_body(scope) else b""
+        return body or b"{}"
 
 
-async def read(scope: Scope, receive: Receive, media_type: str) -> bytes:
-    """The whole body.
+async def read_body(scope: Scope, receive: Receive, media_type: str) -> bytes:
+    """Return the whole body.
 
     Raises:
-        UnsupportedMedia: it is something else than `media_type`, or compressed.
-        TooLarge: it is over the limit; what is over is never kept.
-        ClientLeft: the client closed before its end.
+        UnsupportedMedia: it isn't `media_type`, or it is compressed.
+        TooLarge: it is over the limit; the rest isn't kept in memory.
+        ClientDisconnected: the client closed the connection before the end.
     """
-    given, _, parameters = (header(scope, b"content-type") or "").partition(";")
+    sent_type, _, parameters = (get_header(scope, b"content-type") or "").partition(";")
     charset = parameters.strip().lower().removeprefix("charset=").strip('"')
-    if given.strip().lower() != media_type or charset not in ("", "utf-8", "utf8"):
+    if sent_type.strip().lower() != media_type or charset not in ("", "utf-8", "utf8"):
         raise UnsupportedMedia(f"send the body as {media_type} in UTF-8")
-    if (header(scope, b"content-encoding") or "identity").lower() != "identity":
+    if (get_header(scope, b"content-encoding") or "identity").lower() != "identity":
         raise UnsupportedMedia("send the body uncompressed")
-    announced = header(scope, b"content-length")
-    if announced is not None and announced.isdecimal() and int(announced) > MAX_BODY:
-        raise TooLarge(f"the body has {int(announced):,} bytes: send at most {MAX_BODY:,}")
+    length = get_header(scope, b"content-length")
+    if length is not None and length.isdecimal() and int(length) > MAX_BODY:
+        raise TooLarge(f"the body has {int(length):,} bytes: send at most {MAX_BODY:,}")
     chunks: list[bytes] = []
     size = 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ClientLeft
+            raise ClientDisconnected
         chunk: bytes = message.get("body", b"")
         size += len(chunk)
         if size > MAX_BODY:
@@ -169,15 +175,15 @@ async def read(scope: Scope, receive: Receive, media_type: str) -> bytes:
 
 
 def _announces_body(scope: Scope) -> bool:
-    length = header(scope, b"content-length")
-    return header(scope, b"transfer-encoding") is not None or length not in (None, "0")
+    length = get_header(scope, b"content-length")
+    return get_header(scope, b"transfer-encoding") is not None or length not in (None, "0")
 
 
 def _credential(scope: Scope) -> str | None:
-    scheme, _, credential = (header(scope, b"authorization") or "").partition(" ")
+    scheme, _, credential = (get_header(scope, b"authorization") or "").partition(" ")
     if scheme.lower() == "bearer" and credential.strip():
         return credential.strip()
-    return header(scope, b"x-api-key") or None
+    return get_header(scope, b"x-api-key") or None
 
 
 def _statuses(access: Access) -> set[int]:

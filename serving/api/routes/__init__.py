@@ -1,1 +1,1 @@
-"""The routes, a module a subject: parse, call one method, answer."""
+"""The routes, a module a resource: parse, call one method, answer."""

@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from registry.bundles.bundle import LABELS
 from serving.analytics.results import TimeRange
-from serving.api.dependencies import Json, services_of
+from serving.api.dependencies import Json, get_services
 from serving.api.middleware import while_connected
 from serving.api.schemas.analytics import (
     DiffQuery,
@@ -32,17 +32,17 @@ router = APIRouter(prefix="/v1", route_class=GuardedRoute, tags=["insights"])
 async def topics(request: Request, query: Annotated[TopicsQuery, Query()]) -> Json:
     """Group the texts of a window by meaning."""
     span = TimeRange(since=query.since, until=query.until)
-    found = await while_connected(
-        request.receive, services_of(request).analytics.find_topics(query.model, span, most=query.topics)
+    result = await while_connected(
+        request.receive, get_services(request).analytics.find_topics(query.model, span, most=query.topics)
     )
     return {
-        "model": found.model,
-        **asdict(found.window),
-        "sampled": found.sampled,
+        "model": result.model,
+        **asdict(result.window),
+        "sampled": result.sampled,
         "topics": [
             {
                 "texts": topic.texts,
-                "share": topic.texts / found.sampled,
+                "share": topic.texts / result.sampled,
                 "words": topic.words,
                 "sentiments": topic.sentiments,
                 "accuracy": [
@@ -50,7 +50,7 @@ async def topics(request: Request, query: Annotated[TopicsQuery, Query()]) -> Js
                 ],
                 "examples": topic.examples,
             }
-            for topic in found.topics
+            for topic in result.topics
         ],
     }
 
@@ -60,14 +60,15 @@ async def topics(request: Request, query: Annotated[TopicsQuery, Query()]) -> Js
 async def review(request: Request, query: Annotated[ReviewQuery, Query()]) -> Json:
     """List the texts whose feedback would teach most."""
     span = TimeRange(since=query.since, until=query.until)
-    found = await while_connected(
-        request.receive, services_of(request).analytics.select_for_review(query.model, span, most=query.limit)
+    result = await while_connected(
+        request.receive,
+        get_services(request).analytics.select_for_review(query.model, span, most=query.limit),
     )
     return {
-        "model": found.model,
-        **asdict(found.window),
-        "candidates": found.candidates,
-        "judged": found.judged,
+        "model": result.model,
+        **asdict(result.window),
+        "candidates": result.candidates,
+        "judged": result.judged,
         "items": [
             ExampleText.model_validate(each.text).model_dump()
             | {
@@ -76,7 +77,7 @@ async def review(request: Request, query: Annotated[ReviewQuery, Query()]) -> Js
                 "density": each.density,
                 "disagreement": each.disagreement,
             }
-            for each in found.items
+            for each in result.items
         ],
     }
 
@@ -85,9 +86,9 @@ async def review(request: Request, query: Annotated[ReviewQuery, Query()]) -> Js
 @requires(Role.ENGINEER, errors=(404, 422, 429))
 async def diff(request: Request, name: str, query: Annotated[DiffQuery, Query()]) -> Json:
     """Group the texts that two versions predict differently by meaning."""
-    found = await while_connected(
+    result = await while_connected(
         request.receive,
-        services_of(request).analytics.compare_versions(
+        get_services(request).analytics.compare_versions(
             name,
             query.version_from,
             query.version_to,
@@ -98,18 +99,18 @@ async def diff(request: Request, name: str, query: Annotated[DiffQuery, Query()]
         ),
     )
     return {
-        "model": found.model,
+        "model": result.model,
         "version_from": query.version_from,
         "version_to": query.version_to,
-        **asdict(found.window),
-        "compared": sum(found.matrix.values()),
-        "differing": sum(texts for (before, after), texts in found.matrix.items() if before != after),
+        **asdict(result.window),
+        "compared": sum(result.matrix.values()),
+        "differing": sum(texts for (before, after), texts in result.matrix.items() if before != after),
         "matrix": {
-            before: {after: found.matrix.get((before, after), 0) for after in LABELS} for before in LABELS
+            before: {after: result.matrix.get((before, after), 0) for after in LABELS} for before in LABELS
         },
-        "sampled": found.sampled,
-        "clusters": found.clusters,
-        "complete": found.complete,
+        "sampled": result.sampled,
+        "clusters": result.clusters,
+        "complete": result.complete,
     }
 
 
@@ -117,9 +118,9 @@ async def diff(request: Request, name: str, query: Annotated[DiffQuery, Query()]
 @requires(Role.ENGINEER, errors=(404, 422, 429))
 async def drift(request: Request, query: Annotated[DriftQuery, Query()]) -> Json:
     """Compare a window with a reference."""
-    found = await while_connected(
+    result = await while_connected(
         request.receive,
-        services_of(request).analytics.measure_drift(
+        get_services(request).analytics.measure_drift(
             query.model,
             TimeRange(since=query.since, until=query.until),
             TimeRange(since=query.reference_since, until=query.reference_until),
@@ -127,10 +128,10 @@ async def drift(request: Request, query: Annotated[DriftQuery, Query()]) -> Json
         ),
     )
     return {
-        "model": found.model,
-        "window": found.recent,
-        "reference": found.reference,
-        "embeddings": found.embeddings,
-        "stability": {"sentiments": found.labels, "confidences": found.confidences},
-        "new": found.novel,
+        "model": result.model,
+        "window": result.recent,
+        "reference": result.reference,
+        "embeddings": result.embeddings,
+        "stability": {"sentiments": result.labels, "confidences": result.confidences},
+        "new": result.novel,
     }

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 
 from db.accounts.audit import AuditFilters, AuditPage
-from serving.api.dependencies import services_of
+from serving.api.dependencies import get_services
 from serving.api.schemas.accounts import AuditQuery, AuditResponse
 from serving.api.security import GuardedRoute, requires
 from serving.core.caller import Role
@@ -19,4 +19,4 @@ router = APIRouter(route_class=GuardedRoute, tags=["audit"])
 async def audit(request: Request, query: Annotated[AuditQuery, Query()]) -> AuditPage:
     """List who did what, newest first."""
     filters = AuditFilters(**query.model_dump(exclude={"limit", "cursor"}))
-    return await services_of(request).audit.list(filters, limit=query.limit, cursor=query.cursor)
+    return await get_services(request).audit.list(filters, limit=query.limit, cursor=query.cursor)

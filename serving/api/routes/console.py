@@ -1,6 +1,6 @@
-"""The web console: static files that anybody may have, which ask for a key and use the API with it.
+"""The web console: public static files of a page that asks for a key and calls the API with it.
 
-Owns their content types, their caching and what a browser lets the page do. Answers no data.
+Owns their content types, their caching and their security headers. Returns no data.
 """
 
 import hashlib
@@ -14,20 +14,20 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from serving.api.dependencies import header
+from serving.api.dependencies import get_header
 from serving.api.security import GuardedRoute, public
 from serving.errors import NotFound
 
 router = APIRouter(route_class=GuardedRoute, include_in_schema=False)
 
-# Trusted types with no policy: even a mistake in the page can't turn a stored text into markup.
+# Trusted types without a policy: a mistake in the page can't turn a stored text into markup.
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
 _HEADERS: Final = {
-    # Kept, but asked for each time: the page and its parts always come from the same release.
+    # Cached, but revalidated each time: the page and its parts always come from the same release.
     "Cache-Control": "no-cache",
     "Content-Security-Policy": POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -46,55 +46,55 @@ _PAGE: Final = "index.html"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _File:
-    """A file of the console, as it is sent."""
+    """A file of the console and its headers."""
 
     content: bytes
     media_type: str
     etag: str
 
 
-def _read() -> Mapping[str, _File]:
+def _read_files() -> Mapping[str, _File]:
     return {
-        found.name: _File(
-            content=(content := found.read_bytes()),
+        file.name: _File(
+            content=(content := file.read_bytes()),
             media_type=media_type,
             etag=f'"{hashlib.sha256(content).hexdigest()[:32]}"',
         )
-        for found in files("serving.console").iterdir()
-        if (media_type := _MEDIA_TYPES.get(PurePath(found.name).suffix)) is not None
+        for file in files("serving.console").iterdir()
+        if (media_type := _MEDIA_TYPES.get(PurePath(file.name).suffix)) is not None
     }
 
 
-_FILES: Final = _read()
+_FILES: Final = _read_files()
 
 
 @router.get("/console")
 @public()
 async def page(request: Request) -> Response:
-    """The page."""
-    return _sent(request, _PAGE)
+    """Return the page."""
+    return _respond(request, _PAGE)
 
 
 @router.get("/console/")
 @public()
 async def slash() -> Response:
-    """The page's address without the slash, which its relative links count on."""
+    """Redirect to the address without a slash, which the page's relative links need."""
     return RedirectResponse("../console", 308)
 
 
 @router.get("/console/{file}")
 @public(errors=(404,))
 async def part(request: Request, file: str) -> Response:
-    """A part of the page."""
-    return _sent(request, file)
+    """Return a part of the page."""
+    return _respond(request, file)
 
 
-def _sent(request: Request, name: str) -> Response:
-    found = _FILES.get(name)
-    if found is None:
+def _respond(request: Request, name: str) -> Response:
+    file = _FILES.get(name)
+    if file is None:
         raise NotFound("the console has no such file")
-    headers = {**_HEADERS, "ETag": found.etag}
-    known = header(request.scope, b"if-none-match") or ""
-    if found.etag in (tag.strip().removeprefix("W/") for tag in known.split(",")):
+    headers = {**_HEADERS, "ETag": file.etag}
+    known = get_header(request.scope, b"if-none-match") or ""
+    if file.etag in (tag.strip().removeprefix("W/") for tag in known.split(",")):
         return Response(status_code=304, headers=headers)
-    return Response(found.content, headers=headers, media_type=found.media_type)
+    return Response(file.content, headers=headers, media_type=file.media_type)

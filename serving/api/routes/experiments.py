@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 
 from registry.experiments.policies import Policy
-from serving.api.dependencies import Json, caller_of, services_of
+from serving.api.dependencies import Json, get_caller, get_services
 from serving.api.schemas.experiments import (
     ExperimentChangeRequest,
     ExperimentListResponse,
@@ -33,29 +33,29 @@ async def start(request: Request, body: Parsed[ExperimentRequest]) -> Json:
         shadow=body.shadow,
         policy=body.policy or Policy(),
     )
-    return _report(await services_of(request).experiments.start(new, caller_of(request)))
+    return _report(await get_services(request).experiments.start(new, get_caller(request)))
 
 
 @router.get("", response_model=ExperimentListResponse)
 @requires(Role.ENGINEER)
 async def experiments(request: Request) -> Json:
     """List all experiments, newest first."""
-    return {"items": await services_of(request).experiments.list()}
+    return {"items": await get_services(request).experiments.list()}
 
 
 @router.get("/{experiment_id}", response_model=ExperimentResponse)
 @requires(Role.ENGINEER, errors=(404, 422))
 async def experiment(request: Request, experiment_id: UUID) -> Json:
     """Return an experiment, its arms, and the conclusion from them."""
-    return _report(await services_of(request).experiments.get(experiment_id))
+    return _report(await get_services(request).experiments.get(experiment_id))
 
 
 @router.patch("/{experiment_id}", response_model=ExperimentResponse)
 @requires(Role.ENGINEER, errors=(404, 409))
 async def change(request: Request, experiment_id: UUID, body: Parsed[ExperimentChangeRequest]) -> Json:
     """Change the share or the policy."""
-    report = await services_of(request).experiments.change(
-        experiment_id, caller_of(request), share=body.share, policy=body.policy
+    report = await get_services(request).experiments.change(
+        experiment_id, get_caller(request), share=body.share, policy=body.policy
     )
     return _report(report)
 
@@ -64,7 +64,7 @@ async def change(request: Request, experiment_id: UUID, body: Parsed[ExperimentC
 @requires(Role.ENGINEER, errors=(404,), optional=True)
 async def stop(request: Request, experiment_id: UUID, body: Parsed[ExperimentStopRequest]) -> Json:
     """Stop an experiment: the champion answers everything again."""
-    report = await services_of(request).experiments.stop(experiment_id, caller_of(request), body.reason)
+    report = await get_services(request).experiments.stop(experiment_id, get_caller(request), body.reason)
     return _report(report)
 
 

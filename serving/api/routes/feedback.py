@@ -4,7 +4,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.api.dependencies import caller_of, services_of
+from serving.api.dependencies import get_caller, get_services
 from serving.api.parameters import IDEMPOTENCY_KEY, idempotency_of
 from serving.api.schemas.predictions import FeedbackRequest, FeedbackResponse
 from serving.api.security import GuardedRoute, Parsed, requires
@@ -23,8 +23,8 @@ router = APIRouter(route_class=GuardedRoute, tags=["feedback"])
 @requires(Role.CLIENT, errors=(404, 409))
 async def feedback(request: Request, body: Parsed[FeedbackRequest]) -> Response:
     """Say whether a prediction is correct."""
-    services = services_of(request)
-    given = Feedback(
+    services = get_services(request)
+    new = Feedback(
         prediction_id=body.prediction_id,
         is_correct=body.is_correct,
         label=body.label,
@@ -33,8 +33,8 @@ async def feedback(request: Request, body: Parsed[FeedbackRequest]) -> Response:
     )
     # Rendered here, because the answer is stored in the feedback's transaction and replayed as it was.
     answer = await services.history.put_feedback(
-        given,
-        caller_of(request),
+        new,
+        get_caller(request),
         lambda judgement: FeedbackResponse.model_validate(judgement).model_dump_json().encode(),
     )
     if not answer.replayed:

@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 from starlette.requests import Request
 
-from serving.api.dependencies import services_of
+from serving.api.dependencies import get_services
 from serving.api.schemas.health import HealthResponse
 from serving.api.security import GuardedRoute, public
 from serving.errors import NotReady
@@ -32,6 +32,6 @@ async def require_ready(request: Request) -> None:
     Raises:
         NotReady: it names what is missing.
     """
-    missing = await services_of(request).missing_parts()
+    missing = await get_services(request).missing_parts()
     if missing:
         raise NotReady(f"not ready: {'; '.join(missing)}", retry_after=2)

@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from db.models.evaluations import Evaluation
 from db.models.promotions import ChampionPeriod, ChampionPeriodPage
-from serving.api.dependencies import Json, caller_of, services_of
+from serving.api.dependencies import Json, get_caller, get_services
 from serving.api.schemas.models import (
     ChampionPeriodResponse,
     ChampionQuery,
@@ -33,14 +33,14 @@ router = APIRouter(prefix="/v1/models", route_class=GuardedRoute, tags=["models"
 @requires(Role.ENGINEER)
 async def models(request: Request) -> Json:
     """List all models."""
-    return {"items": [{"name": name} for name in sorted(services_of(request).catalog().models)]}
+    return {"items": [{"name": name} for name in sorted(get_services(request).catalog().models)]}
 
 
 @router.get("/{name}", response_model=ModelResponse)
 @requires(Role.ENGINEER, errors=(404, 422))
 async def model(request: Request, name: str) -> Json:
     """Return a model and its versions."""
-    versions = services_of(request).catalog().versions(name)
+    versions = get_services(request).catalog().versions(name)
     newest_first = sorted(versions, key=lambda version: (len(version), version), reverse=True)
     return {"name": name, "versions": [versions[version] for version in newest_first]}
 
@@ -49,22 +49,22 @@ async def model(request: Request, name: str) -> Json:
 @requires(Role.ENGINEER, errors=(404, 422))
 async def version(request: Request, name: str, version: str) -> VersionDetail:
     """Return a version, its evaluations, and the gates' result if it were promoted now."""
-    return await services_of(request).lifecycle.version(name, version)
+    return await get_services(request).lifecycle.version(name, version)
 
 
 @router.post("/{name}/versions/{version}/evaluate", status_code=202, response_model=EvaluationResponse)
 @requires(Role.ENGINEER, errors=(404, 409, 422))
 async def evaluate(request: Request, name: str, version: str) -> Evaluation:
     """Evaluate a version in the background; the version's route shows the report."""
-    return await services_of(request).lifecycle.evaluate(name, version, caller_of(request))
+    return await get_services(request).lifecycle.evaluate(name, version, get_caller(request))
 
 
 @router.post("/{name}/versions/{version}/promote", response_model=PromotionResponse)
 @requires(Role.ENGINEER, errors=(404, 409), optional=True)
 async def promote(request: Request, name: str, version: str, body: Parsed[PromoteRequest]) -> Json:
     """Make a version champion, if its stored report passes the gates."""
-    outcome = await services_of(request).lifecycle.promote(
-        name, version, caller_of(request), force=body.force, reason=body.reason
+    outcome = await get_services(request).lifecycle.promote(
+        name, version, get_caller(request), force=body.force, reason=body.reason
     )
     return _promotion(outcome)
 
@@ -73,7 +73,7 @@ async def promote(request: Request, name: str, version: str, body: Parsed[Promot
 @requires(Role.ENGINEER, errors=(404, 409), optional=True)
 async def rollback(request: Request, name: str, body: Parsed[RollbackRequest]) -> Json:
     """Make the previous champion answer again."""
-    outcome = await services_of(request).lifecycle.rollback(name, caller_of(request), reason=body.reason)
+    outcome = await get_services(request).lifecycle.rollback(name, get_caller(request), reason=body.reason)
     return _promotion(outcome)
 
 
@@ -81,14 +81,14 @@ async def rollback(request: Request, name: str, body: Parsed[RollbackRequest]) -
 @requires(Role.ENGINEER, errors=(404, 422))
 async def history(request: Request, name: str, query: Annotated[HistoryQuery, Query()]) -> ChampionPeriodPage:
     """List a model's champions, newest first: when, by whom and why."""
-    return await services_of(request).lifecycle.history(name, limit=query.limit, cursor=query.cursor)
+    return await get_services(request).lifecycle.history(name, limit=query.limit, cursor=query.cursor)
 
 
 @router.get("/{name}/champion", response_model=ChampionPeriodResponse)
 @requires(Role.ENGINEER, errors=(404, 422))
 async def champion(request: Request, name: str, query: Annotated[ChampionQuery, Query()]) -> ChampionPeriod:
     """Return the champion of a moment: since when, by whom and why."""
-    return await services_of(request).lifecycle.champion_at(name, query.at or datetime.now(UTC))
+    return await get_services(request).lifecycle.champion_at(name, query.at or datetime.now(UTC))
 
 
 def _promotion(outcome: PromotionOutcome) -> Json:

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, version 2: the same predictions, stored alike, for its clients."""
+"""The Open Inference Protocol, version 2, over the same predictions, which are stored, too."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -11,8 +11,8 @@ from starlette.responses import Response
 from db.schema.tables import DIMENSIONS
 from registry.bundles.bundle import LABELS
 from serving.api import serializers
-from serving.api.dependencies import Json, services_of
-from serving.api.parameters import predict_of
+from serving.api.dependencies import Json, get_services
+from serving.api.parameters import to_prediction_input
 from serving.api.routes.health import require_ready
 from serving.api.routes.predictions import run
 from serving.api.schemas.open_inference import (
@@ -54,7 +54,7 @@ _BY_DEFAULT: Final = ("label", "score", "probabilities", "prediction_id")
 @requires(Role.CLIENT)
 async def server(request: Request) -> ServerMetadataResponse:
     """Return the server's name and version."""
-    return ServerMetadataResponse(name="valence", version=services_of(request).version, extensions=[])
+    return ServerMetadataResponse(name="valence", version=get_services(request).version, extensions=[])
 
 
 @router.get("/health/live")
@@ -77,7 +77,7 @@ async def ready(request: Request) -> ReadyResponse:
 @requires(Role.CLIENT, errors=(404, 422))
 async def metadata(request: Request, name: str, version: str | None = None) -> Json:
     """Return a model's versions and tensors."""
-    catalog = services_of(request).catalog()
+    catalog = get_services(request).catalog()
     versions = catalog.versions(name)
     if version is not None and version not in versions:
         raise NotFound(f"model {name!r} has no version {version!r}")
@@ -98,7 +98,7 @@ async def metadata(request: Request, name: str, version: str | None = None) -> J
 @requires(Role.CLIENT, errors=(404, 422))
 async def model_ready(request: Request, name: str, version: str | None = None) -> Json:
     """Answer with 200 if a model or a version is ready."""
-    catalog = services_of(request).catalog()
+    catalog = get_services(request).catalog()
     if version is None:
         catalog.champion(name)
     else:
@@ -120,7 +120,7 @@ async def infer(
     if body.inputs[0].shape != [len(texts)]:
         place = Problem(loc=("body", "inputs", 0, "shape"), message=f"it must be [{len(texts)}]")
         raise Invalid("the body is invalid", [place])
-    ask = predict_of(
+    ask = to_prediction_input(
         request,
         texts,
         model=name,

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.api import serializers
-from serving.api.dependencies import caller_of, services_of
+from serving.api.dependencies import get_caller, get_services
 from serving.api.middleware import while_connected
 from serving.api.schemas.openai import EmbeddingsRequest, EmbeddingsResponse
 from serving.api.security import GuardedRoute, Parsed, requires
@@ -23,12 +23,12 @@ router = APIRouter(route_class=GuardedRoute, tags=["embeddings"])
 @requires(Role.CLIENT, errors=(404, 429))
 async def embeddings(request: Request, body: Parsed[EmbeddingsRequest]) -> Response:
     """Embed texts."""
-    services = services_of(request)
+    services = get_services(request)
     catalog = services.catalog()
     space = catalog.space
     if body.model != space and body.model not in catalog.models:
         raise NotFound(f"there is no such embedding model: use {space!r}")
-    services.rate_limiter.take(caller_of(request), len(body.input))
+    services.rate_limiter.take(get_caller(request), len(body.input))
     vectors, tokens = await while_connected(
         request.receive, services.predictions.embed(body.input, BodyLocation(("body", "input")), space=space)
     )

@@ -13,9 +13,9 @@ from starlette.responses import Response
 from db.predictions.predictions import Prediction as StoredPrediction
 from db.predictions.predictions import PredictionFilters, PredictionPage
 from serving.api import serializers
-from serving.api.dependencies import caller_of, services_of
+from serving.api.dependencies import get_caller, get_services
 from serving.api.middleware import while_connected
-from serving.api.parameters import IDEMPOTENCY_KEY, predict_of
+from serving.api.parameters import IDEMPOTENCY_KEY, to_prediction_input
 from serving.api.schemas.predictions import (
     PredictBatchRequest,
     PredictBatchResponse,
@@ -39,7 +39,7 @@ async def run(
     request: Request, ask: PredictionInput, render: Callable[[Sequence[Prediction]], bytes]
 ) -> Answer:
     """PredictionInput while the client is connected, and record how long each step took."""
-    services, caller = services_of(request), caller_of(request)
+    services, caller = get_services(request), get_caller(request)
     services.rate_limiter.take(caller, len(ask.texts))
     answer = await while_connected(request.receive, services.predictions.predict(ask, caller, render))
     if answer.timing is not None:
@@ -56,7 +56,7 @@ async def run(
 @requires(Role.CLIENT, errors=(404, 409, 429), sheds=True)
 async def predict(request: Request, body: Parsed[PredictRequest]) -> Response:
     """PredictionInput the sentiment of a text and store it."""
-    ask = predict_of(
+    ask = to_prediction_input(
         request,
         (body.text,),
         model=body.model,
@@ -78,7 +78,7 @@ async def predict(request: Request, body: Parsed[PredictRequest]) -> Response:
 @requires(Role.CLIENT, errors=(404, 409, 429))
 async def predict_batch(request: Request, body: Parsed[PredictBatchRequest]) -> Response:
     """PredictionInput the sentiment of up to 1,000 texts and store them."""
-    ask = predict_of(
+    ask = to_prediction_input(
         request,
         body.texts,
         model=body.model,
@@ -96,8 +96,8 @@ async def predict_batch(request: Request, body: Parsed[PredictBatchRequest]) -> 
 async def predictions(request: Request, query: Annotated[PredictionQuery, Query()]) -> PredictionPage:
     """List stored predictions, newest first."""
     filters = PredictionFilters(**query.model_dump(exclude={"limit", "cursor"}))
-    return await services_of(request).history.list_predictions(
-        filters, caller_of(request), limit=query.limit, cursor=query.cursor
+    return await get_services(request).history.list_predictions(
+        filters, get_caller(request), limit=query.limit, cursor=query.cursor
     )
 
 
@@ -105,21 +105,21 @@ async def predictions(request: Request, query: Annotated[PredictionQuery, Query(
 @requires(Role.CLIENT, errors=(404, 422))
 async def prediction(request: Request, prediction_id: UUID) -> StoredPrediction:
     """Return a stored prediction with its feedback."""
-    return await services_of(request).history.get_prediction(prediction_id, caller_of(request))
+    return await get_services(request).history.get_prediction(prediction_id, get_caller(request))
 
 
 async def _explained(request: Request, answer: Answer) -> Answer:
-    """Add a second opinion to an answer, null if none can be had now: the prediction is stored, so nothing may fail it.
+    """Add a second opinion, null if there is none now: the prediction is stored, so the answer must not fail.
 
-    It is never kept with the answer: a replay computes it again.
+    It isn't stored with the answer: a replay computes it again.
     """
     content = orjson.loads(answer.body)
-    opinions = services_of(request).label_suggestions
+    opinions = get_services(request).label_suggestions
     try:
-        found = await while_connected(
-            request.receive, opinions.suggest(UUID(content["id"]), caller_of(request))
+        suggestion = await while_connected(
+            request.receive, opinions.suggest(UUID(content["id"]), get_caller(request))
         )
-        content["second_opinion"] = SecondOpinionResponse.model_validate(found).model_dump()
+        content["second_opinion"] = SecondOpinionResponse.model_validate(suggestion).model_dump()
     except ServingError:
         content["second_opinion"] = None
     return replace(answer, body=serializers.encode(content))

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 
 from db.search.similarity import SimilarityFilters
-from serving.api.dependencies import caller_of, services_of
+from serving.api.dependencies import get_caller, get_services
 from serving.api.middleware import while_connected
 from serving.api.schemas.search import (
     DuplicatesRequest,
@@ -25,7 +25,7 @@ router = APIRouter(route_class=GuardedRoute, tags=["similar"])
 @requires(Role.CLIENT, errors=(404, 409, 429))
 async def similar(request: Request, body: Parsed[SimilarRequest]) -> SimilarResponse:
     """Find stored texts by meaning."""
-    services, caller = services_of(request), caller_of(request)
+    services, caller = get_services(request), get_caller(request)
     services.rate_limiter.take(caller, 1)
     search = SearchQuery(
         query=SearchExample(text=body.text, prediction_id=body.prediction_id, embedding=body.embedding),
@@ -37,13 +37,13 @@ async def similar(request: Request, body: Parsed[SimilarRequest]) -> SimilarResp
         min_similarity=body.min_similarity,
         exact=body.exact,
     )
-    found = await while_connected(request.receive, services.search.find_similar(search, caller))
-    response = SimilarResponse.model_validate(found.neighbours)
-    if found.ranks is not None:
+    result = await while_connected(request.receive, services.search.find_similar(search, caller))
+    response = SimilarResponse.model_validate(result.neighbours)
+    if result.ranks is not None:
         for text in response.results:
-            text.ranks = RanksResponse.model_validate(found.ranks[text.text_id])
+            text.ranks = RanksResponse.model_validate(result.ranks[text.text_id])
     if body.counts:
-        response.counts = NeighbourCountsResponse.model_validate(count_predictions(found.neighbours))
+        response.counts = NeighbourCountsResponse.model_validate(count_predictions(result.neighbours))
     return response
 
 
@@ -51,7 +51,7 @@ async def similar(request: Request, body: Parsed[SimilarRequest]) -> SimilarResp
 @requires(Role.CLIENT, errors=(404, 429))
 async def duplicates(request: Request, body: Parsed[DuplicatesRequest]) -> object:
     """Find the stored near-duplicates of a text."""
-    services, caller = services_of(request), caller_of(request)
+    services, caller = get_services(request), get_caller(request)
     services.rate_limiter.take(caller, 1)
     return await while_connected(
         request.receive,

@@ -6,7 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from starlette.requests import Request
 
-from serving.api.dependencies import caller_of, services_of
+from serving.api.dependencies import get_caller, get_services
 from serving.api.middleware import while_connected
 from serving.api.schemas.second_opinions import CorrectionsQuery, CorrectionsResponse, SecondOpinionResponse
 from serving.api.security import GuardedRoute, requires
@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v1/predictions/{prediction_id}", route_class=Guarded
 @requires(Role.CLIENT, errors=(404, 422, 429))
 async def second_opinion(request: Request, prediction_id: UUID) -> LabelSuggestion:
     """Let the feedback on the nearest texts vote on a prediction."""
-    services, caller = services_of(request), caller_of(request)
+    services, caller = get_services(request), get_caller(request)
     services.rate_limiter.take(caller, 1)
     return await while_connected(request.receive, services.label_suggestions.suggest(prediction_id, caller))
 
@@ -31,7 +31,7 @@ async def corrections(
     request: Request, prediction_id: UUID, query: Annotated[CorrectionsQuery, Query()]
 ) -> CorrectionSuggestions:
     """List near-duplicates whose predictions the correction of this one contradicts."""
-    services, caller = services_of(request), caller_of(request)
+    services, caller = get_services(request), get_caller(request)
     services.rate_limiter.take(caller, 1)
     return await while_connected(
         request.receive,

@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 from starlette.requests import Request
 
-from serving.api.dependencies import Json, caller_of, services_of
+from serving.api.dependencies import Json, get_caller, get_services
 from serving.api.schemas.spaces import SpaceListResponse, SpaceRequest, SpaceResponse
 from serving.api.security import GuardedRoute, Parsed, requires
 from serving.core.caller import Role
@@ -16,25 +16,25 @@ router = APIRouter(prefix="/v1/spaces", route_class=GuardedRoute, tags=["spaces"
 @requires(Role.ENGINEER)
 async def spaces(request: Request) -> Json:
     """List all embedding spaces and the share of texts that each has."""
-    return {"items": await services_of(request).spaces.list()}
+    return {"items": await get_services(request).spaces.list()}
 
 
 @router.post("", status_code=202, response_model=SpaceResponse)
 @requires(Role.ENGINEER, errors=(404, 409))
 async def begin(request: Request, body: Parsed[SpaceRequest]) -> SpaceProgress:
     """Build another space in the background, while the live one is searched."""
-    return await services_of(request).spaces.begin(body.name, caller_of(request))
+    return await get_services(request).spaces.begin(body.name, get_caller(request))
 
 
 @router.post("/{name}/switch", response_model=SpaceResponse)
 @requires(Role.ENGINEER, errors=(404, 409, 422))
 async def switch(request: Request, name: str) -> SpaceProgress:
     """Search a complete space from now on; the former one is kept complete."""
-    return await services_of(request).spaces.switch(name, caller_of(request))
+    return await get_services(request).spaces.switch(name, get_caller(request))
 
 
 @router.delete("/{name}", status_code=202, response_model=SpaceResponse)
 @requires(Role.ENGINEER, errors=(404, 409, 422))
 async def remove(request: Request, name: str) -> SpaceProgress:
     """Remove a space that isn't live, and its vectors, in the background."""
-    return await services_of(request).spaces.remove(name, caller_of(request))
+    return await get_services(request).spaces.remove(name, get_caller(request))

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.api.dependencies import body_of, header, services_of
+from serving.api.dependencies import get_body, get_header, get_services
 from serving.api.schemas.accounts import TokenRequest, TokenResponse
 from serving.api.security import FORM, GuardedRoute, public
 from serving.errors import Unauthenticated
@@ -34,14 +34,14 @@ class _Refused(Exception):
 async def token(request: Request, response: Response) -> TokenResponse | Response:
     """Exchange a key for a token."""
     try:
-        form = _form(body_of(request))
+        form = _form(get_body(request))
         client_id, secret = _client(request, form)
         if (grant := form.get("grant_type")) != "client_credentials":
             raise _Refused(
                 "unsupported_grant_type" if grant else "invalid_request",
                 "grant_type must be client_credentials",
             )
-        issued = await services_of(request).authenticator.issue_token(client_id, secret)
+        issued = await get_services(request).authenticator.issue_token(client_id, secret)
         if form.get("scope", issued.role) != issued.role:
             raise _Refused("invalid_scope", "scope must be the key's role")
     except _Refused as refused:
@@ -68,7 +68,7 @@ def _form(body: bytes) -> dict[str, str]:
 
 
 def _client(request: Request, form: dict[str, str]) -> tuple[str, str]:
-    scheme, _, encoded = (header(request.scope, b"authorization") or "").partition(" ")
+    scheme, _, encoded = (get_header(request.scope, b"authorization") or "").partition(" ")
     if scheme.lower() == "basic":
         if "client_secret" in form:
             raise _Refused("invalid_request", "authenticate in the header or in the form, not in both")

@@ -58,8 +58,8 @@ class CorrectionResponse(ResponseBody):
 class CorrectionsResponse(ResponseBody):
     """The near-duplicates of a corrected text whose predictions the correction contradicts.
 
-    Of the `duplicates`, the champion predicts the same sentiment for `agreeing`, has no prediction for `unpredicted`,
-    and feedback gives another sentiment for `judged`; the rest are `fixes`.
+    The `duplicates` are counted: the champion agrees with the correction on `agreeing`, has no prediction for
+    `unpredicted`, and feedback contradicts the correction for `judged`; the rest are `fixes`.
     """
 
     prediction_id: UUID
