@@ -51,7 +51,7 @@ def microseconds(texts: list[bytes]) -> dict[str, float]:
 
 
 async def opened(url: str, keys: str) -> Database:
-    """The database under these keys."""
+    """Open the database under these keys."""
     database = Database(url, cipher=Cipher.parse(keys))
     await database.open()
     return database

@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def before(file: Path) -> list[Result]:
-    """The results of earlier runs on this machine."""
+    """Read the results of earlier runs on this machine."""
     if not file.exists():
         return []
     found = json.loads(file.read_text())

@@ -25,7 +25,7 @@ Vectors = NDArray[np.float32]
 
 @contextmanager
 def empty_store() -> Iterator[str]:
-    """The URL of an empty database on a server of its own, which goes with the folder that it lies in."""
+    """Start a server in a temporary folder; yield the URL of an empty database on it."""
     with tempfile.TemporaryDirectory(prefix="valence-bench-") as folder:
         Path(folder).chmod(0o755)
         server = EmbeddedPostgres(Path(folder))
@@ -39,13 +39,13 @@ def empty_store() -> Iterator[str]:
 
 
 def around(known: Vectors, count: int, *, seed: int) -> Vectors:
-    """Unit vectors [count, d], each near one of `known` [n, d]."""
+    """Return unit vectors [count, d], each near one of `known` [n, d]."""
     random = np.random.default_rng(seed)
     return jittered(known[random.integers(0, len(known), count)], JITTER, random)
 
 
 def between(known: Vectors, count: int, *, seed: int, jitter: float) -> Vectors:
-    """Unit vectors [count, d], each somewhere between two of `known` [n, d] and beside the line by `jitter`."""
+    """Return unit vectors [count, d], each between two of `known` [n, d], at a distance of `jitter` from the line."""
     random = np.random.default_rng(seed)
     share = random.random((count, 1), dtype=np.float32)
     one, other = (known[random.integers(0, len(known), count)] for _ in range(2))

@@ -58,7 +58,7 @@ def seconds(encoder: Encoder, texts: Sequence[str], head: Head | None) -> float:
 
 
 def nearest(found: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The neighbours of each row among all others, exactly: [n, NEIGHBOURS]."""
+    """Return the exact neighbours of each row among all others: [n, NEIGHBOURS]."""
     similarity = found @ found.T
     np.fill_diagonal(similarity, -1)
     return np.argsort(-similarity, axis=1)[:, :NEIGHBOURS]

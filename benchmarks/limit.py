@@ -10,19 +10,19 @@ from tests.support.live import build_encoders
 
 
 def encoder_folder() -> Path:
-    """The bundle of the champion's encoder: the same engine for all."""
+    """Return the bundle of the champion's encoder: the same engine for all."""
     *_, folder = build_encoders().values()
     return folder
 
 
 def space_folder() -> Path:
-    """The bundle of the space's own encoder."""
+    """Return the bundle of the space's own encoder."""
     folder, *_ = build_encoders().values()
     return folder
 
 
 def head_folder() -> Path:
-    """The bundle of the version that a fresh installation answers with."""
+    """Return the bundle of the version that a fresh installation answers with."""
     return open_builtin("joint").path
 
 

@@ -63,7 +63,7 @@ class Load:
     vectors: str = ""
 
     def bodies(self) -> Iterator[bytes]:
-        """The bodies, without end; no text comes twice."""
+        """Yield bodies without end; no text comes twice."""
         if self.shape == "search":
             import numpy as np
 
@@ -89,7 +89,7 @@ class Connection(asyncio.Protocol):
         self._answer: asyncio.Future[int] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The socket is open."""
+        """Note that the socket is open."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
@@ -98,13 +98,13 @@ class Connection(asyncio.Protocol):
         self._parser.feed_data(data)
 
     def on_message_complete(self) -> None:
-        """The answer is whole."""
+        """Note that the answer is whole."""
         parser, self._parser = self._parser, httptools.HttpResponseParser(self)
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(parser.get_status_code())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The server closed the connection."""
+        """Note that the server closed the connection."""
         self._transport = None
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(exc or ConnectionResetError("closed"))

@@ -17,12 +17,12 @@ REACHES = (100, 400, 1_600, 6_400)
 
 
 def signs(vectors: Vectors) -> np.ndarray:
-    """A bit a dimension: [n, d / 64] in words of 64."""
+    """Return one bit a dimension: [n, d / 64] in words of 64."""
     return np.packbits(vectors > 0, axis=1).view(np.uint64)
 
 
 def recalls(rows: Vectors, queries: Vectors, truth: list[set[int]]) -> list[float]:
-    """The recall by each reach."""
+    """Return the recall for each reach."""
     bits, hits = signs(rows), np.zeros(len(REACHES))
     for query, pattern, wanted in zip(queries, signs(queries), truth, strict=True):
         distances = np.bitwise_count(bits ^ pattern).sum(axis=1)

@@ -14,7 +14,7 @@ FOLDER = Path(os.environ.get("VALENCE_BENCH", ".cache/bench"))
 
 
 def middle(values: Sequence[float]) -> str:
-    """The median with its range."""
+    """Write the median with its range."""
     low, high = min(values), max(values)
     digits = 2 if median(values) < 10 else 0
     return f"{median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"

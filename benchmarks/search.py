@@ -33,7 +33,7 @@ SPACE = "all-MiniLM-L6-v2"
 
 
 async def fill(mine: Platform, texts: int, known: np.ndarray) -> None:
-    """Stored texts with vectors around known ones, each predicted once, in segments as housekeeping indexes them."""
+    """Store texts with vectors around known ones, each predicted once, in segments as maintenance indexes them."""
     holder = parse_key_id(mine.key)
     assert holder is not None
     key = read_installation_key(Settings(home=mine.home))

@@ -95,7 +95,7 @@ class Platform:
         return Server(name="Valence", url=self.url, key=self.key, path="/v1/predict", pid=self.pid)
 
     def call(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """A GET, or a POST of the body."""
+        """Send a GET, or a POST of the body."""
         request = urllib.request.Request(
             self.url + path,
             data=None if body is None else json.dumps(body).encode(),
@@ -114,7 +114,7 @@ class Platform:
 
 @contextmanager
 def home() -> Iterator[Path]:
-    """A folder for a platform, removed afterwards with the database that may lie elsewhere."""
+    """Yield a folder for a platform; remove it afterwards with the database that may lie elsewhere."""
     with tempfile.TemporaryDirectory(prefix="valence-bench-", ignore_cleanup_errors=True) as folder:
         # The embedded server may run as a user of its own, who must be able to come by.
         Path(folder).chmod(0o755)
@@ -126,7 +126,7 @@ def home() -> Iterator[Path]:
 
 @contextmanager
 def platform(**settings: str) -> Iterator[Platform]:
-    """A fresh platform, up, with the given variables; with its encoders built, so that it builds none meanwhile."""
+    """Start a fresh platform with these variables; its encoders are built before."""
     with home() as folder:
         link_encoders(folder)
         started = Platform(folder, **settings)
@@ -141,7 +141,7 @@ def platform(**settings: str) -> Iterator[Platform]:
 def peer(
     name: str, module: str, *arguments: str, python: str = sys.executable, **shape: Any
 ) -> Iterator[Server]:
-    """A peer: `python -m benchmarks.peers.MODULE PORT …`, until it answers, and to its end."""
+    """Start a peer, `python -m benchmarks.peers.MODULE PORT …`; wait until it answers, and end it."""
     port = free_port()
     log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by the stack below)
     # A session of its own, so that what it starts ends with it.
@@ -169,7 +169,7 @@ def peer(
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """Return a port that no process listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -97,7 +97,7 @@ def made(known: Vectors, texts: int) -> Vectors:
 
 
 def nearest(queries: Vectors, rows: Vectors, fits: NDArray[np.int64] | None = None) -> list[set[int]]:
-    """The places of the K nearest of all rows, or of those at some places, for each query, exactly."""
+    """Return the exact places of the K nearest of all rows, or of those at some places, for each query."""
     best: list[list[tuple[float, int]]] = [[] for _ in queries]
     places = np.arange(len(rows)) if fits is None else fits
     for start in range(0, len(places), 100_000):
@@ -158,7 +158,7 @@ async def measured(
 
 
 def at_size(known: Vectors, queries: Vectors, texts: int, *, peers: Sequence[str], home: Path) -> Size:
-    """A server of its own with so many texts, filled unless it is, then the peers."""
+    """Measure one number of texts on a server of its own, filled if it is empty, then the peers."""
     size, rows, kept = Size(texts), made(known, texts), home / "ids.json"
     names = [*SELECTIVITY, "rest"]
     dice = np.random.default_rng(9).random(texts)
@@ -220,7 +220,7 @@ async def _measure_sizes(database: Database, size: Size) -> None:
 
 
 def told(sizes: Sequence[Size]) -> list[Sequence[object]]:
-    """The table: a line for each size and each way to ask."""
+    """Print the table: a line for each size and kind of search."""
     rows: list[Sequence[object]] = [("texts", "what", f"recall@{K}", "p50, ms", "p95, ms", f"fewer than {K}")]
     for size in sizes:
         for name, one in size.found.items():

@@ -24,7 +24,7 @@ from serving.inference.replica_client import ReplicaClient
 
 
 def version(number: int) -> VersionRecord:
-    """A version whose head is a copy of its own."""
+    """Make a version whose head is a copy of its own."""
     return VersionRecord(
         model="sentiment",
         version=str(number),

@@ -23,7 +23,7 @@ class Sentiment(litserve.LitAPI):
         self._model = model(*sys.argv[2:4])
 
     def decode_request(self, request: dict[str, Any]) -> str:
-        """The text."""
+        """Return the text."""
         return str(request["text"])
 
     def batch(self, inputs: list[str]) -> list[str]:

@@ -28,7 +28,7 @@ class PlainModel:
         self._head = load_head(Bundle.open(Path(head)))
 
     def __call__(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """An answer for each text."""
+        """Return an answer for each text."""
         tokenised = TokenizedTexts(self._tokenizer, texts)
         batch = tokenised.pad(range(len(texts)))
         return _answers(self._head.scores(batch.to_micro_batch(texts, *self._run(batch.inputs))))
@@ -43,7 +43,7 @@ class Model:
         self._head = load_head(Bundle.open(Path(head)))
 
     def __call__(self, texts: Sequence[str], *, bulk: bool = False) -> list[dict[str, Any]]:
-        """An answer for each text."""
+        """Return an answer for each text."""
         scores = np.zeros((len(texts), len(LABELS)), np.float32)
         for batch in self._encoder.run(texts, bulk=bulk):
             scores[batch.rows] = self._head.scores(batch)

@@ -37,7 +37,7 @@ class Measured:
 
 
 def hnswlib(rows: Vectors, queries: Vectors, truth: Sequence[set[int]], k: int) -> Measured:
-    """The library alone, in memory: float32 vectors and their numbers."""
+    """Measure the library alone, in memory: float32 vectors and their numbers."""
     import hnswlib as library
 
     began = time.perf_counter()
@@ -123,11 +123,11 @@ NAMES = list(_PEERS)
 
 
 def measured(name: str, rows: Vectors, queries: Vectors, truth: Sequence[set[int]], k: int) -> Measured:
-    """A peer in its environment: the `k` nearest of rows [n, d] for queries [q, d] beside the true places.
+    """Run a peer in its environment: the `k` nearest of rows [n, d] for queries [q, d], compared with the exact ones.
 
     Raises:
         FileNotFoundError: the environment hasn't been made.
-        CalledProcessError: the peer failed; what it said is on the screen.
+        CalledProcessError: the peer failed; its messages are on the screen.
     """
     with tempfile.TemporaryDirectory() as folder:
         np.savez(
