@@ -1,7 +1,7 @@
-"""The layout of the packages: imports without circles, and folders that one can read through."""
+"""The layout of the packages: imports without circles, readable folders, one meaning a class name, plain openings."""
 
 import ast
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -15,6 +15,8 @@ MOST_MODULES = 15
 """About a dozen; folders that list one thing of a kind each may hold more."""
 MOST_OF_A_KIND = 24
 OF_A_KIND = ("routes", "schemas", "cli")
+FRAGMENTS = {"What", "Of", "Where", "So", "With", "Whoever", "Who", "Nothing,", "Why", "As", "That"}
+"""The words that open no docstring: it says what is done, or names a thing."""
 
 
 @cache
@@ -92,3 +94,27 @@ def test_no_folder_is_crowded() -> None:
         if count > (MOST_OF_A_KIND if folder.name in OF_A_KIND else MOST_MODULES)
     }
     assert crowded == {}
+
+
+def test_a_class_name_means_one_thing_in_a_layer() -> None:
+    places: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, tree in modules().items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and "migrations" not in name:
+                places[name.split(".")[0], node.name].append(name)
+    assert {" ".join(named): where for named, where in places.items() if len(where) > 1} == {}
+
+
+def test_no_docstring_opens_as_a_fragment() -> None:
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = (
+        (name, ast.get_docstring(node) or "")
+        for name, tree in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, kinds)
+    )
+    assert [
+        f"{name}: {text.splitlines()[0]}"
+        for name, text in docstrings
+        if text and text.split()[0] in FRAGMENTS
+    ] == []
