@@ -63,7 +63,7 @@ _EMPTY: Final[Mapping[SealedKind, bytes | None]] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Step:
+class _RewriteStep:
     """The outcome of one step; `last` is the key of the last row checked, None if there was no row."""
 
     checked: int
@@ -110,11 +110,11 @@ class KeyRotation:
             rewritten=rewritten, stored=stored, removed_keys=removed_keys, unreadable=unreadable
         )
 
-    async def _step(self, kind: SealedKind, after: Mapping[str, Any]) -> _Step:
-        async def work(connection: AsyncConnection) -> _Step:
+    async def _step(self, kind: SealedKind, after: Mapping[str, Any]) -> _RewriteStep:
+        async def work(connection: AsyncConnection) -> _RewriteStep:
             keys = (await connection.execute(text(KEYS[kind]), {**after, "limit": self._step_rows})).all()
             if not keys:
-                return _Step(checked=0, rewritten=0, unreadable=(), last=None)
+                return _RewriteStep(checked=0, rewritten=0, unreadable=(), last=None)
             last = dict(keys[-1]._mapping)
             bounds = {f"last_{name}": value for name, value in last.items()}
             cipher = self._database.cipher
@@ -130,7 +130,7 @@ class KeyRotation:
                     unreadable.append(str(error))
             if changed:
                 await connection.execute(text(UPDATE[kind]), changed)
-            return _Step(checked=len(keys), rewritten=len(changed), unreadable=unreadable, last=last)
+            return _RewriteStep(checked=len(keys), rewritten=len(changed), unreadable=unreadable, last=last)
 
         return await retry_transaction(self._database, work)
 
