@@ -1,4 +1,4 @@
-"""The API as tests run it: the whole ASGI application over fakes, or a real database with fake replicas."""
+"""The API for tests: the whole ASGI application over fakes, or over a real database with fake replicas."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -84,7 +84,7 @@ MODEL = "sentiment"
 
 
 class ManualClock:
-    """A clock that moves when a test moves it."""
+    """A clock that a test moves."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
@@ -97,7 +97,7 @@ class ManualClock:
 
 
 class ManualTraffic:
-    """Traffic that a test splits."""
+    """Traffic whose split a test sets."""
 
     def __init__(self) -> None:
         self.splits: dict[str, Split] = {}
@@ -108,7 +108,7 @@ class ManualTraffic:
 
 @dataclass(kw_only=True)
 class Platform:
-    """An application, the parts a test reaches into, and a key for each role."""
+    """An application, the parts that tests need, and a key for each role."""
 
     app: FastAPI
     services: Services
@@ -129,7 +129,7 @@ class Platform:
     requested_versions: set[tuple[str, str]] = field(default_factory=set)
 
     def client(self, role: Role | None = Role.CLIENT, *, key: str | None = None) -> httpx.AsyncClient:
-        """A client with the key of this role, with another one, or with none."""
+        """Return a client with the key of this role, with another key, or with none."""
         text = key or (self.keys[role].text if role is not None else None)
         return httpx.AsyncClient(
             transport=httpx.ASGITransport(self.app),
@@ -153,7 +153,7 @@ def new_record(version: str, *, aliases: Sequence[str] = (), kind: str = "head")
 
 
 def catalog() -> Catalog:
-    """Version 1 ready, 2 champion, 3 starting, 4 failed."""
+    """Return a catalog: version 1 ready, 2 champion, 3 starting, 4 failed."""
     return Catalog(
         revision=1,
         champions={MODEL: "2"},
@@ -300,7 +300,7 @@ async def add_key(
     rate: float | None = None,
     seconds: float | None = None,
 ) -> GeneratedKey:
-    """A stored key; its text is known only here."""
+    """Store a key; only the result knows its text."""
     key = generate_key()
     ends = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
     new = NewKey(
@@ -314,7 +314,7 @@ async def add_key(
 async def fake_platform(
     *, rate: float = 0, limits: BatchLimits | None = None, **settings: Any
 ) -> AsyncIterator[Platform]:
-    """Everything in memory."""
+    """Yield a platform whose parts are all in memory."""
     store = FakeStore()
     keys, experiments = FakeKeyRepository(store), FakeExperimentRepository()
     platform = _platform(
@@ -356,7 +356,7 @@ async def fake_platform(
 async def stored_platform(
     url: str, *, rate: float = 0, cipher: Cipher | None = None, **settings: Any
 ) -> AsyncIterator[Platform]:
-    """A real database behind, fake replicas beside."""
+    """Yield a platform over a real database, with fake replicas."""
     async with open_database(url, cipher=cipher) as database:
         keys = KeyRepository(database)
         platform = _platform(

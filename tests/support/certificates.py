@@ -13,7 +13,7 @@ from cryptography.x509.oid import NameOID
 
 @dataclass(frozen=True, kw_only=True)
 class Authority:
-    """Its certificate as a file, and what it signs with."""
+    """The authority's certificate as a file, and its signing key."""
 
     certificate: Path
     key: ec.EllipticCurvePrivateKey
@@ -28,7 +28,7 @@ class Authority:
         return cls(certificate=path, key=key, own=own)
 
     def certify(self, host: str) -> tuple[Path, Path]:
-        """The key and the certificate of a server of this name; readable by anybody, for servers of other users."""
+        """Write a key and a certificate for a server of this name, readable by servers of other users."""
         key = ec.generate_private_key(ec.SECP256R1())
         signed = _signed(host, key, issuer=self.own, by=self.key, authority=False)
         paths = (self.certificate.with_name(f"{host}.key"), self.certificate.with_name(f"{host}.pem"))

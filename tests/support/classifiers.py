@@ -1,4 +1,4 @@
-"""Text classifiers that a test makes itself: narrow networks with random weights, in transformers' layout."""
+"""Text classifiers for tests: narrow networks with random weights, in transformers' layout."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ def tiny_classifier(
     several: bool = False,
     seed: int = 5,
 ) -> Made:
-    """Written to `folder`; the same every time."""
+    """Write a classifier to `folder`; it is the same every time."""
     build, reads = {"bert": (_bert, 48), "distilbert": (_distilbert, 64), "roberta": (_roberta, 48)}[
         architecture
     ]
@@ -66,7 +66,10 @@ def tiny_classifier(
 
 
 def tokenizer(order: Sequence[str], special: Sequence[str], *, length: int) -> PreTrainedTokenizerFast:
-    """A fast tokenizer of whole words; `special` begins, pads, ends a text, and stands for what it doesn't know."""
+    """Return a fast tokenizer of whole words.
+
+    `special`: the tokens that begin, pad and end a text, and the one for unknown words.
+    """
     begin, padding, end, unknown = special
     ids = {word: number for number, word in enumerate([*order, *WORDS.split(), *_NUMBERS])}
     made = Tokenizer(models.WordLevel(ids, unk_token=unknown))
@@ -120,7 +123,7 @@ def _distilbert(named: dict[str, Any]) -> Any:
 
 
 def _roberta(named: dict[str, Any]) -> Any:
-    """Its 50 positions are counted from its padding on, so that 48 are left."""
+    """Return a RoBERTa; its 50 positions are counted from its padding on, so that 48 are left."""
     return RobertaForSequenceClassification(
         RobertaConfig(
             vocab_size=_size(),

@@ -1,4 +1,4 @@
-"""Clients of a live platform that predict until they are told to stop, and keep what they were told."""
+"""Clients of a live platform: they predict until they are stopped, and keep each answer."""
 
 import threading
 from typing import Any, Self
@@ -10,7 +10,7 @@ from tests.support.live import LivePlatform
 
 
 class Clients:
-    """So many that predict one text after another until the block ends."""
+    """Clients in parallel that predict one text after another until the block ends."""
 
     def __init__(self, platform: LivePlatform, count: int) -> None:
         self._platform = platform
@@ -30,7 +30,7 @@ class Clients:
             thread.join()
 
     def wait_for(self, more: int) -> None:
-        """Wait until so many more are answered."""
+        """Wait until this many more texts are answered."""
         target = len(self.answers) + more
         eventually(lambda: len(self.answers) >= target, within=60, what=f"{more} more answers")
 

@@ -1,4 +1,4 @@
-"""An OTLP/HTTP receiver in this process: spans come in as protobuf, as any collector takes them."""
+"""An OTLP/HTTP receiver in this process; it takes spans as protobuf, like any collector."""
 
 import threading
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 
 
 class Collector:
-    """What was received: spans, and the attributes of the process that each came from."""
+    """The received spans, each with the attributes of its process."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -29,14 +29,14 @@ class Collector:
                     self._spans.extend((attributes["valence.process"], span) for span in scope.spans)
 
     def spans(self, process: str, name: str) -> list[Any]:
-        """Those of a kind of process with this name."""
+        """Return the spans of this name from this kind of process."""
         with self._lock:
             return [span for where, span in self._spans if (where, span.name) == (process, name)]
 
 
 @contextmanager
 def collector(port: int = 0) -> Iterator[Collector]:
-    """A receiver on loopback, on a free port unless told which, as long as the block runs."""
+    """Run a receiver on loopback inside the block; port 0 is a free one."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

@@ -1,4 +1,4 @@
-"""Heads on the tiny encoder: one that answers, and each kind of broken one."""
+"""Heads on the tiny encoder: a working one, and tensors for broken ones."""
 
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ from registry.bundles.bundle import LABELS, Bundle, BundleKind, Manifest
 from registry.bundles.manifest_schema import HEAD_WEIGHTS
 from tests.support.tiny import DIMENSIONS, TINY_SPACE
 
-# Two layers of states side by side.
+# States of two layers, concatenated.
 _STATES = 2 * DIMENSIONS
 _WIDTH = 16
 
 
 def weights(*, states: int = _STATES, seed: int = 0) -> dict[str, NDArray[Any]]:
-    """Random, the same by their seed; matrices are [in, out]."""
+    """Return random tensors, the same for a seed; matrices are [in, out]."""
     random = np.random.default_rng(seed)
     shapes = {
         "project.weight": (states, _WIDTH),
@@ -36,7 +36,7 @@ def weights(*, states: int = _STATES, seed: int = 0) -> dict[str, NDArray[Any]]:
 def head(
     folder: Path, encoder: str, tensors: dict[str, NDArray[Any]] | None = None, *, seed: int = 0
 ) -> Bundle:
-    """A sealed head bundle on the encoder with this identity."""
+    """Write a sealed head bundle on the encoder with this digest."""
     folder.mkdir(parents=True)
     save_file(tensors or weights(seed=seed), folder / HEAD_WEIGHTS)
     manifest = Manifest(

@@ -1,4 +1,4 @@
-"""A database on which a task is held or killed after any statement that it chooses beforehand."""
+"""Tasks that can be stopped, killed or cancelled after any of their statements."""
 
 import asyncio
 from collections.abc import Coroutine, Iterator
@@ -17,9 +17,9 @@ _POLL_SECONDS = 0.002
 
 
 class InterruptibleTask:
-    """A task that stops once its `at`-th statement has run, and there waits until it is told how to end.
+    """A task that stops after its `at`-th statement and waits until `end` says how it ends.
 
-    `killed`: its server process is, and whether its last statement was committed is never told.
+    `killed`: its server process is killed, and the task never learns whether its last statement was committed.
     """
 
     def __init__(self, work: Coroutine[Any, Any, Any], *, at: int = 0) -> None:
@@ -35,7 +35,7 @@ class InterruptibleTask:
         self.task = asyncio.create_task(work, context=context)
 
     async def wait_until_blocked(self, watcher: psycopg.AsyncConnection[Any]) -> None:
-        """Until the task has ended, is held, or waits for a lock that another has."""
+        """Wait until the task has ended, has stopped, or waits for a lock of another session."""
         while not self.task.done() and not self._held.is_set():
             await asyncio.sleep(_POLL_SECONDS)
             found = await watcher.execute(
@@ -46,14 +46,14 @@ class InterruptibleTask:
                 return
 
     async def end(self, watcher: psycopg.AsyncConnection[Any], end: End = "goes on") -> None:
-        """Lets it go on, or ends it where it stands; returns when it has ended."""
+        """Let the task continue, or end it at its statement; return when it has ended."""
         self._end = end
         if self.task.done():
             return
         if self._held.is_set() or end == "goes on":
             self._told.set()
         elif end == "killed":
-            # Between statements the process may serve another task.
+            # Between statements the server process may serve another task.
             if self._busy:
                 await _terminate(watcher, self._pid)
         else:
@@ -72,7 +72,7 @@ class InterruptibleTask:
         if self._end == "killed":
             async with await psycopg.AsyncConnection.connect(connection.info.dsn, autocommit=True) as other:
                 await _terminate(other, connection.info.backend_pid)
-            # As who waits for the reply notices.
+            # The client that waits for the reply notices this.
             connection.pgconn.finish()
             raise psycopg.OperationalError("the server process was killed")
 
@@ -86,7 +86,7 @@ class InterruptibleTask:
 
 
 class InterruptibleDatabase(Database):
-    """A `Database` whose statements follow the script of the task they run in, if it has one."""
+    """A `Database` whose statements report to the `InterruptibleTask` that they run in, if any."""
 
     def _parameters(self) -> dict[str, Any]:
         return {**super()._parameters(), "cursor_factory": _Cursor}

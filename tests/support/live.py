@@ -1,4 +1,4 @@
-"""A whole platform in processes of its own, started as a user would: `valence up`, with its own home and port."""
+"""A whole platform in its own processes, started by `valence up` with its own home and port."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ _OURS = ("DATABASE_URL", "DATABASE_READ_URL", "DATABASE_DIRECT_URL", "MLFLOW_TRA
 
 @dataclass
 class LivePlatform:
-    """`valence` in one home; every process of it can be found, and ended by its id."""
+    """`valence` in one home; tests can find each of its processes, and end it by its id."""
 
     home: Path
     port: int
@@ -51,7 +51,7 @@ class LivePlatform:
         return (self.home / "admin.key").read_text().strip()
 
     def environment(self) -> dict[str, str]:
-        """What every command of this platform runs under."""
+        """Return the environment of this platform's commands."""
         inherited = {
             name: value
             for name, value in os.environ.items()
@@ -79,7 +79,7 @@ class LivePlatform:
         )
 
     def up(self) -> None:
-        """`valence up`, which must succeed."""
+        """Run `valence up`, which must succeed."""
         try:
             done = self.valence("up")
         except subprocess.TimeoutExpired as late:
@@ -87,28 +87,28 @@ class LivePlatform:
         assert done.returncode == 0, done.stderr + self.log()
 
     def down(self) -> None:
-        """`valence down`."""
+        """Run `valence down`."""
         self.valence("down")
 
     def log(self) -> str:
-        """The end of the platform's log."""
+        """Return the end of the platform's log."""
         path = self.home / "logs" / "platform.log"
         return path.read_text()[-4000:] if path.exists() else ""
 
     def log_lines(self) -> list[dict[str, Any]]:
-        """Return the platform's own lines of the log; those that Ray writes as it starts are no JSON."""
+        """Return the platform's own lines of the log; lines that Ray writes at its start are no JSON."""
         log = (self.home / "logs" / "platform.log").read_text()
-        # A line that is being written has no end yet.
+        # The last line may still be incomplete.
         complete = log[: log.rfind("\n") + 1]
         return [json.loads(line) for line in complete.splitlines() if line.startswith("{")]
 
     def client(self, **arguments: Any) -> httpx.Client:
-        """A client with the admin's key."""
+        """Return a client with the admin's key."""
         headers = {"Authorization": f"Bearer {self.key}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=60, **arguments)
 
     def async_client(self) -> httpx.AsyncClient:
-        """The same, for many requests at once."""
+        """Return an asynchronous client with the admin's key, for many requests at once."""
         return httpx.AsyncClient(
             base_url=self.url,
             headers={"Authorization": f"Bearer {self.key}"},
@@ -117,7 +117,7 @@ class LivePlatform:
         )
 
     def processes(self) -> list[psutil.Process]:
-        """Every process of this platform, by the home in its environment or by its parents."""
+        """Return every process of this platform, by the home in its environment or by its working folder."""
         found: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
             try:
@@ -130,7 +130,7 @@ class LivePlatform:
         return list(found.values())
 
     def find_processes(self, part: str) -> list[psutil.Process]:
-        """Those of them with this in their command line."""
+        """Return the platform's processes whose command line contains this."""
         chosen = []
         for process in self.processes():
             try:
@@ -141,14 +141,14 @@ class LivePlatform:
         return chosen
 
     def ready(self) -> bool:
-        """Whether it answers with what it needs."""
+        """Return whether the platform is ready."""
         try:
             return httpx.get(f"{self.url}/health/ready", timeout=5).status_code == httpx.codes.OK
         except httpx.HTTPError:
             return False
 
     def wait_until_ready(self, seconds: float) -> None:
-        """Wait for that."""
+        """Wait until the platform is ready."""
         eventually(self.ready, within=seconds, what="the platform is ready")
 
 
@@ -158,14 +158,14 @@ def build_encoders() -> dict[str, Path]:
 
 
 def link_encoders(home: Path) -> None:
-    """Have a home find the encoders of a fresh installation built."""
+    """Let a home find the encoders of a fresh installation, already built."""
     (home / "build").mkdir(parents=True)
     for digest, folder in build_encoders().items():
         (home / "build" / digest).symlink_to(folder.absolute())
 
 
 def keep_encoders(home: Path) -> None:
-    """Keep the encoders that a fresh installation has built for the platforms that come after it."""
+    """Keep the encoders that a fresh installation has built for later platforms."""
     for source in _sources():
         built, kept = home / "build" / source.digest, _cache_path(source)
         if built.exists() and not kept.exists():
@@ -187,7 +187,7 @@ def _build(source: SentenceEncoderSource) -> Path:
 
 
 def _cache_path(source: SentenceEncoderSource) -> Path:
-    """The place of an encoder by what it is made of: its source, and the code and the libraries that build it."""
+    """Return an encoder's place by its content: its source, and the code and libraries that build it."""
     digest = hashlib.sha256(source.digest.encode())
     for file in [*sorted(Path(encoders.__file__).parent.glob("*.py")), Path("constraints.txt")]:
         digest.update(file.read_bytes())
@@ -198,9 +198,9 @@ def _cache_path(source: SentenceEncoderSource) -> Path:
 def live_platform(
     within: Path | None = None, *, fresh: bool = False, **settings: str
 ) -> Iterator[LivePlatform]:
-    """A platform that runs inside the block and leaves no process and no file behind.
+    """Run a platform inside the block; no process and no file remains.
 
-    Unless it is `fresh`, it finds its encoders built, which takes a machine half a minute for each.
+    Unless it is `fresh`, its encoders are already built; building takes half a minute for each.
     """
     with unstarted_platform(within, fresh=fresh, **settings) as platform:
         platform.up()
@@ -211,8 +211,8 @@ def live_platform(
 def unstarted_platform(
     within: Path | None = None, *, fresh: bool = False, **settings: str
 ) -> Iterator[LivePlatform]:
-    """One that is to be brought up inside the block; its home lies in a folder of its own, `within` another."""
-    # Not pytest's own folder: of mode 700, it would keep the database's user out.
+    """Yield a platform that isn't started, with its home in a new folder (inside `within`)."""
+    # pytest's own folder has mode 700: the database's user couldn't enter it.
     with tempfile.TemporaryDirectory(prefix="valence-live-", dir=within) as folder:
         Path(folder).chmod(0o755)
         platform = LivePlatform(home=Path(folder) / "home", port=find_free_port(), settings=settings)

@@ -1,7 +1,7 @@
-"""A Ray cluster of several raylets on this machine, made of what the manifests say of its pods.
+"""A Ray cluster of several raylets on this machine, from the pods of the manifests.
 
-Adapted, because pods have an address and a file system each and these nodes share one: addresses, ports, folders,
-and whom secrets come from. Everything else is the manifests'.
+On Kubernetes each pod has an address and a file system; these nodes share one. The addresses, ports, folders and
+secrets are therefore adapted. Everything else comes from the manifests.
 """
 
 import os
@@ -39,7 +39,7 @@ _RAY = (
 
 @dataclass(kw_only=True)
 class Nodes:
-    """The cluster of a RayService: a head without CPUs and a node for each worker group's replica."""
+    """The cluster of a RayService: a head without CPUs, and a node for each replica of a worker group."""
 
     resources: list[Resource]
     folder: Path
@@ -54,23 +54,23 @@ class Nodes:
 
     @property
     def service(self) -> Resource:
-        """The RayService."""
+        """Return the RayService."""
         return of_kind(self.resources, "RayService")[0]
 
     @property
     def url(self) -> str:
-        """Where Serve answers."""
+        """Return the URL of Serve."""
         return f"http://127.0.0.1:{self.port}"
 
     def configuration(self) -> dict[str, Any]:
-        """The RayService's `serveConfigV2`, on loopback, and with one proxy: two of them can't share an address."""
+        """Return the RayService's `serveConfigV2`, on loopback and with one proxy: two can't share an address."""
         given: dict[str, Any] = yaml.safe_load(self.service["spec"]["serveConfigV2"])
         given["http_options"] |= {"host": "127.0.0.1", "port": self.port}
         given["proxy_location"] = "HeadOnly"
         return given
 
     def environment(self, container: Mapping[str, Any], name: str) -> dict[str, str]:
-        """What a container of the manifests gets, in a folder of its own."""
+        """Return the environment of a container of the manifests, in its own folder."""
         place = self.folder / name
         place.mkdir(exist_ok=True)
         given = settings_of(self.resources, container)
@@ -86,7 +86,7 @@ class Nodes:
             "VALENCE_HAPROXY_BIND": "127.0.0.1",
             "VALENCE_HOST": "127.0.0.1",
             "VALENCE_HOME": str(place),
-            # As KubeRay gives it to every container, from the secret that `authOptions` names.
+            # KubeRay gives it to every container, from the secret that `authOptions` names.
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             # Ray's own processes keep to loopback.
@@ -96,7 +96,7 @@ class Nodes:
         return inherited | given | own | dict(self.outside) | dict(self.changed)
 
     def job(self, name: str) -> None:
-        """Run the containers of a Job one after another, which must succeed."""
+        """Run the containers of a Job one after another; each must succeed."""
         job = next(each for each in of_kind(self.resources, "Job") if each["metadata"]["name"] == name)
         spec = job["spec"]["template"]["spec"]
         for container in [*spec.get("initContainers", []), *spec["containers"]]:
@@ -117,7 +117,7 @@ class Nodes:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def start(self) -> None:
-        """The head, then the workers, each after what its init containers wait for."""
+        """Start the head, then the workers, each after its init containers."""
         cluster = self.service["spec"]["rayClusterConfig"]
         head = cluster["headGroupSpec"]
         self._node(
@@ -140,7 +140,7 @@ class Nodes:
             self.work(name)
 
     def work(self, name: str) -> None:
-        """Start a worker node: the first time, or anew in its folder as a pod is."""
+        """Start a worker node, or restart it in its folder, as a pod is."""
         group = self.workers[name]
         resources = group["template"]["spec"]["containers"][0]["resources"]["limits"]
         self._node(
@@ -152,13 +152,13 @@ class Nodes:
         )
 
     def deploy(self) -> str:
-        """What an operator does from migration to a champion that answers; the admin's key."""
+        """Deploy from migration to a champion that answers; return the admin's key."""
         key = generate_key().text
         link_encoders(self.folder / "jobs")
         (self.folder / "jobs" / "admin.key").write_text(key)
         self.job("valence-migrate")
         with ThreadPoolExecutor(1) as aside:
-            # As on Kubernetes, beside the cluster that starts: the ingress waits for a champion.
+            # As on Kubernetes, this runs while the cluster starts: the ingress waits for a champion.
             registered = aside.submit(self.job, "valence-register")
             self.start()
             self.apply()
@@ -167,35 +167,35 @@ class Nodes:
         return key
 
     def running(self) -> bool:
-        """Whether what was declared, and only that, runs."""
+        """Return whether exactly the declared applications run."""
         found = self.applications("declarative")
         assert found.get("valence") != "DEPLOY_FAILED", self.log()
         return found == {"valence": "RUNNING"}
 
     def apply(self) -> None:
-        """Hand Serve its configuration, as the operator does."""
+        """Send Serve its configuration, like the operator."""
         answer = self.ask("PUT", "/api/serve/applications/", json=self.configuration())
         assert answer.status_code == httpx.codes.OK, answer.text
 
     def applications(self, api_type: str | None = None) -> dict[str, str]:
-        """The state of each application; the operator asks for `declarative` ones."""
+        """Return the state of each application; the operator reads the `declarative` ones."""
         asked = {} if api_type is None else {"api_type": api_type}
         answer = self.ask("GET", "/api/serve/applications/", params=asked)
         return {name: each["status"] for name, each in answer.json()["applications"].items()}
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """A question to the dashboard, with the operator's token."""
+        """Send a request to the dashboard with the operator's token."""
         headers = {"x-ray-authorization": f"Bearer {self.token}"}
         url = f"http://127.0.0.1:{self.dashboard}{path}"
         return httpx.request(method, url, headers=headers, timeout=60, **options)
 
     def log(self) -> str:
-        """The ends of what the nodes and Serve wrote."""
+        """Return the ends of the logs of the nodes and of Serve."""
         found = [*self.folder.glob("*.log"), *self.folder.glob("r/session_latest/logs/serve/*.log")]
         return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in found)
 
     def stop(self) -> None:
-        """End every process of it, by its folder in their environment."""
+        """End every process of the cluster, found by its folder in their environment."""
         for process in self.processes:
             process.terminate()
         psutil.wait_procs(
@@ -237,15 +237,15 @@ class Nodes:
                     start_new_session=True,
                 )
             )
-        # One after another: Ray tells nodes that start at once on one address from each other too late.
+        # One after another: Ray confuses nodes that start at the same time on one address.
         eventually(lambda: "--block" in written.read_text(), within=90, what=f"{name} has started")
 
 
 @contextmanager
-def run_cluster(
+def new_cluster(
     resources: list[Resource], *, database: str, mlflow: str, installation_key: str, **changed: str
 ) -> Iterator[Nodes]:
-    """A cluster whose jobs have run and whose nodes are up; gone with its files afterwards."""
+    """Yield a cluster that isn't started; stop it and remove its files afterwards."""
     # Short, because Ray's sockets lie below it.
     folder = Path(tempfile.mkdtemp(prefix="vk-"))
     outside = {

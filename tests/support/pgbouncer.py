@@ -1,4 +1,4 @@
-"""A real PgBouncer in transaction mode for tests, in front of the embedded server, with SCRAM and, if asked, TLS."""
+"""A real PgBouncer in transaction mode, in front of the embedded server, with SCRAM and optional TLS."""
 
 import os
 import pwd
@@ -22,7 +22,7 @@ from tests.support.tools import required_tool
 
 @dataclass(frozen=True, kw_only=True)
 class Pooler:
-    """Where it listens, and how one signs in."""
+    """The port of a pooler, and the passwords of its users."""
 
     port: int
     passwords: Mapping[str, str]
@@ -40,9 +40,9 @@ def pgbouncer(
     lines: Mapping[str, str] | None = None,
     files: Mapping[str, Path] | None = None,
 ) -> Iterator[Pooler]:
-    """PgBouncer over TCP on loopback until the end; one server connection serves many clients.
+    """Run PgBouncer over TCP on loopback; one server connection serves many clients.
 
-    `lines`: more of its configuration; `files`: settings that name a file, which it gets a copy of.
+    `lines`: more of its configuration; `files`: settings that name a file, which is copied for it.
     """
     program = required_tool("pgbouncer")
     account = Account.current()
@@ -67,7 +67,7 @@ def pgbouncer(
         content += "".join(f"{name} = {value}\n" for name, value in settings.items())
         (where / "pgbouncer.ini").write_text(content)
         if account.is_separate:
-            # It runs as the server's user: it refuses root, and the socket's folder refuses others.
+            # PgBouncer runs as the server's user: it refuses root, and the socket's folder refuses others.
             entry = pwd.getpwnam(account.server_user)
             for path in (where, *where.iterdir()):
                 path.chmod(0o755)
@@ -87,7 +87,7 @@ def pgbouncer(
                 with psycopg.connect(host="127.0.0.1", port=port, user="nobody", connect_timeout=2):
                     return True
             except psycopg.OperationalError as error:
-                # It answers, and refuses whom it doesn't know.
+                # A refusal of an unknown user is an answer, too.
                 return "refused" not in str(error)
 
         try:

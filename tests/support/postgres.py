@@ -1,6 +1,6 @@
 """Real PostgreSQL for tests: one embedded server, one migrated template, one cloned database a test.
 
-The server's files live in a temporary home of their own; no running platform is touched.
+The server's files are in a temporary home; no running platform is touched.
 """
 
 import shutil
@@ -34,19 +34,19 @@ class TestServer:
     def __init__(self, server: EmbeddedPostgres) -> None:
         self.server = server
         self._numbers = count(1)
-        # Most tests make and drop databases; those of durability start servers of their own.
+        # Most tests create and drop databases; tests of durability start their own servers.
         with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
             connection.execute("ALTER SYSTEM SET fsync = off")
             connection.execute("SELECT pg_reload_conf()")
         versions.upgrade(server.create_database(TEMPLATE))
 
     def empty(self) -> str:
-        """The URL of a new database without a schema."""
+        """Return the URL of a new database without a schema."""
         return self.server.create_database(f"empty_{next(self._numbers)}")
 
     @contextmanager
     def database(self) -> Iterator[str]:
-        """The URL of a new database with the schema; dropped afterwards."""
+        """Yield the URL of a new database with the schema; drop it afterwards."""
         name = f"test_{next(self._numbers)}"
         with psycopg.connect(self.server.url("postgres"), autocommit=True) as connection:
             connection.execute(
@@ -63,7 +63,7 @@ class TestServer:
 
 @contextmanager
 def running_server() -> Iterator[TestServer]:
-    """A server for the session, gone with its files afterwards."""
+    """Run a server for the session; its files go afterwards."""
     home = Path(tempfile.mkdtemp(prefix="valence-test-"))
     home.chmod(0o755)
     server = EmbeddedPostgres(home)
@@ -87,7 +87,7 @@ async def open_database(
     cipher: Cipher | None = None,
     kind: type[Database] = Database,
 ) -> AsyncIterator[Database]:
-    """An open database with this month's partitions and an open segment."""
+    """Yield an open database with this month's partitions and an open segment."""
     database = kind(
         url,
         read_url=read_url,

@@ -1,4 +1,4 @@
-"""Debian's Prometheus on loopback, over the platform that a test runs; and the queries of the dashboards."""
+"""Debian's Prometheus on loopback, over a test's platform, and the queries of the dashboards."""
 
 import json
 import math
@@ -28,7 +28,7 @@ scrape_configs:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """One query of a panel, as Grafana would send it."""
+    """One query of a panel, as Grafana sends it."""
 
     dashboard: str
     panel: str
@@ -39,7 +39,7 @@ class Query:
 
 
 def dashboard_queries() -> list[Query]:
-    """Every query of every dashboard."""
+    """Return every query of every dashboard."""
     found = []
     for path in sorted(DASHBOARDS.glob("*.json")):
         for panel in json.loads(path.read_text())["panels"]:
@@ -55,7 +55,7 @@ def dashboard_queries() -> list[Query]:
 
 
 class Prometheus:
-    """A server that scrapes; asks it queries."""
+    """A client of a Prometheus server."""
 
     def __init__(self, url: str) -> None:
         self._client = httpx.Client(base_url=url, timeout=10)
@@ -67,14 +67,14 @@ class Prometheus:
             return False
 
     def ask(self, query: str) -> list[Any]:
-        """The numbers that a query gives; those that are none are left out."""
+        """Return a query's results, without those that are not a number."""
         answer = self._client.get("/api/v1/query", params={"query": query})
         assert answer.status_code == httpx.codes.OK, f"{query}: {answer.text}"
         result = answer.json()["data"]["result"]
         return [each for each in result if not math.isnan(float(each["value"][1]))]
 
     def rules(self) -> list[dict[str, Any]]:
-        """The alert rules as it evaluates them."""
+        """Return the alert rules as Prometheus evaluates them."""
         groups = self._client.get("/api/v1/rules").json()["data"]["groups"]
         return [rule for group in groups for rule in group["rules"]]
 
@@ -84,7 +84,7 @@ class Prometheus:
 
 @contextmanager
 def run_prometheus(port: int, folder: Path, rules: Path) -> Iterator[Prometheus]:
-    """A Prometheus that scrapes the platform on this port each second."""
+    """Run a Prometheus that scrapes the platform on this port each second."""
     tool = required_tool("prometheus")
     config = folder / "prometheus.yml"
     config.write_text(_CONFIG.format(port=port, rules=rules))

@@ -1,4 +1,4 @@
-"""What changes of the embedding space are tested with: vectors by text and space, and the work without a model."""
+"""Helpers for changes of the embedding space: vectors by text and space, and a worker without a model."""
 
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
@@ -21,26 +21,26 @@ NEXT = "next-space"
 
 
 def vector_in(space: str, content: str) -> Any:
-    """float32 [384] of unit length, always the same for a text in a space."""
+    """Return float32 [384] of unit length, always the same for a text in a space."""
     seed = int.from_bytes(hashlib.sha256(f"{space}/{content}".encode()).digest()[:8])
     vector = np.random.default_rng(seed).standard_normal(384)
     return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
 def text_in(space: str, content: str) -> NewText:
-    """A text with its vector in a space."""
+    """Return a text with its vector in a space."""
     return new_text(content, vector_in(space, content))
 
 
 class DeterministicEncoders:
-    """`vector_in`; `before` runs ahead of each batch, as whatever happens meanwhile."""
+    """Encoders that give `vector_in`; they call `before` ahead of each batch, to disturb it."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[str, list[str]]] = []
         self.before: Callable[[Sequence[str]], Awaitable[None]] | None = None
 
     async def embed(self, space: str, texts: Sequence[str]) -> Any:
-        """float32 [n, 384]."""
+        """Return float32 [n, 384]."""
         self.batches.append((space, list(texts)))
         if self.before is not None:
             await self.before(texts)
@@ -48,18 +48,18 @@ class DeterministicEncoders:
 
 
 def new_worker(database: Database, encoders: DeterministicEncoders | None = None) -> ReembeddingWorker:
-    """The work as its process does it, over fake encoders."""
+    """Return a worker as its process has it, over fake encoders."""
     return ReembeddingWorker(database, encoders or DeterministicEncoders(), retry_seconds=0.0)
 
 
 async def run_until_idle(work: ReembeddingWorker | SpaceFiller) -> None:
-    """Works until nothing is left to do at once."""
+    """Step until nothing is left to do now."""
     while await work.step():
         pass
 
 
 async def build_space(database: Database, name: str = NEXT) -> SpaceRepository:
-    """Another space, whole."""
+    """Build another space completely."""
     spaces = SpaceRepository(database)
     await spaces.ensure(SPACE)
     await spaces.begin(name, actor=None)
@@ -68,7 +68,10 @@ async def build_space(database: Database, name: str = NEXT) -> SpaceRepository:
 
 
 async def count_vectors_by_text(database: Database, space: str) -> dict[UUID, int]:
-    """How many vectors of a space that is searched each text has; all texts are in it."""
+    """Return each text's number of vectors in the segments of a space that are searched.
+
+    Every stored text is in the result.
+    """
     rows = await run_sql(
         database,
         "SELECT t.id, (SELECT count(*) FROM embeddings e JOIN segments s ON s.id = e.segment "
@@ -83,6 +86,6 @@ async def count_vectors_by_text(database: Database, space: str) -> dict[UUID, in
 async def search_space(
     database: Database, space: str, content: str, *, k: int = 100
 ) -> list[tuple[UUID, float]]:
-    """What a search in a space by a text's vector finds, nearest first."""
+    """Search a space by a text's vector; return text ids and similarities, nearest first."""
     found = await SimilarityRepository(database, space=space).search(vector_in(space, content), k=k)
     return [(each.text_id, each.similarity) for each in found.results]

@@ -1,4 +1,4 @@
-"""Reports as tests want them: this accurate, this fast, this far from the champion."""
+"""Evaluation reports with chosen accuracy, latency and distance from the champion."""
 
 import base64
 from datetime import UTC, datetime
@@ -22,7 +22,10 @@ def latency(alone_ms: float = 4.0) -> Latency:
 
 
 def held_out(accuracy: float, *, recall: float | None = None, ece: float = 0.03) -> HeldOutResult:
-    """Right on the first of the texts: of two, the better is right wherever the other is."""
+    """Return a result that is right on the first texts.
+
+    Of two results, the better one is right wherever the other is.
+    """
     right = np.arange(TEXTS) < round(accuracy * TEXTS)
     return HeldOutResult(
         texts=TEXTS,

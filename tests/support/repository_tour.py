@@ -1,4 +1,4 @@
-"""What a platform asks of its database, once through: for roles, poolers and other ways to one."""
+"""Every use that a platform makes of its database, once; for roles, poolers and other connections."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -42,14 +42,14 @@ VECTOR = unit_vectors(1, seed=7)[0]
 
 
 async def use_every_repository(database: Database, *, many: int = 12) -> list[NewText]:
-    """Use every repository, the writer, the housekeeping and the search; the texts that were stored."""
+    """Use every repository, the writer, maintenance and search; return the stored texts."""
     user = await UserRepository(database).create(
         username=f"u{uuid4()}", email=f"{uuid4()}@example.org", actor=None
     )
     key = await new_key(database, owner_id=user.id)
     writing = new_writer(database)
     texts = [new_text() for _ in range(many)]
-    # Several at once, so that a pooler hands each connection around.
+    # At the same time, so that a pooler gives each connection to several clients.
     await asyncio.gather(*(_write(writing, key, text) for text in texts))
     repeated = new_idempotency(key, f"again-{uuid4()}")
     assert await writing.commit([new_submission(key, idempotency=repeated)]) == [Stored()]
@@ -114,7 +114,7 @@ async def _write(writing: PredictionWriter, key: Key, text: NewText) -> None:
 
 
 async def _respace(database: Database) -> None:
-    """Another embedding space, until it is gone again."""
+    """Change to another embedding space, back, and remove it."""
     spaces = await build_space(database)
     await spaces.switch(NEXT, actor=None)
     await spaces.switch(SPACE, actor=None)
@@ -129,7 +129,7 @@ async def _respace(database: Database) -> None:
 
 
 async def _change(database: Database) -> None:
-    """An experiment, a promotion and an evaluation, from their beginning to their end."""
+    """Run an experiment, a promotion and an evaluation from beginning to end."""
     experiments, evidence, model = ExperimentRepository(database), CountRepository(database), f"m{uuid4()}"
     made = await experiments.create(
         NewExperiment(model=model, champion="2", challenger="3", share=0.5, shadow=False, salt="s"),

@@ -1,4 +1,4 @@
-"""The three roles as tests sign in: their names, passwords and URLs."""
+"""The three roles' names, passwords and URLs for tests."""
 
 from collections.abc import Mapping
 from urllib.parse import quote

@@ -1,4 +1,4 @@
-"""Makers of rows for database tests: keys, texts with vectors, submissions."""
+"""Factories of rows for database tests: keys, texts with vectors, submissions."""
 
 import asyncio
 import hashlib
@@ -23,7 +23,7 @@ _numbers = count()
 
 
 async def new_key(database: Database, *, owner_id: UUID | None = None, role: str = "client") -> Key:
-    """A stored key that nobody could use."""
+    """Store a key whose secret nobody knows."""
     key = NewKey(
         id=uuid4(), digest=hashlib.sha256(uuid4().bytes).digest(), role=role, name="test", owner_id=owner_id
     )
@@ -31,7 +31,7 @@ async def new_key(database: Database, *, owner_id: UUID | None = None, role: str
 
 
 def unit_vectors(rows: int, *, seed: int = 0) -> "np.ndarray[Any, np.dtype[np.float32]]":
-    """Random vectors of length 1 in a few clusters, as text has them."""
+    """Return random vectors of length 1 in ten clusters, similar to those of texts."""
     random = np.random.default_rng(seed)
     centres = random.standard_normal((10, 384))
     vectors = centres[random.integers(10, size=rows)] + 0.8 * random.standard_normal((rows, 384))
@@ -74,7 +74,7 @@ def new_submission(
     idempotency: NewIdempotency | None = None,
     **changes: Any,
 ) -> Submission:
-    """One request with a prediction for each of its texts."""
+    """Return one request with a prediction for each of its texts."""
     texts = texts if texts is not None else [new_text()]
     predictions = [new_prediction(key, text, **changes) for text in texts]
     return Submission(texts=texts, predictions=predictions, idempotency=idempotency)
@@ -98,20 +98,20 @@ def new_writer(database: Database, space: str = SPACE) -> PredictionWriter:
 
 
 async def count_rows(database: Database, table: str) -> int:
-    """How many rows a table holds."""
+    """Return the number of rows of a table."""
     async with database.begin() as connection:
         return int((await connection.exec_driver_sql(f"SELECT count(*) FROM {table}")).scalar_one())
 
 
 async def run_sql(database: Database, statement: str, *parameters: Any) -> list[Any]:
-    """Runs a statement; its rows, if it has any."""
+    """Run a statement; return its rows, if it has any."""
     async with database.begin() as connection:
         result = await connection.exec_driver_sql(statement, tuple(parameters))
         return [tuple(row) for row in result] if result.returns_rows else []
 
 
 async def wait_for_lock(database: Database) -> None:
-    """Until somebody waits for a lock."""
+    """Wait until any session waits for a lock."""
     for _ in range(1000):
         if (await run_sql(database, "SELECT count(*) FROM pg_locks WHERE NOT granted"))[0][0]:
             return

@@ -1,4 +1,4 @@
-"""The alert rules of the manifests, as Prometheus reads them."""
+"""The alert rules of the manifests, in Prometheus' format."""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,6 @@ _MANIFEST = Path(__file__).parents[2] / "k8s" / "base" / "alerts.yaml"
 
 
 def alert_rules() -> dict[str, Any]:
-    """What the PrometheusRule has for its specification: a rule file's content."""
+    """Return the PrometheusRule's specification, which is the content of a rule file."""
     found: dict[str, Any] = yaml.safe_load(_MANIFEST.read_text())["spec"]
     return found

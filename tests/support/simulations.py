@@ -32,7 +32,7 @@ CHUNK = 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arm:
-    """What is known of an arm at each look: running counts, [runs, looks]."""
+    """The data of an arm at each look: running counts, [runs, looks]."""
 
     units: Series
     total: Series
@@ -48,7 +48,7 @@ class Arm:
 
 
 def sides(champion: Arm, challenger: Arm, *, alpha: float = ALPHA) -> tuple[Flags, Flags]:
-    """Whether the challenger is called better, and whether worse, at each look [runs, looks]."""
+    """Return whether the challenger is called better, and whether worse, at each look [runs, looks]."""
     known = (champion.units > 0) & (challenger.units > 0)
     half = radius(squared_error(champion.sums, challenger.sums), alpha=alpha, scale=DIFFERENCE_SCALE)
     gap = challenger.mean - champion.mean
@@ -56,7 +56,7 @@ def sides(champion: Arm, challenger: Arm, *, alpha: float = ALPHA) -> tuple[Flag
 
 
 def wrong(champion: Arm, challenger: Arm, *, alpha: float = ALPHA) -> Flags:
-    """Whether equal arms are ever called different [runs]."""
+    """Return whether equal arms are ever called different [runs]."""
     better, worse = sides(champion, challenger, alpha=alpha)
     return (better | worse).any(axis=1)
 
@@ -71,7 +71,7 @@ def feedback(
     correlation: float = 0.3,
     rolling: bool = False,
 ) -> tuple[tuple[Arm, Arm], tuple[Arm, Arm]]:
-    """Both arms after every feedback, counted by units and (the mistake) by predictions.
+    """Return both arms after every feedback, counted by units and (the mistake) by predictions.
 
     Units fall to equal arms by chance. A unit's answers are right with a chance of its own, from a beta
     distribution whose intra-unit correlation is given. All feedback comes in random order, or, `rolling`, units
@@ -112,7 +112,7 @@ def stages(
     challengers: Sequence[int],
     accuracies: Sequence[float],
 ) -> list[tuple[Arm, Arm]]:
-    """Both arms, equally accurate, after each of the challenger's feedbacks, for each stage alone.
+    """Return both arms, equally accurate, after each of the challenger's feedbacks, for each stage alone.
 
     Units have one answer each, and fall to the challenger by the stage's share.
     """
@@ -132,7 +132,7 @@ def stages(
 
 
 def pooled(parts: Sequence[Arm]) -> Arm:
-    """One arm over all stages, as if the share had never changed."""
+    """Return one arm over all stages, as if the share had never changed."""
 
     def joined(name: str) -> Series:
         series = [getattr(part, name) for part in parts]
@@ -145,7 +145,7 @@ def pooled(parts: Sequence[Arm]) -> Arm:
 
 
 def null(runs: int, *, rolling: bool = False, accuracy: float = 0.8, seed: int = 1) -> dict[str, Flags]:
-    """Equal arms, five answers a unit: wrong verdicts by units and by predictions, and accuracy out of its interval."""
+    """Simulate equal arms, five answers a unit: wrong verdicts by units and by predictions, and missed intervals."""
 
     def some(rng: np.random.Generator, count: int) -> dict[str, Flags]:
         by_unit, by_prediction = feedback(rng, count, accuracy=accuracy, rolling=rolling)
@@ -161,14 +161,14 @@ def null(runs: int, *, rolling: bool = False, accuracy: float = 0.8, seed: int =
 
 
 def small_share(runs: int, *, share: float = 0.01, accuracy: float = 0.8, seed: int = 2) -> Flags:
-    """Equal arms, one of them small: wrong verdicts until the challenger has 4,000 units."""
+    """Simulate equal arms, one small: wrong verdicts until the challenger has 4,000 units."""
     return _chunks(
         lambda rng, count: {"wrong": wrong(*stages(rng, count, [share], [4000], [accuracy])[0])}, runs, seed
     )["wrong"]
 
 
 def drifting(runs: int, *, seed: int = 3) -> dict[str, Flags]:
-    """Equal arms on a ramp while texts become easier: wrong verdicts by the present stage alone, and by all of them."""
+    """Simulate equal arms on a ramp while texts get easier: wrong verdicts by the present stage alone, and by all."""
 
     def some(rng: np.random.Generator, count: int) -> dict[str, Flags]:
         parts = stages(rng, count, RAMP, [500] * 4 + [4000], np.linspace(0.75, 0.85, len(RAMP)).tolist())
@@ -185,7 +185,7 @@ def drifting(runs: int, *, seed: int = 3) -> dict[str, Flags]:
 def better(
     runs: int, *, alpha: float = ALPHA, least: int = 100, horizon: int = 12_000, seed: int = 4
 ) -> dict[str, Series]:
-    """80 % against 83 %, independent units, equal shares: feedbacks an arm until a verdict, and whether it is right."""
+    """Simulate 80 % against 83 %, independent units, equal shares: feedbacks an arm until a verdict, and its truth."""
 
     def some(rng: np.random.Generator, count: int) -> dict[str, Series]:
         arm = rng.random((count, 2 * horizon)) < 0.5
@@ -215,9 +215,9 @@ def sample_ratio(
     answers: int = 1,
     seed: int = 5,
 ) -> Flags:
-    """Whether the split is ever called broken; units spread evenly over stages of these shares, a look after each.
+    """Return whether the split is ever called broken, for even units over stages of these shares.
 
-    With `answers`, every unit counts that many times, as in a check on predictions.
+    There is a look after each unit. With `answers`, every unit counts that many times, as in a check on predictions.
     """
 
     def some(rng: np.random.Generator, count: int) -> dict[str, Flags]:
@@ -238,14 +238,14 @@ def sample_ratio(
 
 
 def uniform(units: int, *, salt: str = "one", bins: int = 100) -> float:
-    """The chi-square p-value that units spread evenly over bins."""
+    """Return the chi-square p-value that units spread evenly over bins."""
     counts = np.bincount([int(bucket(salt, f"unit {n}") * bins) for n in range(units)], minlength=bins)
     expected = units / bins
     return float(chi2.sf(((counts - expected) ** 2 / expected).sum(), bins - 1))
 
 
 def independent(units: int, *, salts: tuple[str, str] = ("one", "other"), bins: int = 10) -> float:
-    """The chi-square p-value that where units lie in one experiment says nothing of where they lie in another."""
+    """Return the chi-square p-value that units' places in two experiments are independent."""
     one, other = (np.array([int(bucket(salt, f"unit {n}") * bins) for n in range(units)]) for salt in salts)
     table = np.bincount(one * bins + other, minlength=bins**2).reshape(bins, bins)
     return float(chi2_contingency(table).pvalue)
@@ -254,7 +254,7 @@ def independent(units: int, *, salts: tuple[str, str] = ("one", "other"), bins: 
 def _chunks(
     some: Callable[[np.random.Generator, int], dict[str, NDArray[Any]]], runs: int, seed: int
 ) -> dict[str, NDArray[Any]]:
-    """The results of all runs, computed a few runs at a time; the first runs are the same however many there are."""
+    """Return the results of all runs, computed in chunks; the first runs don't depend on the number of runs."""
     parts = []
     for number, start in enumerate(range(0, runs, CHUNK)):
         count = min(CHUNK, runs - start)

@@ -1,4 +1,4 @@
-"""What a database holds, and what its files do: for tests of what must be nowhere in them."""
+"""The stored content of a database, and of its files, for tests of what must not be in them."""
 
 import subprocess
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from tests.support.postgres import TestServer
 
 
 def read_tables(url: str) -> str:
-    """Every row of every table, as text, and binary columns read as Latin-1 beside."""
+    """Return all rows of all tables as text; binary columns are read as Latin-1."""
     said: list[str] = []
     with psycopg.connect(url) as connection:
         tables = connection.execute(
@@ -29,13 +29,13 @@ def read_tables(url: str) -> str:
 
 
 def dump_database(url: str) -> str:
-    """A dump in plain SQL."""
+    """Return a dump in plain SQL."""
     command = [find_binaries(Account.current()) / "pg_dump", "--dbname", url]
     return subprocess.run(command, check=True, timeout=60, capture_output=True, text=True).stdout
 
 
 def find_in_files(server: TestServer, needles: Sequence[bytes]) -> list[bytes]:
-    """Those of the bytes that any file of the server holds, its log among them, once everything is on disk."""
+    """Return the needles that any file of the server contains, its log included, after a checkpoint."""
     with psycopg.connect(server.server.url("postgres"), autocommit=True) as connection:
         connection.execute("CHECKPOINT")
     folder = (server.server.home / "postgres").resolve()
@@ -45,7 +45,10 @@ def find_in_files(server: TestServer, needles: Sequence[bytes]) -> list[bytes]:
 
 
 def _read(folder: Path, needles: Sequence[bytes]) -> set[bytes] | None:
-    """What the files of a running server hold; None if one went, perhaps to another name, while they were read."""
+    """Return the needles in the files of a running server.
+
+    Return None if a file disappeared, or was renamed, while they were read.
+    """
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert any("pg_wal" in path.parts for path in files)
     found: set[bytes] = set()

@@ -1,4 +1,4 @@
-"""What programs, scripts and alerts rely on, as lines: routes, commands, settings, metrics, log events.
+"""The public surface as lines: routes, commands, settings, metrics, log events.
 
 `python -m tests.support.surface` writes them to `tests/unit/surface.txt`, which a test compares.
 """
@@ -19,7 +19,7 @@ _LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 
 
 def surface() -> list[str]:
-    """Every line, sorted within its kind."""
+    """Return every line, sorted within its kind."""
     lines: list[str] = []
     for title, found in (
         ("routes", routes()),
@@ -33,7 +33,7 @@ def surface() -> list[str]:
 
 
 def document() -> dict[str, Any]:
-    """The OpenAPI document of the application over fakes."""
+    """Return the OpenAPI document of the application over fakes."""
     from tests.support.app import fake_platform
 
     async def read() -> dict[str, Any]:
@@ -44,7 +44,7 @@ def document() -> dict[str, Any]:
 
 
 def routes() -> Iterator[str]:
-    """Each operation with its id, its parameters and its statuses."""
+    """Yield each operation with its id, its parameters and its statuses."""
     for path, item in document()["paths"].items():
         for method, operation in item.items():
             parameters = sorted(
@@ -56,7 +56,7 @@ def routes() -> Iterator[str]:
 
 
 def commands() -> Iterator[str]:
-    """Each command with its arguments and options."""
+    """Yield each command with its arguments and options."""
     from serving.cli import app
 
     def walk(command: Any, path: tuple[str, ...]) -> Iterator[str]:
@@ -76,7 +76,7 @@ def commands() -> Iterator[str]:
 
 
 def settings() -> Iterator[str]:
-    """Each setting with its default."""
+    """Yield each setting with its default."""
     from serving.settings import Settings
 
     for name, field in Settings.model_fields.items():
@@ -84,7 +84,7 @@ def settings() -> Iterator[str]:
 
 
 def metrics() -> Iterator[str]:
-    """Each metric's name as it stands in the source."""
+    """Yield each metric's name as the source spells it, with its labels."""
     for _path, node in _calls():
         for each in node.args[:1]:
             if isinstance(each, ast.Constant) and str(each.value).startswith("valence_"):
@@ -99,7 +99,7 @@ def metrics() -> Iterator[str]:
 
 
 def log_events() -> Iterator[str]:
-    """Each log event with its level and its fields."""
+    """Yield each log event with its level and its fields."""
     for _path, node in _calls():
         function = node.func
         keywords = {each.arg or "**": each.value for each in node.keywords}

@@ -1,4 +1,4 @@
-"""Rows as a table of a Markdown page."""
+"""Markdown tables."""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,6 +1,6 @@
-"""A sentence encoder that a test makes itself: a BERT with two narrow layers, in sentence-transformers' layout.
+"""A sentence encoder for tests: a BERT with two narrow layers, in sentence-transformers' layout.
 
-And labelled texts in its words.
+It comes with labelled texts in its words.
 """
 
 import json
@@ -33,7 +33,7 @@ def tiny_source(
     dimensions: int = DIMENSIONS,
     seed: int = 3,
 ) -> SentenceEncoderSource:
-    """Written to `folder`; the same every time."""
+    """Write the encoder to `folder`; it is the same every time."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS.split(), *(f"n{number}" for number in range(40))]
     ids = {word: number for number, word in enumerate(vocabulary)}
@@ -65,7 +65,7 @@ def tiny_source(
 
 
 def sentences(count: int) -> list[str]:
-    """Different texts of many lengths."""
+    """Return different texts of many lengths."""
     words = WORDS.split()
     return [
         " ".join(words[(start * 7 + step * (start % 5 + 1)) % len(words)] for step in range(1 + start % 40))
@@ -75,7 +75,7 @@ def sentences(count: int) -> list[str]:
 
 
 def examples(count: int = 900) -> list[Example]:
-    """Texts whose class is the kind of their one telling word; every third without a rating."""
+    """Return texts whose label is the kind of their one distinctive word; every third has no rating."""
     made = []
     for number in range(count):
         label = number % 3

@@ -1,4 +1,4 @@
-"""Debian's tools that some tests drive: skipped by name where one is missing, failed where CI promised it."""
+"""Debian's tools for tests: where one is missing, its tests are skipped, or fail in CI."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ import pytest
 
 
 def required_tool(name: str) -> str:
-    """The path of the tool; without it the test is skipped, or failed under `CI=true`."""
+    """Return the tool's path; without it skip the test, or fail under `CI=true`."""
     found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
     if found is None:
         message = f"needs {name}"

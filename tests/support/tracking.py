@@ -1,4 +1,4 @@
-"""MLflow's own tracking server for tests: a process that keeps artifacts itself and hands them out over HTTP."""
+"""MLflow's own tracking server for tests: a process that stores artifacts and serves them over HTTP."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ from tests.support.ports import find_free_port
 
 @contextmanager
 def tracking_server() -> Iterator[str]:
-    """The URL of a server over files of its own; gone with them afterwards."""
+    """Run a server over its own files; yield its URL."""
     port = find_free_port()
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory(prefix="valence-mlflow-") as folder:
@@ -46,7 +46,7 @@ def tracking_server() -> Iterator[str]:
             eventually(up, within=90, what="MLflow answers")
             yield url
         finally:
-            # It may have been ended already, to see what that does.
+            # A test may have ended it already.
             with suppress(ProcessLookupError):
                 os.killpg(server.pid, 9)
             server.wait()

@@ -1,4 +1,4 @@
-"""Versions that a test makes for a live platform: heads on the champion's encoder, sound and broken, and its twin."""
+"""Model versions for a live platform: sound and broken heads on the champion's encoder, and copies of it."""
 
 import shutil
 from collections.abc import Callable
@@ -23,13 +23,13 @@ Weights = dict[str, NDArray[np.float16]]
 
 
 def registry_at(home: Path) -> ModelRegistry:
-    """The registry of a platform on embedded defaults, as another MLflow client reaches it."""
+    """Return the registry of a platform on embedded defaults, as another MLflow client reaches it."""
     url = sibling_url(EmbeddedPostgres(home).url("valence"), "_mlflow")
     return ModelRegistry(url, artifact_root=home / "artifacts")
 
 
 def registry_of(platform: LivePlatform) -> ModelRegistry:
-    """That of a live platform."""
+    """Return the registry of a live platform."""
     return registry_at(platform.home)
 
 
@@ -40,7 +40,7 @@ def twin_head(
     encoder: str | None = None,
     change: Callable[[Weights], None] = lambda _: None,
 ) -> Bundle:
-    """The head of the built-in champion as a version of its own, on another encoder or with other weights."""
+    """Return the built-in champion's head as a separate version, on another encoder or with other weights."""
     champion = open_builtin("joint")
     folder.mkdir(parents=True)
     weights = load_file(champion.file(HEAD_WEIGHTS))
@@ -51,7 +51,7 @@ def twin_head(
 
 
 def twin_joint(folder: Path, name: str, *, change: Callable[[Weights], None] = lambda _: None) -> Bundle:
-    """The built-in champion under another name, or with another update."""
+    """Return the built-in champion under another name, or with another update."""
     champion = open_builtin("joint")
     folder.mkdir(parents=True)
     update = load_file(champion.file(UPDATE))
@@ -71,7 +71,7 @@ def twin_encoder(
     space: str | None,
     of: EncoderRecord | None = None,
 ) -> str:
-    """The files of an encoder, the champion's unless told, under another identity, registered; gives that identity."""
+    """Register a copy of an encoder, by default the champion's, under another digest; return that digest."""
     champion = open_builtin("joint").manifest
     assert champion.encoder is not None
     there = Path((of or registry.encoder(champion.encoder)).uri.removeprefix("file://"))
@@ -82,22 +82,22 @@ def twin_encoder(
 
 
 def register_version(platform: LivePlatform, bundle: Bundle) -> VersionRecord:
-    """The bundle as a version of the default model."""
+    """Register the bundle as a version of the default model."""
     return registry_of(platform).register(bundle)
 
 
 def not_a_number(weights: Weights) -> None:
-    """A head that gives no finite score."""
+    """Make the head give scores that are not finite."""
     weights["out.bias"] = np.full_like(weights["out.bias"], np.nan)
 
 
 def too_narrow(weights: Weights) -> None:
-    """A head for states of another width."""
+    """Make the head fit states of another width."""
     weights["project.weight"] = np.ascontiguousarray(weights["project.weight"][:100])
 
 
 def far_away(update: Weights) -> None:
-    """An update that leaves the space."""
+    """Make the update leave the space."""
     random = np.random.default_rng(0)
     for name, array in update.items():
         if name.endswith(UP):
@@ -105,5 +105,5 @@ def far_away(update: Weights) -> None:
 
 
 def without_a_tensor(weights: Weights) -> None:
-    """A head that can't be loaded."""
+    """Make the head impossible to load."""
     del weights["query.weight"]

@@ -11,7 +11,7 @@ import pytest
 
 from k8s.rendered import render
 from tests.support.clock import eventually
-from tests.support.nodes import run_cluster
+from tests.support.nodes import new_cluster
 from tests.support.postgres import TestServer
 
 ADAPTED = {"production": {}, "gpu": {"VALENCE_DEVICE": "cpu"}}
@@ -22,7 +22,7 @@ ADAPTED = {"production": {}, "gpu": {"VALENCE_DEVICE": "cpu"}}
 def test_an_overlay_serves_predictions_on_several_nodes(
     overlay: str, server: TestServer, mlflow_url: str
 ) -> None:
-    with run_cluster(
+    with new_cluster(
         render(overlay),
         database=server.empty(),
         mlflow=mlflow_url,

@@ -15,7 +15,7 @@ from k8s.rendered import render
 from tests.support.faults.ledger import Ledger
 from tests.support.faults.processes import ENCODER, found
 from tests.support.live import LivePlatform
-from tests.support.nodes import Nodes, run_cluster
+from tests.support.nodes import Nodes, new_cluster
 from tests.support.postgres import running_server
 from tests.support.tracking import tracking_server
 
@@ -24,7 +24,7 @@ from tests.support.tracking import tracking_server
 class ClusterPlatform(LivePlatform):
     """The cluster, as far as clients and injuries need to know it."""
 
-    run_cluster: Nodes
+    new_cluster: Nodes
 
     def processes(self) -> Sequence[psutil.Process]:
         """Every process of its nodes, by the folder in its environment."""
@@ -50,7 +50,7 @@ def several_nodes() -> Iterator[LivePlatform]:
     """The production overlay's head and workers, with a database and a registry of their own."""
     with running_server() as server, tracking_server() as registry:
         database = server.empty()
-        with run_cluster(
+        with new_cluster(
             render("production"),
             database=database,
             mlflow=registry,
