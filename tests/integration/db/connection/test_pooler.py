@@ -3,7 +3,8 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -62,15 +63,16 @@ def direct(server: TestServer, name: str, user: str = "valence_app") -> str:
     return f"postgresql://{user}:{quote(PASSWORDS[user])}@/{name}?host={quote(str(server.server.sockets))}"
 
 
-class Followed:
-    """What a feed says, as numbers of running experiments."""
+@asynccontextmanager
+async def following(database: Database, *, poll: float) -> AsyncIterator[Callable[[], Awaitable[int]]]:
+    """Give a function that waits for the next number of running experiments; the feed's connection is closed."""
+    async with aclosing(TrafficFeed(database, poll=poll).changes()) as changes:
 
-    def __init__(self, database: Database, *, poll: float) -> None:
-        self._changes = TrafficFeed(database, poll=poll).changes()
+        async def next_number() -> int:
+            async with asyncio.timeout(10):
+                return len(await anext(changes))
 
-    async def next(self) -> int:
-        async with asyncio.timeout(10):
-            return len(await anext(self._changes))
+        yield next_number
 
 
 async def test_everything_that_a_platform_asks_goes_through_a_transaction_pooler(pooled: str) -> None:
@@ -142,28 +144,27 @@ async def test_timeouts_come_from_the_role_behind_a_pooler(pooled: str) -> None:
 async def test_notices_come_over_the_direct_url(server: TestServer, name: str, pooled: str) -> None:
     # By notice alone: nobody would wait an hour for the other way.
     async with open_database(pooled, direct_url=direct(server, name)) as database:
-        followed = Followed(database, poll=3600)
-        assert await followed.next() == 0
-        made = await ExperimentRepository(database).create(NEW, actor=None)
-        assert await followed.next() == 1
-        await ExperimentRepository(database).stop(made.id, actor=None, reason="over")
-        assert await followed.next() == 0
+        async with following(database, poll=3600) as next_number:
+            assert await next_number() == 0
+            made = await ExperimentRepository(database).create(NEW, actor=None)
+            assert await next_number() == 1
+            await ExperimentRepository(database).stop(made.id, actor=None, reason="over")
+            assert await next_number() == 0
 
 
 async def test_without_a_direct_url_traffic_is_asked_for(pooled: str) -> None:
-    async with open_database(pooled) as database:
-        followed = Followed(database, poll=0.05)
-        assert await followed.next() == 0
+    async with open_database(pooled) as database, following(database, poll=0.05) as next_number:
+        assert await next_number() == 0
         await ExperimentRepository(database).create(NEW, actor=None)
-        assert await followed.next() == 1
+        assert await next_number() == 1
 
 
 async def test_a_direct_url_that_leads_nowhere_leaves_the_asking(pooled: str) -> None:
     async with open_database(pooled, direct_url="postgresql://nobody@127.0.0.1:1/nothing") as database:
-        followed = Followed(database, poll=3600)
-        assert await followed.next() == 0
-        await ExperimentRepository(database).create(NEW, actor=None)
-        assert await followed.next() == 1
+        async with following(database, poll=3600) as next_number:
+            assert await next_number() == 0
+            await ExperimentRepository(database).create(NEW, actor=None)
+            assert await next_number() == 1
 
 
 def test_the_schema_migrates_through_a_pooler_and_past_it(
@@ -202,7 +203,8 @@ async def test_every_connection_checks_the_servers_certificate(
             raw = await connection.get_raw_connection()
             assert raw.driver_connection is not None
             assert raw.driver_connection.pgconn.ssl_in_use
-        assert await Followed(database, poll=0.05).next() == 0
+        async with following(database, poll=0.05) as next_number:
+            assert await next_number() == 0
         await use_every_repository(database)
     require_reachable(url)
     assert versions.read_current(url) == versions.head()
