@@ -143,13 +143,15 @@ async def test_timeouts_come_from_the_role_behind_a_pooler(pooled: str) -> None:
 
 async def test_notices_come_over_the_direct_url(server: TestServer, name: str, pooled: str) -> None:
     # By notice alone: nobody would wait an hour for the other way.
-    async with open_database(pooled, direct_url=direct(server, name)) as database:
-        async with following(database, poll=3600) as next_number:
-            assert await next_number() == 0
-            made = await ExperimentRepository(database).create(NEW, actor=None)
-            assert await next_number() == 1
-            await ExperimentRepository(database).stop(made.id, actor=None, reason="over")
-            assert await next_number() == 0
+    async with (
+        open_database(pooled, direct_url=direct(server, name)) as database,
+        following(database, poll=3600) as next_number,
+    ):
+        assert await next_number() == 0
+        made = await ExperimentRepository(database).create(NEW, actor=None)
+        assert await next_number() == 1
+        await ExperimentRepository(database).stop(made.id, actor=None, reason="over")
+        assert await next_number() == 0
 
 
 async def test_without_a_direct_url_traffic_is_asked_for(pooled: str) -> None:
@@ -160,11 +162,13 @@ async def test_without_a_direct_url_traffic_is_asked_for(pooled: str) -> None:
 
 
 async def test_a_direct_url_that_leads_nowhere_leaves_the_asking(pooled: str) -> None:
-    async with open_database(pooled, direct_url="postgresql://nobody@127.0.0.1:1/nothing") as database:
-        async with following(database, poll=3600) as next_number:
-            assert await next_number() == 0
-            await ExperimentRepository(database).create(NEW, actor=None)
-            assert await next_number() == 1
+    async with (
+        open_database(pooled, direct_url="postgresql://nobody@127.0.0.1:1/nothing") as database,
+        following(database, poll=3600) as next_number,
+    ):
+        assert await next_number() == 0
+        await ExperimentRepository(database).create(NEW, actor=None)
+        assert await next_number() == 1
 
 
 def test_the_schema_migrates_through_a_pooler_and_past_it(
