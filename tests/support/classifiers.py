@@ -72,14 +72,14 @@ def tokenizer(order: Sequence[str], special: Sequence[str], *, length: int) -> P
     """
     begin, padding, end, unknown = special
     ids = {word: number for number, word in enumerate([*order, *WORDS.split(), *_NUMBERS])}
-    made = Tokenizer(models.WordLevel(ids, unk_token=unknown))
-    made.normalizer = normalizers.Lowercase()
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.post_processor = processors.TemplateProcessing(
+    result = Tokenizer(models.WordLevel(ids, unk_token=unknown))
+    result.normalizer = normalizers.Lowercase()
+    result.pre_tokenizer = pre_tokenizers.Whitespace()
+    result.post_processor = processors.TemplateProcessing(
         single=f"{begin} $A {end}", special_tokens=[(name, ids[name]) for name in (begin, end)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=made,
+        tokenizer_object=result,
         bos_token=begin,
         cls_token=begin,
         eos_token=end,

@@ -31,7 +31,7 @@ class Collector:
     def spans(self, process: str, name: str) -> list[Any]:
         """Return the spans of this name from this kind of process."""
         with self._lock:
-            return [span for where, span in self._spans if (where, span.name) == (process, name)]
+            return [span for kind, span in self._spans if (kind, span.name) == (process, name)]
 
 
 @contextmanager

@@ -38,11 +38,11 @@ class InterruptibleTask:
         """Wait until the task has ended, has stopped, or waits for a lock of another session."""
         while not self.task.done() and not self._held.is_set():
             await asyncio.sleep(_POLL_SECONDS)
-            found = await watcher.execute(
+            waiting = await watcher.execute(
                 "SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'active' AND wait_event_type = 'Lock'",
                 (self._pid,),
             )
-            if found.rowcount:
+            if waiting.rowcount:
                 return
 
     async def end(self, watcher: psycopg.AsyncConnection[Any], end: End = "goes on") -> None:

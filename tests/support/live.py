@@ -81,10 +81,10 @@ class LivePlatform:
     def up(self) -> None:
         """Run `valence up`, which must succeed."""
         try:
-            done = self.valence("up")
+            result = self.valence("up")
         except subprocess.TimeoutExpired as late:
             raise AssertionError(f"{late}\n{self.log()}") from late
-        assert done.returncode == 0, done.stderr + self.log()
+        assert result.returncode == 0, result.stderr + self.log()
 
     def down(self) -> None:
         """Run `valence down`."""
@@ -118,7 +118,7 @@ class LivePlatform:
 
     def processes(self) -> list[psutil.Process]:
         """Return every process of this platform, by the home in its environment or by its working folder."""
-        found: dict[int, psutil.Process] = {}
+        by_id: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
             try:
                 ours = process.environ().get("VALENCE_HOME") == str(self.home)
@@ -126,8 +126,8 @@ class LivePlatform:
             except psutil.Error:
                 continue
             if ours and process.pid != os.getpid():
-                found[process.pid] = process
-        return list(found.values())
+                by_id[process.pid] = process
+        return list(by_id.values())
 
     def find_processes(self, part: str) -> list[psutil.Process]:
         """Return the platform's processes whose command line contains this."""
@@ -175,8 +175,8 @@ def keep_encoders(home: Path) -> None:
 
 
 def _sources() -> tuple[SentenceEncoderSource, SentenceEncoderSource]:
-    own = default_source()
-    return own, joint_source(open_builtin("joint"), own)
+    default = default_source()
+    return default, joint_source(open_builtin("joint"), default)
 
 
 def _build(source: SentenceEncoderSource) -> Path:

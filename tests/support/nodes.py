@@ -64,22 +64,22 @@ class Nodes:
 
     def configuration(self) -> dict[str, Any]:
         """Return the RayService's `serveConfigV2`, on loopback and with one proxy: two can't share an address."""
-        given: dict[str, Any] = yaml.safe_load(self.service["spec"]["serveConfigV2"])
-        given["http_options"] |= {"host": "127.0.0.1", "port": self.port}
-        given["proxy_location"] = "HeadOnly"
-        return given
+        serve_config: dict[str, Any] = yaml.safe_load(self.service["spec"]["serveConfigV2"])
+        serve_config["http_options"] |= {"host": "127.0.0.1", "port": self.port}
+        serve_config["proxy_location"] = "HeadOnly"
+        return serve_config
 
     def environment(self, container: Mapping[str, Any], name: str) -> dict[str, str]:
         """Return the environment of a container of the manifests, in its own folder."""
         place = self.folder / name
         place.mkdir(exist_ok=True)
-        given = settings_of(self.resources, container)
-        own = {
+        declared = settings_of(self.resources, container)
+        adapted = {
             variable: value.replace("/tmp/h", str(place / "h"))
-            for variable, value in given.items()
+            for variable, value in declared.items()
             if value.startswith("/tmp/h")
         }
-        own |= {
+        adapted |= {
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(_TOOLS / "valence-haproxy"),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(find_free_port()),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(find_free_port()),
@@ -93,7 +93,7 @@ class Nodes:
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         }
         inherited = {variable: os.environ[variable] for variable in _INHERITED if variable in os.environ}
-        return inherited | given | own | dict(self.outside) | dict(self.changed)
+        return inherited | declared | adapted | dict(self.outside) | dict(self.changed)
 
     def job(self, name: str) -> None:
         """Run the containers of a Job one after another; each must succeed."""
@@ -105,7 +105,7 @@ class Nodes:
     def complete(self, container: Mapping[str, Any], name: str) -> None:
         """Run a container's command to its end."""
         program, *arguments = container["command"]
-        done = subprocess.run(
+        result = subprocess.run(
             [_TOOLS / program, *arguments],
             env=self.environment(container, name),
             cwd=self.folder,
@@ -114,7 +114,7 @@ class Nodes:
             check=False,
             timeout=900,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert result.returncode == 0, result.stdout + result.stderr
 
     def start(self) -> None:
         """Start the head, then the workers, each after its init containers."""
@@ -168,9 +168,9 @@ class Nodes:
 
     def running(self) -> bool:
         """Return whether exactly the declared applications run."""
-        found = self.applications("declarative")
-        assert found.get("valence") != "DEPLOY_FAILED", self.log()
-        return found == {"valence": "RUNNING"}
+        states = self.applications("declarative")
+        assert states.get("valence") != "DEPLOY_FAILED", self.log()
+        return states == {"valence": "RUNNING"}
 
     def apply(self) -> None:
         """Send Serve its configuration, like the operator."""
@@ -179,8 +179,8 @@ class Nodes:
 
     def applications(self, api_type: str | None = None) -> dict[str, str]:
         """Return the state of each application; the operator reads the `declarative` ones."""
-        asked = {} if api_type is None else {"api_type": api_type}
-        answer = self.ask("GET", "/api/serve/applications/", params=asked)
+        parameters = {} if api_type is None else {"api_type": api_type}
+        answer = self.ask("GET", "/api/serve/applications/", params=parameters)
         return {name: each["status"] for name, each in answer.json()["applications"].items()}
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
@@ -191,8 +191,8 @@ class Nodes:
 
     def log(self) -> str:
         """Return the ends of the logs of the nodes and of Serve."""
-        found = [*self.folder.glob("*.log"), *self.folder.glob("r/session_latest/logs/serve/*.log")]
-        return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in found)
+        paths = [*self.folder.glob("*.log"), *self.folder.glob("r/session_latest/logs/serve/*.log")]
+        return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in paths)
 
     def stop(self) -> None:
         """End every process of the cluster, found by its folder in their environment."""
@@ -219,7 +219,7 @@ class Nodes:
 
     def _node(self, name: str, group: Mapping[str, Any], *arguments: str) -> None:
         container = group["template"]["spec"]["containers"][0]
-        given = [
+        options = [
             f"--{key}={value}" for key, value in group["rayStartParams"].items() if key != "dashboard-host"
         ]
         written = self.folder / f"{name}.log"
@@ -228,7 +228,7 @@ class Nodes:
                 subprocess.Popen(
                     [
                         *(sys.executable, "-c", _RAY, "start", "--block", "--node-ip-address=127.0.0.1"),
-                        *(*given, *arguments, f"--dashboard-agent-listen-port={find_free_port()}"),
+                        *(*options, *arguments, f"--dashboard-agent-listen-port={find_free_port()}"),
                     ],
                     env=self.environment(container, name),
                     cwd=self.folder,

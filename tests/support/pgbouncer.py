@@ -48,32 +48,32 @@ def pgbouncer(
     account = Account.current()
     port = find_free_port()
     with tempfile.TemporaryDirectory(prefix="valence-pgbouncer-") as folder:
-        where = Path(folder)
+        root = Path(folder)
         users = "".join(f'"{name}" "{password}"\n' for name, password in passwords.items())
-        (where / "users.txt").write_text(users)
+        (root / "users.txt").write_text(users)
         settings = {
             "listen_addr": "127.0.0.1",
             "listen_port": str(port),
             "unix_socket_dir": "",
             "auth_type": "scram-sha-256",
-            "auth_file": str(where / "users.txt"),
+            "auth_file": str(root / "users.txt"),
             "pool_mode": "transaction",
             "default_pool_size": "6",
-            "logfile": str(where / "log"),
+            "logfile": str(root / "log"),
             **(lines or {}),
-            **{name: shutil.copy(path, where) for name, path in (files or {}).items()},
+            **{name: shutil.copy(path, root) for name, path in (files or {}).items()},
         }
         content = f"[databases]\n* = host={server.sockets}\n[pgbouncer]\n"
         content += "".join(f"{name} = {value}\n" for name, value in settings.items())
-        (where / "pgbouncer.ini").write_text(content)
+        (root / "pgbouncer.ini").write_text(content)
         if account.is_separate:
             # PgBouncer runs as the server's user: it refuses root, and the socket's folder refuses others.
             entry = pwd.getpwnam(account.server_user)
-            for path in (where, *where.iterdir()):
+            for path in (root, *root.iterdir()):
                 path.chmod(0o755)
                 os.chown(path, entry.pw_uid, entry.pw_gid)
         process = subprocess.Popen(
-            [program, "-q", str(where / "pgbouncer.ini")],
+            [program, "-q", str(root / "pgbouncer.ini")],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -82,7 +82,7 @@ def pgbouncer(
         pooler = Pooler(port=port, passwords=passwords)
 
         def up() -> bool:
-            assert process.poll() is None, (where / "log").read_text()
+            assert process.poll() is None, (root / "log").read_text()
             try:
                 with psycopg.connect(host="127.0.0.1", port=port, user="nobody", connect_timeout=2):
                     return True

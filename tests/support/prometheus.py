@@ -40,10 +40,10 @@ class Query:
 
 def dashboard_queries() -> list[Query]:
     """Return every query of every dashboard."""
-    found = []
+    queries = []
     for path in sorted(DASHBOARDS.glob("*.json")):
         for panel in json.loads(path.read_text())["panels"]:
-            found += [
+            queries += [
                 Query(
                     dashboard=path.stem,
                     panel=panel["title"],
@@ -51,7 +51,7 @@ def dashboard_queries() -> list[Query]:
                 )
                 for target in panel.get("targets", ())
             ]
-    return found
+    return queries
 
 
 class Prometheus:
@@ -88,21 +88,21 @@ def run_prometheus(port: int, folder: Path, rules: Path) -> Iterator[Prometheus]
     tool = required_tool("prometheus")
     config = folder / "prometheus.yml"
     config.write_text(_CONFIG.format(port=port, rules=rules))
-    own = find_free_port()
+    listen_port = find_free_port()
     with (folder / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(
             [
                 tool,
                 f"--config.file={config}",
                 f"--storage.tsdb.path={folder / 'data'}",
-                f"--web.listen-address=127.0.0.1:{own}",
+                f"--web.listen-address=127.0.0.1:{listen_port}",
             ],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             cwd=folder,
         )
-    prometheus = Prometheus(f"http://127.0.0.1:{own}")
+    prometheus = Prometheus(f"http://127.0.0.1:{listen_port}")
     try:
         eventually(prometheus.ready, within=30, what="Prometheus is ready")
         yield prometheus

@@ -87,5 +87,5 @@ async def search_space(
     database: Database, space: str, content: str, *, k: int = 100
 ) -> list[tuple[UUID, float]]:
     """Search a space by a text's vector; return text ids and similarities, nearest first."""
-    found = await SimilarityRepository(database, space=space).search(vector_in(space, content), k=k)
-    return [(each.text_id, each.similarity) for each in found.results]
+    neighbours = await SimilarityRepository(database, space=space).search(vector_in(space, content), k=k)
+    return [(each.text_id, each.similarity) for each in neighbours.results]

@@ -87,9 +87,9 @@ async def use_every_repository(database: Database, *, many: int = 12) -> list[Ne
 
     similarity = SimilarityRepository(database, space=SPACE)
     for filters in (None, SimilarityFilters(sentiment="positive", is_correct=False)):
-        found = await similarity.search(VECTOR, k=3, filters=filters, holder=key.holder_id)
-        assert found.results
-        assert found.complete
+        neighbours = await similarity.search(VECTOR, k=3, filters=filters, holder=key.holder_id)
+        assert neighbours.results
+        assert neighbours.complete
     assert (await similarity.search(VECTOR, k=3, exact=True)).exact
     vectors = VectorRepository(database, space=SPACE)
     assert await vectors.of_texts(list((await vectors.texts_of([one.id])).values()))
@@ -131,13 +131,13 @@ async def _respace(database: Database) -> None:
 async def _change(database: Database) -> None:
     """Run an experiment, a promotion and an evaluation from beginning to end."""
     experiments, evidence, model = ExperimentRepository(database), CountRepository(database), f"m{uuid4()}"
-    made = await experiments.create(
+    experiment = await experiments.create(
         NewExperiment(model=model, champion="2", challenger="3", share=0.5, shadow=False, salt="s"),
         actor=None,
     )
-    await evidence.add_faults({(made.id, 1, "challenger"): 2})
-    assert (await evidence.counts(made.id)).stages
-    await experiments.stop(made.id, actor=None, reason="over")
+    await evidence.add_faults({(experiment.id, 1, "challenger"): 2})
+    assert (await evidence.counts(experiment.id)).stages
+    await experiments.stop(experiment.id, actor=None, reason="over")
 
     history = PromotionRepository(database)
     wanted = NewPromotion(model=model, version_from=None, version_to="1", act=Act.BOOTSTRAP)
@@ -148,9 +148,9 @@ async def _change(database: Database) -> None:
 
     evaluations = EvaluationRepository(database)
     new = NewEvaluation(bundle_digest=str(uuid4()), data_digest="d", model=model, version="1")
-    asked = await evaluations.request(new)
+    evaluation = await evaluations.request(new)
     claimed = await evaluations.claim()
     assert claimed is not None
-    assert claimed.id == asked.id
-    assert await evaluations.heartbeat(asked.id)
-    assert await evaluations.finish(asked.id, {"accuracy": 1.0})
+    assert claimed.id == evaluation.id
+    assert await evaluations.heartbeat(evaluation.id)
+    assert await evaluations.finish(evaluation.id, {"accuracy": 1.0})

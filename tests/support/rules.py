@@ -10,5 +10,5 @@ _MANIFEST = Path(__file__).parents[2] / "k8s" / "base" / "alerts.yaml"
 
 def alert_rules() -> dict[str, Any]:
     """Return the PrometheusRule's specification, which is the content of a rule file."""
-    found: dict[str, Any] = yaml.safe_load(_MANIFEST.read_text())["spec"]
-    return found
+    specification: dict[str, Any] = yaml.safe_load(_MANIFEST.read_text())["spec"]
+    return specification

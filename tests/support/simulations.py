@@ -90,13 +90,17 @@ def feedback(
     first[:, :, 0] = 1
     arm = np.broadcast_to(rng.random((runs, units, 1)) < 0.5, right.shape)
 
-    def seen(change: Series, challenger: bool) -> Series:
+    def counts_of(change: Series, challenger: bool) -> Series:
         mine = np.where(arm == challenger, change, 0.0).reshape(runs, -1)
         return np.take_along_axis(mine, order, axis=1).cumsum(axis=1)
 
     def counted(units: Series, total: Series, squares: Series) -> tuple[Arm, Arm]:
         one, other = (
-            Arm(units=seen(units, which), total=seen(total, which), squares=seen(squares, which))
+            Arm(
+                units=counts_of(units, which),
+                total=counts_of(total, which),
+                squares=counts_of(squares, which),
+            )
             for which in (False, True)
         )
         return one, other
@@ -116,19 +120,19 @@ def stages(
 
     Units have one answer each, and fall to the challenger by the stage's share.
     """
-    found = []
+    arms = []
     for share, count, accuracy in zip(shares, challengers, accuracies, strict=True):
         between = rng.geometric(share, (runs, count)) - 1
         right = (rng.random((runs, count)) < accuracy).cumsum(axis=1).astype(float)
-        beside = rng.binomial(between, accuracy).cumsum(axis=1).astype(float)
+        champion_right = rng.binomial(between, accuracy).cumsum(axis=1).astype(float)
         number = np.broadcast_to(np.arange(1.0, count + 1), (runs, count))
-        found.append(
+        arms.append(
             (
-                Arm(units=between.cumsum(axis=1).astype(float), total=beside, squares=beside),
+                Arm(units=between.cumsum(axis=1).astype(float), total=champion_right, squares=champion_right),
                 Arm(units=number, total=right, squares=right),
             )
         )
-    return found
+    return arms
 
 
 def pooled(parts: Sequence[Arm]) -> Arm:
@@ -229,9 +233,9 @@ def sample_ratio(
             if answers > 1:
                 arm = rng.permuted(arm, axis=1)
             mine = arm.cumsum(axis=1)
-            found = evidence + log_bayes_factor(np.arange(1, mine.shape[1] + 1) - mine, mine, share)
-            caught |= (found >= -np.log(RATIO_ALPHA)).any(axis=1)
-            evidence = found[:, -1:]
+            running = evidence + log_bayes_factor(np.arange(1, mine.shape[1] + 1) - mine, mine, share)
+            caught |= (running >= -np.log(RATIO_ALPHA)).any(axis=1)
+            evidence = running[:, -1:]
         return {"caught": caught}
 
     return _chunks(some, runs, seed)["caught"]
@@ -258,6 +262,6 @@ def _chunks(
     parts = []
     for number, start in enumerate(range(0, runs, CHUNK)):
         count = min(CHUNK, runs - start)
-        found = some(np.random.default_rng([seed, number]), CHUNK)
-        parts.append({name: values[:count] for name, values in found.items()})
+        chunk = some(np.random.default_rng([seed, number]), CHUNK)
+        parts.append({name: values[:count] for name, values in chunk.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

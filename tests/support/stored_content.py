@@ -13,19 +13,19 @@ from tests.support.postgres import TestServer
 
 def read_tables(url: str) -> str:
     """Return all rows of all tables as text; binary columns are read as Latin-1."""
-    said: list[str] = []
+    texts: list[str] = []
     with psycopg.connect(url) as connection:
         tables = connection.execute(
             "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
         ).fetchall()
         for (name,) in tables:
             rows = connection.execute(sql.SQL("SELECT * FROM {}").format(sql.Identifier(name))).fetchall()
-            said += (
+            texts += (
                 value.decode("latin-1") if isinstance(value, bytes) else str(value)
                 for row in rows
                 for value in row
             )
-    return "\n".join(said)
+    return "\n".join(texts)
 
 
 def dump_database(url: str) -> str:
@@ -39,9 +39,9 @@ def find_in_files(server: TestServer, needles: Sequence[bytes]) -> list[bytes]:
     with psycopg.connect(server.server.url("postgres"), autocommit=True) as connection:
         connection.execute("CHECKPOINT")
     folder = (server.server.home / "postgres").resolve()
-    while (found := _read(folder, needles)) is None:
+    while (present := _read(folder, needles)) is None:
         pass
-    return [needle for needle in needles if needle in found]
+    return [needle for needle in needles if needle in present]
 
 
 def _read(folder: Path, needles: Sequence[bytes]) -> set[bytes] | None:
@@ -51,11 +51,11 @@ def _read(folder: Path, needles: Sequence[bytes]) -> set[bytes] | None:
     """
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert any("pg_wal" in path.parts for path in files)
-    found: set[bytes] = set()
+    present: set[bytes] = set()
     for path in files:
         try:
             content = path.read_bytes()
         except FileNotFoundError:
             return None
-        found.update(needle for needle in needles if needle in content)
-    return found
+        present.update(needle for needle in needles if needle in content)
+    return present

@@ -21,14 +21,14 @@ _LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 def surface() -> list[str]:
     """Return every line, sorted within its kind."""
     lines: list[str] = []
-    for title, found in (
+    for title, entries in (
         ("routes", routes()),
         ("commands", commands()),
         ("settings", settings()),
         ("metrics", metrics()),
         ("log events", log_events()),
     ):
-        lines += [f"# {title}", *sorted(set(found)), ""]
+        lines += [f"# {title}", *sorted(set(entries)), ""]
     return lines
 
 

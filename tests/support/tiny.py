@@ -76,13 +76,13 @@ def sentences(count: int) -> list[str]:
 
 def examples(count: int = 900) -> list[Example]:
     """Return texts whose label is the kind of their one distinctive word; every third has no rating."""
-    made = []
+    result = []
     for number in range(count):
         label = number % 3
         word = (BAD, PLAIN, GOOD)[label][number // 3 % 5]
         text = f"the n{number % 40} is so {word} and n{number // 40} it"
         rating = None if number % 7 == 0 else (-2.0, 0.0, 2.0)[label]
-        made.append(
+        result.append(
             Example(text=text, label=label, source="made" if rating is not None else "unrated", rating=rating)
         )
-    return made
+    return result

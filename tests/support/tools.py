@@ -8,10 +8,10 @@ import pytest
 
 def required_tool(name: str) -> str:
     """Return the tool's path; without it skip the test, or fail under `CI=true`."""
-    found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
-    if found is None:
+    path = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+    if path is None:
         message = f"needs {name}"
         if os.environ.get("CI") == "true":
             pytest.fail(message)
         pytest.skip(message)
-    return found
+    return path

@@ -20,12 +20,12 @@ def tracking_server() -> Iterator[str]:
     port = find_free_port()
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory(prefix="valence-mlflow-") as folder:
-        where = Path(folder)
+        root = Path(folder)
         server = subprocess.Popen(
             [
                 *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
-                *("--backend-store-uri", f"sqlite:///{where}/mlflow.db", "--workers", "1"),
-                *("--serve-artifacts", "--artifacts-destination", str(where / "artifacts")),
+                *("--backend-store-uri", f"sqlite:///{root}/mlflow.db", "--workers", "1"),
+                *("--serve-artifacts", "--artifacts-destination", str(root / "artifacts")),
             ],
             env=os.environ
             | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},

@@ -74,9 +74,9 @@ def twin_encoder(
     """Register a copy of an encoder, by default the champion's, under another digest; return that digest."""
     champion = open_builtin("joint").manifest
     assert champion.encoder is not None
-    there = Path((of or registry.encoder(champion.encoder)).uri.removeprefix("file://"))
-    shutil.copytree(there, folder)
-    manifest: Manifest = replace(Bundle.open(there).manifest, name=name, encoder=digest, space=space)
+    original = Path((of or registry.encoder(champion.encoder)).uri.removeprefix("file://"))
+    shutil.copytree(original, folder)
+    manifest: Manifest = replace(Bundle.open(original).manifest, name=name, encoder=digest, space=space)
     registry.register_encoder(Bundle.seal(folder, manifest))
     return digest
 
