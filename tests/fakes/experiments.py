@@ -1,4 +1,4 @@
-"""In-memory stands-in for the stored experiments and what their arms did. For tests without PostgreSQL."""
+"""A fake of the experiments, their decisions and their counts."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -6,53 +6,56 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from db.errors import Conflict, Duplicate, NotFound
+from db.core.rows import values_of
+from db.errors import Conflict, Duplicate, NotFound, Rejected
 from db.experiments.counts import ExperimentCounts, ExperimentStage
 from db.experiments.experiments import Decision, Experiment, NewDecision, NewExperiment
+from tests.fakes.store import FakeStore
 
 
 class FakeExperimentRepository:
-    """Experiments and their decisions, by the rules of the stored ones; `counted` is what their arms did."""
+    """Experiments in memory, and the counts of their arms: zeros, or those that a test sets in `counted`."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: FakeStore) -> None:
+        self._store = store
         self.experiments: dict[UUID, Experiment] = {}
-        self.decided: dict[UUID, list[Decision]] = {}
         self.counted: dict[UUID, ExperimentCounts] = {}
+        self._decisions: dict[UUID, list[Decision]] = {}
+        self._stages: dict[UUID, list[ExperimentStage]] = {}
 
     async def create(self, new: NewExperiment, *, actor: UUID | None) -> Experiment:
-        """Start one."""
+        """Start an experiment."""
+        if not 0 <= new.share <= 1:
+            raise Rejected("the share isn't in [0, 1]")
         if any(each.running and each.model == new.model for each in self.experiments.values()):
             raise Duplicate(f"an experiment of {new.model!r} is running already: stop it first")
         now = datetime.now(UTC)
-        made = Experiment(
+        created = Experiment(
+            **values_of(new),
             id=uuid4(),
-            model=new.model,
-            champion=new.champion,
-            challenger=new.challenger,
-            share=new.share,
-            shadow=new.shadow,
-            salt=new.salt,
             stage=1,
             state="running",
             reason=None,
-            policy=dict(new.policy),
             created_at=now,
             updated_at=now,
             stopped_at=None,
         )
-        self.experiments[made.id] = made
-        return made
+        self.experiments[created.id] = created
+        self._stages[created.id] = [ExperimentStage(number=1, share=created.share)]
+        detail = {"challenger": created.challenger, "champion": created.champion, "share": created.share}
+        self._audit(created, actor, "create", detail | {"shadow": created.shadow})
+        return created
 
     async def get(self, experiment_id: UUID) -> Experiment:
-        """One of them."""
+        """Return one experiment."""
         if experiment_id not in self.experiments:
             raise NotFound(f"there is no experiment {experiment_id}")
         return self.experiments[experiment_id]
 
     async def list(self, *, running: bool = False, limit: int = 100) -> tuple[Experiment, ...]:
-        """Newest first."""
-        found = [each for each in self.experiments.values() if each.running or not running]
-        return tuple(found[::-1][:limit])
+        """Return experiments, newest first."""
+        matching = [each for each in self.experiments.values() if each.running or not running]
+        return tuple(matching[::-1][:limit])
 
     async def change(
         self,
@@ -64,66 +67,69 @@ class FakeExperimentRepository:
         decision: NewDecision | None = None,
         stage: int | None = None,
     ) -> Experiment:
-        """Set share and policy."""
-        now = await self._running(experiment_id, stage)
-        if decision is not None:
-            self._keep(now, decision)
-        changed = replace(now, policy=dict(policy or now.policy), updated_at=datetime.now(UTC))
+        """Set share and policy; a new share begins a stage."""
+        now = await self._get_running(experiment_id, stage)
+        detail: dict[str, Any] = {}
+        if policy is not None and policy != now.policy:
+            detail["policy"] = dict(policy)
         if share is not None and share != now.share:
-            changed = replace(changed, share=share, stage=now.stage + 1)
+            detail["share"] = share
+        if not detail:
+            return now
+        if decision is not None:
+            self._add_decision(now, decision)
+        changed = replace(now, **detail, updated_at=datetime.now(UTC))
+        if "share" in detail:
+            changed = replace(changed, stage=now.stage + 1)
+            self._stages[now.id].append(ExperimentStage(number=changed.stage, share=changed.share))
         self.experiments[experiment_id] = changed
+        self._audit(changed, actor, "change", detail)
         return changed
 
     async def decide(self, experiment_id: UUID, decision: NewDecision, *, stage: int) -> None:
         """Store a decision that is about to be carried out."""
-        self._keep(await self._running(experiment_id, stage), decision)
+        now = await self._get_running(experiment_id, stage)
+        if any(each.action == decision.action for each in await self.decisions(experiment_id)):
+            raise Conflict(f"experiment {experiment_id}: {decision.action} has been decided already")
+        self._add_decision(now, decision)
 
     async def stop(
-        self,
-        experiment_id: UUID,
-        *,
-        actor: UUID | None,
-        reason: str,
-        decision: NewDecision | None = None,
+        self, experiment_id: UUID, *, actor: UUID | None, reason: str, decision: NewDecision | None = None
     ) -> Experiment:
-        """Stop it."""
+        """Stop it; an experiment that has stopped stays unchanged."""
         now = await self.get(experiment_id)
         if not now.running:
             return now
         if decision is not None:
-            self._keep(now, decision)
-        stopped = replace(now, state="stopped", reason=reason, stopped_at=datetime.now(UTC))
+            self._add_decision(now, decision)
+        moment = datetime.now(UTC)
+        stopped = replace(now, state="stopped", reason=reason, stopped_at=moment, updated_at=moment)
         self.experiments[experiment_id] = stopped
+        self._audit(stopped, actor, "stop", {"reason": reason})
         return stopped
 
     async def decisions(self, experiment_id: UUID) -> tuple[Decision, ...]:
-        """What was decided, oldest first."""
-        return tuple(self.decided.get(experiment_id, ()))
+        """Return the policy's decisions, oldest first."""
+        return tuple(self._decisions.get(experiment_id, ()))
 
     async def counts(self, experiment_id: UUID) -> ExperimentCounts:
-        """What the arms did: nothing, unless a test says otherwise."""
-        now = await self.get(experiment_id)
-        stages = [ExperimentStage(number=number, share=now.share) for number in range(1, now.stage + 1)]
+        """Return the stages, and the counts that a test has set."""
+        stages = self._stages.get(experiment_id, [])
         return self.counted.get(experiment_id, ExperimentCounts(stages=stages, arms=[]))
 
-    async def _running(self, experiment_id: UUID, stage: int | None) -> Experiment:
+    async def _get_running(self, experiment_id: UUID, stage: int | None) -> Experiment:
         now = await self.get(experiment_id)
         if not now.running or stage not in (None, now.stage):
             raise Conflict(f"experiment {experiment_id} has stopped, or is in another stage")
         return now
 
-    def _keep(self, now: Experiment, decision: NewDecision) -> None:
-        kept = self.decided.setdefault(now.id, [])
-        kept.append(
-            Decision(
-                id=len(kept) + 1,
-                at=datetime.now(UTC),
-                action=decision.action,
-                verdict=decision.verdict,
-                reason=decision.reason,
-                share=decision.share,
-                evidence=decision.evidence,
-                policy=decision.policy,
-                numbers=decision.numbers,
-            )
+    def _add_decision(self, now: Experiment, decision: NewDecision) -> None:
+        decisions = self._decisions.setdefault(now.id, [])
+        decisions.append(Decision(**values_of(decision), id=len(decisions) + 1, at=datetime.now(UTC)))
+
+    def _audit(
+        self, experiment: Experiment, actor: UUID | None, action: str, detail: Mapping[str, Any]
+    ) -> None:
+        self._store.append(
+            actor, f"experiment.{action}", str(experiment.id), {"model": experiment.model, **detail}
         )

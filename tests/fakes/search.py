@@ -1,5 +1,6 @@
-"""In-memory stands-in for what searches a fake store: by meaning, by words, and its vectors."""
+"""Fakes of the searches by meaning and by words, and of the stored vectors."""
 
+import re
 from collections.abc import Sequence
 from uuid import UUID
 
@@ -7,11 +8,12 @@ from db.core.binary import Vector
 from db.predictions.predictions import Prediction
 from db.search.keywords import KeywordHits
 from db.search.similarity import Neighbour, Neighbours, SimilarityFilters
-from tests.fakes.data import FakeStore, fits
+from tests.fakes.predictions import fits
+from tests.fakes.store import FakeStore
 
 
 class FakeSimilarityRepository:
-    """The vectors of a fake store, always compared exactly."""
+    """Compares all vectors of a fake store."""
 
     def __init__(self, store: FakeStore) -> None:
         self._store = store
@@ -26,32 +28,31 @@ class FakeSimilarityRepository:
         min_similarity: float | None = None,
         exact: bool = False,
     ) -> Neighbours:
-        """The nearest texts."""
+        """Return the `k` nearest texts that fit."""
         self._store.reach()
-        wanted = filters or SimilarityFilters()
-        visible = answers(self._store, holder)
-        fitting = {each.text_id for each in visible if fits(each, wanted)}
-        near = sorted(((self._similarity(vector, text_id), text_id) for text_id in fitting), reverse=True)
-        results = tuple(
-            _neighbour(text_id, similarity, [each for each in visible if each.text_id == text_id])
-            for similarity, text_id in near
-            if min_similarity is None or similarity >= min_similarity
+        filters = filters or SimilarityFilters()
+        fitting = {each.text_id for each in self._store.visible(holder, shadows=False) if fits(each, filters)}
+        similarities = [(self._similarity(vector, text_id), text_id) for text_id in fitting]
+        nearest = sorted(
+            (each for each in similarities if min_similarity is None or each[0] >= min_similarity),
+            key=lambda each: (-each[0], each[1]),
         )
-        return Neighbours(results=results[:k], exact=True, complete=True)
+        found = [(text_id, similarity) for similarity, text_id in nearest[:k]]
+        return Neighbours(results=await self.describe(found, holder=holder), exact=True, complete=True)
 
     async def describe(
-        self, found: list[tuple[UUID, float]], *, holder: UUID | None = None
+        self, found: Sequence[tuple[UUID, float]], *, holder: UUID | None = None
     ) -> tuple[Neighbour, ...]:
-        """What is known of texts."""
+        """Return the texts with their predictions and feedback, without those that no prediction names."""
         self._store.reach()
-        visible = answers(self._store, holder)
+        visible = self._store.visible(holder, shadows=False)
+        known = {text_id: [each for each in visible if each.text_id == text_id] for text_id, _ in found}
         return tuple(
-            _neighbour(text_id, similarity, [each for each in visible if each.text_id == text_id])
-            for text_id, similarity in found
+            _neighbour(text_id, similarity, known[text_id]) for text_id, similarity in found if known[text_id]
         )
 
     def _similarity(self, vector: Vector, text_id: UUID) -> float:
-        return float(self._store.vector(text_id) @ vector)
+        return min(1.0, max(-1.0, float(self._store.vector(text_id) @ vector)))
 
 
 class FakeVectorRepository:
@@ -61,21 +62,23 @@ class FakeVectorRepository:
         self._store = store
 
     async def of_texts(self, text_ids: Sequence[UUID], *, holder: UUID | None = None) -> dict[UUID, Vector]:
-        """Those of these texts."""
+        """Return the vector of each text that has one."""
         self._store.reach()
-        seen = {each.text_id for each in answers(self._store, holder)}
-        return {text_id: self._store.vector(text_id) for text_id in text_ids if text_id in seen}
+        known = self._store.texts.keys()
+        if holder is not None:
+            known = {each.text_id for each in self._store.visible(holder, shadows=False)}
+        return {text_id: self._store.vector(text_id) for text_id in text_ids if text_id in known}
 
     async def texts_of(
         self, prediction_ids: Sequence[UUID], *, holder: UUID | None = None
     ) -> dict[UUID, UUID]:
-        """The texts of these predictions."""
+        """Return the text of each prediction."""
         self._store.reach()
         return {each.id: each.text_id for each in self._store.visible(holder) if each.id in prediction_ids}
 
 
 class FakeKeywordRepository:
-    """The words of a fake store: all that are given must be there, the shortest text is the best."""
+    """Finds words in the texts of a fake store; the shortest text comes first."""
 
     def __init__(self, store: FakeStore) -> None:
         self._store = store
@@ -88,36 +91,36 @@ class FakeKeywordRepository:
         filters: SimilarityFilters | None = None,
         holder: UUID | None = None,
     ) -> KeywordHits:
-        """The texts that hold them."""
+        """Return the texts that hold all the words, but none with a word after a `-`."""
         self._store.reach()
-        wanted = set(words.lower().split())
-        fitting = {
-            each.text_id: each.text
-            for each in answers(self._store, holder)
-            if fits(each, filters or SimilarityFilters())
+        filters = filters or SimilarityFilters()
+        unwanted = {word for term in words.split() if term.startswith("-") for word in _words(term)}
+        wanted = {word for term in words.split() if not term.startswith("-") for word in _words(term)}
+        texts = {
+            each.text_id: _words(each.text)
+            for each in self._store.visible(holder, shadows=False)
+            if fits(each, filters)
         }
-        found = [(len(text), text_id) for text_id, text in fitting.items() if wanted <= _words(text)]
+        found = [
+            (len(held), text_id)
+            for text_id, held in texts.items()
+            if wanted | unwanted and wanted.issubset(held) and unwanted.isdisjoint(held)
+        ]
         return KeywordHits(text_ids=tuple(text_id for _, text_id in sorted(found)[:limit]), complete=True)
 
 
-def answers(store: FakeStore, holder: UUID | None) -> list[Prediction]:
-    """What a holder, or anybody, was answered, newest first: everything but shadows."""
-    return [each for each in store.visible(holder) if each.arm != "shadow"]
-
-
 def _neighbour(text_id: UUID, similarity: float, predictions: Sequence[Prediction]) -> Neighbour:
-    latest: dict[str, Prediction] = {}
+    latest: dict[tuple[str, str], Prediction] = {}
     for prediction in predictions:
-        latest.setdefault(prediction.version, prediction)
-    kept = tuple(latest.values())
+        latest.setdefault((prediction.model, prediction.version), prediction)
     return Neighbour(
         text_id=text_id,
-        text=kept[0].text,
+        text=predictions[0].text,
         similarity=similarity,
-        predictions=kept,
-        feedback=tuple(given for each in kept for given in each.feedback),
+        predictions=tuple(latest[version] for version in sorted(latest)),
+        feedback=tuple(judgement for each in reversed(predictions) for judgement in each.feedback),
     )
 
 
-def _words(text: str) -> set[str]:
-    return set(text.lower().split())
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())

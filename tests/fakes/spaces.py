@@ -1,57 +1,74 @@
-"""An in-memory stand-in for the stored embedding spaces; it keeps their promises, and nothing after its process."""
+"""A fake of the embedding spaces."""
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from db.embeddings.spaces import Space, SpaceState
+from db.embeddings.spaces import FOLLOWED_SECONDS, Space, SpaceState
 from db.errors import Conflict, NotFound
+from tests.fakes.store import FakeStore
 
 
 class FakeSpaceRepository:
-    """Spaces with as many vectors as a test gives them; one is whole once it has those of the live one."""
+    """Spaces in memory; a test sets their vectors, and a space is whole once it has as many as the live one."""
 
-    def __init__(self, live: str, *, vectors: int = 0) -> None:
-        self.rows = {live: replace(_fresh(live), state=SpaceState.LIVE, vectors=vectors)}
+    def __init__(self, store: FakeStore, live: str) -> None:
+        self._store = store
+        self.rows = {
+            live: replace(_new(live), state=SpaceState.LIVE, live_at=datetime(2026, 1, 1, tzinfo=UTC))
+        }
 
     async def list(self) -> list[Space]:
-        """All, the live one first."""
+        """Return all spaces, the live one first."""
         return sorted(self.rows.values(), key=lambda space: (space.state is not SpaceState.LIVE, space.name))
 
     async def states(self) -> Mapping[str, SpaceState]:
-        """The state of each."""
+        """Return the state of every space, the live one first."""
         return {space.name: space.state for space in await self.list()}
 
     async def begin(self, name: str, *, actor: UUID | None) -> None:
-        """Have one built."""
+        """Start to build a space beside the live one."""
         if name in self.rows:
             if self.rows[name].state in (SpaceState.LIVE, SpaceState.LEAVING):
                 raise Conflict(f"the space {name!r} is {self.rows[name].state}")
             return
         if len(self.rows) > 1:
             raise Conflict("another space exists in addition to the live one: remove it first")
-        self.rows[name] = _fresh(name)
+        self.rows[name] = _new(name)
+        self._store.append(actor, "space.begin", name)
 
     async def switch(self, name: str, *, actor: UUID | None) -> None:
-        """Make one live."""
+        """Make a whole space live; the former live space stays whole."""
         space, (live, *_) = self._row(name), await self.list()
         if space is live:
             return
+        if space.state is SpaceState.LEAVING:
+            raise Conflict(f"the space {name!r} is being removed")
         if space.vectors < live.vectors:
             raise Conflict(f"{live.vectors - space.vectors} texts have no vector of the space {name!r} yet")
         self.rows[live.name] = replace(live, state=SpaceState.WHOLE)
-        self.rows[name] = replace(space, state=SpaceState.LIVE)
+        self.rows[name] = replace(space, state=SpaceState.LIVE, live_at=datetime.now(UTC))
+        self._store.append(actor, "space.switch", name, {"before": live.name})
 
     async def leave(self, name: str, *, actor: UUID | None) -> None:
-        """Have one removed."""
-        if self._row(name).state is SpaceState.LIVE:
+        """Start to remove a space."""
+        space, (live, *_) = self._row(name), await self.list()
+        if space.state is SpaceState.LEAVING:
+            return
+        if space is live:
             raise Conflict(f"the space {name!r} is live: switch to another one first")
-        self.rows[name] = replace(self.rows[name], state=SpaceState.LEAVING)
+        followed = datetime.now(UTC) - timedelta(seconds=FOLLOWED_SECONDS)
+        if space.live_at is not None and live.live_at is not None and live.live_at > followed:
+            raise Conflict(f"the space {name!r} was live until just now: remove it in a minute")
+        self.rows[name] = replace(space, state=SpaceState.LEAVING)
+        self._store.append(actor, "space.leave", name)
 
     async def record_obstacle(self, name: str, reason: str) -> bool:
-        """Why it doesn't get on."""
-        self.rows[name] = replace(self.rows[name], reason=reason)
+        """Record why the space isn't filled; return False if there is no such space."""
+        if name not in self.rows:
+            return False
+        self.rows[name] = replace(self.rows[name], reason=reason, seen_at=datetime.now(UTC))
         return True
 
     def _row(self, name: str) -> Space:
@@ -60,7 +77,7 @@ class FakeSpaceRepository:
         return self.rows[name]
 
 
-def _fresh(name: str) -> Space:
+def _new(name: str) -> Space:
     return Space(
         name=name,
         state=SpaceState.BUILDING,

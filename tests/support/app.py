@@ -11,28 +11,10 @@ from uuid import UUID
 import httpx
 from fastapi import FastAPI
 
-from db.accounts.audit import AuditRepository
-from db.accounts.keys import KeyRepository, NewKey
-from db.accounts.users import UserRepository
-from db.analytics.disagreements import DisagreementRepository
-from db.analytics.labels import LabelRepository
-from db.analytics.windows import WindowRepository
+from db.accounts.keys import NewKey
 from db.connection.engine import Database
 from db.core.cipher import Cipher
 from db.core.ids import TextIds, Uuid7Clock
-from db.embeddings.spaces import SpaceRepository
-from db.embeddings.vectors import VectorRepository
-from db.experiments.counts import CountRepository
-from db.experiments.experiments import ExperimentRepository
-from db.models.evaluations import EvaluationRepository
-from db.models.promotions import PromotionRepository
-from db.predictions.feedback import FeedbackRepository
-from db.predictions.idempotency import IdempotencyRepository
-from db.predictions.predictions import PredictionRepository
-from db.predictions.writer import PredictionWriter
-from db.privacy.erasure import ErasureRepository
-from db.search.keywords import KeywordRepository
-from db.search.similarity import SimilarityRepository
 from registry.store.records import VersionRecord
 from serving.accounts.audit import AuditService
 from serving.accounts.authentication import Authenticator, GeneratedKey, generate_key
@@ -59,26 +41,12 @@ from serving.privacy.masking import TextMasker
 from serving.search.label_suggestions import LabelSuggestionService
 from serving.search.service import SearchService
 from serving.spaces.service import SpaceService
-from tests.fakes.control import (
-    FakeAuditRepository,
-    FakeEvaluationRepository,
-    FakeModelRegistry,
-    FakePromotionRepository,
-)
-from tests.fakes.data import (
-    FakeEncoderClient,
-    FakeFeedbackRepository,
-    FakeKeyRepository,
-    FakePredictionRepository,
-    FakeStore,
-    FakeUserRepository,
-)
-from tests.fakes.erasures import FakeErasureRepository
-from tests.fakes.experiments import FakeExperimentRepository
-from tests.fakes.insights import FakeDisagreementRepository, FakeLabelRepository, FakeWindowRepository
-from tests.fakes.search import FakeKeywordRepository, FakeSimilarityRepository, FakeVectorRepository
-from tests.fakes.spaces import FakeSpaceRepository
+from tests.fakes.accounts import FakeKeyRepository
+from tests.fakes.inference import FakeEncoderClient
+from tests.fakes.registry import FakeModelRegistry
+from tests.fakes.store import FakeStore
 from tests.support.postgres import KEY, SPACE, open_database
+from tests.support.repositories import Repositories, fake_repositories, stored_repositories
 
 MODEL = "sentiment"
 
@@ -120,7 +88,6 @@ class Platform:
     lifecycle: LocalLifecycle
     evaluations: Any
     spaces: Any
-    audit: Any
     store: FakeStore | None = None
     key_records: FakeKeyRepository | None = None
     database: Database | None = None
@@ -175,7 +142,7 @@ def catalog() -> Catalog:
 
 def _platform(
     *,
-    records: dict[str, Any],
+    repositories: Repositories,
     clock: ManualClock,
     ids: Uuid7Clock,
     limits: BatchLimits | None,
@@ -187,13 +154,13 @@ def _platform(
     traffic = ManualTraffic()
     requested_versions: set[tuple[str, str]] = set()
     authenticator = Authenticator(
-        records["keys"], installation_key=KEY, now=clock.now, monotonic=clock.monotonic
+        repositories.keys, installation_key=KEY, now=clock.now, monotonic=clock.monotonic
     )
     service = PredictionService(
         replicas=lambda digest: metrics.count_texts(digest[:16], encoders),
-        writer=records["writer"],
-        idempotency=records["idempotency"],
-        users=records["users"],
+        writer=repositories.writer,
+        idempotency=repositories.idempotency,
+        users=repositories.users,
         catalog=catalog,
         traffic=traffic.current,
         on_version_requested=lambda model, version: requested_versions.add((model, version)),
@@ -215,14 +182,14 @@ def _platform(
     )
     lifecycle = LocalLifecycle(
         promotions=PromotionService(
-            promotions=records["promotions"],
-            evaluations=records["evaluations"],
+            promotions=repositories.promotions,
+            evaluations=repositories.evaluations,
             registry=registry,
             catalog=catalog,
         ),
-        evaluations=EvaluationQueue(evaluations=records["evaluations"], registry=registry, catalog=catalog),
+        evaluations=EvaluationQueue(evaluations=repositories.evaluations, registry=registry, catalog=catalog),
         registry=registry,
-        audit=records["audit"],
+        audit=repositories.audit,
     )
 
     async def missing_parts() -> Sequence[str]:
@@ -230,40 +197,40 @@ def _platform(
 
     executor = BackgroundExecutor()
     searching = SearchService(
-        similarity=records["similarity"],
-        vectors=records["vectors"],
-        keywords=records["keywords"],
+        similarity=repositories.similarity,
+        vectors=repositories.vectors,
+        keywords=repositories.keywords,
         embed=partial(service.embed, space=SPACE),
     )
     in_space = SpaceServices(
         search=searching,
         label_suggestions=LabelSuggestionService(
-            predictions=records["predictions"],
-            labels=records["truths"],
+            predictions=repositories.predictions,
+            labels=repositories.labels,
             search=searching,
             catalog=catalog,
         ),
         analytics=AnalyticsService(
-            windows=records["windows"],
-            labels=records["truths"],
-            disagreements=records["contrasts"],
+            windows=repositories.windows,
+            labels=repositories.labels,
+            disagreements=repositories.disagreements,
             catalog=catalog,
             executor=executor,
             default_model=MODEL,
         ),
-        erasure=ErasureService(records["erasures"], backup_days=30),
+        erasure=ErasureService(repositories.erasure, backup_days=30),
     )
     services = Services(
         predictions=service,
         history=PredictionHistoryService(
-            predictions=records["predictions"], feedback=records["feedback"], privacy=privacy
+            predictions=repositories.predictions, feedback=repositories.feedback, privacy=privacy
         ),
         in_space=lambda: in_space,
-        spaces=SpaceService(records["spaces"], lifecycle.space_encoder, catalog),
-        accounts=AccountService(users=records["users"], keys=records["keys"], authenticator=authenticator),
-        audit=AuditService(records["audit"]),
+        spaces=SpaceService(repositories.spaces, lifecycle.space_encoder, catalog),
+        accounts=AccountService(users=repositories.users, keys=repositories.keys, authenticator=authenticator),
+        audit=AuditService(repositories.audit),
         experiments=ExperimentService(
-            records["experiments"], records["evidence"], catalog, lifecycle.evaluate
+            repositories.experiments, repositories.counts, catalog, lifecycle.evaluate
         ),
         lifecycle=lifecycle,
         authenticator=authenticator,
@@ -281,9 +248,8 @@ def _platform(
         clock=clock,
         registry=registry,
         lifecycle=lifecycle,
-        evaluations=records["evaluations"],
-        spaces=records["spaces"],
-        audit=records["audit"],
+        evaluations=repositories.evaluations,
+        spaces=repositories.spaces,
         keys={},
         executor=executor,
         lacks=lacks,
@@ -316,37 +282,17 @@ async def fake_platform(
 ) -> AsyncIterator[Platform]:
     """Yield a platform whose parts are all in memory."""
     store = FakeStore()
-    keys, experiments = FakeKeyRepository(store), FakeExperimentRepository()
+    repositories = fake_repositories(store)
     platform = _platform(
-        records={
-            "experiments": experiments,
-            "evidence": experiments,
-            "writer": store,
-            "idempotency": store,
-            "users": FakeUserRepository(store),
-            "erasures": FakeErasureRepository(store),
-            "keys": keys,
-            "audit": FakeAuditRepository(),
-            "predictions": FakePredictionRepository(store),
-            "feedback": FakeFeedbackRepository(store),
-            "similarity": FakeSimilarityRepository(store),
-            "vectors": FakeVectorRepository(store),
-            "keywords": FakeKeywordRepository(store),
-            "truths": FakeLabelRepository(store),
-            "windows": FakeWindowRepository(store),
-            "contrasts": FakeDisagreementRepository(store),
-            "promotions": FakePromotionRepository(),
-            "evaluations": FakeEvaluationRepository(),
-            "spaces": FakeSpaceRepository(SPACE),
-        },
+        repositories=repositories,
         clock=ManualClock(),
         ids=Uuid7Clock(),
         limits=limits,
         rate=rate,
         **settings,
     )
-    platform.store, platform.key_records = store, keys
-    platform.keys = {role: await add_key(keys, role) for role in Role}
+    platform.store, platform.key_records = store, repositories.keys
+    platform.keys = {role: await add_key(repositories.keys, role) for role in Role}
     yield platform
     await platform.services.predictions.close()
     await platform.executor.close()
@@ -358,31 +304,9 @@ async def stored_platform(
 ) -> AsyncIterator[Platform]:
     """Yield a platform over a real database, with fake replicas."""
     async with open_database(url, cipher=cipher) as database:
-        keys = KeyRepository(database)
+        repositories = stored_repositories(database)
         platform = _platform(
-            records={
-                "experiments": ExperimentRepository(database),
-                "evidence": CountRepository(database),
-                "writer": PredictionWriter(database, space=SPACE),
-                "idempotency": IdempotencyRepository(database),
-                "users": UserRepository(database),
-                "erasures": ErasureRepository(
-                    database, SimilarityRepository(database, space=SPACE), space=SPACE
-                ),
-                "keys": keys,
-                "audit": AuditRepository(database),
-                "predictions": PredictionRepository(database),
-                "feedback": FeedbackRepository(database),
-                "similarity": SimilarityRepository(database, space=SPACE),
-                "vectors": VectorRepository(database, space=SPACE),
-                "keywords": KeywordRepository(database, space=SPACE),
-                "truths": LabelRepository(database, space=SPACE),
-                "windows": WindowRepository(database, space=SPACE),
-                "contrasts": DisagreementRepository(database, space=SPACE),
-                "promotions": PromotionRepository(database),
-                "evaluations": EvaluationRepository(database),
-                "spaces": SpaceRepository(database),
-            },
+            repositories=repositories,
             clock=ManualClock(),
             ids=Uuid7Clock(),
             limits=None,
@@ -390,7 +314,7 @@ async def stored_platform(
             **settings,
         )
         platform.database = database
-        platform.keys = {role: await add_key(keys, role) for role in Role}
+        platform.keys = {role: await add_key(repositories.keys, role) for role in Role}
         yield platform
         await platform.services.predictions.close()
         await platform.executor.close()

@@ -24,10 +24,16 @@ _numbers = count()
 
 async def new_key(database: Database, *, owner_id: UUID | None = None, role: str = "client") -> Key:
     """Store a key whose secret nobody knows."""
-    key = NewKey(
+    return await add_key(KeyRepository(database), owner_id=owner_id, role=role)
+
+
+async def add_key(keys: Any, *, owner_id: UUID | None = None, role: str = "client") -> Key:
+    """Store such a key in a repository: a fake or the real one."""
+    new = NewKey(
         id=uuid4(), digest=hashlib.sha256(uuid4().bytes).digest(), role=role, name="test", owner_id=owner_id
     )
-    return await KeyRepository(database).create(key, actor=None)
+    key: Key = await keys.create(new, actor=None)
+    return key
 
 
 def unit_vectors(rows: int, *, seed: int = 0) -> "np.ndarray[Any, np.dtype[np.float32]]":

@@ -12,7 +12,8 @@ from serving.accounts.authentication import Authenticator, digest_key, generate_
 from serving.accounts.rate_limits import RateLimiter
 from serving.core.caller import Caller, Role
 from serving.errors import RateLimited, StoreUnavailable, Unauthenticated
-from tests.fakes.data import FakeKeyRepository, FakeStore
+from tests.fakes.accounts import FakeKeyRepository
+from tests.fakes.store import FakeStore
 
 pytestmark = pytest.mark.anyio
 KEY = b"k" * 32
@@ -75,13 +76,13 @@ async def test_a_checked_key_is_trusted_for_a_while_and_then_looked_up_again(wor
     key = await world.add()
     for _ in range(5):
         await world.authenticator.check(key.text)
-    assert world.keys.looked_up == 1
+    assert world.keys.lookups == 1
     await world.keys.revoke(key.id, actor=None)
     await world.authenticator.check(key.text)
     world.time += 5
     with pytest.raises(Unauthenticated):
         await world.authenticator.check(key.text)
-    assert world.keys.looked_up == 2
+    assert world.keys.lookups == 2
 
 
 async def test_concurrent_checks_share_one_look_up_even_if_the_first_leaves(world: World) -> None:
@@ -91,7 +92,7 @@ async def test_concurrent_checks_share_one_look_up_even_if_the_first_leaves(worl
     await asyncio.sleep(0)
     first.cancel()
     assert {caller.key_id for caller in await asyncio.gather(*others)} == {key.id}
-    assert world.keys.looked_up == 1
+    assert world.keys.lookups == 1
 
 
 async def test_a_trusted_key_outlives_the_database_until_its_trust_ends(world: World) -> None:

@@ -8,7 +8,8 @@ from serving.accounts.authentication import Authenticator, digest_key
 from serving.accounts.service import AccountService, KeySpec
 from serving.core.caller import Caller, Role
 from serving.errors import Conflict, Invalid, NotFound, StoreUnavailable, Unauthenticated
-from tests.fakes.data import FakeKeyRepository, FakeStore, FakeUserRepository
+from tests.fakes.accounts import FakeKeyRepository, FakeUserRepository
+from tests.fakes.store import FakeStore
 
 pytestmark = pytest.mark.anyio
 ADMIN = Caller(key_id=uuid4(), holder_id=uuid4(), role=Role.ADMIN)
@@ -36,7 +37,7 @@ async def test_a_key_is_stored_as_its_digest_and_opens_the_door_for_its_owner(wo
     assert issued.text not in repr(issued)
     caller = await world.authenticator.check(issued.text)
     assert (caller.holder_id, caller.role) == (user.id, Role.CLIENT)
-    assert {actor for actor, _ in world.store.acts} == {ADMIN.key_id}
+    assert {entry.actor for entry in world.store.audit} == {ADMIN.key_id}
 
 
 async def test_a_key_for_an_unknown_owner_is_invalid_by_field(world: World) -> None:

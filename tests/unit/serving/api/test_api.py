@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -561,6 +562,10 @@ async def test_a_space_is_built_switched_to_and_removed(platform: Platform) -> N
         platform.spaces.rows["next"] = replace(platform.spaces.rows["next"], vectors=100)
         live = await client.delete(f"/v1/spaces/{SPACE}")
         switched = await client.post("/v1/spaces/next/switch")
+        followed = await client.delete(f"/v1/spaces/{SPACE}")
+        platform.spaces.rows["next"] = replace(
+            platform.spaces.rows["next"], live_at=datetime(2026, 1, 2, tzinfo=UTC)
+        )
         removed = await client.delete(f"/v1/spaces/{SPACE}")
         gone = await client.delete("/v1/spaces/unknown")
     async with platform.client(Role.CLIENT) as client:
@@ -581,6 +586,7 @@ async def test_a_space_is_built_switched_to_and_removed(platform: Platform) -> N
         "live",
         False,
     )
+    assert followed.status_code == 409
     assert (removed.status_code, removed.json()["state"]) == (202, "leaving")
     assert gone.status_code == 404
 
@@ -663,9 +669,11 @@ async def test_the_champion_of_any_moment_is_the_item_of_the_history(platform: P
 
 async def test_the_audit_log_is_read_by_admins_filtered_and_in_pages(platform: Platform) -> None:
     actor = uuid4()
-    platform.audit.append(actor, "user.create", "u1", {})
-    platform.audit.append(None, "champion.bootstrap", "sentiment", {"to": "2"})
-    platform.audit.append(actor, "key.create", "k1", {"role": "client"})
+    assert platform.store is not None
+    platform.store.audit.clear()
+    platform.store.append(actor, "user.create", "u1", {})
+    platform.store.append(None, "champion.bootstrap", "sentiment", {"to": "2"})
+    platform.store.append(actor, "key.create", "k1", {"role": "client"})
     async with platform.client(Role.ADMIN) as admin, platform.client(Role.ENGINEER) as engineer:
         first = (await admin.get("/v1/audit", params={"limit": 2})).json()
         rest = (await admin.get("/v1/audit", params={"cursor": first["next_cursor"]})).json()

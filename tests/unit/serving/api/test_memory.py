@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from serving.core.caller import Role
-from tests.fakes.data import vector_of
+from tests.fakes.inference import vector_of
 from tests.support.app import Platform, fake_platform
 
 pytestmark = pytest.mark.anyio
@@ -161,7 +161,7 @@ async def test_a_prediction_whose_opinion_cant_be_had_is_still_a_prediction(
     async def down(*_: Any, **__: Any) -> Any:
         raise Unavailable("the replica is away")
 
-    monkeypatch.setattr("tests.fakes.insights.FakeLabelRepository.of_texts", down)
+    monkeypatch.setattr("tests.fakes.analytics.FakeLabelRepository.of_texts", down)
     headers = {"Idempotency-Key": "once"}
     async with platform.client() as client:
         answer = await client.post("/v1/predict", json={"text": "good", "explain": True}, headers=headers)

@@ -17,6 +17,7 @@ from serving.experiments.policy_runner import PolicyRunner
 from serving.experiments.service import traffic_of
 from serving.predictions.routing import Split
 from tests.fakes.experiments import FakeExperimentRepository
+from tests.fakes.store import FakeStore
 from tests.support.app import MODEL, Platform, fake_platform
 
 pytestmark = pytest.mark.anyio
@@ -217,7 +218,7 @@ WORSE = counts((1_600, 2_000), (1_000, 2_000))
 
 
 async def test_a_better_challenger_is_promoted_and_the_decision_can_be_recomputed() -> None:
-    records, promoter = FakeExperimentRepository(), Promoter()
+    records, promoter = FakeExperimentRepository(FakeStore()), Promoter()
     made = await experiment(records, DECIDE)
     records.counted[made.id] = BETTER
     await build_policy_runner(records, promoter).run_once()
@@ -232,7 +233,7 @@ async def test_a_better_challenger_is_promoted_and_the_decision_can_be_recompute
 
 
 async def test_a_worse_challenger_is_stopped() -> None:
-    records, promoter = FakeExperimentRepository(), Promoter()
+    records, promoter = FakeExperimentRepository(FakeStore()), Promoter()
     made = await experiment(records, DECIDE)
     records.counted[made.id] = WORSE
     await build_policy_runner(records, promoter).run_once()
@@ -242,7 +243,7 @@ async def test_a_worse_challenger_is_stopped() -> None:
 
 
 async def test_the_default_policy_decides_nothing() -> None:
-    records, promoter = FakeExperimentRepository(), Promoter()
+    records, promoter = FakeExperimentRepository(FakeStore()), Promoter()
     made = await experiment(records, {})
     records.counted[made.id] = BETTER
     await build_policy_runner(records, promoter).run_once()
@@ -251,7 +252,7 @@ async def test_the_default_policy_decides_nothing() -> None:
 
 
 async def test_a_ramp_goes_up_a_step_once_enough_units_were_met() -> None:
-    records = FakeExperimentRepository()
+    records = FakeExperimentRepository(FakeStore())
     made = await experiment(
         records, {"action": "decide", "ramp": [0.5, 0.75], "step_units": 100, "min_units": 10_000}
     )
@@ -262,7 +263,7 @@ async def test_a_ramp_goes_up_a_step_once_enough_units_were_met() -> None:
 
 
 async def test_a_promotion_that_was_interrupted_is_carried_out_once_the_process_is_back() -> None:
-    records, promoter = FakeExperimentRepository(), Promoter()
+    records, promoter = FakeExperimentRepository(FakeStore()), Promoter()
     made = await experiment(records, DECIDE)
     records.counted[made.id] = BETTER
     promoter.fault = NotReady("the registry is away")
@@ -276,7 +277,7 @@ async def test_a_promotion_that_was_interrupted_is_carried_out_once_the_process_
 
 
 async def test_a_gate_that_stands_in_the_way_ends_the_experiment_with_its_reason() -> None:
-    records, promoter = FakeExperimentRepository(), Promoter()
+    records, promoter = FakeExperimentRepository(FakeStore()), Promoter()
     made = await experiment(records, DECIDE)
     records.counted[made.id] = BETTER
     promoter.fault = Conflict("the gate `cosine` fails")
@@ -288,7 +289,7 @@ async def test_a_gate_that_stands_in_the_way_ends_the_experiment_with_its_reason
 
 
 async def test_an_experiment_ends_when_somebody_changes_the_champion() -> None:
-    records, promoter = FakeExperimentRepository(), Promoter()
+    records, promoter = FakeExperimentRepository(FakeStore()), Promoter()
     made = await experiment(records, {})
     promoter.champion = "7"
     await build_policy_runner(records, promoter).run_once()
@@ -296,7 +297,7 @@ async def test_an_experiment_ends_when_somebody_changes_the_champion() -> None:
 
 
 async def test_an_experiment_whose_evidence_can_not_be_read_holds_up_no_other() -> None:
-    records, promoter = FakeExperimentRepository(), Promoter()
+    records, promoter = FakeExperimentRepository(FakeStore()), Promoter()
     broken = await experiment(records, DECIDE)
     fine = await experiment(records, DECIDE, model="other")
     records.counted[fine.id] = BETTER
@@ -306,14 +307,14 @@ async def test_an_experiment_whose_evidence_can_not_be_read_holds_up_no_other() 
             raise ModelNotReady("no")
         return records.counted[experiment_id]
 
-    evidence = FakeExperimentRepository()
+    evidence = FakeExperimentRepository(FakeStore())
     evidence.counts = unreadable  # type: ignore[method-assign]
     await PolicyRunner(records, evidence, promoter.present, promoter.promote).run_once()
     assert promoter.promoted == ["1"]
 
 
 async def test_traffic_is_split_by_the_running_experiments_alone() -> None:
-    records = FakeExperimentRepository()
+    records = FakeExperimentRepository(FakeStore())
     made = await experiment(records, {})
     stopped = await experiment(records, {}, model="other")
     await records.stop(stopped.id, actor=None, reason="over")

@@ -9,7 +9,7 @@ import pytest
 from serving.errors import NotReady, Overloaded
 from serving.inference import batcher as module
 from serving.inference.batcher import Batcher
-from tests.fakes.data import FakeBatchObserver
+from tests.fakes.inference import FakeBatchObserver
 
 pytestmark = pytest.mark.anyio
 

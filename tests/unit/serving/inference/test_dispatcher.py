@@ -8,7 +8,7 @@ import pytest
 from serving.core.catalog import Placement
 from serving.errors import ModelNotReady
 from serving.inference.dispatcher import BatchLimits, Dispatcher, Inference, InferenceItem
-from tests.fakes.data import FakeBatchObserver, FakeEncoderClient, vector_of
+from tests.fakes.inference import FakeBatchObserver, FakeEncoderClient, vector_of
 from tests.support.app import new_record
 
 pytestmark = pytest.mark.anyio

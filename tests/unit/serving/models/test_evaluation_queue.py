@@ -8,7 +8,9 @@ import pytest
 
 from serving.errors import Conflict, NotFound
 from serving.models.evaluation_queue import EvaluationQueue
-from tests.fakes.control import FakeEvaluationRepository, FakeModelRegistry
+from tests.fakes.models import FakeEvaluationRepository
+from tests.fakes.registry import FakeModelRegistry
+from tests.fakes.store import FakeStore
 from tests.support.app import MODEL, catalog
 from tests.support.reports import report
 
@@ -19,7 +21,7 @@ class Bench:
     """Evaluations over fakes; `work` is what a process does."""
 
     def __init__(self) -> None:
-        self.records = FakeEvaluationRepository()
+        self.records = FakeEvaluationRepository(FakeStore())
         entries = catalog().models[MODEL]
         self.registry = FakeModelRegistry(
             {version: entry.record for version, entry in entries.items()}, champion="2"

@@ -13,6 +13,7 @@ from db.schema.tables import NIL_ID
 from serving.spaces.reembedding_runner import ReembeddingRunner
 from serving.spaces.space_filler import SpaceFiller
 from tests.fakes.spaces import FakeSpaceRepository
+from tests.fakes.store import FakeStore
 
 pytestmark = pytest.mark.anyio
 
@@ -147,7 +148,7 @@ class Launches:
 
 @pytest.mark.parametrize("why", [None, "its process was ended by SIGKILL"])
 async def test_the_work_runs_only_beside_the_live_space_and_its_death_is_told(why: str | None) -> None:
-    spaces, launches = FakeSpaceRepository("space"), Launches(why)
+    spaces, launches = FakeSpaceRepository(FakeStore(), "space"), Launches(why)
     reembeddings = ReembeddingRunner(spaces, launches)
     assert await reembeddings.run_once()
     assert launches.count == 0
