@@ -60,7 +60,7 @@ class FakeSpaceRepository:
             raise Conflict(f"the space {name!r} is live: switch to another one first")
         followed = datetime.now(UTC) - timedelta(seconds=FOLLOWED_SECONDS)
         if space.live_at is not None and live.live_at is not None and live.live_at > followed:
-            raise Conflict(f"the space {name!r} was live until just now: remove it in a minute")
+            raise Conflict(f"the space {name!r} was live a moment ago: remove it in a minute")
         self.rows[name] = replace(space, state=SpaceState.LEAVING)
         self._store.append(actor, "space.leave", name)
 

@@ -227,7 +227,9 @@ def _platform(
         ),
         in_space=lambda: in_space,
         spaces=SpaceService(repositories.spaces, lifecycle.space_encoder, catalog),
-        accounts=AccountService(users=repositories.users, keys=repositories.keys, authenticator=authenticator),
+        accounts=AccountService(
+            users=repositories.users, keys=repositories.keys, authenticator=authenticator
+        ),
         audit=AuditService(repositories.audit),
         experiments=ExperimentService(
             repositories.experiments, repositories.counts, catalog, lifecycle.evaluate

@@ -1,0 +1,27 @@
+"""The repositories twice: fakes, and the real ones over a migrated database."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.fakes.store import FakeStore
+from tests.support.postgres import SPACE, open_database
+from tests.support.repositories import Repositories, fake_repositories, stored_repositories
+
+
+@pytest.fixture(params=["fake", "postgres"])
+async def repositories(request: pytest.FixtureRequest) -> AsyncIterator[Repositories]:
+    if request.param == "fake":
+        yield fake_repositories(FakeStore())
+        return
+    async with open_database(request.getfixturevalue("url")) as database:
+        repositories = stored_repositories(database)
+        await repositories.spaces.ensure(SPACE)
+        yield repositories
+
+
+@pytest.fixture
+def fails_in_postgres(request: pytest.FixtureRequest) -> None:
+    """Expect the test to fail in PostgreSQL, where the repository is wrong and the fake is right."""
+    if request.node.callspec.params["repositories"] == "postgres":
+        request.applymarker(pytest.mark.xfail(strict=True, raises=AssertionError))
