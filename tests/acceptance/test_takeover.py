@@ -1,4 +1,4 @@
-"""A home that an earlier release filled is taken over: it starts, answers, and finds what was stored."""
+"""The takeover of a home that an earlier release filled: it starts, answers, and finds what was stored."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ FACTS: dict[str, Any] = json.loads((DATA / "facts.json").read_text())
 
 
 def old_backup(folder: Path) -> Path:
-    """The backup of the old home, with its encoders, which git doesn't hold, built anew."""
+    """Return the backup of the old home with its encoders, which are built anew because git doesn't hold them."""
     encoders = {digest[:16]: built for digest, built in build_encoders().items()}
     artifacts = folder / "artifacts"
     for run, name in FACTS["artifacts"].items():
@@ -54,7 +54,7 @@ def taken_over(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LivePlatfor
 
 
 def as_client(platform: LivePlatform) -> httpx.Client:
-    """The client whose key the old release gave out."""
+    """Yield the client whose key the old release created."""
     headers = {"Authorization": f"Bearer {FACTS['client_key']}"}
     return httpx.Client(base_url=platform.url, headers=headers, timeout=60)
 

@@ -21,7 +21,7 @@ FRAGMENTS = {"What", "Of", "Where", "So", "With", "Whoever", "Who", "Nothing,", 
 
 @cache
 def modules() -> dict[str, ast.Module]:
-    """Every module of the packages by its dotted name; a package's is that of its `__init__`."""
+    """Return every module of the packages by its dotted name; a package's name is that of its `__init__`."""
     found = {}
     for layer in LAYERS:
         for file in sorted((ROOT / layer).rglob("*.py")):
@@ -48,7 +48,7 @@ def imports(name: str, tree: ast.Module, known: set[str]) -> set[str]:
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            # A name that is no module comes from the module itself.
+            # A name that isn't a module is defined in the module itself.
             found.update(inner & known or {node.module}, {node.module} if inner - known else set())
     return (found & known) - {name}
 

@@ -1,4 +1,4 @@
-"""What others rely on changes only on purpose, and is seen in the diff of one file."""
+"""The public surface changes only on purpose, visible in the diff of one file."""
 
 from tests.support.surface import FILE, surface
 

@@ -1,4 +1,4 @@
-"""A fresh installation, as a new user gets it: it builds its encoders itself."""
+"""A fresh installation, which builds its encoders itself."""
 
 from collections.abc import Iterator
 

@@ -13,7 +13,7 @@ HOSTILE = '<img src=x onerror=alert(1)> & the "battery" is a joy 😀'
 
 @pytest.fixture
 def page(live: LivePlatform) -> Iterator[Page]:
-    """A fresh tab; whatever it reports as an error fails the test."""
+    """Yield a fresh tab; any error that it reports fails the test."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=required_tool("chromium"), args=["--no-sandbox", "--disable-dev-shm-usage"]

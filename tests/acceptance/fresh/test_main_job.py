@@ -23,7 +23,7 @@ VERDICTS = ("is a joy", "broke at once", "works", "disappoints", "amazed us all"
 
 
 def sentence(number: int) -> str:
-    """Distinct texts of several lengths, emoji and scripts among them."""
+    """Return a distinct text; lengths and scripts vary, and some have emoji."""
     subject, verdict = SUBJECTS[number % len(SUBJECTS)], VERDICTS[number % len(VERDICTS)]
     tail = " and I would say so to anybody who asks" * (number % 5)
     return f"The {subject} of order {number} {verdict}{tail}{' 😀' if number % 7 == 0 else ''}."
@@ -61,7 +61,7 @@ def test_all_first_versions_are_registered_and_answer_when_asked(live: LivePlatf
         assert found["3"]["aliases"] == ["champion"]
         assert all(v["metrics"] for v in found.values())
         assert {found["1"]["state"], found["3"]["state"]} == {"ready"}
-        # The encoder of the head runs only once somebody asks for it.
+        # The encoder of the head runs only after the first request for it.
         eventually(lambda: asked("2").status_code != 503, within=90, what="version 2 answers")
         for version in found:
             answer = asked(version).json()
@@ -116,7 +116,7 @@ def test_a_second_platform_on_the_same_port_fails_with_one_clear_line(
 
 
 async def test_concurrent_clients_get_their_own_answers_and_nothing_is_lost(live: LivePlatform) -> None:
-    """64 clients, singles and batches mixed: each answer is the text's own, each id stored once with its vector."""
+    """64 clients, singles and batches: each answer is the text's own, each id is stored once with its vector."""
     texts = [sentence(number) for number in range(int(os.environ.get("VALENCE_TEST_TEXTS", "1200")))]
     answers: dict[str, dict[str, Any]] = {}
     queue = [texts[start : start + (1 if start % 3 else 8)] for start in _cuts(len(texts))]

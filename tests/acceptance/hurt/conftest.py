@@ -1,4 +1,4 @@
-"""A platform on its defaults that tests hurt; each leaves it able to recover, and the last one takes it down."""
+"""A platform on its defaults that tests damage; each leaves it able to recover, and the last takes it down."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""A batch that goes down with its replica: every request that was in it stands in the log."""
+"""A batch that is lost with its replica: the log names every request in it."""
 
 import threading
 
@@ -35,7 +35,7 @@ def test_a_batch_that_its_replica_takes_along_is_followed_to_its_requests(hurt: 
         thread.start()
     try:
         eventually(lambda: len(asked) == len(threads), within=30, what="the load is on")
-        # Of the champion and of the space: whichever the load needs can't answer from here on.
+        # The encoders of the champion and of the space: the load needs one that can't answer from here on.
         named = {line["pid"] for line in hurt.log_lines() if line.get("process") == "encoder"}
         encoders = [process for process in hurt.processes() if process.pid in named]
         for process in encoders:

@@ -1,4 +1,4 @@
-"""What kills cost: at most what was in flight."""
+"""The cost of kills: at most the requests in flight."""
 
 import threading
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.support.live import LivePlatform
 
 
 class Load:
-    """Clients that predict and judge until told to stop; what was acknowledged is kept."""
+    """Clients that predict and give feedback until they are stopped; they keep what was acknowledged."""
 
     def __init__(self, platform: LivePlatform, clients: int = 8) -> None:
         self._platform = platform
@@ -57,7 +57,7 @@ class Load:
             self.judged.append(prediction)
 
     def wait_for(self, more: int) -> None:
-        """Wait until so many more are acknowledged."""
+        """Wait until this many more predictions are acknowledged."""
         target = len(self.predicted) + more
         eventually(lambda: len(self.predicted) >= target, within=60, what=f"{more} more answers")
 

@@ -1,4 +1,4 @@
-"""What the manifests say of Ray, on a cluster of several nodes: jobs, environment, configuration, real predictions.
+"""The manifests' settings of Ray, on a cluster of several nodes: jobs, environment, configuration, predictions.
 
 The overlays share one `serveConfigV2` and differ in their settings. Without a GPU here, the gpu overlay's device is the
 CPU, and its node says that it has a GPU; engine, resources and everything else are the manifests'.
@@ -33,13 +33,13 @@ def test_an_overlay_serves_predictions_on_several_nodes(
         nobody = httpx.get(f"http://127.0.0.1:{cluster.dashboard}/api/serve/applications/")
         assert nobody.status_code == httpx.codes.UNAUTHORIZED
         with httpx.Client(base_url=cluster.url, headers={"X-API-Key": key}, timeout=60) as client:
-            # As KubeRay asks a worker whether it may have traffic: HAProxy learns a moment later than Serve.
+            # KubeRay's check before it sends a worker traffic: HAProxy learns a moment later than Serve.
             eventually(
                 lambda: "success" in client.get("/-/healthz").text, within=30, what="HAProxy knows a replica"
             )
             predicts(client)
 
-            # The operator hands over the configuration again; the encoders, which it doesn't declare, live on.
+            # The operator sends the configuration again; the encoders, which it doesn't declare, keep running.
             before = cluster.applications()
             assert any(name.startswith("encoder-") for name in before)
             cluster.apply()

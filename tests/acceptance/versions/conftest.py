@@ -10,11 +10,11 @@ from tests.support.live import LivePlatform, live_platform
 @pytest.fixture(scope="package")
 def platform() -> Iterator[LivePlatform]:
     with live_platform(
-        # No encoder that a test brings is stopped, and there is room for all of them.
+        # No test's encoder is stopped, and all of them fit.
         VALENCE_ENCODER_GRACE_SECONDS="3600",
         VALENCE_ENCODER_CPUS="0.2",
         VALENCE_EVALUATION_TEXTS="200",
-        # The joint model takes longer than a lexicon, and is worth it.
+        # The joint model takes longer than a lexicon, which the gates' defaults wouldn't allow.
         VALENCE_GATE_LATENCY_RATIO="off",
         VALENCE_JUDGE_SECONDS="0.5",
     ) as live:

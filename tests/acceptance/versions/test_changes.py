@@ -1,4 +1,4 @@
-"""Versions come and go under load: what the alias names answers, what is broken never does, and nothing fails."""
+"""Versions change under load: the alias's version answers, a broken one never does, and no request fails."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ CLIENTS = 8
 
 
 def answers(platform: LivePlatform, version: str | None = None) -> str:
-    """The version that answers now, or the state of the named one."""
+    """Return the version that answers now, or the state of the named one."""
     with platform.client() as client:
         if version is None:
             answer = client.post("/v1/predict", json={"text": "who is it?"})
@@ -47,7 +47,7 @@ def reason(platform: LivePlatform, version: str) -> str:
 
 
 def crowned(platform: LivePlatform, version: str, within: float) -> float:
-    """Moves the alias as any MLflow client may, and waits until its version answers: seconds that took."""
+    """Move the alias, as any MLflow client can; return the seconds until its version answers."""
     registry_of(platform).set_alias(MODEL, CHAMPION, version)
     moved = monotonic()
     eventually(lambda: answers(platform) == version, within=within, what=f"version {version} answers")
@@ -101,7 +101,7 @@ def test_a_damaged_bundle_never_becomes_the_one_that_answers(
 ) -> None:
     before = answers(platform)
     bundle: Bundle = twin_head(tmp_path / "damaged", damage)
-    # Damaged while nobody has read it: the alias is set together with the damage.
+    # Damaged before anything has read it: the alias is set together with the damage.
     record = registry_of(platform).register(bundle)
     folder = Path(record.uri.removeprefix("file://"))
     file = folder / "head.safetensors"

@@ -1,6 +1,6 @@
-"""Feedback decides: a challenger that is better is promoted by its policy, one that is worse is sent away.
+"""Experiments that feedback decides: a better challenger is promoted by its policy, a worse one is removed.
 
-Labels are human ratings of held-out texts; each text is a unit of its own.
+Labels are human ratings of held-out texts; each text is its own unit.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ def seen(platform: LivePlatform, experiment: str) -> dict[str, Any]:
 
 
 async def judged(platform: LivePlatform, experiment: str) -> None:
-    """Predicts held-out texts and judges the answers by their ratings until the experiment stops."""
+    """Predict held-out texts, and give their ratings as feedback until the experiment stops."""
     held = HeldOutSet.load_builtin()
     waiting = list(enumerate(zip(held.texts, held.labels.tolist(), strict=True)))
     async with platform.async_client() as client:

@@ -1,4 +1,4 @@
-"""A version's life on a live platform: measured beside serving, promoted, moved by another client, rolled back."""
+"""A version's life on a live platform: evaluated beside serving, promoted, moved by another client, rolled back."""
 
 import json
 from typing import Any

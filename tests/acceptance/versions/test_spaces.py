@@ -21,7 +21,7 @@ def test_the_embedding_space_changes_under_load_and_back(platform: LivePlatform,
             return {each["name"]: each for each in client.get("/v1/spaces").json()["items"]}
 
     def found(prediction: dict[str, Any]) -> bool:
-        """Whether a search by a prediction's text finds it, once and as near as can be."""
+        """Return whether a search by a prediction's text finds it, once and with the highest similarity."""
         with platform.client() as client:
             answer = client.post("/v1/similar", json={"prediction_id": prediction["id"], "k": 100})
         results = answer.json().get("results", [])
@@ -29,7 +29,7 @@ def test_the_embedding_space_changes_under_load_and_back(platform: LivePlatform,
         return len(near) == 1 and near[0] > 0.999
 
     def switched(space: str) -> bool:
-        """Refused for as long as the job is behind."""
+        """Switch the space; the platform refuses while the re-embedding is behind."""
         return platform.valence("spaces", "switch", space).returncode == 0
 
     with Clients(platform, 1) as clients:
@@ -40,7 +40,7 @@ def test_the_embedding_space_changes_under_load_and_back(platform: LivePlatform,
         eventually(partial(switched, new), within=60, what="the other space is switched to")
         eventually(lambda: spaces()[new]["answers"], within=90, what="the other space answers")
         clients.wait_for(20)
-        # The encoder before still runs: back is a matter of a look.
+        # The previous encoder still runs: one round of the reconciler is enough to go back.
         eventually(partial(switched, old), within=60, what="the first space is switched to")
         eventually(lambda: spaces()[old]["answers"], within=10, what="the first space answers again")
         clients.wait_for(20)

@@ -1,4 +1,4 @@
-"""A platform on somebody else's PostgreSQL and MLflow: it scales, and sends its metrics, logs and traces elsewhere."""
+"""A platform on an external PostgreSQL and MLflow: it scales, and sends its metrics, logs and traces elsewhere."""
 
 from collections.abc import Iterator
 

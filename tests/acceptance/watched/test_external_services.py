@@ -1,4 +1,4 @@
-"""The same platform on a PostgreSQL and an MLflow that somebody else runs."""
+"""The same platform on an external PostgreSQL and MLflow."""
 
 import json
 from pathlib import Path

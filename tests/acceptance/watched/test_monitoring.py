@@ -1,4 +1,4 @@
-"""Eyes: dashboards against a real Prometheus, logs of every process, traces across all of them, on a live platform."""
+"""Monitoring of a live platform: dashboards with a real Prometheus, logs and traces of all processes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from tests.support.live import LivePlatform
 from tests.support.prometheus import Prometheus, Query, dashboard_queries, run_prometheus
 from tests.support.rules import alert_rules
 
-# What a healthy platform in its first minutes has nothing to say of, by the metric.
+# Metrics that a healthy platform doesn't have in its first minutes.
 EMPTY = {
     "valence_drift_psi": "needs answers that are older than an hour",
     'kind="store-unavailable"': "the database answers",
@@ -32,7 +32,7 @@ def prometheus(watched: LivePlatform, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def use(client: httpx.Client) -> None:
-    """A bit of everything that a client does."""
+    """Use a little of each kind of request."""
     for number in range(8):
         made = client.post("/v1/predict", json={"text": f"a good number: {number} {uuid4()}"})
         assert made.status_code == 201, made.text
@@ -52,7 +52,7 @@ def test_every_query_of_every_dashboard_answers_on_a_running_platform(
         assert started.status_code == 201, started.text
 
         def scraped_twice() -> bool:
-            """Both ingress replicas, by the one port: whoever answers is told apart by its label."""
+            """Scrape both ingress replicas by the one port; a label tells them apart."""
             use(client)
             found = prometheus.ask("count_over_time(valence_http_requests_in_flight[5m])")
             return len(found) == 2 and all(float(each["value"][1]) >= 2 for each in found)

@@ -1,4 +1,4 @@
-"""More replicas under load and fewer after it, without a failed request; and what HAProxy refuses by itself."""
+"""Scaling: more replicas under load, fewer after it, no failed request; and requests that HAProxy refuses itself."""
 
 import asyncio
 from collections import Counter
@@ -11,7 +11,7 @@ from tests.support.live import LivePlatform
 
 
 def computing(platform: LivePlatform, clients: Clients) -> int:
-    """How many encoder replicas took part in the next hundred answers."""
+    """Return the number of encoder replicas that took part in the next hundred answers."""
     replicas = platform.find_processes("ServeReplica:encoder-")
     before = {replica.pid: replica.cpu_times().user for replica in replicas if replica.is_running()}
     target = len(clients.answers) + 100

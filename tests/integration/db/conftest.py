@@ -20,7 +20,7 @@ async def database(url: str) -> AsyncIterator[Database]:
 
 @pytest.fixture
 def role_urls(server: TestServer, url: str) -> RoleUrls:
-    """A database that is in use, and the roles to it."""
+    """Return the URLs of the roles to a database that is in use."""
 
     async def use() -> None:
         async with open_database(url) as database:

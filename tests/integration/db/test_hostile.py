@@ -1,4 +1,4 @@
-"""Hostile values in every filter and every stored field: matched as they are, never read as SQL."""
+"""Hostile values in every filter and every stored field: matched literally, never read as SQL."""
 
 import asyncio
 from collections.abc import Awaitable, Iterator
@@ -67,7 +67,7 @@ HOSTILE = (
     " " * 300,
     "x" * 5000,
 )
-# What PostgreSQL can't hold is refused as a value, by name.
+# A value that PostgreSQL can't store is refused with its name.
 UNHOLDABLE = ("positive\x00", "\ud800")
 VALUES = st.one_of(
     st.sampled_from(HOSTILE + UNHOLDABLE),
@@ -84,7 +84,7 @@ SETTINGS = settings(
 
 @pytest.fixture(scope="module")
 def place(server: TestServer) -> Iterator[tuple[str, Key]]:
-    """A database with one harmless prediction, and the key that made it."""
+    """Return a database with one harmless prediction, and the key that stored it."""
 
     async def fill(url: str) -> Key:
         async with open_database(url) as database:
@@ -97,7 +97,7 @@ def place(server: TestServer) -> Iterator[tuple[str, Key]]:
 
 
 async def standing(database: Database) -> None:
-    """Every table is there, and nobody came in or left."""
+    """Check that every table exists, and that no row came or went."""
     assert await count_rows(database, "api_keys") == 1
     assert await count_rows(database, "users") == 0
     assert await count_rows(database, "predictions") == 1
@@ -145,7 +145,7 @@ def test_no_filter_is_read_as_sql(place: tuple[str, Key], value: str, other: str
 
 
 async def _nothing(must_answer: bool, asked: Awaitable[object]) -> None:
-    """It finds nothing, or refuses the value; what can be held is never refused."""
+    """Check that a filter finds nothing or refuses the value; a value that can be stored is never refused."""
     try:
         found = await asked
     except (DatabaseError, UnicodeEncodeError, ValueError):

@@ -1,4 +1,4 @@
-"""No statement is built from input: whatever is sent as SQL is written down in the source, values are parameters."""
+"""No statement is built from input: all SQL is written in the source, and values are parameters."""
 
 import ast
 import re
@@ -16,7 +16,7 @@ SENDERS = {"exec_driver_sql", "text", "literal_column", "SQL", "DDL"}
 
 
 class Module:
-    """The names of a module that stand for text written down in it, or in the module of `db` that they come from."""
+    """The names of a module that stand for text in its source, or in the source of the `db` module they come from."""
 
     def __init__(self, tree: ast.Module) -> None:
         self.tree = tree
@@ -31,7 +31,7 @@ class Module:
                 self.constants.update(targets)
 
     def unsafe(self) -> Iterator[ast.Call]:
-        """The calls that may send something else."""
+        """Return the calls that may send other SQL."""
         yield from self._unsafe(self.tree, self.constants)
 
     def _unsafe(self, scope: ast.AST, names: set[str]) -> Iterator[ast.Call]:
@@ -45,7 +45,7 @@ class Module:
             yield from self._unsafe(node, names)
 
     def _local(self, function: ast.FunctionDef | ast.AsyncFunctionDef, names: set[str]) -> set[str]:
-        """Names of a function that are only ever bound to such text, or are declared to be."""
+        """Return a function's names that are bound only to such text, or declared as such."""
         arguments = [*function.args.args, *function.args.kwonlyargs]
         found = {
             each.arg
@@ -61,7 +61,7 @@ class Module:
         return found | {name for name, good in bound.items() if good}
 
     def literal(self, node: ast.expr, names: set[str]) -> bool:
-        """Whether the value is made of text in this file alone."""
+        """Return whether the value consists of text in the source alone."""
         match node:
             case ast.Constant():
                 return True
@@ -82,7 +82,7 @@ class Module:
             case ast.Call(func=ast.Attribute(value=inner, attr="replace" | "strip")):
                 return self.literal(inner, names) and all(self.literal(each, names) for each in node.args)
             case ast.Call(func=ast.Attribute(value=inner, attr="as_string")):
-                # psycopg quotes what it composes; its own SQL() is looked at where it stands.
+                # psycopg quotes what it composes; each SQL() is checked at its own call.
                 return _composed(inner)
             case _:
                 return False
@@ -103,7 +103,7 @@ def _assigned(node: ast.AST) -> tuple[list[str], ast.expr | None]:
         case ast.Assign():
             return [each.id for each in node.targets if isinstance(each, ast.Name)], node.value
         case ast.AnnAssign(target=ast.Name(id=name), annotation=declared):
-            # The type checker holds that.
+            # The type checker checks that.
             return [name], ast.Constant("") if "LiteralString" in ast.unparse(declared) else node.value
         case ast.For(target=ast.Name(id=name)):
             return [name], node.iter
@@ -149,7 +149,7 @@ def test_a_statement_built_from_input_is_seen(source: str) -> None:
     assert list(Module(ast.parse(source)).unsafe())
 
 
-# Whose texts stand there in plain: the empty one of nobody, and those that are searched by words.
+# Texts in plain: the empty one of the nil row, and texts that keyword search reads.
 PLAIN_ONLY = {"erasure_sql.py", "keywords.py"}
 
 

@@ -1,4 +1,4 @@
-"""Alerts: each is tested by Prometheus' own tool, and names a page that says what to do."""
+"""Alerts: Prometheus' own tool tests each, and each names a page that says what to do."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""The bookkeeping of the faults: what counts as recovered, as a refusal, as wrong, and what stays on the page."""
+"""The bookkeeping of the faults: recoveries, refusals, wrong answers, and the page's content."""
 
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.support.faults.trial import Result
 
 
 def ledger_of(**ends: Kind) -> Ledger:
-    """A ledger whose requests ended at these tenths of a second (`at_15` is 1.5)."""
+    """Return a ledger whose requests ended at these tenths of a second (`at_15` is 1.5)."""
     ledger = Ledger()
     ledger._events = [Event(at=int(name[3:]) / 10, kind=kind) for name, kind in ends.items()]
     return ledger

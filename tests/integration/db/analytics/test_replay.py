@@ -1,4 +1,4 @@
-"""Samples of stored texts: bounded, random, with those that have feedback and what it tells."""
+"""Samples of stored texts: bounded, random, preferring those with feedback."""
 
 from uuid import UUID
 
@@ -26,7 +26,7 @@ async def test_a_sample_is_bounded_random_and_repeatable(database: Database) -> 
     assert len(first) == 20
     others = await replays.sample("sentiment", size=20, judged=10, start=UUID(int=3 << 126))
     assert {each.text_id for each in others} != {each.text_id for each in first}
-    # Past the last id it goes on from the first.
+    # After the last id it continues from the first.
     ends = await replays.sample("sentiment", size=20, judged=10, start=UUID(int=(1 << 128) - 1))
     assert len(ends) == 20
     everything = await replays.sample("sentiment", size=500, judged=10)

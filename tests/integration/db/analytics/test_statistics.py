@@ -1,4 +1,4 @@
-"""The census counts what is there, by version and by state, and costs little."""
+"""The statistics: they count stored rows by version and by state, and cost little."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -68,7 +68,7 @@ async def test_judgements_are_counted_by_version_as_they_stand(database: Databas
 async def test_the_last_hour_is_told_apart_from_the_week_before(database: Database) -> None:
     key = await new_key(database)
     now = datetime.now(UTC)
-    # Within this month's partition, so that the test stands on its first days.
+    # Within this month's partition, so that the test passes on a month's first days.
     later = now + timedelta(hours=3)
     old = new_submission(key, [new_text() for _ in range(4)], label="negative", confidence=0.35)
     await new_writer(database).commit([old])

@@ -1,4 +1,4 @@
-"""Reads over many predictions, from real PostgreSQL: vectors, labels, windows, disagreements."""
+"""Analytics read from real PostgreSQL: vectors, labels, windows, disagreements."""
 
 from datetime import timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""A neighbour of the platform's database, for MLflow."""
+"""A second database beside the platform's, for MLflow."""
 
 import psycopg
 import pytest

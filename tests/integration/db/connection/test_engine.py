@@ -1,4 +1,4 @@
-"""Connections: time limits, a server that goes away, a transaction pooler's restrictions."""
+"""Connections: time limits, a lost server, the restrictions of a transaction pooler."""
 
 import asyncio
 import time
@@ -78,7 +78,7 @@ async def test_a_connection_that_is_given_up_while_it_is_set_up_is_closed(url: s
             asked = "SELECT FROM pg_stat_activity WHERE datname = current_database()"
             return (await watcher.execute(asked)).rowcount
 
-        # Has the one connection that there is already, so that another is made.
+        # Takes the only open connection, so that another is opened.
         async with database.begin():
             before = await sessions()
             script = InterruptibleTask(work(database), at=statement)

@@ -1,4 +1,4 @@
-"""A real PgBouncer in transaction mode between the platform and its database, and TLS on the way to it."""
+"""A real PgBouncer in transaction mode between the platform and its database, and TLS to it."""
 
 import asyncio
 import subprocess
@@ -48,7 +48,7 @@ def pooler(server: TestServer) -> Iterator[Pooler]:
 
 @pytest.fixture
 def name(url: str) -> str:
-    """The database's name, once the roles may use it."""
+    """Return the database's name, once the roles can use it."""
     ensure_roles(url, LOGINS)
     return str(psycopg.conninfo.conninfo_to_dict(url)["dbname"])
 
@@ -59,7 +59,7 @@ def pooled(pooler: Pooler, name: str) -> str:
 
 
 def direct(server: TestServer, name: str, user: str = "valence_app") -> str:
-    """Past the pooler, with the same password."""
+    """Return the URL that bypasses the pooler, with the same password."""
     return f"postgresql://{user}:{quote(PASSWORDS[user])}@/{name}?host={quote(str(server.server.sockets))}"
 
 
@@ -109,7 +109,7 @@ async def test_each_connection_finds_out_whether_its_session_is_its_own(
 def test_what_sets_its_session_is_refused_behind_a_pooler_before_it_sets_anything(
     pooler: Pooler, name: str, tmp_path: Path
 ) -> None:
-    """pg_dump empties the search path, and whoever is handed the same session next would find no table."""
+    """pg_dump empties the search path, and the next client of the same session would find no table."""
     owner = pooler.url("valence_owner", name)
     for use in (
         lambda: dump(owner, tmp_path / "dump"),
@@ -142,7 +142,7 @@ async def test_timeouts_come_from_the_role_behind_a_pooler(pooled: str) -> None:
 
 
 async def test_notices_come_over_the_direct_url(server: TestServer, name: str, pooled: str) -> None:
-    # By notice alone: nobody would wait an hour for the other way.
+    # By NOTIFY alone: the poll comes after an hour.
     async with (
         open_database(pooled, direct_url=direct(server, name)) as database,
         following(database, poll=3600) as next_number,
@@ -187,7 +187,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 @pytest.fixture(scope="module")
 def encrypted(server: TestServer, authority: Authority) -> Iterator[Pooler]:
     key, certificate = authority.certify("localhost")
-    # By session, which is what a server itself does: MLflow prepares its statements.
+    # In session mode, as without a pooler: MLflow prepares its statements.
     lines = {"pool_mode": "session", "default_pool_size": "40"}
     lines |= {"client_tls_sslmode": "require", "client_tls_protocols": "secure"}
     files = {"client_tls_key_file": key, "client_tls_cert_file": certificate}

@@ -1,4 +1,4 @@
-"""A read replica: searches and lists go there, and what was just written is still found."""
+"""A read replica: it serves searches and lists, and what was just written is still found."""
 
 import psycopg
 import pytest
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 async def test_a_lagging_replica_leaves_what_was_just_written_readable(
     server: TestServer, url: str, role_urls: RoleUrls
 ) -> None:
-    """The replica is a copy of before, which is what one that lags is."""
+    """The replica is an earlier copy, like one that lags."""
     copy = f"{role_urls.database}_copy"
     with psycopg.connect(server.server.url("postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {copy} TEMPLATE {role_urls.database}")

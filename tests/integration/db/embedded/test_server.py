@@ -1,4 +1,4 @@
-"""The embedded server: who gets in, and what it survives."""
+"""The embedded server: who can connect, and which failures it survives."""
 
 import os
 import pwd
@@ -24,7 +24,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as oth
 
 @pytest.fixture(scope="module")
 def initialised() -> Iterator[Path]:
-    """A home whose server has never run, to be copied: setting one up takes seconds."""
+    """Return a home whose server has never run, to be copied: setting one up takes seconds."""
     folder = Path(tempfile.mkdtemp(prefix="valence-embedded-"))
     folder.chmod(0o755)
     EmbeddedPostgres(folder).initialise()
@@ -34,14 +34,14 @@ def initialised() -> Iterator[Path]:
 
 @pytest.fixture
 def home(initialised: Path, empty: Path) -> Path:
-    """A home that is set up."""
+    """Return a home that is set up."""
     subprocess.run(["cp", "-a", initialised / "postgres", empty / "postgres"], check=True)
     return empty
 
 
 @pytest.fixture
 def empty() -> Iterator[Path]:
-    """A home that other users may enter, as a service's is."""
+    """Return a home that other users can enter, like a service's."""
     folder = Path(tempfile.mkdtemp(prefix="valence-embedded-"))
     folder.chmod(0o755)
     yield folder
@@ -64,10 +64,10 @@ def processes(home: Path) -> list[psutil.Process]:
 
 
 def kill_everything(home: Path) -> None:
-    """As a power cut would."""
+    """Kill all processes at once, like a power cut."""
     victims = processes(home)
     for victim in victims:
-        # A child sees that its parent has died, and ends by itself.
+        # A child notices that its parent has died, and ends.
         with suppress(psutil.NoSuchProcess):
             victim.kill()
     psutil.wait_procs(victims, timeout=10)
@@ -136,7 +136,7 @@ def test_another_user_can_not_connect_and_the_platform_s_user_can(home: Path) ->
             check=False,
         )
         assert found.returncode == 42
-        # Even with the folder open, peer authentication refuses.
+        # Even with an open folder, peer authentication refuses.
         for folder in (socket, socket / ".s.PGSQL.5432"):
             folder.chmod(0o777)
         psql = _psql()

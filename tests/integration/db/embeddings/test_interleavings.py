@@ -1,8 +1,8 @@
-"""Any interleaving of writes, moves, deletes, kills and searches shows each live text once.
+"""Any interleaving of writes, merges, deletes, kills and searches shows each live text once.
 
-Every rule runs one to a few steps: alone, killed after a statement, concurrently, or waiting for a locked text. The
-predictions stored then must follow from those stored before and from the steps' outcomes, and every search must
-show them.
+Every rule runs one to a few steps: alone, killed after one of their statements, in parallel, or behind a session that
+locks a text. The table of predictions must then follow from its content before and from the steps' results, and every
+search must show what the table says.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ State: TypeAlias = Literal["live", "erased", "absent"]
 
 @dataclass(frozen=True)
 class Made:
-    """A prediction: whose it is, and of which text."""
+    """A prediction: its user, and its text."""
 
     user: int
     text: int
@@ -55,7 +55,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Step(ABC):
-    """Something that is done with the database."""
+    """An operation on the database."""
 
     # The errors that it may raise without a kill; the state in which it leaves its predictions; its most statements.
     quiet = ()
@@ -63,7 +63,7 @@ class Step(ABC):
     length = 2
 
     def aimed(self, live: list[int]) -> "Step":
-        """The same about texts that are live: its numbers are places in their list."""
+        """Return this step for live texts: its numbers are indexes into their list."""
         return self
 
     @abstractmethod
@@ -123,7 +123,7 @@ class EraseUser(Step):
 
 @dataclass(frozen=True)
 class Expire(Step):
-    """Predictions are removed and their texts stay, like at the drop of a month."""
+    """Retention drops a month: predictions go, their texts stay."""
 
     leaves = "absent"
     texts: frozenset[int]
@@ -158,7 +158,7 @@ class Roll(Step):
 
 @dataclass(frozen=True)
 class Index(Step):
-    # It gives up after a moment if a writer doesn't end.
+    # It gives up soon if a writer doesn't end.
     quiet = (Unavailable,)
     length = 9
 
@@ -176,7 +176,7 @@ class Merge(Step):
 
 @dataclass(frozen=True)
 class Drop(Step):
-    # It gives up after a moment if somebody reads the table.
+    # It gives up soon if a session reads the table.
     quiet = (Unavailable,)
     length = 4
 
@@ -196,7 +196,7 @@ class Search(Step):
 
 
 class Run:
-    """A step under way: what it writes and finds, and how it ended."""
+    """A step in progress: what it writes and finds, and how it ended."""
 
     def __init__(self, ground: "Interleavings", step: Step, *, at: int = 0) -> None:
         self.step = step.aimed(sorted(_live(ground.predictions)))
@@ -214,7 +214,7 @@ class Run:
         await self._script.wait_until_blocked(self._watcher)
 
     async def end(self, end: End = "goes on") -> None:
-        """Lets it go on, or ends it where it stands; then whether it says that it did what it should."""
+        """Let the step continue, or end it; return whether it reports success."""
         cut = end != "goes on" and not self.done
         await self._script.end(self._watcher, end)
         task = self._script.task
@@ -238,13 +238,13 @@ REMOVAL = st.one_of(
 )
 SEARCH = st.builds(Search, NUMBER, st.integers(1, len(TEXTS) + 1), st.booleans())
 STEP = st.one_of(MOVE, WRITE, REMOVAL, SEARCH)
-# A step, and after which of its statements it stands still.
+# A step, and the statement after which it stops.
 HELD = STEP.flatmap(lambda step: st.tuples(st.just(step), st.integers(1, step.length)))
 END: st.SearchStrategy[End] = st.sampled_from(["goes on", "killed", "cancelled"])
 
 
 class Interleavings(RuleBasedStateMachine):
-    """`predictions`: those that there should be; None: erased."""
+    """`predictions`: the expected ones; None: erased."""
 
     def __init__(self, server: TestServer) -> None:
         super().__init__()
@@ -280,7 +280,7 @@ class Interleavings(RuleBasedStateMachine):
 
     @initialize()
     def fill(self) -> None:
-        """Four indexed segments of one size, so that there is something to merge."""
+        """Create four indexed segments of one size, so that there is something to merge."""
         for text in range(0, 8, 2):
             self.seal(Write(((text % 4 // 2, (text, text + 1)),)))
 
@@ -290,18 +290,18 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule(write=WRITE)
     def seal(self, write: Write) -> None:
-        """A further indexed segment."""
+        """Create a further indexed segment."""
         for step in (write, Roll(), Index()):
             self._run(self._alone(step))
 
     @rule(held=HELD, end=END)
     def cut(self, held: tuple[Step, int], end: End) -> None:
-        """A step is ended after one of its statements; one that has fewer comes to its own end."""
+        """End a step after one of its statements; a step with fewer statements ends by itself."""
         self._run(self._beside(*held, [], end))
 
     @rule(held=HELD, other=STEP, end=END)
     def beside(self, held: tuple[Step, int], other: Step, end: End) -> None:
-        """One step stands still after a statement while another gets as far as it can."""
+        """Stop one step after a statement, while another continues as far as it can."""
         self._run(self._beside(*held, [other], end))
 
     @rule(
@@ -320,9 +320,9 @@ class Interleavings(RuleBasedStateMachine):
         end=st.just("goes on") | END,
     )
     def behind(self, text: int, write: Write, again: bool, steps: list[Step], end: End) -> None:
-        """A writer waits for a text that somebody holds, while the segments move on and others come, or come to wait.
+        """Let a writer wait for a locked text, while segments merge and others come, or wait too.
 
-        `again`: the first of them writes what the one that waits does.
+        `again`: the first of the others writes the same as the waiting writer.
         """
         live = sorted(_live(self.predictions))
         if live:
@@ -365,7 +365,7 @@ class Interleavings(RuleBasedStateMachine):
         await self._settle([late, *others])
 
     async def _settle(self, runs: list[Run]) -> None:
-        """Check that the stored rows follow from those before and the runs' outcomes; take them as the new state."""
+        """Check that the stored rows follow from the earlier ones and the runs' results; expect them from now on."""
         before, after = self.predictions, await self._stored(runs)
         made = {each: what for run in runs for each, what in run.made.items()}
         assert after.keys() <= before.keys() | made.keys()
@@ -384,7 +384,7 @@ class Interleavings(RuleBasedStateMachine):
             if run.ended:
                 assert states <= {"live"}
         self.predictions = after
-        # There all the time, or at some time.
+        # Stored all the time, or at some time.
         steady = _live({each: what for each, what in before.items() if after.get(each) is not None})
         seen = _live(before) | _live(dict(made))
         for run in runs:
@@ -426,7 +426,7 @@ class Interleavings(RuleBasedStateMachine):
         await self._lie(set(vectors))
 
     async def _lie(self, with_vector: set[UUID]) -> None:
-        """Check that each text has one vector, in a searched segment, and an erased text has none anywhere."""
+        """Check the vectors' places: one a text in searched segments; none of an erased text anywhere."""
         rows = await (
             await self.watcher.execute("SELECT id FROM text_inputs WHERE id <> %s ORDER BY id", (NIL_ID,))
         ).fetchall()
@@ -453,7 +453,7 @@ class Interleavings(RuleBasedStateMachine):
         assert sorted(segments) == tables
 
     def _judge(self, step: Search, found: Neighbours, *, steady: set[int], seen: set[int]) -> None:
-        """`steady`: texts that were there all the time; `seen`: those that were there at some time."""
+        """Check a search: `steady` texts were stored all the time, `seen` ones at some time."""
         numbers = [NUMBERS[each.text_id] for each in found.results]
         assert len(set(numbers)) == len(numbers) <= step.k
         assert set(numbers) <= seen
@@ -477,14 +477,14 @@ def _state(predictions: dict[UUID, Made | None], each: UUID) -> State:
 
 
 def _disputed(made: Made, runs: list[Run]) -> bool:
-    """Whether another step beside its writing was about it."""
+    """Return whether another step was about the same text while this one wrote."""
     return any(run.step.about(made) for run in runs)
 
 
 def test_any_interleaving_shows_each_live_text_once(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Indexes are used however small, erasures take several steps, and the nearest scanned rows may not be enough.
+    # Small indexes are used, erasures take several steps, and the nearest scanned rows may not be enough.
     monkeypatch.setattr("db.search.similarity._STEP", 0.0)
     monkeypatch.setattr("db.search.similarity._REACH", 1)
     monkeypatch.setattr("db.search.similarity._LEAST_REACH", 3)

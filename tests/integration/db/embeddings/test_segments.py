@@ -1,4 +1,4 @@
-"""Segments: each vector is in one of them at every moment, even after a kill."""
+"""Segments: each vector is in one of them at every moment, even if a process is killed."""
 
 import asyncio
 import contextlib
@@ -67,7 +67,7 @@ async def test_many_at_once_roll_once_and_index_once(database: Database) -> None
 
 
 async def indexed(database: Database, rows: int) -> list[UUID]:
-    """A further indexed segment of the space; its texts."""
+    """Create a further indexed segment of the space; return its texts."""
     segments, texts = Segments(database, SPACE), [new_text() for _ in range(rows)]
     await new_writer(database).commit([new_submission(await new_key(database), texts)])
     await segments.roll(1)
@@ -114,7 +114,7 @@ async def test_a_large_graph_has_more_neighbours(database: Database, monkeypatch
 async def test_what_is_erased_or_late_while_segments_are_merged_is_as_it_was_told(
     url: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the copy and the end of a merge a text is erased, and a writer that was slow commits."""
+    """Between the copy and the end of a merge, a text is erased and a slow writer commits."""
     segments = Segments(database, SPACE)
     ids = [text_id for _ in range(4) for text_id in await indexed(database, 20)]
     late = new_text()
@@ -136,7 +136,7 @@ async def test_what_is_erased_or_late_while_segments_are_merged_is_as_it_was_tol
 async def test_what_is_erased_while_a_merge_comes_to_its_end_is_in_no_segment(
     url: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An erasure that waits for the old segments knows nothing of the one that takes their place."""
+    """An erasure that waits for the old segments doesn't know the one that replaces them."""
     segments = Segments(database, SPACE)
     ids = [text_id for _ in range(4) for text_id in await indexed(database, 5)]
     attach, ending, going = db.embeddings.segments._attach, asyncio.Event(), asyncio.Event()

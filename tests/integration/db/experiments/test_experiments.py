@@ -1,4 +1,4 @@
-"""Experiments: who may change what when, and what their arms are counted to have done."""
+"""Experiments: permitted changes of their state, and the counts of their arms."""
 
 import asyncio
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Evaluations in a real database: one at a time, taken up again after a death, ended once."""
+"""Evaluations in a real database: one at a time, restarted after a death, finished once."""
 
 import asyncio
 from uuid import uuid4

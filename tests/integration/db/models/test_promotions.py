@@ -1,4 +1,4 @@
-"""The history of champions in a real database: one change at a time, settled once, never rewritten."""
+"""The history of champions in a real database: one change at a time, finished once, never rewritten."""
 
 import asyncio
 from datetime import timedelta
@@ -22,7 +22,7 @@ def change(old: str | None, new: str | None, act: Act = Act.PROMOTE, **more: obj
 
 
 async def done(history: PromotionRepository, new: NewPromotion) -> Promotion:
-    """A change that happened."""
+    """Record a change that happened."""
     async with history.lock(new.model) as held:
         return await held.record(new)
 

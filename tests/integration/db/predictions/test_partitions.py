@@ -1,4 +1,4 @@
-"""Partitions: they exist before they are needed, with several makers at once too."""
+"""Partitions: created before they are needed, by any process, any number of times."""
 
 import asyncio
 from datetime import UTC, datetime

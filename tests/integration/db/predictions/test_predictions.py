@@ -1,4 +1,4 @@
-"""Stored predictions: by id, by filters, page by page, each holder his own."""
+"""Stored predictions: by id, by filters, in pages, each holder only his own."""
 
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4

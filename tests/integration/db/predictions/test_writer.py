@@ -1,4 +1,4 @@
-"""The writer: everything or nothing, once, whatever comes between."""
+"""The writer: all or nothing, exactly once, in spite of kills, locks and repetitions."""
 
 import asyncio
 from typing import Any

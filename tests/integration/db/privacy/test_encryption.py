@@ -1,4 +1,4 @@
-"""Encrypted columns in real PostgreSQL: nothing in plain anywhere, everything readable, keys changed under writers."""
+"""Encrypted columns in real PostgreSQL: nothing in plain text, everything readable, keys rotated under writers."""
 
 import asyncio
 import hashlib
@@ -77,7 +77,7 @@ async def judged(
 
 
 async def filled(database: Database, text: str, comment: str, answer: str) -> tuple[Key, Submission]:
-    """A prediction of a text with feedback, both with answers that are kept for repetitions."""
+    """Store a prediction of a text with feedback, and an idempotent answer for each."""
     key = await new_key(database)
     kept = new_idempotency(key, "predict", answer=answer.encode())
     sent = new_submission(key, [new_text(text)], idempotency=kept)
@@ -87,7 +87,7 @@ async def filled(database: Database, text: str, comment: str, answer: str) -> tu
 
 
 async def said(database: Database, key: Key, sent: Submission) -> tuple[str, str | None, bytes, bytes]:
-    """Text, comment and the two answers, as they are read."""
+    """Return the text, the comment and the two answers as the repositories read them."""
     found = await PredictionRepository(database).get(sent.predictions[0].id)
     kept = IdempotencyRepository(database)
     answers = [await kept.find(key.holder_id, "/v1/predict", name) for name in ("predict", "judge")]
@@ -113,7 +113,7 @@ async def test_with_a_key_neither_sql_nor_a_dump_nor_the_files_hold_what_people_
     ]
     async with open_database(url, cipher=OLD) as database:
         key, sent = await filled(database, *secrets)
-        # Once more, for what is written when a row is there already.
+        # Once more, for the values that are written when a row exists already.
         assert isinstance((await new_writer(database).commit([sent]))[0], Replayed)
         await judged(database, key, sent.predictions[0].id, secrets[1])
         await run_sql(database, "ANALYZE")
@@ -121,7 +121,7 @@ async def test_with_a_key_neither_sql_nor_a_dump_nor_the_files_hold_what_people_
         assert (text, comment, answer.decode(), json.loads(kept)) == (*secrets, secrets[1])
     for content in (read_tables(url), dump_database(url)):
         assert str(sent.predictions[0].id) in content
-        # Nor the digest of a request, by which a guess of it could be tested.
+        # Nor the digest of a request, which would let a guess be tested.
         for secret in (*(secret.encode() for secret in secrets), hashlib.sha256(b"body").digest()):
             assert secret.decode("latin-1") not in content
             assert secret.hex() not in content
@@ -235,7 +235,7 @@ async def test_a_value_of_another_row_is_refused_by_name_and_harms_no_other_requ
         assert isinstance(outcomes[1].error, Unreadable)
         assert outcomes[2] == Replayed(status=201, answer=b"b")
 
-        # What can't be read is left as it is and named, and its key stays wanted; it can still be erased.
+        # An unreadable value is left and named, and its key is still needed; it can still be erased.
         async with open_database(url, cipher=BOTH) as turning:
             done = await KeyRotation(turning).run(quiet)
             assert held(done) == {"two": (2, 0, 1), "one": (1, 0, 1)}
@@ -263,7 +263,7 @@ async def test_keys_that_are_missing_or_others_are_refused_at_start_by_their_ids
         await database.open()
     await database.close()
     async with open_database(url, cipher=OLD) as database:
-        # Who was refused has left nothing behind.
+        # A refused process has left nothing.
         assert await run_sql(database, "SELECT id FROM text_keys") == [("one",)]
 
 
@@ -305,7 +305,7 @@ async def test_keys_change_while_others_write_and_nothing_is_lost(url: str) -> N
                     await judged(database, key, sent.predictions[0].id, comment)
                 comments[sent.predictions[0].id] = comment
 
-        # Whichever rotation comes upon a moment without a value under it.
+        # Either rotation may find no value under it.
         let_go: list[str] = []
 
         async def rotate(rounds: int) -> None:
@@ -321,12 +321,12 @@ async def test_keys_change_while_others_write_and_nothing_is_lost(url: str) -> N
         beside = [
             asyncio.create_task(each) for each in (write(before, 0), write(after, 1), write(after, 2), read())
         ]
-        # Two at once do no harm either.
+        # Two at once are harmless, too.
         await asyncio.gather(rotate(2), rotate(2))
         ended.set()
         await asyncio.gather(*beside)
 
-        # Nobody writes by the old key any more.
+        # No process writes with the old key any more.
         done = await KeyRotation(after).run(quiet)
         assert set(held(done)) == {"two"}
         assert held(done)["two"] == (60, len(comments), await count_rows(after, "idempotency"))
@@ -380,7 +380,7 @@ async def test_an_erasure_finds_comments_and_answers_that_it_cannot_read(url: st
             database, "SELECT count(*) FROM feedback WHERE sealed IS NOT NULL OR comment IS NOT NULL"
         ) == [(1,)]
         assert (await said(database, bystander_key, bystander))[:2] == ("to stay", "its comment too")
-        # The account of the erased is no text: what is nobody's is under no key.
+        # The account of erased users holds no text, so no key is needed.
         assert held(await KeyRotation(database).run(quiet)) == {"one": (1, 1, 2)}
         assert key.holder_id != bystander_key.holder_id
 

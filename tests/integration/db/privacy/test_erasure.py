@@ -1,4 +1,4 @@
-"""Erasure: what was said is nowhere any more, what was counted still counts, and nobody else loses anything."""
+"""Erasure: the content is nowhere any more, the counts stay, and nobody else loses anything."""
 
 import asyncio
 import json
@@ -66,7 +66,7 @@ async def judge(database: Database, key: Key, prediction_id: UUID, comment: str 
 
 
 def answered(sent: Submission, key: Key) -> Submission:
-    """The same with an answer that is kept for repetitions, as the API renders it."""
+    """Return the submission with an idempotent answer, as the API renders it."""
     rendered = [
         {"id": str(row.id), "text_id": str(row.text_id), "unit": row.unit} for row in sent.predictions
     ]
@@ -74,7 +74,7 @@ def answered(sent: Submission, key: Key) -> Submission:
 
 
 def near(vector: "np.ndarray", cosine: float) -> "np.ndarray":
-    """A unit vector at this cosine to another one."""
+    """Return a unit vector at this cosine to another one."""
     aside = unit_vectors(1, seed=99)[0]
     aside -= (aside @ vector) * vector
     aside /= np.linalg.norm(aside)
@@ -164,7 +164,7 @@ async def test_a_text_is_erased_whoever_sent_it_and_what_is_near_is_named(databa
     assert receipt.shared == 0
     again = await erasures(database).erase_text(text.id, actor=None)
     assert set(again.erased.as_dict().values()) == {0}
-    # Sent anew, it is stored anew.
+    # A text that is sent again is stored again.
     await new_writer(database).commit([new_submission(keys[0], [text])])
     assert (await erasures(database).erase_text(text.id, actor=None)).erased.texts == 1
 
@@ -259,7 +259,7 @@ async def test_feedback_that_comes_during_an_erasure_is_erased_or_refused(
     await new_writer(database).commit([sent])
     identity = sent.predictions[0].id
     async with await psycopg.AsyncConnection.connect(url) as beside:
-        # A judgement that is under way holds its prediction; the erasure waits for it and takes it along.
+        # Feedback in progress locks its prediction; the erasure waits for it and erases it, too.
         await beside.execute("SELECT id FROM predictions WHERE id = %s FOR KEY SHARE", (identity,))
         erasing = asyncio.create_task(erasures(database).erase_text(sent.texts[0].id, actor=None))
         await wait_for_lock(database)
@@ -315,7 +315,7 @@ async def test_writers_and_searches_beside_erasures_lose_nothing_and_see_each_te
         erased
         == (await run_sql(database, "SELECT count(*) FROM predictions WHERE text_id = %s", NIL_ID))[0][0]
     )
-    # Whole or gone: every text has its vector, and a prediction that names it.
+    # Complete or gone: every text has its vector, and a prediction that names it.
     assert (
         await run_sql(
             database,
@@ -342,7 +342,7 @@ async def test_neither_sql_nor_a_dump_nor_the_data_files_hold_what_was_erased(
         await judge(database, key, mine.predictions[0].id, secrets[1])
         await run_sql(database, "ANALYZE")
         needles = [secret.encode() for secret in secrets]
-        # A vector lies on its page as it came.
+        # A vector's bytes are stored unchanged on its page.
         needles.append(text.embedding)
         assert find_in_files(server, needles) == needles
 
@@ -359,7 +359,7 @@ async def test_neither_sql_nor_a_dump_nor_the_data_files_hold_what_was_erased(
     assert find_in_files(server, needles) == []
 
 
-# The account stays, and that it was erased is on record.
+# The account stays, and the audit log records the erasure.
 _ABOUT = ("users", "audit_log")
 
 

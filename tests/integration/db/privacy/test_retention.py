@@ -1,4 +1,4 @@
-"""Retention: whole months go when all in them is over, and texts that nothing names; nothing else does."""
+"""Retention: whole months are dropped once all in them has expired, and texts that nothing names; nothing else."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -28,7 +28,7 @@ NOW = datetime.now(UTC)
 
 
 async def predicted(database: Database, key: Key, at: datetime, text=None) -> UUID:
-    """A prediction of that time, with feedback; its text came then."""
+    """Store a prediction of that time, with feedback and its text."""
     await Partitions(database).ensure(at, months_ahead=0)
     text = text or new_text()
     identity = UUID(int=uuid7_floor(at).int | hash(text.id) & 0xFFFF_FFFF)
@@ -55,7 +55,7 @@ async def test_the_oldest_month_goes_with_its_feedback_once_all_in_it_is_over(da
     key = await new_key(database)
     old, recent = await predicted(database, key, LONG_AGO), await predicted(database, key, NOW)
     partitions = Partitions(database)
-    # The 31st is still wanted.
+    # The 31st hasn't expired.
     assert await partitions.drop(datetime(2025, 3, 31, tzinfo=UTC), NOW) == datetime(2025, 2, 1, tzinfo=UTC)
     assert await partitions.drop(datetime(2025, 3, 31, tzinfo=UTC), NOW) is None
     assert await partitions.drop(datetime(2025, 4, 1, tzinfo=UTC), NOW) == datetime(2025, 3, 1, tzinfo=UTC)

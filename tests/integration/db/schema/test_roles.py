@@ -1,4 +1,4 @@
-"""Owner, application, reader: each does its work, and each forbidden thing is refused, by trying."""
+"""Owner, application, reader: each does its work, and each forbidden action is tried and refused."""
 
 import json
 import sys
@@ -43,7 +43,7 @@ async def test_the_reader_serves_searches_and_lists(role_urls: RoleUrls) -> None
 DDL = (
     "DROP TABLE feedback",
     "DROP TABLE embeddings",
-    # Whose row says that it is in use.
+    # Its row says that it is in use.
     "SELECT drop_segment(max(id)) FROM segments",
     "DROP SCHEMA public CASCADE",
     "DROP FUNCTION refuse_change() CASCADE",
@@ -97,7 +97,7 @@ WRITES = (
 
 
 def refused(url: str, statement: str, *, writable: bool = False) -> None:
-    """Tried for itself, by a session that allows itself what only the role's own settings forbid."""
+    """Check that a statement is refused, even in a session that lifts its own read-only setting."""
     with psycopg.connect(url, autocommit=True) as connection:
         if writable:
             connection.execute("SET default_transaction_read_only = off")
@@ -223,10 +223,10 @@ def test_only_who_owns_the_schema_makes_roles(role_urls: RoleUrls) -> None:
 
 
 def test_an_administrator_who_is_no_superuser_makes_them_too(server: TestServer) -> None:
-    """As on managed servers: a role that may make roles, and owns its database."""
+    """On managed servers the administrator can create roles, and owns its database."""
     superuser = server.empty()
     with psycopg.connect(superuser, autocommit=True) as connection:
-        # Which only a superuser can.
+        # Only a superuser can do this.
         connection.execute("CREATE EXTENSION vector")
         connection.execute("CREATE ROLE administrator LOGIN CREATEROLE CREATEDB PASSWORD 'a'")
         connection.execute(

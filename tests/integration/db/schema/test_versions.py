@@ -1,4 +1,4 @@
-"""Migrations: up from empty, down to empty, in step with the tables, safe together; refusals by name."""
+"""Migrations: up from empty, down to empty, equal to the tables, safe in parallel; refusals with names."""
 
 from concurrent.futures import ThreadPoolExecutor
 

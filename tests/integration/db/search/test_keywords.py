@@ -1,4 +1,4 @@
-"""Search by words in real PostgreSQL: what a web search means by them, by filters and holders, in bounds."""
+"""Keyword search in real PostgreSQL: web-search syntax, filters, holders and bounds."""
 
 from uuid import UUID
 

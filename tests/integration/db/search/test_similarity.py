@@ -1,4 +1,4 @@
-"""Similarity search against brute force in numpy: filters, scopes, plans, and never short of k."""
+"""Similarity search against brute force in numpy: filters, scopes, plans, and always k results."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -38,7 +38,7 @@ ROWS = 2400
 
 @dataclass(kw_only=True)
 class World:
-    """The stored rows, as plain values."""
+    """The stored rows as plain values."""
 
     similarity: SimilarityRepository
     key: Key
@@ -58,7 +58,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def stored(server: TestServer) -> Iterator[tuple[str, World]]:
-    """2,400 texts in three segments (two indexed, one open), with two predictions each and a shadow."""
+    """Store 2,400 texts in three segments (two indexed, one open), with two predictions each and a shadow."""
 
     async def fill(url: str) -> World:
         async with open_database(url) as database:

@@ -120,7 +120,7 @@ def copy(made: Made, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
-    """`valence …` in a home of its own: exit code, stdout, stderr."""
+    """Run `valence …` in its own home; return exit code, stdout, stderr."""
     for name in Settings.model_fields:
         monkeypatch.delenv(variable(name), raising=False)
     monkeypatch.setenv("VALENCE_HOME", str(tmp_path / "home"))

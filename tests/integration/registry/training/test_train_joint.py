@@ -28,7 +28,7 @@ from tests.support.tiny import TINY_SPACE, examples, sentences
 
 PLAN = JointPlan(
     epochs=8,
-    # With more, tiny matrices wait for threads most of the time.
+    # More threads slow tiny matrices down.
     threads=1,
     batch=32,
     rank=4,
@@ -48,12 +48,12 @@ TEXTS = sentences(60)
 
 
 class Killed(Exception):
-    """The run ends here."""
+    """The end of the run."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _lenient() -> None:
-    """Random weights quantise worse than trained ones."""
+    """Accept a worse agreement: random weights quantise worse than trained ones."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_selection, "SPACE_COSINE_MEAN", 0.9)
         patch.setattr(engine_selection, "SPACE_COSINE_WORST", 0.6)
@@ -67,7 +67,7 @@ def original(encoder_bundle: Bundle) -> Encoder:
 
 @pytest.fixture(scope="module")
 def built() -> dict[str, Bundle]:
-    """Merged encoders by identity; equal ones are built once."""
+    """Build merged encoders by digest; equal ones once."""
     return {}
 
 
@@ -100,7 +100,7 @@ def train(source: SentenceEncoderSource, original: Encoder, built: dict[str, Bun
 
 @pytest.fixture(scope="module")
 def steps() -> list[str]:
-    """Hold what `trained` reported of its progress."""
+    """Keep the progress that training reported."""
     return []
 
 

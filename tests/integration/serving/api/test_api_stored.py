@@ -1,4 +1,4 @@
-"""The API over a real database: what is acknowledged is there, what is refused leaves no trace."""
+"""The API over a real database: acknowledged requests are stored, refused ones leave no trace."""
 
 import asyncio
 import json

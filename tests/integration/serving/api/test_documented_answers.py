@@ -1,7 +1,6 @@
-"""The whole API against its own document, over a real database that is thrown away.
+"""The whole API against its own document, over a real database that is dropped afterwards.
 
-No answer may be a server error, or have a status, a content type or a body that the document does not
-describe.
+No answer may be a server error, or have a status, a content type or a body that the document does not describe.
 """
 
 import asyncio
@@ -20,14 +19,14 @@ from tests.support import breadth
 from tests.support.app import Platform, fake_platform, stored_platform
 from tests.support.postgres import TestServer
 
-# What a schema can't say: these must name what exists, or be a vector with a direction, or leave one together.
+# A schema can't say that these must name an existing thing, be or sum to a non-zero vector.
 PARTICULAR = ("user_id", "cursor", "embedding", "like", "unlike")
-# Nor this: the shares of a ramp rise, and there are at least as many units at the end as at the beginning.
+# Nor that the shares of a ramp rise, and that units don't become fewer.
 ORDERED = ("ramp", "max_units")
 
 
 def beyond_the_document(case: schemathesis.Case) -> bool:
-    """Whether a request may be refused although it fits its schema; a tensor's shape must fit its data."""
+    """Return whether a request that fits its schema may be refused; a tensor's shape must fit its data."""
     given = {**(case.query or {}), **(case.body if isinstance(case.body, dict) else {})}
     policy = given.get("policy")
     return (
@@ -38,7 +37,7 @@ def beyond_the_document(case: schemathesis.Case) -> bool:
 
 
 class Forwarded:
-    """The application in the loop that its database lives in; until there is one, the document alone."""
+    """The application in its database's event loop; until there is one, only the document."""
 
     def __init__(self) -> None:
         self.app: FastAPI | None = None

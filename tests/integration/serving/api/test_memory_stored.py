@@ -1,4 +1,4 @@
-"""What the memory is good for, over a real database: the same answers as over fakes, from real vectors."""
+"""Search and second opinions over a real database: the same answers as over fakes, from real vectors."""
 
 from collections.abc import AsyncIterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""Two judges of one experiment, as there are while an upgrade runs beside what it replaces."""
+"""Two policy runners of one experiment, as during an upgrade."""
 
 import asyncio
 from uuid import UUID
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Met:
-    """Evidence that no judge gets before both have asked for it."""
+    """Counts that no policy runner gets before both have asked for them."""
 
     def __init__(self, counts: ExperimentCounts) -> None:
         self._counts = counts

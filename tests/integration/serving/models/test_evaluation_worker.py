@@ -1,4 +1,4 @@
-"""Evaluations from the request to the report: real MLflow, real database, real bundles, a process of its own."""
+"""Evaluations from the request to the report: real MLflow, real database, real bundles, a separate process."""
 
 import asyncio
 import json
@@ -45,14 +45,14 @@ FEW = HeldOutSet(examples=HeldOutSet.load_builtin().examples[::40])
 
 @pytest.fixture
 def model(registry: ModelRegistry) -> str:
-    """A model of its own, whose versions are judged on few texts."""
+    """Return a new model whose versions are evaluated on few texts."""
     name = f"model-{uuid4().hex[:8]}"
     registry.put_held_out(FEW, model=name)
     return name
 
 
 async def predictions(database: Database, model: str, texts: int) -> None:
-    """Stored texts, every fifth judged."""
+    """Store texts, every fifth with feedback."""
     key = await new_key(database)
     vectors = unit_vectors(texts)
     made = new_submission(
@@ -77,7 +77,7 @@ async def evaluated(
     space: str = TINY_SPACE,
     plan: EvaluationPlan = PLAN,
 ) -> Evaluation:
-    """What became of an evaluation of this version, done in this process."""
+    """Evaluate this version in this process; return the evaluation."""
     records = EvaluationRepository(database)
     asked = await records.request(
         NewEvaluation(
@@ -236,7 +236,7 @@ Settle = Callable[[str], None]
 
 @pytest.fixture
 def settle(registry: ModelRegistry, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settle:
-    """Sets what a process of this test's platform reads, for a space."""
+    """Set what a process of this test's platform reads, for a space."""
 
     def settled(space: str) -> None:
         for name in list(os.environ):
@@ -257,7 +257,7 @@ def settle(registry: ModelRegistry, url: str, tmp_path: Path, monkeypatch: pytes
 def runner_of(
     database: Database, registry: ModelRegistry, model: str, launch: Launch = run_evaluation
 ) -> Runner:
-    """Evaluations of a model whose versions are all ready."""
+    """Return the evaluation runner of a model whose versions are all ready."""
     versions = {
         record.version: CatalogEntry(record=record, state=VersionState.READY)
         for record in registry.versions(model)
@@ -299,7 +299,7 @@ async def test_a_process_of_its_own_measures_at_the_lowest_priority(
     assert ended.state == "done", ended.reason
     assert report_of(ended).held_out.texts == len(FEW.examples)
     assert 19 in nice
-    # What can't be begun is said, too.
+    # A process that can't start is reported, too.
     again = await runner.request(model, record.version, None)
     monkeypatch.setenv("DATABASE_URL", f"{url}_gone")
     assert await runner.step()
@@ -319,7 +319,7 @@ async def test_the_built_in_head_passes_against_the_lexicon_and_the_lexicon_fail
     lexicon, head_ = (registry.register(open_builtin(name), model=model) for name in ("lexicon", "head"))
     registry.set_alias(model, CHAMPION, lexicon.version)
     records, runner = EvaluationRepository(database), runner_of(database, registry, model)
-    # The champion is measured on the way.
+    # The champion is measured in the same run.
     await runner.request(model, head_.version, None)
     while await runner.step():
         pass

@@ -1,4 +1,4 @@
-"""Champions by real MLflow and a real database: deaths at every point, contests, moves by other clients."""
+"""Champions with real MLflow and a real database: deaths at every point, races, moves by other clients."""
 
 import asyncio
 import subprocess
@@ -30,7 +30,7 @@ ADA, BOB = (Caller(key_id=(key := uuid4()), holder_id=key, role=Role.ENGINEER) f
 
 
 class Case:
-    """A model with three versions, the first one champion, and whoever acts on it."""
+    """A model with three versions, the first one champion, and the services that act on it."""
 
     def __init__(self, database: Database, registry: ModelRegistry, folder: Path) -> None:
         self.database = database
@@ -50,7 +50,7 @@ class Case:
         return Catalog(models={self.model: versions})
 
     def promotions(self, *, grace: float = 60, registry: ModelRegistry | None = None) -> PromotionService:
-        """As one process has it."""
+        """Return the promotion service of another process."""
         return PromotionService(
             promotions=self.history,
             evaluations=EvaluationRepository(self.database),
@@ -144,11 +144,11 @@ async def test_a_move_by_another_client_is_recorded_once_by_several_reconcilers(
 
 
 class Interrupted(BaseException):
-    """A process ends."""
+    """The end of a process."""
 
 
 class Dying(ModelRegistry):
-    """A registry whose user dies right before or right after the alias moves."""
+    """A registry whose process dies right before or right after the alias moves."""
 
     def __init__(self, registry: ModelRegistry, *, after: bool) -> None:
         super().__init__(registry._mlflow.tracking_uri, artifact_root=registry._mlflow.artifact_root)

@@ -1,4 +1,4 @@
-"""The restore drill: what was acknowledged comes back, from dumps or up to a point in time, or nothing does."""
+"""The restore drill: all acknowledged rows come back, from dumps or up to a point in time, or none."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ def quiet(_line: str) -> None: ...
 
 @pytest.fixture
 def home() -> Iterator[Home]:
-    """Makes homes that other users may enter, as a service's are."""
+    """Return a factory of homes that other users can enter, like a service's."""
     made: list[Path] = []
 
     def make() -> Path:
@@ -70,7 +70,7 @@ def of(home: Path, *, archive: Path | None = None, key: bytes | None = KEY) -> S
 
 @asynccontextmanager
 async def running(home: Path, archive: Path | None = None) -> AsyncIterator[tuple[str, Database]]:
-    """The database of a home as the platform has it; its process ends as by `valence down`."""
+    """Run the database of a home as the platform does; its process ends as by `valence down`."""
     server = EmbeddedPostgres(home, archive=archive)
     server.start()
     try:
@@ -84,7 +84,7 @@ async def running(home: Path, archive: Path | None = None) -> AsyncIterator[tupl
 
 
 def stored(url: str, ids: list[UUID]) -> dict[str, Any]:
-    """Every column of these predictions and of what belongs to them, vectors bit by bit."""
+    """Return every column of these predictions and their related rows, vectors bit by bit."""
     statements = {
         "predictions": "SELECT p::text FROM predictions p WHERE id = ANY(%(ids)s) ORDER BY id",
         "feedback": "SELECT f::text FROM feedback f WHERE prediction_id = ANY(%(ids)s) ORDER BY prediction_id",
@@ -100,7 +100,7 @@ def stored(url: str, ids: list[UUID]) -> dict[str, Any]:
 
 
 def shape(url: str) -> dict[str, Any]:
-    """The schema: columns, constraints, indexes, triggers, and of which columns no samples are taken."""
+    """Return the schema: columns, constraints, indexes, triggers, and the columns without samples."""
     statements = {
         "columns": "SELECT attrelid::regclass::text, attname, format_type(atttypid, atttypmod), attnotnull, "
         "attstorage, attstattarget FROM pg_attribute JOIN pg_class c ON c.oid = attrelid WHERE attnum > 0 "
@@ -121,7 +121,7 @@ def all_ids(url: str) -> set[UUID]:
 
 
 def found_in(folder: Path) -> dict[str, int]:
-    """What lies in a folder, with its mode."""
+    """Return the files of a folder with their modes."""
     return {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
 
 
@@ -170,7 +170,7 @@ async def test_what_was_acknowledged_before_a_backup_under_writes_comes_back(
     assert found_in(second)["installation.key"] == 0o600
     async with running(second) as (url, database):
         assert stored(url, acknowledged) == before
-        # Those that came in between are there wholly or not at all.
+        # Rows that came in between are complete or absent.
         extra = all_ids(url) - set(acknowledged)
         assert extra <= set(meanwhile)
         assert {name: len(rows) for name, rows in stored(url, list(extra)).items() if name in ("texts", "vectors")} == {
@@ -251,7 +251,7 @@ async def test_copies_and_log_expire_but_not_the_last_copy(
 
 
 class _At:
-    """The clock at another time."""
+    """A clock at another time."""
 
     def __init__(self, moment: datetime) -> None:
         self._moment = moment

@@ -1,4 +1,4 @@
-"""Encryption through the API and the command line: clients see no difference but in what is refused by name."""
+"""Encryption through the API and the command line: clients see a difference only in requests that are refused."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ async def platform(url: str) -> AsyncIterator[Platform]:
 
 
 async def used(platform: Platform) -> str:
-    """A prediction and a judgement, each sent twice, looked up and searched for; the prediction's id."""
+    """Send a prediction and feedback, each twice; look it up and search for it; return its id."""
     async with platform.client() as client:
         sent: list[dict[str, Any]] = []
         for _ in range(2):
@@ -108,7 +108,7 @@ async def test_keys_are_made_changed_and_taken_back_by_commands(
         return int(ended.value.code or 0), printed.out, printed.err
 
     async def run(*given: str | None) -> tuple[int, str, str]:
-        # A command has an event loop of its own.
+        # A command has its own event loop.
         return await asyncio.to_thread(commanded, *given)
 
     async with stored_platform(url) as plain:

@@ -1,4 +1,4 @@
-"""`valence mlflow`: MLflow's own server over the platform's embedded database, as a process of its own."""
+"""`valence mlflow`: MLflow's own server over the platform's embedded database, in a separate process."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ from tests.support.postgres import TestServer
 
 @pytest.fixture(scope="module")
 def registry(server: TestServer) -> ModelRegistry:
-    """The registry that the platform of the server's home would have."""
+    """Return the registry that the home's platform would have."""
     home = server.server.home
     uri = ensure_sibling(server.server.create_database(DATABASE), REGISTRY_SUFFIX)
     store = ModelRegistry(uri, artifact_root=home / "artifacts")
@@ -62,7 +62,7 @@ def running(home: Path, port: int, **names: str) -> Iterator[subprocess.Popen[st
 
 
 def ended(process: subprocess.Popen[str], number: int) -> None:
-    """End it by a signal: cleanly, with all its workers, and the port is free."""
+    """End the process by a signal: it exits cleanly with all its workers, and the port is free."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     assert len(family) > 1
     process.send_signal(number)

@@ -52,7 +52,7 @@ async def test_nothing_unmasked_reaches_the_database_by_any_door(masking: Platfo
         judged = await client.post("/v1/feedback", json=given, headers={"Idempotency-Key": "two"})
         assert judged.json()["comment"] == f"wrong, says {MASKED}"
         similar = await client.post("/v1/similar", json={"text": TEXT, "k": 1})
-        # The same masked text was searched for that is stored.
+        # The search used the same masked text as the stored one.
         assert similar.json()["results"][0]["text"] == MASKED
         assert similar.json()["results"][0]["similarity"] == pytest.approx(1, abs=1e-3)
     held = read_tables(url)

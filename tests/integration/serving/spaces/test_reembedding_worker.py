@@ -1,4 +1,4 @@
-"""The re-embedding as the control runs it: real processes, a real registry, a real encoder, killed and begun again."""
+"""Re-embedding under the control: real processes, a real registry, a real encoder, kills and restarts."""
 
 import asyncio
 import os
@@ -35,7 +35,7 @@ WIDE = "tiny-384"
 def platform(
     registry: ModelRegistry, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> ModelRegistry:
-    """What a process of this test's platform reads, and an encoder that defines a space of the index's width."""
+    """Set up what a process of this test's platform reads, and an encoder with a space of the index's width."""
     folder = tmp_path / "wide"
     tiny_source(folder, dimensions=384)
     record = ensure_space_encoder(registry, folder, WIDE, work=tmp_path / "work")
@@ -56,7 +56,7 @@ def platform(
 
 
 def workers() -> list[psutil.Process]:
-    """The processes that re-embed."""
+    """Return the processes that re-embed."""
     found = []
     for child in psutil.Process().children():
         with suppress(psutil.Error):
@@ -67,7 +67,7 @@ def workers() -> list[psutil.Process]:
 
 @asynccontextmanager
 async def kept_running(spaces: SpaceRepository) -> AsyncIterator[None]:
-    """As the control does it."""
+    """Keep the worker running, as the control does."""
 
     async def launch() -> str | None:
         return await run_module("serving.spaces.reembedding_worker")
@@ -82,7 +82,7 @@ async def kept_running(spaces: SpaceRepository) -> AsyncIterator[None]:
 
 
 async def until(happened: Callable[[], Awaitable[bool]]) -> None:
-    """Waits for what another process does."""
+    """Wait for another process."""
     async with asyncio.timeout(120):
         while True:
             if await happened():

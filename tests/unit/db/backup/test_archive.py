@@ -1,4 +1,4 @@
-"""Backup files: whole or not there, checked by name, and never of a later release."""
+"""Backup files: complete or absent, checked by name, and never from a later release."""
 
 import hashlib
 import json
@@ -99,7 +99,7 @@ def test_no_flipped_bit_and_no_cut_goes_unnoticed(tmp_path: Path, data: st.DataO
     written(target, {"one": b"first" * 300, "two": b"second" * 300}, tmp_path)
     content = bytearray(target.read_bytes())
     if data.draw(st.booleans()):
-        # Behind the end there is only padding.
+        # After the end there is only padding.
         content = content[: data.draw(st.integers(0, len(content.rstrip(b"\0")) - 1))]
     else:
         with tarfile.open(target) as archive:

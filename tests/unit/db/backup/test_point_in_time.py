@@ -1,4 +1,4 @@
-"""The script that keeps the log: a segment whole or not at all, again without harm, never another in its place."""
+"""The script that archives the log: a segment is complete or absent, never replaced; repetition is harmless."""
 
 import gzip
 import subprocess

@@ -1,4 +1,4 @@
-"""Sealed values: opened at their place by their key, refused by name anywhere else; and the setting that gives keys."""
+"""Sealed values: opened in their place with their key, refused anywhere else; and the setting with the keys."""
 
 import base64
 from uuid import UUID

@@ -1,4 +1,4 @@
-"""Ids: order, bounds, times, and what a text's id gives away."""
+"""Ids: order, bounds, times, and what a text's id reveals."""
 
 from datetime import UTC, datetime, timedelta
 from uuid import UUID

@@ -22,7 +22,7 @@ MEANS = st.lists(st.sampled_from([0.0, 0.2, 1 / 3, 0.5, 2 / 3, 0.8, 1.0]), min_s
 
 
 def votes(units: int, right: int) -> ArmFeedback:
-    """Units with one judged answer each."""
+    """Return units with one judged answer each."""
     return ArmFeedback(units=units, total=right, squares=right)
 
 
@@ -132,7 +132,7 @@ def test_evidence_of_a_split_is_a_martingale(share: float) -> None:
 
 @pytest.mark.parametrize("share", [0.01, 0.5])
 def test_true_split_is_called_broken_in_at_most_one_of_a_thousand(share: float) -> None:
-    # Exact: the chances of all counts that were not called broken yet, unit after unit.
+    # Exact: the probabilities of all counts not called broken yet, unit after unit.
     chances, called = np.ones(1), 0.0
     for units in range(1, 2001):
         chances = np.append(chances * (1 - share), 0) + np.append(0, chances * share)

@@ -1,4 +1,4 @@
-"""Users and keys: what administration may do, and what it leaves behind."""
+"""Users and keys: what administrators can do, and what the audit log records."""
 
 from uuid import uuid4
 

@@ -505,7 +505,7 @@ async def test_the_document_page_needs_no_other_machine() -> None:
 
 
 async def evaluated(platform: Platform, version: str, accuracy: float) -> None:
-    """A stored report of this version."""
+    """Return a stored report of this version."""
     made = report(version, accuracy)
     wanted = NewEvaluation(
         bundle_digest=made.bundle, data_digest=made.data, model="sentiment", version=version
@@ -580,7 +580,7 @@ async def test_a_space_is_built_switched_to_and_removed(platform: Platform) -> N
         ("next", 0.4, 120, False),
     ]
     assert live.status_code == 409
-    # The platform goes over to it once its encoder runs.
+    # The platform switches once the encoder of the space runs.
     assert (switched.status_code, switched.json()["state"], switched.json()["answers"]) == (
         200,
         "live",

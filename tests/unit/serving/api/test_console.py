@@ -1,4 +1,4 @@
-"""How the console's files are sent: to anybody, under a policy that lets the page do little."""
+"""The console's files: readable without a key, under a strict content security policy."""
 
 import re
 from collections.abc import AsyncIterator

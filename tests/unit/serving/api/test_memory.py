@@ -1,4 +1,4 @@
-"""What the memory is good for, over fakes: shapes, scopes, roles, refusals."""
+"""Search, history and second opinions over fakes: shapes, scopes, roles, refusals."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace

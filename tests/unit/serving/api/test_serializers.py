@@ -1,4 +1,4 @@
-"""A stored prediction is shown with the figures that its request was answered with."""
+"""The figures of a stored prediction, equal to those of its first answer."""
 
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ from serving.api import serializers
 from serving.api.schemas.predictions import PredictionResponse
 from serving.predictions.prediction import Prediction
 
-# The exact value rounds to 0.95459, the shortest decimal that PostgreSQL tells, 0.9545905, to 0.954591.
+# The exact value rounds to 0.95459, PostgreSQL's shortest decimal, 0.9545905, to 0.954591.
 CONFIDENCE = np.float32(0.9545905)
 
 

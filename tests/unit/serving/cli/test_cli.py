@@ -158,7 +158,7 @@ ANSWERS |= {
 
 
 class Platform:
-    """A server on loopback that answers from a table and remembers what it was asked."""
+    """A server on loopback that answers from a table and keeps the requests."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, Any, str | None]] = []

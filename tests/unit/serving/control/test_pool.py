@@ -1,4 +1,4 @@
-"""The pool: how it understands the status of an application in Ray Serve."""
+"""The pool: Ray Serve's states of an application, translated for the reconciler."""
 
 from types import SimpleNamespace
 

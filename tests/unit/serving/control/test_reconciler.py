@@ -1,4 +1,4 @@
-"""The reconciler: the catalog that it publishes when versions, aliases and replicas change."""
+"""The reconciler: its catalogs when versions, aliases and replicas change."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -72,7 +72,7 @@ class FakeModelRegistry:
 
 
 class FakePool:
-    """Encoders that start at once unless `slow`, and load every version that isn't `broken`."""
+    """Replicas that start at once and load everything but broken versions, unless a test says otherwise."""
 
     def __init__(self, *running: str) -> None:
         self.encoders = {digest: EncoderState(status=EncoderStatus.RUNNING) for digest in running}
@@ -252,7 +252,7 @@ async def test_another_space_answers_once_its_encoder_runs_and_it_is_whole_and_t
     assert (before.scorer, before.embedder, before.space) == ("e", "e", "space")
     with pytest.raises(ModelNotReady):
         catalog.placement_in("elsewhere")
-    # And back, at once.
+    # And back, immediately.
     live.space = "space"
     await reconciler.reconcile()
     assert (reconciler.catalog.space, reconciler.catalog.embedder) == ("space", "e")

@@ -1,4 +1,4 @@
-"""Which database the settings name, and by which way."""
+"""The databases that the settings name, and the connections to them."""
 
 import pytest
 from pydantic import SecretStr

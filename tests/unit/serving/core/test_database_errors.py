@@ -38,7 +38,7 @@ def test_each_is_raised_as_its_translation_with_its_message(
 
 def test_an_unknown_database_error_is_internal_and_not_unavailable() -> None:
     class Unheard(db.DatabaseError):
-        """Nobody has mapped it."""
+        """An error that the table doesn't map."""
 
     for unknown in (db.DatabaseError("the database failed (Oddity)"), Unheard("odd")):
         with pytest.raises(errors.InternalError), translate_database_errors():

@@ -1,4 +1,4 @@
-"""Computing beside serving: off the loop, one at a time, a bounded number of it, its faults handed on."""
+"""Background computing: off the event loop, one at a time, bounded; its errors reach the caller."""
 
 import asyncio
 import threading
@@ -45,7 +45,7 @@ async def test_more_than_may_wait_is_refused_until_there_is_room_again(aside: Ba
     await asyncio.sleep(0)
     with pytest.raises(Overloaded):
         await aside.run(lambda: None)
-    # Whoever leaves frees no room before what was begun has ended.
+    # A caller that leaves frees its place only when its work has ended.
     held[0].cancel()
     await asyncio.gather(held[0], return_exceptions=True)
     with pytest.raises(Overloaded):

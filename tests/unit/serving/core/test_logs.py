@@ -1,4 +1,4 @@
-"""Logs: JSON lines that say which process, which request and which batch, at once and never with text."""
+"""Logs: JSON lines that name process, request and batch, immediately and never with text."""
 
 import io
 import json
@@ -95,7 +95,7 @@ async def test_a_lost_batch_names_the_requests_in_it(lines: Lines) -> None:
 
 
 class Broken:
-    """An encoder that no text agrees with."""
+    """An encoder that fails for every text."""
 
     settings = SimpleNamespace(dimensions=4)
 

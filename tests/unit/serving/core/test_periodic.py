@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Ended(Exception):
-    """The test has seen enough."""
+    """The end of the test's loop."""
 
 
 class Script:

@@ -1,4 +1,4 @@
-"""Traces: a caller's trace goes on, a batch is linked with its requests, and what is off costs nothing."""
+"""Traces: a caller's trace continues, a batch links to its requests, and disabled tracing costs nothing."""
 
 import asyncio
 import subprocess
@@ -40,7 +40,7 @@ def recorded() -> Iterator[Recorded]:
 
 
 class Calls:
-    """Answers nothing, but keeps what was asked."""
+    """A replica that keeps its calls and gives no results."""
 
     def __init__(self) -> None:
         self.questions: list[InferenceRequest] = []

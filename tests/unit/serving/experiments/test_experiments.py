@@ -1,4 +1,4 @@
-"""Experiments over HTTP, and the judge, on fakes."""
+"""Experiments over HTTP, and the policy runner, on fakes."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -164,7 +164,7 @@ async def test_what_was_not_stored_has_no_shadow(platform: Platform, client: htt
 
 
 class Promoter:
-    """Makes a challenger the champion, unless something is in the way."""
+    """A lifecycle that makes a challenger the champion, or raises a given error."""
 
     def __init__(self) -> None:
         self.champion: str | None = "2"

@@ -1,4 +1,4 @@
-"""The batcher: who is in which batch, who is refused, and that everybody gets their own answer."""
+"""The batcher: which entries form a batch, which are refused, and that each caller gets its own answer."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Room:
-    """Runs batches only when the test says so, and remembers them."""
+    """A dispatcher that runs batches only when the test says so, and keeps them."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -160,7 +160,7 @@ async def test_who_would_wait_too_long_is_refused_at_once(monkeypatch: pytest.Mo
     second = asyncio.create_task(batcher.submit(["b"]))
     third = asyncio.create_task(batcher.submit(["c"]))
     await room.until(1)
-    # One text a second: what leaves others waiting teaches the batcher its rate.
+    # One text a second: the batcher learns its rate from batches that leave others waiting.
     now = 1.0
     room.open(0)
     await room.until(2)
@@ -174,7 +174,7 @@ async def test_who_would_wait_too_long_is_refused_at_once(monkeypatch: pytest.Mo
         await room.until(batch + 1)
         room.open(batch)
     await asyncio.gather(first, second, third, fourth)
-    # Nobody waits, so the next one is admitted.
+    # The queue is empty, so the next one is admitted.
     fifth = asyncio.create_task(batcher.submit(["f"]))
     await room.until(5)
     room.open(4)

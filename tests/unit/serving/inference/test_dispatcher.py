@@ -1,4 +1,4 @@
-"""Dispatcher: scores of one encoder joined with vectors of another, each text with its own."""
+"""The dispatcher: scores of one encoder joined with vectors of another, each text with its own."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ TEXTS = ["good one", "bad one", "a thing that is neither", "great", "broke", "lo
 
 
 class OtherSpace(FakeEncoderClient):
-    """Scores well, but its vectors are no use."""
+    """An encoder that scores well, but whose vectors are unusable."""
 
     async def infer(self, items: Sequence[InferenceItem], *, bulk: bool) -> Sequence[Inference | Exception]:
         results = await super().infer(items, bulk=bulk)

@@ -1,4 +1,4 @@
-"""A version opened alone: answers in order, or no answer at all; vectors compared."""
+"""A version opened alone: answers in order, or none; vectors compared."""
 
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ WORDS = {"bad": 0, "plain": 1, "good": 2}
 
 
 class Backwards:
-    """An encoder that gives its micro-batches in another order than the texts."""
+    """An encoder that returns its micro-batches in another order than the texts."""
 
     settings: Any = SimpleNamespace(dimensions=4)
     digest = "e" * 64

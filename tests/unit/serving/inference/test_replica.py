@@ -1,4 +1,4 @@
-"""Both ends of the remote call, with an encoder and heads that are easy to foretell."""
+"""Both ends of the remote call, with a predictable encoder and predictable heads."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 
 class LengthEncoder:
-    """A text's vector points in the direction of its length; micro-batches of two, everything in reverse order."""
+    """An encoder whose vectors encode a text's length; micro-batches of two, in reverse order."""
 
     settings = SimpleNamespace(dimensions=4)
 
@@ -51,7 +51,7 @@ class LengthEncoder:
 
 
 class ConstantHead:
-    """Gives everybody the same scores, or none."""
+    """A head that gives every text the same scores, or none."""
 
     def __init__(self, scores: Sequence[float]) -> None:
         self._scores = np.array(scores, np.float32)
@@ -61,7 +61,7 @@ class ConstantHead:
 
 
 class LengthHead:
-    """Gives a text a score that names its length."""
+    """A head whose score names the text's length."""
 
     def scores(self, batch: MicroBatch) -> np.ndarray:
         lengths = np.array([len(text) for text in batch.texts], np.float32)
@@ -218,7 +218,7 @@ async def test_a_version_is_proven_before_it_is_called_ready(
 
 
 class Clock:
-    """Moves only when somebody sleeps."""
+    """A clock that moves only in sleeps."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -1,4 +1,4 @@
-"""Evaluations as the control runs them: once while one runs, one after the other, ended whatever happens."""
+"""The evaluation queue of the control: one at a time, each once, finished in every case."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Bench:
-    """Evaluations over fakes; `work` is what a process does."""
+    """Evaluations over fakes; `work` is the work of the process."""
 
     def __init__(self) -> None:
         self.records = FakeEvaluationRepository(FakeStore())

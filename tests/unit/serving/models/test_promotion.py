@@ -1,4 +1,4 @@
-"""The use cases of the champion over fakes: gates, force, stack, contests, and deaths at every point."""
+"""Promotions over fakes: gates, force, rollback, races, and deaths at every point."""
 
 import asyncio
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Desk:
     evaluations: FakeEvaluationRepository
 
     def promotions(self, *, grace: float = 0.0, gates: Gates | None = None) -> PromotionService:
-        """As another process would have it."""
+        """Return the promotion service of another process."""
         return PromotionService(
             promotions=self.records,
             evaluations=self.evaluations,
@@ -195,7 +195,7 @@ async def test_an_alias_that_vanishes_and_comes_back_is_followed(desk: Desk) -> 
     assert desk.acts == [("bootstrap", "2", "done"), ("external", None, "done")]
     await desk.report(report("3", 0.1))
     assert (await desk.promotions().promote(MODEL, "3", ADA)).version_from is None
-    # Nobody is rolled back to no champion at all.
+    # A rollback never leaves a model without a champion.
     assert (await desk.promotions().rollback(MODEL, ADA)).version == "2"
 
 
@@ -214,7 +214,7 @@ async def test_a_stale_look_at_the_alias_records_nothing(desk: Desk) -> None:
 
 
 class Died(BaseException):
-    """A process ends: nothing of it runs on."""
+    """The end of a process: none of its code runs any more."""
 
 
 async def test_a_death_before_the_alias_moved_is_abandoned(desk: Desk) -> None:
@@ -295,7 +295,7 @@ async def test_while_a_change_is_under_way_others_are_told_whose(desk: Desk) -> 
     desk.registry.before = lambda: None
     with pytest.raises(Conflict, match=f"under way: promote from version 2 to 1 by key {ADA.key_id}"):
         await desk.promotions().promote(MODEL, "3", BOB, force=True, reason="a test")
-    # Nor does a reconciler give up what lives.
+    # A reconciler doesn't stop a live champion, either.
     await desk.promotions().reconcile(MODEL, "2")
     go.set()
     assert (await first).changed

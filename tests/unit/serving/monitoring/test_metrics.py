@@ -1,4 +1,4 @@
-"""Metrics: bounded labels, replicas told apart, the platform's figures the same everywhere."""
+"""Metrics: bounded labels, replicas told apart, the platform's figures equal everywhere."""
 
 from collections.abc import Sequence
 
@@ -49,7 +49,7 @@ def standing(
 
 
 class Some:
-    """Encoders that answer one text, fail one, and can be gone."""
+    """Encoders that answer one text, fail one, and can disappear."""
 
     def __init__(self) -> None:
         self.gone = False

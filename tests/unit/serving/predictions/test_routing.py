@@ -1,4 +1,4 @@
-"""Routing: who answers while a challenger is tried."""
+"""Routing: which version answers during an experiment."""
 
 from uuid import uuid4
 

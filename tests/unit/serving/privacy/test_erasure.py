@@ -1,4 +1,4 @@
-"""Erasure through the API: the receipt, who may, and what is answered the second time."""
+"""Erasure through the API: the receipt, the roles, and the second answer."""
 
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta

@@ -1,4 +1,4 @@
-"""Personal data in texts: every kind is found and masked, and all other text stays as it was."""
+"""Personal data in texts: every kind is found and masked, and other text stays unchanged."""
 
 import logging
 import string
@@ -41,7 +41,7 @@ SPANS = st.lists(
 
 
 def luhn(digits: str) -> str:
-    """The digits with the one that makes them a card's."""
+    """Return the digits with the check digit of a card number."""
     total = sum(
         sum(divmod(2 * int(digit), 10)) if index % 2 == 0 else int(digit)
         for index, digit in enumerate(reversed(digits))
@@ -50,7 +50,7 @@ def luhn(digits: str) -> str:
 
 
 def iban(country: str, account: str) -> str:
-    """The account with the check digits that make it an IBAN."""
+    """Return the account with the check digits of an IBAN."""
     number = "".join(
         str(string.digits.find(c) if c.isdigit() else ord(c) - 55) for c in f"{account}{country}00"
     )
@@ -230,7 +230,7 @@ def test_nothing_found_is_logged(find: PersonalDataFinder, caplog: pytest.LogCap
     "part", ["a", "a.", "1", "1 ", "a@", "DE11", ":", "1.", "1:", "+1", "DE11 AAAA ", "(1", "212-555-"]
 )
 def test_no_text_keeps_a_pattern_busy(find: PersonalDataFinder, part: str) -> None:
-    """The longest texts there are, of what patterns stumble over: done, or refused, within seconds."""
+    """The longest texts of the hardest kinds for the patterns: masked or refused within seconds."""
     text = (part * 20_000)[:20_000]
     started = time.monotonic()
     with suppress(PatternTimedOut):

@@ -1,4 +1,4 @@
-"""Queries move as Rocchio moves them; ranks fuse as Cormack fuses them."""
+"""Queries move by Rocchio's formula; ranks fuse by Cormack's."""
 
 from uuid import UUID
 

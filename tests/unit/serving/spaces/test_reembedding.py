@@ -1,4 +1,4 @@
-"""Filling a space over texts in memory, and who keeps it going."""
+"""Filling a space over texts in memory, and the runner that keeps it going."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -97,7 +97,7 @@ async def test_a_text_that_was_missed_is_found_by_the_next_round_a_page_a_look()
     filler = SpaceFiller(texts, embed, page=40, later_page=4, batch=8, recent_seconds=1.0, now=clock)
     while await filler.step():
         pass
-    # Committed long after it was predicted.
+    # Committed long after its prediction.
     late = texts.put(7_000, START - timedelta(hours=1))
     pages = texts.pages
     assert not await filler.step()
@@ -135,7 +135,7 @@ async def test_a_batch_that_fails_is_tried_again() -> None:
 
 
 class Launches:
-    """Processes that end as a test says."""
+    """Processes that end when a test says so."""
 
     def __init__(self, why: str | None) -> None:
         self.why = why

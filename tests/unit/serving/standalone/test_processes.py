@@ -1,4 +1,4 @@
-"""What the processes import and what environment they run in."""
+"""The imports and the environment of the processes."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What the supervisor is made of: a child that comes back, and the record of who runs a home."""
+"""The supervisor's parts: a child that restarts, and the record of a home's process."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from serving.standalone.supervisor import ChildProcess
 
 
 class FakeProcess:
-    """Lives until a test ends it."""
+    """A process that lives until a test ends it."""
 
     status: int | None = None
 

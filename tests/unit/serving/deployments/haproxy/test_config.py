@@ -1,4 +1,4 @@
-"""The configuration that Ray Serve writes, mended."""
+"""The HAProxy configuration that Ray Serve writes, corrected."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Who answers while HAProxy is away, beside real processes that stand for HAProxy and the raylet."""
+"""The fallback that answers while HAProxy is away, with real processes in place of HAProxy and the raylet."""
 
 import json
 import socket
@@ -21,7 +21,7 @@ Start = Callable[..., subprocess.Popen[bytes]]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts a process that ends with the test."""
+    """Return a function that starts processes, which end with the test."""
     started: list[subprocess.Popen[bytes]] = []
 
     def begin(*arguments: str) -> subprocess.Popen[bytes]:
@@ -42,7 +42,7 @@ def port() -> int:
 def understudy(
     start: Start, port: int, watched: subprocess.Popen[bytes], keeper: int
 ) -> subprocess.Popen[bytes]:
-    """One that sleeps."""
+    """Start a fallback that waits."""
     found = start(
         sys.executable,
         "-m",
@@ -57,7 +57,7 @@ def understudy(
 
 
 def asleep(pid: int) -> bool:
-    """Whether it holds what tells it of the other's end. Files it closes while we look are passed over."""
+    """Return whether the fallback waits on the other process's end. Files it closes meanwhile are skipped."""
 
     def target(file: Path) -> str:
         try:
@@ -69,7 +69,7 @@ def asleep(pid: int) -> bool:
 
 
 def listener(port: int) -> socket.socket:
-    """As HAProxy binds."""
+    """Bind a port as HAProxy does."""
     found = socket.socket()
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     found.bind((HOST, port))

@@ -1,4 +1,4 @@
-"""Which pass runs next: small ones overtake bulk ones, which are never starved."""
+"""The scheduler's order: small passes overtake bulk ones, which are never starved."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -9,7 +9,7 @@ from serving.inference.engines.scheduler import Scheduler
 
 
 class Runway:
-    """One thread, held by a first pass until the test lets it go; notes in which order the others ran."""
+    """One thread, blocked by a first pass until the test releases it; it notes the order of the others."""
 
     def __init__(self) -> None:
         self.scheduler = Scheduler(1)
@@ -26,7 +26,7 @@ class Runway:
         self._held.wait(10)
 
     def queue(self, names: list[str], *, bulk: bool) -> None:
-        """Passes wait, before this returns."""
+        """Queue passes; they wait before this returns."""
         for name in names:
             self.scheduler._submit(self.order.append, name, bulk=bulk)
 
