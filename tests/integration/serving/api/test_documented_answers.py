@@ -19,7 +19,7 @@ from tests.support import breadth
 from tests.support.app import Platform, fake_platform, stored_platform
 from tests.support.postgres import TestServer
 
-# A schema can't say that these must name an existing thing, be or sum to a non-zero vector.
+# A schema can't say that these must name an existing thing, or give a non-zero vector.
 PARTICULAR = ("user_id", "cursor", "embedding", "like", "unlike")
 # Nor that the shares of a ramp rise, and that units don't become fewer.
 ORDERED = ("ramp", "max_units")
