@@ -59,7 +59,7 @@ def as_client(platform: LivePlatform) -> httpx.Client:
     return httpx.Client(base_url=platform.url, headers=headers, timeout=60)
 
 
-def test_every_prediction_is_there_and_says_what_it_said(taken_over: LivePlatform) -> None:
+def test_every_prediction_is_there_with_its_first_answer(taken_over: LivePlatform) -> None:
     with taken_over.client() as client:
         for before in FACTS["predictions"]:
             now = client.get(f"/v1/predictions/{before['id']}").raise_for_status().json()

@@ -157,9 +157,9 @@ class Nodes:
         link_encoders(self.folder / "jobs")
         (self.folder / "jobs" / "admin.key").write_text(key)
         self.job("valence-migrate")
-        with ThreadPoolExecutor(1) as aside:
+        with ThreadPoolExecutor(1) as pool:
             # As on Kubernetes, this runs while the cluster starts: the ingress waits for a champion.
-            registered = aside.submit(self.job, "valence-register")
+            registered = pool.submit(self.job, "valence-register")
             self.start()
             self.apply()
             eventually(self.running, within=300, what="the declared application runs")

@@ -32,24 +32,24 @@ def page(live: LivePlatform) -> Iterator[Page]:
 
 
 @pytest.fixture
-def opened(page: Page, live: LivePlatform) -> Page:
+def console(page: Page, live: LivePlatform) -> Page:
     page.get_by_label("API key").fill(live.key)
     page.get_by_role("button", name="Open").click()
     expect(page.get_by_role("heading", name="Predict")).to_be_visible()
     return page
 
 
-def test_a_wrong_key_is_told_so_and_not_kept(page: Page) -> None:
+def test_a_wrong_key_is_reported_and_not_stored(page: Page) -> None:
     page.get_by_label("API key").fill("vk_wrong_key")
     page.get_by_role("button", name="Open").click()
     expect(page.get_by_role("alert")).to_be_visible()
     assert page.evaluate("sessionStorage.getItem('valence.key')") is None
 
 
-def test_predict_correct_and_find_again(opened: Page) -> None:
-    opened.get_by_role("textbox", name="Text", exact=True).fill(HOSTILE)
-    opened.get_by_role("button", name="Predict", exact=True).click()
-    card = opened.get_by_role("article").first
+def test_predict_correct_and_find_again(console: Page) -> None:
+    console.get_by_role("textbox", name="Text", exact=True).fill(HOSTILE)
+    console.get_by_role("button", name="Predict", exact=True).click()
+    card = console.get_by_role("article").first
     expect(card.locator("blockquote")).to_have_text(HOSTILE)
     expect(card.locator(".chip")).to_contain_text("positive")
     expect(card).to_contain_text("champion")
@@ -59,30 +59,30 @@ def test_predict_correct_and_find_again(opened: Page) -> None:
     card.get_by_role("button", name="Save").click()
     expect(card.locator(".said")).to_contain_text("Judged wrong, really neutral")
     card.get_by_role("button", name="Find similar").click()
-    nearest = opened.locator("#found li").first
+    nearest = console.locator("#found li").first
     expect(nearest.locator("blockquote")).to_have_text(HOSTILE)
     expect(nearest.locator(".similarity")).to_contain_text("1.00")
-    opened.get_by_role("link", name="Predictions").click()
-    expect(opened.locator("#listed article").first.locator("blockquote")).to_have_text(HOSTILE)
+    console.get_by_role("link", name="Predictions").click()
+    expect(console.locator("#listed article").first.locator("blockquote")).to_have_text(HOSTILE)
 
 
-def test_models_show_what_runs_and_lead_to_a_prediction_with_one(opened: Page) -> None:
-    opened.get_by_role("link", name="Models").click()
-    lexicon = opened.get_by_role("article").filter(has_text="Version 1")
+def test_models_show_what_runs_and_lead_to_a_prediction_with_one(console: Page) -> None:
+    console.get_by_role("link", name="Models").click()
+    lexicon = console.get_by_role("article").filter(has_text="Version 1")
     expect(lexicon.locator(".state")).to_have_text("ready")
     lexicon.get_by_role("button", name="Predict with it").click()
-    opened.get_by_role("textbox", name="Text", exact=True).fill("wonderful")
-    opened.keyboard.press("Control+Enter")
-    expect(opened.get_by_role("article").first).to_contain_text("version 1, named")
+    console.get_by_role("textbox", name="Text", exact=True).fill("wonderful")
+    console.keyboard.press("Control+Enter")
+    expect(console.get_by_role("article").first).to_contain_text("version 1, named")
 
 
-def test_refusals_are_shown_in_the_platforms_words(opened: Page) -> None:
-    opened.get_by_role("textbox", name="Text", exact=True).fill("x" * 20_001)
-    opened.get_by_role("button", name="Predict", exact=True).click()
-    expect(opened.get_by_role("alert")).to_contain_text("at most 20,000")
+def test_refusals_are_shown_in_the_platforms_words(console: Page) -> None:
+    console.get_by_role("textbox", name="Text", exact=True).fill("x" * 20_001)
+    console.get_by_role("button", name="Predict", exact=True).click()
+    expect(console.get_by_role("alert")).to_contain_text("at most 20,000")
 
 
-def test_forgetting_the_key_leaves_nothing(opened: Page) -> None:
-    opened.get_by_role("button", name="Forget key").click()
-    expect(opened.get_by_label("API key")).to_be_visible()
-    assert opened.evaluate("sessionStorage.getItem('valence.key')") is None
+def test_forgetting_the_key_leaves_nothing(console: Page) -> None:
+    console.get_by_role("button", name="Forget key").click()
+    expect(console.get_by_label("API key")).to_be_visible()
+    assert console.evaluate("sessionStorage.getItem('valence.key')") is None

@@ -47,7 +47,7 @@ def test_a_text_gets_a_sentiment_and_is_found_again_by_meaning(live: LivePlatfor
     assert found["complete"]
 
 
-def test_all_first_versions_are_registered_and_answer_when_asked(live: LivePlatform) -> None:
+def test_all_first_versions_are_registered_and_answer_by_name(live: LivePlatform) -> None:
     with live.client() as client:
 
         def versions() -> dict[str, Any]:

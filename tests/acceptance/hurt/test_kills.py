@@ -85,7 +85,7 @@ def assert_refusals_say_when_to_come_back(load: Load) -> None:
         assert int(refusal.headers["Retry-After"]) >= 1
 
 
-def test_a_killed_encoder_replica_costs_at_most_what_it_held(hurt: LivePlatform) -> None:
+def test_a_killed_encoder_replica_costs_at_most_its_requests_in_flight(hurt: LivePlatform) -> None:
     with Load(hurt) as load:
         load.wait_for(50)
         (replica,) = hurt.find_processes("ServeReplica:encoder-")

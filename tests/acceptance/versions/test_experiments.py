@@ -29,21 +29,21 @@ def champion(platform: LivePlatform) -> str:
         return str(client.post("/v1/predict", json={"text": "who is it?"}).json()["model_version"])
 
 
-def started(platform: LivePlatform, challenger: str, **fields: Any) -> str:
+def start_experiment(platform: LivePlatform, challenger: str, **fields: Any) -> str:
     body = {"model": MODEL, "challenger": challenger, "share": 0.5, "policy": POLICY} | fields
     with platform.client() as client:
-        made = client.post("/v1/experiments", json=body)
-        assert made.status_code == 201, made.text
-        return str(made.json()["id"])
+        response = client.post("/v1/experiments", json=body)
+        assert response.status_code == 201, response.text
+        return str(response.json()["id"])
 
 
-def seen(platform: LivePlatform, experiment: str) -> dict[str, Any]:
+def get_experiment(platform: LivePlatform, experiment: str) -> dict[str, Any]:
     with platform.client() as client:
-        found: dict[str, Any] = client.get(f"/v1/experiments/{experiment}").json()
-        return found
+        report: dict[str, Any] = client.get(f"/v1/experiments/{experiment}").json()
+        return report
 
 
-async def judged(platform: LivePlatform, experiment: str) -> None:
+async def judge_until_stopped(platform: LivePlatform, experiment: str) -> None:
     """Predict held-out texts, and give their ratings as feedback until the experiment stops."""
     held = HeldOutSet.load_builtin()
     waiting = list(enumerate(zip(held.texts, held.labels.tolist(), strict=True)))
@@ -52,7 +52,7 @@ async def judged(platform: LivePlatform, experiment: str) -> None:
         async def work() -> None:
             while waiting:
                 number, (text, label) = waiting.pop()
-                await one(client, text, LABELS[label], f"{experiment} {number}")
+                await predict_and_judge(client, text, LABELS[label], f"{experiment} {number}")
                 if number % 50 == 0:
                     found = (await client.get(f"/v1/experiments/{experiment}")).json()
                     if found["state"] == "stopped":
@@ -61,16 +61,20 @@ async def judged(platform: LivePlatform, experiment: str) -> None:
         await asyncio.gather(*(work() for _ in range(AT_ONCE)))
 
 
-async def one(client: httpx.AsyncClient, text: str, label: str, unit: str) -> None:
-    made = await client.post("/v1/predict", json={"text": text, "unit": unit})
-    assert made.status_code == 201, made.text
-    said = made.json()
-    judgement = {"prediction_id": said["id"], "is_correct": said["sentiment"] == label, "label": label}
-    given = await client.post("/v1/feedback", json=judgement)
-    assert given.status_code == 201, given.text
+async def predict_and_judge(client: httpx.AsyncClient, text: str, label: str, unit: str) -> None:
+    response = await client.post("/v1/predict", json={"text": text, "unit": unit})
+    assert response.status_code == 201, response.text
+    prediction = response.json()
+    judgement = {
+        "prediction_id": prediction["id"],
+        "is_correct": prediction["sentiment"] == label,
+        "label": label,
+    }
+    feedback = await client.post("/v1/feedback", json=judgement)
+    assert feedback.status_code == 201, feedback.text
 
 
-def audited(platform: LivePlatform, experiment: str) -> list[str]:
+def list_audited_actions(platform: LivePlatform, experiment: str) -> list[str]:
     with psycopg.connect(EmbeddedPostgres(platform.home).url("valence")) as connection:
         rows = connection.execute(
             "SELECT action FROM audit_log WHERE subject = %s ORDER BY id", (experiment,)
@@ -84,11 +88,13 @@ def test_the_better_challenger_is_promoted_and_the_worse_one_sent_away(platform:
     done = platform.valence("models", "evaluate", JOINT, "--wait")
     assert done.returncode == 0, done.stderr
 
-    better = started(platform, JOINT)
-    asyncio.run(judged(platform, better))
+    better = start_experiment(platform, JOINT)
+    asyncio.run(judge_until_stopped(platform, better))
     eventually(lambda: champion(platform) == JOINT, within=10, what="the better one answers")
-    eventually(lambda: seen(platform, better)["state"] == "stopped", within=10, what="the experiment ends")
-    found = seen(platform, better)
+    eventually(
+        lambda: get_experiment(platform, better)["state"] == "stopped", within=10, what="the experiment ends"
+    )
+    found = get_experiment(platform, better)
     assert found["reason"].startswith("promoted: ")
     assert found["verdict"]["verdict"] == "better"
     assert not found["sample_ratio"]["mismatch"]
@@ -97,10 +103,12 @@ def test_the_better_challenger_is_promoted_and_the_worse_one_sent_away(platform:
     assert (again.action, again.reason) == (decided["action"], decided["reason"])
     assert again.numbers == decided["numbers"]
 
-    worse = started(platform, LEXICON)
-    asyncio.run(judged(platform, worse))
-    eventually(lambda: seen(platform, worse)["state"] == "stopped", within=10, what="the experiment ends")
-    found = seen(platform, worse)
+    worse = start_experiment(platform, LEXICON)
+    asyncio.run(judge_until_stopped(platform, worse))
+    eventually(
+        lambda: get_experiment(platform, worse)["state"] == "stopped", within=10, what="the experiment ends"
+    )
+    found = get_experiment(platform, worse)
     assert [each["verdict"] for each in found["decisions"]] == ["worse"]
     assert champion(platform) == JOINT
 
@@ -111,14 +119,14 @@ def test_the_better_challenger_is_promoted_and_the_worse_one_sent_away(platform:
         ("external", LEXICON),
     ]
     assert history[0]["evidence"]["decision"]["verdict"] == "better"
-    assert audited(platform, better) == ["experiment.create", "experiment.stop"]
-    assert audited(platform, worse) == ["experiment.create", "experiment.stop"]
+    assert list_audited_actions(platform, better) == ["experiment.create", "experiment.stop"]
+    assert list_audited_actions(platform, worse) == ["experiment.create", "experiment.stop"]
 
 
 def test_a_shadow_scores_what_the_champion_answers_and_is_judged_by_its_feedback(
     platform: LivePlatform,
 ) -> None:
-    experiment = started(platform, LEXICON, share=1.0, shadow=True, policy=None)
+    experiment = start_experiment(platform, LEXICON, share=1.0, shadow=True, policy=None)
     with platform.client() as client:
         eventually(
             lambda: (
@@ -132,7 +140,7 @@ def test_a_shadow_scores_what_the_champion_answers_and_is_judged_by_its_feedback
         client.post("/v1/feedback", json={"prediction_id": made["id"], "is_correct": True})
         eventually(
             lambda: (
-                {arm["arm"]: arm["feedback"] for arm in seen(platform, experiment)["arms"]}
+                {arm["arm"]: arm["feedback"] for arm in get_experiment(platform, experiment)["arms"]}
                 == {"champion": 1, "shadow": 1}
             ),
             within=10,
@@ -144,7 +152,7 @@ def test_a_shadow_scores_what_the_champion_answers_and_is_judged_by_its_feedback
 
 
 def test_a_change_of_traffic_is_followed_within_a_second(platform: LivePlatform) -> None:
-    experiment = started(platform, LEXICON, share=0.0, policy=None)
+    experiment = start_experiment(platform, LEXICON, share=0.0, policy=None)
     with platform.client() as client:
 
         def arm() -> str:

@@ -80,7 +80,7 @@ def test_every_query_of_every_dashboard_answers_on_a_running_platform(
         client.post(f"/v1/experiments/{started.json()['id']}/stop")
 
 
-def test_every_metric_that_a_dashboard_or_an_alert_names_is_told(
+def test_every_metric_of_a_dashboard_or_an_alert_exists(
     watched: LivePlatform, prometheus: Prometheus
 ) -> None:
     with watched.client() as client:

@@ -10,7 +10,7 @@ from tests.support.clock import eventually
 from tests.support.live import LivePlatform
 
 
-def computing(platform: LivePlatform, clients: Clients) -> int:
+def count_computing_replicas(platform: LivePlatform, clients: Clients) -> int:
     """Return the number of encoder replicas that took part in the next hundred answers."""
     replicas = platform.find_processes("ServeReplica:encoder-")
     before = {replica.pid: replica.cpu_times().user for replica in replicas if replica.is_running()}
@@ -31,7 +31,9 @@ def test_replicas_come_and_go_with_the_load_and_no_request_fails(watched: LivePl
     )
     with Clients(watched, 16) as many:
         eventually(
-            lambda: computing(watched, many) == 2, within=120, what="a second replica computes under load"
+            lambda: count_computing_replicas(watched, many) == 2,
+            within=120,
+            what="a second replica computes under load",
         )
     assert not many.failures
     with Clients(watched, 1) as few:

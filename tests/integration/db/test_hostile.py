@@ -96,7 +96,7 @@ def place(server: TestServer) -> Iterator[tuple[str, Key]]:
         yield url, asyncio.run(fill(url))
 
 
-async def standing(database: Database) -> None:
+async def assert_intact(database: Database) -> None:
     """Check that every table exists, and that no row came or went."""
     assert await count_rows(database, "api_keys") == 1
     assert await count_rows(database, "users") == 0
@@ -139,7 +139,7 @@ def test_no_filter_is_read_as_sql(place: tuple[str, Key], value: str, other: str
             await _nothing(holdable, EvaluationRepository(database).find_report(value, other))
             await _nothing(holdable, ReplayRepository(database, space=value).sample(other, size=3, judged=3))
             await _nothing(holdable, SimilarityRepository(database, space=value).search(VECTOR))
-            await standing(database)
+            await assert_intact(database)
 
     asyncio.run(ask())
 
@@ -202,7 +202,7 @@ async def test_what_is_stored_comes_back_as_it_was(database: Database, value: st
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("value", UNHOLDABLE)
-async def test_what_cannot_be_held_is_refused_alone(database: Database, value: str) -> None:
+async def test_a_value_that_cannot_be_stored_is_refused_alone(database: Database, value: str) -> None:
     key = await new_key(database)
     good, bad = new_submission(key), new_submission(key, label=value)
     outcomes = await new_writer(database).commit([bad, good])

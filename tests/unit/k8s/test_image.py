@@ -31,7 +31,7 @@ def test_the_image_is_built_from_what_exists_and_from_little() -> None:
     assert not {"tests", ".git", ".venv", "k8s"} & set(names)
 
 
-def test_it_runs_as_nobody_in_particular_and_is_asked_whether_it_is_well() -> None:
+def test_it_runs_as_an_ordinary_user_and_has_a_health_check() -> None:
     last = list(steps((ROOT / "Dockerfile").read_text()))
     users = [step.text for step in last if step.name == "USER"]
     assert users == ["10001:10001"]

@@ -306,7 +306,7 @@ def test_every_pod_of_ours_runs_the_image_of_the_release(rendered: dict[str, lis
         assert all(re.search(r":[\w.-]+$", image) for image in images)
 
 
-def test_a_folder_without_the_definition_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_the_definition_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(schemas.CRD_VARIABLE, raising=False)
     assert schemas.crd_folder() is None
     monkeypatch.setenv(schemas.CRD_VARIABLE, "/somewhere")

@@ -21,8 +21,8 @@ async def test_segments_are_counted_by_state(database: Database) -> None:
     await new_writer(database).commit([new_submission(key, [new_text() for _ in range(5)])])
     await Segments(database, SPACE).roll(5)
     await new_writer(database).commit([new_submission(key, [new_text() for _ in range(2)])])
-    census = await StatisticsRepository(database).collect()
-    assert {(row.space, row.state, row.segments, row.rows) for row in census.segments} == {
+    statistics = await StatisticsRepository(database).collect()
+    assert {(row.space, row.state, row.segments, row.rows) for row in statistics.segments} == {
         (SPACE, "closed", 1, 5),
         (SPACE, "open", 1, 2),
     }
@@ -35,9 +35,9 @@ async def test_evaluations_wait_or_run(database: Database) -> None:
             NewEvaluation(bundle_digest=f"{number}", data_digest="d", model="sentiment", version=f"{number}")
         )
     await evaluations.claim()
-    census = await StatisticsRepository(database).collect()
-    assert census.evaluations == {"running": 1, "waiting": 2}
-    assert 0 <= census.oldest_waiting < 60
+    statistics = await StatisticsRepository(database).collect()
+    assert statistics.evaluations == {"running": 1, "waiting": 2}
+    assert 0 <= statistics.oldest_waiting < 60
 
 
 async def test_judgements_are_counted_by_version_as_they_stand(database: Database) -> None:
@@ -58,14 +58,14 @@ async def test_judgements_are_counted_by_version_as_they_stand(database: Databas
                 )
             )
     assert other.holder_id != key.holder_id
-    census = await StatisticsRepository(database).collect()
-    assert census.judged == {
+    statistics = await StatisticsRepository(database).collect()
+    assert statistics.judged == {
         ("sentiment", "1"): FeedbackCounts(judged=2, right=1),
         ("sentiment", "2"): FeedbackCounts(judged=1, right=1),
     }
 
 
-async def test_the_last_hour_is_told_apart_from_the_week_before(database: Database) -> None:
+async def test_the_last_hour_is_counted_apart_from_the_week_before(database: Database) -> None:
     key = await new_key(database)
     now = datetime.now(UTC)
     # Within this month's partition, so that the test passes on a month's first days.
@@ -87,10 +87,10 @@ async def test_the_last_hour_is_told_apart_from_the_week_before(database: Databa
 
 
 async def test_an_empty_installation_has_nothing_to_tell(database: Database) -> None:
-    censuses = StatisticsRepository(database)
-    census, found = await censuses.collect(), await censuses.distributions()
-    assert census.judged == {}
-    assert census.evaluations == {"running": 0, "waiting": 0}
+    repository = StatisticsRepository(database)
+    statistics, found = await repository.collect(), await repository.distributions()
+    assert statistics.judged == {}
+    assert statistics.evaluations == {"running": 0, "waiting": 0}
     assert (found.recent, found.reference) == ({}, {})
 
 

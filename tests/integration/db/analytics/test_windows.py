@@ -27,7 +27,7 @@ def window() -> Window:
     return Window(since=now() - timedelta(minutes=5), until=now() + timedelta(minutes=5))
 
 
-async def stored(
+async def store(
     database: Database, key: Key, *texts: NewText, space: str = SPACE, **changes: Any
 ) -> list[NewPrediction]:
     made = [new_prediction(key, text, **changes) for text in texts]
@@ -57,10 +57,10 @@ async def test_vectors_come_bit_for_bit_by_holder_and_space(database: Database) 
     key, other = await new_key(database), await new_key(database)
     await Segments(database, "elsewhere").ensure()
     mine, theirs, foreign, hidden = (new_text() for _ in range(4))
-    predictions = await stored(database, key, mine)
-    await stored(database, other, theirs)
-    await stored(database, key, foreign, space="elsewhere")
-    await stored(database, key, hidden, arm="shadow")
+    predictions = await store(database, key, mine)
+    await store(database, other, theirs)
+    await store(database, key, foreign, space="elsewhere")
+    await store(database, key, hidden, arm="shadow")
     vectors = VectorRepository(database, space=SPACE)
     ids = [text.id for text in (mine, theirs, foreign, hidden)] + [uuid4()]
     everybodys = await vectors.of_texts(ids)
@@ -77,36 +77,36 @@ async def test_vectors_come_bit_for_bit_by_holder_and_space(database: Database) 
 async def test_the_latest_word_that_tells_a_label_is_the_truth(database: Database) -> None:
     key, other = await new_key(database), await new_key(database)
     text, silent, confirmed = new_text(), new_text(), new_text()
-    (first,) = await stored(database, key, text, version="1")
-    (again,) = await stored(database, key, text, version="2")
-    (wrong,) = await stored(database, key, silent)
-    (right,) = await stored(database, key, confirmed, label="neutral")
-    truths = LabelRepository(database, space=SPACE)
+    (first,) = await store(database, key, text, version="1")
+    (again,) = await store(database, key, text, version="2")
+    (wrong,) = await store(database, key, silent)
+    (right,) = await store(database, key, confirmed, label="neutral")
+    labels = LabelRepository(database, space=SPACE)
     ids = [text.id, silent.id, confirmed.id]
-    assert await truths.of_texts(ids, model="sentiment") == {}
+    assert await labels.of_texts(ids, model="sentiment") == {}
     await judge(database, key, again, correct=False, label="negative")
     await judge(database, other, first, correct=False, label="neutral")
     await judge(database, key, wrong, correct=False)
     await judge(database, key, right, correct=True)
     told = {text.id: "neutral", confirmed.id: "neutral"}
-    assert await truths.of_texts(ids, model="sentiment") == told
-    assert await truths.of_texts(ids, model="another") == {}
-    assert await truths.of_texts(ids, model="sentiment", holder=other.holder_id) == {}
-    latest = await truths.latest("sentiment", most=10)
+    assert await labels.of_texts(ids, model="sentiment") == told
+    assert await labels.of_texts(ids, model="another") == {}
+    assert await labels.of_texts(ids, model="sentiment", holder=other.holder_id) == {}
+    latest = await labels.latest("sentiment", most=10)
     assert {each.text_id: each.label for each in latest} == told
     by_text = {each.text_id: each.vector for each in latest}
     assert np.array_equal(by_text[text.id], rounded(text))
-    assert [each.text_id for each in await truths.latest("sentiment", most=1)] == [confirmed.id]
+    assert [each.text_id for each in await labels.latest("sentiment", most=1)] == [confirmed.id]
 
 
 async def test_a_small_window_is_sampled_whole_by_its_last_words(database: Database) -> None:
     key = await new_key(database)
     texts = [new_text() for _ in range(20)]
-    await stored(database, key, *texts, version="1", label="neutral", confidence=0.5)
-    await stored(database, key, *texts[:10], version="2", scores=(0.25, 0.25, 0.5))
-    await stored(database, key, *texts, version="3", arm="shadow", label="negative")
-    await stored(database, key, *texts, model="another", label="negative")
-    (judged,) = await stored(database, key, texts[0], version="2")
+    await store(database, key, *texts, version="1", label="neutral", confidence=0.5)
+    await store(database, key, *texts[:10], version="2", scores=(0.25, 0.25, 0.5))
+    await store(database, key, *texts, version="3", arm="shadow", label="negative")
+    await store(database, key, *texts, model="another", label="negative")
+    (judged,) = await store(database, key, texts[0], version="2")
     await judge(database, key, judged, correct=False)
     windows = WindowRepository(database, space=SPACE)
     sample = await windows.sample("sentiment", window(), size=100)
@@ -130,7 +130,7 @@ async def test_a_small_window_is_sampled_whole_by_its_last_words(database: Datab
 async def test_samples_are_the_same_from_a_seed_and_differ_between_seeds(database: Database) -> None:
     key = await new_key(database)
     texts = [new_text() for _ in range(60)]
-    await stored(database, key, *texts)
+    await store(database, key, *texts)
     windows = WindowRepository(database, space=SPACE)
 
     async def drawn(seed: int, size: int = 20) -> set[UUID]:
@@ -144,7 +144,7 @@ async def test_samples_are_the_same_from_a_seed_and_differ_between_seeds(databas
 
 async def test_a_window_has_bounds_and_a_crowded_part_is_read_in_part(database: Database) -> None:
     key = await new_key(database)
-    made = await stored(database, key, *[new_text() for _ in range(30)])
+    made = await store(database, key, *[new_text() for _ in range(30)])
     windows = WindowRepository(database, space=SPACE)
     cut = uuid7_time(made[10].id)
     before = await windows.sample("sentiment", Window(since=window().since, until=cut), size=99)
@@ -157,16 +157,16 @@ async def test_a_window_has_bounds_and_a_crowded_part_is_read_in_part(database: 
     assert 5 <= len(await crowded.sample("sentiment", window(), size=99)) <= 10
 
 
-async def test_contrasts_count_pairs_and_show_what_was_asked_for(database: Database) -> None:
+async def test_disagreements_count_pairs_and_show_the_requested_pair(database: Database) -> None:
     key = await new_key(database)
     texts = [new_text() for _ in range(12)]
     for text, label in zip(texts, ["negative", "neutral", "positive"] * 4, strict=True):
-        await stored(database, key, text, version="1", label="negative")
-        await stored(database, key, text, version="2", label=label, arm="shadow", confidence=0.5)
-    await stored(database, key, new_text(), version="1")
-    await stored(database, key, texts[0], version="2", label="positive")
-    contrasts = DisagreementRepository(database, space=SPACE)
-    found = await contrasts.compare("sentiment", "1", "2", window(), size=100)
+        await store(database, key, text, version="1", label="negative")
+        await store(database, key, text, version="2", label=label, arm="shadow", confidence=0.5)
+    await store(database, key, new_text(), version="1")
+    await store(database, key, texts[0], version="2", label="positive")
+    disagreements = DisagreementRepository(database, space=SPACE)
+    found = await disagreements.compare("sentiment", "1", "2", window(), size=100)
     assert found.matrix == {
         ("negative", "negative"): 3,
         ("negative", "neutral"): 4,
@@ -176,7 +176,7 @@ async def test_contrasts_count_pairs_and_show_what_was_asked_for(database: Datab
         text.id for at, text in enumerate(texts) if at % 3 or at == 0
     }
     assert found.complete
-    asked = await contrasts.compare(
+    asked = await disagreements.compare(
         "sentiment", "1", "2", window(), one_label="negative", other_label="neutral", size=3
     )
     assert [each.other.label for each in asked.differences] == ["neutral"] * 3
@@ -186,9 +186,9 @@ async def test_contrasts_count_pairs_and_show_what_was_asked_for(database: Datab
     content = {text.id: text for text in texts}[one.text_id]
     assert one.text == content.content
     assert np.array_equal(one.vector, rounded(content))
-    back = await contrasts.compare("sentiment", "2", "1", window(), size=100)
+    back = await disagreements.compare("sentiment", "2", "1", window(), size=100)
     assert back.matrix["positive", "negative"] == 5
-    none = await contrasts.compare("sentiment", "1", "9", window(), size=100)
+    none = await disagreements.compare("sentiment", "1", "9", window(), size=100)
     assert (none.matrix, none.differences, none.complete) == ({}, [], True)
 
 
@@ -196,9 +196,7 @@ async def test_a_contrast_reads_a_bounded_part_and_says_so(database: Database) -
     key = await new_key(database)
     texts = [new_text() for _ in range(10)]
     for version in ("1", "2"):
-        await stored(
-            database, key, *texts, version=version, label="positive" if version == "1" else "neutral"
-        )
+        await store(database, key, *texts, version=version, label="positive" if version == "1" else "neutral")
     few = await DisagreementRepository(database, space=SPACE, scanned=5).compare(
         "sentiment", "1", "2", window(), size=9
     )

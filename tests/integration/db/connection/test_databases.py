@@ -20,6 +20,6 @@ def test_the_neighbour_is_made_once_and_is_another_database(url: str) -> None:
         connection.execute(f'DROP DATABASE "{made.database}"')
 
 
-def test_who_may_not_make_the_neighbour_is_told_what_to_do(role_urls: RoleUrls) -> None:
+def test_a_role_that_may_not_create_the_database_learns_the_remedy(role_urls: RoleUrls) -> None:
     with pytest.raises(NotPermitted, match=r"_mlflow.*MLFLOW_TRACKING_URI"):
         ensure_sibling(role_urls[Role.APPLICATION], "_mlflow")

@@ -64,7 +64,9 @@ def direct(server: TestServer, name: str, user: str = "valence_app") -> str:
 
 
 @asynccontextmanager
-async def following(database: Database, *, poll: float) -> AsyncIterator[Callable[[], Awaitable[int]]]:
+async def follow_experiments(
+    database: Database, *, poll: float
+) -> AsyncIterator[Callable[[], Awaitable[int]]]:
     """Give a function that waits for the next number of running experiments; the feed's connection is closed."""
     async with aclosing(TrafficFeed(database, poll=poll).changes()) as changes:
 
@@ -145,7 +147,7 @@ async def test_notices_come_over_the_direct_url(server: TestServer, name: str, p
     # By NOTIFY alone: the poll comes after an hour.
     async with (
         open_database(pooled, direct_url=direct(server, name)) as database,
-        following(database, poll=3600) as next_number,
+        follow_experiments(database, poll=3600) as next_number,
     ):
         assert await next_number() == 0
         made = await ExperimentRepository(database).create(NEW, actor=None)
@@ -154,8 +156,8 @@ async def test_notices_come_over_the_direct_url(server: TestServer, name: str, p
         assert await next_number() == 0
 
 
-async def test_without_a_direct_url_traffic_is_asked_for(pooled: str) -> None:
-    async with open_database(pooled) as database, following(database, poll=0.05) as next_number:
+async def test_without_a_direct_url_traffic_is_polled(pooled: str) -> None:
+    async with open_database(pooled) as database, follow_experiments(database, poll=0.05) as next_number:
         assert await next_number() == 0
         await ExperimentRepository(database).create(NEW, actor=None)
         assert await next_number() == 1
@@ -164,7 +166,7 @@ async def test_without_a_direct_url_traffic_is_asked_for(pooled: str) -> None:
 async def test_a_direct_url_that_leads_nowhere_leaves_the_asking(pooled: str) -> None:
     async with (
         open_database(pooled, direct_url="postgresql://nobody@127.0.0.1:1/nothing") as database,
-        following(database, poll=3600) as next_number,
+        follow_experiments(database, poll=3600) as next_number,
     ):
         assert await next_number() == 0
         await ExperimentRepository(database).create(NEW, actor=None)
@@ -207,7 +209,7 @@ async def test_every_connection_checks_the_servers_certificate(
             raw = await connection.get_raw_connection()
             assert raw.driver_connection is not None
             assert raw.driver_connection.pgconn.ssl_in_use
-        async with following(database, poll=0.05) as next_number:
+        async with follow_experiments(database, poll=0.05) as next_number:
             assert await next_number() == 0
         await use_every_repository(database)
     require_reachable(url)

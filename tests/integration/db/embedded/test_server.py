@@ -83,7 +83,7 @@ def store(server: EmbeddedPostgres, number: int) -> None:
         connection.execute("INSERT INTO kept VALUES (%s)", (number,))
 
 
-def kept(server: EmbeddedPostgres) -> list[int]:
+def stored_numbers(server: EmbeddedPostgres) -> list[int]:
     with psycopg.connect(server.url("postgres")) as connection:
         return [row[0] for row in connection.execute("SELECT number FROM kept ORDER BY 1")]
 
@@ -98,7 +98,7 @@ def test_a_server_starts_stops_and_keeps_its_data(home: Path) -> None:
         assert not server.is_running()
     server.start()
     try:
-        assert kept(server) == [0, 1]
+        assert stored_numbers(server) == [0, 1]
         with psycopg.connect(server.url("postgres")) as connection:
             settings = dict(connection.execute("SELECT name, setting FROM pg_settings").fetchall())
         assert settings["listen_addresses"] == ""
@@ -177,7 +177,7 @@ def test_nothing_acknowledged_is_lost_when_everything_is_killed(home: Path) -> N
     server = EmbeddedPostgres(home)
     server.start()
     try:
-        assert kept(server) == [0, 1, 2]
+        assert stored_numbers(server) == [0, 1, 2]
     finally:
         server.stop()
 
@@ -199,7 +199,7 @@ def test_a_stale_lock_whatever_it_names_is_recovered_from(home: Path, content: s
         (sockets / ".s.PGSQL.5432").touch()
         again = EmbeddedPostgres(home)
         again.start()
-        assert kept(again) == [1]
+        assert stored_numbers(again) == [1]
         again.stop()
         assert stranger.poll() is None
     finally:
@@ -223,7 +223,7 @@ def test_an_orphan_is_ended_cleanly_and_replaced(home: Path) -> None:
     server.start()
     try:
         assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
-        assert kept(server) == [7]
+        assert stored_numbers(server) == [7]
         assert "shut down" in server.log.read_text()
     finally:
         server.stop()
@@ -237,7 +237,7 @@ def test_backends_of_a_killed_server_are_waited_for(home: Path) -> None:
     server.process.wait()
     server.start()
     try:
-        assert kept(server) == [1]
+        assert stored_numbers(server) == [1]
     finally:
         server.stop()
 
@@ -273,7 +273,7 @@ def test_a_home_with_a_long_path_has_its_socket_elsewhere(empty: Path) -> None:
     server.start()
     try:
         store(server, 1)
-        assert kept(server) == [1]
+        assert stored_numbers(server) == [1]
     finally:
         server.stop()
         shutil.rmtree(server.sockets)
@@ -289,7 +289,7 @@ def test_a_private_home_of_root_keeps_its_mode_and_holds_a_link(empty: Path) -> 
         assert (inner / "postgres").is_symlink()
         assert empty.stat().st_mode & 0o777 == 0o700
         store(server, 1)
-        assert kept(server) == [1]
+        assert stored_numbers(server) == [1]
     finally:
         server.stop()
         shutil.rmtree((inner / "postgres").resolve())

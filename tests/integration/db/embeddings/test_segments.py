@@ -66,7 +66,7 @@ async def test_many_at_once_roll_once_and_index_once(database: Database) -> None
     assert [segment for segment in done if segment] == [1]
 
 
-async def indexed(database: Database, rows: int) -> list[UUID]:
+async def new_indexed_segment(database: Database, rows: int) -> list[UUID]:
     """Create a further indexed segment of the space; return its texts."""
     segments, texts = Segments(database, SPACE), [new_text() for _ in range(rows)]
     await new_writer(database).commit([new_submission(await new_key(database), texts)])
@@ -78,9 +78,9 @@ async def indexed(database: Database, rows: int) -> list[UUID]:
 async def test_small_segments_are_merged_and_the_old_ones_dropped(database: Database) -> None:
     segments, ids = Segments(database, SPACE), []
     for rows in (20, 24, 400, 18):
-        ids += await indexed(database, rows)
+        ids += await new_indexed_segment(database, rows)
     assert await segments.merge_next() is None, "the three are not yet four times as large as one"
-    ids += await indexed(database, 22)
+    ids += await new_indexed_segment(database, 22)
     assert await segments.merge_next(memory=1_000) is None, "a graph of that size has no room"
     assert await segments.merge_next() == 7
     assert await segments.merge_next() is None
@@ -94,7 +94,7 @@ async def test_small_segments_are_merged_and_the_old_ones_dropped(database: Data
     assert [await segments.drop_next(grace=0) for _ in range(5)] == [1, 2, 4, 5, None]
     assert {row[0] for row in await run_sql(database, "SELECT text_id FROM embeddings")} == set(ids)
     assert await count_rows(database, "embeddings") == len(ids)
-    await indexed(database, 20)
+    await new_indexed_segment(database, 20)
     assert await segments.merge_next() == 9, "with this one there is a quarter as much as in the largest"
     assert await run_sql(database, "SELECT id, rows FROM segments WHERE state = 'indexed'") == [(9, 504)]
 
@@ -102,7 +102,7 @@ async def test_small_segments_are_merged_and_the_old_ones_dropped(database: Data
 async def test_a_large_graph_has_more_neighbours(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(db.embeddings.segments, "LARGE_ROWS", 30)
     for rows in (16, 15):
-        await indexed(database, rows)
+        await new_indexed_segment(database, rows)
     assert await Segments(database, SPACE).merge_next(fan_in=2) == 4
     found = await run_sql(
         database, "SELECT tablename, indexdef FROM pg_indexes WHERE indexdef LIKE '%%hnsw%%' ORDER BY 1"
@@ -111,12 +111,12 @@ async def test_a_large_graph_has_more_neighbours(database: Database, monkeypatch
     assert neighbours == {"embeddings_1": "16", "embeddings_2": "16", "embeddings_4": "24"}
 
 
-async def test_what_is_erased_or_late_while_segments_are_merged_is_as_it_was_told(
+async def test_erasures_and_late_writes_during_a_merge_are_kept(
     url: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the copy and the end of a merge, a text is erased and a slow writer commits."""
     segments = Segments(database, SPACE)
-    ids = [text_id for _ in range(4) for text_id in await indexed(database, 20)]
+    ids = [text_id for _ in range(4) for text_id in await new_indexed_segment(database, 20)]
     late = new_text()
     vector = [float(value) for value in np.frombuffer(late.embedding, "<f2")]
     built = db.embeddings.segments._index
@@ -138,7 +138,7 @@ async def test_what_is_erased_while_a_merge_comes_to_its_end_is_in_no_segment(
 ) -> None:
     """An erasure that waits for the old segments doesn't know the one that replaces them."""
     segments = Segments(database, SPACE)
-    ids = [text_id for _ in range(4) for text_id in await indexed(database, 5)]
+    ids = [text_id for _ in range(4) for text_id in await new_indexed_segment(database, 5)]
     attach, ending, going = db.embeddings.segments._attach, asyncio.Event(), asyncio.Event()
 
     async def later(connection: AsyncConnection, segment: int) -> None:
@@ -178,7 +178,7 @@ async def test_a_segment_is_indexed_once_who_saw_it_open_has_ended(url: str, dat
 async def test_nobody_waits_for_long_behind_a_segment_that_is_read(url: str, database: Database) -> None:
     segments = Segments(database, SPACE)
     for _ in range(4):
-        await indexed(database, 3)
+        await new_indexed_segment(database, 3)
     await segments.merge_next()
     async with await psycopg.AsyncConnection.connect(url) as reader:
         await reader.execute("SELECT FROM embeddings_1")
@@ -192,7 +192,7 @@ async def test_a_killed_merge_leaves_its_number_to_the_next_one(
 ) -> None:
     segments = Segments(database, SPACE)
     for _ in range(4):
-        await indexed(database, 3)
+        await new_indexed_segment(database, 3)
 
     async def dies(*_: object) -> None:
         raise Unavailable("killed")

@@ -40,7 +40,7 @@ class Lost(Exception):
     """The process is gone."""
 
 
-async def stored(database: Database, *contents: str, space: str = SPACE) -> list[UUID]:
+async def store_texts(database: Database, *contents: str, space: str = SPACE) -> list[UUID]:
     """Texts as the writer stores them, long ago."""
     key = await new_key(database)
     texts = [text_in(space, content) for content in contents]
@@ -49,7 +49,7 @@ async def stored(database: Database, *contents: str, space: str = SPACE) -> list
     return [text.id for text in texts]
 
 
-def named(count: int, word: str = "text") -> list[str]:
+def numbered_texts(count: int, word: str = "text") -> list[str]:
     return [f"{word} {number}" for number in range(count)]
 
 
@@ -58,7 +58,7 @@ async def states(database: Database) -> dict[str, str]:
 
 
 async def test_a_space_is_built_switched_to_and_back_and_the_other_removed(database: Database) -> None:
-    ids = await stored(database, *named(30))
+    ids = await store_texts(database, *numbered_texts(30))
     spaces = SpaceRepository(database)
     assert await spaces.ensure(SPACE) == SPACE
     assert await spaces.ensure("another default") == SPACE
@@ -73,7 +73,7 @@ async def test_a_space_is_built_switched_to_and_back_and_the_other_removed(datab
     await spaces.switch(NEXT, actor=None)
     assert await states(database) == {NEXT: SpaceState.LIVE, SPACE: SpaceState.WHOLE}
     # Texts that are written after the switch are in the previous space too, so that one can switch back.
-    (late,) = await stored(database, "written after", space=NEXT)
+    (late,) = await store_texts(database, "written after", space=NEXT)
     with pytest.raises(Conflict, match="1 texts"):
         await spaces.switch(SPACE, actor=None)
     await run_until_idle(new_worker(database))
@@ -111,7 +111,7 @@ async def test_a_space_is_built_switched_to_and_back_and_the_other_removed(datab
 
 
 async def test_a_switch_is_refused_while_texts_lack_a_vector(database: Database) -> None:
-    await stored(database, *named(5))
+    await store_texts(database, *numbered_texts(5))
     spaces = SpaceRepository(database)
     await spaces.ensure(SPACE)
     with pytest.raises(NotFound):
@@ -138,7 +138,7 @@ async def test_a_switch_is_refused_while_texts_lack_a_vector(database: Database)
 
 
 async def test_what_is_killed_in_the_middle_goes_on_and_doubles_nothing(database: Database) -> None:
-    ids = await stored(database, *named(40))
+    ids = await store_texts(database, *numbered_texts(40))
     # Without predictions only the round finds the texts.
     await run_sql(database, "DELETE FROM predictions")
     spaces = SpaceRepository(database)
@@ -169,7 +169,7 @@ async def test_what_is_killed_in_the_middle_goes_on_and_doubles_nothing(database
 
 
 async def test_texts_that_are_written_meanwhile_are_in_both_spaces_once(database: Database) -> None:
-    await stored(database, *named(20))
+    await store_texts(database, *numbered_texts(20))
     spaces, encoders = SpaceRepository(database), DeterministicEncoders()
     await spaces.ensure(SPACE)
     await spaces.begin(NEXT, actor=None)
@@ -193,13 +193,13 @@ async def test_texts_that_are_written_meanwhile_are_in_both_spaces_once(database
     await asyncio.sleep(0.6)
     await run_until_idle(work)
     assert written
-    everything = dict.fromkeys([text_id(each) for each in [*named(20), *written]], 1)
+    everything = dict.fromkeys([text_id(each) for each in [*numbered_texts(20), *written]], 1)
     for space in (SPACE, NEXT):
         assert await count_vectors_by_text(database, space) == everything
 
 
 async def test_erasure_during_the_work_leaves_no_vector_in_either_space(database: Database) -> None:
-    ids = await stored(database, *named(6))
+    ids = await store_texts(database, *numbered_texts(6))
     spaces, encoders = SpaceRepository(database), DeterministicEncoders()
     await spaces.ensure(SPACE)
     await spaces.begin(NEXT, actor=None)
@@ -222,14 +222,14 @@ async def test_erasure_during_the_work_leaves_no_vector_in_either_space(database
 
 
 async def test_searches_see_each_text_once_before_and_after_the_switch(database: Database) -> None:
-    ids = await stored(database, *named(40))
+    ids = await store_texts(database, *numbered_texts(40))
     spaces = await build_space(database)
     old, new = Segments(database, SPACE), Segments(database, NEXT)
     # One segment with an index and an open one, in both.
     for segments in (old, new):
         assert await segments.roll(1) is not None
         assert await segments.index_next() is not None
-    await stored(database, "one more")
+    await store_texts(database, "one more")
     await run_until_idle(new_worker(database))
     everything = {*ids, text_id("one more")}
     for space in (SPACE, NEXT):
@@ -280,7 +280,7 @@ async def test_a_batch_of_two_spaces_is_stored_in_each(database: Database) -> No
 
 
 async def test_nothing_is_stored_in_a_space_that_leaves(database: Database) -> None:
-    await stored(database, *named(3))
+    await store_texts(database, *numbered_texts(3))
     spaces, encoders = SpaceRepository(database), DeterministicEncoders()
     await spaces.ensure(SPACE)
     await spaces.begin(NEXT, actor=None)
@@ -304,8 +304,8 @@ async def test_nothing_is_stored_in_a_space_that_leaves(database: Database) -> N
     assert await states(database) == {SPACE: SpaceState.LIVE}
 
 
-async def test_why_it_does_not_get_on_is_told_until_it_does(database: Database) -> None:
-    await stored(database, *named(2))
+async def test_the_reason_for_a_pause_is_shown_until_it_continues(database: Database) -> None:
+    await store_texts(database, *numbered_texts(2))
     spaces = SpaceRepository(database)
     await spaces.ensure(SPACE)
     await spaces.begin(NEXT, actor=None)

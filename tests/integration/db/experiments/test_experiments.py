@@ -47,7 +47,7 @@ def decision(action: str = "ramp", share: float | None = 0.75) -> NewDecision:
     )
 
 
-async def test_an_experiment_lives_as_it_is_told_and_every_act_is_audited(database: Database) -> None:
+async def test_an_experiment_follows_its_changes_and_every_act_is_audited(database: Database) -> None:
     key, experiments = await new_key(database, role="engineer"), ExperimentRepository(database)
     made = await experiments.create(new(), actor=key.id)
     assert (made.share, made.stage, made.running) == (0.5, 1, True)
@@ -245,7 +245,7 @@ async def test_late_feedback_counts_for_the_stage_of_its_answer(arms: Arms) -> N
         ((False, None), (0, 0.0)),
     ],
 )
-async def test_a_shadow_is_judged_by_the_feedback_on_the_answer_beside_it(
+async def test_a_shadow_counts_the_feedback_on_the_answer_of_the_same_request(
     arms: Arms, judged: tuple[bool, str | None], expected: tuple[int, float]
 ) -> None:
     await arms.stages()

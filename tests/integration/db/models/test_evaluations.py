@@ -14,15 +14,15 @@ from tests.support.row_factories import run_sql
 pytestmark = pytest.mark.anyio
 
 
-def wanted(bundle: str = "b", data: str = "d", **more: object) -> NewEvaluation:
+def new_evaluation(bundle: str = "b", data: str = "d", **more: object) -> NewEvaluation:
     return NewEvaluation(bundle_digest=bundle, data_digest=data, model="sentiment", version="2", **more)  # type: ignore[arg-type]
 
 
 async def test_many_requests_at_once_are_one(database: Database) -> None:
     evaluations, actor = EvaluationRepository(database), uuid4()
-    asked = await asyncio.gather(*(evaluations.request(wanted(requested_by=actor)) for _ in range(8)))
+    asked = await asyncio.gather(*(evaluations.request(new_evaluation(requested_by=actor)) for _ in range(8)))
     assert len({each.id for each in asked}) == 1
-    other = await evaluations.request(wanted(data="e"))
+    other = await evaluations.request(new_evaluation(data="e"))
     assert other.id != asked[0].id
     entries = (await AuditRepository(database).list(AuditFilters(subject="sentiment"))).items
     assert [entry.action for entry in entries] == ["evaluation.request"] * 2
@@ -32,7 +32,10 @@ async def test_many_requests_at_once_are_one(database: Database) -> None:
 
 async def test_one_is_worked_on_at_a_time_the_oldest_first(database: Database) -> None:
     evaluations = EvaluationRepository(database)
-    first, second = await evaluations.request(wanted("a")), await evaluations.request(wanted("b"))
+    first, second = (
+        await evaluations.request(new_evaluation("a")),
+        await evaluations.request(new_evaluation("b")),
+    )
     claims = await asyncio.gather(*(evaluations.claim() for _ in range(6)))
     (claimed,) = [claim for claim in claims if claim is not None]
     assert (claimed.id, claimed.attempts) == (first.id, 1)
@@ -51,9 +54,9 @@ async def test_one_is_worked_on_at_a_time_the_oldest_first(database: Database) -
 async def test_a_report_is_found_by_both_digests_the_latest_first(database: Database) -> None:
     evaluations = EvaluationRepository(database)
     for number in range(3):
-        asked = await evaluations.request(wanted())
+        asked = await evaluations.request(new_evaluation())
         await evaluations.finish(asked.id, {"number": number})
-    failed = await evaluations.request(wanted())
+    failed = await evaluations.request(new_evaluation())
     await evaluations.fail(failed.id, "it raises")
     found = await evaluations.find_report("b", "d")
     assert isinstance(found, Evaluation)
@@ -65,7 +68,7 @@ async def test_a_report_is_found_by_both_digests_the_latest_first(database: Data
 
 async def test_a_process_that_gives_no_sign_loses_its_work_to_the_next(database: Database) -> None:
     evaluations = EvaluationRepository(database, stale_seconds=30)
-    asked = await evaluations.request(wanted())
+    asked = await evaluations.request(new_evaluation())
     for attempt in range(1, ATTEMPTS + 1):
         claimed = await evaluations.claim()
         assert claimed is not None

@@ -17,11 +17,11 @@ pytestmark = pytest.mark.anyio
 MODEL = "sentiment"
 
 
-def change(old: str | None, new: str | None, act: Act = Act.PROMOTE, **more: object) -> NewPromotion:
+def new_change(old: str | None, new: str | None, act: Act = Act.PROMOTE, **more: object) -> NewPromotion:
     return NewPromotion(model=MODEL, version_from=old, version_to=new, act=act, **more)  # type: ignore[arg-type]
 
 
-async def done(history: PromotionRepository, new: NewPromotion) -> Promotion:
+async def record_change(history: PromotionRepository, new: NewPromotion) -> Promotion:
     """Record a change that happened."""
     async with history.lock(new.model) as held:
         return await held.record(new)
@@ -29,8 +29,10 @@ async def done(history: PromotionRepository, new: NewPromotion) -> Promotion:
 
 async def test_a_change_is_intended_then_done_and_audited(database: Database) -> None:
     history, actor = PromotionRepository(database), uuid4()
-    first = await done(history, change(None, "1", Act.BOOTSTRAP))
-    wanted = change("1", "2", actor=actor, gated=True, reason="better", evidence={"a": 1}, below_id=first.id)
+    first = await record_change(history, new_change(None, "1", Act.BOOTSTRAP))
+    wanted = new_change(
+        "1", "2", actor=actor, gated=True, reason="better", evidence={"a": 1}, below_id=first.id
+    )
     intended = await history.intend(wanted, after=first.id)
     standing = await history.state(MODEL)
     assert (standing.version, standing.intended and standing.intended.id) == ("1", intended.id)
@@ -55,7 +57,7 @@ async def test_a_change_is_intended_then_done_and_audited(database: Database) ->
 
 async def test_what_is_abandoned_was_never_champion(database: Database) -> None:
     history = PromotionRepository(database)
-    intended = await history.intend(change(None, "1"), after=None)
+    intended = await history.intend(new_change(None, "1"), after=None)
     async with history.lock(MODEL) as held:
         await held.finish(intended, PromotionPhase.ABANDONED, why="died")
     assert (await history.state(MODEL)).champion is None
@@ -65,26 +67,26 @@ async def test_what_is_abandoned_was_never_champion(database: Database) -> None:
     assert (entry.action, entry.detail["why"]) == ("champion.abandon", "died")
 
 
-async def test_a_second_intention_is_told_of_the_first(database: Database) -> None:
+async def test_a_second_intention_names_the_first(database: Database) -> None:
     history, actor = PromotionRepository(database), uuid4()
-    await history.intend(change(None, "1", actor=actor), after=None)
+    await history.intend(new_change(None, "1", actor=actor), after=None)
     with pytest.raises(Contested, match=f"under way: promote from version None to 1 by key {actor}"):
-        await history.intend(change(None, "2"), after=None)
+        await history.intend(new_change(None, "2"), after=None)
     elsewhere = NewPromotion(model="other", version_from=None, version_to="1", act=Act.PROMOTE)
     assert (await history.intend(elsewhere, after=None)).state == PromotionPhase.INTENDED
 
 
-async def test_a_decision_on_what_is_over_is_told_what_came_first(database: Database) -> None:
+async def test_a_decision_on_an_outdated_state_names_what_came_first(database: Database) -> None:
     history = PromotionRepository(database)
-    first = await done(history, change(None, "1"))
-    await done(history, change("1", "2"))
+    first = await record_change(history, new_change(None, "1"))
+    await record_change(history, new_change("1", "2"))
     with pytest.raises(Contested, match="came first: promote from version 1 to 2"):
-        await history.intend(change("1", "3"), after=first.id)
+        await history.intend(new_change("1", "3"), after=first.id)
 
 
 async def test_of_many_at_once_one_is_intended(database: Database) -> None:
     history = PromotionRepository(database)
-    wanted = [history.intend(change(None, str(number)), after=None) for number in range(8)]
+    wanted = [history.intend(new_change(None, str(number)), after=None) for number in range(8)]
     results = await asyncio.gather(*wanted, return_exceptions=True)
     assert len([result for result in results if isinstance(result, Promotion)]) == 1
     assert {type(result) for result in results} == {Promotion, Contested}
@@ -100,7 +102,7 @@ async def test_the_lock_is_held_by_one_goes_with_its_transaction_and_is_a_models
 
     async def die() -> None:
         async with history.lock(MODEL) as held:
-            await held.record(change(None, "1"))
+            await held.record(new_change(None, "1"))
             raise RuntimeError("died")
 
     with pytest.raises(RuntimeError):
@@ -115,7 +117,7 @@ async def test_who_was_champion_at_any_moment_and_why(database: Database) -> Non
     assert await history.champion_at(MODEL, now()) is None
     moments = []
     for number, old in ((1, None), (2, "1"), (3, "2")):
-        made = await done(history, change(old, str(number), reason=f"reason {number}"))
+        made = await record_change(history, new_change(old, str(number), reason=f"reason {number}"))
         moments.append(made.at)
     for number, moment in enumerate(moments, 1):
         found = await history.champion_at(MODEL, moment)
@@ -146,19 +148,19 @@ async def test_asking_for_a_moment_reads_one_entry_of_the_index(database: Databa
     assert scan["Actual Rows"] == 1
 
 
-async def test_history_is_paged_newest_first_with_the_end_of_each_reign(database: Database) -> None:
+async def test_history_is_paged_newest_first_with_the_end_of_each_period(database: Database) -> None:
     history = PromotionRepository(database)
     for number in range(1, 6):
-        await done(history, change(None if number == 1 else str(number - 1), str(number)))
+        await record_change(history, new_change(None if number == 1 else str(number - 1), str(number)))
     seen, cursor = [], None
     while True:
         page = await history.history(MODEL, limit=2, cursor=cursor)
         seen += list(page.items)
         if (cursor := page.next_cursor) is None:
             break
-    assert [reign.promotion.version_to for reign in seen] == ["5", "4", "3", "2", "1"]
+    assert [period.promotion.version_to for period in seen] == ["5", "4", "3", "2", "1"]
     assert seen[0].until is None
-    assert [reign.until for reign in seen[1:]] == [reign.promotion.at for reign in seen[:-1]]
+    assert [period.until for period in seen[1:]] == [period.promotion.at for period in seen[:-1]]
     for wrong in ("x", "-1", "9" * 30, ""):
         with pytest.raises(Rejected):
             await history.history(MODEL, cursor=wrong)
@@ -177,15 +179,15 @@ async def test_history_is_paged_newest_first_with_the_end_of_each_reign(database
 )
 async def test_history_is_not_rewritten(database: Database, statement: str) -> None:
     history = PromotionRepository(database)
-    last = await done(history, change(None, "1"))
-    await history.intend(change("1", "2"), after=last.id)
+    last = await record_change(history, new_change(None, "1"))
+    await history.intend(new_change("1", "2"), after=last.id)
     with pytest.raises(Rejected):
         await run_sql(database, statement)
 
 
 async def test_force_without_a_reason_is_refused_by_the_schema_too(database: Database) -> None:
     with pytest.raises(Rejected, match="forced_for_a_reason"):
-        await PromotionRepository(database).intend(change(None, "1", forced=True), after=None)
+        await PromotionRepository(database).intend(new_change(None, "1", forced=True), after=None)
 
 
 async def test_a_refusal_is_in_the_audit_log_alone(database: Database) -> None:

@@ -57,7 +57,7 @@ WITHDRAWN = Cipher({"two": TWO}, seals=False)
 def quiet(_line: str) -> None: ...
 
 
-async def judged(
+async def judge(
     database: Database, key: Key, prediction_id: UUID, comment: str, *, again: str | None = None
 ) -> Judgement:
     given = NewFeedback(
@@ -76,17 +76,17 @@ async def judged(
     return found
 
 
-async def filled(database: Database, text: str, comment: str, answer: str) -> tuple[Key, Submission]:
+async def store_values(database: Database, text: str, comment: str, answer: str) -> tuple[Key, Submission]:
     """Store a prediction of a text with feedback, and an idempotent answer for each."""
     key = await new_key(database)
     kept = new_idempotency(key, "predict", answer=answer.encode())
     sent = new_submission(key, [new_text(text)], idempotency=kept)
     assert await new_writer(database).commit([sent]) == [Stored()]
-    await judged(database, key, sent.predictions[0].id, comment, again="judge")
+    await judge(database, key, sent.predictions[0].id, comment, again="judge")
     return key, sent
 
 
-async def said(database: Database, key: Key, sent: Submission) -> tuple[str, str | None, bytes, bytes]:
+async def read_values(database: Database, key: Key, sent: Submission) -> tuple[str, str | None, bytes, bytes]:
     """Return the text, the comment and the two answers as the repositories read them."""
     found = await PredictionRepository(database).get(sent.predictions[0].id)
     kept = IdempotencyRepository(database)
@@ -96,7 +96,7 @@ async def said(database: Database, key: Key, sent: Submission) -> tuple[str, str
     return found.text, found.feedback[0].comment, answers[0].answer, answers[1].answer
 
 
-def held(done: RotationResult) -> Mapping[str, tuple[int, int, int]]:
+def counts_by_key(done: RotationResult) -> Mapping[str, tuple[int, int, int]]:
     return {
         name: (counts[SealedKind.TEXTS], counts[SealedKind.COMMENTS], counts[SealedKind.ANSWERS])
         for name, counts in done.stored.items()
@@ -112,12 +112,12 @@ async def test_with_a_key_neither_sql_nor_a_dump_nor_the_files_hold_what_people_
         "an answer with Antananarivo-3",
     ]
     async with open_database(url, cipher=OLD) as database:
-        key, sent = await filled(database, *secrets)
+        key, sent = await store_values(database, *secrets)
         # Once more, for the values that are written when a row exists already.
         assert isinstance((await new_writer(database).commit([sent]))[0], Replayed)
-        await judged(database, key, sent.predictions[0].id, secrets[1])
+        await judge(database, key, sent.predictions[0].id, secrets[1])
         await run_sql(database, "ANALYZE")
-        text, comment, answer, kept = await said(database, key, sent)
+        text, comment, answer, kept = await read_values(database, key, sent)
         assert (text, comment, answer.decode(), json.loads(kept)) == (*secrets, secrets[1])
     for content in (read_tables(url), dump_database(url)):
         assert str(sent.predictions[0].id) in content
@@ -134,17 +134,17 @@ async def test_what_was_plain_is_gone_from_the_files_once_it_was_encrypted_and_s
     secrets = ["Tegucigalpa-4 before encryption", "Reykjavik-5 in a comment", "Ljubljana-6 in an answer"]
     needles = [*(secret.encode() for secret in secrets), b"tegucigalpa"]
     async with open_database(url) as database:
-        key, sent = await filled(database, *secrets)
+        key, sent = await store_values(database, *secrets)
         # The index has its words.
         await KeywordRepository(database, space=SPACE).merge()
     assert find_in_files(server, needles) == needles
     async with open_database(url, cipher=OLD) as database:
-        text, comment, answer, _ = await said(database, key, sent)
+        text, comment, answer, _ = await read_values(database, key, sent)
         assert (text, comment, answer.decode()) == tuple(secrets)
         done = await KeyRotation(database).run(quiet)
         assert done.rewritten == {SealedKind.TEXTS: 1, SealedKind.COMMENTS: 1, SealedKind.ANSWERS: 2}
-        assert held(done) == {"one": (1, 1, 2)}
-        text, comment, answer, _ = await said(database, key, sent)
+        assert counts_by_key(done) == {"one": (1, 1, 2)}
+        text, comment, answer, _ = await read_values(database, key, sent)
         assert (text, comment, answer.decode()) == tuple(secrets)
     assert [secret for secret in secrets if secret in read_tables(url)] == []
     assert scrub(url, quiet)
@@ -238,7 +238,7 @@ async def test_a_value_of_another_row_is_refused_by_name_and_harms_no_other_requ
         # An unreadable value is left and named, and its key is still needed; it can still be erased.
         async with open_database(url, cipher=BOTH) as turning:
             done = await KeyRotation(turning).run(quiet)
-            assert held(done) == {"two": (2, 0, 1), "one": (1, 0, 1)}
+            assert counts_by_key(done) == {"two": (2, 0, 1), "one": (1, 0, 1)}
             assert done.removed_keys == []
             assert str(one.id) in done.unreadable[0]
             erasures = ErasureRepository(turning, SimilarityRepository(turning, space=SPACE), space=SPACE)
@@ -275,7 +275,7 @@ async def test_a_key_that_was_let_go_is_wanted_again_once_something_is_under_it(
         await new_writer(before).commit([new_submission(key, [text])])
         # So that it stays under its key.
         await run_sql(after, "UPDATE text_inputs SET sealed = sealed || '\\x00' WHERE id = %s", text.id)
-        assert held(await KeyRotation(after).run(quiet)) == {"one": (1, 0, 0)}
+        assert counts_by_key(await KeyRotation(after).run(quiet)) == {"one": (1, 0, 0)}
         assert await run_sql(after, "SELECT id FROM text_keys ORDER BY id") == [("one",), ("two",)]
 
 
@@ -302,7 +302,7 @@ async def test_keys_change_while_others_write_and_nothing_is_lost(url: str) -> N
                 assert await new_writer(database).commit([sent]) == [Stored()]
                 for wording in ("first", "last"):
                     comment = f"{wording} {number} {shift}"
-                    await judged(database, key, sent.predictions[0].id, comment)
+                    await judge(database, key, sent.predictions[0].id, comment)
                 comments[sent.predictions[0].id] = comment
 
         # Either rotation may find no value under it.
@@ -328,8 +328,8 @@ async def test_keys_change_while_others_write_and_nothing_is_lost(url: str) -> N
 
         # No process writes with the old key any more.
         done = await KeyRotation(after).run(quiet)
-        assert set(held(done)) == {"two"}
-        assert held(done)["two"] == (60, len(comments), await count_rows(after, "idempotency"))
+        assert set(counts_by_key(done)) == {"two"}
+        assert counts_by_key(done)["two"] == (60, len(comments), await count_rows(after, "idempotency"))
         assert set(let_go) | set(done.removed_keys) == {"one"}
         assert await run_sql(after, "SELECT id FROM text_keys") == [("two",)]
         again = await KeyRotation(after).run(quiet)
@@ -344,7 +344,7 @@ async def test_keys_change_while_others_write_and_nothing_is_lost(url: str) -> N
 
 async def test_keys_are_withdrawn_and_words_are_found_again(url: str) -> None:
     async with open_database(url, cipher=NEW) as database:
-        key, sent = await filled(database, "a battery of tests", "the comment", "the answer")
+        key, sent = await store_values(database, "a battery of tests", "the comment", "the answer")
         words = KeywordRepository(database, space=SPACE)
         with pytest.raises(Conflict, match="off, because texts are encrypted"):
             await words.search("battery", limit=1)
@@ -357,10 +357,10 @@ async def test_keys_are_withdrawn_and_words_are_found_again(url: str) -> None:
         with pytest.raises(Conflict):
             await KeywordRepository(database, space=SPACE).search("battery", limit=1)
         done = await KeyRotation(database).run(quiet)
-        assert held(done) == {"plain": (2, 1, 2)}
+        assert counts_by_key(done) == {"plain": (2, 1, 2)}
         assert done.removed_keys == ["two"]
     async with open_database(url) as database:
-        text, comment, answer, _ = await said(database, key, sent)
+        text, comment, answer, _ = await read_values(database, key, sent)
         assert (text, comment, answer) == ("a battery of tests", "the comment", b"the answer")
         hits = await KeywordRepository(database, space=SPACE).search("battery", limit=9)
         assert set(hits.text_ids) == {sent.texts[0].id, new.texts[0].id}
@@ -370,8 +370,8 @@ async def test_keys_are_withdrawn_and_words_are_found_again(url: str) -> None:
 
 async def test_an_erasure_finds_comments_and_answers_that_it_cannot_read(url: str) -> None:
     async with open_database(url, cipher=OLD) as database:
-        key, sent = await filled(database, "to be erased", "its comment", "no id stands here in plain")
-        bystander_key, bystander = await filled(database, "to stay", "its comment too", "an answer")
+        key, sent = await store_values(database, "to be erased", "its comment", "no id stands here in plain")
+        bystander_key, bystander = await store_values(database, "to stay", "its comment too", "an answer")
         erasures = ErasureRepository(database, SimilarityRepository(database, space=SPACE), space=SPACE)
         receipt = await erasures.erase_text(sent.texts[0].id, actor=None)
         erased = receipt.erased
@@ -379,9 +379,9 @@ async def test_an_erasure_finds_comments_and_answers_that_it_cannot_read(url: st
         assert await run_sql(
             database, "SELECT count(*) FROM feedback WHERE sealed IS NOT NULL OR comment IS NOT NULL"
         ) == [(1,)]
-        assert (await said(database, bystander_key, bystander))[:2] == ("to stay", "its comment too")
+        assert (await read_values(database, bystander_key, bystander))[:2] == ("to stay", "its comment too")
         # The account of erased users holds no text, so no key is needed.
-        assert held(await KeyRotation(database).run(quiet)) == {"one": (1, 1, 2)}
+        assert counts_by_key(await KeyRotation(database).run(quiet)) == {"one": (1, 1, 2)}
         assert key.holder_id != bystander_key.holder_id
 
 

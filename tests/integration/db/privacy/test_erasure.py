@@ -65,7 +65,7 @@ async def judge(database: Database, key: Key, prediction_id: UUID, comment: str 
     )
 
 
-def answered(sent: Submission, key: Key) -> Submission:
+def with_stored_answer(sent: Submission, key: Key) -> Submission:
     """Return the submission with an idempotent answer, as the API renders it."""
     rendered = [
         {"id": str(row.id), "text_id": str(row.text_id), "unit": row.unit} for row in sent.predictions
@@ -73,20 +73,20 @@ def answered(sent: Submission, key: Key) -> Submission:
     return replace(sent, idempotency=new_idempotency(key, "again", answer=json.dumps(rendered).encode()))
 
 
-def near(vector: "np.ndarray", cosine: float) -> "np.ndarray":
+def vector_near(vector: "np.ndarray", cosine: float) -> "np.ndarray":
     """Return a unit vector at this cosine to another one."""
-    aside = unit_vectors(1, seed=99)[0]
-    aside -= (aside @ vector) * vector
-    aside /= np.linalg.norm(aside)
-    return (cosine * vector + np.sqrt(1 - cosine**2) * aside).astype(np.float32)
+    orthogonal = unit_vectors(1, seed=99)[0]
+    orthogonal -= (orthogonal @ vector) * vector
+    orthogonal /= np.linalg.norm(orthogonal)
+    return (cosine * vector + np.sqrt(1 - cosine**2) * orthogonal).astype(np.float32)
 
 
 async def test_a_user_is_erased_and_what_others_sent_too_stays(database: Database) -> None:
     key, other = await new_key(database), await new_key(database)
     ada = await new_user(database)
     alone, both, theirs = new_text("ada's alone"), new_text("sent by both"), new_text("theirs")
-    mine = answered(new_submission(key, [alone, both], user_id=ada, unit="ada"), key)
-    bystander = answered(new_submission(other, [both, theirs]), other)
+    mine = with_stored_answer(new_submission(key, [alone, both], user_id=ada, unit="ada"), key)
+    bystander = with_stored_answer(new_submission(other, [both, theirs]), other)
     assert await new_writer(database).commit([mine, bystander]) == [Stored(), Stored()]
     await judge(database, other, mine.predictions[0].id, "ada lives in Lima")
     await judge(database, other, bystander.predictions[0].id, "fine")
@@ -118,7 +118,7 @@ async def test_a_user_is_erased_and_what_others_sent_too_stays(database: Databas
     assert entries[1].detail == receipt.erased.as_dict()
 
 
-async def test_what_a_users_key_asked_about_nobody_is_the_users_and_about_others_is_theirs(
+async def test_a_users_key_owns_predictions_about_no_user_but_not_those_about_others(
     database: Database,
 ) -> None:
     ada, bob = await new_user(database), await new_user(database, "bob")
@@ -135,7 +135,7 @@ async def test_what_a_users_key_asked_about_nobody_is_the_users_and_about_others
     assert NIL_ID not in {each.id for each in await KeyRepository(database).list()}
 
 
-async def test_what_a_user_said_of_others_predictions_loses_the_user_and_the_comment(
+async def test_feedback_on_others_predictions_loses_its_user_and_comment(
     database: Database,
 ) -> None:
     ada = await new_user(database)
@@ -151,10 +151,10 @@ async def test_what_a_user_said_of_others_predictions_loses_the_user_and_the_com
     assert ada not in {each.holder_id for each in found.feedback}
 
 
-async def test_a_text_is_erased_whoever_sent_it_and_what_is_near_is_named(database: Database) -> None:
+async def test_a_text_is_erased_for_every_sender_and_near_copies_are_named(database: Database) -> None:
     vector = unit_vectors(1, seed=5)[0]
-    text, copy = new_text("my number is 555", vector), new_text("my number is 556", near(vector, 0.97))
-    far = new_text("something else", near(vector, 0.9))
+    text, copy = new_text("my number is 555", vector), new_text("my number is 556", vector_near(vector, 0.97))
+    far = new_text("something else", vector_near(vector, 0.9))
     keys = [await new_key(database) for _ in range(3)]
     await new_writer(database).commit([new_submission(key, [text, copy, far]) for key in keys])
     receipt = await erasures(database).erase_text(text.id, actor=None)
@@ -274,7 +274,7 @@ async def test_feedback_that_comes_during_an_erasure_is_erased_or_refused(
     assert await run_sql(database, "SELECT comment FROM feedback") == [(None,)]
 
 
-async def test_writers_and_searches_beside_erasures_lose_nothing_and_see_each_text_once(
+async def test_writers_and_searches_during_erasures_lose_nothing_and_see_each_text_once(
     database: Database,
 ) -> None:
     key = await new_key(database)
@@ -336,7 +336,7 @@ async def test_neither_sql_nor_a_dump_nor_the_data_files_hold_what_was_erased(
         key, ada = await new_key(database), await new_user(database)
         vectors = unit_vectors(300, seed=11)
         text = new_text(secrets[0], vectors[0])
-        mine = answered(new_submission(key, [text], user_id=ada, unit=secrets[2]), key)
+        mine = with_stored_answer(new_submission(key, [text], user_id=ada, unit=secrets[2]), key)
         others = new_submission(key, [new_text(vector=vector) for vector in vectors[1:]])
         await new_writer(database).commit([mine, others])
         await judge(database, key, mine.predictions[0].id, secrets[1])

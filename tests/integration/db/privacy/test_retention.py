@@ -27,7 +27,7 @@ LONG_AGO = datetime(2025, 3, 10, tzinfo=UTC)
 NOW = datetime.now(UTC)
 
 
-async def predicted(database: Database, key: Key, at: datetime, text=None) -> UUID:
+async def store_prediction(database: Database, key: Key, at: datetime, text=None) -> UUID:
     """Store a prediction of that time, with feedback and its text."""
     await Partitions(database).ensure(at, months_ahead=0)
     text = text or new_text()
@@ -53,7 +53,7 @@ async def months(database: Database) -> list[str]:
 
 async def test_the_oldest_month_goes_with_its_feedback_once_all_in_it_is_over(database: Database) -> None:
     key = await new_key(database)
-    old, recent = await predicted(database, key, LONG_AGO), await predicted(database, key, NOW)
+    old, recent = await store_prediction(database, key, LONG_AGO), await store_prediction(database, key, NOW)
     partitions = Partitions(database)
     # The 31st hasn't expired.
     assert await partitions.drop(datetime(2025, 3, 31, tzinfo=UTC), NOW) == datetime(2025, 2, 1, tzinfo=UTC)
@@ -75,7 +75,7 @@ async def test_months_that_are_made_ahead_stay_however_short_the_retention(datab
 
 async def test_a_month_stays_while_an_experiment_that_began_in_it_runs(database: Database) -> None:
     key = await new_key(database)
-    await predicted(database, key, LONG_AGO)
+    await store_prediction(database, key, LONG_AGO)
     experiments = ExperimentRepository(database)
     made = await experiments.create(
         NewExperiment(model="sentiment", champion="2", challenger="3", share=0.5, shadow=False, salt="s"),
@@ -90,11 +90,11 @@ async def test_a_month_stays_while_an_experiment_that_began_in_it_runs(database:
     assert (await CountRepository(database).counts(made.id)).arms == []
 
 
-async def test_whoever_holds_the_table_is_waited_for_half_a_second_and_nothing_is_lost(
+async def test_a_lock_on_the_table_is_waited_for_half_a_second_and_nothing_is_lost(
     url: str, database: Database
 ) -> None:
     key = await new_key(database)
-    await predicted(database, key, LONG_AGO)
+    await store_prediction(database, key, LONG_AGO)
     before = await months(database)
     async with await psycopg.AsyncConnection.connect(url) as beside:
         await beside.execute("SELECT count(*) FROM predictions")
@@ -109,8 +109,8 @@ async def test_texts_that_nothing_names_go_in_steps_and_all_others_stay(database
     key = await new_key(database)
     both = new_text()
     for _ in range(7):
-        await predicted(database, key, LONG_AGO)
-    await predicted(database, key, LONG_AGO, both)
+        await store_prediction(database, key, LONG_AGO)
+    await store_prediction(database, key, LONG_AGO, both)
     recent = new_text()
     await new_writer(database).commit([new_submission(key, [both, recent])])
     while await Partitions(database).drop(NOW - timedelta(days=90), NOW):
@@ -164,9 +164,9 @@ async def test_jobs_long_done_go_and_running_ones_stay(database: Database) -> No
     assert await count_rows(database, "jobs") == 2
 
 
-async def test_housekeeping_lets_go_only_if_it_is_told_to(database: Database) -> None:
+async def test_maintenance_drops_expired_months_only_if_retention_is_set(database: Database) -> None:
     key = await new_key(database)
-    await predicted(database, key, LONG_AGO)
+    await store_prediction(database, key, LONG_AGO)
     await Maintenance(database, space=SPACE).tidy()
     assert await count_rows(database, "predictions") == 1
     keeping = Maintenance(database, space=SPACE, retention_days=90)

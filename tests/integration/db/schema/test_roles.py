@@ -96,7 +96,7 @@ WRITES = (
 )
 
 
-def refused(url: str, statement: str, *, writable: bool = False) -> None:
+def assert_refused(url: str, statement: str, *, writable: bool = False) -> None:
     """Check that a statement is refused, even in a session that lifts its own read-only setting."""
     with psycopg.connect(url, autocommit=True) as connection:
         if writable:
@@ -110,19 +110,19 @@ def refused(url: str, statement: str, *, writable: bool = False) -> None:
 
 def test_the_application_may_not_change_the_schema_or_the_history(role_urls: RoleUrls) -> None:
     for statement in (*DDL, *HISTORY):
-        refused(role_urls[Role.APPLICATION], statement)
+        assert_refused(role_urls[Role.APPLICATION], statement)
 
 
 def test_the_reader_may_not_write_even_where_its_session_says_it_may(role_urls: RoleUrls) -> None:
     for statement in (*DDL, *HISTORY, *WRITES):
-        refused(role_urls[Role.READER], statement, writable=True)
+        assert_refused(role_urls[Role.READER], statement, writable=True)
 
 
 def test_the_owner_migrates_and_has_no_power_over_the_server(role_urls: RoleUrls) -> None:
     versions.downgrade(role_urls[Role.OWNER], "0004")
     assert versions.upgrade(role_urls[Role.OWNER]) == versions.head()
     for statement in ("CREATE ROLE mine", "CREATE DATABASE mine", "ALTER SYSTEM SET fsync = off"):
-        refused(role_urls[Role.OWNER], statement)
+        assert_refused(role_urls[Role.OWNER], statement)
 
 
 async def test_what_an_upgrade_makes_anew_is_the_applications_at_once(role_urls: RoleUrls) -> None:
@@ -130,7 +130,7 @@ async def test_what_an_upgrade_makes_anew_is_the_applications_at_once(role_urls:
     versions.upgrade(role_urls[Role.OWNER])
     async with open_database(role_urls[Role.APPLICATION]) as database:
         await use_every_repository(database)
-    refused(role_urls[Role.READER], "SELECT make_segment(99)", writable=True)
+    assert_refused(role_urls[Role.READER], "SELECT make_segment(99)", writable=True)
 
 
 def test_again_it_changes_nothing(role_urls: RoleUrls) -> None:
@@ -165,7 +165,7 @@ def test_limits_stand_on_the_roles(role_urls: RoleUrls) -> None:
             psycopg.connect(reader)
 
 
-def test_a_password_is_asked_for_and_only_its_verifier_is_kept(role_urls: RoleUrls) -> None:
+def test_a_password_is_required_and_only_its_verifier_is_stored(role_urls: RoleUrls) -> None:
     with psycopg.connect(role_urls.superuser) as connection:
         kept = connection.execute("SELECT rolpassword FROM pg_authid WHERE rolname LIKE 'some %'").fetchall()
     assert len(kept) == 3
@@ -191,7 +191,7 @@ def test_only_the_platforms_own_user_is_superuser_without_a_password(role_urls: 
         assert connection.execute("SHOW listen_addresses").fetchone() == ("",)
 
 
-async def test_a_missing_grant_is_told_with_what_to_do(role_urls: RoleUrls) -> None:
+async def test_a_missing_grant_is_reported_with_the_remedy(role_urls: RoleUrls) -> None:
     with psycopg.connect(role_urls.superuser) as connection:
         connection.execute('REVOKE INSERT ON predictions FROM "some application"')
     async with open_database(role_urls[Role.APPLICATION]) as database:
@@ -199,7 +199,7 @@ async def test_a_missing_grant_is_told_with_what_to_do(role_urls: RoleUrls) -> N
             await use_every_repository(database)
 
 
-def test_the_application_is_told_that_migrating_is_the_owners(role_urls: RoleUrls) -> None:
+def test_the_application_learns_that_only_the_owner_migrates(role_urls: RoleUrls) -> None:
     assert versions.upgrade(role_urls[Role.APPLICATION]) == versions.head(), "nothing to do"
     versions.downgrade(role_urls[Role.OWNER], "0004")
     with pytest.raises(NotPermitted, match="owner"):
@@ -243,7 +243,7 @@ def test_an_administrator_who_is_no_superuser_makes_them_too(server: TestServer)
     }
     assert [each.created for each in ensure_roles(mine, names)] == [True] * 3
     assert [each.created for each in ensure_roles(mine, names)] == [False] * 3
-    refused(role_urls.url("managed_application", "m"), "DROP TABLE users")
+    assert_refused(role_urls.url("managed_application", "m"), "DROP TABLE users")
     assert versions.upgrade(role_urls.url("managed_owner", "m")) == versions.head()
 
 

@@ -25,7 +25,7 @@ _TABLES = "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnames
 _FUNCTIONS = "SELECT count(*) FROM pg_proc WHERE proname = 'refuse_change'"
 
 
-def counted(url: str, statement: str) -> int:
+def count_by(url: str, statement: str) -> int:
     with psycopg.connect(url) as connection:
         row = connection.execute(statement).fetchone()
         assert row is not None
@@ -36,10 +36,10 @@ def test_up_from_empty_and_down_to_empty_again(server: TestServer) -> None:
     url = server.empty()
     assert versions.read_current(url) is None
     assert versions.upgrade(url) == versions.head()
-    assert counted(url, _TABLES) > 20
+    assert count_by(url, _TABLES) > 20
     assert versions.downgrade(url, "base") is None
-    assert counted(url, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 1
-    assert counted(url, _FUNCTIONS) == 0
+    assert count_by(url, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 1
+    assert count_by(url, _FUNCTIONS) == 0
     assert versions.upgrade(url) == versions.head()
 
 
@@ -86,7 +86,7 @@ async def test_a_schema_of_an_earlier_release_is_refused(url: str) -> None:
     await database.close()
 
 
-def test_whoever_waits_for_the_schema_goes_on_once_it_is_there(server: TestServer) -> None:
+def test_waiting_for_the_schema_ends_once_it_is_there(server: TestServer) -> None:
     url = server.empty()
     with pytest.raises(SchemaMismatch, match="valence db upgrade"):
         versions.wait_until_compatible(url, 0)
@@ -96,7 +96,7 @@ def test_whoever_waits_for_the_schema_goes_on_once_it_is_there(server: TestServe
         assert waiting.result() == versions.head()
 
 
-def test_whoever_waits_for_a_server_that_does_not_come_is_told_so() -> None:
+def test_waiting_for_a_server_that_does_not_come_fails_with_the_reason() -> None:
     with pytest.raises(Unavailable):
         versions.wait_until_compatible("postgresql://nobody@127.0.0.1:1/nothing", 0)
 

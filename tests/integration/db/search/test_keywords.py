@@ -24,7 +24,7 @@ TEXTS = [
 ]
 
 
-async def filled(database: Database, texts: list[str] = TEXTS) -> tuple[Key, dict[UUID, str]]:
+async def store_texts(database: Database, texts: list[str] = TEXTS) -> tuple[Key, dict[UUID, str]]:
     key = await new_key(database)
     made = [new_text(text) for text in texts]
     for at, text in enumerate(made):
@@ -33,7 +33,9 @@ async def filled(database: Database, texts: list[str] = TEXTS) -> tuple[Key, dic
     return key, {text.id: text.content for text in made}
 
 
-def words(database: Database, *, ranked: int = RANKED, seconds: float = 2.0) -> KeywordRepository:
+def keyword_repository(
+    database: Database, *, ranked: int = RANKED, seconds: float = 2.0
+) -> KeywordRepository:
     return KeywordRepository(database, space=SPACE, ranked=ranked, seconds=seconds)
 
 
@@ -55,21 +57,21 @@ def words(database: Database, *, ranked: int = RANKED, seconds: float = 2.0) -> 
     ],
 )
 async def test_words_mean_what_a_web_search_means(database: Database, wanted: str, found: set[int]) -> None:
-    _, texts = await filled(database)
-    hits = await words(database).search(wanted, limit=10)
+    _, texts = await store_texts(database)
+    hits = await keyword_repository(database).search(wanted, limit=10)
     assert {texts[text_id] for text_id in hits.text_ids} == {TEXTS[at] for at in found}
     assert hits.complete
 
 
 async def test_the_text_that_is_fuller_of_them_comes_first(database: Database) -> None:
-    _, texts = await filled(database)
-    hits = await words(database).search("battery", limit=2)
+    _, texts = await store_texts(database)
+    hits = await keyword_repository(database).search("battery", limit=2)
     assert texts[hits.text_ids[0]] == "battery battery battery"
     assert len(hits.text_ids) == 2
 
 
 async def test_filters_and_holders_hold_for_words_too(database: Database) -> None:
-    key, texts = await filled(database)
+    key, texts = await store_texts(database)
     other = await new_key(database)
     (prediction,) = [
         row[0]
@@ -79,7 +81,7 @@ async def test_filters_and_holders_hold_for_words_too(database: Database) -> Non
     ]
     given = NewFeedback(prediction_id=prediction, holder_id=key.holder_id, key_id=key.id, is_correct=False)
     await FeedbackRepository(database).put(given)
-    search = words(database).search
+    search = keyword_repository(database).search
     negative = await search("battery", limit=9, filters=SimilarityFilters(sentiment="negative"))
     judged = await search("battery", limit=9, filters=SimilarityFilters(has_feedback=True))
     mine = await search("battery", limit=9, holder=key.holder_id)
@@ -93,27 +95,27 @@ async def test_filters_and_holders_hold_for_words_too(database: Database) -> Non
 async def test_shadows_alone_make_no_text_fit(database: Database) -> None:
     key = await new_key(database)
     await new_writer(database).commit([new_submission(key, [new_text("unseen words")], arm="shadow")])
-    assert (await words(database).search("unseen", limit=9)).text_ids == ()
+    assert (await keyword_repository(database).search("unseen", limit=9)).text_ids == ()
 
 
 async def test_frequent_words_are_ranked_among_some_and_it_says_so(database: Database) -> None:
-    await filled(database, [f"the same {number}" for number in range(30)])
-    hits = await words(database, ranked=10).search("same", limit=20)
+    await store_texts(database, [f"the same {number}" for number in range(30)])
+    hits = await keyword_repository(database, ranked=10).search("same", limit=20)
     assert (len(hits.text_ids), hits.complete) == (10, False)
 
 
 async def test_a_search_that_takes_too_long_ends_incomplete(database: Database) -> None:
-    await filled(database, ["slow words"])
+    await store_texts(database, ["slow words"])
     async with database.begin() as connection:
         await connection.exec_driver_sql("LOCK TABLE text_inputs IN ACCESS EXCLUSIVE MODE")
-        hits = await words(database, seconds=0.05).search("slow", limit=9)
+        hits = await keyword_repository(database, seconds=0.05).search("slow", limit=9)
     assert (hits.text_ids, hits.complete) == ((), False)
-    assert len((await words(database).search("slow", limit=9)).text_ids) == 1
+    assert len((await keyword_repository(database).search("slow", limit=9)).text_ids) == 1
 
 
 async def test_new_words_are_found_before_they_are_merged_and_after(database: Database) -> None:
-    await filled(database)
-    search = words(database)
+    await store_texts(database)
+    search = keyword_repository(database)
     before = await search.search("battery", limit=9)
     assert await search.merge() > 0
     assert await search.merge() == 0
@@ -121,7 +123,7 @@ async def test_new_words_are_found_before_they_are_merged_and_after(database: Da
 
 
 async def test_the_index_answers(database: Database) -> None:
-    await filled(database, [f"word{number} and more" for number in range(300)])
+    await store_texts(database, [f"word{number} and more" for number in range(300)])
     await run_sql(database, "ANALYZE text_inputs")
     async with database.begin() as connection:
         await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")

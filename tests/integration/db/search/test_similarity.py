@@ -62,7 +62,7 @@ def stored(server: TestServer) -> Iterator[tuple[str, World]]:
 
     async def fill(url: str) -> World:
         async with open_database(url) as database:
-            return await filled(database)
+            return await store_world(database)
 
     with server.database() as url:
         yield url, asyncio.run(fill(url))
@@ -79,7 +79,7 @@ def world(stored: tuple[str, World], database: Database) -> World:
     return replace(stored[1], similarity=SimilarityRepository(database, space=SPACE))
 
 
-async def filled(database: Database) -> World:
+async def store_world(database: Database) -> World:
     random = np.random.default_rng(3)
     key, other = await new_key(database), await new_key(database)
     user = (await UserRepository(database).create(username="u", email="u@example.org", actor=None)).id
@@ -289,7 +289,7 @@ async def test_vectors_of_stored_texts_can_be_searched_by(world: World, database
     assert await vectors.of_texts([text_id], holder=other) == {}
 
 
-async def test_a_search_claims_nothing_if_what_it_found_is_erased_before_it_is_told(
+async def test_a_search_is_incomplete_if_a_result_is_erased_before_the_answer(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key, texts = await new_key(database), [new_text() for _ in range(3)]

@@ -142,7 +142,7 @@ def test_champion_is_the_alias_and_moving_it_changes_the_revision(
     assert store.revision(model) != before
 
 
-def test_what_is_not_there_is_said(store: ModelRegistry, model: str, tmp_path: Path) -> None:
+def test_a_missing_version_is_reported(store: ModelRegistry, model: str, tmp_path: Path) -> None:
     with pytest.raises(NotRegistered):
         store.versions(model)
     store.register(head(tmp_path / "head"), model=model)
@@ -198,7 +198,7 @@ def test_head_is_no_encoder(store: ModelRegistry, tmp_path: Path) -> None:
         store.register_encoder(head(tmp_path / "head"))
 
 
-def test_unreachable_store_is_said_so(tmp_path: Path) -> None:
+def test_unreachable_store_is_reported(tmp_path: Path) -> None:
     registry = ModelRegistry("http://127.0.0.1:9", artifact_root=tmp_path)
     with pytest.raises(RegistryUnavailable):
         registry.models()
@@ -226,7 +226,7 @@ def test_held_out_set_is_logged_once_and_found_by_a_model_without_its_own(
     assert store.held_out_digest("another") == everybody.digest
 
 
-def test_where_no_held_out_set_was_logged_it_is_said_how_to_log_one(
+def test_a_missing_held_out_set_is_reported_with_the_command_that_logs_one(
     store: ModelRegistry, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("registry.store.model_registry._HELD_OUT", "valence.nobody-logged-this")

@@ -21,7 +21,7 @@ async def platform(url: str) -> AsyncIterator[Platform]:
         yield running
 
 
-async def predicted(client: httpx.AsyncClient, *texts: str, **fields: Any) -> list[dict[str, Any]]:
+async def predict(client: httpx.AsyncClient, *texts: str, **fields: Any) -> list[dict[str, Any]]:
     answer = await client.post("/v1/predict/batch", json={"texts": list(texts), **fields})
     assert answer.status_code == 201
     found: list[dict[str, Any]] = answer.json()["predictions"]
@@ -44,7 +44,7 @@ def texts(answer: httpx.Response) -> list[str]:
 
 async def test_every_form_of_search_over_real_vectors_and_words(platform: Platform) -> None:
     async with platform.client() as client:
-        made = await predicted(client, *BATTERY, *SCREEN)
+        made = await predict(client, *BATTERY, *SCREEN)
         like = [{"prediction_id": made[0]["id"]}, {"text_id": made[1]["text_id"]}]
         unlike = [{"text": "battery that lasts"}]
         liked = await client.post("/v1/similar", json={"like": like, "k": 1, "counts": True})
@@ -72,7 +72,7 @@ async def test_feedback_speaks_of_other_predictions(platform: Platform) -> None:
         "very a so long battery",
     ]
     async with platform.client() as client:
-        made = await predicted(client, *long)
+        made = await predict(client, *long)
         for each in made[:3]:
             await judge(client, each, "negative")
         opinion = (await client.get(f"/v1/predictions/{made[3]['id']}/second-opinion")).json()
@@ -94,9 +94,9 @@ async def test_the_whole_is_grouped_compared_and_queued(platform: Platform) -> N
     battery = [f"the battery is good {number}" for number in range(30)]
     screen = [f"a screen broke at once {number}" for number in range(30)]
     async with platform.client(Role.ENGINEER) as client:
-        old = await predicted(client, *battery)
-        new = await predicted(client, *screen)
-        await predicted(client, *screen, version="1")
+        old = await predict(client, *battery)
+        new = await predict(client, *screen)
+        await predict(client, *screen, version="1")
         await judge(client, old[0], "positive")
         await judge(client, new[0], "positive")
         topics = (await client.get("/v1/topics", params={"topics": 2})).json()

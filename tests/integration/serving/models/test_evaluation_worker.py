@@ -68,7 +68,7 @@ async def predictions(database: Database, model: str, texts: int) -> None:
         )
 
 
-async def evaluated(
+async def evaluate(
     database: Database,
     registry: ModelRegistry,
     record: VersionRecord,
@@ -109,7 +109,7 @@ async def test_a_head_is_measured_and_replayed_against_the_champion(
     candidate = registry.register(head(tmp_path / "head", encoder.digest), model=model)
     await Segments(database, TINY_SPACE).ensure()
     await predictions(database, model, 100)
-    found = report_of(await evaluated(database, registry, candidate, cache))
+    found = report_of(await evaluate(database, registry, candidate, cache))
     assert (found.bundle, found.data, found.encoder) == (candidate.digest, FEW.digest, encoder.digest)
     assert found.held_out.texts == len(FEW.examples)
     assert found.held_out.right.mean() == pytest.approx(found.held_out.accuracy.value, abs=1e-6)
@@ -131,7 +131,7 @@ async def test_a_head_is_measured_and_replayed_against_the_champion(
     dumped = json.dumps(found.dump())
     assert "so good" not in dumped
     assert FEW.examples[0].text not in dumped
-    champion = report_of(await evaluated(database, registry, lexicon, cache))
+    champion = report_of(await evaluate(database, registry, lexicon, cache))
     assert (champion.agreement, champion.replay, champion.encoder) == (None, None, None)
     evaluate_gates(Gates(), found, champion)
 
@@ -150,9 +150,9 @@ async def test_an_evaluation_waits_for_the_space_s_own_encoder(
 
     monkeypatch.setattr(registry, "space_encoder", later)
     monkeypatch.setattr("serving.models.evaluator._POLL_SECONDS", 0.0)
-    assert report_of(await evaluated(database, registry, lexicon, cache)).version == lexicon.version
+    assert report_of(await evaluate(database, registry, lexicon, cache)).version == lexicon.version
     asked.clear()
-    ended = await evaluated(
+    ended = await evaluate(
         database, registry, registry.register(open_builtin("head"), model=model), cache,
         plan=replace(PLAN, encoder_timeout=-1.0),
     )  # fmt: skip
@@ -201,7 +201,7 @@ async def test_a_broken_head_fails_its_evaluation_with_the_reason(
     why: str,
 ) -> None:
     bundle = broken(tmp_path / "head", registry.space_encoder(TINY_SPACE).digest)
-    ended = await evaluated(database, registry, registry.register(bundle, model=model), cache)
+    ended = await evaluate(database, registry, registry.register(bundle, model=model), cache)
     assert (ended.state, ended.report) == ("failed", None)
     assert ended.reason is not None
     assert why in ended.reason
@@ -224,7 +224,7 @@ async def test_a_damaged_bundle_fails_its_evaluation_by_name(
         file.write_bytes(b"forged")
     else:
         file.unlink()
-    ended = await evaluated(database, registry, record, cache)
+    ended = await evaluate(database, registry, record, cache)
     assert ended.state == "failed"
     assert ended.reason is not None
     assert why in ended.reason
@@ -235,7 +235,9 @@ Settle = Callable[[str], None]
 
 
 @pytest.fixture
-def settle(registry: ModelRegistry, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settle:
+def set_platform(
+    registry: ModelRegistry, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Settle:
     """Set what a process of this test's platform reads, for a space."""
 
     def settled(space: str) -> None:
@@ -273,11 +275,11 @@ async def test_a_process_of_its_own_measures_at_the_lowest_priority(
     registry: ModelRegistry,
     model: str,
     url: str,
-    settle: Settle,
+    set_platform: Settle,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     record = registry.register(open_builtin("lexicon"), model=model)
-    settle(TINY_SPACE)
+    set_platform(TINY_SPACE)
     nice: set[int] = set()
 
     async def watched(number: int) -> str | None:
@@ -310,12 +312,12 @@ async def test_a_process_of_its_own_measures_at_the_lowest_priority(
 
 
 async def test_the_built_in_head_passes_against_the_lexicon_and_the_lexicon_fails(
-    database: Database, registry: ModelRegistry, model: str, settle: Settle, tmp_path: Path
+    database: Database, registry: ModelRegistry, model: str, set_platform: Settle, tmp_path: Path
 ) -> None:
     source = default_source()
     registry.register_encoder(build_encoder(source, tmp_path / "encoder"))
     registry.put_held_out(HeldOutSet(examples=HeldOutSet.load_builtin().examples[::6]), model=model)
-    settle(source.space or "")
+    set_platform(source.space or "")
     lexicon, head_ = (registry.register(open_builtin(name), model=model) for name in ("lexicon", "head"))
     registry.set_alias(model, CHAMPION, lexicon.version)
     records, runner = EvaluationRepository(database), runner_of(database, registry, model)

@@ -75,7 +75,7 @@ class Case:
 
     async def acts(self) -> list[tuple[str, str | None]]:
         page = await self.history.history(self.model)
-        return [(reign.promotion.act, reign.promotion.version_to) for reign in reversed(page.items)]
+        return [(period.promotion.act, period.promotion.version_to) for period in reversed(page.items)]
 
     async def audited(self) -> list[str]:
         entries = (await AuditRepository(self.database).list(AuditFilters(subject=self.model))).items
@@ -89,7 +89,7 @@ def case(database: Database, registry: ModelRegistry, tmp_path: Path) -> Case:
     return made
 
 
-async def test_gates_both_ways_then_force_and_everything_is_audited(case: Case) -> None:
+async def test_gates_pass_and_fail_then_force_and_everything_is_audited(case: Case) -> None:
     one, two, three = case.registry.versions(case.model)
     for record, accuracy in ((one, 0.7), (two, 0.75), (three, 0.5)):
         await case.report(record, accuracy)
@@ -115,20 +115,20 @@ async def test_who_was_champion_when_and_why_is_one_question(case: Case) -> None
         await case.force(version)
     await case.promotions().rollback(case.model, BOB, reason="worse")
     assert await case.acts() == [("bootstrap", "1"), ("promote", "2"), ("promote", "3"), ("rollback", "2")]
-    for reign in (await case.history.history(case.model)).items:
-        found = await case.history.champion_at(case.model, reign.promotion.at)
+    for period in (await case.history.history(case.model)).items:
+        found = await case.history.champion_at(case.model, period.promotion.at)
         assert found is not None
-        assert (found.promotion.id, found.until) == (reign.promotion.id, reign.until)
+        assert (found.promotion.id, found.until) == (period.promotion.id, period.until)
     assert case.registry.champion_version(case.model) == "2"
 
 
-async def test_two_people_at_once_are_one_change_and_one_is_told(case: Case) -> None:
+async def test_two_people_at_once_are_one_change_and_one_conflict(case: Case) -> None:
     await case.promotions().reconcile(case.model, "1")
     results = await asyncio.gather(case.force("2"), case.force("3", BOB), return_exceptions=True)
     (won,) = [result for result in results if isinstance(result, PromotionOutcome)]
-    (told,) = [result for result in results if not isinstance(result, PromotionOutcome)]
-    assert isinstance(told, Conflict)
-    assert "by key" in str(told)
+    (conflict,) = [result for result in results if not isinstance(result, PromotionOutcome)]
+    assert isinstance(conflict, Conflict)
+    assert "by key" in str(conflict)
     assert case.registry.champion_version(case.model) == won.version
     assert await case.acts() == [("bootstrap", "1"), ("promote", won.version)]
 

@@ -64,12 +64,12 @@ def destroy(home: Path) -> None:
     shutil.rmtree(home, ignore_errors=True)
 
 
-def of(home: Path, *, archive: Path | None = None, key: bytes | None = KEY) -> Settings:
+def settings_of(home: Path, *, archive: Path | None = None, key: bytes | None = KEY) -> Settings:
     return Settings(home=home, installation_key=SecretStr(key.hex()) if key else None, wal_archive=archive)
 
 
 @asynccontextmanager
-async def running(home: Path, archive: Path | None = None) -> AsyncIterator[tuple[str, Database]]:
+async def run_database(home: Path, archive: Path | None = None) -> AsyncIterator[tuple[str, Database]]:
     """Run the database of a home as the platform does; its process ends as by `valence down`."""
     server = EmbeddedPostgres(home, archive=archive)
     server.start()
@@ -83,7 +83,7 @@ async def running(home: Path, archive: Path | None = None) -> AsyncIterator[tupl
         server.stop()
 
 
-def stored(url: str, ids: list[UUID]) -> dict[str, Any]:
+def read_rows(url: str, ids: list[UUID]) -> dict[str, Any]:
     """Return every column of these predictions and their related rows, vectors bit by bit."""
     statements = {
         "predictions": "SELECT p::text FROM predictions p WHERE id = ANY(%(ids)s) ORDER BY id",
@@ -99,7 +99,7 @@ def stored(url: str, ids: list[UUID]) -> dict[str, Any]:
         return {name: connection.execute(each, {"ids": ids}).fetchall() for name, each in statements.items()}
 
 
-def shape(url: str) -> dict[str, Any]:
+def read_schema(url: str) -> dict[str, Any]:
     """Return the schema: columns, constraints, indexes, triggers, and the columns without samples."""
     statements = {
         "columns": "SELECT attrelid::regclass::text, attname, format_type(atttypid, atttypmod), attnotnull, "
@@ -120,7 +120,7 @@ def all_ids(url: str) -> set[UUID]:
         return {row[0] for row in connection.execute("SELECT id FROM predictions").fetchall()}
 
 
-def found_in(folder: Path) -> dict[str, int]:
+def list_files(folder: Path) -> dict[str, int]:
     """Return the files of a folder with their modes."""
     return {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
 
@@ -129,7 +129,7 @@ async def test_what_was_acknowledged_before_a_backup_under_writes_comes_back(
     home: Home, tmp_path: Path
 ) -> None:
     first, second = home(), home()
-    async with running(first) as (url, database):
+    async with run_database(first) as (url, database):
         registry = ModelRegistry(sibling_url(url, "_mlflow"), artifact_root=first / "artifacts")
         version = await asyncio.to_thread(registry.register, open_builtin("lexicon"), alias="champion")
         key = await new_key(database)
@@ -152,8 +152,8 @@ async def test_what_was_acknowledged_before_a_backup_under_writes_comes_back(
                     comment="said",
                 )
             )
-        before, shaped = stored(url, acknowledged), shape(url)
-        dumped = asyncio.create_task(asyncio.to_thread(backup, of(first), tmp_path, quiet))
+        before, shaped = read_rows(url, acknowledged), read_schema(url)
+        dumped = asyncio.create_task(asyncio.to_thread(backup, settings_of(first), tmp_path, quiet))
         meanwhile: list[UUID] = []
         while not dumped.done():
             meanwhile += await write()
@@ -162,21 +162,22 @@ async def test_what_was_acknowledged_before_a_backup_under_writes_comes_back(
     destroy(first)
 
     file = Path(said["backup"])
-    assert found_in(tmp_path) == {file.name: 0o600}
-    restored = restore(of(second, key=None), file, quiet)
+    assert list_files(tmp_path) == {file.name: 0o600}
+    restored = restore(settings_of(second, key=None), file, quiet)
     assert restored["revision"] == versions.head()
     assert (second / "installation.key").read_text() == KEY.hex()
-    assert found_in(second).keys() == {"artifacts", "installation.key", "postgres"}
-    assert found_in(second)["installation.key"] == 0o600
-    async with running(second) as (url, database):
-        assert stored(url, acknowledged) == before
+    assert list_files(second).keys() == {"artifacts", "installation.key", "postgres"}
+    assert list_files(second)["installation.key"] == 0o600
+    async with run_database(second) as (url, database):
+        assert read_rows(url, acknowledged) == before
         # Rows that came in between are complete or absent.
         extra = all_ids(url) - set(acknowledged)
         assert extra <= set(meanwhile)
-        assert {name: len(rows) for name, rows in stored(url, list(extra)).items() if name in ("texts", "vectors")} == {
-            "texts": len(extra), "vectors": len(extra),
-        }  # fmt: skip
-        assert shape(url) == shaped
+        rows = read_rows(url, list(extra))
+        assert {name: len(rows[name]) for name in ("texts", "vectors")} == dict.fromkeys(
+            ("texts", "vectors"), len(extra)
+        )
+        assert read_schema(url) == shaped
         assert await new_writer(database).commit([new_submission(key)]) == [Stored()]
         moved = ModelRegistry(sibling_url(url, "_mlflow"), artifact_root=second / "artifacts")
         champion = await asyncio.to_thread(moved.champion)
@@ -188,8 +189,8 @@ async def test_what_was_acknowledged_before_a_backup_under_writes_comes_back(
 
 async def test_a_point_between_two_writes_is_gone_back_to(home: Home) -> None:
     first, archive = home(), home()
-    settings = of(first, archive=archive)
-    async with running(first, archive) as (url, database):
+    settings = settings_of(first, archive=archive)
+    async with run_database(first, archive) as (url, database):
         key = await new_key(database)
 
         async def write() -> UUID:
@@ -204,27 +205,27 @@ async def test_a_point_between_two_writes_is_gone_back_to(home: Home) -> None:
             between = connection.execute("SELECT clock_timestamp()").fetchone()[0]
             unwanted = await write()
             last = connection.execute("SELECT pg_walfile_name(pg_switch_wal())").fetchone()[0]
-        before = stored(url, [earliest, wanted])
+        before = read_rows(url, [earliest, wanted])
         eventually(lambda: (archive / "wal" / f"{last}.gz").exists(), within=30, what="the log is kept")
     destroy(first)
 
     base = Path(said["backup"])
     assert base.parent == archive
     second = home()
-    restore(of(second), base, quiet, until=between)
-    async with running(second) as (url, database):
+    restore(settings_of(second), base, quiet, until=between)
+    async with run_database(second) as (url, database):
         assert all_ids(url) == {earliest, wanted}
-        assert stored(url, [earliest, wanted]) == before
+        assert read_rows(url, [earliest, wanted]) == before
         assert await new_writer(database).commit([new_submission(key)]) == [Stored()]
     third = home()
-    restore(of(third), base, quiet)
-    async with running(third) as (url, _):
+    restore(settings_of(third), base, quiet)
+    async with run_database(third) as (url, _):
         assert all_ids(url) == {earliest, wanted, unwanted}
     fourth = home()
     with pytest.raises(EmbeddedServerError, match="before configured recovery target"):
-        restore(of(fourth), base, quiet, until=datetime.now(UTC) + timedelta(days=1))
+        restore(settings_of(fourth), base, quiet, until=datetime.now(UTC) + timedelta(days=1))
     with pytest.raises(EmbeddedServerError, match="wal doesn't exist"):
-        restore(of(fourth), base, quiet, log=fourth)
+        restore(settings_of(fourth), base, quiet, log=fourth)
     assert list(fourth.iterdir()) == []
 
 
@@ -232,11 +233,11 @@ async def test_copies_and_log_expire_but_not_the_last_copy(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, archive = home(), home()
-    settings = of(first, archive=archive)
-    async with running(first, archive):
+    settings = settings_of(first, archive=archive)
+    async with run_database(first, archive):
         old = await asyncio.to_thread(base_backup, settings, quiet)
         assert old["expired"] == 0
-        made_up(archive / "dump.backup")
+        write_backup(archive / "dump.backup")
         kept = {path.name for path in (archive / "wal").iterdir()}
         assert kept
         later = datetime.now(UTC) + timedelta(days=settings.backup_days + 1)
@@ -262,15 +263,17 @@ class _At:
 
 async def test_a_server_that_keeps_no_log_is_not_copied(home: Home) -> None:
     first, archive = home(), home()
-    async with running(first):
+    async with run_database(first):
         with pytest.raises(BackupFailed, match="VALENCE_WAL_ARCHIVE"):
-            await asyncio.to_thread(base_backup, of(first, archive=archive), quiet)
+            await asyncio.to_thread(base_backup, settings_of(first, archive=archive), quiet)
         with pytest.raises(Invalid, match="VALENCE_WAL_ARCHIVE"):
-            await asyncio.to_thread(base_backup, of(first), quiet)
+            await asyncio.to_thread(base_backup, settings_of(first), quiet)
     assert list(archive.iterdir()) == []
 
 
-def made_up(target: Path, *, revision: str = "0001", dumped: str = "no dump", artifact: str = "a") -> Path:
+def write_backup(
+    target: Path, *, revision: str = "0001", dumped: str = "no dump", artifact: str = "a"
+) -> Path:
     with BackupWriter(target) as writing:
         writing.add_text("database.dump", dumped)
         writing.add_text("artifacts/a", artifact)
@@ -284,38 +287,38 @@ def test_what_cant_be_brought_back_is_refused_by_name_and_leaves_an_empty_home(
 ) -> None:
     empty = home()
     with pytest.raises(BackupTooNew, match=r"9999.*Valence 7\.0"):
-        restore(of(empty), made_up(tmp_path / "new", revision="9999"), quiet)
+        restore(settings_of(empty), write_backup(tmp_path / "new", revision="9999"), quiet)
     with pytest.raises(Conflict, match="VALENCE_INSTALLATION_KEY"):
-        restore(of(empty, key=b"x" * 32), made_up(tmp_path / "foreign"), quiet)
+        restore(settings_of(empty, key=b"x" * 32), write_backup(tmp_path / "foreign"), quiet)
     with pytest.raises(Invalid, match="of one moment"):
-        restore(of(empty), tmp_path / "foreign", quiet, until=datetime.now(UTC))
-    damaged = made_up(tmp_path / "damaged", artifact="weights")
+        restore(settings_of(empty), tmp_path / "foreign", quiet, until=datetime.now(UTC))
+    damaged = write_backup(tmp_path / "damaged", artifact="weights")
     damaged.write_bytes(damaged.read_bytes().replace(b"weights", b"weighty"))
     with pytest.raises(BackupDamaged, match="artifacts/a differs"):
-        restore(of(empty), damaged, quiet)
+        restore(settings_of(empty), damaged, quiet)
     assert list(empty.iterdir()) == []
     with pytest.raises(BackupFailed, match="pg_restore"):
-        restore(of(empty), tmp_path / "foreign", quiet)
+        restore(settings_of(empty), tmp_path / "foreign", quiet)
     assert list(empty.iterdir()) == []
 
 
 def test_a_home_with_data_is_refused_and_one_half_restored_is_not_served(home: Home, tmp_path: Path) -> None:
-    full, file = home(), made_up(tmp_path / "b")
+    full, file = home(), write_backup(tmp_path / "b")
     (full / "logs").mkdir()
     (full / "artifacts").mkdir()
     with pytest.raises(NotEmpty, match="artifacts"):
-        restore(of(full), file, quiet)
+        restore(settings_of(full), file, quiet)
     (full / "restore.part").mkdir()
     with pytest.raises(NotEmpty, match="was interrupted"):
-        restore(of(full), file, quiet)
+        restore(settings_of(full), file, quiet)
     with pytest.raises(LaunchFailed, match="was interrupted"):
-        up(of(full))
+        up(settings_of(full))
 
 
 def test_where_no_database_is_none_is_made(home: Home, tmp_path: Path) -> None:
     empty = home()
     with pytest.raises(Invalid, match="VALENCE_HOME"):
-        backup(of(empty), tmp_path / "b", quiet)
+        backup(settings_of(empty), tmp_path / "b", quiet)
     assert list(empty.iterdir()) == list(tmp_path.iterdir()) == []
 
 

@@ -28,7 +28,7 @@ async def platform(url: str) -> AsyncIterator[Platform]:
         yield running
 
 
-async def used(platform: Platform) -> str:
+async def use_platform(platform: Platform) -> str:
     """Send a prediction and feedback, each twice; look it up and search for it; return its id."""
     async with platform.client() as client:
         sent: list[dict[str, Any]] = []
@@ -57,7 +57,7 @@ async def used(platform: Platform) -> str:
 async def test_clients_read_what_they_wrote_and_the_database_holds_none_of_it(
     platform: Platform, url: str
 ) -> None:
-    await used(platform)
+    await use_platform(platform)
     held = read_tables(url)
     assert [word for word in WORDS if word in held] == []
 
@@ -112,7 +112,7 @@ async def test_keys_are_made_changed_and_taken_back_by_commands(
         return await asyncio.to_thread(commanded, *given)
 
     async with stored_platform(url) as plain:
-        prediction = await used(plain)
+        prediction = await use_platform(plain)
     assert "Samarkand" in read_tables(url)
     code, _, err = await run(None, "encrypt")
     assert (code, "valence db key" in err) == (1, True)

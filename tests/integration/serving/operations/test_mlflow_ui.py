@@ -50,7 +50,7 @@ def valence(home: Path, *arguments: str, **names: str) -> subprocess.Popen[str]:
 
 
 @contextmanager
-def running(home: Path, port: int, **names: str) -> Iterator[subprocess.Popen[str]]:
+def run_ui(home: Path, port: int, **names: str) -> Iterator[subprocess.Popen[str]]:
     process = valence(home, "mlflow", "--port", str(port), **names)
     try:
         assert process.stdout is not None
@@ -61,7 +61,7 @@ def running(home: Path, port: int, **names: str) -> Iterator[subprocess.Popen[st
         process.communicate()
 
 
-def ended(process: subprocess.Popen[str], number: int) -> None:
+def end(process: subprocess.Popen[str], number: int) -> None:
     """End the process by a signal: it exits cleanly with all its workers, and the port is free."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     assert len(family) > 1
@@ -78,7 +78,7 @@ def test_runs_versions_aliases_and_artifacts_are_seen_through_it(
     server: TestServer, registry: ModelRegistry
 ) -> None:
     port = find_free_port()
-    with running(server.server.home, port) as process:
+    with run_ui(server.server.home, port) as process:
         url = f"http://127.0.0.1:{port}"
         client = MlflowClient(tracking_uri=url, registry_uri=url)
         champion = client.get_model_version_by_alias(MODEL, CHAMPION)
@@ -111,28 +111,28 @@ def test_runs_versions_aliases_and_artifacts_are_seen_through_it(
             f"{url}/ajax-api/2.0/mlflow/experiments/search?max_results=1", headers={"Host": "evil.example"}
         )
         assert foreign.status_code == 403
-        ended(process, signal.SIGINT)
+        end(process, signal.SIGINT)
 
 
-def test_it_ends_on_sigterm_and_a_taken_port_is_said_in_one_line(
+def test_it_ends_on_sigterm_and_a_taken_port_is_reported_in_one_line(
     server: TestServer, registry: ModelRegistry
 ) -> None:
     port = find_free_port()
-    with running(server.server.home, port) as process:
+    with run_ui(server.server.home, port) as process:
         second = valence(server.server.home, "mlflow", "--port", str(port))
         _, err = second.communicate(timeout=60)
         assert second.returncode == 1
         assert err.startswith(f"valence: port {port} is taken")
         assert err.endswith("choose another with --port\n")
         assert err.count("\n") == 1
-        ended(process, signal.SIGTERM)
+        end(process, signal.SIGTERM)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", port))
 
 
 def test_its_workers_end_when_it_is_killed(server: TestServer, registry: ModelRegistry) -> None:
-    with running(server.server.home, find_free_port()) as process:
+    with run_ui(server.server.home, find_free_port()) as process:
         family = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
@@ -150,7 +150,7 @@ def test_password_of_a_named_database_is_in_no_command_line(tmp_path: Path) -> N
     assert made._environment()["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
 
 
-def test_beyond_loopback_the_names_it_is_reached_by_must_be_said(tmp_path: Path) -> None:
+def test_beyond_loopback_its_host_names_must_be_given(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="--allowed-hosts"):
         TrackingServer("sqlite://", artifacts=tmp_path, host="0.0.0.0", port=5000)
     made = TrackingServer(
@@ -169,7 +169,7 @@ def test_beyond_loopback_the_names_it_is_reached_by_must_be_said(tmp_path: Path)
         ("postgresql://nobody@127.0.0.1:9/x", "the database can't be reached: connection failed"),
     ],
 )
-def test_store_that_is_no_reachable_database_is_said_in_one_line(
+def test_store_that_is_no_reachable_database_is_reported_in_one_line(
     tmp_path: Path, uri: str, reason: str
 ) -> None:
     process = valence(tmp_path, "mlflow", MLFLOW_TRACKING_URI=uri)

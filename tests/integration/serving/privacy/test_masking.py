@@ -37,7 +37,7 @@ def infer(text: str) -> dict[str, object]:
     return {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [text]}]}
 
 
-async def test_nothing_unmasked_reaches_the_database_by_any_door(masking: Platform, url: str) -> None:
+async def test_nothing_unmasked_reaches_the_database_by_any_route(masking: Platform, url: str) -> None:
     async with masking.client() as client:
         one = await client.post("/v1/predict", json={"text": TEXT}, headers={"Idempotency-Key": "one"})
         assert one.status_code == 201

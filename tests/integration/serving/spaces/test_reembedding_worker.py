@@ -66,7 +66,7 @@ def workers() -> list[psutil.Process]:
 
 
 @asynccontextmanager
-async def kept_running(spaces: SpaceRepository) -> AsyncIterator[None]:
+async def keep_running(spaces: SpaceRepository) -> AsyncIterator[None]:
     """Keep the worker running, as the control does."""
 
     async def launch() -> str | None:
@@ -81,7 +81,7 @@ async def kept_running(spaces: SpaceRepository) -> AsyncIterator[None]:
             await task
 
 
-async def until(happened: Callable[[], Awaitable[bool]]) -> None:
+async def wait_until(happened: Callable[[], Awaitable[bool]]) -> None:
     """Wait for another process."""
     async with asyncio.timeout(120):
         while True:
@@ -109,13 +109,13 @@ async def test_a_killed_process_is_begun_again_and_every_text_has_its_vector(
         is_whole = (await spaces.states())[WIDE] is SpaceState.WHOLE
         return is_whole and await count_vectors_by_text(database, WIDE) == everything
 
-    async with kept_running(spaces):
-        await until(begun)
+    async with keep_running(spaces):
+        await wait_until(begun)
         (worker,) = workers()
         nice = worker.nice()
         worker.kill()
         assert await new_writer(database).commit([new_submission(key, late)]) == [Stored()]
-        await until(whole)
+        await wait_until(whole)
     assert nice == 19
     assert workers() == []
     assert await count_vectors_by_text(database, SPACE) == everything

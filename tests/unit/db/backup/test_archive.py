@@ -18,7 +18,7 @@ from db.errors import BackupDamaged, BackupTooNew, BackupUnwritable
 from tests.support import breadth
 
 
-def written(target: Path, contents: dict[str, bytes], scratch: Path) -> Path:
+def write_archive(target: Path, contents: dict[str, bytes], scratch: Path) -> Path:
     with BackupWriter(target) as writer:
         for name, content in contents.items():
             (scratch / "piece").write_bytes(content)
@@ -79,7 +79,9 @@ def test_a_file_that_grows_meanwhile_is_as_long_as_it_was(tmp_path: Path) -> Non
 
 
 def test_the_damaged_file_is_named(tmp_path: Path) -> None:
-    target = written(tmp_path / "b", {"one": b"1" * 2000, "two": b"2" * 2000, "three": b"3" * 2000}, tmp_path)
+    target = write_archive(
+        tmp_path / "b", {"one": b"1" * 2000, "two": b"2" * 2000, "three": b"3" * 2000}, tmp_path
+    )
     content = bytearray(target.read_bytes())
     content[content.index(b"2" * 2000) + 1000] ^= 1
     target.write_bytes(content)
@@ -96,7 +98,7 @@ def test_the_damaged_file_is_named(tmp_path: Path) -> None:
 def test_no_flipped_bit_and_no_cut_goes_unnoticed(tmp_path: Path, data: st.DataObject) -> None:
     target = tmp_path / "b"
     target.unlink(missing_ok=True)
-    written(target, {"one": b"first" * 300, "two": b"second" * 300}, tmp_path)
+    write_archive(target, {"one": b"first" * 300, "two": b"second" * 300}, tmp_path)
     content = bytearray(target.read_bytes())
     if data.draw(st.booleans()):
         # After the end there is only padding.
@@ -117,13 +119,13 @@ def test_a_later_format_is_refused_with_the_release_that_made_it(
 ) -> None:
     with monkeypatch.context() as later:
         later.setattr("db.backup.archive.FORMAT", FORMAT + 1)
-        written(tmp_path / "b", {"one": b"1"}, tmp_path)
+        write_archive(tmp_path / "b", {"one": b"1"}, tmp_path)
     with pytest.raises(BackupTooNew, match=f"format {FORMAT + 1}.*Valence 1 or later"):
         Backup(tmp_path / "b")
 
 
 def test_a_name_that_leads_out_of_the_backup_is_damage(tmp_path: Path) -> None:
-    target = written(tmp_path / "b", {"../evil": b"1"}, tmp_path)
+    target = write_archive(tmp_path / "b", {"../evil": b"1"}, tmp_path)
     with pytest.raises(BackupDamaged, match="evil"):
         Backup(target)
     with pytest.raises(BackupDamaged, match="not a backup"):
@@ -131,7 +133,7 @@ def test_a_name_that_leads_out_of_the_backup_is_damage(tmp_path: Path) -> None:
 
 
 def test_the_manifest_says_what_it_must(tmp_path: Path) -> None:
-    target = written(tmp_path / "b", {"one": b"1"}, tmp_path)
+    target = write_archive(tmp_path / "b", {"one": b"1"}, tmp_path)
     with tarfile.open(target) as archive:
         file = archive.extractfile(MANIFEST)
         assert file is not None

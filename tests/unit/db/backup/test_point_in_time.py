@@ -42,7 +42,7 @@ def test_what_was_left_of_a_try_that_was_killed_is_written_over(script: Path, tm
     assert gzip.decompress(kept.read_bytes()) == b"log"
 
 
-def test_a_segment_that_cant_be_kept_is_said_to_be_missing(script: Path, tmp_path: Path) -> None:
+def test_a_segment_that_cant_be_archived_is_reported_as_missing(script: Path, tmp_path: Path) -> None:
     assert keep(script, tmp_path / "none") != 0
     assert not (tmp_path / "the archive's" / "0001.gz").exists()
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from registry.analysis.neighbour_vote import QUORUM, score_informativeness, select_diverse, vote
 from registry.bundles.bundle import LABELS
 
-voices = st.lists(st.tuples(st.sampled_from(LABELS), st.floats(-1, 1)), max_size=12)
+neighbours = st.lists(st.tuples(st.sampled_from(LABELS), st.floats(-1, 1)), max_size=12)
 
 
 def test_the_nearer_weighs_more() -> None:
@@ -17,20 +17,20 @@ def test_the_nearer_weighs_more() -> None:
     assert found.agreement == pytest.approx(0.9 / 1.7)
 
 
-def test_few_have_no_opinion_and_a_draw_stays_with_what_was_said() -> None:
+def test_few_votes_give_no_suggestion_and_a_draw_keeps_the_prediction() -> None:
     assert vote("positive", ["negative"] * (QUORUM - 1), [1.0] * (QUORUM - 1)).agreement is None
     assert vote("positive", ["negative"] * 3, [0.0] * 3).suggests is None
     assert vote("neutral", ["negative", "neutral", "negative", "neutral"], [0.5] * 4).suggests == "neutral"
 
 
-@given(st.sampled_from(LABELS), voices)
+@given(st.sampled_from(LABELS), neighbours)
 def test_agreement_is_a_share_and_what_all_say_is_suggested(
-    said: str, given_: list[tuple[str, float]]
+    predicted: str, votes: list[tuple[str, float]]
 ) -> None:
-    found = vote(said, [label for label, _ in given_], [cosine for _, cosine in given_])
+    found = vote(predicted, [label for label, _ in votes], [cosine for _, cosine in votes])
     if found.agreement is not None:
         assert 0 <= found.agreement <= 1 + 1e-9
-        assert found.suggests in {label for label, _ in given_}
+        assert found.suggests in {label for label, _ in votes}
 
 
 def unit(rows):

@@ -10,7 +10,7 @@ def test_the_same_shares_are_no_drift() -> None:
     assert compute_psi([100, 200, 700], [50, 100, 350]) == pytest.approx(0, abs=1e-3)
 
 
-def test_it_is_the_textbook_sum_and_the_same_both_ways() -> None:
+def test_it_is_the_textbook_sum_and_symmetric() -> None:
     before, after = [5000, 3000, 2000], [2000, 3000, 5000]
     assert compute_psi(before, after) == pytest.approx(2 * 0.3 * np.log(2.5), rel=1e-3)
     assert compute_psi(before, after) == pytest.approx(compute_psi(after, before))

@@ -108,7 +108,7 @@ def test_reports_on_different_sets_are_not_compared() -> None:
         evaluate_gates(Gates(), report("2"), report("1", data="0" * 64))
 
 
-def test_a_missing_evaluation_is_said_with_why() -> None:
+def test_a_missing_evaluation_is_reported_with_the_reason() -> None:
     found = report_unevaluated("3", "2", {"3": "never evaluated"})
     assert isinstance(found, GateReport)
     assert not found.passed

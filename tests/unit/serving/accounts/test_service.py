@@ -30,7 +30,7 @@ def world() -> World:
     return World()
 
 
-async def test_a_key_is_stored_as_its_digest_and_opens_the_door_for_its_owner(world: World) -> None:
+async def test_a_key_is_stored_as_its_digest_and_authenticates_its_owner(world: World) -> None:
     user = await world.accounts.add_user("ada", "ada@example.org", ADMIN)
     issued = await world.accounts.add_key(KeySpec(role=Role.CLIENT, name="shop", user_id=user.id), ADMIN)
     assert issued.record.digest == digest_key(issued.text)

@@ -24,7 +24,7 @@ async def platform() -> AsyncIterator[Platform]:
         yield running
 
 
-async def predicted(client: httpx.AsyncClient, *texts: str, **fields: Any) -> list[dict[str, Any]]:
+async def predict(client: httpx.AsyncClient, *texts: str, **fields: Any) -> list[dict[str, Any]]:
     answer = await client.post("/v1/predict/batch", json={"texts": list(texts), **fields})
     assert answer.status_code == 201
     found: list[dict[str, Any]] = answer.json()["predictions"]
@@ -47,7 +47,7 @@ def texts(answer: httpx.Response) -> list[str]:
 
 async def test_like_these_and_not_like_those(platform: Platform) -> None:
     async with platform.client() as client:
-        made = await predicted(client, *BATTERY, *SCREEN)
+        made = await predict(client, *BATTERY, *SCREEN)
         like = [{"prediction_id": made[0]["id"]}, {"text_id": made[1]["text_id"]}]
         liked = await client.post("/v1/similar", json={"like": like, "k": 1})
         unlike = [{"text": "battery long lasts"}, {"embedding": vector_of(BATTERY[2]).tolist()}]
@@ -67,9 +67,9 @@ async def test_like_these_and_not_like_those(platform: Platform) -> None:
     assert SCREEN[0] not in texts(moved)
 
 
-async def test_words_and_meaning_are_fused_and_each_rank_is_told(platform: Platform) -> None:
+async def test_words_and_meaning_are_fused_and_each_rank_is_shown(platform: Platform) -> None:
     async with platform.client() as client:
-        await predicted(client, *BATTERY, *SCREEN)
+        await predict(client, *BATTERY, *SCREEN)
         answer = await client.post(
             "/v1/similar", json={"text": BATTERY[0], "keywords": "dim", "k": 6, "min_similarity": -1}
         )
@@ -87,7 +87,7 @@ async def test_words_and_meaning_are_fused_and_each_rank_is_told(platform: Platf
 
 async def test_near_duplicates_are_without_the_text_itself(platform: Platform) -> None:
     async with platform.client() as client:
-        made = await predicted(client, *BATTERY, *SCREEN)
+        made = await predict(client, *BATTERY, *SCREEN)
         far = await client.post("/v1/duplicates", json={"prediction_id": made[0]["id"]})
         near = await client.post(
             "/v1/duplicates", json={"text_id": made[0]["text_id"], "min_similarity": 0.5}
@@ -128,9 +128,9 @@ async def test_what_cant_be_sought_is_a_problem_that_says_why(platform: Platform
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
 
 
-async def test_a_second_opinion_is_that_of_the_judged_texts_nearby(platform: Platform) -> None:
+async def test_a_second_opinion_comes_from_nearby_texts_with_feedback(platform: Platform) -> None:
     async with platform.client() as client:
-        made = await predicted(client, *BATTERY, "long lasts the battery", *SCREEN)
+        made = await predict(client, *BATTERY, "long lasts the battery", *SCREEN)
         for each in made[1:4]:
             await judge(client, each, label="positive")
         await judge(client, made[0], label="negative")
@@ -153,7 +153,7 @@ async def test_a_second_opinion_is_that_of_the_judged_texts_nearby(platform: Pla
     assert unknown.status_code == 404
 
 
-async def test_a_prediction_whose_opinion_cant_be_had_is_still_a_prediction(
+async def test_a_prediction_whose_second_opinion_fails_is_still_a_prediction(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from db.errors import Unavailable
@@ -177,10 +177,10 @@ async def test_a_prediction_whose_opinion_cant_be_had_is_still_a_prediction(
 
 async def test_one_correction_finds_what_else_it_would_mend(platform: Platform) -> None:
     async with platform.client() as client:
-        made = await predicted(
+        made = await predict(
             client, "so very long a battery", "a so very long battery", "battery so a very long"
         )
-        (other,) = await predicted(client, "very long a so battery", version="1")
+        (other,) = await predict(client, "very long a so battery", version="1")
         path = f"/v1/predictions/{made[0]['id']}/corrections"
         before = await client.get(path)
         await judge(client, made[0], label="negative")
@@ -197,13 +197,13 @@ async def test_one_correction_finds_what_else_it_would_mend(platform: Platform) 
     assert bounded.status_code == 422
 
 
-async def test_others_texts_are_nobody_s_examples_opinions_or_fixes(platform: Platform) -> None:
+async def test_other_holders_texts_are_never_examples_votes_or_fixes(platform: Platform) -> None:
     async with platform.client(Role.ENGINEER) as engineer:
-        made = await predicted(engineer, *BATTERY, "long lasts the battery")
+        made = await predict(engineer, *BATTERY, "long lasts the battery")
         for each in made:
             await judge(engineer, each, label="positive")
     async with platform.client() as client:
-        (mine,) = await predicted(client, "the long battery lasts")
+        (mine,) = await predict(client, "the long battery lasts")
         opinion = (await client.get(f"/v1/predictions/{mine['id']}/second-opinion")).json()
         refused = [
             await client.get(f"/v1/predictions/{made[0]['id']}/{what}")
@@ -248,7 +248,7 @@ async def test_topics_group_a_window_and_say_how_it_was_judged(platform: Platfor
     battery = [f"{text} {word}" for text in BATTERY for word in ("good", "great", "love", "hate")]
     screen = [f"{text} {word}" for text in SCREEN for word in ("today", "now", "here", "again")]
     async with platform.client(Role.ENGINEER) as client:
-        made = await predicted(client, *battery, *screen)
+        made = await predict(client, *battery, *screen)
         await judge(client, made[0], label="positive")
         await judge(client, made[1], label="neutral")
         found = (await client.get("/v1/topics", params={"topics": 2})).json()
@@ -266,7 +266,7 @@ async def test_topics_group_a_window_and_say_how_it_was_judged(platform: Platfor
 
 async def test_the_review_queue_leaves_out_what_was_judged_and_what_is_like_it(platform: Platform) -> None:
     async with platform.client(Role.ENGINEER) as client:
-        made = await predicted(client, *BATTERY, "lasts long the battery", *SCREEN)
+        made = await predict(client, *BATTERY, "lasts long the battery", *SCREEN)
         await judge(client, made[1], label="negative")
         found = (await client.get("/v1/review", params={"limit": 5})).json()
     assert (found["candidates"], found["judged"]) == (6, 1)
@@ -283,8 +283,8 @@ async def test_the_review_queue_leaves_out_what_was_judged_and_what_is_like_it(p
 async def test_a_diff_shows_where_versions_differ_shadows_included(platform: Platform) -> None:
     assert platform.store is not None
     async with platform.client(Role.ENGINEER) as client:
-        ours = await predicted(client, *BATTERY, *SCREEN)
-        theirs = await predicted(client, *BATTERY, *SCREEN, version="1")
+        ours = await predict(client, *BATTERY, *SCREEN)
+        theirs = await predict(client, *BATTERY, *SCREEN, version="1")
         for made in theirs[:3]:
             row = platform.store.predictions[UUID(made["id"])]
             platform.store.predictions[row.id] = replace(row, label="negative", arm="shadow")
@@ -304,8 +304,8 @@ async def test_a_diff_shows_where_versions_differ_shadows_included(platform: Pla
 
 async def test_drift_compares_a_window_with_what_was_before(platform: Platform) -> None:
     async with platform.client(Role.ENGINEER) as client:
-        old = await predicted(client, *[f"the battery is good {n}" for n in range(30)])
-        new = await predicted(client, *[f"a screen broke at once {n}" for n in range(30)])
+        old = await predict(client, *[f"the battery is good {n}" for n in range(30)])
+        new = await predict(client, *[f"a screen broke at once {n}" for n in range(30)])
         edge = new[0]["predicted_at"]
         found = (await client.get("/v1/drift", params={"since": edge, "limit": 3})).json()
         none = (

@@ -265,7 +265,7 @@ def test_near_duplicates_of_a_text_or_a_prediction(platform: Platform, run: Any)
     assert platform.asked[1][2] == {"prediction_id": "p1", "k": 100}
 
 
-def test_an_explained_prediction_shows_the_opinion_or_that_there_is_none(
+def test_an_explained_prediction_shows_the_second_opinion_or_that_there_is_none(
     platform: Platform, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for opinion, shown in ((OPINION, ["0.25", "negative"]), (None, ["-", "-"])):
@@ -316,7 +316,7 @@ def test_keys_are_made_listed_and_revoked(platform: Platform, run: Any) -> None:
     assert platform.asked[0][2] == {"name": "batch job", "role": "engineer"}
 
 
-def test_nothing_is_erased_unasked_and_the_receipt_is_printed(
+def test_nothing_is_erased_without_confirmation_and_the_receipt_is_printed(
     platform: Platform, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
@@ -445,7 +445,7 @@ def test_a_url_that_names_no_postgresql_is_named_by_its_variable_and_not_shown(
 @pytest.mark.parametrize(
     "command", [("current",), ("downgrade", "base", "--yes"), ("scrub", "--yes"), ("backup",)]
 )
-def test_a_home_without_a_database_gets_none_by_being_asked(
+def test_a_home_without_a_database_gets_none_from_a_query(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("VALENCE_HOME", str(tmp_path))

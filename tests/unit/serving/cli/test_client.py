@@ -62,7 +62,7 @@ def test_missing_key_says_where_keys_come_from() -> None:
         client.get("/v1/models")
 
 
-def test_refusal_that_is_no_problem_document_is_still_told() -> None:
+def test_refusal_without_a_problem_document_is_still_shown() -> None:
     client, _ = answering(502, b"<html>bad gateway</html>")
     with client, pytest.raises(RequestFailed, match="502 Bad Gateway"):
         client.get("/v1/models")

@@ -201,7 +201,7 @@ async def test_the_champions_encoder_is_started_and_answers_once_it_runs() -> No
     assert reconciler.catalog.embedder == "own"
 
 
-async def test_a_version_of_an_encoder_that_nobody_needs_is_absent_until_it_is_asked_for() -> None:
+async def test_a_version_of_an_unneeded_encoder_is_absent_until_it_is_requested() -> None:
     pool = FakePool()
     reconciler = build_reconciler(
         FakeModelRegistry(version("1", encoder="own"), version("2", "champion")), pool
@@ -213,7 +213,7 @@ async def test_a_version_of_an_encoder_that_nobody_needs_is_absent_until_it_is_a
     assert answering_version(reconciler, "1") == "1"
 
 
-async def test_a_champion_outside_the_space_runs_beside_the_spaces_encoder() -> None:
+async def test_a_champion_outside_the_space_runs_with_the_spaces_encoder() -> None:
     pool = FakePool()
     registry = FakeModelRegistry(version("1", "champion", encoder="foreign"), outside=["foreign"])
     reconciler = build_reconciler(registry, pool)
@@ -319,7 +319,7 @@ async def test_the_champion_before_answers_until_the_next_ones_encoder_runs() ->
     assert answering_version(reconciler) == "2"
 
 
-async def test_a_champion_that_is_broken_leaves_the_one_before_answering_and_is_told_of_once() -> None:
+async def test_a_broken_champion_leaves_the_previous_one_answering_and_is_reported_once() -> None:
     pool, lifecycle = FakePool("e"), FakeLifecycle()
     registry = FakeModelRegistry(version("1", "champion"), version("2"))
     reconciler = build_reconciler(registry, pool, lifecycle=lifecycle, clock=(clock := ManualClock()))
@@ -477,7 +477,7 @@ async def test_unknown_models_and_versions_are_not_found() -> None:
         answering_version(reconciler, "9")
 
 
-async def test_a_watcher_is_told_of_a_change_at_once_and_of_no_change_in_the_end() -> None:
+async def test_a_watcher_gets_a_change_at_once_and_no_change_at_the_timeout() -> None:
     reconciler = build_reconciler(FakeModelRegistry(version("1", "champion")), FakePool("e"))
     waiting = asyncio.create_task(reconciler.watch(0, timeout=60))
     await asyncio.sleep(0)

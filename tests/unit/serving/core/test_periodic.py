@@ -70,7 +70,7 @@ async def test_the_pause_after_an_error_may_differ_and_one_may_come_first() -> N
     assert script.pauses == [0, 1, 0]
 
 
-async def test_the_pause_is_asked_for_after_each_run() -> None:
+async def test_the_pause_is_read_after_each_run() -> None:
     script = Script([None, None, OSError()])
     with pytest.raises(Ended):
         await run_periodically(

@@ -80,7 +80,7 @@ async def test_a_callers_trace_goes_on_through_the_request(recorded: Recorded) -
 
 
 @pytest.mark.anyio
-async def test_a_batch_is_linked_with_its_requests_both_ways_and_told_to_the_replica(
+async def test_a_batch_and_its_requests_link_to_each_other_and_the_replica_gets_the_batch_id(
     recorded: Recorded,
 ) -> None:
     calls = Calls()

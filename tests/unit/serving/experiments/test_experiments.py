@@ -323,7 +323,7 @@ async def test_traffic_is_split_by_the_running_experiments_alone() -> None:
     assert traffic.splits[MODEL].experiment_id == made.id
 
 
-async def test_a_version_that_is_named_is_asked_for_and_an_unknown_one_is_not(
+async def test_a_named_version_is_requested_and_an_unknown_one_is_not(
     platform: Platform, client: httpx.AsyncClient
 ) -> None:
     for version, status in (("1", 201), ("3", 503), ("99", 404)):

@@ -143,7 +143,7 @@ async def test_a_text_that_upsets_the_encoder_fails_alone(encoders: ReplicaClien
 
 
 @pytest.mark.parametrize("broken", ["nan", "missing"])
-async def test_a_broken_head_fails_only_the_texts_that_asked_for_it(
+async def test_a_broken_head_fails_only_the_texts_that_request_it(
     encoders: ReplicaClient, broken: str
 ) -> None:
     items = [
@@ -155,7 +155,7 @@ async def test_a_broken_head_fails_only_the_texts_that_asked_for_it(
     assert isinstance(bad, ModelNotReady)
 
 
-async def test_a_long_text_is_said_to_be_truncated(encoders: ReplicaClient) -> None:
+async def test_a_long_text_is_marked_as_truncated(encoders: ReplicaClient) -> None:
     (answer,) = await encoders.infer([InferenceItem(text="x" * 10, record=version("a"))], bulk=False)
     assert isinstance(answer, Inference)
     assert answer.truncated
@@ -195,7 +195,7 @@ async def test_a_text_in_flight_is_not_computed_again(
     assert encoder.texts == ["same", "same"]
 
 
-async def test_who_waits_for_a_call_that_is_lost_is_told_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiters_for_a_lost_call_get_its_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
     class Gone:
         async def infer(self, question: object) -> NoReturn:
             await asyncio.sleep(0)

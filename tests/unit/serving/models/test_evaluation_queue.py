@@ -89,7 +89,7 @@ async def test_a_process_that_leaves_no_report_is_no_success() -> None:
     assert bench.records.rows[asked.id].reason == "its process ended without a report"
 
 
-async def test_the_loop_works_as_soon_as_it_is_asked() -> None:
+async def test_the_loop_starts_work_at_once_on_a_request() -> None:
     bench = Bench()
     running = asyncio.create_task(bench.evaluations.run())
     asked = await bench.evaluations.request(MODEL, "2", None)

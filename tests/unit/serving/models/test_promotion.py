@@ -125,7 +125,7 @@ async def test_without_a_report_it_says_evaluation_missing_and_why(desk: Desk, s
     assert why in refused.value.report["missing"]["3"]
 
 
-async def test_a_report_by_another_held_out_set_is_none(desk: Desk) -> None:
+async def test_a_report_on_another_held_out_set_does_not_count(desk: Desk) -> None:
     await desk.report(report("3", 0.9, data="0" * 64))
     with pytest.raises(Refused, match="evaluation missing: version 3"):
         await desk.promotions().promote(MODEL, "3", ADA)
@@ -269,7 +269,7 @@ async def test_a_registry_that_fails_is_503_and_what_it_did_is_found_out(desk: D
     assert desk.acts[1:] == [("promote", "1", "done")]
 
 
-async def test_of_two_at_once_one_wins_and_the_other_is_told(desk: Desk) -> None:
+async def test_of_two_at_once_one_wins_and_the_other_gets_a_conflict(desk: Desk) -> None:
     promotions = desk.promotions(grace=60)
     results = await asyncio.gather(
         *(promotions.promote(MODEL, version, ADA, force=True, reason="a test") for version in ("1", "3")),
@@ -281,7 +281,7 @@ async def test_of_two_at_once_one_wins_and_the_other_is_told(desk: Desk) -> None
     assert [act for act, _, state in desk.acts if state == "done"] == ["bootstrap", "promote"]
 
 
-async def test_while_a_change_is_under_way_others_are_told_whose(desk: Desk) -> None:
+async def test_during_a_change_others_learn_whose_it_is(desk: Desk) -> None:
     moving, go = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -301,7 +301,7 @@ async def test_while_a_change_is_under_way_others_are_told_whose(desk: Desk) -> 
     assert (await first).changed
 
 
-async def test_whoever_asked_may_leave_the_change_is_carried_out(desk: Desk) -> None:
+async def test_a_change_is_carried_out_even_if_its_caller_leaves(desk: Desk) -> None:
     moving, go = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 

@@ -33,11 +33,11 @@ def read(metrics: Metrics) -> Samples:
     }
 
 
-def at(samples: Samples, metric: str, **labels: str) -> float:
+def value_of(samples: Samples, metric: str, **labels: str) -> float:
     return samples[metric, tuple(sorted(labels.items()))]
 
 
-def standing(
+def new_collector(
     stored: StoredStatistics, known: Catalog | None = None, traffic: Traffic | None = None
 ) -> PlatformCollector:
     return PlatformCollector(
@@ -61,20 +61,20 @@ class Some:
         return [read, ModelNotReady("no score"), *[read] * (len(asks) - 2)]
 
 
-def test_a_replica_is_told_apart_in_what_is_its_own_and_not_in_what_is_the_platforms() -> None:
+def test_a_replica_has_a_label_in_its_own_metrics_and_none_in_the_platforms() -> None:
     metrics, stored = Metrics("r1"), StoredStatistics()
     pool = PoolState(name="writers", limit=2, open=2, idle=1, waiting=3)
     metrics.add_collector(ReplicaCollector(pools=lambda: [pool], stored=stored), of_replica=True)
-    metrics.add_collector(standing(stored), of_replica=False)
+    metrics.add_collector(new_collector(stored), of_replica=False)
     metrics.count_error("overloaded")
     samples = read(metrics)
-    assert at(samples, "valence_errors_total", kind="overloaded", replica="r1") == 1
-    assert at(samples, "valence_database_up", replica="r1") == 0
-    assert at(samples, "valence_database_pool_waiting", pool="writers", replica="r1") == 3
-    used = at(samples, "valence_database_pool_connections", pool="writers", replica="r1", state="used")
-    assert (used, at(samples, "valence_database_pool_limit", pool="writers", replica="r1")) == (1, 2)
-    assert at(samples, "valence_model_champion", model="sentiment", version="2") == 1
-    assert at(samples, "valence_build_info", release="9") == 1
+    assert value_of(samples, "valence_errors_total", kind="overloaded", replica="r1") == 1
+    assert value_of(samples, "valence_database_up", replica="r1") == 0
+    assert value_of(samples, "valence_database_pool_waiting", pool="writers", replica="r1") == 3
+    used = value_of(samples, "valence_database_pool_connections", pool="writers", replica="r1", state="used")
+    assert (used, value_of(samples, "valence_database_pool_limit", pool="writers", replica="r1")) == (1, 2)
+    assert value_of(samples, "valence_model_champion", model="sentiment", version="2") == 1
+    assert value_of(samples, "valence_build_info", release="9") == 1
 
 
 def test_replicas_experiments_and_states_follow_catalog_and_traffic() -> None:
@@ -90,16 +90,18 @@ def test_replicas_experiments_and_states_follow_catalog_and_traffic() -> None:
     )
     known = Catalog(replicas={"e": {"running": 2, "starting": 1}})
     metrics.add_collector(
-        standing(StoredStatistics(), known, Traffic(splits={"sentiment": split})), of_replica=False
+        new_collector(StoredStatistics(), known, Traffic(splits={"sentiment": split})), of_replica=False
     )
     samples = read(metrics)
-    assert at(samples, "valence_encoder_replicas", encoder="e", state="running") == 2
-    assert at(samples, "valence_experiment_share", model="sentiment", version="1", kind="shadow") == 0.25
+    assert value_of(samples, "valence_encoder_replicas", encoder="e", state="running") == 2
+    assert (
+        value_of(samples, "valence_experiment_share", model="sentiment", version="1", kind="shadow") == 0.25
+    )
 
 
-def test_what_is_stored_is_told_as_it_was_last_counted_and_not_once_the_database_is_away() -> None:
+def test_stored_counts_are_the_last_ones_and_absent_while_the_database_is_away() -> None:
     metrics, stored = Metrics(), StoredStatistics()
-    metrics.add_collector(standing(stored), of_replica=False)
+    metrics.add_collector(new_collector(stored), of_replica=False)
     metrics.add_collector(ReplicaCollector(pools=list, stored=stored), of_replica=True)
     stored.update(
         Statistics(
@@ -122,25 +124,28 @@ def test_what_is_stored_is_told_as_it_was_last_counted_and_not_once_the_database
         },
     )
     samples = read(metrics)
-    assert at(samples, "valence_index_rows", space="s", state="open") == 40
-    assert at(samples, "valence_backlog", kind="evaluation", state="waiting") == 2
-    assert at(samples, "valence_backlog_oldest_seconds", kind="evaluation") == 12
-    assert at(samples, "valence_feedback_accuracy", model="sentiment", version="2") == pytest.approx(0.9)
-    assert (
-        at(samples, "valence_recent_label_share", model="sentiment", version="2", sentiment="positive") == 1
+    assert value_of(samples, "valence_index_rows", space="s", state="open") == 40
+    assert value_of(samples, "valence_backlog", kind="evaluation", state="waiting") == 2
+    assert value_of(samples, "valence_backlog_oldest_seconds", kind="evaluation") == 12
+    assert value_of(samples, "valence_feedback_accuracy", model="sentiment", version="2") == pytest.approx(
+        0.9
     )
-    assert at(samples, "valence_drift_psi", model="sentiment", version="2", of="label") > 0.25
-    assert at(samples, "valence_drift_psi", model="sentiment", version="2", of="confidence") == 0
-    assert at(samples, "valence_database_up") == 1
+    assert (
+        value_of(samples, "valence_recent_label_share", model="sentiment", version="2", sentiment="positive")
+        == 1
+    )
+    assert value_of(samples, "valence_drift_psi", model="sentiment", version="2", of="label") > 0.25
+    assert value_of(samples, "valence_drift_psi", model="sentiment", version="2", of="confidence") == 0
+    assert value_of(samples, "valence_database_up") == 1
     stored.clear()
     samples = read(metrics)
-    assert at(samples, "valence_database_up") == 0
+    assert value_of(samples, "valence_database_up") == 0
     assert not [
         name for name, _ in samples if name.startswith(("valence_index", "valence_backlog", "valence_drift"))
     ]
 
 
-def test_drift_is_not_told_before_enough_was_answered() -> None:
+def test_drift_is_absent_before_enough_predictions() -> None:
     few = AnswerDistribution(labels={"positive": 20}, confidences=[0] * 9 + [20], confidence=0.9)
     assert measure_drift(AnswerDistribution(), few) == {}
 
@@ -155,10 +160,10 @@ async def test_tokens_and_faults_are_counted_by_encoder() -> None:
     with pytest.raises(NotReady):
         await encoders.infer(asks, bulk=False)
     samples = read(metrics)
-    assert at(samples, "valence_tokens_total", encoder="e") == 14
-    assert at(samples, "valence_texts_total", encoder="e") == 2
-    assert at(samples, "valence_text_faults_total", encoder="e", kind="ModelNotReady") == 1
-    assert at(samples, "valence_text_faults_total", encoder="e", kind="NotReady") == 3
+    assert value_of(samples, "valence_tokens_total", encoder="e") == 14
+    assert value_of(samples, "valence_texts_total", encoder="e") == 2
+    assert value_of(samples, "valence_text_faults_total", encoder="e", kind="ModelNotReady") == 1
+    assert value_of(samples, "valence_text_faults_total", encoder="e", kind="NotReady") == 3
     assert "secret" not in metrics.render().decode()
 
 
@@ -169,13 +174,13 @@ async def test_answered_errors_are_counted_by_kind() -> None:
         await client.get("/no/such/path")
         await client.post("/v1/predict", json={"text": "good"})
         samples = read(platform.services.metrics)
-    assert at(samples, "valence_errors_total", kind="invalid") == 1
-    assert at(samples, "valence_errors_total", kind="not-found") == 1
-    assert at(samples, "valence_tokens_total", encoder="e" * 16) > 0
+    assert value_of(samples, "valence_errors_total", kind="invalid") == 1
+    assert value_of(samples, "valence_errors_total", kind="not-found") == 1
+    assert value_of(samples, "valence_tokens_total", encoder="e" * 16) > 0
 
 
 @pytest.mark.anyio
-async def test_labels_stay_bounded_whatever_is_asked() -> None:
+async def test_labels_stay_bounded_for_any_request() -> None:
     async with fake_platform() as platform, platform.client(Role.ENGINEER) as client:
 
         async def ask(number: int) -> int:

@@ -31,27 +31,27 @@ def traffic(share: float, *, shadow: bool = False, salt: str = "salt") -> Traffi
     return Traffic(splits={MODEL: split})
 
 
-def chosen(split: Traffic, unit: str, *, version: str | None = None) -> Choice:
+def choose_for(split: Traffic, unit: str, *, version: str | None = None) -> Choice:
     return choose(catalog(), split, MODEL, version, unit)
 
 
-def challenged(split: Traffic, units: int = 2_000) -> set[str]:
-    return {str(unit) for unit in range(units) if chosen(split, str(unit)).arm is Arm.CHALLENGER}
+def units_of_challenger(split: Traffic, units: int = 2_000) -> set[str]:
+    return {str(unit) for unit in range(units) if choose_for(split, str(unit)).arm is Arm.CHALLENGER}
 
 
 def test_a_unit_stays_on_its_arm_and_the_share_is_kept() -> None:
     split = traffic(0.3)
-    assert challenged(split) == challenged(split)
-    assert 500 < len(challenged(split)) < 700
+    assert units_of_challenger(split) == units_of_challenger(split)
+    assert 500 < len(units_of_challenger(split)) < 700
 
 
 def test_a_higher_share_moves_only_the_units_that_it_must() -> None:
-    assert challenged(traffic(0.1)) < challenged(traffic(0.3))
+    assert units_of_challenger(traffic(0.1)) < units_of_challenger(traffic(0.3))
 
 
 def test_every_answer_of_an_experiment_names_it_and_both_arms() -> None:
     split = traffic(0.5)
-    choices = [chosen(split, str(unit)) for unit in range(50)]
+    choices = [choose_for(split, str(unit)) for unit in range(50)]
     assert {(each.arm, each.record.version) for each in choices} == {
         (Arm.CHAMPION, "1"),
         (Arm.CHALLENGER, "2"),
@@ -60,12 +60,12 @@ def test_every_answer_of_an_experiment_names_it_and_both_arms() -> None:
 
 
 def test_a_named_version_is_not_part_of_the_experiment() -> None:
-    choice = chosen(traffic(1.0), "anybody", version="1")
+    choice = choose_for(traffic(1.0), "anybody", version="1")
     assert (choice.arm, choice.experiment_id, choice.shadow) == (Arm.NAMED, None, None)
 
 
 def test_in_the_shadow_the_champion_answers_everybody_and_the_challenger_scores_its_share() -> None:
-    choices = [chosen(traffic(0.5, shadow=True), str(unit)) for unit in range(200)]
+    choices = [choose_for(traffic(0.5, shadow=True), str(unit)) for unit in range(200)]
     assert {each.arm for each in choices} == {Arm.CHAMPION}
     assert {each.shadow and each.shadow.version for each in choices} == {None, "2"}
 

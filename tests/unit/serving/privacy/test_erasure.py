@@ -40,7 +40,7 @@ async def test_a_users_data_go_with_a_receipt_and_again_with_zeros(platform: Pla
     assert gone.status_code == 404
 
 
-async def test_a_text_goes_whoever_sent_it(platform: Platform) -> None:
+async def test_a_text_is_erased_for_every_sender(platform: Platform) -> None:
     async with platform.client() as client, platform.client(Role.ADMIN) as admin:
         prediction = (await client.post("/v1/predict", json={"text": "good"})).json()
         await admin.post("/v1/predict", json={"text": "good"})

@@ -193,7 +193,7 @@ async def test_refusing_says_what_lies_where_and_never_the_value(find: PersonalD
     assert caught.value.problems[0].loc == ("body", "comment")
 
 
-async def test_many_texts_are_masked_in_order_beside_the_loop(find: PersonalDataFinder) -> None:
+async def test_many_texts_are_masked_in_order_off_the_event_loop(find: PersonalDataFinder) -> None:
     texts = [f"text {index} by u{index}@example.org " + "x" * 100 for index in range(100)]
     masked_texts = await TextMasker(find, "mask").mask(texts, TEXTS)
     assert masked_texts == [f"text {index} by <EMAIL> " + "x" * 100 for index in range(100)]

@@ -147,7 +147,9 @@ class Launches:
 
 
 @pytest.mark.parametrize("why", [None, "its process was ended by SIGKILL"])
-async def test_the_work_runs_only_beside_the_live_space_and_its_death_is_told(why: str | None) -> None:
+async def test_the_worker_runs_only_while_another_space_is_built_and_its_death_is_reported(
+    why: str | None,
+) -> None:
     spaces, launches = FakeSpaceRepository(FakeStore(), "space"), Launches(why)
     reembeddings = ReembeddingRunner(spaces, launches)
     assert await reembeddings.run_once()

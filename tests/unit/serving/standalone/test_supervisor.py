@@ -23,14 +23,14 @@ class FakeProcess:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[FakeProcess]:
-    found: list[FakeProcess] = []
+    processes: list[FakeProcess] = []
 
     def popen(*_arguments: Any, **_options: Any) -> FakeProcess:
-        found.append(FakeProcess())
-        return found[-1]
+        processes.append(FakeProcess())
+        return processes[-1]
 
     monkeypatch.setattr(supervisor.subprocess, "Popen", popen)
-    return found
+    return processes
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def config() -> str:
     return rewrite_config(CONFIG, bind="127.0.0.1", refusal=Path("/run/h/refusal.http"), room=400)
 
 
-def test_every_port_binds_where_told(config: str) -> None:
+def test_every_port_binds_to_the_configured_address(config: str) -> None:
     assert re.findall(r"bind (\S+)", config) == ["127.0.0.1:9101", "127.0.0.1:8000", "127.0.0.1:8404"]
 
 
@@ -51,7 +51,7 @@ def test_refusals_are_problem_json_and_never_come_from_the_fallback_proxy(config
     assert "text/plain" not in config
 
 
-def test_predictions_beyond_the_room_of_the_replicas_are_told_429(config: str) -> None:
+def test_predictions_beyond_the_replicas_bound_get_429(config: str) -> None:
     (rule,) = re.findall(r".* return status 429 .*", config)
     assert "nbsrv(http-valence),mul(400)" in config
     assert "path_beg /v1/predict" in rule

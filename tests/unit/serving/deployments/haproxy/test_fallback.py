@@ -39,11 +39,11 @@ def port() -> int:
     return find_free_port()
 
 
-def understudy(
+def start_fallback(
     start: Start, port: int, watched: subprocess.Popen[bytes], keeper: int
 ) -> subprocess.Popen[bytes]:
     """Start a fallback that waits."""
-    found = start(
+    process = start(
         sys.executable,
         "-m",
         "serving.deployments.haproxy.fallback",
@@ -52,11 +52,11 @@ def understudy(
         str(watched.pid),
         str(keeper),
     )
-    eventually(lambda: asleep(found.pid), within=10, what="it waits")
-    return found
+    eventually(lambda: is_waiting(process.pid), within=10, what="it waits")
+    return process
 
 
-def asleep(pid: int) -> bool:
+def is_waiting(pid: int) -> bool:
     """Return whether the fallback waits on the other process's end. Files it closes meanwhile are skipped."""
 
     def target(file: Path) -> str:
@@ -77,13 +77,13 @@ def listener(port: int) -> socket.socket:
     return found
 
 
-def ended(process: subprocess.Popen[bytes]) -> bool:
+def has_ended(process: subprocess.Popen[bytes]) -> bool:
     return process.poll() is not None
 
 
 def test_it_refuses_while_haproxy_is_away(start: Start, port: int) -> None:
     haproxy, raylet = start("sleep", "60"), start("sleep", "60")
-    waiting = understudy(start, port, haproxy, raylet.pid)
+    waiting = start_fallback(start, port, haproxy, raylet.pid)
     assert count_listeners(port) == 0
     haproxy.kill()
     haproxy.wait()
@@ -96,28 +96,28 @@ def test_it_refuses_while_haproxy_is_away(start: Start, port: int) -> None:
         assert json.loads(answer.read())["status"] == 503
         client.close()
     with listener(port):
-        eventually(lambda: ended(waiting), within=10, what="it makes room for the next HAProxy")
+        eventually(lambda: has_ended(waiting), within=10, what="it makes room for the next HAProxy")
 
 
 def test_it_ends_with_the_raylet(start: Start, port: int) -> None:
     haproxy, raylet = start("sleep", "60"), start("sleep", "60")
-    waiting = understudy(start, port, haproxy, raylet.pid)
+    waiting = start_fallback(start, port, haproxy, raylet.pid)
     haproxy.kill()
     haproxy.wait()
     eventually(lambda: count_listeners(port) == 1, within=10, what="it listens")
     raylet.kill()
     raylet.wait()
-    eventually(lambda: ended(waiting), within=10, what="it has ended")
+    eventually(lambda: has_ended(waiting), within=10, what="it has ended")
     assert count_listeners(port) == 0
 
 
 def test_nobody_is_needed_where_the_next_haproxy_has_taken_over(start: Start, port: int) -> None:
     haproxy, raylet = start("sleep", "60"), start("sleep", "60")
-    waiting = understudy(start, port, haproxy, raylet.pid)
+    waiting = start_fallback(start, port, haproxy, raylet.pid)
     with listener(port):
         haproxy.kill()
         haproxy.wait()
-        eventually(lambda: ended(waiting), within=10, what="it has ended")
+        eventually(lambda: has_ended(waiting), within=10, what="it has ended")
         assert count_listeners(port) == 1
 
 
