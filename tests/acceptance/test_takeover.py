@@ -81,9 +81,9 @@ def test_an_old_key_finds_by_meaning_what_is_its_owners(taken_over: LivePlatform
     with as_client(taken_over) as client:
         listed = client.get("/v1/predictions", params={"limit": 100}).raise_for_status().json()["items"]
         assert {each["id"] for each in listed} == set(FACTS["own_predictions"])
-        found = client.post("/v1/similar", json={"text": FACTS["text"], "k": 3}).raise_for_status().json()
+        body = client.post("/v1/similar", json={"text": FACTS["text"], "k": 3}).raise_for_status().json()
     assert {each["id"] for each in listed} == set(FACTS["own_predictions"])
-    near = found["results"][0]
+    near = body["results"][0]
     assert near["text"] == FACTS["text"]
     assert near["similarity"] > 0.95
     assert any(each["is_correct"] for each in near["feedback"])
@@ -107,5 +107,5 @@ def test_champions_and_experiments_go_on(taken_over: LivePlatform) -> None:
 
 def test_what_was_erased_stays_erased(taken_over: LivePlatform) -> None:
     with taken_over.client() as client:
-        found = client.post("/v1/similar", json={"text": "A text to be erased.", "k": 100}).json()["results"]
-    assert FACTS["erased_text"] not in {each["text_id"] for each in found}
+        result = client.post("/v1/similar", json={"text": "A text to be erased.", "k": 100}).json()["results"]
+    assert FACTS["erased_text"] not in {each["text_id"] for each in result}

@@ -22,12 +22,12 @@ FRAGMENTS = {"What", "Of", "Where", "So", "With", "Whoever", "Who", "Nothing,", 
 @cache
 def modules() -> dict[str, ast.Module]:
     """Return every module of the packages by its dotted name; a package's name is that of its `__init__`."""
-    found = {}
+    results = {}
     for layer in LAYERS:
         for file in sorted((ROOT / layer).rglob("*.py")):
             name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
-            found[name.removesuffix(".__init__")] = ast.parse(file.read_text())
-    return found
+            results[name.removesuffix(".__init__")] = ast.parse(file.read_text())
+    return results
 
 
 def run_time(node: ast.AST) -> Iterator[ast.AST]:
@@ -42,15 +42,15 @@ def run_time(node: ast.AST) -> Iterator[ast.AST]:
 
 def imports(name: str, tree: ast.Module, known: set[str]) -> set[str]:
     """Return the modules among the known ones that a module imports, at its top or inside a function."""
-    found: set[str] = set()
+    results: set[str] = set()
     for node in run_time(tree):
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
+            results.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
             # A name that isn't a module is defined in the module itself.
-            found.update(inner & known or {node.module}, {node.module} if inner - known else set())
-    return (found & known) - {name}
+            results.update(inner & known or {node.module}, {node.module} if inner - known else set())
+    return (results & known) - {name}
 
 
 def circle(trees: dict[str, ast.Module]) -> list[str]:

@@ -5,7 +5,7 @@ from tests.support.surface import FILE, surface
 
 def test_the_public_surface_is_what_it_was() -> None:
     written = FILE.read_text().splitlines()
-    found = surface()
-    gone = sorted(set(written) - set(found))
-    new = sorted(set(found) - set(written))
+    result = surface()
+    gone = sorted(set(written) - set(result))
+    new = sorted(set(result) - set(written))
     assert (gone, new) == ([], []), "if that is meant: python -m tests.support.surface"

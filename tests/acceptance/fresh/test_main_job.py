@@ -36,15 +36,15 @@ def rows(live: LivePlatform, statement: str, *parameters: Any) -> list[tuple[Any
 
 def test_a_text_gets_a_sentiment_and_is_found_again_by_meaning(live: LivePlatform) -> None:
     with live.client() as client:
-        made = client.post("/v1/predict", json={"text": "The battery lasts for days, I love it!"})
-        assert made.status_code == 201
-        prediction = made.json()
+        response = client.post("/v1/predict", json={"text": "The battery lasts for days, I love it!"})
+        assert response.status_code == 201
+        prediction = response.json()
         assert (prediction["sentiment"], prediction["model_version"]) == ("positive", "3")
-        assert "store;dur=" in made.headers["Server-Timing"]
-        assert len(made.headers.get_list("X-Request-Id")) == 1
-        found = client.post("/v1/similar", json={"text": "great battery life", "k": 3}).json()
-    assert prediction["text_id"] in [result["text_id"] for result in found["results"]]
-    assert found["complete"]
+        assert "store;dur=" in response.headers["Server-Timing"]
+        assert len(response.headers.get_list("X-Request-Id")) == 1
+        body = client.post("/v1/similar", json={"text": "great battery life", "k": 3}).json()
+    assert prediction["text_id"] in [result["text_id"] for result in body["results"]]
+    assert body["complete"]
 
 
 def test_all_first_versions_are_registered_and_answer_by_name(live: LivePlatform) -> None:
@@ -56,14 +56,14 @@ def test_all_first_versions_are_registered_and_answer_by_name(live: LivePlatform
         def asked(version: str) -> httpx.Response:
             return client.post("/v1/predict", json={"text": "wonderful", "version": version})
 
-        found = versions()
-        assert {name: v["kind"] for name, v in found.items()} == {"1": "lexicon", "2": "head", "3": "joint"}
-        assert found["3"]["aliases"] == ["champion"]
-        assert all(v["metrics"] for v in found.values())
-        assert {found["1"]["state"], found["3"]["state"]} == {"ready"}
+        result = versions()
+        assert {name: v["kind"] for name, v in result.items()} == {"1": "lexicon", "2": "head", "3": "joint"}
+        assert result["3"]["aliases"] == ["champion"]
+        assert all(v["metrics"] for v in result.values())
+        assert {result["1"]["state"], result["3"]["state"]} == {"ready"}
         # The encoder of the head runs only after the first request for it.
         eventually(lambda: asked("2").status_code != 503, within=90, what="version 2 answers")
-        for version in found:
+        for version in result:
             answer = asked(version).json()
             assert (answer["model_version"], answer["arm"]) == (version, "named")
 
@@ -127,14 +127,16 @@ async def test_concurrent_clients_get_their_own_answers_and_nothing_is_lost(live
             while queue:
                 mine = queue.pop()
                 if len(mine) == 1:
-                    made = await client.post("/v1/predict", json={"text": mine[0], "return_embedding": True})
-                    assert made.status_code == 201, made.text
-                    answers[mine[0]] = made.json()
+                    response = await client.post(
+                        "/v1/predict", json={"text": mine[0], "return_embedding": True}
+                    )
+                    assert response.status_code == 201, response.text
+                    answers[mine[0]] = response.json()
                 else:
                     body = {"texts": mine, "return_embedding": True}
-                    made = await client.post("/v1/predict/batch", json=body)
-                    assert made.status_code == 201, made.text
-                    answers.update(zip(mine, made.json()["predictions"], strict=True))
+                    response = await client.post("/v1/predict/batch", json=body)
+                    assert response.status_code == 201, response.text
+                    answers.update(zip(mine, response.json()["predictions"], strict=True))
 
         await asyncio.gather(*(work() for _ in range(64)))
         assert len(answers) == len(texts)
@@ -193,13 +195,13 @@ def test_bad_input_through_the_whole_stack_is_a_problem(live: LivePlatform, body
 
 
 def test_the_command_line_predicts_judges_and_finds(live: LivePlatform) -> None:
-    made = live.valence("predict", "What a lovely garden", "--json")
-    assert made.returncode == 0, made.stderr
-    prediction = json.loads(made.stdout)
+    result = live.valence("predict", "What a lovely garden", "--json")
+    assert result.returncode == 0, result.stderr
+    prediction = json.loads(result.stdout)
     judged = live.valence("feedback", prediction["id"], "--correct", "--json")
     assert judged.returncode == 0, judged.stderr
-    found = live.valence("similar", "pretty garden", "--json")
-    assert prediction["text_id"] in found.stdout
+    outcome = live.valence("similar", "pretty garden", "--json")
+    assert prediction["text_id"] in outcome.stdout
 
 
 def test_health_needs_no_key_and_everything_else_does(live: LivePlatform) -> None:

@@ -10,7 +10,7 @@ from tests.support.live import LivePlatform
 
 def test_a_batch_that_its_replica_takes_along_is_followed_to_its_requests(hurt: LivePlatform) -> None:
     refused: set[str] = set()
-    asked: dict[str, int] = {}
+    results: dict[str, int] = {}
     done = threading.Event()
 
     def load(name: str) -> None:
@@ -18,7 +18,7 @@ def test_a_batch_that_its_replica_takes_along_is_followed_to_its_requests(hurt: 
             number = 0
             while not done.is_set():
                 number += 1
-                asked[name] = number
+                results[name] = number
                 mine = f"{name}-{number}"
                 texts = [f"{mine} {each}" for each in range(100)]
                 try:
@@ -34,16 +34,16 @@ def test_a_batch_that_its_replica_takes_along_is_followed_to_its_requests(hurt: 
     for thread in threads:
         thread.start()
     try:
-        eventually(lambda: len(asked) == len(threads), within=30, what="the load is on")
+        eventually(lambda: len(results) == len(threads), within=30, what="the load is on")
         # The encoders of the champion and of the space: the load needs one that can't answer from here on.
         named = {line["pid"] for line in hurt.log_lines() if line.get("process") == "encoder"}
         encoders = [process for process in hurt.processes() if process.pid in named]
         for process in encoders:
             process.suspend()
-        seen = [dict(asked)]
+        seen = [dict(results)]
 
         def stands_still() -> bool:
-            seen.append(dict(asked))
+            seen.append(dict(results))
             return seen[-20:].count(seen[-1]) == 20
 
         eventually(stands_still, within=60, what="every request waits for an encoder")

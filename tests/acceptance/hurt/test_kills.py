@@ -45,12 +45,12 @@ class Load:
                     self._ended.wait(0.05)
 
     def _one(self, client: httpx.Client, text: str) -> None:
-        made = client.post("/v1/predict", json={"text": text})
-        if made.status_code != 201:
-            (self.refusals if made.status_code in (429, 503) else self.wrong).append(made)
+        response = client.post("/v1/predict", json={"text": text})
+        if response.status_code != 201:
+            (self.refusals if response.status_code in (429, 503) else self.wrong).append(response)
             self._ended.wait(0.02)
             return
-        prediction = made.json()["id"]
+        prediction = response.json()["id"]
         self.predicted[prediction] = text
         judged = client.post("/v1/feedback", json={"prediction_id": prediction, "is_correct": True})
         if judged.status_code == 201:

@@ -59,8 +59,8 @@ def test_the_overlays_share_one_configuration() -> None:
 
 
 def predicts(client: httpx.Client) -> None:
-    made = client.post("/v1/predict", json={"text": "The battery lasts for days, I love it!"})
-    assert made.status_code == httpx.codes.CREATED, made.text
-    assert made.json()["sentiment"] == "positive"
-    found = client.post("/v1/similar", json={"text": "great battery life", "k": 1}).json()
-    assert found["results"][0]["text_id"] == made.json()["text_id"]
+    response = client.post("/v1/predict", json={"text": "The battery lasts for days, I love it!"})
+    assert response.status_code == httpx.codes.CREATED, response.text
+    assert response.json()["sentiment"] == "positive"
+    body = client.post("/v1/similar", json={"text": "great battery life", "k": 1}).json()
+    assert body["results"][0]["text_id"] == response.json()["text_id"]

@@ -54,8 +54,8 @@ async def judge_until_stopped(platform: LivePlatform, experiment: str) -> None:
                 number, (text, label) = waiting.pop()
                 await predict_and_judge(client, text, LABELS[label], f"{experiment} {number}")
                 if number % 50 == 0:
-                    found = (await client.get(f"/v1/experiments/{experiment}")).json()
-                    if found["state"] == "stopped":
+                    body = (await client.get(f"/v1/experiments/{experiment}")).json()
+                    if body["state"] == "stopped":
                         waiting.clear()
 
         await asyncio.gather(*(work() for _ in range(AT_ONCE)))
@@ -94,11 +94,11 @@ def test_the_better_challenger_is_promoted_and_the_worse_one_sent_away(platform:
     eventually(
         lambda: get_experiment(platform, better)["state"] == "stopped", within=10, what="the experiment ends"
     )
-    found = get_experiment(platform, better)
-    assert found["reason"].startswith("promoted: ")
-    assert found["verdict"]["verdict"] == "better"
-    assert not found["sample_ratio"]["mismatch"]
-    (decided,) = found["decisions"]
+    result = get_experiment(platform, better)
+    assert result["reason"].startswith("promoted: ")
+    assert result["verdict"]["verdict"] == "better"
+    assert not result["sample_ratio"]["mismatch"]
+    (decided,) = result["decisions"]
     again = decisions.decide(decisions.Evidence.parse(decided["evidence"]), Policy.parse(decided["policy"]))
     assert (again.action, again.reason) == (decided["action"], decided["reason"])
     assert again.numbers == decided["numbers"]
@@ -108,8 +108,8 @@ def test_the_better_challenger_is_promoted_and_the_worse_one_sent_away(platform:
     eventually(
         lambda: get_experiment(platform, worse)["state"] == "stopped", within=10, what="the experiment ends"
     )
-    found = get_experiment(platform, worse)
-    assert [each["verdict"] for each in found["decisions"]] == ["worse"]
+    result = get_experiment(platform, worse)
+    assert [each["verdict"] for each in result["decisions"]] == ["worse"]
     assert champion(platform) == JOINT
 
     with platform.client() as client:
@@ -135,9 +135,9 @@ def test_a_shadow_scores_what_the_champion_answers_and_is_judged_by_its_feedback
             within=5,
             what="the experiment routes",
         )
-        made = client.post("/v1/predict", json={"text": "an utter delight"}).json()
-        assert (made["arm"], made["model_version"]) == ("champion", JOINT)
-        client.post("/v1/feedback", json={"prediction_id": made["id"], "is_correct": True})
+        body = client.post("/v1/predict", json={"text": "an utter delight"}).json()
+        assert (body["arm"], body["model_version"]) == ("champion", JOINT)
+        client.post("/v1/feedback", json={"prediction_id": body["id"], "is_correct": True})
         eventually(
             lambda: (
                 {arm["arm"]: arm["feedback"] for arm in get_experiment(platform, experiment)["arms"]}

@@ -13,10 +13,10 @@ MAPPING = "negative=LABEL_0,neutral=LABEL_1,positive=LABEL_2"
 def test_it_runs_on_an_external_database_and_registry(watched: LivePlatform, tmp_path: Path) -> None:
     with watched.client() as client:
         assert not (watched.home / "postgres").exists()
-        made = client.post("/v1/predict", json={"text": "The battery lasts for days, I love it!"})
-        assert (made.status_code, made.json()["sentiment"]) == (201, "positive")
-        found = client.post("/v1/similar", json={"text": "great battery life", "k": 1}).json()
-        assert found["results"][0]["text_id"] == made.json()["text_id"]
+        response = client.post("/v1/predict", json={"text": "The battery lasts for days, I love it!"})
+        assert (response.status_code, response.json()["sentiment"]) == (201, "positive")
+        body = client.post("/v1/similar", json={"text": "great battery life", "k": 1}).json()
+        assert body["results"][0]["text_id"] == response.json()["text_id"]
         versions = client.get("/v1/models/sentiment").json()["versions"]
         assert {each["version"]: each["state"] for each in versions if each["kind"] != "head"} == {
             "1": "ready",

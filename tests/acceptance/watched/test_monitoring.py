@@ -34,9 +34,9 @@ def prometheus(watched: LivePlatform, tmp_path_factory: pytest.TempPathFactory) 
 def use(client: httpx.Client) -> None:
     """Use a little of each kind of request."""
     for number in range(8):
-        made = client.post("/v1/predict", json={"text": f"a good number: {number} {uuid4()}"})
-        assert made.status_code == 201, made.text
-        judged = {"prediction_id": made.json()["id"], "is_correct": number % 4 > 0}
+        response = client.post("/v1/predict", json={"text": f"a good number: {number} {uuid4()}"})
+        assert response.status_code == 201, response.text
+        judged = {"prediction_id": response.json()["id"], "is_correct": number % 4 > 0}
         assert client.post("/v1/feedback", json=judged).status_code == 201
     texts = [f"a bad number: {number} {uuid4()}" for number in range(40)]
     assert client.post("/v1/predict/batch", json={"texts": texts}).status_code == 201
@@ -54,8 +54,8 @@ def test_every_query_of_every_dashboard_answers_on_a_running_platform(
         def scraped_twice() -> bool:
             """Scrape both ingress replicas by the one port; a label tells them apart."""
             use(client)
-            found = prometheus.ask("count_over_time(valence_http_requests_in_flight[5m])")
-            return len(found) == 2 and all(float(each["value"][1]) >= 2 for each in found)
+            outcome = prometheus.ask("count_over_time(valence_http_requests_in_flight[5m])")
+            return len(outcome) == 2 and all(float(each["value"][1]) >= 2 for each in outcome)
 
         eventually(scraped_twice, within=90, what="Prometheus has met both ingress replicas twice")
 
@@ -64,19 +64,22 @@ def test_every_query_of_every_dashboard_answers_on_a_running_platform(
             return len(prometheus.ask('rate(valence_predictions_total{arm="challenger"}[1m]) > 0')) > 0
 
         eventually(challenged, within=60, what="the challenger has answered")
-        asked = dashboard_queries()
+        result = dashboard_queries()
         silent: list[Query] = []
 
         def all_answer() -> bool:
             use(client)
-            silent[:] = [each for each in asked if not prometheus.ask(each.text)]
+            silent[:] = [each for each in result if not prometheus.ask(each.text)]
             return all(any(part in each.text for part in EMPTY) for each in silent)
 
         try:
             eventually(all_answer, within=60, what="every query has an answer")
         finally:
-            said = [f"{len(asked)} queries of 3 dashboards, {len(silent)} of them silent:", *map(str, silent)]
-            print("", *said, sep="\n  ")  # noqa: T201 - `make eyes` says what was checked
+            results = [
+                f"{len(result)} queries of 3 dashboards, {len(silent)} of them silent:",
+                *map(str, silent),
+            ]
+            print("", *results, sep="\n  ")  # noqa: T201 - `make eyes` says what was checked
         client.post(f"/v1/experiments/{started.json()['id']}/stop")
 
 
@@ -86,16 +89,16 @@ def test_every_metric_of_a_dashboard_or_an_alert_exists(
     with watched.client() as client:
         use(client)
         page = client.get("/metrics").text
-    told = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")}
+    results = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")}
     for suffix in ("_bucket", "_sum", "_count"):
-        told |= {name + suffix for name in list(told)}
+        results |= {name + suffix for name in list(results)}
     words = {
         word
         for query in [each.text for each in dashboard_queries()] + [yaml.safe_dump(alert_rules())]
         for word in "".join(c if c.isalnum() or c == "_" else " " for c in query).split()
         if word.startswith("valence_")
     }
-    assert words - told == set()
+    assert words - results == set()
 
 
 def test_alert_rules_are_healthy_and_silent_on_a_healthy_platform(prometheus: Prometheus) -> None:
@@ -118,8 +121,8 @@ def test_every_process_logs_json_at_once_with_the_request_id(watched: LivePlatfo
             return any(line.get("request_id") == mine for line in watched.log_lines())
 
         eventually(logged, within=3, what="the request's line is written")
-        asked = client.post("/v1/models/sentiment/versions/1/evaluate")
-        assert asked.status_code == 202, asked.text
+        response = client.post("/v1/models/sentiment/versions/1/evaluate")
+        assert response.status_code == 202, response.text
         eventually(
             lambda: (
                 {"supervisor", "stage", "ingress", "encoder", "control", "evaluation"}

@@ -63,8 +63,8 @@ async def crowd(platform: LivePlatform, size: int) -> list[httpx.Response]:
 def test_beyond_the_room_of_all_ingress_replicas_haproxy_says_429(watched: LivePlatform) -> None:
     each, replicas = (watched.settings[f"VALENCE_INGRESS_{name}"] for name in ("MAX_ONGOING", "REPLICAS"))
     answers = asyncio.run(crowd(watched, 4 * int(each) * int(replicas)))
-    told = Counter(answer.status_code for answer in answers)
-    assert set(told) == {201, 429}
+    results = Counter(answer.status_code for answer in answers)
+    assert set(results) == {201, 429}
     for answer in answers:
         if answer.status_code == 429:
             assert int(answer.headers["retry-after"]) >= 1

@@ -147,13 +147,13 @@ def test_no_filter_is_read_as_sql(place: tuple[str, Key], value: str, other: str
 async def _nothing(must_answer: bool, asked: Awaitable[object]) -> None:
     """Check that a filter finds nothing or refuses the value; a value that can be stored is never refused."""
     try:
-        found = await asked
+        result = await asked
     except (DatabaseError, UnicodeEncodeError, ValueError):
         assert not must_answer
         return
     for name in ("items", "results"):
-        found = getattr(found, name, found)
-    assert not found
+        result = getattr(result, name, result)
+    assert not result
 
 
 @pytest.mark.anyio
@@ -173,25 +173,25 @@ async def test_what_is_stored_comes_back_as_it_was(database: Database, value: st
         request_id=value,
     )
     assert await new_writer(database).commit([new]) == [Stored()]
-    found = await predictions.get(new.predictions[0].id)
-    assert (found.model, found.version, found.label, found.unit, found.request_id) == (value,) * 5
-    assert found.text == (value or "x")
+    result = await predictions.get(new.predictions[0].id)
+    assert (result.model, result.version, result.label, result.unit, result.request_id) == (value,) * 5
+    assert result.text == (value or "x")
     filters = PredictionFilters(sentiment=value, model=value, model_version=value)
-    assert [each.id for each in (await predictions.list(filters)).items] == [found.id]
+    assert [each.id for each in (await predictions.list(filters)).items] == [result.id]
     similarity = SimilarityRepository(database, space=SPACE)
     narrowed = SimilarityFilters(sentiment=value, model_version=value)
     assert [each.text_id for each in (await similarity.search(VECTOR, filters=narrowed)).results] == [text.id]
     judged = NewFeedback(
-        prediction_id=found.id, holder_id=key.holder_id, key_id=key.id, is_correct=False, comment=value
+        prediction_id=result.id, holder_id=key.holder_id, key_id=key.id, is_correct=False, comment=value
     )
     stored = await FeedbackRepository(database).put(judged)
     assert isinstance(stored, Judgement)
     assert stored.comment == value
-    made = await ExperimentRepository(database).create(
+    experiment = await ExperimentRepository(database).create(
         NewExperiment(model=value, champion=value, challenger="3", share=0.5, shadow=False, salt=value),
         actor=None,
     )
-    assert (await ExperimentRepository(database).get(made.id)).model == value
+    assert (await ExperimentRepository(database).get(experiment.id)).model == value
     user = await UserRepository(database).create(username=f"u{value}", email=f"e{value}", actor=None)
     assert (await UserRepository(database).get(user.id)).username == f"u{value}"
     await AuditRepository(database).add(action=value, subject=value, detail={value: value})

@@ -47,7 +47,7 @@ class Module:
     def _local(self, function: ast.FunctionDef | ast.AsyncFunctionDef, names: set[str]) -> set[str]:
         """Return a function's names that are bound only to such text, or declared as such."""
         arguments = [*function.args.args, *function.args.kwonlyargs]
-        found = {
+        results = {
             each.arg
             for each in arguments
             if each.annotation and "LiteralString" in ast.unparse(each.annotation)
@@ -56,9 +56,9 @@ class Module:
         for node in ast.walk(function):
             targets, value = _assigned(node)
             for target in targets:
-                good = value is not None and self.literal(value, names | found)
+                good = value is not None and self.literal(value, names | results)
                 bound[target] = bound.get(target, True) and good
-        return found | {name for name, good in bound.items() if good}
+        return results | {name for name, good in bound.items() if good}
 
     def literal(self, node: ast.expr, names: set[str]) -> bool:
         """Return whether the value consists of text in the source alone."""
@@ -123,11 +123,11 @@ def _name(node: ast.expr) -> str:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_statement_stands_in_the_source(path: Path) -> None:
-    found = [
+    results = [
         f"{path.name}:{call.lineno}: {ast.unparse(call)}"
         for call in Module(ast.parse(path.read_text())).unsafe()
     ]
-    assert found == []
+    assert results == []
 
 
 @pytest.mark.parametrize(

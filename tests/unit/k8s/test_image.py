@@ -4,17 +4,17 @@ from k8s.image import ROOT, STAGE, context, steps
 
 
 def test_continued_lines_are_one_step_and_comments_none() -> None:
-    found = list(
+    results = list(
         steps("ARG A=1\nFROM x AS build\n# no\nRUN a \\\n  # nor this\n  && b\nFROM y AS end\nRUN c\n")
     )
-    assert [(step.stage, step.name) for step in found] == [
+    assert [(step.stage, step.name) for step in results] == [
         ("", "ARG"),
         ("build", "FROM"),
         ("build", "RUN"),
         ("end", "FROM"),
         ("end", "RUN"),
     ]
-    assert found[2].text.split() == ["a", "&&", "b"]
+    assert results[2].text.split() == ["a", "&&", "b"]
 
 
 def test_the_build_stage_needs_nothing_but_its_prefix() -> None:

@@ -177,8 +177,8 @@ def wrong_address(resources: list[Resource]) -> None:
 def test_what_is_named_and_is_not_there_is_a_fault(local: list[Resource], change: Change, said: str) -> None:
     assert list(references.reference_faults(local)) == []
     change(local)
-    found = list(references.reference_faults(local))
-    assert any(said in fault for fault in found), found
+    results = list(references.reference_faults(local))
+    assert any(said in fault for fault in results), results
 
 
 @pytest.mark.parametrize(
@@ -194,8 +194,8 @@ def test_production_misses_what_its_operators_need(
     production: list[Resource], kind: str, name: str, said: str
 ) -> None:
     production.remove(one(production, kind, name))
-    found = list(references.reference_faults(production))
-    assert any(said in fault for fault in found), found
+    results = list(references.reference_faults(production))
+    assert any(said in fault for fault in results), results
 
 
 def context(**changes: Any) -> Change:
@@ -260,8 +260,8 @@ def test_what_breaks_the_restricted_standard_is_a_fault(
 ) -> None:
     assert list(security.security_faults(local)) == []
     change(local)
-    found = list(security.security_faults(local))
-    assert any(said in fault for fault in found), found
+    results = list(security.security_faults(local))
+    assert any(said in fault for fault in results), results
 
 
 def test_a_secret_that_is_rendered_in_production_is_a_fault(production: list[Resource]) -> None:
@@ -286,8 +286,8 @@ def test_an_environment_unlike_that_of_one_machine_is_a_fault(
         if variable in each["data"]:
             each["data"].pop(variable)
             each["data"] |= {} if value is None else {variable: value}
-    found = list(security.environment_faults(local))
-    assert any(variable in fault and said in fault for fault in found), found
+    results = list(security.environment_faults(local))
+    assert any(variable in fault and said in fault for fault in results), results
 
 
 def test_a_change_of_the_settings_changes_the_rayservice(rendered: dict[str, list[Resource]]) -> None:

@@ -84,6 +84,6 @@ async def test_the_last_use_of_a_key_never_steps_back(database: Database) -> Non
     late = now()
     await keys.touch({key.id: late})
     await keys.touch({key.id: late - timedelta(hours=1), uuid4(): late})
-    found = await keys.find(key.id)
-    assert found is not None
-    assert found.last_used_at == late
+    result = await keys.find(key.id)
+    assert result is not None
+    assert result.last_used_at == late

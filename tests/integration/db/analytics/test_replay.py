@@ -38,9 +38,9 @@ async def test_a_sample_is_bounded_random_and_repeatable(database: Database) -> 
 
 async def test_what_has_feedback_is_there_with_the_label_that_it_tells(database: Database) -> None:
     key, other = await new_key(database), await new_key(database)
-    made = new_submission(key, [new_text() for _ in range(40)])
-    await new_writer(database).commit([made])
-    right, wrong, blamed, changed = (prediction.id for prediction in made.predictions[:4])
+    submission = new_submission(key, [new_text() for _ in range(40)])
+    await new_writer(database).commit([submission])
+    right, wrong, blamed, changed = (prediction.id for prediction in submission.predictions[:4])
     store = FeedbackRepository(database)
 
     async def judge(prediction: UUID, *, correct: bool, label: str | None = None, by: object = key) -> None:
@@ -59,18 +59,18 @@ async def test_what_has_feedback_is_there_with_the_label_that_it_tells(database:
     await judge(blamed, correct=False)
     await judge(changed, correct=True)
     await judge(changed, correct=False, label="neutral", by=other)
-    found = await ReplayRepository(database, space=SPACE).sample(
+    result = await ReplayRepository(database, space=SPACE).sample(
         "sentiment", size=1, judged=100, start=UUID(int=0)
     )
-    judged = {each.text_id: each.corrected for each in found if each.judged}
-    texts = {prediction.id: prediction.text_id for prediction in made.predictions}
+    judged = {each.text_id: each.corrected for each in result if each.judged}
+    texts = {prediction.id: prediction.text_id for prediction in submission.predictions}
     assert judged == {
         texts[right]: "positive",
         texts[wrong]: "negative",
         texts[blamed]: None,
         texts[changed]: "neutral",
     }
-    assert len(found) in (4, 5)
+    assert len(result) in (4, 5)
     of_another = await ReplayRepository(database, space=SPACE).sample("other", size=9, judged=9)
     assert not any(each.judged for each in of_another)
 

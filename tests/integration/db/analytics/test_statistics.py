@@ -46,13 +46,13 @@ async def test_judgements_are_counted_by_version_as_they_stand(database: Databas
     for version, right in (("1", True), ("1", False), ("2", True)):
         given = new_submission(key, version=version)
         await new_writer(database).commit([given])
-        for holder, said in ((key, not right), (key, right)):
+        for holder, result in ((key, not right), (key, right)):
             await feedback.put(
                 NewFeedback(
                     prediction_id=given.predictions[0].id,
                     holder_id=holder.holder_id,
                     key_id=holder.id,
-                    is_correct=said,
+                    is_correct=result,
                     label=None,
                     comment=None,
                 )
@@ -77,8 +77,8 @@ async def test_the_last_hour_is_counted_apart_from_the_week_before(database: Dat
         await new_writer(database).commit(
             [new_submission(key, id=ahead.next(), label=label, confidence=confidence)]
         )
-    found = await StatisticsRepository(database).distributions(later + timedelta(minutes=1))
-    recent, reference = found.recent["sentiment", "2"], found.reference["sentiment", "2"]
+    result = await StatisticsRepository(database).distributions(later + timedelta(minutes=1))
+    recent, reference = result.recent["sentiment", "2"], result.reference["sentiment", "2"]
     assert recent.labels == {"positive": 1, "neutral": 1}
     assert list(recent.confidences) == [0] * 5 + [1] + [0] * 3 + [1]
     assert recent.confidence == pytest.approx(0.75)
@@ -88,10 +88,10 @@ async def test_the_last_hour_is_counted_apart_from_the_week_before(database: Dat
 
 async def test_an_empty_installation_has_nothing_to_tell(database: Database) -> None:
     repository = StatisticsRepository(database)
-    statistics, found = await repository.collect(), await repository.distributions()
+    statistics, result = await repository.collect(), await repository.distributions()
     assert statistics.judged == {}
     assert statistics.evaluations == {"running": 0, "waiting": 0}
-    assert (found.recent, found.reference) == ({}, {})
+    assert (result.recent, result.reference) == ({}, {})
 
 
 async def test_pools_say_what_they_hold(database: Database) -> None:

@@ -30,9 +30,9 @@ def window() -> Window:
 async def store(
     database: Database, key: Key, *texts: NewText, space: str = SPACE, **changes: Any
 ) -> list[NewPrediction]:
-    made = [new_prediction(key, text, **changes) for text in texts]
-    await new_writer(database, space).commit([Submission(texts=list(texts), predictions=made)])
-    return made
+    predictions = [new_prediction(key, text, **changes) for text in texts]
+    await new_writer(database, space).commit([Submission(texts=list(texts), predictions=predictions)])
+    return predictions
 
 
 async def judge(
@@ -69,8 +69,8 @@ async def test_vectors_come_bit_for_bit_by_holder_and_space(database: Database) 
     assert everybodys[mine.id].dtype == np.float32
     assert set(await vectors.of_texts(ids, holder=key.holder_id)) == {mine.id}
     assert await vectors.of_texts([]) == {}
-    found = await vectors.texts_of([predictions[0].id, uuid4()], holder=key.holder_id)
-    assert found == {predictions[0].id: mine.id}
+    result = await vectors.texts_of([predictions[0].id, uuid4()], holder=key.holder_id)
+    assert result == {predictions[0].id: mine.id}
     assert await vectors.texts_of([predictions[0].id], holder=other.holder_id) == {}
 
 
@@ -88,12 +88,12 @@ async def test_the_latest_word_that_tells_a_label_is_the_truth(database: Databas
     await judge(database, other, first, correct=False, label="neutral")
     await judge(database, key, wrong, correct=False)
     await judge(database, key, right, correct=True)
-    told = {text.id: "neutral", confirmed.id: "neutral"}
-    assert await labels.of_texts(ids, model="sentiment") == told
+    results = {text.id: "neutral", confirmed.id: "neutral"}
+    assert await labels.of_texts(ids, model="sentiment") == results
     assert await labels.of_texts(ids, model="another") == {}
     assert await labels.of_texts(ids, model="sentiment", holder=other.holder_id) == {}
     latest = await labels.latest("sentiment", most=10)
-    assert {each.text_id: each.label for each in latest} == told
+    assert {each.text_id: each.label for each in latest} == results
     by_text = {each.text_id: each.vector for each in latest}
     assert np.array_equal(by_text[text.id], rounded(text))
     assert [each.text_id for each in await labels.latest("sentiment", most=1)] == [confirmed.id]
@@ -110,12 +110,12 @@ async def test_a_small_window_is_sampled_whole_by_its_last_words(database: Datab
     await judge(database, key, judged, correct=False)
     windows = WindowRepository(database, space=SPACE)
     sample = await windows.sample("sentiment", window(), size=100)
-    said = {each.text_id: each for each in sample}
-    assert set(said) == {text.id for text in texts}
+    results = {each.text_id: each for each in sample}
+    assert set(results) == {text.id for text in texts}
     assert [each.prediction_id for each in sample] == sorted(each.prediction_id for each in sample)
-    assert {said[text.id].version for text in texts[:10]} == {"2"}
-    assert {said[text.id].version for text in texts[10:]} == {"1"}
-    one = said[texts[1].id]
+    assert {results[text.id].version for text in texts[:10]} == {"2"}
+    assert {results[text.id].version for text in texts[10:]} == {"1"}
+    one = results[texts[1].id]
     assert (one.label, one.scores, one.text) == (
         "positive",
         {"negative": 0.25, "neutral": 0.25, "positive": 0.5},
@@ -123,7 +123,7 @@ async def test_a_small_window_is_sampled_whole_by_its_last_words(database: Datab
     )
     assert np.array_equal(one.vector, rounded(texts[1]))
     assert [each.text_id for each in sample if each.judged] == [texts[0].id]
-    given = await windows.list_judged("sentiment", window(), list(said))
+    given = await windows.list_judged("sentiment", window(), list(results))
     assert [(each.text_id, each.version, each.is_correct) for each in given] == [(texts[0].id, "2", False)]
 
 
@@ -144,15 +144,17 @@ async def test_samples_are_the_same_from_a_seed_and_differ_between_seeds(databas
 
 async def test_a_window_has_bounds_and_a_crowded_part_is_read_in_part(database: Database) -> None:
     key = await new_key(database)
-    made = await store(database, key, *[new_text() for _ in range(30)])
+    result = await store(database, key, *[new_text() for _ in range(30)])
     windows = WindowRepository(database, space=SPACE)
-    cut = uuid7_time(made[10].id)
+    cut = uuid7_time(result[10].id)
     before = await windows.sample("sentiment", Window(since=window().since, until=cut), size=99)
     after = await windows.sample("sentiment", Window(since=cut, until=window().until), size=99)
     assert len(before) + len(after) == 30
-    assert {each.prediction_id for each in before} == {each.id for each in made if uuid7_time(each.id) < cut}
+    assert {each.prediction_id for each in before} == {
+        each.id for each in result if uuid7_time(each.id) < cut
+    }
     assert await windows.sample("sentiment", Window(since=cut, until=cut), size=99) == []
-    assert await windows.list_judged("sentiment", Window(since=cut, until=cut), [made[0].text_id]) == []
+    assert await windows.list_judged("sentiment", Window(since=cut, until=cut), [result[0].text_id]) == []
     crowded = WindowRepository(database, space=SPACE, slices=2, picked=5)
     assert 5 <= len(await crowded.sample("sentiment", window(), size=99)) <= 10
 
@@ -166,22 +168,22 @@ async def test_disagreements_count_pairs_and_show_the_requested_pair(database: D
     await store(database, key, new_text(), version="1")
     await store(database, key, texts[0], version="2", label="positive")
     disagreements = DisagreementRepository(database, space=SPACE)
-    found = await disagreements.compare("sentiment", "1", "2", window(), size=100)
-    assert found.matrix == {
+    result = await disagreements.compare("sentiment", "1", "2", window(), size=100)
+    assert result.matrix == {
         ("negative", "negative"): 3,
         ("negative", "neutral"): 4,
         ("negative", "positive"): 5,
     }
-    assert {each.text_id for each in found.differences} == {
+    assert {each.text_id for each in result.differences} == {
         text.id for at, text in enumerate(texts) if at % 3 or at == 0
     }
-    assert found.complete
-    asked = await disagreements.compare(
+    assert result.complete
+    outcome = await disagreements.compare(
         "sentiment", "1", "2", window(), one_label="negative", other_label="neutral", size=3
     )
-    assert [each.other.label for each in asked.differences] == ["neutral"] * 3
-    assert asked.matrix == found.matrix
-    one = asked.differences[0]
+    assert [each.other.label for each in outcome.differences] == ["neutral"] * 3
+    assert outcome.matrix == result.matrix
+    one = outcome.differences[0]
     assert (one.one.label, one.other.confidence) == ("negative", 0.5)
     content = {text.id: text for text in texts}[one.text_id]
     assert one.text == content.content

@@ -75,8 +75,8 @@ async def test_a_connection_that_is_given_up_while_it_is_set_up_is_closed(url: s
     async with open_database(url, kind=InterruptibleDatabase) as database, database.hot_read() as watcher:
 
         async def sessions() -> int:
-            asked = "SELECT FROM pg_stat_activity WHERE datname = current_database()"
-            return (await watcher.execute(asked)).rowcount
+            result = "SELECT FROM pg_stat_activity WHERE datname = current_database()"
+            return (await watcher.execute(result)).rowcount
 
         # Takes the only open connection, so that another is opened.
         async with database.begin():

@@ -150,9 +150,9 @@ async def test_notices_come_over_the_direct_url(server: TestServer, name: str, p
         follow_experiments(database, poll=3600) as next_number,
     ):
         assert await next_number() == 0
-        made = await ExperimentRepository(database).create(NEW, actor=None)
+        experiment = await ExperimentRepository(database).create(NEW, actor=None)
         assert await next_number() == 1
-        await ExperimentRepository(database).stop(made.id, actor=None, reason="over")
+        await ExperimentRepository(database).stop(experiment.id, actor=None, reason="over")
         assert await next_number() == 0
 
 

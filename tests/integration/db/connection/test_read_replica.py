@@ -31,11 +31,11 @@ async def test_a_lagging_replica_leaves_what_was_just_written_readable(
         key = await new_key(database)
         new = new_submission(key)
         await new_writer(database).commit([new])
-        made = new.predictions[0]
+        result = new.predictions[0]
         predictions, similarity = PredictionRepository(database), SimilarityRepository(database, space=SPACE)
-        assert (await predictions.get(made.id)).id == made.id
+        assert (await predictions.get(result.id)).id == result.id
         vectors = VectorRepository(database, space=SPACE)
-        assert await vectors.of_texts(list((await vectors.texts_of([made.id])).values()))
+        assert await vectors.of_texts(list((await vectors.texts_of([result.id])).values()))
         # Lists and searches are as old as the replica.
         assert not (await predictions.list(PredictionFilters(), holder=key.holder_id)).items
         assert (await similarity.search(VECTOR, k=3)).results

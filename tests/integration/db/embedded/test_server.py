@@ -53,14 +53,14 @@ def empty() -> Iterator[Path]:
 
 def processes(home: Path) -> list[psutil.Process]:
     data = str((home / "postgres").resolve() / "data")
-    found = []
+    results = []
     for process in psutil.process_iter():
         try:
             if process.name() == "postgres" and process.cwd() == data:
-                found.append(process)
+                results.append(process)
         except psutil.Error:
             continue
-    return found
+    return results
 
 
 def kill_everything(home: Path) -> None:
@@ -122,7 +122,7 @@ def test_another_user_can_not_connect_and_the_platform_s_user_can(home: Path) ->
             "import socket, sys\ns = socket.socket(socket.AF_UNIX)\n"
             "try: s.connect(sys.argv[1])\nexcept PermissionError: sys.exit(42)"
         )
-        found = subprocess.run(
+        completed = subprocess.run(
             [
                 shutil.which("python3", path="/usr/bin:/usr/local/bin") or sys.executable,
                 "-c",
@@ -135,7 +135,7 @@ def test_another_user_can_not_connect_and_the_platform_s_user_can(home: Path) ->
             cwd="/",
             check=False,
         )
-        assert found.returncode == 42
+        assert completed.returncode == 42
         # Even with an open folder, peer authentication refuses.
         for folder in (socket, socket / ".s.PGSQL.5432"):
             folder.chmod(0o777)

@@ -367,8 +367,8 @@ class Interleavings(RuleBasedStateMachine):
     async def _settle(self, runs: list[Run]) -> None:
         """Check that the stored rows follow from the earlier ones and the runs' results; expect them from now on."""
         before, after = self.predictions, await self._stored(runs)
-        made = {each: what for run in runs for each, what in run.made.items()}
-        assert after.keys() <= before.keys() | made.keys()
+        results = {each: what for run in runs for each, what in run.made.items()}
+        assert after.keys() <= before.keys() | results.keys()
         for each, what in before.items():
             state = _state(after, each)
             about = [run for run in runs if what is not None and run.step.about(what)]
@@ -386,7 +386,7 @@ class Interleavings(RuleBasedStateMachine):
         self.predictions = after
         # Stored all the time, or at some time.
         steady = _live({each: what for each, what in before.items() if after.get(each) is not None})
-        seen = _live(before) | _live(dict(made))
+        seen = _live(before) | _live(dict(results))
         for run in runs:
             if run.found is not None:
                 assert isinstance(run.step, Search)
@@ -395,12 +395,12 @@ class Interleavings(RuleBasedStateMachine):
     async def _stored(self, runs: list[Run]) -> dict[UUID, Made | None]:
         known = {each: what for run in runs for each, what in run.made.items()} | self.predictions
         rows = await (await self.watcher.execute("SELECT id, text_id FROM predictions")).fetchall()
-        found: dict[UUID, Made | None] = {}
+        results: dict[UUID, Made | None] = {}
         for each, text in rows:
             what = known[each]
-            found[each] = None if text == NIL_ID else what
+            results[each] = None if text == NIL_ID else what
             assert text == NIL_ID or (what is not None and TEXTS[what.text].id == text)
-        return found
+        return results
 
     @invariant()
     def shows_each_live_text_once(self) -> None:
@@ -418,8 +418,8 @@ class Interleavings(RuleBasedStateMachine):
         for user, whose in enumerate(self.users):
             his = {what.text for what in self.predictions.values() if what is not None and what.user == user}
             filters = SimilarityFilters(user_id=whose)
-            found = await self.similarity.search(VECTORS[0], k=len(TEXTS), filters=filters)
-            assert sorted(NUMBERS[each.text_id] for each in found.results) == sorted(his)
+            neighbours = await self.similarity.search(VECTORS[0], k=len(TEXTS), filters=filters)
+            assert sorted(NUMBERS[each.text_id] for each in neighbours.results) == sorted(his)
         vectors = await VectorRepository(self.database, space=SPACE).of_texts([text.id for text in TEXTS])
         for text_id, vector in vectors.items():
             np.testing.assert_array_equal(vector, KEPT[NUMBERS[text_id]])

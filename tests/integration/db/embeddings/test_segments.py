@@ -88,8 +88,8 @@ async def test_small_segments_are_merged_and_the_old_ones_dropped(database: Data
     assert states == {"open": [6], "indexed": [3, 7], "retired": [1, 2, 4, 5]}
     assert await run_sql(database, "SELECT rows FROM segments WHERE id = 7") == [(84,)]
     similarity = SimilarityRepository(database, space=SPACE)
-    found = await similarity.search(unit_vectors(1)[0], k=100, exact=True)
-    assert len({neighbour.text_id for neighbour in found.results}) == 100
+    neighbours = await similarity.search(unit_vectors(1)[0], k=100, exact=True)
+    assert len({neighbour.text_id for neighbour in neighbours.results}) == 100
     assert await segments.drop_next() is None, "searches that began before may still read it"
     assert [await segments.drop_next(grace=0) for _ in range(5)] == [1, 2, 4, 5, None]
     assert {row[0] for row in await run_sql(database, "SELECT text_id FROM embeddings")} == set(ids)
@@ -104,10 +104,10 @@ async def test_a_large_graph_has_more_neighbours(database: Database, monkeypatch
     for rows in (16, 15):
         await new_indexed_segment(database, rows)
     assert await Segments(database, SPACE).merge_next(fan_in=2) == 4
-    found = await run_sql(
+    result = await run_sql(
         database, "SELECT tablename, indexdef FROM pg_indexes WHERE indexdef LIKE '%%hnsw%%' ORDER BY 1"
     )
-    neighbours = {table: definition.partition("m='")[2].partition("'")[0] for table, definition in found}
+    neighbours = {table: definition.partition("m='")[2].partition("'")[0] for table, definition in result}
     assert neighbours == {"embeddings_1": "16", "embeddings_2": "16", "embeddings_4": "24"}
 
 
@@ -129,8 +129,8 @@ async def test_erasures_and_late_writes_during_a_merge_are_kept(
 
     monkeypatch.setattr(db.embeddings.segments, "_index", meanwhile)
     merged = await segments.merge_next()
-    found = await run_sql(database, "SELECT text_id FROM embeddings WHERE segment = %s", merged)
-    assert {row[0] for row in found} == {*ids[1:], late.id}
+    result = await run_sql(database, "SELECT text_id FROM embeddings WHERE segment = %s", merged)
+    assert {row[0] for row in result} == {*ids[1:], late.id}
 
 
 async def test_what_is_erased_while_a_merge_comes_to_its_end_is_in_no_segment(
@@ -155,8 +155,8 @@ async def test_what_is_erased_while_a_merge_comes_to_its_end_is_in_no_segment(
     going.set()
     assert await merging == 6
     assert (await erasing).erased.embeddings > 0
-    found = {row[0] for row in await run_sql(database, "SELECT text_id FROM embeddings")}
-    assert found == set(ids[1:])
+    results = {row[0] for row in await run_sql(database, "SELECT text_id FROM embeddings")}
+    assert results == set(ids[1:])
 
 
 async def test_a_segment_is_indexed_once_who_saw_it_open_has_ended(url: str, database: Database) -> None:
@@ -242,8 +242,8 @@ async def test_writing_rolling_indexing_and_kills_leave_each_text_in_one_segment
                 text = stored[random.integers(len(stored))]
                 vector = np.frombuffer(text.embedding, "<f2").astype(np.float32)
                 with contextlib.suppress(Unavailable):
-                    found = await similarity.search(vector, k=50, exact=bool(random.integers(2)))
-                    ids = [neighbour.text_id for neighbour in found.results]
+                    neighbours = await similarity.search(vector, k=50, exact=bool(random.integers(2)))
+                    ids = [neighbour.text_id for neighbour in neighbours.results]
                     assert len(ids) == len(set(ids))
                     assert ids[0] == text.id
 
@@ -289,9 +289,9 @@ async def test_a_late_writer_into_an_indexed_segment_is_found_by_its_index(datab
     await run_sql(database, "UPDATE segments SET state = 'open' WHERE id = 1")
     await new_writer(database).commit([new_submission(key, [late])])
     await run_sql(database, "UPDATE segments SET state = 'indexed' WHERE id = 1")
-    found = await run_sql(
+    rows = await run_sql(
         database,
         "SELECT text_id FROM embeddings_1 ORDER BY embedding <#> %s::real[]::halfvec LIMIT 1",
         [float(value) for value in vectors[2999]],
     )
-    assert found == [(late.id,)]
+    assert rows == [(late.id,)]

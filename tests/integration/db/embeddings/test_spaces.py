@@ -233,11 +233,11 @@ async def test_searches_see_each_text_once_before_and_after_the_switch(database:
     await run_until_idle(new_worker(database))
     everything = {*ids, text_id("one more")}
     for space in (SPACE, NEXT):
-        found = await search_space(database, space, "text 7")
-        assert sorted(each for each, _ in found) == sorted(everything)
+        result = await search_space(database, space, "text 7")
+        assert sorted(each for each, _ in result) == sorted(everything)
         # By its own vector a text is the nearest: those of the other space would be anywhere.
-        assert found[0] == (text_id("text 7"), pytest.approx(1.0, abs=1e-3))
-        assert found[1][1] < 0.5
+        assert result[0] == (text_id("text 7"), pytest.approx(1.0, abs=1e-3))
+        assert result[1][1] < 0.5
     await spaces.switch(NEXT, actor=None)
     of_both = [
         await VectorRepository(database, space=space).of_texts(list(everything)) for space in (SPACE, NEXT)

@@ -49,28 +49,28 @@ def decision(action: str = "ramp", share: float | None = 0.75) -> NewDecision:
 
 async def test_an_experiment_follows_its_changes_and_every_act_is_audited(database: Database) -> None:
     key, experiments = await new_key(database, role="engineer"), ExperimentRepository(database)
-    made = await experiments.create(new(), actor=key.id)
-    assert (made.share, made.stage, made.running) == (0.5, 1, True)
-    changed = await experiments.change(made.id, actor=key.id, share=0.1, policy={"action": "decide"})
+    experiment = await experiments.create(new(), actor=key.id)
+    assert (experiment.share, experiment.stage, experiment.running) == (0.5, 1, True)
+    changed = await experiments.change(experiment.id, actor=key.id, share=0.1, policy={"action": "decide"})
     assert (changed.share, changed.stage, changed.policy) == (0.1, 2, {"action": "decide"})
-    assert await experiments.change(made.id, actor=key.id, share=0.1) == changed
-    stopped = await experiments.stop(made.id, actor=key.id, reason="enough")
+    assert await experiments.change(experiment.id, actor=key.id, share=0.1) == changed
+    stopped = await experiments.stop(experiment.id, actor=key.id, reason="enough")
     assert (stopped.state, stopped.reason) == ("stopped", "enough")
-    assert await experiments.stop(made.id, actor=key.id, reason="again") == stopped
-    assert await experiments.get(made.id) == stopped
+    assert await experiments.stop(experiment.id, actor=key.id, reason="again") == stopped
+    assert await experiments.get(experiment.id) == stopped
     with pytest.raises(Conflict):
-        await experiments.change(made.id, actor=key.id, share=0.2)
-    acts = (await AuditRepository(database).list(AuditFilters(subject=str(made.id)))).items
+        await experiments.change(experiment.id, actor=key.id, share=0.2)
+    acts = (await AuditRepository(database).list(AuditFilters(subject=str(experiment.id)))).items
     assert [act.action for act in acts] == ["experiment.stop", "experiment.change", "experiment.create"]
     assert {act.actor for act in acts} == {key.id}
 
 
 async def test_two_at_once_start_one_experiment_of_a_model(database: Database) -> None:
     experiments = ExperimentRepository(database)
-    found = await asyncio.gather(
+    experiment = await asyncio.gather(
         *(experiments.create(new(), actor=None) for _ in range(4)), return_exceptions=True
     )
-    assert sorted(type(each).__name__ for each in found) == ["Duplicate"] * 3 + ["Experiment"]
+    assert sorted(type(each).__name__ for each in experiment) == ["Duplicate"] * 3 + ["Experiment"]
     await experiments.create(new(model="other"), actor=None)
     assert len(await experiments.list(running=True)) == 2
 
@@ -79,23 +79,23 @@ async def test_a_decision_is_stored_with_its_effect_only_in_the_stage_it_was_bas
     database: Database,
 ) -> None:
     experiments = ExperimentRepository(database)
-    made = await experiments.create(new(), actor=None)
-    ramped = await experiments.change(made.id, actor=None, share=0.75, decision=decision(), stage=1)
+    experiment = await experiments.create(new(), actor=None)
+    ramped = await experiments.change(experiment.id, actor=None, share=0.75, decision=decision(), stage=1)
     assert (ramped.share, ramped.stage) == (0.75, 2)
     with pytest.raises(Conflict, match="stage 2"):
-        await experiments.change(made.id, actor=None, share=0.9, decision=decision(), stage=1)
+        await experiments.change(experiment.id, actor=None, share=0.9, decision=decision(), stage=1)
     with pytest.raises(Conflict):
-        await experiments.decide(made.id, decision("promote", None), stage=1)
-    await experiments.stop(made.id, actor=None, reason="worse", decision=decision("stop", None))
-    decided = await experiments.decisions(made.id)
+        await experiments.decide(experiment.id, decision("promote", None), stage=1)
+    await experiments.stop(experiment.id, actor=None, reason="worse", decision=decision("stop", None))
+    decided = await experiments.decisions(experiment.id)
     assert [(each.action, each.share) for each in decided] == [("ramp", 0.75), ("stop", None)]
     assert decided[0].numbers == {"p": 0.5}
 
 
 async def test_a_decision_can_be_neither_changed_nor_removed(database: Database) -> None:
     experiments = ExperimentRepository(database)
-    made = await experiments.create(new(), actor=None)
-    await experiments.decide(made.id, decision("promote", None), stage=1)
+    experiment = await experiments.create(new(), actor=None)
+    await experiments.decide(experiment.id, decision("promote", None), stage=1)
     for statement in ("UPDATE decisions SET reason = 'other'", "DELETE FROM decisions"):
         with pytest.raises(DatabaseError, match="42501"):
             await run_sql(database, statement)
@@ -178,8 +178,8 @@ class Arms:
 
 @pytest.fixture
 async def arms(database: Database) -> Arms:
-    made = await ExperimentRepository(database).create(new(), actor=None)
-    return Arms(database, await new_key(database), made)
+    experiment = await ExperimentRepository(database).create(new(), actor=None)
+    return Arms(database, await new_key(database), experiment)
 
 
 async def test_units_are_counted_once_whatever_they_ask(arms: Arms) -> None:
@@ -277,12 +277,12 @@ async def test_traffic_is_followed_by_notice_and_by_asking(database: Database) -
     for feed in (TrafficFeed(database, poll=3600), TrafficFeed(database, poll=0.01)):
         changes = feed.changes()
         seen: list[Sequence[Experiment]] = [await anext(changes)]
-        made = await experiments.create(new(), actor=None)
+        experiment = await experiments.create(new(), actor=None)
         async with asyncio.timeout(10):
             seen.append(await anext(changes))
-            await experiments.change(made.id, actor=None, share=0.125)
+            await experiments.change(experiment.id, actor=None, share=0.125)
             seen.append(await anext(changes))
-            await experiments.stop(made.id, actor=None, reason="over")
+            await experiments.stop(experiment.id, actor=None, reason="over")
             seen.append(await anext(changes))
-        assert [[each.share for each in found] for found in seen] == [[], [0.5], [0.125], []]
+        assert [[each.share for each in result] for result in seen] == [[], [0.5], [0.125], []]
         await changes.aclose()  # type: ignore[attr-defined]

@@ -20,10 +20,12 @@ def new_evaluation(bundle: str = "b", data: str = "d", **more: object) -> NewEva
 
 async def test_many_requests_at_once_are_one(database: Database) -> None:
     evaluations, actor = EvaluationRepository(database), uuid4()
-    asked = await asyncio.gather(*(evaluations.request(new_evaluation(requested_by=actor)) for _ in range(8)))
-    assert len({each.id for each in asked}) == 1
+    result = await asyncio.gather(
+        *(evaluations.request(new_evaluation(requested_by=actor)) for _ in range(8))
+    )
+    assert len({each.id for each in result}) == 1
     other = await evaluations.request(new_evaluation(data="e"))
-    assert other.id != asked[0].id
+    assert other.id != result[0].id
     entries = (await AuditRepository(database).list(AuditFilters(subject="sentiment"))).items
     assert [entry.action for entry in entries] == ["evaluation.request"] * 2
     with pytest.raises(NotFound):
@@ -54,13 +56,13 @@ async def test_one_is_worked_on_at_a_time_the_oldest_first(database: Database) -
 async def test_a_report_is_found_by_both_digests_the_latest_first(database: Database) -> None:
     evaluations = EvaluationRepository(database)
     for number in range(3):
-        asked = await evaluations.request(new_evaluation())
-        await evaluations.finish(asked.id, {"number": number})
+        outcome = await evaluations.request(new_evaluation())
+        await evaluations.finish(outcome.id, {"number": number})
     failed = await evaluations.request(new_evaluation())
     await evaluations.fail(failed.id, "it raises")
-    found = await evaluations.find_report("b", "d")
-    assert isinstance(found, Evaluation)
-    assert found.report == {"number": 2}
+    result = await evaluations.find_report("b", "d")
+    assert isinstance(result, Evaluation)
+    assert result.report == {"number": 2}
     assert await evaluations.find_report("b", "e") is None
     listed = await evaluations.list_of_bundle("b", limit=2)
     assert [(each.state, each.reason) for each in listed] == [("failed", "it raises"), ("done", None)]
@@ -68,13 +70,13 @@ async def test_a_report_is_found_by_both_digests_the_latest_first(database: Data
 
 async def test_a_process_that_gives_no_sign_loses_its_work_to_the_next(database: Database) -> None:
     evaluations = EvaluationRepository(database, stale_seconds=30)
-    asked = await evaluations.request(new_evaluation())
+    result = await evaluations.request(new_evaluation())
     for attempt in range(1, ATTEMPTS + 1):
         claimed = await evaluations.claim()
         assert claimed is not None
-        assert (claimed.id, claimed.attempts) == (asked.id, attempt)
+        assert (claimed.id, claimed.attempts) == (result.id, attempt)
         assert await evaluations.claim() is None
         await run_sql(database, "UPDATE evaluations SET seen_at = now() - interval '31 seconds'")
     assert await evaluations.claim() is None
-    ended = await evaluations.get(asked.id)
+    ended = await evaluations.get(result.id)
     assert (ended.state, ended.reason) == ("failed", f"its process died {ATTEMPTS} times")

@@ -42,9 +42,14 @@ async def test_a_change_is_intended_then_done_and_audited(database: Database) ->
             await held.finish(intended, PromotionPhase.ABANDONED)
     standing = await history.state(MODEL)
     assert (standing.version, standing.intended) == ("2", None)
-    made = await history.get(intended.id)
-    assert made.settled_at is not None
-    assert (made.actor, made.reason, made.evidence, made.below_id) == (actor, "better", {"a": 1}, first.id)
+    result = await history.get(intended.id)
+    assert result.settled_at is not None
+    assert (result.actor, result.reason, result.evidence, result.below_id) == (
+        actor,
+        "better",
+        {"a": 1},
+        first.id,
+    )
     entries = (await AuditRepository(database).list(AuditFilters(subject=MODEL))).items
     assert [(entry.action, entry.actor) for entry in entries] == [
         ("champion.promote", actor),
@@ -117,13 +122,13 @@ async def test_who_was_champion_at_any_moment_and_why(database: Database) -> Non
     assert await history.champion_at(MODEL, now()) is None
     moments = []
     for number, old in ((1, None), (2, "1"), (3, "2")):
-        made = await record_change(history, new_change(old, str(number), reason=f"reason {number}"))
-        moments.append(made.at)
+        result = await record_change(history, new_change(old, str(number), reason=f"reason {number}"))
+        moments.append(result.at)
     for number, moment in enumerate(moments, 1):
-        found = await history.champion_at(MODEL, moment)
-        assert found is not None
-        assert (found.promotion.version_to, found.promotion.reason) == (str(number), f"reason {number}")
-        assert found.until == (moments[number] if number < len(moments) else None)
+        outcome = await history.champion_at(MODEL, moment)
+        assert outcome is not None
+        assert (outcome.promotion.version_to, outcome.promotion.reason) == (str(number), f"reason {number}")
+        assert outcome.until == (moments[number] if number < len(moments) else None)
     before = await history.champion_at(MODEL, moments[1] - timedelta(microseconds=1))
     assert before is not None
     assert before.promotion.version_to == "1"

@@ -114,10 +114,10 @@ async def test_a_kept_answer_is_found_for_a_day_and_then_swept(database: Databas
     assert await idempotency.find(key.holder_id, "/v1/predict", "old") is None
     assert await idempotency.find(uuid4(), "/v1/predict", "new") is None
     assert await idempotency.find(key.holder_id, "/v1/feedback", "new") is None
-    found = await idempotency.find(key.holder_id, "/v1/predict", "new")
-    assert found is not None
-    assert found.outcome(hashlib.sha256(b"body").digest()) == Replayed(status=201, answer=b"answer")
-    assert found.outcome(b"another") == Mismatch()
+    result = await idempotency.find(key.holder_id, "/v1/predict", "new")
+    assert result is not None
+    assert result.outcome(hashlib.sha256(b"body").digest()) == Replayed(status=201, answer=b"answer")
+    assert result.outcome(b"another") == Mismatch()
     assert await idempotency.sweep() == 1
     assert await idempotency.sweep() == 0
     assert await count_rows(database, "idempotency") == 1

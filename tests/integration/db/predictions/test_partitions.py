@@ -17,11 +17,11 @@ async def test_partitions_reach_from_last_month_to_months_ahead(database: Databa
     span = await Partitions(database).ensure(datetime(2031, 12, 31, 23, 59, tzinfo=UTC), months_ahead=2)
     assert span.start == datetime(2031, 11, 1, tzinfo=UTC)
     assert span.end == datetime(2032, 3, 1, tzinfo=UTC)
-    found = await run_sql(
+    rows = await run_sql(
         database, "SELECT relname FROM pg_class WHERE relname ~ '^(predictions|feedback)_203._..$'"
     )
     months = ("2031_11", "2031_12", "2032_01", "2032_02")
-    assert {name for (name,) in found} == {
+    assert {name for (name,) in rows} == {
         f"{table}_{month}" for table in ("predictions", "feedback") for month in months
     }
 

@@ -123,11 +123,11 @@ async def test_a_text_known_in_one_space_is_embedded_once_in_another(database: D
     await Segments(database, "other").ensure()
     other = new_writer(database, "other")
     await asyncio.gather(*(other.commit([new_submission(key, texts)]) for _ in range(8)))
-    found = await run_sql(
+    rows = await run_sql(
         database,
         "SELECT space, count(*) FROM embeddings e JOIN segments s ON s.id = segment GROUP BY 1 ORDER BY 1",
     )
-    assert found == [("other", 20), ("test-space", 20)]
+    assert rows == [("other", 20), ("test-space", 20)]
     assert await run_sql(database, "SELECT DISTINCT spaces FROM text_inputs") == [(["test-space", "other"],)]
 
 

@@ -69,11 +69,11 @@ async def judge(
         comment=comment,
     )
     kept = new_idempotency(key, again, answer=b"") if again else None
-    found = await FeedbackRepository(database).put(
+    result = await FeedbackRepository(database).put(
         given, idempotency=kept, render=lambda judgement: json.dumps(judgement.comment).encode()
     )
-    assert isinstance(found, Judgement)
-    return found
+    assert isinstance(result, Judgement)
+    return result
 
 
 async def store_values(database: Database, text: str, comment: str, answer: str) -> tuple[Key, Submission]:
@@ -88,12 +88,12 @@ async def store_values(database: Database, text: str, comment: str, answer: str)
 
 async def read_values(database: Database, key: Key, sent: Submission) -> tuple[str, str | None, bytes, bytes]:
     """Return the text, the comment and the two answers as the repositories read them."""
-    found = await PredictionRepository(database).get(sent.predictions[0].id)
+    prediction = await PredictionRepository(database).get(sent.predictions[0].id)
     kept = IdempotencyRepository(database)
     answers = [await kept.find(key.holder_id, "/v1/predict", name) for name in ("predict", "judge")]
     assert answers[0] is not None
     assert answers[1] is not None
-    return found.text, found.feedback[0].comment, answers[0].answer, answers[1].answer
+    return prediction.text, prediction.feedback[0].comment, answers[0].answer, answers[1].answer
 
 
 def counts_by_key(done: RotationResult) -> Mapping[str, tuple[int, int, int]]:
@@ -338,8 +338,8 @@ async def test_keys_change_while_others_write_and_nothing_is_lost(url: str) -> N
         assert (entry.action, entry.detail["let_go"]) == ("texts.encrypt", [])
     async with open_database(url, cipher=NEW) as database:
         for prediction_id, comment in comments.items():
-            found = await PredictionRepository(database).get(prediction_id)
-            assert (found.text, found.feedback[0].comment) == (wanted[found.text_id], comment)
+            prediction = await PredictionRepository(database).get(prediction_id)
+            assert (prediction.text, prediction.feedback[0].comment) == (wanted[prediction.text_id], comment)
 
 
 async def test_keys_are_withdrawn_and_words_are_found_again(url: str) -> None:

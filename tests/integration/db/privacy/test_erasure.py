@@ -102,7 +102,7 @@ async def test_a_user_is_erased_and_what_others_sent_too_stays(database: Databas
     ]
     with pytest.raises(NotFound):
         await PredictionRepository(database).get(mine.predictions[0].id)
-    assert {found.id for found in (await PredictionRepository(database).list()).items} == {
+    assert {result.id for result in (await PredictionRepository(database).list()).items} == {
         each.id for each in bystander.predictions
     }
     assert await run_sql(database, "SELECT count(*) FROM predictions WHERE user_id IS NOT NULL") == [(0,)]
@@ -146,9 +146,12 @@ async def test_feedback_on_others_predictions_loses_its_user_and_comment(
     await judge(database, key, sent.predictions[0].id, "my own")
     receipt = await erasures(database).erase_user(ada, actor=None)
     assert (receipt.erased.feedback, receipt.erased.comments, receipt.erased.predictions) == (1, 1, 0)
-    found = await PredictionRepository(database).get(sent.predictions[0].id)
-    assert {(each.comment, each.is_correct) for each in found.feedback} == {(None, False), ("my own", False)}
-    assert ada not in {each.holder_id for each in found.feedback}
+    prediction = await PredictionRepository(database).get(sent.predictions[0].id)
+    assert {(each.comment, each.is_correct) for each in prediction.feedback} == {
+        (None, False),
+        ("my own", False),
+    }
+    assert ada not in {each.holder_id for each in prediction.feedback}
 
 
 async def test_a_text_is_erased_for_every_sender_and_near_copies_are_named(database: Database) -> None:
@@ -301,10 +304,10 @@ async def test_writers_and_searches_during_erasures_lose_nothing_and_see_each_te
         while not ended.is_set():
             for text in texts:
                 vector = np.frombuffer(text.embedding, "<f2").astype(np.float32)
-                found = await similarity.search(vector, k=10)
-                named = [each.text_id for each in found.results]
+                neighbours = await similarity.search(vector, k=10)
+                named = [each.text_id for each in neighbours.results]
                 assert len(named) == len(set(named))
-                assert all(each.text for each in found.results)
+                assert all(each.text for each in neighbours.results)
 
     beside = [asyncio.create_task(each) for each in (erase(texts[0]), erase(texts[1]), search())]
     await asyncio.gather(*(write(shift) for shift in range(3)))
@@ -365,12 +368,12 @@ _ABOUT = ("users", "audit_log")
 
 def test_statistics_are_collected_of_no_column_that_holds_what_can_be_erased(url: str) -> None:
     with psycopg.connect(url) as connection:
-        found = connection.execute(
+        rows = connection.execute(
             "SELECT attrelid::regclass::text, attname FROM pg_attribute WHERE attstattarget = 0"
         ).fetchall()
-        assert ("text_inputs", "content") in found
-        assert ("predictions", "unit") in found
-        assert {("text_inputs", "sealed"), ("feedback", "sealed"), ("idempotency", "sealed")} <= set(found)
+        assert ("text_inputs", "content") in rows
+        assert ("predictions", "unit") in rows
+        assert {("text_inputs", "sealed"), ("feedback", "sealed"), ("idempotency", "sealed")} <= set(rows)
         [storage] = connection.execute(
             "SELECT attstorage FROM pg_attribute WHERE attrelid = 'embeddings'::regclass AND attname = 'embedding'"
         ).fetchone()

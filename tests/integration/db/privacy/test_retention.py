@@ -43,12 +43,12 @@ async def store_prediction(database: Database, key: Key, at: datetime, text=None
 
 
 async def months(database: Database) -> list[str]:
-    found = await run_sql(
+    rows = await run_sql(
         database,
         "SELECT relname FROM pg_class WHERE relispartition AND relname ~ '^(predictions|feedback)_20.._..$' "
         "ORDER BY relname",
     )
-    return [name for (name,) in found]
+    return [name for (name,) in rows]
 
 
 async def test_the_oldest_month_goes_with_its_feedback_once_all_in_it_is_over(database: Database) -> None:
@@ -77,7 +77,7 @@ async def test_a_month_stays_while_an_experiment_that_began_in_it_runs(database:
     key = await new_key(database)
     await store_prediction(database, key, LONG_AGO)
     experiments = ExperimentRepository(database)
-    made = await experiments.create(
+    experiment = await experiments.create(
         NewExperiment(model="sentiment", champion="2", challenger="3", share=0.5, shadow=False, salt="s"),
         actor=key.id,
     )
@@ -85,9 +85,9 @@ async def test_a_month_stays_while_an_experiment_that_began_in_it_runs(database:
     partitions = Partitions(database)
     assert await partitions.drop(NOW, NOW) == datetime(2025, 2, 1, tzinfo=UTC)
     assert await partitions.drop(NOW, NOW) is None
-    await experiments.stop(made.id, actor=key.id, reason="over")
+    await experiments.stop(experiment.id, actor=key.id, reason="over")
     assert await partitions.drop(NOW, NOW) == datetime(2025, 3, 1, tzinfo=UTC)
-    assert (await CountRepository(database).counts(made.id)).arms == []
+    assert (await CountRepository(database).counts(experiment.id)).arms == []
 
 
 async def test_a_lock_on_the_table_is_waited_for_half_a_second_and_nothing_is_lost(

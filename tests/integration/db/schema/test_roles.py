@@ -143,8 +143,8 @@ def test_again_it_changes_nothing(role_urls: RoleUrls) -> None:
 
     before = state()
     keeping = {role: Login(name=login.name, connections=login.connections) for role, login in LOGINS.items()}
-    made = ensure_roles(role_urls.superuser, keeping)
-    assert [(each.created, each.has_password) for each in made] == [(False, True)] * 3
+    result = ensure_roles(role_urls.superuser, keeping)
+    assert [(each.created, each.has_password) for each in result] == [(False, True)] * 3
     assert state() == before
     with psycopg.connect(role_urls[Role.APPLICATION]):
         pass
@@ -180,10 +180,10 @@ def test_only_the_platforms_own_user_is_superuser_without_a_password(role_urls: 
     with pytest.raises(psycopg.OperationalError, match="password"):
         psycopg.connect(role_urls.superuser.replace("valence@", "some%20application@"))
     with psycopg.connect(role_urls.superuser) as connection:
-        found = connection.execute(
+        rows = connection.execute(
             "SELECT type, user_name, auth_method FROM pg_hba_file_rules ORDER BY rule_number"
         ).fetchall()
-        assert found == [
+        assert rows == [
             ("local", ["valence"], "peer"),
             ("local", ["valence"], "peer"),
             ("local", ["all"], "scram-sha-256"),
@@ -265,8 +265,8 @@ def test_the_command_makes_them_with_passwords_from_environment_and_files(
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
-    made = json.loads(capsys.readouterr().out)["roles"]
-    assert [(each["role"], each["name"], each["connections"], each["password"]) for each in made] == [
+    result = json.loads(capsys.readouterr().out)["roles"]
+    assert [(each["role"], each["name"], each["connections"], each["password"]) for each in result] == [
         ("owner", "cli_owner", 1, False),
         ("application", "cli_app", 2, True),
         ("reader", "cli_reader", 3, True),

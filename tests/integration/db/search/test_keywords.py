@@ -26,11 +26,11 @@ TEXTS = [
 
 async def store_texts(database: Database, texts: list[str] = TEXTS) -> tuple[Key, dict[UUID, str]]:
     key = await new_key(database)
-    made = [new_text(text) for text in texts]
-    for at, text in enumerate(made):
+    result = [new_text(text) for text in texts]
+    for at, text in enumerate(result):
         label = "negative" if at % 2 else "positive"
         await new_writer(database).commit([new_submission(key, [text], label=label)])
-    return key, {text.id: text.content for text in made}
+    return key, {text.id: text.content for text in result}
 
 
 def keyword_repository(

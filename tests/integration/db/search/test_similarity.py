@@ -91,7 +91,7 @@ async def store_world(database: Database) -> World:
         batch = []
         for text in texts[start : start + 800]:
             mine = key if random.random() < 0.9 else other
-            made = [
+            results = [
                 new_prediction(
                     mine,
                     text,
@@ -101,9 +101,9 @@ async def store_world(database: Database) -> World:
                 )
                 for version in ("1", "2")
             ]
-            made.append(new_prediction(mine, text, version="3", arm="shadow", label="negative"))
-            predictions += made
-            batch.append(Submission(texts=[text], predictions=made))
+            results.append(new_prediction(mine, text, version="3", arm="shadow", label="negative"))
+            predictions += results
+            batch.append(Submission(texts=[text], predictions=results))
         await new_writer(database).commit(batch)
         if start < 1600:
             await segments.roll(800)
@@ -168,10 +168,10 @@ async def test_exact_answers_equal_brute_force_under_every_filter(
     ]
     for filters, fits in cases:
         expected = world.expected(query, fits, 20)
-        found = await world.similarity.search(query, k=20, filters=filters, exact=True)
-        assert ids(found) == expected, filters
-        assert found.exact
-        assert found.complete
+        neighbours = await world.similarity.search(query, k=20, filters=filters, exact=True)
+        assert ids(neighbours) == expected, filters
+        assert neighbours.exact
+        assert neighbours.complete
         chosen = await world.similarity.search(query, k=20, filters=filters)
         assert len(chosen.results) == len(expected), filters
         assert chosen.complete
@@ -188,13 +188,13 @@ async def test_the_index_finds_nearly_what_brute_force_finds(
             (SimilarityFilters(), lambda p: True),
             (SimilarityFilters(sentiment="neutral"), lambda p: p.label == "neutral"),
         ):
-            found = await world.similarity.search(query, k=10, filters=filters)
-            assert not found.exact
-            assert found.complete
-            similarities = [neighbour.similarity for neighbour in found.results]
+            neighbours = await world.similarity.search(query, k=10, filters=filters)
+            assert not neighbours.exact
+            assert neighbours.complete
+            similarities = [neighbour.similarity for neighbour in neighbours.results]
             assert similarities == sorted(similarities, reverse=True)
             expected = world.expected(query, fits, 10)
-            hits += len(set(expected) & set(ids(found)))
+            hits += len(set(expected) & set(ids(neighbours)))
             total += len(expected)
     assert hits / total > 0.97
 
@@ -207,10 +207,10 @@ async def test_an_index_that_ends_short_falls_back_to_an_exact_scan(
     monkeypatch.setattr("db.search.similarity._BROADEST", 10)
     query = unit_vectors(1, seed=9)[0]
     filters = SimilarityFilters(user_id=world.user)
-    found = await world.similarity.search(query, k=100, filters=filters)
-    assert ids(found) == world.expected(query, lambda p: p.user_id == world.user, 100)
-    assert found.exact
-    assert found.complete
+    neighbours = await world.similarity.search(query, k=100, filters=filters)
+    assert ids(neighbours) == world.expected(query, lambda p: p.user_id == world.user, 100)
+    assert neighbours.exact
+    assert neighbours.complete
 
 
 async def test_a_fallback_that_takes_too_long_says_that_it_is_incomplete(
@@ -220,19 +220,19 @@ async def test_a_fallback_that_takes_too_long_says_that_it_is_incomplete(
     monkeypatch.setattr("db.search.similarity._MAX_SCAN_TUPLES", 10)
     monkeypatch.setattr("db.search.similarity._BROADEST", 10)
     hasty = SimilarityRepository(database, space=SPACE, exact_seconds=0.001)
-    found = await hasty.search(
+    neighbours = await hasty.search(
         unit_vectors(1, seed=9)[0], k=100, filters=SimilarityFilters(user_id=world.user)
     )
-    assert not found.complete
-    assert not found.exact
+    assert not neighbours.complete
+    assert not neighbours.exact
 
 
 async def test_a_holder_sees_only_texts_predictions_and_feedback_of_his_own(world: World) -> None:
     query = unit_vectors(1, seed=9)[0]
     holder = world.other.holder_id
-    found = await world.similarity.search(query, k=50, holder=holder)
-    assert ids(found) == world.expected(query, lambda p: p.holder_id == holder, 50)
-    for neighbour in found.results:
+    neighbours = await world.similarity.search(query, k=50, holder=holder)
+    assert ids(neighbours) == world.expected(query, lambda p: p.holder_id == holder, 50)
+    for neighbour in neighbours.results:
         assert {prediction.holder_id for prediction in neighbour.predictions} == {holder}
 
 
@@ -252,12 +252,12 @@ async def test_an_answer_shows_the_latest_prediction_of_each_version_and_all_fee
             comment="no",
         )
     )
-    found = (await world.similarity.search(unit_vectors(1, seed=77)[0], k=1)).results[0]
-    assert found.text_id == text.id
-    assert found.text == text.content
-    assert found.similarity == pytest.approx(1, abs=2e-3)
-    assert [prediction.id for prediction in found.predictions] == [older[0].id, newer.predictions[0].id]
-    assert [judgement.comment for judgement in found.feedback] == ["no"]
+    neighbour = (await world.similarity.search(unit_vectors(1, seed=77)[0], k=1)).results[0]
+    assert neighbour.text_id == text.id
+    assert neighbour.text == text.content
+    assert neighbour.similarity == pytest.approx(1, abs=2e-3)
+    assert [prediction.id for prediction in neighbour.predictions] == [older[0].id, newer.predictions[0].id]
+    assert [judgement.comment for judgement in neighbour.feedback] == ["no"]
     await run_sql(database, "DELETE FROM feedback WHERE comment = 'no'")
     await run_sql(database, "DELETE FROM predictions WHERE text_id = %s", text.id)
 
@@ -266,10 +266,10 @@ async def test_min_similarity_cuts_and_is_complete(world: World) -> None:
     query = world.vectors[7]
     scores = np.sort(world.vectors @ query)[::-1]
     least = float(scores[4] + scores[5]) / 2
-    found = await world.similarity.search(query, k=50, min_similarity=least)
-    assert len(found.results) == 5
-    assert found.complete
-    assert all(neighbour.similarity >= least for neighbour in found.results)
+    neighbours = await world.similarity.search(query, k=50, min_similarity=least)
+    assert len(neighbours.results) == 5
+    assert neighbours.complete
+    assert all(neighbour.similarity >= least for neighbour in neighbours.results)
 
 
 async def test_hostile_filters_are_values(world: World) -> None:
@@ -282,9 +282,9 @@ async def test_hostile_filters_are_values(world: World) -> None:
 async def test_vectors_of_stored_texts_can_be_searched_by(world: World, database: Database) -> None:
     vectors, prediction, other = VectorRepository(database, space=SPACE), world.predictions[0], uuid4()
     text_id = (await vectors.texts_of([prediction.id], holder=prediction.holder_id))[prediction.id]
-    found = await vectors.of_texts([text_id, uuid4()], holder=prediction.holder_id)
-    assert list(found) == [text_id]
-    assert np.array_equal(found[text_id], world.vectors[0])
+    result = await vectors.of_texts([text_id, uuid4()], holder=prediction.holder_id)
+    assert list(result) == [text_id]
+    assert np.array_equal(result[text_id], world.vectors[0])
     assert await vectors.texts_of([prediction.id, uuid4()], holder=other) == {}
     assert await vectors.of_texts([text_id], holder=other) == {}
 
@@ -295,20 +295,20 @@ async def test_a_search_is_incomplete_if_a_result_is_erased_before_the_answer(
     key, texts = await new_key(database), [new_text() for _ in range(3)]
     await new_writer(database).commit([new_submission(key, texts)])
     similarity = SimilarityRepository(database, space=SPACE)
-    told, query = (
+    result, query = (
         db.search.similarity.load_histories,
         np.frombuffer(texts[0].embedding, "<f2").astype(np.float32),
     )
 
     async def later(*arguments: Any, **named: Any) -> Any:
         await ErasureRepository(database, similarity, space=SPACE).erase_text(texts[0].id, actor=None)
-        return await told(*arguments, **named)
+        return await result(*arguments, **named)
 
     with monkeypatch.context() as meanwhile:
         meanwhile.setattr(ErasureRepository, "_near", no_near_copies)
         meanwhile.setattr(db.search.similarity, "load_histories", later)
-        found = await similarity.search(query, k=2)
-    assert (len(found.results), found.complete) == (1, False)
+        neighbours = await similarity.search(query, k=2)
+    assert (len(neighbours.results), neighbours.complete) == (1, False)
     assert (await similarity.search(query, k=2)).complete
 
 
@@ -318,5 +318,5 @@ async def no_near_copies(*_: object) -> NearCopies:
 
 async def test_an_empty_memory_answers_nothing(url: str) -> None:
     async with open_database(url) as empty:
-        found = await SimilarityRepository(empty, space=SPACE).search(unit_vectors(1)[0], k=5)
-    assert found == Neighbours(results=(), exact=True, complete=True)
+        neighbours = await SimilarityRepository(empty, space=SPACE).search(unit_vectors(1)[0], k=5)
+    assert neighbours == Neighbours(results=(), exact=True, complete=True)

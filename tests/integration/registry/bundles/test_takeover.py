@@ -22,9 +22,9 @@ def test_an_old_encoder_bundle_gives_its_old_vectors(engine: Engine, tmp_path: P
         archive.extractall(tmp_path, filter="data")
     encoder = open_encoder(Bundle.open(tmp_path), engine=engine)
     texts = VECTORS["texts"]
-    found = np.zeros((len(texts), encoder.settings.dimensions), np.float32)
+    result = np.zeros((len(texts), encoder.settings.dimensions), np.float32)
     for batch in encoder.run(texts):
-        found[batch.rows] = batch.embedding
+        result[batch.rows] = batch.embedding
     # In int8, processors round differently.
     then = np.array(VECTORS["vectors"][engine.value]["v"], np.float32)
-    assert (found * then).sum(axis=1) == pytest.approx(1.0, abs=1e-5 if engine is Engine.FP32 else 0.01)
+    assert (result * then).sum(axis=1) == pytest.approx(1.0, abs=1e-5 if engine is Engine.FP32 else 0.01)

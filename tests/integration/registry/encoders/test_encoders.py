@@ -30,18 +30,18 @@ NOISE = 1e-5
 
 
 def vectors(encoder: Encoder, texts: list[str]) -> np.ndarray:
-    found = np.full((len(texts), encoder.settings.dimensions), np.nan, np.float32)
+    result = np.full((len(texts), encoder.settings.dimensions), np.nan, np.float32)
     for batch in encoder.run(texts):
-        found[batch.rows] = batch.embedding
-    return found
+        result[batch.rows] = batch.embedding
+    return result
 
 
 def states(encoder: Encoder, texts: list[str]) -> list[np.ndarray]:
-    found: dict[int, np.ndarray] = {}
+    results: dict[int, np.ndarray] = {}
     for batch in encoder.run(texts):
         for place, row in enumerate(batch.rows):
-            found[int(row)] = batch.tokens[place][batch.mask[place]]
-    return [found[row] for row in range(len(texts))]
+            results[int(row)] = batch.tokens[place][batch.mask[place]]
+    return [results[row] for row in range(len(texts))]
 
 
 @pytest.fixture(scope="module", params=[*Engine, "torch"])
@@ -58,13 +58,13 @@ def reference(source: SentenceEncoderSource) -> np.ndarray:
         tokenizer_file=str(source.path / "tokenizer.json"), pad_token="[PAD]", model_max_length=48
     )
     model = AutoModel.from_pretrained(source.path, add_pooling_layer=False).eval()
-    found = []
+    results = []
     with torch.inference_mode():
         for text in TEXTS:
             fed = tokenizer(text, return_tensors="pt", truncation=True)
             last = model(input_ids=fed["input_ids"], attention_mask=fed["attention_mask"]).last_hidden_state
-            found.append(torch.nn.functional.normalize(last.mean(dim=1), dim=1)[0].numpy())
-    return np.stack(found)
+            results.append(torch.nn.functional.normalize(last.mean(dim=1), dim=1)[0].numpy())
+    return np.stack(results)
 
 
 def test_settings_say_what_the_runtime_needs(encoder_bundle: Bundle, source: SentenceEncoderSource) -> None:
@@ -103,9 +103,9 @@ def test_batch_mates_change_nothing_in_a_trained_encoder() -> None:
 
 def test_token_states_are_whole_and_the_same_alone(encoder: Encoder) -> None:
     together = states(encoder, TEXTS[:40])
-    for text, found in zip(TEXTS[:40], together, strict=True):
-        assert found.shape == (min(48, len(text.split()) + 2), 2 * DIMENSIONS)
-        assert np.abs(found - states(encoder, [text])[0]).max() < 10 * NOISE
+    for text, result in zip(TEXTS[:40], together, strict=True):
+        assert result.shape == (min(48, len(text.split()) + 2), 2 * DIMENSIONS)
+        assert np.abs(result - states(encoder, [text])[0]).max() < 10 * NOISE
 
 
 def test_text_longer_than_the_encoder_reads_is_marked(encoder: Encoder) -> None:

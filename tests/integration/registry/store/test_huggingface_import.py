@@ -79,7 +79,7 @@ class Case:
 
     def expected(self) -> np.ndarray:
         """Return the scores of transformers' own pipeline, with the labels mapped by hand."""
-        asked = pipeline(
+        result = pipeline(
             "text-classification",
             model=AutoModelForSequenceClassification.from_pretrained(self.made.folder),
             tokenizer=AutoTokenizer.from_pretrained(self.made.folder),
@@ -87,8 +87,8 @@ class Case:
             device="cpu",
         )
         rows = []
-        for said in asked(TEXTS, truncation=True, max_length=self.made.reads, batch_size=1):
-            scores = {each["label"]: each["score"] for each in said}
+        for outcome in result(TEXTS, truncation=True, max_length=self.made.reads, batch_size=1):
+            scores = {each["label"]: each["score"] for each in outcome}
             mapped = [
                 sum(scores[label] for label in self.labels.mapping[ours])
                 for ours in ("negative", "neutral", "positive")
@@ -137,18 +137,18 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 def scores(encoder: Encoder, version: Bundle, texts: Sequence[str]) -> np.ndarray:
     head = load_head(version)
-    found = np.full((len(texts), 3), np.nan, np.float32)
+    result = np.full((len(texts), 3), np.nan, np.float32)
     for batch in encoder.run(texts):
-        found[batch.rows] = head.scores(batch)
-    return found
+        result[batch.rows] = head.scores(batch)
+    return result
 
 
 def test_probabilities_are_those_of_transformers_on_every_engine(case: Case) -> None:
     expected = case.expected()
     for engine, encoder in case.engines().items():
-        found = scores(encoder, case.version, TEXTS)
-        assert np.allclose(found.sum(axis=1), 1, atol=1e-5)
-        off = np.abs(found - expected)
+        result = scores(encoder, case.version, TEXTS)
+        assert np.allclose(result.sum(axis=1), 1, atol=1e-5)
+        off = np.abs(result - expected)
         # Random weights quantise worse than trained ones; torch reads weights of half precision.
         most, mean = {"fp32": (1e-4, 1e-5), "torch": (5e-3, 1e-3)}.get(engine, (0.3, 0.03))
         assert off.max() < most, (engine, off.max())
@@ -205,10 +205,12 @@ def test_it_is_served_by_the_path_of_every_version(case: Case) -> None:
         )
 
     reply = asyncio.run(ask())
-    found = np.frombuffer(reply.scores, np.float32).reshape(2, 3)
+    result = np.frombuffer(reply.scores, np.float32).reshape(2, 3)
     assert not reply.text_faults
     assert not reply.score_faults
-    assert np.allclose(found, scores(open_encoder(case.encoder), case.version, ["good", "so bad"]), atol=0.02)
+    assert np.allclose(
+        result, scores(open_encoder(case.encoder), case.version, ["good", "so bad"]), atol=0.02
+    )
 
 
 def test_text_longer_than_the_model_reads_is_marked(case: Case) -> None:
@@ -313,8 +315,8 @@ def test_mapping_that_says_too_little_or_too_much_is_refused(text: str, reason: 
 
 
 def test_labels_of_theirs_may_hold_commas_and_equal_signs() -> None:
-    found = LabelMap.parse("negative=bad, or worse,neutral=x=y,positive=good")
-    assert found.mapping == {"negative": ("bad, or worse",), "neutral": ("x=y",), "positive": ("good",)}
+    result = LabelMap.parse("negative=bad, or worse,neutral=x=y,positive=good")
+    assert result.mapping == {"negative": ("bad, or worse",), "neutral": ("x=y",), "positive": ("good",)}
 
 
 def test_unknown_and_unmapped_labels_are_refused_with_the_models_own(
@@ -414,9 +416,9 @@ def test_name_on_the_hub_is_found_in_its_cache_with_its_commit_or_not_at_all(
     shutil.copytree(made.folder, stored / "snapshots" / ("c" * 40))
     (stored / "refs").mkdir()
     (stored / "refs" / "main").write_text("c" * 40)
-    found = ClassifierSource.load("somebody/classifier")
-    assert (found.name, found.revision) == ("somebody/classifier", "c" * 40)
-    assert found.provenance["revision"] == "c" * 40
+    result = ClassifierSource.load("somebody/classifier")
+    assert (result.name, result.revision) == ("somebody/classifier", "c" * 40)
+    assert result.provenance["revision"] == "c" * 40
 
 
 def test_command_imports_and_says_what_it_made(

@@ -24,8 +24,8 @@ from tests.support.tiny import TINY_SPACE
 @pytest.fixture(scope="module", params=["database", "server"])
 def store(request: pytest.FixtureRequest) -> ModelRegistry:
     if request.param == "database":
-        found: ModelRegistry = request.getfixturevalue("database_store")
-        return found
+        result: ModelRegistry = request.getfixturevalue("database_store")
+        return result
     # This artifact root can't be created; behind a server it must not be used.
     return ModelRegistry(request.getfixturevalue("mlflow_url"), artifact_root=Path("/proc/nowhere"))
 

@@ -122,7 +122,7 @@ def test_served_scores_are_those_that_were_judged(trained: Bundle, encoder: Enco
         assert np.allclose(scores.sum(axis=1), 1, atol=1e-5)
         assert has_answer(scores).all()
         hits += sum(
-            held[row].label == said for row, said in zip(batch.rows, scores.argmax(axis=1), strict=True)
+            held[row].label == result for row, result in zip(batch.rows, scores.argmax(axis=1), strict=True)
         )
     assert hits / len(held) == pytest.approx(trained.manifest.metrics["rated.accuracy"], abs=1e-4)
 
@@ -136,8 +136,8 @@ def test_numpy_head_computes_what_the_torch_network_does(encoder: Encoder, tmp_p
     head._weights = {name: array.astype(np.float32) for name, array in network.tensors().items()}
     head._temperature = 1.0
     tokens, mask = states.pad(np.arange(len(texts)))
-    found = head.logits(tokens, mask)
-    assert np.abs(found - network.logits(states, np.arange(len(texts)))).max() < 1e-4
+    result = head.logits(tokens, mask)
+    assert np.abs(result - network.logits(states, np.arange(len(texts)))).max() < 1e-4
 
 
 def test_row_without_a_finite_answer_is_no_answer(trained: Bundle, encoder: Encoder) -> None:

@@ -137,10 +137,10 @@ def test_manifest_names_encoder_base_data_and_plan(trained: Bundle, source: Sent
 
 
 def test_killed_run_goes_on_to_the_same_bundle(trained: Bundle, train, tmp_path: Path) -> None:
-    said: list[str] = []
+    results: list[str] = []
 
     def dies(step: str, share: float) -> None:
-        said.append(step)
+        results.append(step)
         if share > 0.5 and step.startswith("step"):
             raise Killed
 
@@ -148,9 +148,9 @@ def test_killed_run_goes_on_to_the_same_bundle(trained: Bundle, train, tmp_path:
         train(tmp_path, progress=dies, checkpoint_seconds=0.0)
     assert not (tmp_path / "joint").exists()
     assert len(list((tmp_path / "cache").glob("joint-*.pt"))) == 1
-    said.clear()
-    again = train(tmp_path, progress=lambda step, _share: said.append(step))
-    assert any(step.startswith("resuming at step") for step in said)
+    results.clear()
+    again = train(tmp_path, progress=lambda step, _share: results.append(step))
+    assert any(step.startswith("resuming at step") for step in results)
     assert again.digest == trained.digest
     assert not list((tmp_path / "cache").glob("joint-*"))
 
@@ -193,8 +193,8 @@ def test_merged_encoder_gives_what_the_network_gives(
             ids = [[encoder._tokenizer.encode(text).ids] for text in batch.texts]
             for place, each in enumerate(ids):
                 with torch.inference_mode():
-                    found, _ = network(torch.tensor(each), torch.ones((1, len(each[0])), dtype=torch.bool))
-                assert np.abs(found[0].numpy() - batch.embedding[place]).max() < tolerance
+                    result, _ = network(torch.tensor(each), torch.ones((1, len(each[0])), dtype=torch.bool))
+                assert np.abs(result[0].numpy() - batch.embedding[place]).max() < tolerance
 
 
 def test_one_pass_gives_scores_and_vector(trained: Bundle, merged: Bundle, original: Encoder) -> None:
@@ -207,7 +207,7 @@ def test_one_pass_gives_scores_and_vector(trained: Bundle, merged: Bundle, origi
         scores = head.scores(batch)
         assert has_answer(scores).all()
         hits += sum(
-            held[row].label == said for row, said in zip(batch.rows, scores.argmax(axis=1), strict=True)
+            held[row].label == result for row, result in zip(batch.rows, scores.argmax(axis=1), strict=True)
         )
         cosines.extend((batch.embedding * reference[batch.rows]).sum(axis=1))
     assert hits / len(held) == pytest.approx(trained.manifest.metrics["rated.accuracy"], abs=1e-4)

@@ -34,31 +34,38 @@ async def rows(platform: Platform) -> dict[str, int]:
 
 async def test_a_text_is_predicted_found_by_meaning_and_judged(platform: Platform) -> None:
     async with platform.client() as client:
-        made = (await client.post("/v1/predict", json={"text": "a great battery"})).json()
+        prediction = (await client.post("/v1/predict", json={"text": "a great battery"})).json()
         await client.post("/v1/predict/batch", json={"texts": ["a bad screen", "the box was blue"]})
         found = (await client.post("/v1/similar", json={"text": "great battery", "k": 2})).json()
         judged = await client.post(
             "/v1/feedback",
-            json={"prediction_id": made["id"], "is_correct": False, "label": "neutral", "comment": "irony"},
+            json={
+                "prediction_id": prediction["id"],
+                "is_correct": False,
+                "label": "neutral",
+                "comment": "irony",
+            },
         )
-        again = await client.post("/v1/feedback", json={"prediction_id": made["id"], "is_correct": True})
-        one = (await client.get(f"/v1/predictions/{made['id']}")).json()
+        again = await client.post(
+            "/v1/feedback", json={"prediction_id": prediction["id"], "is_correct": True}
+        )
+        one = (await client.get(f"/v1/predictions/{prediction['id']}")).json()
         listed = (await client.get("/v1/predictions", params={"has_feedback": "true"})).json()
         by_feedback = (
             await client.post(
-                "/v1/similar", json={"prediction_id": made["id"], "filters": {"is_correct": True}}
+                "/v1/similar", json={"prediction_id": prediction["id"], "filters": {"is_correct": True}}
             )
         ).json()
     assert found["results"][0]["text"] == "a great battery"
-    assert found["results"][0]["predictions"] == [made]
+    assert found["results"][0]["predictions"] == [prediction]
     assert found["complete"] is True
     assert (judged.status_code, again.status_code) == (201, 201)
-    assert {name: one[name] for name in made} == made
+    assert {name: one[name] for name in prediction} == prediction
     assert [(given["is_correct"], given["label"], given["comment"]) for given in one["feedback"]] == [
         (True, None, None)
     ]
-    assert [item["id"] for item in listed["items"]] == [made["id"]]
-    assert [result["text_id"] for result in by_feedback["results"]] == [made["text_id"]]
+    assert [item["id"] for item in listed["items"]] == [prediction["id"]]
+    assert [result["text_id"] for result in by_feedback["results"]] == [prediction["text_id"]]
     assert await rows(platform) | {"audit_log": 0} == {
         "text_inputs": 3, "embeddings": 3, "predictions": 3, "feedback": 1, "idempotency": 0, "users": 0,
         "audit_log": 0,
@@ -67,19 +74,22 @@ async def test_a_text_is_predicted_found_by_meaning_and_judged(platform: Platfor
 
 async def test_a_vector_from_an_answer_finds_its_text(platform: Platform) -> None:
     async with platform.client() as client:
-        made = (await client.post("/v1/predict", json={"text": "good day", "return_embedding": True})).json()
-        found = (
+        result = (
+            await client.post("/v1/predict", json={"text": "good day", "return_embedding": True})
+        ).json()
+        similar = (
             await client.post(
-                "/v1/similar", json={"embedding": [7 * number for number in made["embedding"]], "exact": True}
+                "/v1/similar",
+                json={"embedding": [7 * number for number in result["embedding"]], "exact": True},
             )
         ).json()
-    assert found["results"][0]["similarity"] == pytest.approx(1, abs=1e-3)
-    assert found["exact"] is True
+    assert similar["results"][0]["similarity"] == pytest.approx(1, abs=1e-3)
+    assert similar["exact"] is True
 
 
 async def test_pages_follow_their_cursors(platform: Platform) -> None:
     async with platform.client() as client:
-        made = await client.post("/v1/predict/batch", json={"texts": [f"text {n}" for n in range(5)]})
+        response = await client.post("/v1/predict/batch", json={"texts": [f"text {n}" for n in range(5)]})
         ids, cursor = [], None
         while True:
             params = {"limit": 2} | ({"cursor": cursor} if cursor else {})
@@ -88,7 +98,7 @@ async def test_pages_follow_their_cursors(platform: Platform) -> None:
             if (cursor := page["next_cursor"]) is None:
                 break
         assert (await client.get("/v1/predictions", params={"cursor": "no cursor"})).status_code == 422
-    assert ids == [each["id"] for each in reversed(made.json()["predictions"])]
+    assert ids == [each["id"] for each in reversed(response.json()["predictions"])]
 
 
 async def test_a_client_sees_only_its_own_and_an_engineer_everything(platform: Platform) -> None:
@@ -123,10 +133,10 @@ async def test_users_and_keys_are_made_listed_and_ended(platform: Platform) -> N
         got = await admin.get(f"/v1/users/{user.json()['id']}")
         absent = await admin.get(f"/v1/users/{uuid4()}")
         orphan = await admin.post("/v1/keys", json={"role": "client", "user_id": str(uuid4())})
-        made = (await admin.post("/v1/keys", json={"role": "engineer", "rate_limit": 5})).json()
-        async with platform.client(key=made["key"]) as holder:
+        result = (await admin.post("/v1/keys", json={"role": "engineer", "rate_limit": 5})).json()
+        async with platform.client(key=result["key"]) as holder:
             before = await holder.get("/v1/models")
-            ended = await admin.delete(f"/v1/keys/{made['id']}")
+            ended = await admin.delete(f"/v1/keys/{result['id']}")
             after = await holder.get("/v1/models")
         listed = {key["id"]: key for key in (await admin.get("/v1/keys")).json()["items"]}
         nothing = await admin.delete(f"/v1/keys/{uuid4()}")
@@ -134,8 +144,8 @@ async def test_users_and_keys_are_made_listed_and_ended(platform: Platform) -> N
         201, 409, 422, 200, 404, 422, 404,
     ]  # fmt: skip
     assert [answer.status_code for answer in (before, ended, after)] == [200, 204, 401]
-    assert listed[made["id"]]["revoked_at"] is not None
-    assert "key" not in listed[made["id"]]
+    assert listed[result["id"]]["revoked_at"] is not None
+    assert "key" not in listed[result["id"]]
 
 
 async def test_concurrent_duplicates_are_carried_out_once(platform: Platform) -> None:
@@ -245,24 +255,24 @@ async def test_times_no_id_can_have_are_no_error(platform: Platform) -> None:
         for moment in ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "1969-12-31T23:59:59+00:00"):
             for name in ("since", "until"):
                 listed = await client.get("/v1/predictions", params={name: moment})
-                found = await client.post("/v1/similar", json={"text": "x", "filters": {name: moment}})
-                assert (listed.status_code, found.status_code) == (200, 200)
+                response = await client.post("/v1/similar", json={"text": "x", "filters": {name: moment}})
+                assert (listed.status_code, response.status_code) == (200, 200)
 
 
 @pytest.mark.parametrize("moment", ["0", "1700000000", "2026-01-31", "2026-01-31T12:00:00", "yesterday"])
 async def test_a_time_is_a_date_and_a_time_with_its_offset(platform: Platform, moment: str) -> None:
     async with platform.client() as client:
         listed = await client.get("/v1/predictions", params={"since": moment})
-        found = await client.post("/v1/similar", json={"text": "x", "filters": {"since": moment}})
-    assert (listed.status_code, found.status_code) == (422, 422)
+        response = await client.post("/v1/similar", json={"text": "x", "filters": {"since": moment}})
+    assert (listed.status_code, response.status_code) == (422, 422)
 
 
 async def test_a_key_may_end_by_itself(platform: Platform) -> None:
     async with platform.client(Role.ADMIN) as admin:
         request = {"role": "client", "expires_at": "2020-01-31T12:00:00+01:00"}
-        made = await admin.post("/v1/keys", json=request)
-    assert made.json()["expires_at"] == "2020-01-31T11:00:00Z"
-    async with platform.client(key=made.json()["key"]) as client:
+        result = await admin.post("/v1/keys", json=request)
+    assert result.json()["expires_at"] == "2020-01-31T11:00:00Z"
+    async with platform.client(key=result.json()["key"]) as client:
         assert (await client.get("/v1/predictions")).status_code == 401
 
 
@@ -300,7 +310,7 @@ async def test_an_erased_user_is_in_no_answer_any_more(platform: Platform) -> No
         user = (await admin.post("/v1/users", json={"username": "ada", "email": "ada@example.org"})).json()
         body = {"text": "good for Ada", "user_id": user["id"]}
         headers = {"Idempotency-Key": "k1"}
-        made = (await client.post("/v1/predict", json=body, headers=headers)).json()
+        result = (await client.post("/v1/predict", json=body, headers=headers)).json()
         receipt = await admin.delete(f"/v1/users/{user['id']}/data")
         assert receipt.status_code == 200
         erased = receipt.json()["erased"]
@@ -310,12 +320,12 @@ async def test_an_erased_user_is_in_no_answer_any_more(platform: Platform) -> No
             1,
             1,
         )
-        assert (await admin.get(f"/v1/predictions/{made['id']}")).status_code == 404
+        assert (await admin.get(f"/v1/predictions/{result['id']}")).status_code == 404
         assert (await admin.get("/v1/predictions", params={"user_id": user["id"]})).json()["items"] == []
         assert (await admin.post("/v1/similar", json={"text": "good for Ada"})).json()["results"] == []
         again = (await client.post("/v1/predict", json=body, headers=headers)).json()
-        assert again["id"] != made["id"]
-        erased_again = (await admin.delete(f"/v1/texts/{made['text_id']}")).json()["erased"]
+        assert again["id"] != result["id"]
+        erased_again = (await admin.delete(f"/v1/texts/{result['text_id']}")).json()["erased"]
         assert erased_again["predictions"] == 1
 
 

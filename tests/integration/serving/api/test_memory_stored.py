@@ -24,8 +24,8 @@ async def platform(url: str) -> AsyncIterator[Platform]:
 async def predict(client: httpx.AsyncClient, *texts: str, **fields: Any) -> list[dict[str, Any]]:
     answer = await client.post("/v1/predict/batch", json={"texts": list(texts), **fields})
     assert answer.status_code == 201
-    found: list[dict[str, Any]] = answer.json()["predictions"]
-    return found
+    result: list[dict[str, Any]] = answer.json()["predictions"]
+    return result
 
 
 async def judge(client: httpx.AsyncClient, prediction: dict[str, Any], label: str) -> None:
@@ -44,8 +44,8 @@ def texts(answer: httpx.Response) -> list[str]:
 
 async def test_every_form_of_search_over_real_vectors_and_words(platform: Platform) -> None:
     async with platform.client() as client:
-        made = await predict(client, *BATTERY, *SCREEN)
-        like = [{"prediction_id": made[0]["id"]}, {"text_id": made[1]["text_id"]}]
+        predictions = await predict(client, *BATTERY, *SCREEN)
+        like = [{"prediction_id": predictions[0]["id"]}, {"text_id": predictions[1]["text_id"]}]
         unlike = [{"text": "battery that lasts"}]
         liked = await client.post("/v1/similar", json={"like": like, "k": 1, "counts": True})
         moved = await client.post(
@@ -53,7 +53,7 @@ async def test_every_form_of_search_over_real_vectors_and_words(platform: Platfo
         )
         fused = await client.post("/v1/similar", json={"text": BATTERY[0], "keywords": "dim -looks", "k": 6})
         near = await client.post(
-            "/v1/duplicates", json={"text_id": made[0]["text_id"], "min_similarity": 0.5}
+            "/v1/duplicates", json={"text_id": predictions[0]["text_id"], "min_similarity": 0.5}
         )
     assert texts(liked) == [BATTERY[2]]
     assert liked.json()["counts"]["sentiments"] == {"neutral": 1}
@@ -72,21 +72,21 @@ async def test_feedback_speaks_of_other_predictions(platform: Platform) -> None:
         "very a so long battery",
     ]
     async with platform.client() as client:
-        made = await predict(client, *long)
-        for each in made[:3]:
+        result = await predict(client, *long)
+        for each in result[:3]:
             await judge(client, each, "negative")
-        opinion = (await client.get(f"/v1/predictions/{made[3]['id']}/second-opinion")).json()
+        opinion = (await client.get(f"/v1/predictions/{result[3]['id']}/second-opinion")).json()
         explained = (await client.post("/v1/predict", json={"text": long[3], "explain": True})).json()
-        found = (await client.get(f"/v1/predictions/{made[0]['id']}/corrections")).json()
-        uncorrected = await client.get(f"/v1/predictions/{made[3]['id']}/corrections")
+        body = (await client.get(f"/v1/predictions/{result[0]['id']}/corrections")).json()
+        uncorrected = await client.get(f"/v1/predictions/{result[3]['id']}/corrections")
     async with platform.client(Role.ENGINEER) as engineer:
-        everybodys = (await engineer.get(f"/v1/predictions/{made[3]['id']}/second-opinion")).json()
+        everybodys = (await engineer.get(f"/v1/predictions/{result[3]['id']}/second-opinion")).json()
     assert (opinion["suggests"], opinion["agreement"], len(opinion["neighbours"])) == ("negative", 0, 3)
     assert explained["second_opinion"]["suggests"] == "negative"
     assert everybodys == opinion
-    assert {fix["text"] for fix in found["fixes"]} == set(long[1:])
-    assert all(fix["prediction"]["sentiment"] == "neutral" for fix in found["fixes"])
-    assert (found["duplicates"], found["judged"], found["complete"]) == (3, 0, True)
+    assert {fix["text"] for fix in body["fixes"]} == set(long[1:])
+    assert all(fix["prediction"]["sentiment"] == "neutral" for fix in body["fixes"])
+    assert (body["duplicates"], body["judged"], body["complete"]) == (3, 0, True)
     assert uncorrected.status_code == 409
 
 

@@ -63,7 +63,7 @@ async def test_two_judges_at_once_decide_once(
 ) -> None:
     records, promoter = ExperimentRepository(database), Promoter()
     policy = {"action": "decide"}
-    made = await records.create(
+    result = await records.create(
         NewExperiment(
             model="sentiment", champion="2", challenger="3", share=0.5, shadow=False, salt="s", policy=policy
         ),
@@ -72,7 +72,7 @@ async def test_two_judges_at_once_decide_once(
     evidence = Met(found)
     runners = [PolicyRunner(records, evidence, promoter.present, promoter.promote) for _ in range(2)]
     await asyncio.gather(*(runner.run_once() for runner in runners))
-    (decided,) = await records.decisions(made.id)
+    (decided,) = await records.decisions(result.id)
     assert (decided.action, promoter.champion) == (action, champion)
-    now = await records.get(made.id)
+    now = await records.get(result.id)
     assert now.reason == (f"promoted: {decided.reason}" if action == "promote" else decided.reason)

@@ -55,14 +55,14 @@ async def predictions(database: Database, model: str, texts: int) -> None:
     """Store texts, every fifth with feedback."""
     key = await new_key(database)
     vectors = unit_vectors(texts)
-    made = new_submission(
+    submission = new_submission(
         key,
         [new_text(f"so good n{row}", vectors[row]) for row in range(texts)],
         model=model,
         label="positive",
     )
-    await new_writer(database, TINY_SPACE).commit([made])
-    for prediction in made.predictions[::5]:
+    await new_writer(database, TINY_SPACE).commit([submission])
+    for prediction in submission.predictions[::5]:
         await FeedbackRepository(database).put(
             NewFeedback(prediction_id=prediction.id, holder_id=key.holder_id, key_id=key.id, is_correct=True)
         )
@@ -79,7 +79,7 @@ async def evaluate(
 ) -> Evaluation:
     """Evaluate this version in this process; return the evaluation."""
     records = EvaluationRepository(database)
-    asked = await records.request(
+    result = await records.request(
         NewEvaluation(
             bundle_digest=record.digest,
             data_digest=registry.held_out_digest(record.model),
@@ -90,8 +90,8 @@ async def evaluate(
     assert await records.claim() is not None
     evaluator = VersionEvaluator(registry, space=space, cache=cache, plan=plan)
     work = EvaluationWorker(records, ReplayRepository(database, space=space), registry, evaluator)
-    done = await work.run(asked, cache=cache, plan=plan)
-    ended = await records.get(asked.id)
+    done = await work.run(result, cache=cache, plan=plan)
+    ended = await records.get(result.id)
     assert done == (ended.state == "done")
     return ended
 
@@ -109,16 +109,16 @@ async def test_a_head_is_measured_and_replayed_against_the_champion(
     candidate = registry.register(head(tmp_path / "head", encoder.digest), model=model)
     await Segments(database, TINY_SPACE).ensure()
     await predictions(database, model, 100)
-    found = report_of(await evaluate(database, registry, candidate, cache))
-    assert (found.bundle, found.data, found.encoder) == (candidate.digest, FEW.digest, encoder.digest)
-    assert found.held_out.texts == len(FEW.examples)
-    assert found.held_out.right.mean() == pytest.approx(found.held_out.accuracy.value, abs=1e-6)
-    assert found.agreement is not None
-    assert found.agreement.claims_space
-    assert found.agreement.worst <= found.agreement.mean <= 1
-    assert found.latency.alone_ms > 0
-    assert found.size.encoder_bytes > found.size.version_bytes > 0
-    replay = found.replay
+    result = report_of(await evaluate(database, registry, candidate, cache))
+    assert (result.bundle, result.data, result.encoder) == (candidate.digest, FEW.digest, encoder.digest)
+    assert result.held_out.texts == len(FEW.examples)
+    assert result.held_out.right.mean() == pytest.approx(result.held_out.accuracy.value, abs=1e-6)
+    assert result.agreement is not None
+    assert result.agreement.claims_space
+    assert result.agreement.worst <= result.agreement.mean <= 1
+    assert result.latency.alone_ms > 0
+    assert result.size.encoder_bytes > result.size.version_bytes > 0
+    replay = result.replay
     assert replay is not None
     assert (replay.champion_version, replay.champion_bundle) == (lexicon.version, lexicon.digest)
     assert replay.texts == 40
@@ -128,30 +128,30 @@ async def test_a_head_is_measured_and_replayed_against_the_champion(
     assert replay.corrected.champion == 1.0
     assert sum(sum(row.values()) for row in replay.matrix.values()) == 40
     # Ids, never a text.
-    dumped = json.dumps(found.dump())
+    dumped = json.dumps(result.dump())
     assert "so good" not in dumped
     assert FEW.examples[0].text not in dumped
     champion = report_of(await evaluate(database, registry, lexicon, cache))
     assert (champion.agreement, champion.replay, champion.encoder) == (None, None, None)
-    evaluate_gates(Gates(), found, champion)
+    evaluate_gates(Gates(), result, champion)
 
 
 async def test_an_evaluation_waits_for_the_space_s_own_encoder(
     database: Database, registry: ModelRegistry, model: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lexicon = registry.register(open_builtin("lexicon"), model=model)
-    found, asked = registry.space_encoder, []
+    result, outcome = registry.space_encoder, []
 
     def later(space: str) -> EncoderRecord:
-        asked.append(space)
-        if len(asked) < 3:
+        outcome.append(space)
+        if len(outcome) < 3:
             raise NotRegistered("it is being built")
-        return found(space)
+        return result(space)
 
     monkeypatch.setattr(registry, "space_encoder", later)
     monkeypatch.setattr("serving.models.evaluator._POLL_SECONDS", 0.0)
     assert report_of(await evaluate(database, registry, lexicon, cache)).version == lexicon.version
-    asked.clear()
+    outcome.clear()
     ended = await evaluate(
         database, registry, registry.register(open_builtin("head"), model=model), cache,
         plan=replace(PLAN, encoder_timeout=-1.0),
@@ -295,9 +295,9 @@ async def test_a_process_of_its_own_measures_at_the_lowest_priority(
         return await task
 
     records, runner = EvaluationRepository(database), runner_of(database, registry, model, watched)
-    asked = await runner.request(model, record.version, None)
+    result = await runner.request(model, record.version, None)
     assert await runner.step()
-    ended = await records.get(asked.id)
+    ended = await records.get(result.id)
     assert ended.state == "done", ended.reason
     assert report_of(ended).held_out.texts == len(FEW.examples)
     assert 19 in nice

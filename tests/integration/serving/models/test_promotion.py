@@ -65,13 +65,13 @@ class Case:
     async def report(self, record: VersionRecord, accuracy: float) -> None:
         data = self.registry.held_out_digest(self.model)
         records = EvaluationRepository(self.database)
-        asked = await records.request(
+        result = await records.request(
             NewEvaluation(
                 bundle_digest=record.digest, data_digest=data, model=self.model, version=record.version
             )
         )
-        made = report(record.version, accuracy, bundle=record.digest, data=data, model=self.model)
-        await records.finish(asked.id, made.dump())
+        outcome = report(record.version, accuracy, bundle=record.digest, data=data, model=self.model)
+        await records.finish(result.id, outcome.dump())
 
     async def acts(self) -> list[tuple[str, str | None]]:
         page = await self.history.history(self.model)
@@ -84,9 +84,9 @@ class Case:
 
 @pytest.fixture
 def case(database: Database, registry: ModelRegistry, tmp_path: Path) -> Case:
-    made = Case(database, registry, tmp_path / "heads")
+    result = Case(database, registry, tmp_path / "heads")
     registry.put_held_out(HeldOutSet(examples=HeldOutSet.load_builtin().examples[:30]))
-    return made
+    return result
 
 
 async def test_gates_pass_and_fail_then_force_and_everything_is_audited(case: Case) -> None:
@@ -116,9 +116,9 @@ async def test_who_was_champion_when_and_why_is_one_question(case: Case) -> None
     await case.promotions().rollback(case.model, BOB, reason="worse")
     assert await case.acts() == [("bootstrap", "1"), ("promote", "2"), ("promote", "3"), ("rollback", "2")]
     for period in (await case.history.history(case.model)).items:
-        found = await case.history.champion_at(case.model, period.promotion.at)
-        assert found is not None
-        assert (found.promotion.id, found.until) == (period.promotion.id, period.until)
+        result = await case.history.champion_at(case.model, period.promotion.at)
+        assert result is not None
+        assert (result.promotion.id, result.until) == (period.promotion.id, period.until)
     assert case.registry.champion_version(case.model) == "2"
 
 

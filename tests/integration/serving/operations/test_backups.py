@@ -47,15 +47,15 @@ def quiet(_line: str) -> None: ...
 @pytest.fixture
 def home() -> Iterator[Home]:
     """Return a factory of homes that other users can enter, like a service's."""
-    made: list[Path] = []
+    results: list[Path] = []
 
     def make() -> Path:
-        made.append(Path(tempfile.mkdtemp(prefix="valence-backup-")))
-        made[-1].chmod(0o755)
-        return made[-1]
+        results.append(Path(tempfile.mkdtemp(prefix="valence-backup-")))
+        results[-1].chmod(0o755)
+        return results[-1]
 
     yield make
-    for each in made:
+    for each in results:
         destroy(each)
 
 
@@ -157,11 +157,11 @@ async def test_what_was_acknowledged_before_a_backup_under_writes_comes_back(
         meanwhile: list[UUID] = []
         while not dumped.done():
             meanwhile += await write()
-        said = await dumped
+        result = await dumped
     assert len(meanwhile) > 20
     destroy(first)
 
-    file = Path(said["backup"])
+    file = Path(result["backup"])
     assert list_files(tmp_path) == {file.name: 0o600}
     restored = restore(settings_of(second, key=None), file, quiet)
     assert restored["revision"] == versions.head()
@@ -199,7 +199,7 @@ async def test_a_point_between_two_writes_is_gone_back_to(home: Home) -> None:
             return sent.predictions[0].id
 
         earliest = await write()
-        said = await asyncio.to_thread(base_backup, settings, quiet)
+        result = await asyncio.to_thread(base_backup, settings, quiet)
         wanted = await write()
         with psycopg.connect(url, autocommit=True) as connection:
             between = connection.execute("SELECT clock_timestamp()").fetchone()[0]
@@ -209,7 +209,7 @@ async def test_a_point_between_two_writes_is_gone_back_to(home: Home) -> None:
         eventually(lambda: (archive / "wal" / f"{last}.gz").exists(), within=30, what="the log is kept")
     destroy(first)
 
-    base = Path(said["backup"])
+    base = Path(result["backup"])
     assert base.parent == archive
     second = home()
     restore(settings_of(second), base, quiet, until=between)
@@ -344,8 +344,8 @@ def test_the_commands_start_the_database_for_themselves(
     code, out, err = run(first, "backup", "-o", str(tmp_path), "--json")
     file = Path(json.loads(out)["backup"])
     assert (code, file.parent, err.splitlines()[0]) == (0, tmp_path, "the platform's database")
-    with closing(Backup(file)) as found:
-        assert set(found.manifest.files) == {"database.dump", "registry.dump", "installation.key"}
+    with closing(Backup(file)) as result:
+        assert set(result.manifest.files) == {"database.dump", "registry.dump", "installation.key"}
     content = file.read_bytes()
     file.write_bytes(content.replace(b"PGDMP", b"PGDMQ"))
     code, out, err = run(second, "restore", str(file))

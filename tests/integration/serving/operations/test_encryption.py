@@ -33,9 +33,9 @@ async def use_platform(platform: Platform) -> str:
     async with platform.client() as client:
         sent: list[dict[str, Any]] = []
         for _ in range(2):
-            made = await client.post("/v1/predict", json={"text": TEXT}, headers={"Idempotency-Key": "a"})
-            assert made.status_code == 201
-            sent.append(made.json())
+            response = await client.post("/v1/predict", json={"text": TEXT}, headers={"Idempotency-Key": "a"})
+            assert response.status_code == 201
+            sent.append(response.json())
         assert sent[0] == sent[1]
         body = {"prediction_id": sent[0]["id"], "is_correct": False, "label": "neutral", "comment": COMMENT}
         for _ in range(2):
@@ -46,9 +46,9 @@ async def use_platform(platform: Platform) -> str:
         assert (one["text"], one["feedback"][0]["comment"]) == (TEXT, COMMENT)
         listed = (await client.get("/v1/predictions")).json()
         assert [each["id"] for each in listed["items"]] == [sent[0]["id"]]
-        found = (await client.post("/v1/similar", json={"text": TEXT, "k": 1})).json()
-        assert found["results"][0]["text"] == TEXT
-        assert found["results"][0]["feedback"][0]["comment"] == COMMENT
+        result = (await client.post("/v1/similar", json={"text": TEXT, "k": 1})).json()
+        assert result["results"][0]["text"] == TEXT
+        assert result["results"][0]["feedback"][0]["comment"] == COMMENT
         near = await client.post("/v1/duplicates", json={"text": TEXT})
         assert near.json()["results"][0]["text"] == TEXT
     return str(sent[0]["id"])
@@ -75,20 +75,20 @@ async def test_what_was_moved_to_another_row_is_refused_by_name_and_can_be_erase
     platform: Platform, url: str
 ) -> None:
     async with platform.client() as client:
-        made = [(await client.post("/v1/predict", json={"text": text})).json() for text in (TEXT, "fine")]
+        results = [(await client.post("/v1/predict", json={"text": text})).json() for text in (TEXT, "fine")]
         with psycopg.connect(url) as connection:
             connection.execute(
                 "UPDATE text_inputs SET sealed = (SELECT sealed FROM text_inputs WHERE id = %s) WHERE id = %s",
-                (made[1]["text_id"], made[0]["text_id"]),
+                (results[1]["text_id"], results[0]["text_id"]),
             )
-        answer = await client.get(f"/v1/predictions/{made[0]['id']}")
+        answer = await client.get(f"/v1/predictions/{results[0]['id']}")
         assert answer.status_code == 500
         assert answer.json()["type"] == "urn:valence:problem:unreadable"
-        assert f"text {made[0]['text_id']} isn't what was encrypted there" in answer.json()["detail"]
+        assert f"text {results[0]['text_id']} isn't what was encrypted there" in answer.json()["detail"]
     async with platform.client(Role.ADMIN) as client:
-        assert (await client.delete(f"/v1/texts/{made[0]['text_id']}")).json()["erased"]["texts"] == 1
+        assert (await client.delete(f"/v1/texts/{results[0]['text_id']}")).json()["erased"]["texts"] == 1
         listed = (await client.get("/v1/predictions")).json()
-    assert [each["text_id"] for each in listed["items"]] == [made[1]["text_id"]]
+    assert [each["text_id"] for each in listed["items"]] == [results[1]["text_id"]]
 
 
 async def test_keys_are_made_changed_and_taken_back_by_commands(
@@ -116,9 +116,9 @@ async def test_keys_are_made_changed_and_taken_back_by_commands(
     assert "Samarkand" in read_tables(url)
     code, _, err = await run(None, "encrypt")
     assert (code, "valence db key" in err) == (1, True)
-    code, made, _ = await run(None, "key", "--id", "one")
-    assert (code, made.count("\n")) == (0, 1)
-    one = made.strip()
+    code, result, _ = await run(None, "key", "--id", "one")
+    assert (code, result.count("\n")) == (0, 1)
+    one = result.strip()
     code, _, err = await run(f"{one},two", "encrypt")
     assert (code, err.count("\n"), err[:33]) == (1, 1, "valence: VALENCE_TEXT_KEYS, key 2")
 

@@ -144,21 +144,21 @@ def test_its_workers_end_when_it_is_killed(server: TestServer, registry: ModelRe
 
 
 def test_password_of_a_named_database_is_in_no_command_line(tmp_path: Path) -> None:
-    made = TrackingServer("postgresql://me:secret@db/x", artifacts=tmp_path, host="127.0.0.1", port=5000)
-    assert not any("secret" in argument for argument in made._arguments())
-    assert made._environment()["MLFLOW_DISABLE_TELEMETRY"] == "true"
-    assert made._environment()["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+    result = TrackingServer("postgresql://me:secret@db/x", artifacts=tmp_path, host="127.0.0.1", port=5000)
+    assert not any("secret" in argument for argument in result._arguments())
+    assert result._environment()["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert result._environment()["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
 
 
 def test_beyond_loopback_its_host_names_must_be_given(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="--allowed-hosts"):
         TrackingServer("sqlite://", artifacts=tmp_path, host="0.0.0.0", port=5000)
-    made = TrackingServer(
+    result = TrackingServer(
         "sqlite://", artifacts=tmp_path, host="0.0.0.0", port=5000, allowed_hosts=("ml.example:5000",)
     )
-    assert made._environment()["MLFLOW_SERVER_ALLOWED_HOSTS"] == "ml.example:5000"
-    assert "http://ml.example:5000" in made._environment()["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"]
-    assert made.url == "http://127.0.0.1:5000"
+    assert result._environment()["MLFLOW_SERVER_ALLOWED_HOSTS"] == "ml.example:5000"
+    assert "http://ml.example:5000" in result._environment()["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"]
+    assert result.url == "http://127.0.0.1:5000"
 
 
 @pytest.mark.parametrize(

@@ -57,12 +57,12 @@ def platform(
 
 def workers() -> list[psutil.Process]:
     """Return the processes that re-embed."""
-    found = []
+    results = []
     for child in psutil.Process().children():
         with suppress(psutil.Error):
             if "serving.spaces.reembedding_worker" in child.cmdline():
-                found.append(child)
-    return found
+                results.append(child)
+    return results
 
 
 @asynccontextmanager
@@ -120,9 +120,9 @@ async def test_a_killed_process_is_begun_again_and_every_text_has_its_vector(
     assert workers() == []
     assert await count_vectors_by_text(database, SPACE) == everything
     encoder = open_encoder(Bundle.open(platform.fetch(platform.space_encoder(WIDE), tmp_path / "cache")))
-    found = await VectorRepository(database, space=WIDE).of_texts([texts[5].id])
+    result = await VectorRepository(database, space=WIDE).of_texts([texts[5].id])
     (micro,) = encoder.run([texts[5].content])
-    assert float(found[texts[5].id] @ micro.embedding[0]) > 0.99
+    assert float(result[texts[5].id] @ micro.embedding[0]) > 0.99
 
 
 async def test_a_space_that_no_encoder_defines_says_so(

@@ -39,11 +39,11 @@ def test_what_goes_in_comes_out_for_its_owner_alone(tmp_path: Path) -> None:
         writer.finish(contents="dump", release="1", schema="0001", server="18", artifacts="file:///a")
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
     assert sorted(path.name for path in tmp_path.iterdir()) == ["artifacts", "b.backup"]
-    with closing(Backup(target)) as found:
-        found.check()
-        assert found.manifest.files["artifacts/deep/weights"].size == 70_000
-        found.extract_folder("artifacts", tmp_path / "out")
-        assert found.text("installation.key") == "ab"
+    with closing(Backup(target)) as result:
+        result.check()
+        assert result.manifest.files["artifacts/deep/weights"].size == 70_000
+        result.extract_folder("artifacts", tmp_path / "out")
+        assert result.text("installation.key") == "ab"
     assert (tmp_path / "out" / "deep" / "weights").read_bytes() == b"\0" * 70_000
 
 
@@ -71,9 +71,9 @@ def test_a_file_that_grows_meanwhile_is_as_long_as_it_was(tmp_path: Path) -> Non
             more.flush()
             writer._add("growing", file, size)
         writer.finish(contents="dump", release="1", schema=None, server="18", artifacts="file:///a")
-    with closing(Backup(tmp_path / "b")) as found:
-        found.check()
-        assert found.manifest.files["growing"] == BackupEntry(
+    with closing(Backup(tmp_path / "b")) as result:
+        result.check()
+        assert result.manifest.files["growing"] == BackupEntry(
             size=10, sha256=hashlib.sha256(b"x" * 10).hexdigest()
         )
 
@@ -85,8 +85,8 @@ def test_the_damaged_file_is_named(tmp_path: Path) -> None:
     content = bytearray(target.read_bytes())
     content[content.index(b"2" * 2000) + 1000] ^= 1
     target.write_bytes(content)
-    with closing(Backup(target)) as found, pytest.raises(BackupDamaged, match="two differs"):
-        found.check()
+    with closing(Backup(target)) as result, pytest.raises(BackupDamaged, match="two differs"):
+        result.check()
 
 
 @settings(
@@ -110,8 +110,8 @@ def test_no_flipped_bit_and_no_cut_goes_unnoticed(tmp_path: Path, data: st.DataO
         content[offset + data.draw(st.integers(0, size - 1))] ^= 1 << data.draw(st.integers(0, 7))
     target.write_bytes(content)
     with pytest.raises(BackupDamaged):  # noqa: SIM117
-        with closing(Backup(target)) as found:
-            found.check()
+        with closing(Backup(target)) as result:
+            result.check()
 
 
 def test_a_later_format_is_refused_with_the_release_that_made_it(
@@ -138,7 +138,7 @@ def test_the_manifest_says_what_it_must(tmp_path: Path) -> None:
         file = archive.extractfile(MANIFEST)
         assert file is not None
         manifest = json.loads(file.read())
-    with closing(Backup(target)) as found:
-        assert manifest == asdict(replace(found.manifest, files=manifest["files"]))
+    with closing(Backup(target)) as result:
+        assert manifest == asdict(replace(result.manifest, files=manifest["files"]))
     assert manifest["files"]["one"]["sha256"] == hashlib.sha256(b"1").hexdigest()
     assert (manifest["format"], manifest["schema"], manifest["server"]) == (FORMAT, "0001", "18")

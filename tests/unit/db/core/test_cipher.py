@@ -27,9 +27,9 @@ def encoded(key: bytes) -> str:
 
 
 def sealed(cipher: Cipher, place: str, value: bytes) -> bytes:
-    found = cipher.seal(place, value)
-    assert found is not None
-    return found
+    result = cipher.seal(place, value)
+    assert result is not None
+    return result
 
 
 @given(TEXTS)
@@ -132,9 +132,9 @@ def test_a_refused_answer_is_named_without_what_the_client_called_it() -> None:
 
 
 def test_a_fresh_key_is_what_the_setting_takes() -> None:
-    made = {generate_text_key("2026-11-25") for _ in range(3)}
-    assert len(made) == 3
-    for key in made:
+    results = {generate_text_key("2026-11-25") for _ in range(3)}
+    assert len(results) == 3
+    for key in results:
         assert Cipher.parse(key).sealing_key == "2026-11-25"
     with pytest.raises(BadTextKeys, match="letters, digits"):
         generate_text_key("a:b")

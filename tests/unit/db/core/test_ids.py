@@ -55,10 +55,10 @@ def test_a_clock_beyond_the_last_partition_is_refused_until_there_is_one() -> No
 
 @given(MOMENTS)
 def test_the_floor_of_a_time_is_below_every_id_made_then_and_above_earlier_ones(moment: datetime) -> None:
-    made = Uuid7Clock(lambda: nanoseconds(moment)).next()
-    assert uuid7_floor(moment) <= made
-    assert uuid7_floor(uuid7_time(made)) <= made
-    assert moment - timedelta(microseconds=1) <= uuid7_time(made) <= moment
+    result = Uuid7Clock(lambda: nanoseconds(moment)).next()
+    assert uuid7_floor(moment) <= result
+    assert uuid7_floor(uuid7_time(result)) <= result
+    assert moment - timedelta(microseconds=1) <= uuid7_time(result) <= moment
     if moment > datetime(1970, 1, 2, tzinfo=UTC):
         earlier = Uuid7Clock(lambda: nanoseconds(moment - timedelta(microseconds=1))).next()
         assert earlier < uuid7_floor(moment)

@@ -12,9 +12,9 @@ neighbours = st.lists(st.tuples(st.sampled_from(LABELS), st.floats(-1, 1)), max_
 
 
 def test_the_nearer_weighs_more() -> None:
-    found = vote("positive", ["positive", "negative", "negative"], [0.9, 0.4, 0.4])
-    assert found.suggests == "positive"
-    assert found.agreement == pytest.approx(0.9 / 1.7)
+    result = vote("positive", ["positive", "negative", "negative"], [0.9, 0.4, 0.4])
+    assert result.suggests == "positive"
+    assert result.agreement == pytest.approx(0.9 / 1.7)
 
 
 def test_few_votes_give_no_suggestion_and_a_draw_keeps_the_prediction() -> None:
@@ -27,10 +27,10 @@ def test_few_votes_give_no_suggestion_and_a_draw_keeps_the_prediction() -> None:
 def test_agreement_is_a_share_and_what_all_say_is_suggested(
     predicted: str, votes: list[tuple[str, float]]
 ) -> None:
-    found = vote(predicted, [label for label, _ in votes], [cosine for _, cosine in votes])
-    if found.agreement is not None:
-        assert 0 <= found.agreement <= 1 + 1e-9
-        assert found.suggests in {label for label, _ in votes}
+    result = vote(predicted, [label for label, _ in votes], [cosine for _, cosine in votes])
+    if result.agreement is not None:
+        assert 0 <= result.agreement <= 1 + 1e-9
+        assert result.suggests in {label for label, _ in votes}
 
 
 def unit(rows):
@@ -45,12 +45,12 @@ def test_each_part_of_the_score_moves_it() -> None:
     scores = np.tile([0.1, 0.1, 0.8], (13, 1))
     scores[0] = [0.34, 0.33, 0.33]
     scores[12] = [0.34, 0.33, 0.33]
-    found = score_informativeness(scores, vectors, np.zeros((0, 0), np.float32), [], min_cosine=0.5)
-    assert found.uncertainty[0] == pytest.approx(0.99)
-    assert found.uncertainty[1] == pytest.approx(0.3)
-    assert found.density[0] > 0.9 > 0.3 > found.density[12]
-    assert not found.disagreement.any()
-    assert found.score[0] > found.score[1] > found.score[12]
+    result = score_informativeness(scores, vectors, np.zeros((0, 0), np.float32), [], min_cosine=0.5)
+    assert result.uncertainty[0] == pytest.approx(0.99)
+    assert result.uncertainty[1] == pytest.approx(0.3)
+    assert result.density[0] > 0.9 > 0.3 > result.density[12]
+    assert not result.disagreement.any()
+    assert result.score[0] > result.score[1] > result.score[12]
     judged = score_informativeness(scores, vectors, heap[:3], [LABELS.index("negative")] * 3, min_cosine=0.5)
     assert judged.disagreement[1] == pytest.approx(1)
     assert judged.disagreement[0] == 0, "what it says is what was judged"
@@ -59,10 +59,10 @@ def test_each_part_of_the_score_moves_it() -> None:
 
 
 def test_one_text_alone_is_worth_nothing_by_density() -> None:
-    found = score_informativeness(
+    result = score_informativeness(
         np.array([[0.3, 0.3, 0.4]]), unit(np.eye(4)[:1]), np.zeros((0, 0), np.float32), [], min_cosine=0.5
     )
-    assert found.score.tolist() == [0]
+    assert result.score.tolist() == [0]
 
 
 def test_near_duplicates_of_what_was_chosen_are_left_out() -> None:

@@ -71,10 +71,10 @@ def test_rated_archive_is_read(tmp_path: Path) -> None:
     inner = tar({name: lines.encode() for name in corpora.RATED_FILES.values()})
     archive = tmp_path / corpora.RATED_ARCHIVE
     archive.write_bytes(tar({corpora.RATED_DATA: inner}))
-    found = read_rated(archive)
-    assert [example.source for example in found] == [s for s in corpora.RATED_FILES for _ in range(2)]
-    assert found[0] == Example(text="bad thing.", label=0, source="rated-tweets", rating=-0.9)
-    assert found[1].text == "some thing\twith a tab"
+    result = read_rated(archive)
+    assert [example.source for example in result] == [s for s in corpora.RATED_FILES for _ in range(2)]
+    assert result[0] == Example(text="bad thing.", label=0, source="rated-tweets", rating=-0.9)
+    assert result[1].text == "some thing\twith a tab"
 
 
 def test_tweets_are_read(tmp_path: Path) -> None:
@@ -82,12 +82,12 @@ def test_tweets_are_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(archive, "w") as wheel:
         rows = b'sentiment,confidence,text\nnegative,1,"no, \xff never"\npositive,,yes\nneutral,1, \n'
         wheel.writestr(corpora.TWEETS_FILE, rows)
-    found = read_tweets(archive)
-    assert found == [
+    result = read_tweets(archive)
+    assert result == [
         Example(text="no, \ufffd never", label=0, source="tweets"),
         Example(text="yes", label=2, source="tweets"),
     ]
-    assert not found[0].rated
+    assert not result[0].rated
 
 
 @pytest.mark.parametrize("read", [read_rated, read_tweets])

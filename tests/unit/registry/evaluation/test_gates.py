@@ -31,10 +31,10 @@ def agreeing(mean: float, worst: float, *, claims: bool = True) -> Agreement:
 def test_the_better_version_passes_and_the_worse_one_fails() -> None:
     better, worse = report("2", 0.77), report("1", 0.62)
     assert evaluate_gates(Gates(), better, worse).passed
-    found = evaluate_gates(Gates(), worse, better)
-    assert not found.passed
-    assert [check.name for check in found.checks if not check.passed] == ["accuracy_difference"]
-    assert "accuracy differs by -0.1500" in found.reason
+    result = evaluate_gates(Gates(), worse, better)
+    assert not result.passed
+    assert [check.name for check in result.checks if not check.passed] == ["accuracy_difference"]
+    assert "accuracy differs by -0.1500" in result.reason
 
 
 def test_a_version_as_good_as_the_champion_passes() -> None:
@@ -74,14 +74,14 @@ def test_a_gate_from_both_sides(
 
 
 def test_gates_that_are_off_ask_nothing() -> None:
-    found = evaluate_gates(OFF, report("2", 0.1), report("1", 0.9))
-    assert (found.passed, found.checks, found.reason) == (True, (), "every gate passed")
+    result = evaluate_gates(OFF, report("2", 0.1), report("1", 0.9))
+    assert (result.passed, result.checks, result.reason) == (True, (), "every gate passed")
 
 
 def test_without_a_champion_nothing_is_compared() -> None:
-    found = evaluate_gates(Gates(flips_share=0.0), report("2", 0.1), None)
-    assert found.passed
-    assert {check.name for check in found.checks} == {"ece", "cosine_mean", "cosine_worst"}
+    result = evaluate_gates(Gates(flips_share=0.0), report("2", 0.1), None)
+    assert result.passed
+    assert {check.name for check in result.checks} == {"ece", "cosine_mean", "cosine_worst"}
 
 
 def test_vectors_that_stay_out_of_the_index_may_be_anything() -> None:
@@ -91,10 +91,10 @@ def test_vectors_that_stay_out_of_the_index_may_be_anything() -> None:
 
 
 def test_flips_against_another_champion_say_nothing_of_this_one() -> None:
-    found = evaluate_gates(only(flips_share=0.5), report("3", replay=replay(champion="1")), report("2"))
-    assert not found.passed
-    assert "evaluate it again" in found.reason
-    assert found.checks[0].value is None
+    result = evaluate_gates(only(flips_share=0.5), report("3", replay=replay(champion="1")), report("2"))
+    assert not result.passed
+    assert "evaluate it again" in result.reason
+    assert result.checks[0].value is None
 
 
 def test_latencies_of_one_run_are_compared_where_there_is_one() -> None:
@@ -109,10 +109,10 @@ def test_reports_on_different_sets_are_not_compared() -> None:
 
 
 def test_a_missing_evaluation_is_reported_with_the_reason() -> None:
-    found = report_unevaluated("3", "2", {"3": "never evaluated"})
-    assert isinstance(found, GateReport)
-    assert not found.passed
-    assert found.reason == "evaluation missing: version 3 (never evaluated)"
+    result = report_unevaluated("3", "2", {"3": "never evaluated"})
+    assert isinstance(result, GateReport)
+    assert not result.passed
+    assert result.reason == "evaluation missing: version 3 (never evaluated)"
 
 
 def test_a_report_comes_back_from_json_as_it_was() -> None:

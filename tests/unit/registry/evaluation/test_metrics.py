@@ -47,9 +47,9 @@ def test_bootstrap_is_repeatable_and_holds_the_estimate() -> None:
 
 def test_groups_without_rows_are_left_out() -> None:
     groups = {"some": np.array([True, True, False, False]), "none": np.zeros(4, dtype=np.bool_)}
-    found = metrics.classification_report_by_group(SURE, LABELS, groups)
-    assert found["some.accuracy"] == 0.5
-    assert not any(name.startswith("none") for name in found)
+    result = metrics.classification_report_by_group(SURE, LABELS, groups)
+    assert result["some.accuracy"] == 0.5
+    assert not any(name.startswith("none") for name in result)
 
 
 def test_agreement_is_whole_for_equal_vectors_and_small_for_others() -> None:

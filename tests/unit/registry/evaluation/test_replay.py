@@ -46,7 +46,7 @@ def test_few_texts_are_one_stratum_and_none_are_none() -> None:
 def test_flips_matrix_corrections_and_the_furthest() -> None:
     champion = SURE[[0, 0, 1, 2]]
     candidate = np.array([[1, 0, 0], [0, 1, 0], [0, 1, 0], [0.4, 0, 0.6]], np.float32)
-    found = compare(
+    result = compare(
         candidate=candidate,
         champion=champion,
         text_ids=["a", "b", "c", "d"],
@@ -57,22 +57,22 @@ def test_flips_matrix_corrections_and_the_furthest() -> None:
         champion_bundle="1" * 64,
         champion_latency=latency(),
     )
-    assert (found.texts, found.flips, found.flips_share) == (4, 1, 0.25)
-    assert found.matrix["negative"] == {"negative": 1, "neutral": 1, "positive": 0}
-    assert [(each.texts, each.judged, each.flips) for each in found.strata] == [(2, 1, 1), (2, 1, 0)]
-    assert found.corrected is not None
-    assert (found.corrected.texts, found.corrected.candidate, found.corrected.champion) == (2, 1.0, 0.5)
-    assert [(each.text_id, each.distance) for each in found.furthest] == [("b", 1.0), ("d", 0.4)]
+    assert (result.texts, result.flips, result.flips_share) == (4, 1, 0.25)
+    assert result.matrix["negative"] == {"negative": 1, "neutral": 1, "positive": 0}
+    assert [(each.texts, each.judged, each.flips) for each in result.strata] == [(2, 1, 1), (2, 1, 0)]
+    assert result.corrected is not None
+    assert (result.corrected.texts, result.corrected.candidate, result.corrected.champion) == (2, 1.0, 0.5)
+    assert [(each.text_id, each.distance) for each in result.furthest] == [("b", 1.0), ("d", 0.4)]
 
 
 def test_a_held_out_result_keeps_which_texts_were_right() -> None:
     labels = np.array([0, 1, 2, 0, 1] * 3)
     answers = SURE[[0, 1, 1, 0, 2] * 3]
     sources = np.array(["a", "a", "b", "b", "b"] * 3)
-    found = HeldOutResult.measure(answers, labels, sources, rounds=50)
-    assert found.right.tolist() == [True, True, False, True, False] * 3
-    assert found.accuracy.value == pytest.approx(0.6)
-    assert found.accuracy.low <= 0.6 <= found.accuracy.high
-    assert found.recall["negative"].value == 1.0
-    assert (found.recall["positive"].value, found.recall["positive"].high) == (0.0, 0.0)
-    assert found.sources == {"a": 1.0, "b": pytest.approx(1 / 3, abs=1e-6)}
+    result = HeldOutResult.measure(answers, labels, sources, rounds=50)
+    assert result.right.tolist() == [True, True, False, True, False] * 3
+    assert result.accuracy.value == pytest.approx(0.6)
+    assert result.accuracy.low <= 0.6 <= result.accuracy.high
+    assert result.recall["negative"].value == 1.0
+    assert (result.recall["positive"].value, result.recall["positive"].high) == (0.0, 0.0)
+    assert result.sources == {"a": 1.0, "b": pytest.approx(1 / 3, abs=1e-6)}

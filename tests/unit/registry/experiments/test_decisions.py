@@ -45,21 +45,21 @@ SLOW = evidence(arm(), arm(accuracy=0.85, p95=50.0))
 
 
 def test_challenger_that_is_better_is_promoted_with_the_numbers() -> None:
-    made = decide(BETTER, DECIDES)
-    assert (made.action, made.verdict, made.share) == ("promote", "better", None)
-    assert made.reason == (
+    result = decide(BETTER, DECIDES)
+    assert (result.action, result.verdict, result.share) == ("promote", "better", None)
+    assert result.reason == (
         "the challenger is right in 85.0% of 5,000 units, the champion in 80.0% of 5,000; the difference is"
         " +5.0 points, always-valid interval +2.6 to +7.4: wholly above 0"
     )
-    assert made.numbers["difference"]["low"] > 0
-    assert made.numbers["champion"]["accuracy"]["value"] == 0.8
-    assert made.numbers["sample_ratio_p"] == 1.0
+    assert result.numbers["difference"]["low"] > 0
+    assert result.numbers["champion"]["accuracy"]["value"] == 0.8
+    assert result.numbers["sample_ratio_p"] == 1.0
 
 
 def test_challenger_that_is_worse_is_stopped() -> None:
-    made = decide(WORSE, DECIDES)
-    assert (made.action, made.verdict) == ("stop", "worse")
-    assert made.reason.endswith("wholly below 0")
+    result = decide(WORSE, DECIDES)
+    assert (result.action, result.verdict) == ("stop", "worse")
+    assert result.reason.endswith("wholly below 0")
 
 
 def test_equal_arms_wait() -> None:
@@ -72,22 +72,22 @@ def test_better_by_less_than_the_least_effect_waits() -> None:
 
 
 def test_policy_may_stop_at_better() -> None:
-    made = decide(BETTER, replace(DECIDES, on_better="stop"))
-    assert (made.action, made.verdict) == ("stop", "better")
+    result = decide(BETTER, replace(DECIDES, on_better="stop"))
+    assert (result.action, result.verdict) == ("stop", "better")
 
 
 def test_default_policy_says_the_same_and_does_nothing() -> None:
-    for found in (EQUAL, BETTER, WORSE, SPLIT_BROKEN, FAILING, SLOW):
-        observed, decided = decide(found, Policy()), decide(found, DECIDES)
+    for result in (EQUAL, BETTER, WORSE, SPLIT_BROKEN, FAILING, SLOW):
+        observed, decided = decide(result, Policy()), decide(result, DECIDES)
         assert observed.action == "none"
         assert observed.share is None
         assert (observed.verdict, observed.numbers) == (decided.verdict, decided.numbers)
 
 
 def test_broken_split_stops_whatever_else_is_true() -> None:
-    made = decide(SPLIT_BROKEN, DECIDES)
-    assert (made.action, made.verdict) == ("stop", "mismatch")
-    assert "sequential p" in made.reason
+    result = decide(SPLIT_BROKEN, DECIDES)
+    assert (result.action, result.verdict) == ("stop", "mismatch")
+    assert "sequential p" in result.reason
 
 
 def test_split_that_broke_in_an_earlier_stage_stays_broken() -> None:
@@ -102,9 +102,9 @@ def test_units_that_came_back_say_nothing_of_the_split() -> None:
 
 
 def test_challenger_that_fails_is_stopped_although_it_is_better() -> None:
-    made = decide(FAILING, DECIDES)
-    assert (made.action, made.verdict) == ("stop", "guardrail")
-    assert "3.85 points" in made.reason
+    result = decide(FAILING, DECIDES)
+    assert (result.action, result.verdict) == ("stop", "guardrail")
+    assert "3.85 points" in result.reason
 
 
 def test_challenger_that_only_fails_is_stopped_within_a_few_answers() -> None:
@@ -120,9 +120,9 @@ def test_one_fault_is_no_broken_guardrail() -> None:
 
 
 def test_challenger_that_is_slow_is_stopped_although_it_is_better() -> None:
-    made = decide(SLOW, DECIDES)
-    assert (made.action, made.verdict) == ("stop", "guardrail")
-    assert made.reason == "the challenger's p95 is 2.50 times the champion's; 2 times is allowed"
+    result = decide(SLOW, DECIDES)
+    assert (result.action, result.verdict) == ("stop", "guardrail")
+    assert result.reason == "the challenger's p95 is 2.50 times the champion's; 2 times is allowed"
 
 
 def test_latency_of_few_answers_is_not_looked_at() -> None:
@@ -138,18 +138,18 @@ def test_lifted_guardrails_stop_nothing() -> None:
 
 
 def test_no_verdict_on_accuracy_before_both_arms_have_enough_units() -> None:
-    found = evidence(arm(99, accuracy=0), arm(99, accuracy=1))
-    made = decide(found, DECIDES)
-    assert made.verdict == "undecided"
-    assert made.reason == (
+    result = evidence(arm(99, accuracy=0), arm(99, accuracy=1))
+    outcome = decide(result, DECIDES)
+    assert outcome.verdict == "undecided"
+    assert outcome.reason == (
         "99 units of the champion and 99 of the challenger have feedback; a verdict needs 100 of each"
     )
-    assert decide(found, replace(DECIDES, min_units=99)).action == "promote"
+    assert decide(result, replace(DECIDES, min_units=99)).action == "promote"
 
 
 def test_experiment_without_a_verdict_stops_at_its_most_units() -> None:
-    made = decide(EQUAL, replace(DECIDES, max_units=5000))
-    assert (made.action, made.verdict) == ("stop", "inconclusive")
+    result = decide(EQUAL, replace(DECIDES, max_units=5000))
+    assert (result.action, result.verdict) == ("stop", "inconclusive")
     assert decide(EQUAL, replace(DECIDES, max_units=5001)).action == "none"
     assert decide(BETTER, replace(DECIDES, max_units=5000)).action == "promote"
 
@@ -157,9 +157,9 @@ def test_experiment_without_a_verdict_stops_at_its_most_units() -> None:
 def test_ramp_takes_its_next_step_once_enough_units_met_the_challenger() -> None:
     few, enough = (evidence(arm(49_500), arm(units, new=500), share=0.01) for units in (499, 500))
     assert decide(few, RAMPS).action == "none"
-    made = decide(enough, RAMPS)
-    assert (made.action, made.share) == ("ramp", 0.05)
-    assert made.reason.endswith("; 500 units met the challenger at a share of 1.0%, so the next is 5.0%")
+    result = decide(enough, RAMPS)
+    assert (result.action, result.share) == ("ramp", 0.05)
+    assert result.reason.endswith("; 500 units met the challenger at a share of 1.0%, so the next is 5.0%")
     assert decide(enough, replace(RAMPS, action="observe")).action == "none"
 
 
@@ -168,23 +168,23 @@ def test_ramp_ends_at_its_last_share() -> None:
 
 
 def test_inconclusive_comes_before_the_ramp() -> None:
-    found = evidence(arm(49_500), arm(500), share=0.01)
-    assert decide(found, replace(RAMPS, max_units=500)).verdict == "inconclusive"
+    result = evidence(arm(49_500), arm(500), share=0.01)
+    assert decide(result, replace(RAMPS, max_units=500)).verdict == "inconclusive"
 
 
 def test_accuracy_is_compared_within_the_present_stage() -> None:
     hard = Stage(share=0.01, champion=arm(49_500, accuracy=0.6), challenger=arm(500, accuracy=0.6))
     easy = Stage(share=0.5, champion=arm(accuracy=0.9), challenger=arm(accuracy=0.9))
-    made = decide(Evidence(stages=(hard, easy)), RAMPS)
-    assert made.verdict == "undecided"
-    assert made.numbers["difference"]["value"] == 0
-    assert made.numbers["alpha"] == statistics.spend(0.05, stage=2, planned=3)
+    result = decide(Evidence(stages=(hard, easy)), RAMPS)
+    assert result.verdict == "undecided"
+    assert result.numbers["difference"]["value"] == 0
+    assert result.numbers["alpha"] == statistics.spend(0.05, stage=2, planned=3)
 
 
 def test_nothing_counted_yet_is_a_decision_too() -> None:
-    made = decide(evidence(ArmCounts(), ArmCounts()), DECIDES)
-    assert (made.action, made.verdict) == ("none", "undecided")
-    assert made.numbers["difference"] is None
+    result = decide(evidence(ArmCounts(), ArmCounts()), DECIDES)
+    assert (result.action, result.verdict) == ("none", "undecided")
+    assert result.numbers["difference"] is None
 
 
 COUNTS = st.builds(
@@ -213,12 +213,12 @@ STAGES = st.builds(
 @settings(max_examples=breadth.examples(50))
 @given(stages=st.lists(STAGES, min_size=1, max_size=3), acts=st.booleans())
 def test_stored_decision_is_made_again_from_its_stored_evidence(stages: list[Stage], acts: bool) -> None:
-    found = Evidence(stages=tuple(stages))
+    result = Evidence(stages=tuple(stages))
     policy = replace(RAMPS, max_units=120) if acts else Policy()
-    made = decide(found, policy)
-    stored = json.loads(json.dumps([found.dump(), policy.dump(), made.dump()], allow_nan=False))
+    outcome = decide(result, policy)
+    stored = json.loads(json.dumps([result.dump(), policy.dump(), outcome.dump()], allow_nan=False))
     again = decide(Evidence.parse(stored[0]), Policy.parse(stored[1]))
-    assert again == made
+    assert again == outcome
     assert again.dump() == stored[2]
 
 

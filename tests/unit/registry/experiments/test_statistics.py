@@ -47,16 +47,16 @@ def test_small_arm_is_no_less_varied_than_both_together() -> None:
 
 
 def test_difference_is_the_mixture_formula() -> None:
-    found = statistics.difference(votes(1000, 800), votes(500, 420), alpha=0.05)
+    result = statistics.difference(votes(1000, 800), votes(500, 420), alpha=0.05)
     before, after = 801 / 1002 * 201 / 1002, 421 / 502 * 81 / 502
     together = (1000 * before + 500 * after) / 1500
     variance, mixture = before / 1000 + together / 500, statistics.DIFFERENCE_SCALE**2
     half = math.sqrt(
         variance * (variance + mixture) / mixture * math.log((variance + mixture) / (variance * 0.05**2))
     )
-    assert found is not None
-    assert found.value == pytest.approx(0.04)
-    assert (found.low, found.high) == pytest.approx((0.04 - half, 0.04 + half))
+    assert result is not None
+    assert result.value == pytest.approx(0.04)
+    assert (result.low, result.high) == pytest.approx((0.04 - half, 0.04 + half))
 
 
 @pytest.mark.parametrize(("variance", "alpha"), [(1e-2, 0.05), (1e-4, 0.05), (1e-4, 0.001)])
@@ -76,10 +76,10 @@ def test_at_its_radius_an_estimate_has_a_mixed_likelihood_ratio_of_one_over_alph
 
 @pytest.mark.parametrize("right", [0, 30])
 def test_units_that_all_agree_are_not_sure(right: int) -> None:
-    found = statistics.difference(votes(30, right), votes(30, right), alpha=0.05)
-    assert found is not None
-    assert found.low < -0.05
-    assert found.high > 0.05
+    result = statistics.difference(votes(30, right), votes(30, right), alpha=0.05)
+    assert result is not None
+    assert result.low < -0.05
+    assert result.high > 0.05
     assert statistics.difference(votes(2, 0), votes(2, 2), alpha=0.05).low < 0
 
 
@@ -91,8 +91,10 @@ def test_arm_without_feedback_has_no_accuracy_and_no_difference() -> None:
 
 def test_interval_narrows_with_units_and_with_alpha() -> None:
     def width(units: int, alpha: float) -> float:
-        found = statistics.difference(votes(units, units * 4 // 5), votes(units, units * 4 // 5), alpha=alpha)
-        return found.high - found.low
+        result = statistics.difference(
+            votes(units, units * 4 // 5), votes(units, units * 4 // 5), alpha=alpha
+        )
+        return result.high - result.low
 
     assert width(10_000, 0.05) < width(1000, 0.05) < width(1000, 0.01)
     assert width(1_000_000, 0.05) < 0.01
@@ -106,9 +108,9 @@ def test_small_arm_decides_how_wide_the_interval_is() -> None:
 
 @given(shares=MEANS)
 def test_accuracy_lies_in_its_interval_and_the_interval_in_the_possible(shares: list[float]) -> None:
-    found = statistics.accuracy(ArmFeedback.from_shares(shares), level=0.95)
-    assert 0 <= found.low <= found.value <= found.high <= 1
-    assert found.low < found.high
+    result = statistics.accuracy(ArmFeedback.from_shares(shares), level=0.95)
+    assert 0 <= result.low <= result.value <= result.high <= 1
+    assert result.low < result.high
 
 
 @given(one=MEANS, other=MEANS)
@@ -173,16 +175,16 @@ def test_rate_without_trials_is_unknown() -> None:
 def test_rate_lies_in_its_interval_and_mirrors(events: int, others: int) -> None:
     if not events + others:
         return
-    found = statistics.rate(events, events + others, alpha=0.05)
+    result = statistics.rate(events, events + others, alpha=0.05)
     mirrored = statistics.rate(others, events + others, alpha=0.05)
-    assert 0 <= found.low <= found.value <= found.high <= 1
-    assert (found.low, found.high) == pytest.approx((1 - mirrored.high, 1 - mirrored.low), abs=1e-9)
+    assert 0 <= result.low <= result.value <= result.high <= 1
+    assert (result.low, result.high) == pytest.approx((1 - mirrored.high, 1 - mirrored.low), abs=1e-9)
 
 
 @given(events=st.floats(0, 1), trials_=st.integers(1, 3))
 def test_rate_of_shares_has_an_interval_however_small_they_are(events: float, trials_: int) -> None:
-    found = statistics.rate(events, trials_, alpha=0.05)
-    assert 0 <= found.low <= found.value <= found.high <= 1
+    result = statistics.rate(events, trials_, alpha=0.05)
+    assert 0 <= result.low <= result.value <= result.high <= 1
 
 
 @pytest.mark.parametrize("chance", [0.02, 0.3])
@@ -191,8 +193,8 @@ def test_rate_is_ever_out_of_its_interval_in_at_most_alpha(chance: float) -> Non
     chances, missed = np.ones(1), 0.0
     for seen in range(1, 61):
         chances = np.append(chances * (1 - chance), 0) + np.append(0, chances * chance)
-        found = [statistics.rate(events, seen, alpha=0.05) for events in range(seen + 1)]
-        out = np.array([not one.low <= chance <= one.high for one in found])
+        results = [statistics.rate(events, seen, alpha=0.05) for events in range(seen + 1)]
+        out = np.array([not one.low <= chance <= one.high for one in results])
         missed += chances[out].sum()
         chances = np.where(out, 0, chances)
     assert 0 < missed <= 0.05
@@ -210,19 +212,19 @@ def test_shares_are_weaker_evidence_than_the_answers_they_are_of() -> None:
 
 
 def test_no_fault_in_a_thousand_is_compatible_with_few() -> None:
-    found = statistics.rate(0, 1000, alpha=0.05)
-    assert found.low == 0
+    result = statistics.rate(0, 1000, alpha=0.05)
+    assert result.low == 0
     # The rate at which a thousand without a fault are 0.05 times as likely as under the mixture.
     mixture = math.gamma(0.5) * math.exp(math.lgamma(1000.5) - math.lgamma(1001)) / math.pi
-    assert found.high == pytest.approx(1 - (0.05 * mixture) ** (1 / 1000))
+    assert result.high == pytest.approx(1 - (0.05 * mixture) ** (1 / 1000))
 
 
 def test_increase_is_the_gap_between_both_bounds() -> None:
     before, after = statistics.rate(10, 10_000, alpha=0.005), statistics.rate(50, 1000, alpha=0.005)
-    found = statistics.increase((10, 10_000), (50, 1000), alpha=0.01)
-    assert found.value == pytest.approx(0.049)
-    assert (found.low, found.high) == pytest.approx((after.low - before.high, after.high - before.low))
-    assert found.low > 0.02
+    result = statistics.increase((10, 10_000), (50, 1000), alpha=0.01)
+    assert result.value == pytest.approx(0.049)
+    assert (result.low, result.high) == pytest.approx((after.low - before.high, after.high - before.low))
+    assert result.low > 0.02
 
 
 def test_stages_never_spend_more_than_alpha() -> None:
@@ -246,19 +248,19 @@ def test_simulation_calls_what_difference_calls() -> None:
                 )
                 for arm in (champion, challenger)
             ]
-            found = statistics.difference(*arms, alpha=0.05)
-            assert better[run, look] == (found is not None and found.value > 0 and found.low > 0)
-            assert worse[run, look] == (found is not None and found.value < 0 and found.high < 0)
+            result = statistics.difference(*arms, alpha=0.05)
+            assert better[run, look] == (result is not None and result.value > 0 and result.low > 0)
+            assert worse[run, look] == (result is not None and result.value < 0 and result.high < 0)
 
 
 @pytest.mark.parametrize("rolling", [False, True])
 def test_equal_arms_looked_at_after_every_feedback_are_called_different_in_at_most_5_percent(
     rolling: bool,
 ) -> None:
-    found = simulated.null(breadth.chosen(120, 240), rolling=rolling)
-    assert found["units"].mean() <= 0.05
-    assert found["accuracy"].mean() <= 0.05
-    assert found["predictions"].mean() > (0.15 if rolling else 0.06)
+    result = simulated.null(breadth.chosen(120, 240), rolling=rolling)
+    assert result["units"].mean() <= 0.05
+    assert result["accuracy"].mean() <= 0.05
+    assert result["predictions"].mean() > (0.15 if rolling else 0.06)
 
 
 def test_equal_arms_at_a_share_of_1_percent_are_called_different_in_at_most_5_percent() -> None:
@@ -267,15 +269,15 @@ def test_equal_arms_at_a_share_of_1_percent_are_called_different_in_at_most_5_pe
 
 
 def test_texts_that_become_easier_during_a_ramp_make_no_difference() -> None:
-    found = simulated.drifting(breadth.chosen(100, 300))
-    assert found["stages"].mean() <= 0.05
-    assert found["pooled"].mean() > 0.5
+    result = simulated.drifting(breadth.chosen(100, 300))
+    assert result["stages"].mean() <= 0.05
+    assert result["pooled"].mean() > 0.5
 
 
 def test_three_points_are_found_within_4000_feedbacks_an_arm() -> None:
-    found = simulated.better(100)
-    assert np.median(found["feedbacks"]) <= 4000
-    assert found["right"].mean() > 0.95
+    result = simulated.better(100)
+    assert np.median(result["feedbacks"]) <= 4000
+    assert result["right"].mean() > 0.95
 
 
 def test_true_split_is_left_alone_and_a_broken_one_is_caught_by_20000_units() -> None:

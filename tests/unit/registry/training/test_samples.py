@@ -33,11 +33,11 @@ def test_soft_labels_follow_the_rating_and_are_hard_without_one() -> None:
 
 def test_batches_hold_every_row_once_and_texts_of_like_length() -> None:
     lengths = np.arange(1000) % 50
-    found = list(batches(np.random.default_rng(0), np.arange(1000), lengths, 32))
-    assert sorted(np.concatenate(found).tolist()) == list(range(1000))
-    assert max(int(np.ptp(lengths[rows])) for rows in found) < 4
+    results = list(batches(np.random.default_rng(0), np.arange(1000), lengths, 32))
+    assert sorted(np.concatenate(results).tolist()) == list(range(1000))
+    assert max(int(np.ptp(lengths[rows])) for rows in results) < 4
     again = list(batches(np.random.default_rng(0), np.arange(1000), lengths, 32))
-    assert all((one == two).all() for one, two in zip(found, again, strict=True))
+    assert all((one == two).all() for one, two in zip(results, again, strict=True))
 
 
 def test_part_without_rows_is_refused_by_name() -> None:

@@ -506,20 +506,20 @@ async def test_the_document_page_needs_no_other_machine() -> None:
 
 async def evaluated(platform: Platform, version: str, accuracy: float) -> None:
     """Return a stored report of this version."""
-    made = report(version, accuracy)
+    result = report(version, accuracy)
     wanted = NewEvaluation(
-        bundle_digest=made.bundle, data_digest=made.data, model="sentiment", version=version
+        bundle_digest=result.bundle, data_digest=result.data, model="sentiment", version=version
     )
-    asked = await platform.evaluations.request(wanted)
-    await platform.evaluations.finish(asked.id, made.dump())
+    outcome = await platform.evaluations.request(wanted)
+    await platform.evaluations.finish(outcome.id, result.dump())
 
 
 async def test_a_version_is_evaluated_promoted_and_rolled_back(platform: Platform) -> None:
     versions = "/v1/models/sentiment/versions"
     async with platform.client(Role.ENGINEER) as client:
         missing = await client.post(f"{versions}/3/promote")
-        asked = await client.post(f"{versions}/3/evaluate")
-        await platform.lifecycle.evaluations._evaluations.fail(asked.json()["id"], "a test")
+        response = await client.post(f"{versions}/3/evaluate")
+        await platform.lifecycle.evaluations._evaluations.fail(response.json()["id"], "a test")
         await evaluated(platform, "2", 0.75)
         await evaluated(platform, "3", 0.78)
         shown = await client.get(f"{versions}/3")
@@ -532,7 +532,7 @@ async def test_a_version_is_evaluated_promoted_and_rolled_back(platform: Platfor
     assert missing.json()["title"] == "Promotion refused"
     assert missing.json()["detail"].startswith("evaluation missing")
     assert set(missing.json()["report"]["missing"]) == {"2", "3"}
-    assert (asked.status_code, asked.json()["state"]) == (202, "running")
+    assert (response.status_code, response.json()["state"]) == (202, "running")
     assert shown.json()["gates"]["passed"]
     assert [each["state"] for each in shown.json()["evaluations"]] == ["done", "failed"]
     assert (promoted.status_code, promoted.json()["previous"], promoted.json()["changed"]) == (200, "2", True)

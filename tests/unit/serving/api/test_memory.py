@@ -27,8 +27,8 @@ async def platform() -> AsyncIterator[Platform]:
 async def predict(client: httpx.AsyncClient, *texts: str, **fields: Any) -> list[dict[str, Any]]:
     answer = await client.post("/v1/predict/batch", json={"texts": list(texts), **fields})
     assert answer.status_code == 201
-    found: list[dict[str, Any]] = answer.json()["predictions"]
-    return found
+    result: list[dict[str, Any]] = answer.json()["predictions"]
+    return result
 
 
 async def judge(client: httpx.AsyncClient, prediction: dict[str, Any], *, label: str) -> None:
@@ -47,15 +47,15 @@ def texts(answer: httpx.Response) -> list[str]:
 
 async def test_like_these_and_not_like_those(platform: Platform) -> None:
     async with platform.client() as client:
-        made = await predict(client, *BATTERY, *SCREEN)
-        like = [{"prediction_id": made[0]["id"]}, {"text_id": made[1]["text_id"]}]
+        result = await predict(client, *BATTERY, *SCREEN)
+        like = [{"prediction_id": result[0]["id"]}, {"text_id": result[1]["text_id"]}]
         liked = await client.post("/v1/similar", json={"like": like, "k": 1})
         unlike = [{"text": "battery long lasts"}, {"embedding": vector_of(BATTERY[2]).tolist()}]
         both = await client.post(
             "/v1/similar", json={"like": [{"text": "the"}], "unlike": unlike, "k": 2, "counts": True}
         )
         moved = await client.post(
-            "/v1/similar", json={"text": "the", "like": [{"prediction_id": made[3]["id"]}], "k": 2}
+            "/v1/similar", json={"text": "the", "like": [{"prediction_id": result[3]["id"]}], "k": 2}
         )
     assert texts(liked) == [BATTERY[2]], "the examples themselves are left out"
     assert set(texts(both)) == {SCREEN[0], SCREEN[2]}
@@ -87,10 +87,10 @@ async def test_words_and_meaning_are_fused_and_each_rank_is_shown(platform: Plat
 
 async def test_near_duplicates_are_without_the_text_itself(platform: Platform) -> None:
     async with platform.client() as client:
-        made = await predict(client, *BATTERY, *SCREEN)
-        far = await client.post("/v1/duplicates", json={"prediction_id": made[0]["id"]})
+        result = await predict(client, *BATTERY, *SCREEN)
+        far = await client.post("/v1/duplicates", json={"prediction_id": result[0]["id"]})
         near = await client.post(
-            "/v1/duplicates", json={"text_id": made[0]["text_id"], "min_similarity": 0.5}
+            "/v1/duplicates", json={"text_id": result[0]["text_id"], "min_similarity": 0.5}
         )
         itself = await client.post("/v1/duplicates", json={"text": BATTERY[0]})
     assert texts(far) == []
@@ -130,12 +130,12 @@ async def test_what_cant_be_sought_is_a_problem_that_says_why(platform: Platform
 
 async def test_a_second_opinion_comes_from_nearby_texts_with_feedback(platform: Platform) -> None:
     async with platform.client() as client:
-        made = await predict(client, *BATTERY, "long lasts the battery", *SCREEN)
-        for each in made[1:4]:
+        result = await predict(client, *BATTERY, "long lasts the battery", *SCREEN)
+        for each in result[1:4]:
             await judge(client, each, label="positive")
-        await judge(client, made[0], label="negative")
-        opinion = (await client.get(f"/v1/predictions/{made[0]['id']}/second-opinion")).json()
-        lonely = (await client.get(f"/v1/predictions/{made[4]['id']}/second-opinion")).json()
+        await judge(client, result[0], label="negative")
+        opinion = (await client.get(f"/v1/predictions/{result[0]['id']}/second-opinion")).json()
+        lonely = (await client.get(f"/v1/predictions/{result[4]['id']}/second-opinion")).json()
         explained = await client.post("/v1/predict", json={"text": BATTERY[0], "explain": True})
         plain = await client.post("/v1/predict", json={"text": BATTERY[0]})
     async with platform.client(Role.CLIENT, key=None) as client:
@@ -177,40 +177,40 @@ async def test_a_prediction_whose_second_opinion_fails_is_still_a_prediction(
 
 async def test_one_correction_finds_what_else_it_would_mend(platform: Platform) -> None:
     async with platform.client() as client:
-        made = await predict(
+        result = await predict(
             client, "so very long a battery", "a so very long battery", "battery so a very long"
         )
         (other,) = await predict(client, "very long a so battery", version="1")
-        path = f"/v1/predictions/{made[0]['id']}/corrections"
+        path = f"/v1/predictions/{result[0]['id']}/corrections"
         before = await client.get(path)
-        await judge(client, made[0], label="negative")
-        await judge(client, made[1], label="neutral")
-        found = (await client.get(path)).json()
+        await judge(client, result[0], label="negative")
+        await judge(client, result[1], label="neutral")
+        body = (await client.get(path)).json()
         bounded = await client.get(path, params={"min_similarity": 2})
     assert before.status_code == 409
     assert "feedback" in before.json()["detail"]
-    assert (found["sentiment"], found["champion"], found["duplicates"]) == ("negative", "2", 3)
-    assert [fix["prediction"]["id"] for fix in found["fixes"]] == [made[2]["id"]]
-    assert (found["unpredicted"], found["judged"], found["agreeing"]) == (1, 1, 0)
+    assert (body["sentiment"], body["champion"], body["duplicates"]) == ("negative", "2", 3)
+    assert [fix["prediction"]["id"] for fix in body["fixes"]] == [result[2]["id"]]
+    assert (body["unpredicted"], body["judged"], body["agreeing"]) == (1, 1, 0)
     assert other["model_version"] == "1"
-    assert found["complete"] is True
+    assert body["complete"] is True
     assert bounded.status_code == 422
 
 
 async def test_other_holders_texts_are_never_examples_votes_or_fixes(platform: Platform) -> None:
     async with platform.client(Role.ENGINEER) as engineer:
-        made = await predict(engineer, *BATTERY, "long lasts the battery")
-        for each in made:
+        result = await predict(engineer, *BATTERY, "long lasts the battery")
+        for each in result:
             await judge(engineer, each, label="positive")
     async with platform.client() as client:
         (mine,) = await predict(client, "the long battery lasts")
         opinion = (await client.get(f"/v1/predictions/{mine['id']}/second-opinion")).json()
         refused = [
-            await client.get(f"/v1/predictions/{made[0]['id']}/{what}")
+            await client.get(f"/v1/predictions/{result[0]['id']}/{what}")
             for what in ("second-opinion", "corrections")
         ]
-        refused.append(await client.post("/v1/similar", json={"like": [{"text_id": made[0]["text_id"]}]}))
-        refused.append(await client.post("/v1/duplicates", json={"prediction_id": made[0]["id"]}))
+        refused.append(await client.post("/v1/similar", json={"like": [{"text_id": result[0]["text_id"]}]}))
+        refused.append(await client.post("/v1/duplicates", json={"prediction_id": result[0]["id"]}))
         words = await client.post("/v1/similar", json={"text": "battery", "keywords": "lasts"})
     assert opinion["neighbours"] == []
     assert [answer.status_code for answer in refused] == [404] * 4
@@ -248,15 +248,15 @@ async def test_topics_group_a_window_and_say_how_it_was_judged(platform: Platfor
     battery = [f"{text} {word}" for text in BATTERY for word in ("good", "great", "love", "hate")]
     screen = [f"{text} {word}" for text in SCREEN for word in ("today", "now", "here", "again")]
     async with platform.client(Role.ENGINEER) as client:
-        made = await predict(client, *battery, *screen)
-        await judge(client, made[0], label="positive")
-        await judge(client, made[1], label="neutral")
-        found = (await client.get("/v1/topics", params={"topics": 2})).json()
+        result = await predict(client, *battery, *screen)
+        await judge(client, result[0], label="positive")
+        await judge(client, result[1], label="neutral")
+        body = (await client.get("/v1/topics", params={"topics": 2})).json()
         early = (await client.get("/v1/topics", params={"until": "2001-01-01T00:00:00Z"})).json()
         ancient = await client.get("/v1/topics", params={"until": "0001-01-01T00:00:00Z"})
-    assert found["sampled"] == 24
-    assert sum(topic["texts"] for topic in found["topics"]) == 24
-    about = next(topic for topic in found["topics"] if "battery" in topic["words"])
+    assert body["sampled"] == 24
+    assert sum(topic["texts"] for topic in body["topics"]) == 24
+    about = next(topic for topic in body["topics"] if "battery" in topic["words"])
     assert about["accuracy"] == [{"model_version": "2", "judged": 2, "right": 1, "accuracy": 0.5}]
     assert about["sentiments"]["positive"] >= 6
     assert len(about["examples"]) == 3
@@ -266,16 +266,16 @@ async def test_topics_group_a_window_and_say_how_it_was_judged(platform: Platfor
 
 async def test_the_review_queue_leaves_out_what_was_judged_and_what_is_like_it(platform: Platform) -> None:
     async with platform.client(Role.ENGINEER) as client:
-        made = await predict(client, *BATTERY, "lasts long the battery", *SCREEN)
-        await judge(client, made[1], label="negative")
-        found = (await client.get("/v1/review", params={"limit": 5})).json()
-    assert (found["candidates"], found["judged"]) == (6, 1)
-    assert made[1]["id"] not in {item["prediction_id"] for item in found["items"]}
-    assert len({item["text"] for item in found["items"]} & {BATTERY[0], "lasts long the battery"}) == 1
-    scores = [item["score"] for item in found["items"]]
+        result = await predict(client, *BATTERY, "lasts long the battery", *SCREEN)
+        await judge(client, result[1], label="negative")
+        body = (await client.get("/v1/review", params={"limit": 5})).json()
+    assert (body["candidates"], body["judged"]) == (6, 1)
+    assert result[1]["id"] not in {item["prediction_id"] for item in body["items"]}
+    assert len({item["text"] for item in body["items"]} & {BATTERY[0], "lasts long the battery"}) == 1
+    scores = [item["score"] for item in body["items"]]
     assert scores == sorted(scores, reverse=True)
-    assert found["items"][0]["disagreement"] == 1
-    for item in found["items"]:
+    assert body["items"][0]["disagreement"] == 1
+    for item in body["items"]:
         wanted = item["density"] * (item["uncertainty"] + item["disagreement"]) / 2
         assert item["score"] == pytest.approx(wanted, abs=1e-5)
 
@@ -285,16 +285,16 @@ async def test_a_diff_shows_where_versions_differ_shadows_included(platform: Pla
     async with platform.client(Role.ENGINEER) as client:
         ours = await predict(client, *BATTERY, *SCREEN)
         theirs = await predict(client, *BATTERY, *SCREEN, version="1")
-        for made in theirs[:3]:
-            row = platform.store.predictions[UUID(made["id"])]
+        for result in theirs[:3]:
+            row = platform.store.predictions[UUID(result["id"])]
             platform.store.predictions[row.id] = replace(row, label="negative", arm="shadow")
         path = "/v1/models/sentiment/diff"
-        found = (await client.get(path, params={"from": "1", "to": "2", "was": "negative"})).json()
+        body = (await client.get(path, params={"from": "1", "to": "2", "was": "negative"})).json()
         none = (await client.get(path, params={"from": "1", "to": "2", "now": "positive"})).json()
         back = (await client.get(path, params={"from": "2", "to": "1"})).json()
-    assert (found["compared"], found["differing"], found["sampled"]) == (6, 3, 3)
-    assert found["matrix"]["negative"] == {"negative": 0, "neutral": 3, "positive": 0}
-    examples = [example for cluster in found["clusters"] for example in cluster["examples"]]
+    assert (body["compared"], body["differing"], body["sampled"]) == (6, 3, 3)
+    assert body["matrix"]["negative"] == {"negative": 0, "neutral": 3, "positive": 0}
+    examples = [example for cluster in body["clusters"] for example in cluster["examples"]]
     assert {example["text"] for example in examples} == set(BATTERY)
     assert examples[0]["from"]["sentiment"] == "negative"
     assert {example["to"]["prediction_id"] for example in examples} == {each["id"] for each in ours[:3]}
@@ -307,7 +307,7 @@ async def test_drift_compares_a_window_with_what_was_before(platform: Platform) 
         old = await predict(client, *[f"the battery is good {n}" for n in range(30)])
         new = await predict(client, *[f"a screen broke at once {n}" for n in range(30)])
         edge = new[0]["predicted_at"]
-        found = (await client.get("/v1/drift", params={"since": edge, "limit": 3})).json()
+        body = (await client.get("/v1/drift", params={"since": edge, "limit": 3})).json()
         none = (
             await client.get(
                 "/v1/drift",
@@ -318,12 +318,12 @@ async def test_drift_compares_a_window_with_what_was_before(platform: Platform) 
                 },
             )
         ).json()
-    assert (found["window"]["sampled"], found["reference"]["sampled"]) == (30, 30)
-    assert found["embeddings"]["drifted"] is True
-    assert found["embeddings"]["p_value"] == 1 / 500
-    assert found["window"]["sentiments"] == {"negative": 30}
-    assert found["reference"]["sentiments"] == {"positive": 30}
-    assert found["stability"] == {"sentiments": None, "confidences": None}, "30 texts say nothing"
-    assert all("screen" in text["text"] for text in found["new"])
-    assert len(found["new"]) == 3
+    assert (body["window"]["sampled"], body["reference"]["sampled"]) == (30, 30)
+    assert body["embeddings"]["drifted"] is True
+    assert body["embeddings"]["p_value"] == 1 / 500
+    assert body["window"]["sentiments"] == {"negative": 30}
+    assert body["reference"]["sentiments"] == {"positive": 30}
+    assert body["stability"] == {"sentiments": None, "confidences": None}, "30 texts say nothing"
+    assert all("screen" in text["text"] for text in body["new"])
+    assert len(body["new"]) == 3
     assert (none["embeddings"], none["new"]) == (None, [])

@@ -32,7 +32,7 @@ def test_the_figures_of_a_prediction_dont_depend_on_when_it_is_asked_for() -> No
         "label": "positive",
         "truncated": False,
     }
-    made = Prediction(
+    result = Prediction(
         **values,
         confidence=float(CONFIDENCE),
         scores=(float(other), float(other), float(CONFIDENCE)),
@@ -40,8 +40,10 @@ def test_the_figures_of_a_prediction_dont_depend_on_when_it_is_asked_for() -> No
         vector=b"",
     )
     rest = {field.name: None for field in fields(StoredPrediction) if field.name not in values}
-    told = {label: float(str(score)) for label, score in zip(LABELS, (other, other, CONFIDENCE), strict=True)}
-    found = StoredPrediction(**values, **rest | {"confidence": float(str(CONFIDENCE)), "scores": told})
-    first = orjson.loads(serializers.render_one(with_embedding=False)([made]))
-    later = PredictionResponse.model_validate(found).model_dump(mode="json")
+    results = {
+        label: float(str(score)) for label, score in zip(LABELS, (other, other, CONFIDENCE), strict=True)
+    }
+    outcome = StoredPrediction(**values, **rest | {"confidence": float(str(CONFIDENCE)), "scores": results})
+    first = orjson.loads(serializers.render_one(with_embedding=False)([result]))
+    later = PredictionResponse.model_validate(outcome).model_dump(mode="json")
     assert (later["confidence"], later["scores"]) == (first["confidence"], first["scores"])

@@ -362,7 +362,7 @@ def test_a_version_is_evaluated_waited_for_and_shown_with_its_gates(platform: Pl
 def test_champions_are_made_unmade_and_remembered(platform: Platform, run: Any) -> None:
     assert run("models", "promote", "3")[0] == 0
     assert run("models", "promote", "3", "--force", "--reason", "an incident")[0] == 0
-    assert [asked[2] for asked in platform.asked] == [{}, {"force": True, "reason": "an incident"}]
+    assert [result[2] for result in platform.asked] == [{}, {"force": True, "reason": "an incident"}]
     code, _, err = run("models", "promote", "4")
     assert (code, err) == (1, "valence: 409 Promotion refused: a gate failed: the error is too large\n")
     assert "previous  2" in run("models", "rollback", "--reason", "worse")[1]

@@ -36,8 +36,8 @@ def test_an_application_bears_its_encoders_name_and_no_route() -> None:
     record = EncoderRecord(
         digest="ab" * 32, bundle="b", name="e", space=None, dimensions=4, uri="file:///nowhere"
     )
-    made = target(record, None)  # type: ignore[arg-type]  # it is passed on as it is
-    assert (made.name, made.route_prefix) == (f"encoder-{short_digest(record.digest)}", None)
+    result = target(record, None)  # type: ignore[arg-type]  # it is passed on as it is
+    assert (result.name, result.route_prefix) == (f"encoder-{short_digest(record.digest)}", None)
 
 
 @pytest.mark.parametrize("state", ["RUNNING", ReplicaState.RUNNING])

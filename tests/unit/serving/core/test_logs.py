@@ -38,8 +38,8 @@ class Lines:
         self._file = file
 
     def __call__(self, event: str | None = None) -> Sequence[dict[str, object]]:
-        found = [json.loads(line) for line in self._file.read_text().splitlines()]
-        return [line for line in found if event is None or line["event"] == event]
+        results = [json.loads(line) for line in self._file.read_text().splitlines()]
+        return [line for line in results if event is None or line["event"] == event]
 
 
 def test_a_line_says_where_it_comes_from_and_is_there_at_once(lines: Lines) -> None:

@@ -34,9 +34,9 @@ class Recorded:
 
 @pytest.fixture
 def recorded() -> Iterator[Recorded]:
-    made = Recorded()
-    yield made
-    made.spans.close()
+    result = Recorded()
+    yield result
+    result.spans.close()
 
 
 class Calls:
@@ -95,10 +95,10 @@ async def test_a_batch_and_its_requests_link_to_each_other_and_the_replica_gets_
     assert {link.context.span_id for link in batch.links} == requests.keys()
     for request in requests.values():
         assert [link.context.span_id for link in request.links] == [batch.context.span_id]
-    told = calls.questions[0].traceparent
-    assert told is not None
-    assert told.split("-")[1:3] == [f"{batch.context.trace_id:032x}", f"{batch.context.span_id:016x}"]
-    with recorded.spans.within("encode", told):
+    result = calls.questions[0].traceparent
+    assert result is not None
+    assert result.split("-")[1:3] == [f"{batch.context.trace_id:032x}", f"{batch.context.span_id:016x}"]
+    with recorded.spans.within("encode", result):
         pass
     (encode,) = recorded.named("encode")
     assert encode.parent is not None
@@ -107,13 +107,13 @@ async def test_a_batch_and_its_requests_link_to_each_other_and_the_replica_gets_
 
 @pytest.mark.anyio
 async def test_what_is_not_sampled_leaves_no_span_of_a_batch_either() -> None:
-    made, calls = Recorded(share=0), Calls()
-    encoders = ReplicaClient(calls, spans=made.spans)
-    with made.spans.request("a", "POST", None):
+    result, calls = Recorded(share=0), Calls()
+    encoders = ReplicaClient(calls, spans=result.spans)
+    with result.spans.request("a", "POST", None):
         await encoders.infer([InferenceItem(text="x", record=None, request_id="a")], bulk=False)
     assert calls.questions[0].traceparent is None
-    assert made.named("infer") == []
-    made.spans.close()
+    assert result.named("infer") == []
+    result.spans.close()
 
 
 @pytest.mark.anyio

@@ -27,28 +27,28 @@ DECIDE = {"action": "decide", "min_units": 10}
 
 @pytest.fixture
 async def platform() -> AsyncIterator[Platform]:
-    async with fake_platform() as made:
-        yield made
+    async with fake_platform() as result:
+        yield result
 
 
 @pytest.fixture
 async def client(platform: Platform) -> AsyncIterator[httpx.AsyncClient]:
-    async with platform.client(Role.ENGINEER) as made:
-        yield made
+    async with platform.client(Role.ENGINEER) as result:
+        yield result
 
 
 def split(platform: Platform, *, share: float = 1.0, shadow: bool = False) -> Split:
-    made = Split(
+    result = Split(
         experiment_id=uuid4(), stage=3, champion="2", challenger="1", share=share, salt="s", shadow=shadow
     )
-    platform.traffic.splits[MODEL] = made
-    return made
+    platform.traffic.splits[MODEL] = result
+    return result
 
 
 async def test_an_experiment_is_started_seen_changed_and_stopped(client: httpx.AsyncClient) -> None:
-    made = await client.post("/v1/experiments", json=START)
-    assert made.status_code == 201
-    started = made.json()
+    response = await client.post("/v1/experiments", json=START)
+    assert response.status_code == 201
+    started = response.json()
     assert (started["champion"], started["challenger"], started["state"]) == ("2", "1", "running")
     assert [arm["arm"] for arm in started["arms"]] == ["champion", "challenger"]
     assert started["policy"]["action"] == "observe"
@@ -101,10 +101,10 @@ async def test_experiments_need_an_engineer_and_unknown_ones_are_404(
 async def test_an_answer_carries_its_arm_and_its_experiment(
     platform: Platform, client: httpx.AsyncClient
 ) -> None:
-    made = split(platform)
+    result = split(platform)
     answer = (await client.post("/v1/predict", json={"text": "so good", "unit": "ada"})).json()
     assert (answer["arm"], answer["model_version"]) == ("challenger", "1")
-    assert answer["experiment_id"] == str(made.experiment_id)
+    assert answer["experiment_id"] == str(result.experiment_id)
     named = (await client.post("/v1/predict", json={"text": "so good", "version": "2"})).json()
     assert (named["arm"], named["experiment_id"]) == ("named", None)
 
@@ -112,25 +112,25 @@ async def test_an_answer_carries_its_arm_and_its_experiment(
 async def test_where_the_challenger_fails_the_champion_answers_and_the_fault_is_counted(
     platform: Platform, client: httpx.AsyncClient
 ) -> None:
-    made = split(platform)
+    result = split(platform)
     platform.encoders.broken_versions = {"1"}
     answer = await client.post("/v1/predict", json={"text": "so good"})
     assert answer.status_code == 201
     assert (answer.json()["arm"], answer.json()["experiment_id"]) == ("champion", None)
-    assert platform.services.predictions.faults.take() == {(made.experiment_id, 3, "challenger"): 1}
+    assert platform.services.predictions.faults.take() == {(result.experiment_id, 3, "challenger"): 1}
 
 
 async def test_a_shadow_scores_after_the_reply_and_is_stored_as_such(
     platform: Platform, client: httpx.AsyncClient
 ) -> None:
-    made = split(platform, shadow=True)
+    result = split(platform, shadow=True)
     answer = (await client.post("/v1/predict", json={"text": "so good"})).json()
     assert (answer["arm"], answer["model_version"]) == ("champion", "2")
     store = platform.store
     assert store is not None
     await platform.services.predictions.close()
     shadow = next(row for row in store.predictions.values() if row.arm == "shadow")
-    assert (shadow.version, shadow.experiment_id) == ("1", made.experiment_id)
+    assert (shadow.version, shadow.experiment_id) == ("1", result.experiment_id)
     assert shadow.id > UUID(answer["id"])
 
 
@@ -145,11 +145,11 @@ async def test_a_shadow_on_the_champions_encoder_joins_its_batch(
 async def test_a_shadow_that_fails_is_counted_and_felt_by_nobody(
     platform: Platform, client: httpx.AsyncClient
 ) -> None:
-    made = split(platform, shadow=True)
+    result = split(platform, shadow=True)
     platform.encoders.broken_versions = {"1"}
     assert (await client.post("/v1/predict", json={"text": "so good"})).status_code == 201
     await platform.services.predictions.close()
-    assert platform.services.predictions.faults.take() == {(made.experiment_id, 3, "shadow"): 1}
+    assert platform.services.predictions.faults.take() == {(result.experiment_id, 3, "shadow"): 1}
 
 
 async def test_what_was_not_stored_has_no_shadow(platform: Platform, client: httpx.AsyncClient) -> None:
@@ -219,70 +219,70 @@ WORSE = counts((1_600, 2_000), (1_000, 2_000))
 
 async def test_a_better_challenger_is_promoted_and_the_decision_can_be_recomputed() -> None:
     records, promoter = FakeExperimentRepository(FakeStore()), Promoter()
-    made = await experiment(records, DECIDE)
-    records.counted[made.id] = BETTER
+    result = await experiment(records, DECIDE)
+    records.counted[result.id] = BETTER
     await build_policy_runner(records, promoter).run_once()
     assert promoter.promoted == ["1"]
-    (decided,) = await records.decisions(made.id)
+    (decided,) = await records.decisions(result.id)
     assert (decided.action, decided.verdict) == ("promote", "better")
     again = decisions.decide(
         decisions.Evidence.parse(decided.evidence), decisions.Policy.parse(decided.policy)
     )
     assert again.numbers == decided.numbers
-    assert (await records.get(made.id)).reason == f"promoted: {decided.reason}"
+    assert (await records.get(result.id)).reason == f"promoted: {decided.reason}"
 
 
 async def test_a_worse_challenger_is_stopped() -> None:
     records, promoter = FakeExperimentRepository(FakeStore()), Promoter()
-    made = await experiment(records, DECIDE)
-    records.counted[made.id] = WORSE
+    result = await experiment(records, DECIDE)
+    records.counted[result.id] = WORSE
     await build_policy_runner(records, promoter).run_once()
     assert not promoter.promoted
-    assert (await records.get(made.id)).state == "stopped"
-    assert [each.verdict for each in await records.decisions(made.id)] == ["worse"]
+    assert (await records.get(result.id)).state == "stopped"
+    assert [each.verdict for each in await records.decisions(result.id)] == ["worse"]
 
 
 async def test_the_default_policy_decides_nothing() -> None:
     records, promoter = FakeExperimentRepository(FakeStore()), Promoter()
-    made = await experiment(records, {})
-    records.counted[made.id] = BETTER
+    result = await experiment(records, {})
+    records.counted[result.id] = BETTER
     await build_policy_runner(records, promoter).run_once()
-    assert (await records.get(made.id)).running
+    assert (await records.get(result.id)).running
     assert not promoter.promoted
 
 
 async def test_a_ramp_goes_up_a_step_once_enough_units_were_met() -> None:
     records = FakeExperimentRepository(FakeStore())
-    made = await experiment(
+    result = await experiment(
         records, {"action": "decide", "ramp": [0.5, 0.75], "step_units": 100, "min_units": 10_000}
     )
-    records.counted[made.id] = counts((150, 200), (150, 200))
+    records.counted[result.id] = counts((150, 200), (150, 200))
     await build_policy_runner(records, Promoter()).run_once()
-    now = await records.get(made.id)
+    now = await records.get(result.id)
     assert (now.share, now.stage, now.running) == (0.75, 2, True)
 
 
 async def test_a_promotion_that_was_interrupted_is_carried_out_once_the_process_is_back() -> None:
     records, promoter = FakeExperimentRepository(FakeStore()), Promoter()
-    made = await experiment(records, DECIDE)
-    records.counted[made.id] = BETTER
+    result = await experiment(records, DECIDE)
+    records.counted[result.id] = BETTER
     promoter.fault = NotReady("the registry is away")
     await build_policy_runner(records, promoter).run_once()
-    assert (await records.get(made.id)).running
+    assert (await records.get(result.id)).running
     promoter.fault = None
-    records.counted[made.id] = WORSE
+    records.counted[result.id] = WORSE
     await build_policy_runner(records, promoter).run_once()
     assert promoter.promoted == ["1"]
-    assert len(await records.decisions(made.id)) == 1
+    assert len(await records.decisions(result.id)) == 1
 
 
 async def test_a_gate_that_stands_in_the_way_ends_the_experiment_with_its_reason() -> None:
     records, promoter = FakeExperimentRepository(FakeStore()), Promoter()
-    made = await experiment(records, DECIDE)
-    records.counted[made.id] = BETTER
+    result = await experiment(records, DECIDE)
+    records.counted[result.id] = BETTER
     promoter.fault = Conflict("the gate `cosine` fails")
     await build_policy_runner(records, promoter).run_once()
-    now = await records.get(made.id)
+    now = await records.get(result.id)
     assert not now.running
     assert now.reason is not None
     assert now.reason.endswith("not promoted: the gate `cosine` fails")
@@ -290,10 +290,10 @@ async def test_a_gate_that_stands_in_the_way_ends_the_experiment_with_its_reason
 
 async def test_an_experiment_ends_when_somebody_changes_the_champion() -> None:
     records, promoter = FakeExperimentRepository(FakeStore()), Promoter()
-    made = await experiment(records, {})
+    result = await experiment(records, {})
     promoter.champion = "7"
     await build_policy_runner(records, promoter).run_once()
-    assert (await records.get(made.id)).reason == "the champion became version 7"
+    assert (await records.get(result.id)).reason == "the champion became version 7"
 
 
 async def test_an_experiment_whose_evidence_can_not_be_read_holds_up_no_other() -> None:
@@ -315,12 +315,12 @@ async def test_an_experiment_whose_evidence_can_not_be_read_holds_up_no_other() 
 
 async def test_traffic_is_split_by_the_running_experiments_alone() -> None:
     records = FakeExperimentRepository(FakeStore())
-    made = await experiment(records, {})
+    result = await experiment(records, {})
     stopped = await experiment(records, {}, model="other")
     await records.stop(stopped.id, actor=None, reason="over")
     traffic = traffic_of(await records.list())
     assert traffic.splits.keys() == {MODEL}
-    assert traffic.splits[MODEL].experiment_id == made.id
+    assert traffic.splits[MODEL].experiment_id == result.id
 
 
 async def test_a_named_version_is_requested_and_an_unknown_one_is_not(

@@ -71,33 +71,33 @@ async def test_the_champion_is_measured_first_if_it_has_no_report() -> None:
 async def test_a_process_that_ends_badly_fails_its_evaluation_with_the_reason() -> None:
     bench = Bench()
     bench.work = lambda _: "its process was ended by SIGKILL"
-    asked = await bench.evaluations.request(MODEL, "2", None)
+    result = await bench.evaluations.request(MODEL, "2", None)
     assert await bench.evaluations.step()
-    row = bench.records.rows[asked.id]
+    row = bench.records.rows[result.id]
     assert (row.state, row.reason) == ("failed", "its process was ended by SIGKILL")
 
 
 async def test_a_process_that_leaves_no_report_is_no_success() -> None:
     bench = Bench()
-    asked = await bench.evaluations.request(MODEL, "2", None)
+    result = await bench.evaluations.request(MODEL, "2", None)
 
     async def nothing(_: int) -> None:
         return None
 
     bench.evaluations._launch = nothing
     await bench.evaluations.step()
-    assert bench.records.rows[asked.id].reason == "its process ended without a report"
+    assert bench.records.rows[result.id].reason == "its process ended without a report"
 
 
 async def test_the_loop_starts_work_at_once_on_a_request() -> None:
     bench = Bench()
     running = asyncio.create_task(bench.evaluations.run())
-    asked = await bench.evaluations.request(MODEL, "2", None)
+    result = await bench.evaluations.request(MODEL, "2", None)
     async with asyncio.timeout(2):
-        while bench.records.rows[asked.id].state == "running":  # noqa: ASYNC110 - the fake has no event
+        while bench.records.rows[result.id].state == "running":  # noqa: ASYNC110 - the fake has no event
             await asyncio.sleep(0.01)
     running.cancel()
-    assert bench.records.rows[asked.id].state == "done"
+    assert bench.records.rows[result.id].state == "done"
 
 
 async def test_what_cant_be_measured_is_refused() -> None:

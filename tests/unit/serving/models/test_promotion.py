@@ -45,10 +45,10 @@ class Desk:
         )
 
     async def report(self, made: EvaluationReport) -> None:
-        asked = await self.evaluations.request(
+        result = await self.evaluations.request(
             NewEvaluation(bundle_digest=made.bundle, data_digest=made.data, model=MODEL, version=made.version)
         )
-        await self.evaluations.finish(asked.id, made.dump())
+        await self.evaluations.finish(result.id, made.dump())
 
     @property
     def refusals(self) -> list[tuple[str, UUID | None]]:
@@ -82,10 +82,10 @@ async def test_a_version_that_passes_becomes_champion_once(desk: Desk) -> None:
     assert (first.changed, first.version_from, again.changed) == (True, "2", False)
     assert desk.registry.champion == "3"
     assert desk.acts == [("bootstrap", "2", "done"), ("promote", "3", "done")]
-    made = first.promotion
-    assert made is not None
-    assert (made.actor, made.reason, made.gated, made.forced) == (ADA.key_id, "better", True, False)
-    assert made.evidence["gates"]["passed"]
+    result = first.promotion
+    assert result is not None
+    assert (result.actor, result.reason, result.gated, result.forced) == (ADA.key_id, "better", True, False)
+    assert result.evidence["gates"]["passed"]
 
 
 async def test_a_failed_gate_is_a_refusal_with_the_report_and_is_noted(desk: Desk) -> None:
@@ -116,9 +116,9 @@ async def test_force_passes_over_a_failed_gate_for_a_reason(desk: Desk) -> None:
 async def test_without_a_report_it_says_evaluation_missing_and_why(desk: Desk, state: str, why: str) -> None:
     if state != "none":
         wanted = NewEvaluation(bundle_digest="3" * 64, data_digest="d" * 64, model=MODEL, version="3")
-        asked = await desk.evaluations.request(wanted)
+        result = await desk.evaluations.request(wanted)
         if state == "failed":
-            await desk.evaluations.fail(asked.id, "head raises")
+            await desk.evaluations.fail(result.id, "head raises")
     with pytest.raises(Refused, match="evaluation missing") as refused:
         await desk.promotions().promote(MODEL, "3", ADA)
     assert refused.value.report is not None
@@ -275,9 +275,9 @@ async def test_of_two_at_once_one_wins_and_the_other_gets_a_conflict(desk: Desk)
         *(promotions.promote(MODEL, version, ADA, force=True, reason="a test") for version in ("1", "3")),
         return_exceptions=True,
     )
-    (told,) = [result for result in results if isinstance(result, Exception)]
-    assert isinstance(told, Conflict)
-    assert str(ADA.key_id) in str(told)
+    (outcome,) = [result for result in results if isinstance(result, Exception)]
+    assert isinstance(outcome, Conflict)
+    assert str(ADA.key_id) in str(outcome)
     assert [act for act, _, state in desk.acts if state == "done"] == ["bootstrap", "promote"]
 
 
@@ -325,9 +325,9 @@ async def test_a_champion_that_changes_between_decision_and_move_is_a_conflict(d
     intend = desk.records.intend
 
     async def overtaken(*arguments: object, **named: object) -> object:
-        made = await intend(*arguments, **named)  # type: ignore[arg-type]
+        result = await intend(*arguments, **named)  # type: ignore[arg-type]
         desk.registry.champion = "3"
-        return made
+        return result
 
     desk.records.intend = overtaken  # type: ignore[method-assign,assignment]
     with pytest.raises(Conflict, match="another MLflow client made version 3 champion"):

@@ -70,11 +70,11 @@ def is_waiting(pid: int) -> bool:
 
 def listener(port: int) -> socket.socket:
     """Bind a port as HAProxy does."""
-    found = socket.socket()
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    found.bind((HOST, port))
-    found.listen()
-    return found
+    result = socket.socket()
+    result.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    result.bind((HOST, port))
+    result.listen()
+    return result
 
 
 def has_ended(process: subprocess.Popen[bytes]) -> bool:
