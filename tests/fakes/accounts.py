@@ -121,12 +121,14 @@ class FakeAuditRepository:
 
     async def add(self, *, action: str, subject: str, detail: Mapping[str, Any]) -> None:
         """Append an action of the platform itself."""
+        self._store.reach()
         self._store.append(None, action, subject, detail)
 
     async def list(
         self, filters: AuditFilters | None = None, *, limit: int = 50, cursor: str | None = None
     ) -> AuditPage:
         """Return a page of entries, newest first."""
+        self._store.reach()
         before = None if cursor is None else decode_row_id(cursor)
         entries = [
             entry

@@ -137,7 +137,7 @@ class FakeDisagreementRepository:
 
 
 def _labels(judged: Iterable[tuple[Prediction, Judgement]]) -> dict[UUID, str]:
-    """Return the label of each text that was told last."""
+    """Return the label that the latest feedback on each text tells."""
     labels: dict[UUID, str] = {}
     for prediction, judgement in sorted(judged, key=lambda each: (each[1].updated_at, each[0].id)):
         label = judgement.label or (prediction.label if judgement.is_correct else None)

@@ -1,10 +1,10 @@
 """A fake of erasure."""
 
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 from db.errors import NotFound
 from db.privacy.erasure import NEAR_COSINE, ErasedCounts, ErasureKind, ErasureReceipt, NearCopies
-from tests.fakes.predictions import anonymous
 from tests.fakes.search import FakeSimilarityRepository
 from tests.fakes.store import FakeStore
 
@@ -54,7 +54,7 @@ class FakeErasureRepository:
             for name in [name for name in store.feedback if name[1] == subject]:
                 judgements.append(store.feedback.pop(name))
                 holder = uuid4()
-                store.feedback[name[0], holder] = anonymous(judgements[-1], holder)
+                store.feedback[name[0], holder] = replace(judgements[-1], holder_id=holder, comment=None)
             answers |= {name for name in store.answers if name[0] == subject}
         for name in answers:
             del store.answers[name]

@@ -1,7 +1,6 @@
 """Fakes of the writer, the idempotency rows, the predictions and the feedback."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -162,11 +161,6 @@ def fits(prediction: Prediction, filters: SimilarityFilters) -> bool:
     """Return whether a prediction makes its text fit."""
     verdicts = [each.is_correct for each in prediction.feedback]
     return _matches(prediction, filters) and (filters.is_correct is None or filters.is_correct in verdicts)
-
-
-def anonymous(judgement: Judgement, holder: UUID) -> Judgement:
-    """Return a judgement as erasure leaves it."""
-    return replace(judgement, holder_id=holder, comment=None)
 
 
 def _matches(prediction: Prediction, filters: PredictionFilters | SimilarityFilters) -> bool:

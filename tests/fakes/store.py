@@ -29,7 +29,7 @@ class NamedAnswer:
 
 
 class FakeStore:
-    """A database in memory. While `down` is set, every access raises Unavailable."""
+    """A database in memory. While `down` is set, accesses to these rows raise Unavailable."""
 
     def __init__(self) -> None:
         self.down = False
