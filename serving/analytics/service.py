@@ -5,6 +5,7 @@ computes on the background thread.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -26,25 +27,16 @@ WINDOW: Final = timedelta(days=7)
 DRIFT_WINDOW: Final = timedelta(days=1)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AnalyticsService:
     """Analyses change nothing that is stored."""
 
-    def __init__(
-        self,
-        *,
-        windows: WindowRepository,
-        labels: LabelRepository,
-        disagreements: DisagreementRepository,
-        catalog: Callable[[], Catalog],
-        executor: BackgroundExecutor,
-        default_model: str,
-    ) -> None:
-        self._windows = windows
-        self._labels = labels
-        self._disagreements = disagreements
-        self._catalog = catalog
-        self._executor = executor
-        self._default_model = default_model
+    windows: WindowRepository
+    labels: LabelRepository
+    disagreements: DisagreementRepository
+    catalog: Callable[[], Catalog]
+    executor: BackgroundExecutor
+    default_model: str
 
     async def find_topics(self, model: str | None, time_range: TimeRange, *, most: int = 12) -> Topics:
         """Return at most `most` topics of a window.
@@ -56,9 +48,9 @@ class AnalyticsService:
         model = self._model(model)
         window = time_range.window(WINDOW)
         with translate_database_errors():
-            sample = await self._windows.sample(model, window, size=TOPIC_TEXTS)
-            judged = await self._windows.list_judged(model, window, [each.text_id for each in sample])
-        topics = await self._executor.run(lambda: group_topics(sample, judged, most))
+            sample = await self.windows.sample(model, window, size=TOPIC_TEXTS)
+            judged = await self.windows.list_judged(model, window, [each.text_id for each in sample])
+        topics = await self.executor.run(lambda: group_topics(sample, judged, most))
         return Topics(model=model, window=window, sampled=len(sample), topics=topics)
 
     async def select_for_review(self, model: str | None, time_range: TimeRange, *, most: int = 20) -> Review:
@@ -71,10 +63,10 @@ class AnalyticsService:
         model = self._model(model)
         window = time_range.window(WINDOW)
         with translate_database_errors():
-            sample = await self._windows.sample(model, window, size=REVIEW_TEXTS)
-            labelled = await self._labels.latest(model, most=REVIEW_LABELS)
+            sample = await self.windows.sample(model, window, size=REVIEW_TEXTS)
+            labelled = await self.labels.latest(model, most=REVIEW_LABELS)
         candidates = [each for each in sample if not each.judged]
-        items = await self._executor.run(lambda: rank_for_review(candidates, labelled, most))
+        items = await self.executor.run(lambda: rank_for_review(candidates, labelled, most))
         return Review(
             model=model, window=window, candidates=len(candidates), judged=len(labelled), items=items
         )
@@ -97,14 +89,14 @@ class AnalyticsService:
             Overloaded: too many analyses wait already.
         """
         for version in (one, other):
-            self._catalog().entry(model, version)
+            self.catalog().entry(model, version)
         window = time_range.window(WINDOW)
         with translate_database_errors():
-            comparison = await self._disagreements.compare(
+            comparison = await self.disagreements.compare(
                 model, one, other, window, one_label=one_label, other_label=other_label, size=DIFF_TEXTS
             )
         differences = comparison.differences
-        clusters = await self._executor.run(lambda: cluster_differences(differences, most))
+        clusters = await self.executor.run(lambda: cluster_differences(differences, most))
         return VersionDiff(
             model=model,
             window=window,
@@ -127,12 +119,12 @@ class AnalyticsService:
         now = recent.window(DRIFT_WINDOW)
         then = reference.window(WINDOW, until=now.since)
         with translate_database_errors():
-            new = await self._windows.sample(model, now, size=DRIFT_TEXTS, seed=1)
-            old = await self._windows.sample(model, then, size=DRIFT_TEXTS, seed=2)
-        return await self._executor.run(lambda: measure_drift(model, (then, old), (now, new), most))
+            new = await self.windows.sample(model, now, size=DRIFT_TEXTS, seed=1)
+            old = await self.windows.sample(model, then, size=DRIFT_TEXTS, seed=2)
+        return await self.executor.run(lambda: measure_drift(model, (then, old), (now, new), most))
 
     def _model(self, name: str | None) -> str:
         """Return the named model, or the default one. Raises NotFound if there is no such model."""
-        model = name or self._default_model
-        self._catalog().versions(model)
+        model = name or self.default_model
+        self.catalog().versions(model)
         return model

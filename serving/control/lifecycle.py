@@ -6,6 +6,7 @@ All of it happens in one process, the control, which holds the registry.
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -63,21 +64,14 @@ REMOTE_METHODS: Final = frozenset(
 )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LocalLifecycle:
     """The lifecycle in the control's process, which holds the registry; the reconciler and the policies use it, too."""
 
-    def __init__(
-        self,
-        *,
-        promotions: PromotionService,
-        evaluations: EvaluationQueue,
-        registry: "ModelRegistry",
-        audit: "AuditRepository",
-    ) -> None:
-        self._registry = registry
-        self.promotions = promotions
-        self.evaluations = evaluations
-        self._audit = audit
+    promotions: PromotionService
+    evaluations: EvaluationQueue
+    registry: "ModelRegistry"
+    audit: "AuditRepository"
 
     async def reconcile(self, model: str, champion: str | None) -> None:
         """Bring the history in line with the alias."""
@@ -87,7 +81,7 @@ class LocalLifecycle:
         """Record in the audit log that a version can't answer, unless the database is away."""
         subject = f"{record.model}/{record.version}"
         with suppress(DatabaseError):
-            await self._audit.add(action="version.fail", subject=subject, detail={"reason": reason})
+            await self.audit.add(action="version.fail", subject=subject, detail={"reason": reason})
 
     async def champions(self, model: str) -> Sequence[str]:
         """Return the versions that were champion, the latest first."""
@@ -133,7 +127,7 @@ class LocalLifecycle:
     async def space_encoder(self, space: str) -> EncoderRecord:
         """Implement `Lifecycle.space_encoder`."""
         try:
-            record = await asyncio.to_thread(self._registry.space_encoder, space)
+            record = await asyncio.to_thread(self.registry.space_encoder, space)
         except NotRegistered:
             record = None
         except RegistryError as error:

@@ -57,6 +57,7 @@ def handle_of(digest: str) -> DeploymentHandle:
     )
 
 
+@dataclass(frozen=True, slots=True)
 class ServePool:
     """The encoders on this Ray cluster, by short digest.
 
@@ -65,11 +66,8 @@ class ServePool:
         verify: fetches an encoder's bundle to this machine and raises unless it is intact.
     """
 
-    def __init__(
-        self, build: Callable[[EncoderRecord], Application], verify: Callable[[EncoderRecord], object]
-    ) -> None:
-        self._build = build
-        self._verify = verify
+    build: Callable[[EncoderRecord], Application]
+    verify: Callable[[EncoderRecord], object]
 
     async def states(self) -> Mapping[str, EncoderState]:
         """Return the state of every encoder that has an application, by short digest."""
@@ -88,10 +86,10 @@ class ServePool:
         Raises:
             RegistryError: its bundle can't be fetched or isn't intact.
         """
-        await asyncio.to_thread(self._verify, record)
+        await asyncio.to_thread(self.verify, record)
         await asyncio.to_thread(
             serve.run_many,
-            [target(record, self._build(record))],
+            [target(record, self.build(record))],
             wait_for_ingress_deployment_creation=False,
             wait_for_applications_running=False,
         )

@@ -1,6 +1,7 @@
 """Carry out the decisions of the policies of running experiments."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import structlog
 
@@ -18,6 +19,7 @@ log = structlog.get_logger(__name__)
 Promote = Callable[[Experiment, decisions.PolicyDecision], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True)
 class PolicyRunner:
     """Each decision is carried out once, and is stored before its effect or together with it.
 
@@ -29,22 +31,15 @@ class PolicyRunner:
             a gate or another change forbids it.
     """
 
-    def __init__(
-        self,
-        experiments: ExperimentRepository,
-        counts: CountRepository,
-        champion: Callable[[str], str | None],
-        promote: Promote,
-    ) -> None:
-        self._experiments = experiments
-        self._counts = counts
-        self._champion = champion
-        self._promote = promote
+    experiments: ExperimentRepository
+    counts: CountRepository
+    champion: Callable[[str], str | None]
+    promote: Promote
 
     async def run_once(self) -> None:
         """Apply the policy of every running experiment; an error in one of them doesn't stop the others."""
         with translate_database_errors():
-            running = await self._experiments.list(running=True, limit=1000)
+            running = await self.experiments.list(running=True, limit=1000)
         for experiment in running:
             try:
                 with translate_database_errors():
@@ -54,9 +49,9 @@ class PolicyRunner:
 
     async def _apply_policy(self, experiment: Experiment) -> None:
         # Read before the decisions: if another runner's promotion moved the champion, its decision is among them.
-        champion = self._champion(experiment.model)
+        champion = self.champion(experiment.model)
         pending = next(
-            (each for each in await self._experiments.decisions(experiment.id) if each.action == "promote"),
+            (each for each in await self.experiments.decisions(experiment.id) if each.action == "promote"),
             None,
         )
         if pending is not None:
@@ -67,12 +62,12 @@ class PolicyRunner:
             return
         if champion != experiment.champion:
             reason = f"the champion became version {champion}"
-            await self._experiments.stop(experiment.id, actor=None, reason=reason)
+            await self.experiments.stop(experiment.id, actor=None, reason=reason)
             return
         policy = Policy.parse(experiment.policy)
         if policy.action == "observe":
             return
-        evidence = evidence_of(experiment, await self._counts.counts(experiment.id))
+        evidence = evidence_of(experiment, await self.counts.counts(experiment.id))
         decision = decisions.decide(evidence, policy)
         stored = NewDecision(
             action=decision.action,
@@ -87,7 +82,7 @@ class PolicyRunner:
             case "none":
                 return
             case "ramp":
-                await self._experiments.change(
+                await self.experiments.change(
                     experiment.id,
                     actor=None,
                     share=decision.share,
@@ -95,22 +90,22 @@ class PolicyRunner:
                     stage=experiment.stage,
                 )
             case "stop":
-                await self._experiments.stop(
+                await self.experiments.stop(
                     experiment.id, actor=None, reason=decision.reason, decision=stored
                 )
             case "promote":
-                await self._experiments.decide(experiment.id, stored, stage=experiment.stage)
+                await self.experiments.decide(experiment.id, stored, stage=experiment.stage)
                 await self._carry_out(experiment, decision)
         log.info("experiment.decided", experiment=str(experiment.id), action=decision.action)
 
     async def _carry_out(self, experiment: Experiment, decision: decisions.PolicyDecision) -> None:
         try:
-            await self._promote(experiment, decision)
+            await self.promote(experiment, decision)
         except Conflict as error:
             reason = f"{decision.reason}; not promoted: {error}"
         else:
             reason = f"promoted: {decision.reason}"
-        await self._experiments.stop(experiment.id, actor=None, reason=reason)
+        await self.experiments.stop(experiment.id, actor=None, reason=reason)
 
 
 def _recompute(stored: Decision) -> decisions.PolicyDecision:

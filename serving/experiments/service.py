@@ -51,6 +51,7 @@ class ExperimentPlan:
 Evaluate = Callable[[str, str, Caller], Awaitable[object]]
 
 
+@dataclass(frozen=True, slots=True)
 class ExperimentService:
     """A model has at most one running experiment, and its champion is the model's champion.
 
@@ -61,17 +62,10 @@ class ExperimentService:
         evaluate: requests an evaluation of a version, so that the gates have a report when a policy promotes it.
     """
 
-    def __init__(
-        self,
-        experiments: ExperimentRepository,
-        counts: CountRepository,
-        catalog: Callable[[], Catalog],
-        evaluate: Evaluate,
-    ) -> None:
-        self._experiments = experiments
-        self._counts = counts
-        self._catalog = catalog
-        self._evaluate = evaluate
+    experiments: ExperimentRepository
+    counts: CountRepository
+    catalog: Callable[[], Catalog]
+    evaluate: Evaluate
 
     async def start(self, plan: ExperimentPlan, caller: Caller) -> ExperimentReport:
         """Start an experiment. The challenger's replicas start if they don't run; it answers once they are warm.
@@ -80,7 +74,7 @@ class ExperimentService:
             NotFound: no such model or version.
             Conflict: an experiment of this model runs, or the challenger is the champion.
         """
-        catalog = self._catalog()
+        catalog = self.catalog()
         champion = catalog.champion(plan.model)
         challenger = catalog.entry(plan.model, plan.challenger).record
         if challenger.version == champion.version:
@@ -95,10 +89,10 @@ class ExperimentService:
             policy=plan.policy.dump(),
         )
         with translate_database_errors():
-            experiment = await self._experiments.create(new, actor=caller.key_id)
+            experiment = await self.experiments.create(new, actor=caller.key_id)
         if plan.policy.action == "decide":
             try:
-                await self._evaluate(plan.model, plan.challenger, caller)
+                await self.evaluate(plan.model, plan.challenger, caller)
             except ServingError as error:
                 # The experiment runs even so; the gates refuse a promotion without a report, and say so.
                 log.warning("experiment.unmeasured", experiment=str(experiment.id), error=str(error))
@@ -107,7 +101,7 @@ class ExperimentService:
     async def list(self) -> Sequence[Experiment]:
         """Return all experiments, newest first."""
         with translate_database_errors():
-            return await self._experiments.list()
+            return await self.experiments.list()
 
     async def get(self, experiment_id: UUID) -> ExperimentReport:
         """Return an experiment with its present counts.
@@ -116,9 +110,9 @@ class ExperimentService:
             NotFound: no such experiment.
         """
         with translate_database_errors():
-            experiment = await self._experiments.get(experiment_id)
-            counts = await self._counts.counts(experiment_id)
-            stored = await self._experiments.decisions(experiment_id)
+            experiment = await self.experiments.get(experiment_id)
+            counts = await self.counts.counts(experiment_id)
+            stored = await self.experiments.decisions(experiment_id)
         conclusion = decisions.decide(evidence_of(experiment, counts), Policy.parse(experiment.policy))
         return ExperimentReport(experiment=experiment, counts=counts, conclusion=conclusion, decisions=stored)
 
@@ -138,7 +132,7 @@ class ExperimentService:
         """
         content = None if policy is None else policy.dump()
         with translate_database_errors():
-            await self._experiments.change(experiment_id, actor=caller.key_id, share=share, policy=content)
+            await self.experiments.change(experiment_id, actor=caller.key_id, share=share, policy=content)
         return await self.get(experiment_id)
 
     async def stop(self, experiment_id: UUID, caller: Caller, reason: str | None = None) -> ExperimentReport:
@@ -148,7 +142,7 @@ class ExperimentService:
             NotFound: no such experiment.
         """
         with translate_database_errors():
-            await self._experiments.stop(
+            await self.experiments.stop(
                 experiment_id, actor=caller.key_id, reason=reason or "stopped by an engineer"
             )
         return await self.get(experiment_id)

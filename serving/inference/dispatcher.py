@@ -59,6 +59,7 @@ class BatchLimits:
     request_seconds: float = 30.0
 
 
+@dataclass(frozen=True, slots=True)
 class Dispatcher:
     """Gives every text its own scores and vector, or the request an error.
 
@@ -70,16 +71,12 @@ class Dispatcher:
         observers: returns the observer of the batcher with this name.
     """
 
-    def __init__(
-        self,
-        replicas: Callable[[str], EncoderClient],
-        limits: BatchLimits,
-        observers: Callable[[str], BatchObserver],
-    ) -> None:
-        self._replicas = replicas
-        self._limits = limits
-        self._observers = observers
-        self._batchers: dict[tuple[str, bool], Batcher[InferenceItem, Inference]] = {}
+    replicas: Callable[[str], EncoderClient]
+    limits: BatchLimits
+    observers: Callable[[str], BatchObserver]
+    _batchers: dict[tuple[str, bool], Batcher[InferenceItem, Inference]] = field(
+        default_factory=dict, init=False
+    )
 
     async def infer(
         self,
@@ -139,16 +136,16 @@ class Dispatcher:
     def _batcher(self, encoder: str, *, bulk: bool) -> Batcher[InferenceItem, Inference]:
         batcher = self._batchers.get((encoder, bulk))
         if batcher is None:
-            batcher = self._batchers[encoder, bulk] = self._new_batcher(self._replicas(encoder), bulk=bulk)
+            batcher = self._batchers[encoder, bulk] = self._new_batcher(self.replicas(encoder), bulk=bulk)
         return batcher
 
     def _new_batcher(self, client: EncoderClient, *, bulk: bool) -> Batcher[InferenceItem, Inference]:
-        limits = self._limits
+        limits = self.limits
         return Batcher(
             partial(client.infer, bulk=bulk),
             # A long text weighs more: a batch is one message, of 4 MiB at most.
             weigh=lambda item: 1 + len(item.text) // 2_000,
-            observer=self._observers("bulk" if bulk else "compute"),
+            observer=self.observers("bulk" if bulk else "compute"),
             batch_weight=limits.batch_texts,
             max_in_flight=limits.batches_in_flight,
             capacity=limits.queue_texts,

@@ -5,7 +5,7 @@ Runs the same encoder and head as a replica, on one thread. Calls no replica.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ class OfflineScores:
     vectors: NDArray[np.float32] = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
 class OfflineScorer:
     """Gives every text a finite answer, or raises.
 
@@ -48,18 +49,11 @@ class OfflineScorer:
         rest: is called with the seconds that some texts took, before the next ones.
     """
 
-    def __init__(
-        self,
-        head: Head,
-        encoder: Encoder,
-        *,
-        rest: Callable[[float], None],
-        space_encoder: Encoder | None = None,
-    ) -> None:
-        self._head = head
-        self._encoder = encoder
-        self._space_encoder = space_encoder
-        self._rest = rest
+    head: Head
+    encoder: Encoder
+    _: KW_ONLY
+    rest: Callable[[float], None]
+    space_encoder: Encoder | None = None
 
     def run(self, texts: Sequence[str]) -> OfflineScores:
         """Return scores and vectors of the texts, in their order.
@@ -68,16 +62,16 @@ class OfflineScorer:
             Invalid: the head's scores aren't of shape [n, 3], or a text has no finite answer.
         """
         scores = np.zeros((len(texts), len(LABELS)), np.float32)
-        vectors = np.zeros((len(texts), self._encoder.settings.dimensions), np.float32)
+        vectors = np.zeros((len(texts), self.encoder.settings.dimensions), np.float32)
         for start in range(0, len(texts), _BETWEEN_RESTS):
             began = time.monotonic()
-            for micro in self._encoder.run(texts[start : start + _BETWEEN_RESTS]):
-                chunk = self._head.scores(micro)
+            for micro in self.encoder.run(texts[start : start + _BETWEEN_RESTS]):
+                chunk = self.head.scores(micro)
                 if chunk.shape != (len(micro.rows), len(LABELS)):
                     raise Invalid(f"the head gives scores of shape {chunk.shape} for {len(micro.rows)} texts")
                 rows = start + micro.rows
                 scores[rows], vectors[rows] = chunk, micro.embedding
-            self._rest(time.monotonic() - began)
+            self.rest(time.monotonic() - began)
         if missing := int((~has_answer(scores)).sum()):
             raise Invalid(f"{missing} of {len(texts)} texts got no finite answer")
         return OfflineScores(scores=scores, vectors=vectors)
@@ -94,7 +88,7 @@ class OfflineScorer:
             self._pass(each)
         seconds = [self._timed(each) for each in runs]
         return Latency(
-            engine=str(self._encoder.engine),
+            engine=str(self.encoder.engine),
             alone_ms=round(1000 * float(np.median(seconds[:_ALONE])), 4),
             texts_per_second=round(_BATCH * _BATCHES / max(sum(seconds[_ALONE:]), 1e-9), 2),
         )
@@ -105,10 +99,10 @@ class OfflineScorer:
         return time.process_time() - started
 
     def _pass(self, texts: Sequence[str]) -> None:
-        for micro in self._encoder.run(texts):
-            self._head.scores(micro)
-        if self._space_encoder is not None:
-            for _ in self._space_encoder.run(texts):
+        for micro in self.encoder.run(texts):
+            self.head.scores(micro)
+        if self.space_encoder is not None:
+            for _ in self.space_encoder.run(texts):
                 pass
 
 

@@ -6,6 +6,7 @@ nothing itself.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -36,6 +37,7 @@ async def run_evaluation(evaluation_id: int) -> str | None:
     return await run_module("serving.models.evaluation_worker", str(evaluation_id))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationQueue:
     """A version is not evaluated twice at once, and an evaluation whose process died is started again.
 
@@ -46,19 +48,11 @@ class EvaluationQueue:
         launch: works on a claimed evaluation until its process ends; returns the reason if it failed.
     """
 
-    def __init__(
-        self,
-        *,
-        evaluations: EvaluationRepository,
-        registry: "ModelRegistry",
-        catalog: Callable[[], Catalog],
-        launch: Launch = run_evaluation,
-    ) -> None:
-        self._evaluations = evaluations
-        self._registry = registry
-        self._catalog = catalog
-        self._launch = launch
-        self._requested = asyncio.Event()
+    evaluations: EvaluationRepository
+    registry: "ModelRegistry"
+    catalog: Callable[[], Catalog]
+    launch: Launch = run_evaluation
+    _requested: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     async def request(self, model: str, version: str, actor: UUID | None) -> Evaluation:
         """Return the running evaluation of a version or a new one; request the champion's too if it has no report.
@@ -68,16 +62,16 @@ class EvaluationQueue:
             Conflict: the model has no held-out set.
             NotReady, StoreUnavailable: the registry or the database can't be used now.
         """
-        versions = self._catalog().versions(model)
-        entry = self._catalog().entry(model, version)
+        versions = self.catalog().versions(model)
+        entry = self.catalog().entry(model, version)
         data = await self._data_digest(model)
         with translate_database_errors():
             for other in versions.values():
                 # A candidate is compared with the champion, so the champion is evaluated first.
                 if CHAMPION in other.record.aliases and other.record.digest != entry.record.digest:
                     digest = other.record.digest
-                    if await self._evaluations.find_report(digest, data) is None:
-                        await self._evaluations.request(
+                    if await self.evaluations.find_report(digest, data) is None:
+                        await self.evaluations.request(
                             NewEvaluation(
                                 bundle_digest=digest,
                                 data_digest=data,
@@ -85,7 +79,7 @@ class EvaluationQueue:
                                 version=other.record.version,
                             )
                         )
-            evaluation = await self._evaluations.request(
+            evaluation = await self.evaluations.request(
                 NewEvaluation(
                     bundle_digest=entry.record.digest,
                     data_digest=data,
@@ -114,7 +108,7 @@ class EvaluationQueue:
 
     async def step(self) -> bool:
         """Work on the next evaluation until it ends; return False if there was none."""
-        evaluation = await self._evaluations.claim()
+        evaluation = await self.evaluations.claim()
         if evaluation is None:
             return False
         log.info(
@@ -124,15 +118,15 @@ class EvaluationQueue:
             version=evaluation.version,
             attempt=evaluation.attempts,
         )
-        why = await self._launch(evaluation.id)
+        why = await self.launch(evaluation.id)
         # This changes nothing if the process itself stored that the evaluation ended.
-        failed = await self._evaluations.fail(evaluation.id, why or "its process ended without a report")
+        failed = await self.evaluations.fail(evaluation.id, why or "its process ended without a report")
         log.info("evaluation.ended", evaluation=evaluation.id, reason=why if failed else None)
         return True
 
     async def _data_digest(self, model: str) -> str:
         try:
-            return await asyncio.to_thread(self._registry.held_out_digest, model)
+            return await asyncio.to_thread(self.registry.held_out_digest, model)
         except NotRegistered as error:
             raise Conflict(str(error)) from error
         except RegistryError as error:

@@ -6,6 +6,7 @@ Measures on one thread, and writes the report to the database. Serves no request
 import asyncio
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -31,20 +32,14 @@ _HEARTBEAT_SECONDS: Final = 3.0
 _EXIT_NO_REPORT: Final = 3
 
 
+@dataclass(frozen=True, slots=True)
 class EvaluationWorker:
     """Turns a claimed evaluation into a stored report, or into a stored reason if the version is at fault."""
 
-    def __init__(
-        self,
-        evaluations: EvaluationRepository,
-        replays: ReplayRepository,
-        registry: "ModelRegistry",
-        evaluator: VersionEvaluator,
-    ) -> None:
-        self._evaluations = evaluations
-        self._replays = replays
-        self._registry = registry
-        self._evaluator = evaluator
+    evaluations: EvaluationRepository
+    replays: ReplayRepository
+    registry: "ModelRegistry"
+    evaluator: VersionEvaluator
 
     async def run(self, evaluation: Evaluation, *, cache: Path, plan: EvaluationPlan) -> bool:
         """Evaluate, and return whether a report was stored.
@@ -61,32 +56,32 @@ class EvaluationWorker:
             # A foreign bundle may raise anything, which is the version's fault and not this program's.
             reason = str(error) or type(error).__name__
             log.warning("evaluation.failed", evaluation=evaluation.id, reason=reason)
-            await self._evaluations.fail(evaluation.id, reason)
+            await self.evaluations.fail(evaluation.id, reason)
             return False
         finally:
             heartbeat.cancel()
             with suppress(asyncio.CancelledError, DatabaseError):
                 await heartbeat
-        return await self._evaluations.finish(evaluation.id, report.dump())
+        return await self.evaluations.finish(evaluation.id, report.dump())
 
     async def _report(self, evaluation: Evaluation, cache: Path, plan: EvaluationPlan) -> EvaluationReport:
-        record = await asyncio.to_thread(self._registry.version, evaluation.model, evaluation.version)
+        record = await asyncio.to_thread(self.registry.version, evaluation.model, evaluation.version)
         if record.digest != evaluation.bundle_digest:
             raise Invalid(f"version {evaluation.version} has another bundle now: {record.digest}")
-        held_out = await asyncio.to_thread(self._registry.held_out, evaluation.model, cache)
+        held_out = await asyncio.to_thread(self.registry.held_out, evaluation.model, cache)
         if held_out.digest != evaluation.data_digest:
             raise Invalid(f"the held-out set has changed: it is {held_out.digest}")
         try:
-            champion = await asyncio.to_thread(self._registry.champion, evaluation.model)
+            champion = await asyncio.to_thread(self.registry.champion, evaluation.model)
         except NotRegistered:
             champion = None
-        stored = list(await self._replays.sample(evaluation.model, size=plan.drawn, judged=plan.judged))
-        return await asyncio.to_thread(self._evaluator.evaluate, record, held_out, champion, stored)
+        stored = list(await self.replays.sample(evaluation.model, size=plan.drawn, judged=plan.judged))
+        return await asyncio.to_thread(self.evaluator.evaluate, record, held_out, champion, stored)
 
     async def _send_heartbeats(self, evaluation_id: int) -> None:
         while True:
             with suppress(DatabaseError):
-                await self._evaluations.heartbeat(evaluation_id)
+                await self.evaluations.heartbeat(evaluation_id)
             await asyncio.sleep(_HEARTBEAT_SECONDS)
 
 

@@ -1,6 +1,7 @@
 """Run the gates on a version, by the stored evaluation reports. Measures nothing and moves no alias."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from db.models.evaluations import EvaluationRepository
@@ -16,26 +17,19 @@ if TYPE_CHECKING:
     from registry.store.model_registry import ModelRegistry
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class GateRunner:
     """A version without a stored report on the model's present held-out set passes no gate."""
 
-    def __init__(
-        self,
-        *,
-        evaluations: EvaluationRepository,
-        registry: "ModelRegistry",
-        catalog: Callable[[], Catalog],
-        gates: Gates,
-    ) -> None:
-        self._evaluations = evaluations
-        self._registry = registry
-        self._catalog = catalog
-        self._gates = gates
+    evaluations: EvaluationRepository
+    registry: "ModelRegistry"
+    catalog: Callable[[], Catalog]
+    gates: Gates
 
     async def run(self, model: str, record: VersionRecord, champion: str | None) -> GateReport:
         """Run the gates on a version against the champion with this number, None if there is none."""
         try:
-            data = await call_registry(self._registry.held_out_digest, model)
+            data = await call_registry(self.registry.held_out_digest, model)
         except NotRegistered:
             return report_unevaluated(
                 record.version, champion, {record.version: "the model has no held-out set"}
@@ -53,22 +47,22 @@ class GateRunner:
             }
             return report_unevaluated(record.version, champion, missing)
         return evaluate_gates(
-            self._gates, candidate_report, champion_report if champion != record.version else None
+            self.gates, candidate_report, champion_report if champion != record.version else None
         )
 
     async def _digest_of(self, model: str, version: str) -> str | None:
         """Return the digest of a version's bundle, None if the version is gone."""
-        entry = self._catalog().versions(model).get(version)
+        entry = self.catalog().versions(model).get(version)
         if entry is not None:
             return entry.record.digest
         try:
-            return (await call_registry(self._registry.version, model, version)).digest
+            return (await call_registry(self.registry.version, model, version)).digest
         except NotRegistered:
             return None
 
     async def _why_missing(self, bundle: str, data: str) -> str:
         with translate_database_errors():
-            evaluations = await self._evaluations.list_of_bundle(bundle)
+            evaluations = await self.evaluations.list_of_bundle(bundle)
         last = next((each for each in evaluations if each.data_digest == data), None)
         if last is None:
             return "never evaluated: POST …/evaluate does it"
@@ -78,7 +72,7 @@ class GateRunner:
 
     async def _stored_report(self, bundle: str, data: str) -> EvaluationReport | None:
         with translate_database_errors():
-            evaluation = await self._evaluations.find_report(bundle, data)
+            evaluation = await self.evaluations.find_report(bundle, data)
         if evaluation is None or evaluation.report is None:
             return None
         try:

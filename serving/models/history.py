@@ -3,6 +3,7 @@
 The alias in MLflow is the truth. Never moves the alias.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
@@ -30,22 +31,16 @@ log = structlog.get_logger(__name__)
 GRACE_SECONDS = 10.0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ChampionHistory:
     """Each move of the alias is recorded once, even if several processes reconcile at once.
 
     `grace_seconds`: the age from which an intended change whose process holds no lock counts as abandoned.
     """
 
-    def __init__(
-        self,
-        *,
-        promotions: PromotionRepository,
-        registry: "ModelRegistry",
-        grace_seconds: float = GRACE_SECONDS,
-    ) -> None:
-        self._promotions = promotions
-        self._registry = registry
-        self._grace = grace_seconds
+    promotions: PromotionRepository
+    registry: "ModelRegistry"
+    grace_seconds: float = GRACE_SECONDS
 
     async def reconcile(self, model: str, champion: str | None) -> None:
         """Bring the history in line with the alias; `champion` is the version that the alias was seen to name.
@@ -58,11 +53,11 @@ class ChampionHistory:
     async def _reconcile(self, model: str, champion: str | None, *, wait: bool) -> None:
         """Reconcile; with `wait`, wait for another reconciler, but never for a change that is under way."""
         with translate_database_errors():
-            state = await self._promotions.state(model)
+            state = await self.promotions.state(model)
             is_known = state.champion is not None or champion is None
             if state.intended is None and is_known and state.version == champion:
                 return
-            lock = self._promotions.lock if wait and state.intended is None else self._promotions.try_lock
+            lock = self.promotions.lock if wait and state.intended is None else self.promotions.try_lock
             async with lock(model) as history:
                 # The holder of a lock that can't be had is alive, and finishes its own change.
                 if history is not None:
@@ -70,7 +65,7 @@ class ChampionHistory:
 
     async def _follow_alias(self, history: LockedHistory, model: str) -> None:
         # Read again: under the lock, no other change of the platform can come before the record.
-        champion = await call_registry(self._registry.champion_version, model)
+        champion = await call_registry(self.registry.champion_version, model)
         state = await history.state()
         intended = state.intended
         if intended is not None:
@@ -78,7 +73,7 @@ class ChampionHistory:
                 await history.finish(
                     intended, PromotionPhase.DONE, why="its process died after the alias moved"
                 )
-            elif intended.age < self._grace:
+            elif intended.age < self.grace_seconds:
                 return
             else:
                 await history.finish(
@@ -105,10 +100,10 @@ class ChampionHistory:
         Raises:
             Conflict: a change is under way.
         """
-        champion = await call_registry(self._registry.champion_version, model)
+        champion = await call_registry(self.registry.champion_version, model)
         await self._reconcile(model, champion, wait=True)
         with translate_database_errors():
-            state = await self._promotions.state(model)
+            state = await self.promotions.state(model)
         if state.intended is not None:
             raise Conflict(f"another change is under way: {describe(state.intended)}")
         return state
@@ -118,5 +113,5 @@ class ChampionHistory:
         below = state.champion
         with translate_database_errors():
             while below is not None and below.version_to in (None, state.version):
-                below = await self._promotions.get(below.below_id) if below.below_id is not None else None
+                below = await self.promotions.get(below.below_id) if below.below_id is not None else None
         return below

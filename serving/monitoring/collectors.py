@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -35,48 +36,41 @@ class StoredStatistics:
         self.distributions = Distributions()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PlatformCollector(Collector):
     """Collects the metrics of the whole platform, the same at every ingress replica."""
 
-    def __init__(
-        self,
-        *,
-        catalog: Callable[[], Catalog],
-        traffic: Callable[[], Traffic],
-        stored: StoredStatistics,
-        version: str,
-    ) -> None:
-        self._catalog = catalog
-        self._traffic = traffic
-        self._stored = stored
-        self._version = version
+    catalog: Callable[[], Catalog]
+    traffic: Callable[[], Traffic]
+    stored: StoredStatistics
+    version: str
 
     def collect(self) -> Iterator[Metric]:
         """Yield the present metrics."""
         build = _gauge("valence_build_info", "1, labelled with the running release.", "release")
-        build.add_metric((self._version,), 1)
+        build.add_metric((self.version,), 1)
         yield build
-        yield from _fleet(self._catalog(), self._traffic())
-        yield from _collect_statistics(self._stored.statistics)
-        yield from _collect_distributions(self._stored.distributions)
+        yield from _fleet(self.catalog(), self.traffic())
+        yield from _collect_statistics(self.stored.statistics)
+        yield from _collect_distributions(self.stored.distributions)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ReplicaCollector(Collector):
     """Collects the metrics of one ingress process."""
 
-    def __init__(self, *, pools: Callable[[], Sequence[PoolState]], stored: StoredStatistics) -> None:
-        self._pools = pools
-        self._stored = stored
+    pools: Callable[[], Sequence[PoolState]]
+    stored: StoredStatistics
 
     def collect(self) -> Iterator[Metric]:
         """Yield the present metrics."""
         up = _gauge("valence_database_up", "Whether the database answered this process the last time.")
-        up.add_metric((), float(self._stored.up))
+        up.add_metric((), float(self.stored.up))
         yield up
         sizes = _gauge("valence_database_pool_connections", "Connections of a pool.", "pool", "state")
         limits = _gauge("valence_database_pool_limit", "Maximum number of connections of a pool.", "pool")
         waiting = _gauge("valence_database_pool_waiting", "Requests that wait for a connection.", "pool")
-        for pool in self._pools():
+        for pool in self.pools():
             sizes.add_metric((pool.name, "idle"), pool.idle)
             sizes.add_metric((pool.name, "used"), max(0, pool.open - pool.idle))
             limits.add_metric((pool.name,), pool.limit)

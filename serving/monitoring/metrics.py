@@ -6,6 +6,7 @@ Labels are bounded: route templates instead of paths, and no ids, texts or users
 
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -182,22 +183,20 @@ class Metrics(Collector):
             yield from each.collect()
 
 
+@dataclass(frozen=True, slots=True)
 class _CountedEncoders:
     """Encoders whose answers are counted once for each batch."""
 
-    def __init__(
-        self, encoders: EncoderClient, name: str, texts: Counter, tokens: Counter, faults: Counter
-    ) -> None:
-        self._encoders = encoders
-        self._name = name
-        self._texts = texts
-        self._tokens = tokens
-        self._faults = faults
+    encoders: EncoderClient
+    name: str
+    texts: Counter
+    tokens: Counter
+    faults: Counter
 
     async def infer(self, items: Sequence[InferenceItem], *, bulk: bool) -> Sequence[Inference | Exception]:
         """`Encoders.infer`."""
         try:
-            results = await self._encoders.infer(items, bulk=bulk)
+            results = await self.encoders.infer(items, bulk=bulk)
         except Exception as error:
             self._fault(error, len(items))
             raise
@@ -208,9 +207,9 @@ class _CountedEncoders:
                 texts += 1
             else:
                 self._fault(result, 1)
-        self._texts.inc(texts)
-        self._tokens.inc(tokens)
+        self.texts.inc(texts)
+        self.tokens.inc(tokens)
         return results
 
     def _fault(self, error: Exception, texts: int) -> None:
-        self._faults.labels(self._name, type(error).__name__).inc(texts)
+        self.faults.labels(self.name, type(error).__name__).inc(texts)

@@ -29,31 +29,25 @@ class Feedback:
     idempotency: Idempotency | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PredictionHistoryService:
     """Lets the holder of a prediction and engineers, nobody else, read it and give feedback on it."""
 
-    def __init__(
-        self,
-        *,
-        predictions: PredictionRepository,
-        feedback: FeedbackRepository,
-        privacy: TextMasker | None = None,
-    ) -> None:
-        self._predictions = predictions
-        self._feedback = feedback
-        self._privacy = privacy
+    predictions: PredictionRepository
+    feedback: FeedbackRepository
+    privacy: TextMasker | None = None
 
     async def get_prediction(self, prediction_id: UUID, caller: Caller) -> Prediction:
         """Return a prediction with its feedback. Raises NotFound."""
         with translate_database_errors():
-            return await self._predictions.get(prediction_id, holder=caller.scope)
+            return await self.predictions.get(prediction_id, holder=caller.scope)
 
     async def list_predictions(
         self, filters: PredictionFilters, caller: Caller, *, limit: int, cursor: str | None
     ) -> PredictionPage:
         """Return a page of predictions, newest first. Raises Invalid if the cursor isn't from a page."""
         with translate_database_errors():
-            return await self._predictions.list(filters, holder=caller.scope, limit=limit, cursor=cursor)
+            return await self.predictions.list(filters, holder=caller.scope, limit=limit, cursor=cursor)
 
     async def put_feedback(
         self, feedback: Feedback, caller: Caller, render: Callable[[Judgement], bytes]
@@ -66,8 +60,8 @@ class PredictionHistoryService:
             Invalid: the comment holds personal data, which is refused.
         """
         comment = feedback.comment
-        if comment is not None and self._privacy is not None:
-            (comment,) = await self._privacy.mask([comment], _COMMENT)
+        if comment is not None and self.privacy is not None:
+            (comment,) = await self.privacy.mask([comment], _COMMENT)
         new = NewFeedback(
             prediction_id=feedback.prediction_id,
             holder_id=caller.holder_id,
@@ -79,7 +73,7 @@ class PredictionHistoryService:
         claim = feedback.idempotency
         kept = None if claim is None else claim.to_row(caller, status=201, answer=b"")
         with translate_database_errors():
-            outcome = await self._feedback.put(new, scope=caller.scope, idempotency=kept, render=render)
+            outcome = await self.feedback.put(new, scope=caller.scope, idempotency=kept, render=render)
         if isinstance(outcome, (Replayed, Mismatch)):
             return replayed_answer(outcome)
         return Answer(status=201, body=render(outcome), timing=None)

@@ -6,6 +6,7 @@ Never delays or fails a request: it skips requests when too many run, and only c
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TypeAlias
 from uuid import UUID
 
@@ -46,6 +47,7 @@ class FaultCounter:
         self._counts.update(counts)
 
 
+@dataclass(frozen=True, slots=True)
 class ShadowRunner:
     """Scores requests by their shadow version, and stores that once the request's own answer is stored.
 
@@ -56,21 +58,13 @@ class ShadowRunner:
         max_in_flight: the number of requests in the shadow at once; those beyond are skipped.
     """
 
-    def __init__(
-        self,
-        dispatcher: Dispatcher,
-        commit: Callable[[Submission], Awaitable[object]],
-        factory: PredictionFactory,
-        faults: FaultCounter,
-        *,
-        max_in_flight: int = 256,
-    ) -> None:
-        self._dispatcher = dispatcher
-        self._commit = commit
-        self._factory = factory
-        self._faults = faults
-        self._max_in_flight = max_in_flight
-        self._tasks: set[asyncio.Task[None]] = set()
+    dispatcher: Dispatcher
+    commit: Callable[[Submission], Awaitable[object]]
+    factory: PredictionFactory
+    faults: FaultCounter
+    _: KW_ONLY
+    max_in_flight: int = 256
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set, init=False)
 
     def start(
         self,
@@ -87,7 +81,7 @@ class ShadowRunner:
         `champion`: the placement of the version that answers. Set the future to True once the answer is stored, or to
         False if there is none.
         """
-        if len(self._tasks) >= self._max_in_flight:
+        if len(self._tasks) >= self.max_in_flight:
             return None
         is_answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(
@@ -125,16 +119,16 @@ class ShadowRunner:
             # On the champion's encoder it shares the champion's batch; on another one it first waits for the answer.
             if yields and not await is_answered:
                 return
-            inferred = await self._dispatcher.infer(request.texts, record, placement, yields=yields)
+            inferred = await self.dispatcher.infer(request.texts, record, placement, yields=yields)
             if not await is_answered:
                 return
-            predictions = self._factory.create(request, inferred, record, Arm.SHADOW, split.experiment_id)
-            await self._commit(
-                self._factory.create_submission(request, caller, predictions, inferred, space=placement.space)
+            predictions = self.factory.create(request, inferred, record, Arm.SHADOW, split.experiment_id)
+            await self.commit(
+                self.factory.create_submission(request, caller, predictions, inferred, space=placement.space)
             )
         except Overloaded:
             return
         except ModelNotReady:
-            self._faults.add(split, Arm.SHADOW, len(request.texts))
+            self.faults.add(split, Arm.SHADOW, len(request.texts))
         except ServingError as error:
             log.warning("shadow.left_out", error=str(error))

@@ -52,15 +52,15 @@ TEXTS: Final = BodyLocation(("body", "texts"))
 Finder: TypeAlias = Callable[[str], Sequence[PersonalData]]
 
 
+@dataclass(frozen=True, slots=True)
 class TextMasker:
     """Masks all personal data that `find` reports, or refuses the whole request.
 
     `find` is called from several threads.
     """
 
-    def __init__(self, find: Finder, mode: Literal["mask", "refuse"]) -> None:
-        self._find = find
-        self._mode = mode
+    find: Finder
+    mode: Literal["mask", "refuse"]
 
     async def mask(self, texts: Sequence[str], location: BodyLocation) -> Sequence[str]:
         """Return the texts as they may be read and kept, in order.
@@ -72,12 +72,12 @@ class TextMasker:
             spans = self._find_all(texts)
         else:
             spans = await asyncio.to_thread(self._find_all, texts)
-        if self._mode == "refuse":
+        if self.mode == "refuse":
             _refuse(spans, location)
         return [mask_spans(text, each) for text, each in zip(texts, spans, strict=True)]
 
     def _find_all(self, texts: Sequence[str]) -> list[list[PersonalData]]:
-        return [merge_spans(self._find(text)) for text in texts]
+        return [merge_spans(self.find(text)) for text in texts]
 
 
 def merge_spans(spans: Sequence[PersonalData]) -> list[PersonalData]:

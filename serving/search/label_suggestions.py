@@ -71,21 +71,14 @@ class CorrectionSuggestions:
     complete: bool
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LabelSuggestionService:
     """Suggests labels by the feedback on similar texts, and changes nothing."""
 
-    def __init__(
-        self,
-        *,
-        predictions: PredictionRepository,
-        labels: LabelRepository,
-        search: SearchService,
-        catalog: Callable[[], Catalog],
-    ) -> None:
-        self._predictions = predictions
-        self._labels = labels
-        self._search = search
-        self._catalog = catalog
+    predictions: PredictionRepository
+    labels: LabelRepository
+    search: SearchService
+    catalog: Callable[[], Catalog]
 
     async def suggest(self, prediction_id: UUID, caller: Caller) -> LabelSuggestion:
         """Return the vote of the judged texts nearest to a prediction's text, which has no vote itself.
@@ -94,14 +87,14 @@ class LabelSuggestionService:
             NotFound: no such prediction, or not the caller's.
         """
         with translate_database_errors():
-            prediction = await self._predictions.get(prediction_id, holder=caller.scope)
+            prediction = await self.predictions.get(prediction_id, holder=caller.scope)
         query = SearchQuery(
             query=SearchExample(text_id=prediction.text_id),
             filters=SimilarityFilters(has_feedback=True),
             min_similarity=MIN_VOTE_SIMILARITY,
             k=_JUDGED_TEXTS,
         )
-        judged = (await self._search.find_similar(query, caller)).neighbours
+        judged = (await self.search.find_similar(query, caller)).neighbours
         near = [each for each in judged.results if each.text_id != prediction.text_id]
         labels = await self._labels_of([each.text_id for each in near], prediction.model, caller)
         voters = [
@@ -137,15 +130,15 @@ class LabelSuggestionService:
             ModelNotReady: the model has no champion.
         """
         with translate_database_errors():
-            prediction = await self._predictions.get(prediction_id, holder=caller.scope)
+            prediction = await self.predictions.get(prediction_id, holder=caller.scope)
         model = prediction.model
         label = (await self._labels_of([prediction.text_id], model, caller)).get(prediction.text_id)
         if label is None or label == prediction.label:
             raise Conflict(
                 "no feedback corrects this prediction: POST /v1/feedback with is_correct false and the right label"
             )
-        champion = self._catalog().champion(model).version
-        duplicates = await self._search.find_duplicates(
+        champion = self.catalog().champion(model).version
+        duplicates = await self.search.find_duplicates(
             SearchExample(text_id=prediction.text_id), caller, min_similarity=min_similarity, k=k
         )
         labels = await self._labels_of([each.text_id for each in duplicates.results], model, caller)
@@ -175,7 +168,7 @@ class LabelSuggestionService:
 
     async def _labels_of(self, text_ids: Sequence[UUID], model: str, caller: Caller) -> dict[UUID, str]:
         with translate_database_errors():
-            return await self._labels.of_texts(text_ids, model=model, holder=caller.scope)
+            return await self.labels.of_texts(text_ids, model=model, holder=caller.scope)
 
 
 def _prediction_by(neighbour: Neighbour, model: str, version: str) -> Prediction | None:

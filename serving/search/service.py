@@ -90,21 +90,14 @@ class NeighbourCounts:
     versions: Mapping[tuple[str, str], Mapping[str, int]]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SearchService:
     """Searches find only what their caller may see, and do a bounded amount of work."""
 
-    def __init__(
-        self,
-        *,
-        similarity: SimilarityRepository,
-        vectors: VectorRepository,
-        keywords: KeywordRepository,
-        embed: Embed,
-    ) -> None:
-        self._similarity = similarity
-        self._vectors = vectors
-        self._keywords = keywords
-        self._embed = embed
+    similarity: SimilarityRepository
+    vectors: VectorRepository
+    keywords: KeywordRepository
+    embed: Embed
 
     async def find_similar(self, query: SearchQuery, caller: Caller) -> SearchResult:
         """Return the stored texts nearest in meaning, without the stored examples.
@@ -137,13 +130,13 @@ class SearchService:
         """
         (vector,), example_ids = await self._vectors_of([example], caller, "query")
         with translate_database_errors():
-            near = await self._similarity.search(
+            near = await self.similarity.search(
                 vector, k=k + 1, holder=caller.scope, min_similarity=min_similarity
             )
         return _without(near, example_ids, k)
 
     async def _find_near(self, query: SearchQuery, vector: Vector, k: int, caller: Caller) -> Neighbours:
-        return await self._similarity.search(
+        return await self.similarity.search(
             vector,
             k=k,
             filters=query.filters,
@@ -170,14 +163,14 @@ class SearchService:
     ) -> tuple[list[Vector], frozenset[UUID]]:
         """Return the unit vectors of the examples, in order, and the ids of those that are stored texts."""
         texts = [example.text for example in examples if example.text is not None]
-        embedded = iter((await self._embed(texts))[0] if texts else ())
+        embedded = iter((await self.embed(texts))[0] if texts else ())
         prediction_ids = [each.prediction_id for each in examples if each.prediction_id is not None]
         with translate_database_errors():
-            texts_of = await self._vectors.texts_of(prediction_ids, holder=caller.scope)
+            texts_of = await self.vectors.texts_of(prediction_ids, holder=caller.scope)
             text_ids = {each.text_id for each in examples if each.text_id is not None} | set(
                 texts_of.values()
             )
-            stored = await self._vectors.of_texts(list(text_ids), holder=caller.scope)
+            stored = await self.vectors.of_texts(list(text_ids), holder=caller.scope)
         vectors = []
         for index, example in enumerate(examples):
             if example.text is not None:
@@ -198,13 +191,13 @@ class SearchService:
     ) -> SearchResult:
         depth = _FUSION_DEPTH + len(example_ids)
         with translate_database_errors():
-            hits = await self._keywords.search(
+            hits = await self.keywords.search(
                 query.keywords or "", limit=depth, filters=query.filters, holder=caller.scope
             )
             near = await self._find_near(query, vector, depth, caller)
             cosines = {each.text_id: each.similarity for each in near.results}
             others = [text_id for text_id in hits.text_ids if text_id not in cosines]
-            for text_id, other in (await self._vectors.of_texts(others)).items():
+            for text_id, other in (await self.vectors.of_texts(others)).items():
                 cosines[text_id] = min(1.0, max(-1.0, float(other @ vector)))
             minimum = -1.0 if query.min_similarity is None else query.min_similarity
 
@@ -225,7 +218,7 @@ class SearchService:
             missing = [
                 (each.text_id, cosines[each.text_id]) for each in fused if each.text_id not in neighbours
             ]
-            described = await self._similarity.describe(missing, holder=caller.scope)
+            described = await self.similarity.describe(missing, holder=caller.scope)
         neighbours |= {each.text_id: each for each in described}
         results = tuple(neighbours[each.text_id] for each in fused if each.text_id in neighbours)
         return SearchResult(

@@ -8,6 +8,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -43,20 +44,19 @@ _PROGRESS_SECONDS: Final = 2.0
 _REMOVAL_PAGE: Final = 1_000
 
 
+@dataclass(frozen=True, slots=True)
 class SpaceEncoders:
     """The encoders that define spaces, each opened at its first use.
 
     `share`: the share of the time that may be spent on computing.
     """
 
-    def __init__(
-        self, registry: "ModelRegistry", *, cache: Path, engine: Engine | None = None, share: float = 1.0
-    ) -> None:
-        self._registry = registry
-        self._cache = cache
-        self._engine = engine
-        self._share = share
-        self._opened: dict[str, Encoder] = {}
+    registry: "ModelRegistry"
+    _: KW_ONLY
+    cache: Path
+    engine: Engine | None = None
+    share: float = 1.0
+    _opened: dict[str, Encoder] = field(default_factory=dict, init=False)
 
     async def embed(self, space: str, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the vectors of texts in a space: float32 [n, d] of unit length.
@@ -68,13 +68,13 @@ class SpaceEncoders:
             encoder = self._opened[space] = await asyncio.to_thread(self._open, space)
         started = time.monotonic()
         vectors = await asyncio.to_thread(embed_texts, encoder, texts)
-        await asyncio.sleep((time.monotonic() - started) * (1 / self._share - 1))
+        await asyncio.sleep((time.monotonic() - started) * (1 / self.share - 1))
         return vectors
 
     def _open(self, space: str) -> Encoder:
-        record = self._registry.space_encoder(space)
-        bundle = Bundle.open(self._registry.fetch(record, self._cache))
-        return open_encoder(bundle, engine=self._engine, threads=1)
+        record = self.registry.space_encoder(space)
+        bundle = Bundle.open(self.registry.fetch(record, self.cache))
+        return open_encoder(bundle, engine=self.engine, threads=1)
 
 
 class ReembeddingWorker:

@@ -32,24 +32,22 @@ class SpaceProgress:
     is_searched: bool
 
 
+@dataclass(frozen=True, slots=True)
 class SpaceService:
     """Exactly one space is live: the one that is searched. Every space that isn't leaving gets each text's vector.
 
     Therefore the former live space stays whole after a switch, and a switch back is possible.
     """
 
-    def __init__(
-        self, repository: SpaceRepository, encoder_of: EncoderOf, catalog: Callable[[], Catalog]
-    ) -> None:
-        self._repository = repository
-        self._encoder_of = encoder_of
-        self._catalog = catalog
+    repository: SpaceRepository
+    encoder_of: EncoderOf
+    catalog: Callable[[], Catalog]
 
     async def list(self) -> Sequence[SpaceProgress]:
         """Return all spaces, the live one first."""
         with translate_database_errors():
-            spaces = await self._repository.list()
-        searched = self._catalog().space
+            spaces = await self.repository.list()
+        searched = self.catalog().space
         texts = max((space.vectors for space in spaces if space.state is SpaceState.LIVE), default=0)
         return [_progress(space, texts, searched) for space in spaces]
 
@@ -60,13 +58,13 @@ class SpaceService:
             NotFound: no registered encoder defines it.
             Conflict: its vectors have other dimensions, or the present state forbids it.
         """
-        encoder = await self._encoder_of(name)
+        encoder = await self.encoder_of(name)
         if encoder.dimensions != DIMENSIONS:
             raise Conflict(
                 f"the space {name!r} has {encoder.dimensions} dimensions, and the index holds vectors of {DIMENSIONS}"
             )
         with translate_database_errors():
-            await self._repository.begin(name, actor=caller.key_id)
+            await self.repository.begin(name, actor=caller.key_id)
         return await self._one(name)
 
     async def switch(self, name: str, caller: Caller) -> SpaceProgress:
@@ -77,7 +75,7 @@ class SpaceService:
             Conflict: some texts lack its vector, or it is being removed.
         """
         with translate_database_errors():
-            await self._repository.switch(name, actor=caller.key_id)
+            await self.repository.switch(name, actor=caller.key_id)
         return await self._one(name)
 
     async def remove(self, name: str, caller: Caller) -> SpaceProgress:
@@ -88,7 +86,7 @@ class SpaceService:
             Conflict: it is live, or was a moment ago.
         """
         with translate_database_errors():
-            await self._repository.leave(name, actor=caller.key_id)
+            await self.repository.leave(name, actor=caller.key_id)
         return await self._one(name)
 
     async def _one(self, name: str) -> SpaceProgress:
