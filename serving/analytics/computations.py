@@ -48,6 +48,7 @@ def group_topics(sample: Sequence[SampledText], judged: Sequence[JudgedPredictio
         topics.append(
             Topic(
                 texts=len(members),
+                share=len(members) / len(sample),
                 words=words,
                 sentiments=Counter(member.label for member in members),
                 accuracy=[

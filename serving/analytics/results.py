@@ -35,12 +35,17 @@ class Accuracy:
     judged: int
     right: int
 
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.judged
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Topic:
     """A group of texts of similar meaning; `examples` are the nearest to its centre, with their cosine to it."""
 
     texts: int
+    share: float
     words: Sequence[str]
     sentiments: Mapping[str, int]
     accuracy: Sequence[Accuracy]

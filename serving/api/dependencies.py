@@ -62,26 +62,6 @@ class Services:
     metrics_open: bool = False
     spans: Spans | None = None
 
-    @property
-    def search(self) -> SearchService:
-        """Search in the live space."""
-        return self.in_space().search
-
-    @property
-    def label_suggestions(self) -> LabelSuggestionService:
-        """Label suggestions from the live space."""
-        return self.in_space().label_suggestions
-
-    @property
-    def analytics(self) -> AnalyticsService:
-        """Analytics of the live space."""
-        return self.in_space().analytics
-
-    @property
-    def erasure(self) -> ErasureService:
-        """Erasure; its receipts list near copies in the live space."""
-        return self.in_space().erasure
-
     @classmethod
     def of(cls, scope: Scope) -> Self:
         """Return the services of the application that serves this request."""

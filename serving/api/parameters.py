@@ -4,15 +4,15 @@ import hashlib
 import re
 from collections.abc import Sequence
 from typing import Any, Final
-from uuid import UUID
 
 from starlette.requests import Request
 
 from serving.api.dependencies import RequestContext, get_header
+from serving.api.schemas.predictions import PredictOptions
 from serving.core.caller import Idempotency
 from serving.errors import Invalid, Problem
 from serving.predictions.prediction import PredictionInput
-from serving.privacy.masking import TEXTS, BodyLocation
+from serving.privacy.masking import BodyLocation
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -46,24 +46,16 @@ def idempotency_of(request: Request) -> Idempotency | None:
 
 
 def to_prediction_input(
-    request: Request,
-    texts: Sequence[str],
-    *,
-    model: str | None,
-    version: str | None,
-    user_id: UUID | None,
-    unit: str | None,
-    location: BodyLocation = TEXTS,
-    idempotent: bool = True,
+    request: Request, texts: Sequence[str], options: PredictOptions, location: BodyLocation
 ) -> PredictionInput:
     """Return the prediction service's input for these texts."""
     return PredictionInput(
         texts=texts,
         request_id=RequestContext.of(request.scope).request_id,
-        model=model,
-        version=version,
-        user_id=user_id,
-        unit=unit,
-        idempotency=idempotency_of(request) if idempotent else None,
+        model=options.model,
+        version=options.version,
+        user_id=options.user_id,
+        unit=options.unit,
+        idempotency=idempotency_of(request),
         location=location,
     )

@@ -254,12 +254,5 @@ def import_(
 
 
 def _show_registered(record: "VersionRecord", *, as_json: bool) -> None:
-    shown = {
-        "model": record.model,
-        "version": record.version,
-        "kind": record.kind,
-        "aliases": record.aliases,
-        "encoder": record.encoder,
-        "digest": record.digest,
-    }
-    show_record(shown, as_json=as_json)
+    names = ("model", "version", "kind", "aliases", "encoder", "digest")
+    show_record({name: getattr(record, name) for name in names}, as_json=as_json)

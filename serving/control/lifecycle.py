@@ -3,7 +3,6 @@
 All of it happens in one process, the control, which holds the registry.
 """
 
-import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 from db.errors import DatabaseError
 from db.models.evaluations import Evaluation
 from db.models.promotions import Act, ChampionPeriod, ChampionPeriodPage
-from registry.errors import NotRegistered, RegistryError
+from registry.errors import NotRegistered
 from registry.experiments.decisions import PolicyDecision
 from registry.store.records import EncoderRecord, VersionRecord
 from serving.core.caller import Caller
-from serving.errors import NotFound, NotReady
+from serving.core.registry_errors import call_registry
+from serving.errors import NotFound
 from serving.models.evaluation_queue import EvaluationQueue
 from serving.models.promotion import PromotionDecision, PromotionOutcome, PromotionService, VersionDetail
 
@@ -127,11 +127,9 @@ class LocalLifecycle:
     async def space_encoder(self, space: str) -> EncoderRecord:
         """Implement `Lifecycle.space_encoder`."""
         try:
-            record = await asyncio.to_thread(self.registry.space_encoder, space)
+            record = await call_registry(self.registry.space_encoder, space)
         except NotRegistered:
             record = None
-        except RegistryError as error:
-            raise NotReady(str(error), retry_after=2) from error
         # MLflow has reserved names for versions, e.g. `latest`.
         if record is None or record.space != space:
             raise NotFound(f"no encoder defines the space {space!r}: `valence spaces register` adds one")

@@ -25,7 +25,6 @@ class Maintenance:
     """Keeps the database fit for writing, as long as `run` runs.
 
     Args:
-        database: the database.
         space: the live embedding space of a database that has none yet.
         index_memory: bytes that the build of an index may use.
         retention_days: the age at which texts are removed; None: they are kept.

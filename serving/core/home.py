@@ -5,7 +5,6 @@ Each secret is a file of mode 0600 that is written once and never changed. Never
 
 import os
 import secrets
-from dataclasses import dataclass
 from pathlib import Path
 
 from serving.settings import Settings
@@ -17,66 +16,27 @@ class BadInstallationKey(ValueError):
     """The installation key can't be used; the message says what to do."""
 
 
-@dataclass(frozen=True, slots=True)
 class Home:
     """The paths in the folder of one installation."""
 
-    root: Path
-
-    @property
-    def admin_key(self) -> Path:
-        """The file of the first admin key."""
-        return self.root / "admin.key"
-
-    @property
-    def installation_key(self) -> Path:
-        """The file of the installation key."""
-        return self.root / "installation.key"
-
-    @property
-    def restore_mark(self) -> Path:
-        """A folder that exists while a restore into this home is under way."""
-        return self.root / "restore.part"
-
-    @property
-    def artifacts(self) -> Path:
-        """The registry's artifacts."""
-        return self.root / "artifacts"
-
-    @property
-    def build(self) -> Path:
-        """Bundles that are being built."""
-        return self.root / "build"
-
-    @property
-    def cache(self) -> Path:
-        """Bundles that were fetched from the registry."""
-        return self.root / "cache"
-
-    @property
-    def postgres(self) -> Path:
-        """The embedded server's files, or a link to them."""
-        return self.root / "postgres"
-
-    @property
-    def logs(self) -> Path:
-        """The folder of the logs."""
-        return self.root / "logs"
-
-    @property
-    def platform_log(self) -> Path:
-        """The log of the platform's processes, unless a setting names another file."""
-        return self.logs / "platform.log"
-
-    @property
-    def platform_state(self) -> Path:
-        """The file in which the supervisor says what it is doing."""
-        return self.root / "platform.json"
-
-    @property
-    def platform_lock(self) -> Path:
-        """The file that the supervisor locks while it lives."""
-        return self.root / "platform.lock"
+    def __init__(self, root: Path) -> None:
+        # The secrets.
+        self.admin_key = root / "admin.key"
+        self.installation_key = root / "installation.key"
+        # A folder that exists while a restore into this home is under way.
+        self.restore_mark = root / "restore.part"
+        # The registry's artifacts; bundles that are being built; bundles that were fetched from the registry.
+        self.artifacts = root / "artifacts"
+        self.build = root / "build"
+        self.cache = root / "cache"
+        # The embedded server's files, or a link to them.
+        self.postgres = root / "postgres"
+        self.logs = root / "logs"
+        # The log of the platform's processes, unless a setting names another file.
+        self.platform_log = self.logs / "platform.log"
+        # The file in which the supervisor says what it is doing, and the one that it locks while it lives.
+        self.platform_state = root / "platform.json"
+        self.platform_lock = root / "platform.lock"
 
     def champion_encoder(self, space: str) -> Path:
         """Return the file that names the champion's encoder, because asking the registry takes MLflow seconds."""

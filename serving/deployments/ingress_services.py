@@ -1,11 +1,12 @@
 """Composition of one ingress process: the services of the API, opened and closed together."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache, partial
 from importlib.metadata import version
+from typing import Any
 
 from db.accounts.audit import AuditRepository
 from db.accounts.keys import KeyRepository
@@ -171,44 +172,37 @@ async def services(
     await _bound_clock(clock, database)
     await split.read(TrafficFeed(database))
     statistics = _StatisticsReader(StatisticsRepository(database), stored)
-    tasks = [
-        asyncio.create_task(split.follow(TrafficFeed(database))),
-        asyncio.create_task(
-            run_periodically(
-                partial(_bound_clock, clock, database),
-                every=_PARTITIONS_SECONDS,
-                pause_first=True,
-                errors=DatabaseError,
-                event="partitions.postponed",
-            )
+    loops: tuple[Coroutine[Any, Any, None], ...] = (
+        split.follow(TrafficFeed(database)),
+        run_periodically(
+            partial(_bound_clock, clock, database),
+            every=_PARTITIONS_SECONDS,
+            pause_first=True,
+            errors=DatabaseError,
+            event="partitions.postponed",
         ),
-        asyncio.create_task(
-            run_periodically(
-                authenticator.note_uses,
-                every=_KEY_USES_SECONDS,
-                pause_first=True,
-                errors=Exception,
-                event="key_uses.postponed",
-            )
+        run_periodically(
+            authenticator.note_uses,
+            every=_KEY_USES_SECONDS,
+            pause_first=True,
+            errors=Exception,
+            event="key_uses.postponed",
         ),
-        asyncio.create_task(
-            run_periodically(
-                partial(_store_faults, service.faults, evidence),
-                every=_FAULTS_SECONDS,
-                pause_first=True,
-                errors=DatabaseError,
-                event="faults.postponed",
-            )
+        run_periodically(
+            partial(_store_faults, service.faults, evidence),
+            every=_FAULTS_SECONDS,
+            pause_first=True,
+            errors=DatabaseError,
+            event="faults.postponed",
         ),
-        asyncio.create_task(
-            run_periodically(
-                statistics.read,
-                every=_STATISTICS_SECONDS,
-                errors=(DatabaseError, TimeoutError),
-                event="census.postponed",
-            )
+        run_periodically(
+            statistics.read,
+            every=_STATISTICS_SECONDS,
+            errors=(DatabaseError, TimeoutError),
+            event="census.postponed",
         ),
-    ]
+    )
+    tasks = [asyncio.create_task(loop) for loop in loops]
 
     async def missing_parts() -> Sequence[str]:
         lacks = []

@@ -24,8 +24,6 @@ class PolicyRunner:
     """Each decision is carried out once, and is stored before its effect or together with it.
 
     Args:
-        experiments: the stored experiments.
-        counts: the counts of their arms.
         champion: returns the present champion of a model, None while there is none.
         promote: makes an experiment's challenger the champion; harmless if it is champion already. Raises Conflict if
             a gate or another change forbids it.

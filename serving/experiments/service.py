@@ -55,11 +55,7 @@ Evaluate = Callable[[str, str, Caller], Awaitable[object]]
 class ExperimentService:
     """A model has at most one running experiment, and its champion is the model's champion.
 
-    Args:
-        experiments: the stored experiments.
-        counts: the counts of their arms.
-        catalog: the registered versions.
-        evaluate: requests an evaluation of a version, so that the gates have a report when a policy promotes it.
+    `evaluate` requests an evaluation of a version, so that the gates have a report when a policy promotes it.
     """
 
     experiments: ExperimentRepository

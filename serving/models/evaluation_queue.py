@@ -15,12 +15,13 @@ import structlog
 
 from db.errors import DatabaseError
 from db.models.evaluations import Evaluation, EvaluationRepository, NewEvaluation
-from registry.errors import NotRegistered, RegistryError
+from registry.errors import NotRegistered
 from serving.core.catalog import CHAMPION, Catalog
 from serving.core.database_errors import translate_database_errors
 from serving.core.periodic import run_periodically, wait_at_most
+from serving.core.registry_errors import call_registry
 from serving.core.subprocesses import run_module
-from serving.errors import Conflict, NotReady
+from serving.errors import Conflict
 
 if TYPE_CHECKING:
     from registry.store.model_registry import ModelRegistry
@@ -41,11 +42,7 @@ async def run_evaluation(evaluation_id: int) -> str | None:
 class EvaluationQueue:
     """A version is not evaluated twice at once, and an evaluation whose process died is started again.
 
-    Args:
-        evaluations: the stored evaluations.
-        registry: names the held-out set of a model.
-        catalog: the registered versions.
-        launch: works on a claimed evaluation until its process ends; returns the reason if it failed.
+    `launch` works on a claimed evaluation until its process ends, and returns the reason if it failed.
     """
 
     evaluations: EvaluationRepository
@@ -64,7 +61,10 @@ class EvaluationQueue:
         """
         versions = self.catalog().versions(model)
         entry = self.catalog().entry(model, version)
-        data = await self._data_digest(model)
+        try:
+            data = await call_registry(self.registry.held_out_digest, model)
+        except NotRegistered as error:
+            raise Conflict(str(error)) from error
         with translate_database_errors():
             for other in versions.values():
                 # A candidate is compared with the champion, so the champion is evaluated first.
@@ -123,11 +123,3 @@ class EvaluationQueue:
         failed = await self.evaluations.fail(evaluation.id, why or "its process ended without a report")
         log.info("evaluation.ended", evaluation=evaluation.id, reason=why if failed else None)
         return True
-
-    async def _data_digest(self, model: str) -> str:
-        try:
-            return await asyncio.to_thread(self.registry.held_out_digest, model)
-        except NotRegistered as error:
-            raise Conflict(str(error)) from error
-        except RegistryError as error:
-            raise NotReady(str(error), retry_after=2) from error

@@ -7,6 +7,7 @@ Labels are bounded: route templates instead of paths, and no ids, texts or users
 from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -57,58 +58,38 @@ class Metrics(Collector):
         self._replica = replica
         self._registry = registry = CollectorRegistry()
         self._collectors: list[Collector] = []
-        self._requests = Counter(
-            "valence_http_requests", "Answered requests.", ("method", "route", "status"), registry=registry
-        )
-        self._request_seconds = Histogram(
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        self._requests = counter("valence_http_requests", "Answered requests.", ("method", "route", "status"))
+        self._request_seconds = histogram(
             "valence_http_request_duration_seconds",
             "Time from the first byte of a request to the last byte of its answer.",
             ("route",),
             buckets=_SECONDS,
-            registry=registry,
         )
-        self._in_flight = Gauge("valence_http_requests_in_flight", "Requests in flight.", registry=registry)
-        self._stage_seconds = Histogram(
+        self._in_flight = gauge("valence_http_requests_in_flight", "Requests in flight.")
+        self._stage_seconds = histogram(
             "valence_prediction_stage_duration_seconds",
             "Time of a prediction request in each stage.",
             ("stage",),
             buckets=_SECONDS,
-            registry=registry,
         )
-        self._predictions = Counter(
-            "valence_predictions",
-            "Stored predictions.",
-            ("model", "version", "arm", "sentiment"),
-            registry=registry,
+        self._predictions = counter(
+            "valence_predictions", "Stored predictions.", ("model", "version", "arm", "sentiment")
         )
-        self._feedback = Counter("valence_feedback", "Stored feedback.", ("is_correct",), registry=registry)
-        self._batch_sizes = Histogram(
-            "valence_batch_size", "Items in a batch.", ("door",), buckets=_SIZES, registry=registry
+        self._feedback = counter("valence_feedback", "Stored feedback.", ("is_correct",))
+        self._batch_sizes = histogram("valence_batch_size", "Items in a batch.", ("door",), buckets=_SIZES)
+        self._batch_seconds = histogram(
+            "valence_batch_duration_seconds", "Duration of a batch.", ("door",), buckets=_SECONDS
         )
-        self._batch_seconds = Histogram(
-            "valence_batch_duration_seconds",
-            "Duration of a batch.",
-            ("door",),
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._waiting = Gauge(
-            "valence_queue_weight", "Weight that waits for a batcher.", ("door",), registry=registry
-        )
-        self._errors = Counter(
-            "valence_errors", "Requests answered with an error.", ("kind",), registry=registry
-        )
-        self._tokens = Counter(
-            "valence_tokens", "Tokens that an encoder read for answers.", ("encoder",), registry=registry
-        )
-        self._texts = Counter(
-            "valence_texts", "Texts that an encoder answered.", ("encoder",), registry=registry
-        )
-        self._faults = Counter(
+        self._waiting = gauge("valence_queue_weight", "Weight that waits for a batcher.", ("door",))
+        self._errors = counter("valence_errors", "Requests answered with an error.", ("kind",))
+        self._tokens = counter("valence_tokens", "Tokens that an encoder read for answers.", ("encoder",))
+        self._texts = counter("valence_texts", "Texts that an encoder answered.", ("encoder",))
+        self._faults = counter(
             "valence_text_faults",
             "Texts that the replicas of an encoder did not answer.",
             ("encoder", "kind"),
-            registry=registry,
         )
         ProcessCollector(registry=registry)
         self._queue, self._infer, self._store = (

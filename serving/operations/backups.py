@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from db.backup import dump, point_in_time
-from db.backup.archive import Backup, BackupWriter
+from db.backup.archive import Backup, BackupWriter, Contents
 from db.connection.databases import ensure_sibling, sibling_url
 from db.core.ids import fingerprint
 from db.embedded.server import EmbeddedPostgres
@@ -67,8 +67,7 @@ def backup(settings: Settings, target: Path | None, say: Callable[[str], None]) 
     """
     target = _named(target or Path.cwd())
     with database(settings) as url, BackupWriter(target) as writer, _scratch(target.parent) as scratch:
-        revision = _revision(url)
-        key = _key(settings, url)
+        identity = _revision(url), _key(settings, url)
         say("the platform's database")
         dump.dump(url, scratch / _DATABASE)
         writer.add(_DATABASE, scratch / _DATABASE)
@@ -78,15 +77,8 @@ def backup(settings: Settings, target: Path | None, say: Callable[[str], None]) 
             writer.add(_REGISTRY, scratch / _REGISTRY)
         else:
             say("MLflow is elsewhere (MLFLOW_TRACKING_URI): back it up there")
-        _add_rest(writer, settings, key, say)
-        manifest = writer.finish(
-            contents="dump",
-            release=version("valence"),
-            schema=revision,
-            server=dump.read_server_version(url),
-            artifacts=_artifacts(settings).as_uri(),
-        )
-    return _summarise(target, manifest.files)
+        files = _finish(writer, settings, url, "dump", identity, say)
+    return _summarise(target, files)
 
 
 def base_backup(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
@@ -101,21 +93,13 @@ def base_backup(settings: Settings, say: Callable[[str], None]) -> dict[str, Any
     archive.mkdir(parents=True, exist_ok=True)
     target = _named(archive)
     with database(settings) as url, BackupWriter(target) as writer, _scratch(archive) as scratch:
-        revision = _revision(url)
-        key = _key(settings, url)
+        identity = _revision(url), _key(settings, url)
         say("the server's files")
         point_in_time.copy_files(url, scratch / "copy")
         writer.add(point_in_time.BASE, scratch / "copy" / point_in_time.BASE)
-        _add_rest(writer, settings, key, say)
-        manifest = writer.finish(
-            contents="base",
-            release=version("valence"),
-            schema=revision,
-            server=dump.read_server_version(url),
-            artifacts=_artifacts(settings).as_uri(),
-        )
+        files = _finish(writer, settings, url, "base", identity, say)
     expired = point_in_time.expire(archive, _base_backups(archive), days=settings.backup_days)
-    return {**_summarise(target, manifest.files), "expired": len(expired)}
+    return {**_summarise(target, files), "expired": len(expired)}
 
 
 def restore(
@@ -268,10 +252,30 @@ def _key(settings: Settings, url: str) -> str:
     return key.hex()
 
 
-def _add_rest(writer: BackupWriter, settings: Settings, key: str, say: Callable[[str], None]) -> None:
+def _finish(
+    writer: BackupWriter,
+    settings: Settings,
+    url: str,
+    contents: Contents,
+    identity: tuple[str, str],
+    say: Callable[[str], None],
+) -> int:
+    """Add the artifacts and the key, then the manifest; return the number of files.
+
+    `identity`: the revision of the schema and the installation key, both read before anything was copied.
+    """
+    schema, key = identity
     say("artifacts")
     writer.add_folder(_ARTIFACTS, _artifacts(settings))
     writer.add_text(_INSTALLATION_KEY, key)
+    manifest = writer.finish(
+        contents=contents,
+        release=version("valence"),
+        schema=schema,
+        server=dump.read_server_version(url),
+        artifacts=_artifacts(settings).as_uri(),
+    )
+    return len(manifest.files)
 
 
 def _artifacts(settings: Settings) -> Path:
@@ -301,8 +305,8 @@ def _base_backups(folder: Path) -> dict[Path, datetime]:
     return begun
 
 
-def _summarise(target: Path, files: Any) -> dict[str, Any]:
-    return {"backup": str(target), "files": len(files), "bytes": target.stat().st_size}
+def _summarise(target: Path, files: int) -> dict[str, Any]:
+    return {"backup": str(target), "files": files, "bytes": target.stat().st_size}
 
 
 @contextmanager

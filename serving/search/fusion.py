@@ -19,11 +19,11 @@ RANK_OFFSET: Final = 60
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FusedText:
-    """A text in a fused ranking: its score, and its rank, from 1, in each ranking that has it."""
+    """A text in a fused ranking: its score, and its rank, from 1, in each ranking, None if that one lacks it."""
 
     text_id: UUID
     score: float
-    ranks: Mapping[str, int]
+    ranks: Mapping[str, int | None]
 
 
 def rocchio(query: "Vector | None", like: Sequence[Vector], unlike: Sequence[Vector]) -> "Vector | None":
@@ -45,14 +45,14 @@ def rocchio(query: "Vector | None", like: Sequence[Vector], unlike: Sequence[Vec
 
 def fuse(rankings: Mapping[str, Sequence[UUID]]) -> list[FusedText]:
     """Order the texts of all rankings, best first, by the sum of 1 / (60 + rank) (Cormack et al., SIGIR 2009)."""
-    ranks: dict[UUID, dict[str, int]] = {}
+    ranks: dict[UUID, dict[str, int | None]] = {}
     for name, ranking in rankings.items():
         for rank, text_id in enumerate(ranking, start=1):
-            ranks.setdefault(text_id, {})[name] = rank
+            ranks.setdefault(text_id, dict.fromkeys(rankings))[name] = rank
     fused = [
         FusedText(
             text_id=text_id,
-            score=sum(1 / (RANK_OFFSET + rank) for rank in by_ranking.values()),
+            score=sum(1 / (RANK_OFFSET + rank) for rank in by_ranking.values() if rank is not None),
             ranks=by_ranking,
         )
         for text_id, by_ranking in ranks.items()

@@ -19,7 +19,7 @@ from db.search.similarity import Neighbours, SimilarityFilters, SimilarityReposi
 from serving.core.caller import Caller
 from serving.core.database_errors import translate_database_errors
 from serving.errors import Invalid, NotFound, Problem
-from serving.search.fusion import fuse, rocchio
+from serving.search.fusion import FusedText, fuse, rocchio
 
 Embed: TypeAlias = Callable[[Sequence[str]], Awaitable[tuple[NDArray[np.float32], int]]]
 
@@ -66,20 +66,11 @@ class SearchQuery:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FusedRanks:
-    """A text's fused score and its rank, from 1, in each ranking; None if that ranking lacks it."""
-
-    score: float
-    meaning: int | None
-    keywords: int | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class SearchResult:
     """The texts found, best first; `ranks` by text id for a search with keywords, else None."""
 
     neighbours: Neighbours
-    ranks: Mapping[UUID, FusedRanks] | None = None
+    ranks: Mapping[UUID, FusedText] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -223,12 +214,7 @@ class SearchService:
         results = tuple(neighbours[each.text_id] for each in fused if each.text_id in neighbours)
         return SearchResult(
             neighbours=replace(near, results=results, complete=near.complete and hits.complete),
-            ranks={
-                each.text_id: FusedRanks(
-                    score=each.score, meaning=each.ranks.get(MEANING), keywords=each.ranks.get(KEYWORDS)
-                )
-                for each in fused
-            },
+            ranks={each.text_id: each for each in fused},
         )
 
 

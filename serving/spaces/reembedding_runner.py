@@ -26,9 +26,7 @@ run_worker: Launch = partial(run_module, "serving.spaces.reembedding_worker")
 class ReembeddingRunner:
     """Restarts the worker when it dies.
 
-    Args:
-        spaces: the embedding spaces.
-        launch: runs the worker until nothing is left to do; returns the reason if it failed.
+    `launch` runs the worker until nothing is left to do, and returns the reason if it failed.
     """
 
     def __init__(self, spaces: SpaceRepository, launch: Launch = run_worker) -> None:

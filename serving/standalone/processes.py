@@ -59,10 +59,7 @@ def register_models(settings: Settings) -> None:
 def run_serve(settings: Settings, ended: threading.Event, *, note: Path | None) -> int:
     """Run Ray and the application until a signal (return 0) or until a process of Ray dies (exit with 1).
 
-    Args:
-        settings: the settings of the platform.
-        ended: set by a signal.
-        note: the file that names the encoder, now or later; None asks the registry.
+    `ended` is set by a signal; `note` is the file that names the encoder, now or later; None asks the registry.
     """
     from serving.deployments import cluster
 

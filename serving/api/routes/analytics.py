@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 
 from registry.bundles.bundle import LABELS
-from serving.analytics.results import TimeRange
+from serving.analytics.results import TimeRange, Topics
 from serving.api.dependencies import Json, get_services
 from serving.api.middleware import while_connected
 from serving.api.schemas.analytics import (
@@ -29,30 +29,13 @@ router = APIRouter(prefix="/v1", route_class=GuardedRoute, tags=["insights"])
 
 @router.get("/topics", response_model=TopicsResponse)
 @requires(Role.ENGINEER, errors=(404, 422, 429))
-async def topics(request: Request, query: Annotated[TopicsQuery, Query()]) -> Json:
+async def topics(request: Request, query: Annotated[TopicsQuery, Query()]) -> Topics:
     """Group the texts of a window by meaning."""
     span = TimeRange(since=query.since, until=query.until)
-    result = await while_connected(
-        request.receive, get_services(request).analytics.find_topics(query.model, span, most=query.topics)
+    return await while_connected(
+        request.receive,
+        get_services(request).in_space().analytics.find_topics(query.model, span, most=query.topics),
     )
-    return {
-        "model": result.model,
-        **asdict(result.window),
-        "sampled": result.sampled,
-        "topics": [
-            {
-                "texts": topic.texts,
-                "share": topic.texts / result.sampled,
-                "words": topic.words,
-                "sentiments": topic.sentiments,
-                "accuracy": [
-                    asdict(each) | {"accuracy": each.right / each.judged} for each in topic.accuracy
-                ],
-                "examples": topic.examples,
-            }
-            for topic in result.topics
-        ],
-    }
 
 
 @router.get("/review", response_model=ReviewResponse)
@@ -62,7 +45,7 @@ async def review(request: Request, query: Annotated[ReviewQuery, Query()]) -> Js
     span = TimeRange(since=query.since, until=query.until)
     result = await while_connected(
         request.receive,
-        get_services(request).analytics.select_for_review(query.model, span, most=query.limit),
+        get_services(request).in_space().analytics.select_for_review(query.model, span, most=query.limit),
     )
     return {
         "model": result.model,
@@ -71,12 +54,7 @@ async def review(request: Request, query: Annotated[ReviewQuery, Query()]) -> Js
         "judged": result.judged,
         "items": [
             ExampleText.model_validate(each.text).model_dump()
-            | {
-                "score": each.score,
-                "uncertainty": each.uncertainty,
-                "density": each.density,
-                "disagreement": each.disagreement,
-            }
+            | {name: getattr(each, name) for name in ("score", "uncertainty", "density", "disagreement")}
             for each in result.items
         ],
     }
@@ -88,7 +66,9 @@ async def diff(request: Request, name: str, query: Annotated[DiffQuery, Query()]
     """Group the texts that two versions predict differently by meaning."""
     result = await while_connected(
         request.receive,
-        get_services(request).analytics.compare_versions(
+        get_services(request)
+        .in_space()
+        .analytics.compare_versions(
             name,
             query.version_from,
             query.version_to,
@@ -120,7 +100,9 @@ async def drift(request: Request, query: Annotated[DriftQuery, Query()]) -> Json
     """Compare a window with a reference."""
     result = await while_connected(
         request.receive,
-        get_services(request).analytics.measure_drift(
+        get_services(request)
+        .in_space()
+        .analytics.measure_drift(
             query.model,
             TimeRange(since=query.since, until=query.until),
             TimeRange(since=query.reference_since, until=query.reference_until),

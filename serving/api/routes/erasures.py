@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v1", route_class=GuardedRoute, tags=["erasure"])
 async def erase_user(request: Request, response: Response, user_id: UUID) -> DatedReceipt:
     """Erase a user's texts, predictions and feedback; the account stays."""
     response.headers["Cache-Control"] = "no-store"
-    return await get_services(request).erasure.erase_user(user_id, get_caller(request))
+    return await get_services(request).in_space().erasure.erase_user(user_id, get_caller(request))
 
 
 @router.delete("/texts/{text_id}", response_model=ErasureResponse)
@@ -28,4 +28,4 @@ async def erase_user(request: Request, response: Response, user_id: UUID) -> Dat
 async def erase_text(request: Request, response: Response, text_id: UUID) -> DatedReceipt:
     """Erase a text for everyone who sent it."""
     response.headers["Cache-Control"] = "no-store"
-    return await get_services(request).erasure.erase_text(text_id, get_caller(request))
+    return await get_services(request).in_space().erasure.erase_text(text_id, get_caller(request))

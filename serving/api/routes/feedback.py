@@ -24,13 +24,7 @@ router = APIRouter(route_class=GuardedRoute, tags=["feedback"])
 async def feedback(request: Request, body: Parsed[FeedbackRequest]) -> Response:
     """Say whether a prediction is correct."""
     services = get_services(request)
-    new = Feedback(
-        prediction_id=body.prediction_id,
-        is_correct=body.is_correct,
-        label=body.label,
-        comment=body.comment,
-        idempotency=idempotency_of(request),
-    )
+    new = Feedback(**dict(body), idempotency=idempotency_of(request))
     # Rendered here, because the answer is stored in the feedback's transaction and replayed as it was.
     answer = await services.history.put_feedback(
         new,

@@ -19,14 +19,7 @@ router = APIRouter(prefix="/v1/keys", route_class=GuardedRoute, tags=["keys"])
 @requires(Role.ADMIN)
 async def add_key(request: Request, response: Response, body: Parsed[KeyRequest]) -> NewKeyResponse:
     """Create a key; the answer is the only one that shows it."""
-    spec = KeySpec(
-        role=body.role,
-        name=body.name,
-        user_id=body.user_id,
-        rate_limit=body.rate_limit,
-        expires_at=body.expires_at,
-    )
-    issued = await get_services(request).accounts.add_key(spec, get_caller(request))
+    issued = await get_services(request).accounts.add_key(KeySpec(**dict(body)), get_caller(request))
     response.headers["Cache-Control"] = "no-store"
     return NewKeyResponse(**KeyResponse.model_validate(issued.record).model_dump(), key=issued.text)
 

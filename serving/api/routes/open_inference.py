@@ -11,8 +11,7 @@ from starlette.responses import Response
 from db.schema.tables import DIMENSIONS
 from registry.bundles.bundle import LABELS
 from serving.api import serializers
-from serving.api.dependencies import Json, get_services
-from serving.api.parameters import to_prediction_input
+from serving.api.dependencies import Json, RequestContext, get_services
 from serving.api.routes.health import require_ready
 from serving.api.routes.predictions import run
 from serving.api.schemas.open_inference import (
@@ -27,7 +26,7 @@ from serving.api.schemas.open_inference import (
 from serving.api.security import GuardedRoute, Parsed, public, requires
 from serving.core.caller import Role
 from serving.errors import Invalid, NotFound, Problem
-from serving.predictions.prediction import Prediction
+from serving.predictions.prediction import Prediction, PredictionInput
 from serving.privacy.masking import BodyLocation
 
 router = APIRouter(prefix="/v2", route_class=GuardedRoute, tags=["open inference protocol"])
@@ -115,20 +114,19 @@ async def model_ready(request: Request, name: str, version: str | None = None) -
 async def infer(
     request: Request, name: str, body: Parsed[InferRequest], version: str | None = None
 ) -> Response:
-    """PredictionInput with a model."""
+    """Predict with a model."""
     texts = body.inputs[0].data
     if body.inputs[0].shape != [len(texts)]:
         place = Problem(loc=("body", "inputs", 0, "shape"), message=f"it must be [{len(texts)}]")
         raise Invalid("the body is invalid", [place])
-    ask = to_prediction_input(
-        request,
-        texts,
+    ask = PredictionInput(
+        texts=texts,
+        request_id=RequestContext.of(request.scope).request_id,
         model=name,
         version=version,
         user_id=body.parameters.user_id,
         unit=body.parameters.unit,
         location=BodyLocation(("body", "inputs", 0, "data")),
-        idempotent=False,
     )
     outputs = [output.name for output in body.outputs] or _BY_DEFAULT
     return serializers.to_response(await run(request, ask, _renderer(outputs, body.id)), status=200)

@@ -30,7 +30,7 @@ from serving.core.caller import Role
 from serving.errors import ServingError
 from serving.predictions.prediction import Prediction, PredictionInput
 from serving.predictions.service import Answer
-from serving.privacy.masking import TEXT
+from serving.privacy.masking import TEXT, TEXTS
 
 router = APIRouter(route_class=GuardedRoute, tags=["predictions"])
 
@@ -38,7 +38,7 @@ router = APIRouter(route_class=GuardedRoute, tags=["predictions"])
 async def run(
     request: Request, ask: PredictionInput, render: Callable[[Sequence[Prediction]], bytes]
 ) -> Answer:
-    """PredictionInput while the client is connected, and record how long each step took."""
+    """Predict while the client is connected, and record how long each step took."""
     services, caller = get_services(request), get_caller(request)
     services.rate_limiter.take(caller, len(ask.texts))
     answer = await while_connected(request.receive, services.predictions.predict(ask, caller, render))
@@ -55,16 +55,8 @@ async def run(
 )
 @requires(Role.CLIENT, errors=(404, 409, 429), sheds=True)
 async def predict(request: Request, body: Parsed[PredictRequest]) -> Response:
-    """PredictionInput the sentiment of a text and store it."""
-    ask = to_prediction_input(
-        request,
-        (body.text,),
-        model=body.model,
-        version=body.version,
-        user_id=body.user_id,
-        unit=body.unit,
-        location=TEXT,
-    )
+    """Predict the sentiment of a text and store it."""
+    ask = to_prediction_input(request, (body.text,), body, TEXT)
     answer = await run(request, ask, serializers.render_one(with_embedding=body.return_embedding))
     return serializers.to_response(await _explained(request, answer) if body.explain else answer)
 
@@ -77,15 +69,8 @@ async def predict(request: Request, body: Parsed[PredictRequest]) -> Response:
 )
 @requires(Role.CLIENT, errors=(404, 409, 429))
 async def predict_batch(request: Request, body: Parsed[PredictBatchRequest]) -> Response:
-    """PredictionInput the sentiment of up to 1,000 texts and store them."""
-    ask = to_prediction_input(
-        request,
-        body.texts,
-        model=body.model,
-        version=body.version,
-        user_id=body.user_id,
-        unit=body.unit,
-    )
+    """Predict the sentiment of up to 1,000 texts and store them."""
+    ask = to_prediction_input(request, body.texts, body, TEXTS)
     return serializers.to_response(
         await run(request, ask, serializers.render_many(with_embedding=body.return_embedding))
     )

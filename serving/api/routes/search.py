@@ -37,7 +37,7 @@ async def similar(request: Request, body: Parsed[SimilarRequest]) -> SimilarResp
         min_similarity=body.min_similarity,
         exact=body.exact,
     )
-    result = await while_connected(request.receive, services.search.find_similar(search, caller))
+    result = await while_connected(request.receive, services.in_space().search.find_similar(search, caller))
     response = SimilarResponse.model_validate(result.neighbours)
     if result.ranks is not None:
         for text in response.results:
@@ -55,7 +55,9 @@ async def duplicates(request: Request, body: Parsed[DuplicatesRequest]) -> objec
     services.rate_limiter.take(caller, 1)
     return await while_connected(
         request.receive,
-        services.search.find_duplicates(_example(body), caller, min_similarity=body.min_similarity, k=body.k),
+        services.in_space().search.find_duplicates(
+            _example(body), caller, min_similarity=body.min_similarity, k=body.k
+        ),
     )
 
 

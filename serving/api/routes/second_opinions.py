@@ -22,7 +22,9 @@ async def second_opinion(request: Request, prediction_id: UUID) -> LabelSuggesti
     """Let the feedback on the nearest texts vote on a prediction."""
     services, caller = get_services(request), get_caller(request)
     services.rate_limiter.take(caller, 1)
-    return await while_connected(request.receive, services.label_suggestions.suggest(prediction_id, caller))
+    return await while_connected(
+        request.receive, services.in_space().label_suggestions.suggest(prediction_id, caller)
+    )
 
 
 @router.get("/corrections", response_model=CorrectionsResponse)
@@ -35,7 +37,7 @@ async def corrections(
     services.rate_limiter.take(caller, 1)
     return await while_connected(
         request.receive,
-        services.label_suggestions.suggest_corrections(
+        services.in_space().label_suggestions.suggest_corrections(
             prediction_id, caller, min_similarity=query.min_similarity, k=query.k
         ),
     )

@@ -103,8 +103,8 @@ class TopicsResponse(ResponseBody):
     """The topics of a sample of the window, the largest first."""
 
     model: str
-    since: AwareDatetime
-    until: AwareDatetime
+    since: AwareDatetime = Field(validation_alias=AliasPath("window", "since"))
+    until: AwareDatetime = Field(validation_alias=AliasPath("window", "until"))
     sampled: int
     topics: list[TopicResponse]
 

@@ -34,7 +34,9 @@ def _as_first_answered(stored: float) -> float:
 StoredScore = Annotated[float, AfterValidator(_as_first_answered)]
 
 
-class _PredictOptions(RequestBody):
+class PredictOptions(RequestBody):
+    """The options of every prediction."""
+
     user_id: UUID | None = Field(None, description="the user whom the texts belong to; must exist")
     model: Name | None = Field(None, description="the model that answers; default: the platform's")
     version: Name | None = Field(None, description="the version that answers; default: by the traffic split")
@@ -44,7 +46,7 @@ class _PredictOptions(RequestBody):
     return_embedding: bool = Field(False, description="also return the embedding")
 
 
-class PredictRequest(_PredictOptions):
+class PredictRequest(PredictOptions):
     """One text to predict and store."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"text": "The battery lasts for days."}]})
@@ -55,7 +57,7 @@ class PredictRequest(_PredictOptions):
     )
 
 
-class PredictBatchRequest(_PredictOptions):
+class PredictBatchRequest(PredictOptions):
     """Up to 1,000 texts to predict and store together."""
 
     model_config = ConfigDict(

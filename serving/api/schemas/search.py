@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Final, Self
 from uuid import UUID
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AliasPath, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
 from db.schema.tables import DIMENSIONS
@@ -20,7 +20,7 @@ from serving.api.schemas.fields import (
     is_none,
 )
 from serving.api.schemas.predictions import FeedbackResponse, PredictionResponse
-from serving.search.service import DUPLICATE_SIMILARITY
+from serving.search.service import DUPLICATE_SIMILARITY, KEYWORDS, MEANING
 
 MAX_EXAMPLES: Final = 20
 
@@ -131,8 +131,8 @@ class RanksResponse(ResponseBody):
     """A text's rank by meaning and by keywords, from 1, null after the first 100; `score` is Σ 1 / (60 + rank)."""
 
     score: Rounded
-    meaning: int | None
-    keywords: int | None
+    meaning: int | None = Field(validation_alias=AliasPath("ranks", MEANING))
+    keywords: int | None = Field(validation_alias=AliasPath("ranks", KEYWORDS))
 
 
 class NearTextResponse(ResponseBody):

@@ -519,7 +519,7 @@ async def test_a_version_is_evaluated_promoted_and_rolled_back(platform: Platfor
     async with platform.client(Role.ENGINEER) as client:
         missing = await client.post(f"{versions}/3/promote")
         response = await client.post(f"{versions}/3/evaluate")
-        await platform.lifecycle.evaluations._evaluations.fail(response.json()["id"], "a test")
+        await platform.lifecycle.evaluations.evaluations.fail(response.json()["id"], "a test")
         await evaluated(platform, "2", 0.75)
         await evaluated(platform, "3", 0.78)
         shown = await client.get(f"{versions}/3")

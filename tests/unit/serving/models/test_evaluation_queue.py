@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
@@ -84,7 +85,7 @@ async def test_a_process_that_leaves_no_report_is_no_success() -> None:
     async def nothing(_: int) -> None:
         return None
 
-    bench.evaluations._launch = nothing
+    bench.evaluations = replace(bench.evaluations, launch=nothing)
     await bench.evaluations.step()
     assert bench.records.rows[result.id].reason == "its process ended without a report"
 

@@ -40,7 +40,7 @@ def test_ranks_fuse_to_the_sum_of_their_reciprocals() -> None:
     assert [each.text_id for each in fused] == [B, A, C]
     assert fused[0].score == pytest.approx(1 / 62 + 1 / 61)
     assert fused[0].ranks == {"meaning": 2, "keywords": 1}
-    assert fused[2].ranks == {"keywords": 2}
+    assert fused[2].ranks == {"meaning": None, "keywords": 2}
 
 
 @given(st.permutations([A, B, C]), st.permutations([A, B, C]))
