@@ -94,9 +94,7 @@ def cluster_differences(differences: Sequence[Disagreement], most: int) -> list[
     """Group texts on which two versions disagree into at most `most` clusters."""
     return [
         DisagreementCluster(
-            texts=len(group.rows),
-            words=words,
-            examples=[differences[row] for row in group.rows[:EXAMPLES]],
+            texts=len(group.rows), words=words, examples=[differences[row] for row in group.rows[:EXAMPLES]]
         )
         for group, words in _groups(differences, most)
     ]

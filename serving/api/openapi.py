@@ -65,12 +65,7 @@ async def docs_file(name: Literal["swagger-ui-bundle.js", "swagger-ui.css", "fav
 def document(app: FastAPI) -> dict[str, Any]:
     """Build the whole document."""
     routes = [route for route in app.routes if isinstance(route, GuardedRoute)]
-    content = get_openapi(
-        title=app.title,
-        version=app.version,
-        description=app.description,
-        routes=routes,
-    )
+    content = get_openapi(title=app.title, version=app.version, description=app.description, routes=routes)
     bodies = {route.access.body for route in routes if route.access.body is not None}
     _, definitions = models_json_schema(
         [(shape, "validation") for shape in sorted(bodies, key=lambda shape: shape.__name__)]

@@ -85,11 +85,7 @@ def public(
 
 
 def requires(
-    role: Role,
-    *,
-    errors: Iterable[int] = (),
-    sheds: bool = False,
-    optional: bool = False,
+    role: Role, *, errors: Iterable[int] = (), sheds: bool = False, optional: bool = False
 ) -> Callable[[Endpoint], Endpoint]:
     """Declare a route that needs this role; `errors` are statuses beyond those of every such route."""
     return _declare(Access(role=role, errors=tuple(errors), sheds=sheds, optional=optional))

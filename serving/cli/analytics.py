@@ -4,14 +4,7 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from serving.cli.output import (
-    Api,
-    calls_api,
-    show_json,
-    show_near,
-    show_record,
-    show_table,
-)
+from serving.cli.output import Api, calls_api, show_json, show_near, show_record, show_table
 from serving.cli.predictions import Sentiment
 
 PredictionId: TypeAlias = Annotated[str, typer.Argument(metavar="PREDICTION_ID")]

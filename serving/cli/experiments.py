@@ -12,10 +12,7 @@ from serving.cli.output import Api, calls_api, show_json, show_record, show_tabl
 app = typer.Typer(no_args_is_help=True, help="Compare challengers with champions.")
 
 Id = Annotated[str, typer.Argument(metavar="EXPERIMENT_ID")]
-Policy = Annotated[
-    str | None,
-    typer.Option(help="JSON, or the path of a JSON file; default: observe only."),
-]
+Policy = Annotated[str | None, typer.Option(help="JSON, or the path of a JSON file; default: observe only.")]
 
 
 @app.command()

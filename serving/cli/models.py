@@ -105,9 +105,7 @@ def rollback(api: Api, model: Model = "sentiment", reason: Reason = None) -> Non
 @app.command()
 @calls_api
 def history(
-    api: Api,
-    model: Model = "sentiment",
-    limit: Annotated[int, typer.Option(min=1, max=200)] = 50,
+    api: Api, model: Model = "sentiment", limit: Annotated[int, typer.Option(min=1, max=200)] = 50
 ) -> None:
     """Show which versions were champion and when, by whom and why; the JSON has the evidence."""
     answer = api.client.get(f"/v1/models/{model}/history", limit=limit)

@@ -41,13 +41,7 @@ def predict(
         texts = [sys.stdin.read()]
     if explain and len(texts) > 1:
         raise typer.BadParameter("--explain is for one text")
-    fields = {
-        "model": model,
-        "version": version,
-        "user_id": user,
-        "unit": unit,
-        "explain": explain or None,
-    }
+    fields = {"model": model, "version": version, "user_id": user, "unit": unit, "explain": explain or None}
     if len(texts) == 1:
         answer = api.client.post("/v1/predict", text=texts[0], **fields)
         predictions = [answer]

@@ -12,9 +12,7 @@ app = typer.Typer(no_args_is_help=True, help="Users; for admins.")
 @app.command()
 @calls_api
 def create(
-    api: Api,
-    username: Annotated[str, typer.Argument()],
-    email: Annotated[str, typer.Argument()],
+    api: Api, username: Annotated[str, typer.Argument()], email: Annotated[str, typer.Argument()]
 ) -> None:
     """Add a user."""
     answer = api.client.post("/v1/users", username=username, email=email)

@@ -45,11 +45,7 @@ class Spans:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         resource = Resource.create(
-            {
-                "service.name": "valence",
-                "valence.process": process,
-                "service.instance.id": replica or "",
-            }
+            {"service.name": "valence", "valence.process": process, "service.instance.id": replica or ""}
         )
         self._processor = BatchSpanProcessor(exporter, schedule_delay_millis=_DELAY_MILLISECONDS)
         # A batch is traced if one of its requests is; it isn't sampled again.
@@ -70,10 +66,7 @@ class Spans:
 
         parent = self._context.extract({"traceparent": traceparent} if traceparent else {}, Context())
         with self._requests.start_as_current_span(
-            method,
-            parent,
-            SpanKind.SERVER,
-            {"http.request.method": method, "valence.request_id": request_id},
+            method, parent, SpanKind.SERVER, {"http.request.method": method, "valence.request_id": request_id}
         ) as span:
             if span.is_recording():
                 self._open[request_id] = span

@@ -47,27 +47,20 @@ class Ingress:
         async with asyncio.timeout(_FIRST_CATALOG_SECONDS):
             while await self._services.missing_parts():
                 await self._update_catalog()
-        self._tasks = [
+        loops = (
             # The control answers once its catalog changes; while it is down, the last catalog is used.
-            asyncio.create_task(
-                run_periodically(
-                    self._update_catalog,
-                    every=0,
-                    after_error=1,
-                    errors=Exception,
-                    event="control.unreachable",
-                )
+            run_periodically(
+                self._update_catalog, every=0, after_error=1, errors=Exception, event="control.unreachable"
             ),
-            asyncio.create_task(
-                run_periodically(
-                    self._request_versions,
-                    every=_REQUEST_VERSIONS_SECONDS,
-                    pause_first=True,
-                    errors=Exception,
-                    event="control.unreachable",
-                )
+            run_periodically(
+                self._request_versions,
+                every=_REQUEST_VERSIONS_SECONDS,
+                pause_first=True,
+                errors=Exception,
+                event="control.unreachable",
             ),
-        ]
+        )
+        self._tasks = [asyncio.create_task(loop) for loop in loops]
 
     def __serve_build_asgi_app__(self) -> "FastAPI":
         """Build the application over the opened services."""

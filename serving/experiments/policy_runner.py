@@ -81,11 +81,7 @@ class PolicyRunner:
                 return
             case "ramp":
                 await self.experiments.change(
-                    experiment.id,
-                    actor=None,
-                    share=decision.share,
-                    decision=stored,
-                    stage=experiment.stage,
+                    experiment.id, actor=None, share=decision.share, decision=stored, stage=experiment.stage
                 )
             case "stop":
                 await self.experiments.stop(

@@ -113,12 +113,7 @@ class ExperimentService:
         return ExperimentReport(experiment=experiment, counts=counts, conclusion=conclusion, decisions=stored)
 
     async def change(
-        self,
-        experiment_id: UUID,
-        caller: Caller,
-        *,
-        share: float | None = None,
-        policy: Policy | None = None,
+        self, experiment_id: UUID, caller: Caller, *, share: float | None = None, policy: Policy | None = None
     ) -> ExperimentReport:
         """Set the share or the policy; with a new share, only the units that must change arms do.
 

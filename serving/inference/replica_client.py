@@ -123,10 +123,7 @@ class ReplicaClient:
             raise
         if reply.text_faults or reply.score_faults:
             log.warning(
-                "batch.faults",
-                batch=request.batch,
-                requests=_request_ids(items),
-                **summarize_faults(reply),
+                "batch.faults", batch=request.batch, requests=_request_ids(items), **summarize_faults(reply)
             )
         return _unpack(reply, len(rows), positions)
 

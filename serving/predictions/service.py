@@ -20,14 +20,7 @@ from serving.core.caller import Caller, Idempotency
 from serving.core.catalog import Catalog
 from serving.core.database_errors import translate_database_errors
 from serving.core.tracing import SubmissionWriter
-from serving.errors import (
-    Conflict,
-    Invalid,
-    ModelNotReady,
-    NotFound,
-    Problem,
-    StoreUnavailable,
-)
+from serving.errors import Conflict, Invalid, ModelNotReady, NotFound, Problem, StoreUnavailable
 from serving.inference.batcher import Batcher, BatchObserver, BatchResult
 from serving.inference.dispatcher import BatchLimits, Dispatcher, EncoderClient
 from serving.predictions.prediction import InferenceResult, Prediction, PredictionFactory, PredictionInput
@@ -196,9 +189,7 @@ class PredictionService:
             if shadow is not None and not shadow.done():
                 shadow.set_result(is_stored)
         timing = Timing(
-            queue_ms=inferred.queue_ms,
-            infer_ms=inferred.run_ms,
-            store_ms=stored.queue_ms + stored.run_ms,
+            queue_ms=inferred.queue_ms, infer_ms=inferred.run_ms, store_ms=stored.queue_ms + stored.run_ms
         )
         return Answer(status=201, body=body, timing=timing)
 

@@ -1,6 +1,7 @@
 """Fill one embedding space: every text that lacks a vector of it gets one."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final, TypeAlias
 from uuid import UUID
@@ -21,6 +22,7 @@ _OVERLAP: Final = timedelta(seconds=10)
 Embed: TypeAlias = Callable[[Sequence[str]], Awaitable[NDArray[np.float32]]]
 
 
+@dataclass
 class SpaceFiller:
     """Gives each text that lacks a vector of one space a vector.
 
@@ -35,29 +37,21 @@ class SpaceFiller:
         recent_seconds: the time between two queries for recent texts.
     """
 
-    def __init__(
-        self,
-        texts: ReembeddingRepository,
-        embed: Embed,
-        *,
-        page: int = _PAGE,
-        later_page: int = _LATER_PAGE,
-        batch: int = _BATCH,
-        recent_seconds: float = RECENT_SECONDS,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
-        self._texts = texts
-        self._embed = embed
-        self._page = page
-        self._later_page = later_page
-        self._batch = batch
-        self._recent_interval = timedelta(seconds=recent_seconds)
-        self._now = now
-        self._after: UUID = NIL_ID
-        self._waiting: list[UUID] = []
-        self._seen_until = self._due = now()
-        self._rounds = 0
-        self.added = 0
+    texts: ReembeddingRepository
+    embed: Embed
+    _: KW_ONLY
+    page: int = _PAGE
+    later_page: int = _LATER_PAGE
+    batch: int = _BATCH
+    recent_seconds: float = RECENT_SECONDS
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    added: int = field(default=0, init=False)
+    _after: UUID = field(default=NIL_ID, init=False)
+    _waiting: list[UUID] = field(default_factory=list, init=False)
+    _rounds: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self._seen_until = self._due = self.now()
 
     @property
     def is_whole(self) -> bool:
@@ -70,32 +64,32 @@ class SpaceFiller:
         Raises:
             Conflict: the space is being removed.
         """
-        now = self._now()
+        now = self.now()
         is_due = now >= self._due
         if is_due:
-            if recent := await self._texts.list_recent(self._seen_until - _OVERLAP, limit=self._batch):
+            if recent := await self.texts.list_recent(self._seen_until - _OVERLAP, limit=self.batch):
                 await self._fill(recent)
                 return True
-            self._seen_until, self._due = now, now + self._recent_interval
+            self._seen_until, self._due = now, now + timedelta(seconds=self.recent_seconds)
         if self._waiting:
-            await self._fill(self._waiting[: self._batch])
-            del self._waiting[: self._batch]
+            await self._fill(self._waiting[: self.batch])
+            del self._waiting[: self.batch]
             return True
         # The first round finds all that should be missing. Later rounds are a safeguard: one small page at a time.
         if is_due or not self._rounds:
-            limit = self._later_page if self._rounds else self._page
-            page = await self._texts.read_page(self._after, limit=limit)
+            limit = self.later_page if self._rounds else self.page
+            page = await self.texts.read_page(self._after, limit=limit)
             self._waiting, self._after = list(page.lacking), page.last or NIL_ID
             self._rounds += page.last is None
         return bool(self._waiting) or not self._rounds
 
     async def _fill(self, ids: Sequence[UUID]) -> None:
         # Texts that were erased meanwhile, or stored with their vector, are not returned.
-        contents = await self._texts.read_contents(ids)
+        contents = await self.texts.read_contents(ids)
         if not contents:
             return
-        vectors = await self._embed([content for _, content in contents])
+        vectors = await self.embed([content for _, content in contents])
         rows = np.ascontiguousarray(vectors, "<f2")
-        self.added += await self._texts.add(
+        self.added += await self.texts.add(
             [text_id for text_id, _ in contents], [row.tobytes() for row in rows]
         )

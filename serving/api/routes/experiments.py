@@ -72,10 +72,7 @@ def _report(report: ExperimentReport) -> Json:
     numbers = report.conclusion.numbers
     return ExperimentSummary.model_validate(report.experiment).model_dump() | {
         "arms": [_arm(report, arm) for arm in ("champion", "challenger")],
-        "sample_ratio": {
-            "p": numbers["sample_ratio_p"],
-            "mismatch": report.conclusion.verdict == "mismatch",
-        },
+        "sample_ratio": {"p": numbers["sample_ratio_p"], "mismatch": report.conclusion.verdict == "mismatch"},
         "verdict": {
             "verdict": report.conclusion.verdict,
             "reason": report.conclusion.reason,

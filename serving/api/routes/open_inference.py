@@ -106,10 +106,7 @@ async def model_ready(request: Request, name: str, version: str | None = None) -
 
 
 @router.post("/models/{name}/infer", responses={200: {"model": InferResponse}})
-@router.post(
-    "/models/{name}/versions/{version}/infer",
-    responses={200: {"model": InferResponse}},
-)
+@router.post("/models/{name}/versions/{version}/infer", responses={200: {"model": InferResponse}})
 @requires(Role.CLIENT, errors=(404, 429))
 async def infer(
     request: Request, name: str, body: Parsed[InferRequest], version: str | None = None

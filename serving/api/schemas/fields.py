@@ -97,9 +97,7 @@ WHOLE: Final = BeforeValidator(_to_integer)
 # Not strict: a strict field would refuse the string that a validator before it lets through.
 Moment: TypeAlias = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_refuse_numbers)]
 Texts: TypeAlias = Annotated[
-    list[Text],
-    Field(min_length=1, json_schema_extra={"maxItems": MAX_BATCH}),
-    BeforeValidator(_limit_texts),
+    list[Text], Field(min_length=1, json_schema_extra={"maxItems": MAX_BATCH}), BeforeValidator(_limit_texts)
 ]
 Name: TypeAlias = Annotated[
     str,

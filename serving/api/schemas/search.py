@@ -96,8 +96,7 @@ class SimilarRequest(RequestBody):
     like: list[ExampleBody] = Field(default=[], max_length=MAX_EXAMPLES)
     unlike: list[ExampleBody] = Field(default=[], max_length=MAX_EXAMPLES)
     keywords: Name | None = Field(
-        None,
-        description='also search for these words: all of them, with `or`, `-word` and "a phrase"',
+        None, description='also search for these words: all of them, with `or`, `-word` and "a phrase"'
     )
     k: NeighbourCount = 10
     filters: SimilarFilters = SimilarFilters()
