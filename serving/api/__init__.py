@@ -9,14 +9,13 @@ from serving.api import errors, openapi
 from serving.api.dependencies import Services
 from serving.api.middleware import RequestMiddleware
 from serving.api.routes import (
+    accounts,
     analytics,
-    audit,
     console,
     erasures,
     experiments,
     feedback,
     health,
-    keys,
     metrics,
     models,
     open_inference,
@@ -26,7 +25,6 @@ from serving.api.routes import (
     second_opinions,
     spaces,
     token,
-    users,
 )
 
 __all__ = ["Services", "create_api"]
@@ -57,11 +55,9 @@ def create_api(services: Services) -> FastAPI:
         models.router,
         experiments.router,
         spaces.router,
-        users.router,
         erasures.router,
-        keys.router,
+        accounts.router,
         token.router,
-        audit.router,
         health.router,
         metrics.router(is_open=services.metrics_open),
         openapi.router,
