@@ -99,7 +99,7 @@ async def _explained(request: Request, answer: Answer) -> Answer:
     It isn't stored with the answer: a replay computes it again.
     """
     content = orjson.loads(answer.body)
-    opinions = get_services(request).label_suggestions
+    opinions = get_services(request).in_space().label_suggestions
     try:
         suggestion = await while_connected(
             request.receive, opinions.suggest(UUID(content["id"]), get_caller(request))
