@@ -1,4 +1,4 @@
-"""Every fault there is, in the order in which they are tried: those of one ground together, the worst last."""
+"""All faults, in the order of their trials: those of one ground together, the worst last."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""Control groups (version 1): processes moved into a group of their own with a limit, and back where they were.
+"""Control groups (version 1): processes move into a new group with a limit, and back.
 
 Owns only groups that it makes, beside those of everybody else. Needs root.
 """
@@ -18,7 +18,7 @@ _MEMBERS = "cgroup.procs"
 
 @contextmanager
 def limited(controller: str, limits: dict[str, str], processes: Sequence[psutil.Process]) -> Iterator[None]:
-    """These processes, and what they start meanwhile, under the limits until the block ends.
+    """Keep these processes, and those they start, under the limits until the block ends.
 
     Raises:
         Missing: no such controller here, or not allowed.

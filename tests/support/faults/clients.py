@@ -1,4 +1,4 @@
-"""Clients in a closed loop: each sends a text, waits for the answer, notes it in the ledger and sends the next.
+"""Clients in a closed loop: each sends a text, waits for the answer, records it and sends the next.
 
 Only for a platform on this machine, bounded in number; the ledger bounds how much they send.
 """
@@ -25,7 +25,7 @@ _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 class Clients:
-    """So many that predict one text after another until the block ends; nothing they were told is forgotten."""
+    """Clients in parallel that predict one text after another until the block ends; every answer is recorded."""
 
     def __init__(self, platform: LivePlatform, count: int, ledger: Ledger) -> None:
         if not 0 < count <= MOST_CLIENTS:
@@ -62,7 +62,7 @@ class Clients:
     async def _one(self, client: httpx.AsyncClient) -> None:
         while not self._ended.is_set() and not self._ledger.full:
             kind = await self._ask(client, next(self._texts))
-            # Nobody sensible hammers a platform that has just refused.
+            # A sensible client waits after a refusal.
             await asyncio.sleep(_REST_SECONDS if kind is Kind.ANSWERED else _PAUSE_SECONDS)
 
     async def _ask(self, client: httpx.AsyncClient, text: str) -> Kind:
@@ -80,7 +80,7 @@ class Clients:
 
 
 def answer_in(body: dict[str, object], text: str) -> Answer:
-    """The platform's answer about a text, as the ledger keeps it."""
+    """Return the platform's answer about a text, as the ledger keeps it."""
     scores = body["scores"]
     assert isinstance(scores, dict)
     return Answer(
@@ -94,7 +94,7 @@ def answer_in(body: dict[str, object], text: str) -> Answer:
 
 
 def judged(answer: httpx.Response) -> tuple[Kind, str]:
-    """A refusal is 429 or 503 and says when to come again; everything else is a failure."""
+    """Classify a refusal: 429 or 503 with the time to try again; everything else is a failure."""
     if answer.status_code not in (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE):
         return Kind.FAILED, str(answer.status_code)
     if not answer.headers.get("Retry-After", "").isdigit():

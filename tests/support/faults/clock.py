@@ -1,4 +1,4 @@
-"""The injury of the clock: it jumps under every process of the platform but PostgreSQL's, and jumps back."""
+"""The fault of the clock: it jumps for all processes except PostgreSQL's, and jumps back."""
 
 import struct
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from tests.support.live import LivePlatform
 
 
 def clock_jump(seconds: int) -> Injury:
-    """By so many seconds, at once."""
+    """Move the clock by this many seconds at once."""
 
     @contextmanager
     def hurt(platform: LivePlatform, _ledger: Ledger) -> Iterator[None]:
@@ -27,6 +27,6 @@ def clock_jump(seconds: int) -> Injury:
 
 
 def _write(file: Path, seconds: int) -> None:
-    # In place: the processes have this very file mapped.
+    # In place: the processes have mapped this file.
     with file.open("r+b") as opened:
         opened.write(struct.pack("=q", seconds))

@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes as what faults hurt, and the injury of one of them.
+"""A Ray cluster of several nodes as the target of faults, and the fault of a node.
 
 The nodes are those of the production overlay, all on this machine. Loopback only.
 """
@@ -22,12 +22,12 @@ from tests.support.tracking import tracking_server
 
 @dataclass(kw_only=True)
 class ClusterPlatform(LivePlatform):
-    """The cluster, as far as clients and injuries need to know it."""
+    """The cluster, as far as clients and faults need it."""
 
     new_cluster: Nodes
 
     def processes(self) -> Sequence[psutil.Process]:
-        """Every process of its nodes, by the folder in its environment."""
+        """Return every process of its nodes, found by the folder in its environment."""
         mine = []
         for process in psutil.process_iter():
             try:
@@ -38,7 +38,7 @@ class ClusterPlatform(LivePlatform):
         return mine
 
     def down(self) -> None:
-        """It stays up: nobody but its operator could bring it up again."""
+        """Do nothing: only its operator could start it again."""
 
     def up(self) -> None:
         """Wait until it answers."""
@@ -47,7 +47,7 @@ class ClusterPlatform(LivePlatform):
 
 @contextmanager
 def several_nodes() -> Iterator[LivePlatform]:
-    """The production overlay's head and workers, with a database and a registry of their own."""
+    """Run the production overlay's head and workers, with their own database and registry."""
     with running_server() as server, tracking_server() as registry:
         database = server.empty()
         with new_cluster(
@@ -67,7 +67,7 @@ def several_nodes() -> Iterator[LivePlatform]:
 
 @contextmanager
 def raylet_killed(platform: LivePlatform, _ledger: Ledger) -> Iterator[None]:
-    """`kill -9` of the raylet of a worker node that hosts an encoder replica; then the node starts anew."""
+    """`kill -9` the raylet of a worker node with an encoder replica; then restart the node."""
     assert isinstance(platform, ClusterPlatform)
     name = Path(found(ENCODER, platform)[0].environ()["VALENCE_HOME"]).name
     home = str(platform.nodes.folder / name)

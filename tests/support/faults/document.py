@@ -1,4 +1,4 @@
-"""The document of the faults: writes the table between its markers and leaves the prose around it as it is."""
+"""The page on faults: writes the table between its markers and keeps the prose around it."""
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -17,14 +17,14 @@ _HEAD = (
 
 
 def rows(results: Sequence[Result]) -> list[Sequence[object]]:
-    """The table: a line for each fault, its head first."""
+    """Return the table: its head, then a line for each fault."""
     return [_HEAD, *map(_row, results)]
 
 
 def write(
     page: Path, machine: str, faults: Sequence[Fault], results: Sequence[Result], missing: dict[str, str]
 ) -> None:
-    """Put the results, and the machine that they come from, into the page.
+    """Write the results and their machine into the page.
 
     Raises:
         ValueError: the page has no place for them.

@@ -1,4 +1,4 @@
-"""A fault: one way of hurting a platform, where it is tried, and how long it lasts. Hurts nothing by itself."""
+"""A fault: one way to damage a platform, its ground, and its duration."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -16,12 +16,12 @@ Ground: TypeAlias = Callable[[], AbstractContextManager[LivePlatform]]
 
 
 class Missing(Exception):
-    """This machine lacks what the fault needs; the message says what."""
+    """This machine lacks something that the fault needs; the message names it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fault:
-    """One way of hurting: `seconds` is how long it is left so, 0 for what is over at once."""
+    """One way to damage a platform for `seconds`; 0 for an instant one."""
 
     name: str
     how: str
@@ -31,7 +31,7 @@ class Fault:
 
 
 def together(*injuries: Injury) -> Injury:
-    """All of them, in order."""
+    """Apply all of them, in order."""
 
     @contextmanager
     def hurt(platform: LivePlatform, ledger: Ledger) -> Iterator[None]:

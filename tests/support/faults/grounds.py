@@ -1,4 +1,4 @@
-"""Where faults are tried: platforms of their own on this machine, each as its faults need it. Loopback only."""
+"""The grounds of faults: separate platforms on this machine, on loopback only."""
 
 import os
 import shutil
@@ -19,14 +19,14 @@ CLOCK = "VALENCE_FAULTS_CLOCK"
 
 @contextmanager
 def plain() -> Iterator[LivePlatform]:
-    """A platform as `valence up` makes it."""
+    """Run a platform as `valence up` starts it."""
     with live_platform() as platform:
         yield platform
 
 
 @contextmanager
 def small_disk() -> Iterator[LivePlatform]:
-    """One whose home lies on a file system of its own, in memory and of a fixed size."""
+    """Run a platform whose home is on its own file system, in memory and of a fixed size."""
     if os.geteuid() != 0:
         raise Missing("root, to mount a small file system")
     with tempfile.TemporaryDirectory(prefix="valence-disk-") as folder:
@@ -43,14 +43,14 @@ def small_disk() -> Iterator[LivePlatform]:
 
 @contextmanager
 def own_registry() -> Iterator[LivePlatform]:
-    """One whose registry is an MLflow server, in processes of its own."""
+    """Run a platform whose registry is an MLflow server in separate processes."""
     with tracking_server() as url, live_platform(MLFLOW_TRACKING_URI=url) as platform:
         yield platform
 
 
 @contextmanager
 def faked_clock() -> Iterator[LivePlatform]:
-    """One whose processes read the wall clock with an offset that stands in a file; PostgreSQL's don't."""
+    """Run a platform whose processes, except PostgreSQL's, add an offset from a file to the wall clock."""
     compiler = shutil.which("cc")
     if compiler is None:
         raise Missing("a C compiler")

@@ -1,4 +1,4 @@
-"""The ledger: what clients were told and when. Owns the counts and the time to recover; asks nobody anything."""
+"""The ledger: the answers of clients with their times; it computes counts and the time to recover."""
 
 import time
 from collections import Counter
@@ -11,7 +11,7 @@ MOST_REQUESTS = 50_000
 
 
 class Kind(StrEnum):
-    """How a request ended for its client."""
+    """The end of a request for its client."""
 
     ANSWERED = "answered"
     REFUSED = "refused"
@@ -32,7 +32,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """The end of a request: when, by the monotonic clock, how, and what was said if not answered."""
+    """The end of a request: its time on the monotonic clock, its kind, and the message if not answered."""
 
     at: float
     kind: Kind
@@ -40,7 +40,7 @@ class Event:
 
 
 class Ledger:
-    """Keeps the end of every request, in the order of their times; may be written by several threads."""
+    """The end of every request, in order of time; several threads may write."""
 
     def __init__(self, most: int = MOST_REQUESTS) -> None:
         self._most = most
@@ -49,31 +49,31 @@ class Ledger:
         self.answers: list[Answer] = []
 
     def answered(self, answer: Answer) -> None:
-        """The platform acknowledged a prediction."""
+        """Record an acknowledged prediction."""
         with self._lock:
             self.answers.append(answer)
             self._events.append(Event(at=time.monotonic(), kind=Kind.ANSWERED))
 
     def ended(self, kind: Kind, said: str) -> None:
-        """A request was refused, or failed."""
+        """Record a refusal or a failure."""
         with self._lock:
             self._events.append(Event(at=time.monotonic(), kind=kind, said=said))
 
     @property
     def full(self) -> bool:
-        """Whether no more may be sent."""
+        """Return whether no more requests may be sent."""
         return len(self._events) >= self._most
 
     def count(self, kind: Kind | None = None) -> int:
-        """How many requests ended, or ended so."""
+        """Return the number of ended requests, in all or of one kind."""
         return sum(kind in (None, event.kind) for event in self._seen())
 
     def said(self, kind: Kind) -> dict[str, int]:
-        """What was said to those that ended so, most often first."""
+        """Return the messages of requests of this kind, most frequent first."""
         return dict(Counter(event.said for event in self._seen() if event.kind is kind).most_common())
 
     def recovered(self, injured: float, now: float | None = None) -> float | None:
-        """When it answered again for good: the first answer after which nothing failed and no second was silent.
+        """Return the time of the first answer after which nothing failed and no second was silent.
 
         None if it still fails or is silent, or has answered for less than a second.
         """

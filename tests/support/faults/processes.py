@@ -1,4 +1,4 @@
-"""Injuries of processes: killed, stopped for a while, out of memory. Touches only those of the platform's own home."""
+"""Faults of processes: killed, stopped for a while, out of memory. Only the platform's own processes."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +19,12 @@ _NO_MEMORY = "65536"
 
 
 def titled(part: str) -> Part:
-    """The processes with this in their command line, as Ray titles its own."""
+    """Return the processes with this in their command line, as Ray titles its own."""
     return lambda platform: platform.find_processes(part)
 
 
 def program(name: str, argument: str = "") -> Part:
-    """The processes of a program, with this among the arguments."""
+    """Return the processes of a program, with this among the arguments."""
     return lambda platform: [
         process
         for process in platform.find_processes(argument)
@@ -42,19 +42,19 @@ POSTGRES = program("postgres")
 
 
 def mlflow_server(platform: LivePlatform) -> list[psutil.Process]:
-    """The processes of the MLflow server that the platform is told to use; the suite started it."""
+    """Return the processes of the suite's MLflow server that the platform uses."""
     port = platform.settings["MLFLOW_TRACKING_URI"].rpartition(":")[2]
     servers = [child for child in psutil.Process().children() if port in child.cmdline()]
     return [*servers, *(child for server in servers for child in server.children(recursive=True))]
 
 
 def postmaster(platform: LivePlatform) -> list[psutil.Process]:
-    """PostgreSQL's first process."""
+    """Return PostgreSQL's first process."""
     return [min(POSTGRES(platform), key=lambda process: process.create_time())]
 
 
 def killed(part: Part) -> Injury:
-    """`kill -9` of all such processes."""
+    """`kill -9` all such processes."""
 
     @contextmanager
     def hurt(platform: LivePlatform, _ledger: Ledger) -> Iterator[None]:
@@ -66,7 +66,7 @@ def killed(part: Part) -> Injury:
 
 
 def stalled(part: Part) -> Injury:
-    """Stopped, and let go on afterwards: alive for everybody who looks, and silent."""
+    """Stop the processes and continue them afterwards: meanwhile they are alive, but silent."""
 
     @contextmanager
     def hurt(platform: LivePlatform, _ledger: Ledger) -> Iterator[None]:
@@ -85,19 +85,19 @@ def stalled(part: Part) -> Injury:
 
 @contextmanager
 def out_of_memory(platform: LivePlatform, _ledger: Ledger) -> Iterator[None]:
-    """The encoder replica may have no page more, so that the kernel ends it when it asks for one."""
+    """Give the encoder replica no more memory, so that the kernel kills it when it needs a page."""
     replicas = found(ENCODER, platform)[:1]
     with limited("memory", {"memory.limit_in_bytes": _NO_MEMORY}, replicas):
         _, alive = psutil.wait_procs(replicas, timeout=_DEATH_SECONDS)
         if alive:
             raise RuntimeError("the kernel did not end the replica")
-        # A group can go only once the kernel has taken the dead out of it.
+        # A group can be removed only after the kernel has removed its dead processes.
         time.sleep(0.2)
     yield
 
 
 def crowd(count: int) -> Injury:
-    """So many clients more, far beyond what it can answer."""
+    """Add many more clients than the platform can answer."""
 
     @contextmanager
     def hurt(platform: LivePlatform, ledger: Ledger) -> Iterator[None]:
@@ -108,7 +108,7 @@ def crowd(count: int) -> Injury:
 
 
 def found(part: Part, platform: LivePlatform) -> Sequence[psutil.Process]:
-    """The processes to hurt; that there are none is a mistake of the fault, not a merit of the platform."""
+    """Return the processes to damage; if there are none, the fault itself is wrong."""
     if not (processes := part(platform)):
         raise RuntimeError("there is no such process to hurt")
     return processes

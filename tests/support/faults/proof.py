@@ -1,6 +1,6 @@
-"""The proof: what was acknowledged is in the database as it was answered, and is what the platform says unhurt.
+"""The proof: acknowledged predictions are stored as they were answered, and equal the undamaged platform's.
 
-Owns the comparison. Reads rows by SQL, because a fault may lie in what serves them, and asks for references by HTTP.
+Reads rows by SQL, because a fault may be in what serves them, and references by HTTP.
 """
 
 import time
@@ -33,21 +33,21 @@ _ROWS = """
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """Acknowledged predictions that are wrong, by id and why, and those that are not stored."""
+    """Wrong acknowledged predictions, by id and reason, and those that are not stored."""
 
     wrong: dict[str, str]
     lost: list[str]
 
 
 class Canaries:
-    """Texts that were asked before a platform was hurt, so that a reference taken afterwards can be trusted."""
+    """Texts predicted before the damage, so that a later reference can be trusted."""
 
     def __init__(self, platform: LivePlatform) -> None:
         self._platform = platform
         self._before = list(reference(platform, None, list(islice(texts(0), _CANARIES))))
 
     def verdict(self, answers: Sequence[Answer]) -> Verdict:
-        """What is wrong or lost of these, and of the canaries themselves."""
+        """Return what is wrong or lost of these, and of the canaries."""
         stored = rows(self._platform, [answer.id for answer in answers])
         lost = [answer.id for answer in answers if answer.id not in stored]
         wrong = {
@@ -66,7 +66,7 @@ class Canaries:
 
 
 def same(truth: Answer, answer: Answer, tolerance: float) -> bool:
-    """Whether both say the same of the same text; a label may differ where two scores are as good as equal."""
+    """Return whether both answers about a text agree; labels may differ where two scores are nearly equal."""
     if (truth.text, truth.model, truth.version) != (answer.text, answer.model, answer.version):
         return False
     if any(abs(truth.scores[label] - score) > tolerance for label, score in answer.scores.items()):
@@ -75,7 +75,7 @@ def same(truth: Answer, answer: Answer, tolerance: float) -> bool:
 
 
 def reference(platform: LivePlatform, version: str | None, wanted: Sequence[str]) -> Iterator[Answer]:
-    """What the platform says of these texts in large batches, by this version."""
+    """Return the platform's answers about these texts in large batches, by this version."""
     with platform.client() as client:
         for start in range(0, len(wanted), _AT_ONCE):
             batch = wanted[start : start + _AT_ONCE]
@@ -85,7 +85,7 @@ def reference(platform: LivePlatform, version: str | None, wanted: Sequence[str]
 
 
 def rows(platform: LivePlatform, ids: Sequence[str]) -> dict[str, Answer]:
-    """What is stored under these ids, text and vector included."""
+    """Return the rows of these ids, with text and vector."""
     with psycopg.connect(database(platform)) as connection:
         found = connection.execute(_ROWS, (list(ids),)).fetchall()
     return {
@@ -95,7 +95,7 @@ def rows(platform: LivePlatform, ids: Sequence[str]) -> dict[str, Answer]:
 
 
 def database(platform: LivePlatform, name: str = DATABASE) -> str:
-    """The URL of the platform's database, or of another one of its own server."""
+    """Return the URL of the platform's database, or of another one of its server."""
     return platform.settings.get("DATABASE_URL") or EmbeddedPostgres(platform.home).url(name)
 
 

@@ -1,4 +1,4 @@
-"""Injuries of what is stored in: connections cut, the disk full or slow, the registry's database closed."""
+"""Faults of storage: connections cut, the disk full or slow, the registry's database closed."""
 
 import os
 import time
@@ -28,7 +28,7 @@ _LOG_FILES = 12
 
 @contextmanager
 def connections_cut(platform: LivePlatform, _ledger: Ledger) -> Iterator[None]:
-    """Every connection of the platform and of MLflow, again and again."""
+    """Cut every connection of the platform and of MLflow, again and again."""
     with psycopg.connect(database(platform, "postgres"), autocommit=True) as connection:
         for _ in range(CUTS):
             connection.execute(_CUT, ([DATABASE, _REGISTRY],))
@@ -38,7 +38,7 @@ def connections_cut(platform: LivePlatform, _ledger: Ledger) -> Iterator[None]:
 
 @contextmanager
 def registry_closed(platform: LivePlatform, _ledger: Ledger) -> Iterator[None]:
-    """MLflow's database lets nobody in."""
+    """Let MLflow's database refuse all connections."""
     with psycopg.connect(database(platform, "postgres"), autocommit=True) as connection:
         alter = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
         name = sql.Identifier(_REGISTRY)
@@ -52,7 +52,7 @@ def registry_closed(platform: LivePlatform, _ledger: Ledger) -> Iterator[None]:
 
 @contextmanager
 def disk_full(platform: LivePlatform, _ledger: Ledger) -> Iterator[None]:
-    """A file takes all room beside the home; what is freed meanwhile may be used again."""
+    """Fill the home's disk with a file; space that is freed meanwhile may be used again."""
     filler = platform.home.parent / "filler"
     try:
         fill(filler)
@@ -63,7 +63,7 @@ def disk_full(platform: LivePlatform, _ledger: Ledger) -> Iterator[None]:
 
 @contextmanager
 def log_full(platform: LivePlatform, ledger: Ledger) -> Iterator[None]:
-    """The disk is full just when PostgreSQL wants the next file of its log, which it can't do without."""
+    """Fill the disk just when PostgreSQL needs the next file of its log."""
     with disk_full(platform, ledger):
         with (
             suppress(psycopg.OperationalError),
@@ -76,7 +76,7 @@ def log_full(platform: LivePlatform, ledger: Ledger) -> Iterator[None]:
 
 @contextmanager
 def disk_slow(platform: LivePlatform, _ledger: Ledger) -> Iterator[None]:
-    """The kernel lets PostgreSQL's processes write to their disk so often a second, flushes of the log included."""
+    """Limit the write operations of PostgreSQL's processes a second, including flushes of the log."""
     device = platform.home.stat().st_dev
     limit = f"{os.major(device)}:{os.minor(device)} {WRITES_A_SECOND}"
     with limited("blkio", {"blkio.throttle.write_iops_device": limit}, found(POSTGRES, platform)):
@@ -84,7 +84,7 @@ def disk_slow(platform: LivePlatform, _ledger: Ledger) -> Iterator[None]:
 
 
 def fill(filler: Path) -> None:
-    """Grow a file until not a page is left."""
+    """Grow a file until no page is left."""
     with filler.open("wb") as file:
         size, step = 0, 256 * _MIB
         while step >= 4096:

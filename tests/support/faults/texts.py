@@ -1,4 +1,4 @@
-"""Texts without end, none of them twice, as unlike each other as their sentiments: mixed-up answers would show."""
+"""Endless different texts, as different as their sentiments, so that mixed-up answers are noticed."""
 
 import random
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ _ENDINGS = (
 
 
 def texts(seed: int) -> Iterator[str]:
-    """Texts in an order that the seed fixes."""
+    """Yield texts in an order that the seed fixes."""
     chosen = random.Random(seed)
     for number in count():
         opening, subject, verdict, ending = map(chosen.choice, (_OPENINGS, _SUBJECTS, _VERDICTS, _ENDINGS))

@@ -1,4 +1,4 @@
-"""A trial: a platform under load is hurt by one fault, watched until it answers for good, and held to account."""
+"""A trial: a platform under load gets one fault, recovers, and is compared with its answers."""
 
 import time
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ _LOOK_SECONDS = 0.25
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """How hard and how long: clients, seconds before the injury, of good answers afterwards, and at most for those."""
+    """The number of clients, the seconds before the fault, and the seconds of good answers afterwards, with a bound."""
 
     clients: int = 6
     before: float = 3.0
@@ -28,7 +28,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What came of a fault: requests by how they ended, what is wrong and lost, and seconds from the injury.
+    """The result of a fault: requests by kind, wrong and lost predictions, and seconds from the fault.
 
     `lasted`: until it was healed; `recovered`: until the first answer after which all went well, None if never.
     """
@@ -48,7 +48,7 @@ class Result:
 
     @property
     def misses(self) -> list[str]:
-        """Where it misses the goal."""
+        """Return where the result misses the goal."""
         found = []
         if self.wrong:
             found.append(f"{self.wrong} wrong")
@@ -64,7 +64,7 @@ class Result:
 
 
 def undergo(fault: Fault, platform: LivePlatform, plan: Plan) -> Result:
-    """Hurt the platform by this fault and say what came of it."""
+    """Damage the platform by this fault; return the result."""
     platform.wait_until_ready(_READY_SECONDS)
     canaries = Canaries(platform)
     ledger = Ledger()
@@ -79,7 +79,7 @@ def undergo(fault: Fault, platform: LivePlatform, plan: Plan) -> Result:
         healed = time.monotonic()
         recovered = _settled(ledger, injured, healed, plan)
     if recovered is None:
-        # What was acknowledged must be there all the same, once somebody has brought it up again.
+        # Acknowledged predictions must be there even if the platform had to be started again.
         platform.down()
         platform.up()
     verdict = canaries.verdict(ledger.answers)
@@ -100,7 +100,7 @@ def undergo(fault: Fault, platform: LivePlatform, plan: Plan) -> Result:
 
 
 def _settled(ledger: Ledger, injured: float, healed: float, plan: Plan) -> float | None:
-    """When it recovered, once it has answered well for as long as the plan says since."""
+    """Return when it recovered, once it has answered well for as long as the plan says."""
     while True:
         now = time.monotonic()
         recovered = ledger.recovered(injured, now)
