@@ -175,7 +175,7 @@ class _CountedEncoders:
     faults: Counter
 
     async def infer(self, items: Sequence[InferenceItem], *, bulk: bool) -> Sequence[Inference | Exception]:
-        """`Encoders.infer`."""
+        """Implement `EncoderClient.infer`, and count its results."""
         try:
             results = await self.encoders.infer(items, bulk=bulk)
         except Exception as error:

@@ -52,7 +52,7 @@ Render = Callable[[Sequence[Prediction]], bytes]
 
 
 class PredictionService:
-    """SubmissionWriter every prediction before it is acknowledged; raises when it can't.
+    """Stores every prediction before it is acknowledged; raises when it can't.
 
     Args:
         replicas: returns the client of the encoder with this digest.

@@ -1,6 +1,7 @@
 """The layout of the packages: imports without circles, readable folders, one meaning a class name, plain openings."""
 
 import ast
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import cache
@@ -105,16 +106,44 @@ def test_a_class_name_means_one_thing_in_a_layer() -> None:
     assert {" ".join(named): where for named, where in places.items() if len(where) > 1} == {}
 
 
-def test_no_docstring_opens_as_a_fragment() -> None:
+def docstrings() -> Iterator[tuple[str, str]]:
+    """Yield every docstring of the packages with the name of its module."""
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    docstrings = (
-        (name, ast.get_docstring(node) or "")
-        for name, tree in modules().items()
-        for node in ast.walk(tree)
-        if isinstance(node, kinds)
-    )
+    for name, tree in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, kinds) and (text := ast.get_docstring(node)):
+                yield name, text
+
+
+def class_bases() -> dict[str, set[str]]:
+    """Return every class of the packages with the names of its bases."""
+    results: dict[str, set[str]] = defaultdict(set)
+    for tree in modules().values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                results[node.name] |= {ast.unparse(base).split(".")[-1] for base in node.bases}
+    return results
+
+
+def values_by_name(bases: dict[str, set[str]]) -> set[str]:
+    """Return the CamelCase names of the classes that are no errors: only errors are named in plain prose."""
+    errors = {"Exception", "ValueError", "RuntimeError"}
+    while more := {name for name, over in bases.items() if over & errors} - errors:
+        errors |= more
+    return {name for name in bases.keys() - errors if re.search("[a-z0-9][A-Z]", name)}
+
+
+def test_no_docstring_opens_as_a_fragment() -> None:
     assert [
-        f"{name}: {text.splitlines()[0]}"
-        for name, text in docstrings
-        if text and text.split()[0] in FRAGMENTS
+        f"{name}: {text.splitlines()[0]}" for name, text in docstrings() if text.split()[0] in FRAGMENTS
+    ] == []
+
+
+def test_docstrings_put_class_names_in_backticks() -> None:
+    names = values_by_name(class_bases())
+    assert [
+        f"{name}: {word}"
+        for name, text in docstrings()
+        for word in re.findall(r"\w+", re.sub("`[^`]*`", "", text))
+        if word in names
     ] == []

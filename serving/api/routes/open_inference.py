@@ -111,7 +111,7 @@ async def model_ready(request: Request, name: str, version: str | None = None) -
 async def infer(
     request: Request, name: str, body: Parsed[InferRequest], version: str | None = None
 ) -> Response:
-    """Predict with a model."""
+    """Predict with a model, by the Open Inference Protocol."""
     texts = body.inputs[0].data
     if body.inputs[0].shape != [len(texts)]:
         place = Problem(loc=("body", "inputs", 0, "shape"), message=f"it must be [{len(texts)}]")
