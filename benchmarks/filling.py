@@ -14,7 +14,7 @@ from db.core.ids import Uuid7Clock
 from db.embedded.server import EmbeddedPostgres
 from db.predictions.submissions import NewPrediction, NewText, Submission
 from db.predictions.writer import PredictionWriter
-from db.schema import versions
+from db.schema import revisions
 from registry.bundles.bundle import LABELS
 
 CHUNK = 1_000
@@ -32,7 +32,7 @@ def empty_store() -> Iterator[str]:
         server.start()
         try:
             url = server.create_database("bench")
-            versions.upgrade(url)
+            revisions.upgrade(url)
             yield url
         finally:
             server.stop()

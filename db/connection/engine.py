@@ -20,7 +20,7 @@ from db.core.cipher import Cipher
 from db.core.ids import fingerprint
 from db.core.urls import check_server, conninfo
 from db.errors import ForeignInstallation, ForeignTextKeys, translate_driver_errors
-from db.schema import versions
+from db.schema import revisions
 from db.schema.text_keys import INSERT_TEXT_KEY
 
 PsycopgConnection: TypeAlias = psycopg.AsyncConnection[TupleRow]
@@ -318,9 +318,9 @@ class Database:
             self._halfvec = int(oid.scalar_one())
 
     async def _check_schema(self, connection: AsyncConnection) -> None:
-        revision = await connection.run_sync(versions.current)
-        if not versions.is_compatible(revision):
-            raise versions.mismatch(revision)
+        revision = await connection.run_sync(revisions.current)
+        if not revisions.is_compatible(revision):
+            raise revisions.mismatch(revision)
 
     async def _check_key(self, connection: AsyncConnection) -> None:
         if self._key is None:

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from db.embedded.server import EmbeddedPostgres
-from db.schema import versions
+from db.schema import revisions
 
 
 def check() -> int:
@@ -18,8 +18,8 @@ def check() -> int:
         server.start()
         try:
             url = server.create_database("schema_check")
-            versions.upgrade(url)
-            differences = versions.find_differences(url)
+            revisions.upgrade(url)
+            differences = revisions.find_differences(url)
         finally:
             server.stop()
     sys.stderr.writelines(f"migrations and tables differ: {difference}\n" for difference in differences)

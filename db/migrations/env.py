@@ -1,4 +1,4 @@
-"""Alembic's entry point: migrates the connection that `db.schema.versions` passes, or the environment's database."""
+"""Alembic's entry point: migrates the connection that `db.schema.revisions` passes, or the environment's database."""
 
 import os
 
@@ -7,8 +7,8 @@ from alembic import context
 from sqlalchemy import Connection, NullPool, create_engine
 
 from db.core.urls import conninfo
+from db.schema.revisions import comparison_options
 from db.schema.tables import Base
-from db.schema.versions import comparison_options
 
 
 def run(connection: Connection) -> None:

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from db.core.blocking import BlockingConnection, connect, fetch_value
 from db.errors import Conflict, SchemaMismatch
-from db.schema import versions
+from db.schema import revisions
 
 
 class Role(StrEnum):
@@ -118,7 +118,7 @@ def ensure_roles(url: str, logins: Mapping[Role, Login]) -> list[EnsuredRole]:
 def _require_schema(connection: BlockingConnection) -> None:
     if fetch_value(connection, "SELECT to_regclass('alembic_version')") is not None:
         revision = fetch_value(connection, "SELECT version_num FROM alembic_version")
-        if versions.is_compatible(revision):
+        if revisions.is_compatible(revision):
             return
     raise SchemaMismatch("the schema isn't this release's: run `valence db upgrade` first")
 

@@ -18,11 +18,11 @@ app = typer.Typer(no_args_is_help=True, help="The database: its schema, its back
 @app.command()
 def upgrade(revision: Annotated[str, typer.Argument()] = "head", as_json: AsJson = False) -> None:
     """Bring the schema up to a revision; data stays."""
-    from db.schema import versions
+    from db.schema import revisions
 
     with _database(make=True) as url:
-        revision_now = versions.upgrade(url, revision)
-    show_record({"revision": revision_now, "head": versions.head()}, as_json=as_json)
+        revision_now = revisions.upgrade(url, revision)
+    show_record({"revision": revision_now, "head": revisions.head()}, as_json=as_json)
 
 
 @app.command()
@@ -32,13 +32,13 @@ def downgrade(
     as_json: AsJson = False,
 ) -> None:
     """Take the schema down to a revision, and delete the data of later revisions."""
-    from db.schema import versions
+    from db.schema import revisions
 
     if not yes:
         typer.confirm(f"Go down to {revision} and delete the data of later revisions?", abort=True, err=True)
     with _database() as url:
-        revision_now = versions.downgrade(url, revision)
-    show_record({"revision": revision_now, "head": versions.head()}, as_json=as_json)
+        revision_now = revisions.downgrade(url, revision)
+    show_record({"revision": revision_now, "head": revisions.head()}, as_json=as_json)
 
 
 @app.command()
@@ -49,13 +49,13 @@ def current(
     as_json: AsJson = False,
 ) -> None:
     """Show the revision of the database, and the one that this release needs."""
-    from db.schema import versions
+    from db.schema import revisions
 
     with _database() as url:
         revision_now = (
-            versions.read_current(url) if wait is None else versions.wait_until_compatible(url, wait)
+            revisions.read_current(url) if wait is None else revisions.wait_until_compatible(url, wait)
         )
-    show_record({"revision": revision_now, "head": versions.head()}, as_json=as_json)
+    show_record({"revision": revision_now, "head": revisions.head()}, as_json=as_json)
 
 
 @app.command()

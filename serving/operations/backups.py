@@ -18,7 +18,7 @@ from db.connection.databases import ensure_sibling, sibling_url
 from db.core.ids import fingerprint
 from db.embedded.server import EmbeddedPostgres
 from db.errors import AlreadyOwned, BackupError, BackupTooNew, NotEmpty
-from db.schema import versions
+from db.schema import revisions
 from serving.core.connections import DATABASE, REGISTRY_SUFFIX
 from serving.core.home import Home, read_installation_key, write_secret
 from serving.errors import Conflict, Invalid
@@ -167,7 +167,7 @@ def _load(settings: Settings, source: Backup, scratch: Path, say: Callable[[str]
         say("the platform's database")
         source.extract(_DATABASE, scratch / _DATABASE)
         dump.load(url, scratch / _DATABASE)
-        versions.upgrade(url)
+        revisions.upgrade(url)
 
 
 def _recover(
@@ -189,7 +189,7 @@ def _recover(
     )
     with database(settings) as url:
         _relocate(settings, source, ensure_sibling(url, REGISTRY_SUFFIX))
-        versions.upgrade(url)
+        revisions.upgrade(url)
 
 
 def _relocate(settings: Settings, source: Backup, registry: str) -> None:
@@ -215,7 +215,7 @@ def _require_empty(home: Path) -> None:
 
 def _require_usable(settings: Settings, source: Backup, until: datetime | None) -> None:
     manifest = source.manifest
-    if manifest.schema is not None and not versions.can_upgrade_from(manifest.schema):
+    if manifest.schema is not None and not revisions.can_upgrade_from(manifest.schema):
         raise BackupTooNew(
             f"{source.path} has schema revision {manifest.schema}, which this release doesn't know: "
             f"use Valence {manifest.release} or later"
@@ -237,7 +237,7 @@ def _same_key(settings: Settings, source: Backup) -> str:
 
 
 def _revision(url: str) -> str:
-    revision = versions.read_current(url)
+    revision = revisions.read_current(url)
     if revision is None:
         raise Invalid("the database holds no schema yet: there is nothing to back up")
     return revision

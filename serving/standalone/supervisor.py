@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from db.connection.databases import ensure_sibling, require_own_session, sibling_url
 from db.embedded.server import EmbeddedPostgres
 from db.errors import DatabaseError
-from db.schema import versions
+from db.schema import revisions
 from serving.core.connections import DATABASE, REGISTRY_SUFFIX
 from serving.core.home import Home
 from serving.core.logs import configure_logging
@@ -179,7 +179,7 @@ class Supervisor:
         if self._settings.mlflow_tracking_uri is None:
             require_own_session(direct, "MLflow")
             ensure_sibling(direct, REGISTRY_SUFFIX)
-        versions.upgrade(direct)
+        revisions.upgrade(direct)
         database = {"database_url": SecretStr(environment["DATABASE_URL"])}
         asyncio.run(set_up_database(self._settings.model_copy(update=database)))
 

@@ -19,7 +19,7 @@ from db.core.cipher import Cipher
 from db.embedded.server import EmbeddedPostgres
 from db.embeddings.segments import Segments
 from db.predictions.partitions import Partitions
-from db.schema import versions
+from db.schema import revisions
 
 SPACE = "test-space"
 KEY = b"an installation key for the tests only"
@@ -41,7 +41,7 @@ class TestServer:
             connection.execute("ALTER SYSTEM SET shared_buffers = '64MB'")
         server.stop()
         server.start()
-        versions.upgrade(server.create_database(TEMPLATE))
+        revisions.upgrade(server.create_database(TEMPLATE))
 
     def empty(self) -> str:
         """Return the URL of a new database without a schema."""

@@ -20,7 +20,7 @@ from db.errors import Unavailable, Unsuitable
 from db.experiments.experiments import ExperimentRepository, NewExperiment
 from db.experiments.traffic import TrafficFeed
 from db.predictions.submissions import Stored
-from db.schema import versions
+from db.schema import revisions
 from db.schema.roles import Login, Role, ensure_roles
 from serving.settings import Settings
 from serving.standalone.supervisor import Supervisor
@@ -177,8 +177,8 @@ def test_the_schema_migrates_through_a_pooler_and_past_it(
     server: TestServer, pooler: Pooler, name: str
 ) -> None:
     for way in (pooler.url("valence_owner", name), direct(server, name, "valence_owner")):
-        versions.downgrade(way, "0004")
-        assert versions.upgrade(way) == versions.head()
+        revisions.downgrade(way, "0004")
+        assert revisions.upgrade(way) == revisions.head()
 
 
 @pytest.fixture(scope="module")
@@ -213,11 +213,11 @@ async def test_every_connection_checks_the_servers_certificate(
             assert await next_number() == 0
         await use_every_repository(database)
     require_reachable(url)
-    assert versions.read_current(url) == versions.head()
+    assert revisions.read_current(url) == revisions.head()
     owner = encrypted.url(
         "valence_owner", name, sslmode="verify-full", sslrootcert=str(authority.certificate)
     )
-    assert versions.upgrade(owner) == versions.head()
+    assert revisions.upgrade(owner) == revisions.head()
 
 
 @pytest.mark.parametrize("flaw", ["another authority", "another name", "no encryption"])
@@ -243,7 +243,7 @@ async def test_a_server_that_cannot_prove_itself_is_refused_with_the_reason(
     with pytest.raises(Unavailable, match=reason):
         await database.open()
     await database.close()
-    for ask in (versions.read_current, require_reachable):
+    for ask in (revisions.read_current, require_reachable):
         with pytest.raises(Unavailable, match=reason):
             ask(url)
 

@@ -27,7 +27,7 @@ from db.predictions.predictions import PredictionRepository
 from db.predictions.submissions import Failed, Mismatch, NewText, Replayed, Stored, Submission
 from db.privacy.erasure import ErasureRepository
 from db.privacy.rotation import KeyRotation, RotationResult, SealedKind
-from db.schema import versions
+from db.schema import revisions
 from db.schema.roles import Role
 from db.search.keywords import KeywordRepository
 from db.search.similarity import SimilarityRepository
@@ -350,7 +350,7 @@ async def test_keys_are_withdrawn_and_words_are_found_again(url: str) -> None:
             await words.search("battery", limit=1)
         assert await words.merge() >= 0
         with pytest.raises(Conflict, match="valence db encrypt"):
-            versions.downgrade(url, "0008")
+            revisions.downgrade(url, "0008")
     async with open_database(url, cipher=WITHDRAWN) as database:
         new = new_submission(key, [new_text("another battery")])
         await new_writer(database).commit([new])
@@ -364,8 +364,8 @@ async def test_keys_are_withdrawn_and_words_are_found_again(url: str) -> None:
         assert (text, comment, answer) == ("a battery of tests", "the comment", b"the answer")
         hits = await KeywordRepository(database, space=SPACE).search("battery", limit=9)
         assert set(hits.text_ids) == {sent.texts[0].id, new.texts[0].id}
-    assert versions.downgrade(url, "0008") == "0008"
-    assert versions.upgrade(url) == versions.head()
+    assert revisions.downgrade(url, "0008") == "0008"
+    assert revisions.upgrade(url) == revisions.head()
 
 
 async def test_an_erasure_finds_comments_and_answers_that_it_cannot_read(url: str) -> None:

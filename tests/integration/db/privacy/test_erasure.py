@@ -22,7 +22,7 @@ from db.predictions.feedback import FeedbackRepository, NewFeedback
 from db.predictions.predictions import PredictionRepository
 from db.predictions.submissions import NewText, Stored, Submission
 from db.privacy.erasure import ErasureRepository
-from db.schema import versions
+from db.schema import revisions
 from db.schema.tables import NIL_ID
 from db.search.similarity import SimilarityRepository
 from tests.support.postgres import SPACE, TestServer, open_database
@@ -378,5 +378,5 @@ def test_statistics_are_collected_of_no_column_that_holds_what_can_be_erased(url
             "SELECT attstorage FROM pg_attribute WHERE attrelid = 'embeddings'::regclass AND attname = 'embedding'"
         ).fetchone()
         assert storage in ("p", b"p")
-    assert versions.downgrade(url, "0003") == "0003"
-    assert versions.upgrade(url) == versions.head()
+    assert revisions.downgrade(url, "0003") == "0003"
+    assert revisions.upgrade(url) == revisions.head()

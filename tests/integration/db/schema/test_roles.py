@@ -10,7 +10,7 @@ from psycopg import errors as pg
 
 from db.backup.scrub import scrub
 from db.errors import Conflict, NotPermitted, SchemaMismatch
-from db.schema import versions
+from db.schema import revisions
 from db.schema.roles import Login, Role, ensure_roles
 from serving.cli import main
 from tests.support.postgres import TestServer, open_database
@@ -119,15 +119,15 @@ def test_the_reader_may_not_write_even_where_its_session_says_it_may(role_urls: 
 
 
 def test_the_owner_migrates_and_has_no_power_over_the_server(role_urls: RoleUrls) -> None:
-    versions.downgrade(role_urls[Role.OWNER], "0004")
-    assert versions.upgrade(role_urls[Role.OWNER]) == versions.head()
+    revisions.downgrade(role_urls[Role.OWNER], "0004")
+    assert revisions.upgrade(role_urls[Role.OWNER]) == revisions.head()
     for statement in ("CREATE ROLE mine", "CREATE DATABASE mine", "ALTER SYSTEM SET fsync = off"):
         assert_refused(role_urls[Role.OWNER], statement)
 
 
 async def test_what_an_upgrade_makes_anew_is_the_applications_at_once(role_urls: RoleUrls) -> None:
-    versions.downgrade(role_urls[Role.OWNER], "0004")
-    versions.upgrade(role_urls[Role.OWNER])
+    revisions.downgrade(role_urls[Role.OWNER], "0004")
+    revisions.upgrade(role_urls[Role.OWNER])
     async with open_database(role_urls[Role.APPLICATION]) as database:
         await use_every_repository(database)
     assert_refused(role_urls[Role.READER], "SELECT make_segment(99)", writable=True)
@@ -200,10 +200,10 @@ async def test_a_missing_grant_is_reported_with_the_remedy(role_urls: RoleUrls) 
 
 
 def test_the_application_learns_that_only_the_owner_migrates(role_urls: RoleUrls) -> None:
-    assert versions.upgrade(role_urls[Role.APPLICATION]) == versions.head(), "nothing to do"
-    versions.downgrade(role_urls[Role.OWNER], "0004")
+    assert revisions.upgrade(role_urls[Role.APPLICATION]) == revisions.head(), "nothing to do"
+    revisions.downgrade(role_urls[Role.OWNER], "0004")
     with pytest.raises(NotPermitted, match="owner"):
-        versions.upgrade(role_urls[Role.APPLICATION])
+        revisions.upgrade(role_urls[Role.APPLICATION])
 
 
 def test_a_powerful_role_is_not_taken_for_one_of_these(server: TestServer, url: str) -> None:
@@ -236,7 +236,7 @@ def test_an_administrator_who_is_no_superuser_makes_them_too(server: TestServer)
         )
     role_urls = RoleUrls(server, superuser)
     mine = role_urls.url("administrator", "a")
-    versions.upgrade(mine)
+    revisions.upgrade(mine)
     names = {
         role: Login(name=f"managed_{role}", password="m", connections=login.connections)
         for role, login in LOGINS.items()
@@ -244,7 +244,7 @@ def test_an_administrator_who_is_no_superuser_makes_them_too(server: TestServer)
     assert [each.created for each in ensure_roles(mine, names)] == [True] * 3
     assert [each.created for each in ensure_roles(mine, names)] == [False] * 3
     assert_refused(role_urls.url("managed_application", "m"), "DROP TABLE users")
-    assert versions.upgrade(role_urls.url("managed_owner", "m")) == versions.head()
+    assert revisions.upgrade(role_urls.url("managed_owner", "m")) == revisions.head()
 
 
 def test_the_command_makes_them_with_passwords_from_environment_and_files(

@@ -24,7 +24,7 @@ from db.embedded.server import EmbeddedPostgres
 from db.errors import BackupDamaged, BackupFailed, BackupTooNew, EmbeddedServerError, NotEmpty
 from db.predictions.feedback import FeedbackRepository, NewFeedback
 from db.predictions.submissions import Stored
-from db.schema import versions
+from db.schema import revisions
 from registry.store.builtin_versions import open_builtin
 from registry.store.model_registry import ModelRegistry
 from serving.cli import main
@@ -76,7 +76,7 @@ async def run_database(home: Path, archive: Path | None = None) -> AsyncIterator
     try:
         url = server.create_database("valence")
         ensure_sibling(url, "_mlflow")
-        versions.upgrade(url)
+        revisions.upgrade(url)
         async with open_database(url) as database:
             yield url, database
     finally:
@@ -164,7 +164,7 @@ async def test_what_was_acknowledged_before_a_backup_under_writes_comes_back(
     file = Path(result["backup"])
     assert list_files(tmp_path) == {file.name: 0o600}
     restored = restore(settings_of(second, key=None), file, quiet)
-    assert restored["revision"] == versions.head()
+    assert restored["revision"] == revisions.head()
     assert (second / "installation.key").read_text() == KEY.hex()
     assert list_files(second).keys() == {"artifacts", "installation.key", "postgres"}
     assert list_files(second)["installation.key"] == 0o600
@@ -329,7 +329,7 @@ def test_the_commands_start_the_database_for_themselves(
     EmbeddedPostgres(first).initialise()
     server = EmbeddedPostgres(first)
     server.start()
-    versions.upgrade(server.create_database("valence"))
+    revisions.upgrade(server.create_database("valence"))
     ensure_sibling(server.url("valence"), "_mlflow")
     server.stop()
 
@@ -354,7 +354,7 @@ def test_the_commands_start_the_database_for_themselves(
     assert "database.dump differs" in err
     file.write_bytes(content)
     code, out, _ = run(second, "restore", str(file), "--json")
-    assert (code, json.loads(out)["revision"]) == (0, versions.head())
+    assert (code, json.loads(out)["revision"]) == (0, revisions.head())
     assert run(second, "current")[0] == 0
     code, out, _ = run(second, "scrub", "--yes", "--json")
     assert (code, json.loads(out)) == (0, {"tables": True, "log": True})

@@ -15,7 +15,7 @@ from db.errors import (
     ServerTooOld,
     Unavailable,
 )
-from db.schema import versions
+from db.schema import revisions
 from tests.support.postgres import KEY, TestServer
 from tests.support.row_factories import run_sql
 
@@ -34,29 +34,29 @@ def count_by(url: str, statement: str) -> int:
 
 def test_up_from_empty_and_down_to_empty_again(server: TestServer) -> None:
     url = server.empty()
-    assert versions.read_current(url) is None
-    assert versions.upgrade(url) == versions.head()
+    assert revisions.read_current(url) is None
+    assert revisions.upgrade(url) == revisions.head()
     assert count_by(url, _TABLES) > 20
-    assert versions.downgrade(url, "base") is None
+    assert revisions.downgrade(url, "base") is None
     assert count_by(url, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 1
     assert count_by(url, _FUNCTIONS) == 0
-    assert versions.upgrade(url) == versions.head()
+    assert revisions.upgrade(url) == revisions.head()
 
 
 def test_migrations_and_tables_agree(url: str) -> None:
-    assert versions.find_differences(url) == []
+    assert revisions.find_differences(url) == []
 
 
 def test_a_missing_column_is_a_difference(url: str) -> None:
     with psycopg.connect(url) as connection:
         connection.execute("ALTER TABLE users DROP COLUMN email")
-    assert any("email" in difference for difference in versions.find_differences(url))
+    assert any("email" in difference for difference in revisions.find_differences(url))
 
 
 def test_several_upgrades_at_once_are_one(server: TestServer) -> None:
     url = server.empty()
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(versions.upgrade, [url] * 4)) == [versions.head()] * 4
+        assert list(pool.map(revisions.upgrade, [url] * 4)) == [revisions.head()] * 4
 
 
 async def test_a_database_without_schema_is_refused_with_what_to_do(server: TestServer) -> None:
@@ -72,9 +72,9 @@ async def test_a_release_works_on_under_the_schema_of_a_later_one_but_does_not_t
     database = Database(url, installation_key=KEY)
     await database.open()
     await database.close()
-    assert versions.wait_until_compatible(url, 0) == "9999"
+    assert revisions.wait_until_compatible(url, 0) == "9999"
     with pytest.raises(SchemaMismatch, match="doesn't know"):
-        versions.upgrade(url)
+        revisions.upgrade(url)
 
 
 async def test_a_schema_of_an_earlier_release_is_refused(url: str) -> None:
@@ -89,16 +89,16 @@ async def test_a_schema_of_an_earlier_release_is_refused(url: str) -> None:
 def test_waiting_for_the_schema_ends_once_it_is_there(server: TestServer) -> None:
     url = server.empty()
     with pytest.raises(SchemaMismatch, match="valence db upgrade"):
-        versions.wait_until_compatible(url, 0)
+        revisions.wait_until_compatible(url, 0)
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(versions.wait_until_compatible, url, 30)
-        versions.upgrade(url)
-        assert waiting.result() == versions.head()
+        waiting = pool.submit(revisions.wait_until_compatible, url, 30)
+        revisions.upgrade(url)
+        assert waiting.result() == revisions.head()
 
 
 def test_waiting_for_a_server_that_does_not_come_fails_with_the_reason() -> None:
     with pytest.raises(Unavailable):
-        versions.wait_until_compatible("postgresql://nobody@127.0.0.1:1/nothing", 0)
+        revisions.wait_until_compatible("postgresql://nobody@127.0.0.1:1/nothing", 0)
 
 
 async def test_another_installation_key_is_refused(url: str) -> None:
@@ -118,7 +118,7 @@ async def test_an_old_server_is_refused_by_name(url: str, monkeypatch: pytest.Mo
         await database.open()
     await database.close()
     with pytest.raises(ServerTooOld):
-        versions.upgrade(url)
+        revisions.upgrade(url)
 
 
 async def test_an_old_pgvector_is_refused_by_name(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
