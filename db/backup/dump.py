@@ -12,7 +12,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from db.connection.databases import require_own_session
 from db.core.blocking import connect, fetch_value
 from db.core.urls import conninfo
-from db.embedded.account import Account, find_binaries
+from db.embedded.os_users import Account, find_binaries
 from db.embedded.tools import clean_environment, last_line
 from db.errors import BackupFailed
 

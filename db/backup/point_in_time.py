@@ -18,8 +18,8 @@ import psycopg
 
 from db.backup.dump import run_tool
 from db.core.blocking import fetch_value
-from db.embedded.account import Account, ensure_data_folder
 from db.embedded.config import recovery_settings
+from db.embedded.os_users import Account, ensure_data_folder
 from db.embedded.server import EmbeddedPostgres
 from db.errors import BackupFailed, EmbeddedServerError
 

@@ -20,8 +20,8 @@ import psutil
 import psycopg
 from psycopg import sql
 
-from db.embedded.account import Account, ensure_data_folder, find_binaries
 from db.embedded.config import archive_script, archive_settings, build_configuration
+from db.embedded.os_users import Account, ensure_data_folder, find_binaries
 from db.embedded.tools import clean_environment, last_line
 from db.errors import AlreadyOwned, EmbeddedServerError
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import psycopg
 
-from db.embedded.account import Account
+from db.embedded.os_users import Account
 from db.embedded.server import EmbeddedPostgres
 from tests.support.clock import eventually
 from tests.support.ports import find_free_port

@@ -7,7 +7,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from db.embedded.account import Account, find_binaries
+from db.embedded.os_users import Account, find_binaries
 from tests.support.postgres import TestServer
 
 

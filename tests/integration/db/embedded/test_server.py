@@ -161,7 +161,7 @@ def test_another_user_can_not_connect_and_the_platform_s_user_can(home: Path) ->
 
 
 def _psql() -> Path:
-    from db.embedded.account import Account, find_binaries
+    from db.embedded.os_users import Account, find_binaries
 
     return find_binaries(Account.current()) / "psql"
 
