@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from registry.bundles.bundle import LABELS
-from registry.training.features import TokenStates
 from registry.training.samples import Targets
+from registry.training.token_states import TokenStates
 
 # The rated logits [b, 3], the ratings [b] and the unrated logits [b, 3].
 HeadOutput: TypeAlias = tuple[Tensor, Tensor, Tensor]

@@ -16,9 +16,9 @@ from registry.bundles.manifest_schema import HEAD_WEIGHTS
 from registry.data.corpora import Example, Part, data_digest
 from registry.errors import TrainingFailed
 from registry.evaluation.metrics import fit_temperature
-from registry.training.features import Progress, TextEncoder, TokenStates, collect_states
 from registry.training.head import AttentiveNetwork, deterministic
 from registry.training.samples import Samples, batches
+from registry.training.token_states import Progress, TextEncoder, TokenStates, collect_states
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

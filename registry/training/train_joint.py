@@ -27,10 +27,10 @@ from registry.encoders.padding import pad_rows
 from registry.encoders.sources import SentenceEncoderSource, silence_libraries
 from registry.errors import TrainingFailed
 from registry.evaluation.metrics import agreement, fit_temperature
-from registry.training.features import Progress, TextEncoder, collect_vectors
 from registry.training.head import AttentiveNetwork, deterministic
 from registry.training.lora import JointNetwork, StepMetrics
 from registry.training.samples import Rows, Samples, batches
+from registry.training.token_states import Progress, TextEncoder, collect_vectors
 
 _VALIDATED_ROWS = 64
 _REPORTS = 100

@@ -13,8 +13,8 @@ from registry.data import corpora
 from registry.data.corpora import Example, Part
 from registry.errors import BundleInvalid, TrainingFailed
 from registry.store.builtin_versions import open_builtin
-from registry.training.features import collect_states
 from registry.training.head import AttentiveNetwork
+from registry.training.token_states import collect_states
 from registry.training.train_head import HeadPlan, train_head
 from serving.inference.encoder import Encoder
 from serving.inference.engines.factory import open_encoder

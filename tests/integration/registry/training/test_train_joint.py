@@ -17,9 +17,9 @@ from registry.encoders import engine_selection
 from registry.encoders.export import build_encoder
 from registry.encoders.sources import SentenceEncoderSource, joint_source
 from registry.errors import ExportFailed, OutOfSpace, TrainingFailed
-from registry.training.features import encode_vectors
 from registry.training.head import AttentiveNetwork
 from registry.training.lora import JointNetwork
+from registry.training.token_states import encode_vectors
 from registry.training.train_joint import JointPlan, train_joint
 from serving.inference.encoder import Encoder
 from serving.inference.engines.factory import open_encoder
