@@ -20,7 +20,7 @@ down: ## stop what `make up` started; data stays
 	@if [ -x $(BIN)/valence ]; then $(BIN)/valence down; fi
 
 # Each file, or live platform of acceptance tests, runs in one of two workers; what ARGS names runs in this process.
-PARALLEL := --numprocesses 2 --dist loadgroup --no-loadscope-reorder --durations 60
+PARALLEL := --numprocesses 2 --dist loadscope --no-loadscope-reorder --durations 60
 
 test: .venv/.developed ## set up and run the test suite; ARGS="tests/unit -k name" for a part
 	@$(BIN)/python -m pytest $(or $(ARGS),$(PARALLEL))

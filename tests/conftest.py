@@ -53,17 +53,26 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.load_profile(breadth.FULL if config.getoption("full") else breadth.CI)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the slow tests to the full tier, and give each file or live platform to one worker."""
+    """Leave the slow tests to the full tier, and put the others in order."""
     if not config.getoption("full"):
         slow = [item for item in items if item.get_closest_marker("slow")]
         if slow:
             config.hook.pytest_deselected(items=slow)
             items[:] = [item for item in items if not item.get_closest_marker("slow")]
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
     items.sort(key=rank)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Give each file, or live platform, to one worker: pytest-xdist 3.8 can't group the tests of pytest 9.2 itself."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class GroupScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid)
+
+    return GroupScheduling(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -79,10 +88,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"{spent:7.1f}  {folder}")
 
 
-def group(item: pytest.Item) -> str:
-    """Return the tests that share a worker: those of one file, or of one live platform."""
-    path = item.path.relative_to(TESTS)
-    return str(path if path.parts[0] != "acceptance" else Path(*path.parts[:2]))
+def group(nodeid: str) -> str:
+    """Return what runs in one worker: a file, or the folder of acceptance tests that share a live platform."""
+    path = nodeid.partition("::")[0]
+    parts = path.split("/")
+    return "/".join(parts[:3]) if parts[1] == "acceptance" else path
 
 
 def rank(item: pytest.Item) -> int:
