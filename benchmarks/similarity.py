@@ -32,6 +32,7 @@ from db.connection.engine import Database
 from db.embedded.server import EmbeddedPostgres
 from db.embeddings.segments import ROWS, Segments
 from db.predictions.partitions import Partitions
+from db.schema import revisions
 from db.search.similarity import SimilarityFilters, SimilarityRepository
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import Engine
@@ -169,7 +170,7 @@ def at_size(known: Vectors, queries: Vectors, texts: int, *, peers: Sequence[str
     server.start()
     try:
         url = server.create_database("bench")
-        versions.upgrade(url)
+        revisions.upgrade(url)
         if not kept.exists():
             ids = asyncio.run(_with(url, lambda database: store(database, rows, versions, size)))
             kept.write_text(json.dumps([size.write_ms, size.build_s, [str(each) for each in ids]]))
