@@ -12,7 +12,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from db.connection.databases import require_own_session
 from db.core.blocking import connect, fetch_value
 from db.core.urls import conninfo
-from db.embedded.os_users import Account, find_binaries
+from db.embedded.os_users import ServerUsers, find_binaries
 from db.embedded.tools import clean_environment, last_line
 from db.errors import BackupFailed
 
@@ -56,7 +56,10 @@ def run_tool(name: str, arguments: list[str], url: str, *, tail: bool = False) -
         environment["PGPASSWORD"] = str(password)
     target = ["--dbname", make_conninfo("", **parameters)]
     result = subprocess.run(
-        [str(find_binaries(Account.current()) / name), *(target + arguments if tail else arguments + target)],
+        [
+            str(find_binaries(ServerUsers.current()) / name),
+            *(target + arguments if tail else arguments + target),
+        ],
         capture_output=True,
         text=True,
         check=False,

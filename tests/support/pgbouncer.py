@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import psycopg
 
-from db.embedded.os_users import Account
+from db.embedded.os_users import ServerUsers
 from db.embedded.server import EmbeddedPostgres
 from tests.support.clock import eventually
 from tests.support.ports import find_free_port
@@ -45,7 +45,7 @@ def pgbouncer(
     `lines`: more of its configuration; `files`: settings that name a file, which is copied for it.
     """
     program = required_tool("pgbouncer")
-    account = Account.current()
+    os_users = ServerUsers.current()
     port = find_free_port()
     with tempfile.TemporaryDirectory(prefix="valence-pgbouncer-") as folder:
         root = Path(folder)
@@ -66,9 +66,9 @@ def pgbouncer(
         content = f"[databases]\n* = host={server.sockets}\n[pgbouncer]\n"
         content += "".join(f"{name} = {value}\n" for name, value in settings.items())
         (root / "pgbouncer.ini").write_text(content)
-        if account.is_separate:
+        if os_users.is_separate:
             # PgBouncer runs as the server's user: it refuses root, and the socket's folder refuses others.
-            entry = pwd.getpwnam(account.server_user)
+            entry = pwd.getpwnam(os_users.server_user)
             for path in (root, *root.iterdir()):
                 path.chmod(0o755)
                 os.chown(path, entry.pw_uid, entry.pw_gid)
@@ -77,7 +77,7 @@ def pgbouncer(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            **account.subprocess_identity(),
+            **os_users.subprocess_user(),
         )
         pooler = Pooler(port=port, passwords=passwords)
 

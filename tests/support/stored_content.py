@@ -7,7 +7,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from db.embedded.os_users import Account, find_binaries
+from db.embedded.os_users import ServerUsers, find_binaries
 from tests.support.postgres import TestServer
 
 
@@ -30,7 +30,7 @@ def read_tables(url: str) -> str:
 
 def dump_database(url: str) -> str:
     """Return a dump in plain SQL."""
-    command = [find_binaries(Account.current()) / "pg_dump", "--dbname", url]
+    command = [find_binaries(ServerUsers.current()) / "pg_dump", "--dbname", url]
     return subprocess.run(command, check=True, timeout=60, capture_output=True, text=True).stdout
 
 

@@ -161,9 +161,9 @@ def test_another_user_can_not_connect_and_the_platform_s_user_can(home: Path) ->
 
 
 def _psql() -> Path:
-    from db.embedded.os_users import Account, find_binaries
+    from db.embedded.os_users import ServerUsers, find_binaries
 
-    return find_binaries(Account.current()) / "psql"
+    return find_binaries(ServerUsers.current()) / "psql"
 
 
 def test_nothing_acknowledged_is_lost_when_everything_is_killed(home: Path) -> None:
