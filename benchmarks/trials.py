@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import beta
 
 from benchmarks.report import report
-from registry.experiments.statistics import spend
+from registry.experiments.statistics import alpha_of_stage
 from tests.support.simulations import (
     ALPHA,
     RAMP,
@@ -60,7 +60,10 @@ def _accuracy(runs: int) -> Iterator[Row]:
     ramp = drifting(runs)
     yield _most("equal arms on a ramp, texts become easier: wrong verdicts", ramp["stages"], ALPHA)
     yield _seen("… if stages were pooled", ramp["pooled"])
-    for alpha, how in ((ALPHA, "alpha 0.05"), (spend(ALPHA, stage=1, planned=1), "a policy's only stage")):
+    for alpha, how in (
+        (ALPHA, "alpha 0.05"),
+        (alpha_of_stage(ALPHA, stage=1, planned=1), "a policy's only stage"),
+    ):
         found = better(runs, alpha=alpha)
         low, middle, high = np.quantile(found["feedbacks"], (0.1, 0.5, 0.9), method="higher")
         yield (

@@ -134,8 +134,8 @@ def decide(evidence: Evidence, policy: Policy) -> PolicyDecision:
 def _measure(evidence: Evidence, policy: Policy) -> _Measurements:
     present = evidence.present
     stage, planned = len(evidence.stages), policy.planned_stages(evidence.stages[0].share)
-    alpha = statistics.spend(policy.alpha, stage=stage, planned=planned)
-    rail_alpha = statistics.spend(policy.guardrails.alpha, stage=stage, planned=planned)
+    alpha = statistics.alpha_of_stage(policy.alpha, stage=stage, planned=planned)
+    rail_alpha = statistics.alpha_of_stage(policy.guardrails.alpha, stage=stage, planned=planned)
     before, after = (
         (arm.faults, arm.answered + arm.faults) for arm in (present.champion, present.challenger)
     )
@@ -143,7 +143,9 @@ def _measure(evidence: Evidence, policy: Policy) -> _Measurements:
         alpha=alpha,
         champion=statistics.accuracy(present.champion.feedback, level=1 - alpha),
         challenger=statistics.accuracy(present.challenger.feedback, level=1 - alpha),
-        difference=statistics.difference(present.champion.feedback, present.challenger.feedback, alpha=alpha),
+        difference=statistics.accuracy_difference(
+            present.champion.feedback, present.challenger.feedback, alpha=alpha
+        ),
         sample_ratio_p=statistics.sample_ratio(
             [
                 Split(
@@ -156,7 +158,7 @@ def _measure(evidence: Evidence, policy: Policy) -> _Measurements:
         ),
         champion_faults=statistics.rate(*before, alpha=rail_alpha / 2),
         challenger_faults=statistics.rate(*after, alpha=rail_alpha / 2),
-        fault_increase=statistics.increase(before, after, alpha=rail_alpha),
+        fault_increase=statistics.rate_difference(before, after, alpha=rail_alpha),
         latency_ratio=_latency_ratio(present, policy.guardrails),
     )
 

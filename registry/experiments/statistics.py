@@ -83,7 +83,7 @@ def squared_error(champion: Sums, challenger: Sums) -> Numbers:
     return variance
 
 
-def radius(variance: Numbers, *, alpha: float, scale: float) -> Numbers:
+def confidence_radius(variance: Numbers, *, alpha: float, scale: float) -> Numbers:
     """Return half the width of an asymptotic normal-mixture confidence sequence at level 1 - alpha, elementwise.
 
     `variance` is the squared standard error of the estimate at this look. For information I = 1/variance,
@@ -103,7 +103,7 @@ def accuracy(arm: ArmFeedback, *, level: float) -> Interval | None:
     return rate(arm.total, arm.units, alpha=1 - level)
 
 
-def difference(champion: ArmFeedback, challenger: ArmFeedback, *, alpha: float) -> Interval | None:
+def accuracy_difference(champion: ArmFeedback, challenger: ArmFeedback, *, alpha: float) -> Interval | None:
     """Return the challenger's accuracy minus the champion's, within [-1, 1]; None if an arm has no feedback.
 
     The interval is always-valid: over all looks together, it misses the true difference on either side with
@@ -114,7 +114,7 @@ def difference(champion: ArmFeedback, challenger: ArmFeedback, *, alpha: float) 
         return None
     value = challenger.total / challenger.units - champion.total / champion.units
     variance = squared_error(champion.sums, challenger.sums)
-    half = float(radius(variance, alpha=alpha, scale=DIFFERENCE_SCALE))
+    half = float(confidence_radius(variance, alpha=alpha, scale=DIFFERENCE_SCALE))
     return Interval(value=value, low=max(-1.0, value - half), high=min(1.0, value + half))
 
 
@@ -175,7 +175,9 @@ def rate(hits: float, trials: int, *, alpha: float) -> Interval | None:
     )
 
 
-def increase(champion: tuple[int, int], challenger: tuple[int, int], *, alpha: float) -> Interval | None:
+def rate_difference(
+    champion: tuple[int, int], challenger: tuple[int, int], *, alpha: float
+) -> Interval | None:
     """Return the challenger's rate minus the champion's, each from (events, trials); always-valid, by Bonferroni."""
     before, after = (rate(*counts, alpha=alpha / 2) for counts in (champion, challenger))
     if before is None or after is None:
@@ -185,7 +187,7 @@ def increase(champion: tuple[int, int], challenger: tuple[int, int], *, alpha: f
     )
 
 
-def spend(alpha: float, *, stage: int, planned: int) -> float:
+def alpha_of_stage(alpha: float, *, stage: int, planned: int) -> float:
     """Return the part of alpha for a stage, counted from 1; the parts of all stages sum to alpha at most.
 
     Planned stages have equal parts of what isn't reserved. Further stages, which begin when a share is changed by

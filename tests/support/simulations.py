@@ -14,10 +14,10 @@ from scipy.stats import chi2, chi2_contingency
 from registry.experiments.assignment import bucket
 from registry.experiments.statistics import (
     DIFFERENCE_SCALE,
+    alpha_of_stage,
+    confidence_radius,
     log_bayes_factor,
     log_rate_evidence,
-    radius,
-    spend,
     squared_error,
 )
 
@@ -50,7 +50,9 @@ class Arm:
 def sides(champion: Arm, challenger: Arm, *, alpha: float = ALPHA) -> tuple[Flags, Flags]:
     """Return whether the challenger is called better, and whether worse, at each look [runs, looks]."""
     known = (champion.units > 0) & (challenger.units > 0)
-    half = radius(squared_error(champion.sums, challenger.sums), alpha=alpha, scale=DIFFERENCE_SCALE)
+    half = confidence_radius(
+        squared_error(champion.sums, challenger.sums), alpha=alpha, scale=DIFFERENCE_SCALE
+    )
     gap = challenger.mean - champion.mean
     return known & (gap > half), known & (gap < -half)
 
@@ -177,7 +179,7 @@ def drifting(runs: int, *, seed: int = 3) -> dict[str, Flags]:
     def some(rng: np.random.Generator, count: int) -> dict[str, Flags]:
         parts = stages(rng, count, RAMP, [500] * 4 + [4000], np.linspace(0.75, 0.85, len(RAMP)).tolist())
         each = [
-            wrong(*part, alpha=spend(ALPHA, stage=number, planned=len(RAMP)))
+            wrong(*part, alpha=alpha_of_stage(ALPHA, stage=number, planned=len(RAMP)))
             for number, part in enumerate(parts, start=1)
         ]
         together = wrong(pooled([one for one, _ in parts]), pooled([other for _, other in parts]))

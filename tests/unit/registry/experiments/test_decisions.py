@@ -178,7 +178,7 @@ def test_accuracy_is_compared_within_the_present_stage() -> None:
     result = decide(Evidence(stages=(hard, easy)), RAMPS)
     assert result.verdict == "undecided"
     assert result.numbers["difference"]["value"] == 0
-    assert result.numbers["alpha"] == statistics.spend(0.05, stage=2, planned=3)
+    assert result.numbers["alpha"] == statistics.alpha_of_stage(0.05, stage=2, planned=3)
 
 
 def test_nothing_counted_yet_is_a_decision_too() -> None:

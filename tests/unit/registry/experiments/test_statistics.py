@@ -43,11 +43,11 @@ def test_small_arm_is_no_less_varied_than_both_together() -> None:
     assert statistics.squared_error((10_000, 9700, 9700), (100, 100, 100)) == pytest.approx(
         before / 10_000 + together / 100
     )
-    assert statistics.difference(votes(10_000, 9700), votes(100, 100), alpha=0.05).low < -0.01
+    assert statistics.accuracy_difference(votes(10_000, 9700), votes(100, 100), alpha=0.05).low < -0.01
 
 
 def test_difference_is_the_mixture_formula() -> None:
-    result = statistics.difference(votes(1000, 800), votes(500, 420), alpha=0.05)
+    result = statistics.accuracy_difference(votes(1000, 800), votes(500, 420), alpha=0.05)
     before, after = 801 / 1002 * 201 / 1002, 421 / 502 * 81 / 502
     together = (1000 * before + 500 * after) / 1500
     variance, mixture = before / 1000 + together / 500, statistics.DIFFERENCE_SCALE**2
@@ -64,7 +64,7 @@ def test_at_its_radius_an_estimate_has_a_mixed_likelihood_ratio_of_one_over_alph
     variance: float, alpha: float
 ) -> None:
     scale = 0.03
-    estimate = float(statistics.radius(variance, alpha=alpha, scale=scale))
+    estimate = float(statistics.confidence_radius(variance, alpha=alpha, scale=scale))
 
     def weighed(effect: float) -> float:
         ratio = norm.pdf(estimate, effect, variance**0.5) / norm.pdf(estimate, 0, variance**0.5)
@@ -76,22 +76,22 @@ def test_at_its_radius_an_estimate_has_a_mixed_likelihood_ratio_of_one_over_alph
 
 @pytest.mark.parametrize("right", [0, 30])
 def test_units_that_all_agree_are_not_sure(right: int) -> None:
-    result = statistics.difference(votes(30, right), votes(30, right), alpha=0.05)
+    result = statistics.accuracy_difference(votes(30, right), votes(30, right), alpha=0.05)
     assert result is not None
     assert result.low < -0.05
     assert result.high > 0.05
-    assert statistics.difference(votes(2, 0), votes(2, 2), alpha=0.05).low < 0
+    assert statistics.accuracy_difference(votes(2, 0), votes(2, 2), alpha=0.05).low < 0
 
 
 def test_arm_without_feedback_has_no_accuracy_and_no_difference() -> None:
     assert statistics.accuracy(ArmFeedback(), level=0.95) is None
-    assert statistics.difference(ArmFeedback(), votes(10, 5), alpha=0.05) is None
-    assert statistics.difference(votes(10, 5), ArmFeedback(), alpha=0.05) is None
+    assert statistics.accuracy_difference(ArmFeedback(), votes(10, 5), alpha=0.05) is None
+    assert statistics.accuracy_difference(votes(10, 5), ArmFeedback(), alpha=0.05) is None
 
 
 def test_interval_narrows_with_units_and_with_alpha() -> None:
     def width(units: int, alpha: float) -> float:
-        result = statistics.difference(
+        result = statistics.accuracy_difference(
             votes(units, units * 4 // 5), votes(units, units * 4 // 5), alpha=alpha
         )
         return result.high - result.low
@@ -101,8 +101,8 @@ def test_interval_narrows_with_units_and_with_alpha() -> None:
 
 
 def test_small_arm_decides_how_wide_the_interval_is() -> None:
-    small = statistics.difference(votes(99_000, 79_200), votes(1000, 800), alpha=0.05)
-    even = statistics.difference(votes(50_000, 40_000), votes(50_000, 40_000), alpha=0.05)
+    small = statistics.accuracy_difference(votes(99_000, 79_200), votes(1000, 800), alpha=0.05)
+    even = statistics.accuracy_difference(votes(50_000, 40_000), votes(50_000, 40_000), alpha=0.05)
     assert small.high - small.low > 4 * (even.high - even.low)
 
 
@@ -115,8 +115,12 @@ def test_accuracy_lies_in_its_interval_and_the_interval_in_the_possible(shares: 
 
 @given(one=MEANS, other=MEANS)
 def test_swapped_arms_swap_the_difference(one: list[float], other: list[float]) -> None:
-    forth = statistics.difference(ArmFeedback.from_shares(one), ArmFeedback.from_shares(other), alpha=0.05)
-    back = statistics.difference(ArmFeedback.from_shares(other), ArmFeedback.from_shares(one), alpha=0.05)
+    forth = statistics.accuracy_difference(
+        ArmFeedback.from_shares(one), ArmFeedback.from_shares(other), alpha=0.05
+    )
+    back = statistics.accuracy_difference(
+        ArmFeedback.from_shares(other), ArmFeedback.from_shares(one), alpha=0.05
+    )
     assert (forth.value, forth.low, forth.high) == pytest.approx((-back.value, -back.high, -back.low))
 
 
@@ -168,7 +172,7 @@ def test_lost_arm_is_found_within_150_units() -> None:
 
 def test_rate_without_trials_is_unknown() -> None:
     assert statistics.rate(0, 0, alpha=0.05) is None
-    assert statistics.increase((0, 0), (1, 10), alpha=0.05) is None
+    assert statistics.rate_difference((0, 0), (1, 10), alpha=0.05) is None
 
 
 @given(events=st.integers(0, 1000), others=st.integers(0, 1000))
@@ -221,17 +225,19 @@ def test_no_fault_in_a_thousand_is_compatible_with_few() -> None:
 
 def test_increase_is_the_gap_between_both_bounds() -> None:
     before, after = statistics.rate(10, 10_000, alpha=0.005), statistics.rate(50, 1000, alpha=0.005)
-    result = statistics.increase((10, 10_000), (50, 1000), alpha=0.01)
+    result = statistics.rate_difference((10, 10_000), (50, 1000), alpha=0.01)
     assert result.value == pytest.approx(0.049)
     assert (result.low, result.high) == pytest.approx((after.low - before.high, after.high - before.low))
     assert result.low > 0.02
 
 
 def test_stages_never_spend_more_than_alpha() -> None:
-    assert statistics.spend(0.05, stage=1, planned=1) == pytest.approx(0.04)
-    assert statistics.spend(0.05, stage=2, planned=1) == pytest.approx(0.005)
+    assert statistics.alpha_of_stage(0.05, stage=1, planned=1) == pytest.approx(0.04)
+    assert statistics.alpha_of_stage(0.05, stage=2, planned=1) == pytest.approx(0.005)
     for planned in (1, 5):
-        spent = sum(statistics.spend(0.05, stage=stage, planned=planned) for stage in range(1, 10_000))
+        spent = sum(
+            statistics.alpha_of_stage(0.05, stage=stage, planned=planned) for stage in range(1, 10_000)
+        )
         assert 0.0499 < spent <= 0.05
 
 
@@ -248,7 +254,7 @@ def test_simulation_calls_what_difference_calls() -> None:
                 )
                 for arm in (champion, challenger)
             ]
-            result = statistics.difference(*arms, alpha=0.05)
+            result = statistics.accuracy_difference(*arms, alpha=0.05)
             assert better[run, look] == (result is not None and result.value > 0 and result.low > 0)
             assert worse[run, look] == (result is not None and result.value < 0 and result.high < 0)
 
