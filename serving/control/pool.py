@@ -37,7 +37,7 @@ class EncoderStatus(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EncoderState:
+class EncoderReplicas:
     """The status of an encoder's replicas, the reason of a failure, and their number in each of Ray Serve's states."""
 
     status: EncoderStatus
@@ -45,7 +45,7 @@ class EncoderState:
     replicas: Mapping[str, int] = field(default_factory=dict)
 
 
-def target(record: EncoderRecord, application: Application) -> RunTarget:
+def build_run_target(record: EncoderRecord, application: Application) -> RunTarget:
     """Return the application of an encoder as Ray Serve runs it, without a route."""
     return RunTarget(application, name=_PREFIX + short_digest(record.digest), route_prefix=None)
 
@@ -69,7 +69,7 @@ class ServePool:
     build: Callable[[EncoderRecord], Application]
     verify: Callable[[EncoderRecord], object]
 
-    async def states(self) -> Mapping[str, EncoderState]:
+    async def states(self) -> Mapping[str, EncoderReplicas]:
         """Return the state of every encoder that has an application, by short digest."""
         status = await asyncio.to_thread(serve.status)
         return {
@@ -89,7 +89,7 @@ class ServePool:
         await asyncio.to_thread(self.verify, record)
         await asyncio.to_thread(
             serve.run_many,
-            [target(record, self.build(record))],
+            [build_run_target(record, self.build(record))],
             wait_for_ingress_deployment_creation=False,
             wait_for_applications_running=False,
         )
@@ -123,17 +123,17 @@ def _replicas(deployments: Mapping[str, Any]) -> dict[str, int]:
     return {str(getattr(state, "value", state)).lower(): count for state, count in counts.items()}
 
 
-def _state(status: str, message: str) -> EncoderState:
+def _state(status: str, message: str) -> EncoderReplicas:
     match status:
         # Ray Serve replaces the replicas of an unhealthy application, and the others answer meanwhile.
         case "RUNNING" | "UNHEALTHY":
-            return EncoderState(status=EncoderStatus.RUNNING)
+            return EncoderReplicas(status=EncoderStatus.RUNNING)
         case "DELETING":
-            return EncoderState(status=EncoderStatus.STOPPING)
+            return EncoderReplicas(status=EncoderStatus.STOPPING)
         case "DEPLOY_FAILED":
             lines = [line.strip() for line in message.splitlines() if line.strip()]
-            return EncoderState(
+            return EncoderReplicas(
                 status=EncoderStatus.FAILED, reason=lines[-1] if lines else "it does not start"
             )
         case _:
-            return EncoderState(status=EncoderStatus.STARTING)
+            return EncoderReplicas(status=EncoderStatus.STARTING)

@@ -16,7 +16,7 @@ from registry.errors import NotRegistered, RegistryError
 from registry.store.records import VersionRecord
 from serving.control.backoff import Backoff
 from serving.control.catalog_publisher import CatalogPublisher
-from serving.control.pool import EncoderState, EncoderStatus, ServePool
+from serving.control.pool import EncoderReplicas, EncoderStatus, ServePool
 from serving.control.registry_cache import RegistryCache
 from serving.core.catalog import CHAMPION, Catalog, CatalogEntry, VersionState, short_digest
 from serving.core.periodic import run_periodically, wait_at_most
@@ -200,7 +200,7 @@ class Reconciler:
             return False
         return True
 
-    async def _start(self, needed: set[str], states: Mapping[str, EncoderState]) -> None:
+    async def _start(self, needed: set[str], states: Mapping[str, EncoderReplicas]) -> None:
         self._starting = set()
         for digest in needed:
             state = states.get(short_digest(digest))
@@ -220,7 +220,7 @@ class Reconciler:
                     self._starting.add(digest)
                     log.info("encoder.starting", encoder=digest)
 
-    def _unneeded(self, needed: set[str], states: Mapping[str, EncoderState]) -> list[str]:
+    def _unneeded(self, needed: set[str], states: Mapping[str, EncoderReplicas]) -> list[str]:
         """Return the short digests of the encoders that were not needed for longer than the grace time."""
         now = self._clock()
         kept = {short_digest(digest) for digest in needed}
@@ -354,5 +354,5 @@ class Reconciler:
         return CatalogEntry(record=record, state=VersionState.STARTING)
 
 
-def _has_status(state: EncoderState | None, status: EncoderStatus) -> bool:
+def _has_status(state: EncoderReplicas | None, status: EncoderStatus) -> bool:
     return state is not None and state.status is status

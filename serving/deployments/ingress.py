@@ -81,7 +81,7 @@ class Ingress:
         versions = sorted(self._named)
         self._named.clear()
         # After a failure, clients that still need a version name it again.
-        await self._control.want.remote(versions)
+        await self._control.request_versions.remote(versions)
 
     async def __del__(self) -> None:
         for task in self._tasks:

@@ -39,11 +39,11 @@ def register_models(settings: Settings) -> None:
 
     registry = build_registry(settings)
 
-    def answering() -> None:
-        note = Home(settings.home).champion_encoder(settings.space)
-        draft = note.with_suffix(".new")
+    def write_champion_encoder() -> None:
+        encoder_file = Home(settings.home).champion_encoder(settings.space)
+        draft = encoder_file.with_suffix(".new")
         draft.write_text(json.dumps(asdict(_first_encoder(registry, settings))))
-        draft.replace(note)
+        draft.replace(encoder_file)
         # The rest of the builds shall not slow down the requests that come now.
         os.nice(_LATER_NICENESS)
 
@@ -52,11 +52,11 @@ def register_models(settings: Settings) -> None:
         space=settings.space,
         model=settings.model,
         work=Home(settings.home).build,
-        on_champion_ready=answering,
+        on_champion_ready=write_champion_encoder,
     )
 
 
-def run_serve(settings: Settings, ended: threading.Event, *, note: Path | None) -> int:
+def run_serve(settings: Settings, ended: threading.Event, *, encoder_file: Path | None) -> int:
     """Run Ray and the application until a signal (return 0) or until a process of Ray dies (exit with 1).
 
     `ended` is set by a signal; `note` is the file that names the encoder, now or later; None asks the registry.
@@ -65,7 +65,7 @@ def run_serve(settings: Settings, ended: threading.Event, *, note: Path | None) 
 
     # In threads, because the imports of a deployment take as long as the start of Ray.
     executor = ThreadPoolExecutor(2)
-    encoder = executor.submit(_encoder, settings, ended, note)
+    encoder = executor.submit(_encoder, settings, ended, encoder_file)
     executor.submit(import_module, "serving.deployments.app")
     cluster.start(settings)
     # Ray sets handlers under which a signal would end this process before it has drained.
@@ -93,25 +93,25 @@ def _deploy(record: EncoderRecord, settings: Settings) -> None:
     from ray import serve
     from ray.serve.api import RunTarget
 
-    from serving.control.pool import target
+    from serving.control.pool import build_run_target
     from serving.deployments.app import build
     from serving.deployments.encoder import encoder_application
 
     log.info("stage.deploying")
     serve.run_many(
         [
-            target(record, encoder_application(record, settings)),
+            build_run_target(record, encoder_application(record, settings)),
             RunTarget(build(settings), name=_APPLICATION, route_prefix="/"),
         ]
     )
     log.info("stage.serving", port=settings.port)
 
 
-def _encoder(settings: Settings, ended: threading.Event, note: Path | None) -> EncoderRecord | None:
+def _encoder(settings: Settings, ended: threading.Event, encoder_file: Path | None) -> EncoderRecord | None:
     """Wait for the first encoder to be registered, and return it; None if a signal comes first."""
-    while note is not None:
-        if note.exists():
-            return EncoderRecord(**json.loads(note.read_text()))
+    while encoder_file is not None:
+        if encoder_file.exists():
+            return EncoderRecord(**json.loads(encoder_file.read_text()))
         if ended.wait(0.1):
             return None
     from serving.core.connections import build_registry
@@ -151,7 +151,7 @@ def main() -> int:
             register_models(settings)
             return 0
         case ["serve", *notes]:
-            return run_serve(settings, threading.Event(), note=Path(notes[0]) if notes else None)
+            return run_serve(settings, threading.Event(), encoder_file=Path(notes[0]) if notes else None)
         case _:
             raise SystemExit("python -m serving.standalone.processes models | serve [NOTE]")
 

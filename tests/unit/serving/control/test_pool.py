@@ -6,7 +6,7 @@ import pytest
 from ray.serve.schema import ReplicaState
 
 from registry.store.records import EncoderRecord
-from serving.control.pool import DEPLOYMENT, EncoderStatus, _replicas, _state, target
+from serving.control.pool import DEPLOYMENT, EncoderStatus, _replicas, _state, build_run_target
 from serving.core.catalog import short_digest
 
 
@@ -36,7 +36,7 @@ def test_an_application_bears_its_encoders_name_and_no_route() -> None:
     record = EncoderRecord(
         digest="ab" * 32, bundle="b", name="e", space=None, dimensions=4, uri="file:///nowhere"
     )
-    result = target(record, None)  # type: ignore[arg-type]  # it is passed on as it is
+    result = build_run_target(record, None)  # type: ignore[arg-type]  # it is passed on as it is
     assert (result.name, result.route_prefix) == (f"encoder-{short_digest(record.digest)}", None)
 
 

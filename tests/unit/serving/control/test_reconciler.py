@@ -11,7 +11,7 @@ import pytest
 from registry.errors import BundleInvalid, NotRegistered, RegistryUnavailable
 from registry.store.records import EncoderRecord, VersionRecord
 from serving.control.backoff import RETRY_SECONDS
-from serving.control.pool import EncoderState, EncoderStatus
+from serving.control.pool import EncoderReplicas, EncoderStatus
 from serving.control.reconciler import Reconciler
 from serving.core.catalog import VersionState
 from serving.errors import ModelNotReady, NotFound, NotReady
@@ -75,20 +75,20 @@ class FakePool:
     """Replicas that start at once and load everything but broken versions, unless a test says otherwise."""
 
     def __init__(self, *running: str) -> None:
-        self.encoders = {digest: EncoderState(status=EncoderStatus.RUNNING) for digest in running}
+        self.encoders = {digest: EncoderReplicas(status=EncoderStatus.RUNNING) for digest in running}
         self.loaded: list[tuple[str, str]] = []
         self.broken: set[str] = set()
         self.slow = False
         self.unreachable = False
         self.stopped: list[str] = []
 
-    async def states(self) -> Mapping[str, EncoderState]:
+    async def states(self) -> Mapping[str, EncoderReplicas]:
         return dict(self.encoders)
 
     async def start(self, record: EncoderRecord) -> None:
         if record.digest in self.broken:
             raise BundleInvalid(f"{record.digest} is corrupt")
-        self.encoders[record.digest] = EncoderState(
+        self.encoders[record.digest] = EncoderReplicas(
             status=EncoderStatus.STARTING if self.slow else EncoderStatus.RUNNING
         )
 
@@ -195,7 +195,7 @@ async def test_the_champions_encoder_is_started_and_answers_once_it_runs() -> No
     reconciler = build_reconciler(FakeModelRegistry(version("1", "champion", encoder="own")), pool)
     await reconcile_repeatedly(reconciler)
     assert states(reconciler) == {"1": VersionState.STARTING}
-    pool.encoders["own"] = EncoderState(status=EncoderStatus.RUNNING)
+    pool.encoders["own"] = EncoderReplicas(status=EncoderStatus.RUNNING)
     await reconciler.reconcile()
     assert answering_version(reconciler) == "1"
     assert reconciler.catalog.embedder == "own"
@@ -238,7 +238,7 @@ async def test_another_space_answers_once_its_encoder_runs_and_it_is_whole_and_t
     live.space, pool.slow = "next", True
     await reconcile_repeatedly(reconciler)
     assert (reconciler.catalog.space, reconciler.catalog.embedder) == ("space", "e")
-    pool.encoders["of-next"] = EncoderState(status=EncoderStatus.RUNNING)
+    pool.encoders["of-next"] = EncoderReplicas(status=EncoderStatus.RUNNING)
     await reconciler.reconcile()
     assert (reconciler.catalog.space, reconciler.catalog.embedders_by_space) == ("space", {"next": "of-next"})
     behind.clear()
@@ -293,7 +293,7 @@ async def test_a_new_reconciler_while_the_spaces_encoder_starts_unseats_nobody()
     reconciler = build_reconciler(registry, pool)
     await reconcile_repeatedly(reconciler)
     assert reconciler.catalog.revision == 0
-    pool.encoders["e"] = EncoderState(status=EncoderStatus.RUNNING)
+    pool.encoders["e"] = EncoderReplicas(status=EncoderStatus.RUNNING)
     await reconciler.reconcile()
     assert answering_version(reconciler) == "1"
 
@@ -314,7 +314,7 @@ async def test_the_champion_before_answers_until_the_next_ones_encoder_runs() ->
     registry.records = [version("1"), version("2", "champion", encoder="own")]
     await reconcile_repeatedly(reconciler)
     assert answering_version(reconciler) == "1"
-    pool.encoders["own"] = EncoderState(status=EncoderStatus.RUNNING)
+    pool.encoders["own"] = EncoderReplicas(status=EncoderStatus.RUNNING)
     await reconciler.reconcile()
     assert answering_version(reconciler) == "2"
 
@@ -365,7 +365,7 @@ async def test_replicas_that_do_not_come_up_are_cleared_away_and_tried_again() -
     reconciler.request_versions([("sentiment", "2")])
     pool.slow = True
     await reconcile_repeatedly(reconciler)
-    pool.encoders["own"] = EncoderState(status=EncoderStatus.FAILED, reason="no memory")
+    pool.encoders["own"] = EncoderReplicas(status=EncoderStatus.FAILED, reason="no memory")
     await reconciler.reconcile()
     entry = reconciler.catalog.versions("sentiment")["2"]
     assert (entry.state, entry.reason, pool.stopped) == (VersionState.FAILED, "no memory", ["own"])
