@@ -56,7 +56,7 @@ async def measured(url: str, count: int) -> None:
     await Partitions(database).ensure(datetime.now(UTC))
     await Segments(database, OLD).ensure()
     spaces, holder = SpaceRepository(database), uuid4()
-    await spaces.ensure(OLD)
+    await spaces.ensure_live(OLD)
     key = NewKey(
         id=holder, digest=bytes(32), role="client", name="x", owner_id=None, rate_limit=None, expires_at=None
     )

@@ -320,7 +320,7 @@ class Database:
     async def _check_schema(self, connection: AsyncConnection) -> None:
         revision = await connection.run_sync(revisions.current)
         if not revisions.is_compatible(revision):
-            raise revisions.mismatch(revision)
+            raise revisions.mismatch_error(revision)
 
     async def _check_key(self, connection: AsyncConnection) -> None:
         if self._key is None:

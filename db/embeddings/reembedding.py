@@ -89,7 +89,7 @@ class ReembeddingRepository:
         read = self._database.cipher.read
         return sorted((row[0], read(text_location(row[0]), row[1], row[2])) for row in rows)
 
-    async def add(self, ids: Sequence[UUID], vectors: Sequence[bytes]) -> int:
+    async def add_vectors(self, ids: Sequence[UUID], vectors: Sequence[bytes]) -> int:
         """Store vectors of texts, as little-endian float16; return how many texts existed and had none.
 
         Raises:

@@ -70,7 +70,7 @@ class SpaceRepository:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def ensure(self, name: str) -> str:
+    async def ensure_live(self, name: str) -> str:
         """Return the live space; make it `name` in a database that has none yet."""
         if (live := await self.live()) is not None:
             return live
@@ -237,7 +237,7 @@ class SpaceRepository:
             reason=reason,
         )
 
-    async def forget(self, name: str) -> bool:
+    async def delete_if_empty(self, name: str) -> bool:
         """Delete a leaving space once it has no segment and no text; return whether it is deleted."""
         async with self._exclusive() as connection:
             await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")

@@ -40,7 +40,7 @@ class Partitions:
                     await connection.exec_driver_sql("SELECT make_month(%s)", (start.date(),))
         return PartitionRange(start=starts[0], end=_later(starts[-1], 1))
 
-    async def drop(self, before: datetime, now: datetime) -> datetime | None:
+    async def drop_oldest(self, before: datetime, now: datetime) -> datetime | None:
         """Drop the oldest month, with its predictions and feedback, if it ended by `before`; return its start, or None.
 
         The months that `ensure` makes stay, and so does every month since a running experiment began. It waits at

@@ -43,7 +43,7 @@ from db.search.similarity import SimilarityRepository
 
 # The receipt names texts at least this near to an erased one: at 0.95 a few words differ.
 NEAR_COSINE: Final = 0.95
-NAMED: Final = 1_000
+MAX_LISTED: Final = 1_000
 _STEP_ROWS: Final = 1_000
 _NEAR_SECONDS: Final = 10.0
 _NEAR_EACH: Final = 100
@@ -96,7 +96,7 @@ class NearCopies:
 class ErasureReceipt:
     """The result of an erasure.
 
-    `shared` texts stay because others sent them too; at most `NAMED` of them are named.
+    `shared` texts stay because others sent them too; at most `MAX_LISTED` of them are named.
     """
 
     kind: ErasureKind
@@ -169,14 +169,14 @@ class ErasureRepository:
             counts, last = counts + step.counts, step.last
             erased |= step.erased
             remaining |= step.remaining
-            vectors += step.vectors[: NAMED - len(vectors)]
+            vectors += step.vectors[: MAX_LISTED - len(vectors)]
         shared = sorted(remaining - erased)
         return ErasureReceipt(
             kind=kind,
             subject=subject,
             erased=counts,
             shared=len(shared),
-            shared_text_ids=tuple(shared[:NAMED]),
+            shared_text_ids=tuple(shared[:MAX_LISTED]),
             near_copies=await self._near(vectors, erased),
         )
 
@@ -193,7 +193,7 @@ class ErasureRepository:
         step = await self._anonymise(connection, values, texts, rows)
         counts = step.counts
         if last and kind is ErasureKind.USER:
-            counts += await _erase_acts(connection, values)
+            counts += await _erase_other_traces(connection, values)
         await audit.append(
             connection,
             actor=actor,
@@ -237,7 +237,7 @@ class ErasureRepository:
         complete = len(vectors) == len(erased)
         deadline = time.monotonic() + _NEAR_SECONDS
         for vector in vectors:
-            if time.monotonic() > deadline or len(near) >= NAMED:
+            if time.monotonic() > deadline or len(near) >= MAX_LISTED:
                 complete = False
                 break
             neighbours = await self._similarity.search(
@@ -246,10 +246,10 @@ class ErasureRepository:
             # A read replica may still have erased texts.
             near |= {neighbour.text_id for neighbour in neighbours.results} - erased
             complete = complete and neighbours.complete and len(neighbours.results) < _NEAR_EACH
-        return NearCopies(cosine=NEAR_COSINE, text_ids=tuple(sorted(near))[:NAMED], complete=complete)
+        return NearCopies(cosine=NEAR_COSINE, text_ids=tuple(sorted(near))[:MAX_LISTED], complete=complete)
 
 
-async def _erase_acts(connection: AsyncConnection, values: Mapping[str, Any]) -> ErasedCounts:
+async def _erase_other_traces(connection: AsyncConnection, values: Mapping[str, Any]) -> ErasedCounts:
     """Erase the user's other traces: judgements of others' predictions, stored answers, finished jobs."""
     rows = (await connection.execute(text(OWN_FEEDBACK), values)).all()
     if rows:

@@ -57,7 +57,7 @@ def is_compatible(revision: str | None) -> bool:
     return revision is not None and revision >= head()
 
 
-def mismatch(revision: str | None) -> SchemaMismatch:
+def mismatch_error(revision: str | None) -> SchemaMismatch:
     """Return the error for a revision that this release doesn't work with."""
     return SchemaMismatch(
         f"the database's schema is at {revision or 'nothing'}, this release needs {head()}: "
@@ -77,7 +77,7 @@ def wait_until_compatible(url: str, seconds: float) -> str:
         try:
             if (revision := read_current(url)) is not None and is_compatible(revision):
                 return revision
-            failure: DatabaseError = mismatch(revision)
+            failure: DatabaseError = mismatch_error(revision)
         except Unavailable as error:
             failure = error
         if time.monotonic() > deadline:

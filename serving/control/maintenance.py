@@ -66,7 +66,7 @@ class Maintenance:
         """Run the short tasks."""
         now = datetime.now(UTC)
         await self._partitions.ensure(now)
-        await self._spaces.ensure(self._space)
+        await self._spaces.ensure_live(self._space)
         for segments in await self._segments():
             await segments.ensure()
             if (closed := await segments.roll()) is not None:
@@ -104,7 +104,7 @@ class Maintenance:
 
     async def _remove_expired(self, before: datetime, now: datetime) -> None:
         """Remove what is older: one month, some texts and some jobs in each run."""
-        if (month := await self._partitions.drop(before, now)) is not None:
+        if (month := await self._partitions.drop_oldest(before, now)) is not None:
             log.info("month.dropped", month=f"{month:%Y-%m}")
         if removed := await self._retention.sweep_texts(before):
             log.info("texts.removed", texts=removed)

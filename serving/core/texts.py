@@ -11,7 +11,7 @@ class UnusableText(ValueError):
     """The text can't be predicted or stored; the message says why."""
 
 
-def clean(text: str) -> str:
+def clean_text(text: str) -> str:
     """Return the text without the white space around it, as it is predicted and stored.
 
     Raises:

@@ -43,7 +43,7 @@ class Control:
         await self._database.open()
         self._needed: list[tuple[str, str]] = []
         self._spaces = SpaceRepository(self._database)
-        self._space = await self._spaces.ensure(settings.space)
+        self._space = await self._spaces.ensure_live(settings.space)
         self._lifecycle = build_lifecycle(
             settings, database=self._database, registry=registry, catalog=lambda: self._reconciler.catalog
         )
@@ -92,7 +92,7 @@ class Control:
         """Return the catalog once it differs from `revision`, or after a while as it is."""
         return await self._reconciler.watch(revision)
 
-    async def want(self, versions: list[tuple[str, str]]) -> None:
+    async def request_versions(self, versions: list[tuple[str, str]]) -> None:
         """Keep versions running for a while, because clients have named them."""
         self._reconciler.request_versions(versions)
 

@@ -112,7 +112,7 @@ async def run(evaluation_id: int) -> int:
         log.info(
             "evaluation.begun", evaluation=evaluation_id, model=evaluation.model, version=evaluation.version
         )
-        space = await SpaceRepository(database).ensure(settings.space)
+        space = await SpaceRepository(database).ensure_live(settings.space)
         worker = EvaluationWorker(
             evaluations,
             ReplayRepository(database, space=space),

@@ -158,7 +158,7 @@ class ReembeddingWorker:
         self._removed_until[space] = last or NIL_ID
         if last is not None:
             return True
-        if await self._spaces.forget(space):
+        if await self._spaces.delete_if_empty(space):
             log.info("space.forgotten", space=space)
         else:
             # Its segments are dropped once no search reads them.

@@ -90,6 +90,6 @@ class SpaceFiller:
             return
         vectors = await self.embed([content for _, content in contents])
         rows = np.ascontiguousarray(vectors, "<f2")
-        self.added += await self.texts.add(
+        self.added += await self.texts.add_vectors(
             [text_id for text_id, _ in contents], [row.tobytes() for row in rows]
         )

@@ -30,7 +30,7 @@ async def set_up_database(settings: Settings) -> None:
     await database.open()
     try:
         await Partitions(database).ensure(datetime.now(UTC))
-        await Segments(database, await SpaceRepository(database).ensure(settings.space)).ensure()
+        await Segments(database, await SpaceRepository(database).ensure_live(settings.space)).ensure()
         await _store_admin(KeyRepository(database), _admin_key(Home(settings.home).admin_key))
     finally:
         await database.close()

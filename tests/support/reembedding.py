@@ -61,7 +61,7 @@ async def run_until_idle(work: ReembeddingWorker | SpaceFiller) -> None:
 async def build_space(database: Database, name: str = NEXT) -> SpaceRepository:
     """Build another space completely."""
     spaces = SpaceRepository(database)
-    await spaces.ensure(SPACE)
+    await spaces.ensure_live(SPACE)
     await spaces.begin(name, actor=None)
     await run_until_idle(new_worker(database))
     return spaces

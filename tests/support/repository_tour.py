@@ -80,7 +80,7 @@ async def use_every_repository(database: Database, *, many: int = 12) -> list[Ne
     partitions = Partitions(database)
     await partitions.ensure(datetime(2039, 5, 17, tzinfo=UTC))
     old = await partitions.ensure(datetime(2020, 5, 17, tzinfo=UTC))
-    assert await partitions.drop(datetime(2021, 1, 1, tzinfo=UTC), datetime.now(UTC)) == old.start
+    assert await partitions.drop_oldest(datetime(2021, 1, 1, tzinfo=UTC), datetime.now(UTC)) == old.start
     housekeeping = Maintenance(database, space=SPACE)
     for chore in (housekeeping.tidy, housekeeping.index, housekeeping.merge):
         await chore()

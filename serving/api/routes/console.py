@@ -77,7 +77,7 @@ async def page(request: Request) -> Response:
 
 @router.get("/console/")
 @public()
-async def slash() -> Response:
+async def redirect_slash() -> Response:
     """Redirect to the address without a slash, which the page's relative links need."""
     return RedirectResponse("../console", 308)
 

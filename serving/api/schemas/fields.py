@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
-from serving.core.texts import MAX_BATCH, MAX_CHARACTERS, clean
+from serving.core.texts import MAX_BATCH, MAX_CHARACTERS, clean_text
 from serving.errors import Invalid, Problem, TooLarge
 
 ParsedBody = TypeVar("ParsedBody", bound=BaseModel)
@@ -78,7 +78,7 @@ TEXT_SCHEMA: Final[JsonDict] = {
     "description": "1 to 20,000 characters after trimming, any Unicode without NUL",
 }
 
-Text: TypeAlias = Annotated[str, AfterValidator(clean), Field(json_schema_extra=TEXT_SCHEMA)]
+Text: TypeAlias = Annotated[str, AfterValidator(clean_text), Field(json_schema_extra=TEXT_SCHEMA)]
 
 
 def _refuse_numbers(moment: Any) -> Any:

@@ -16,7 +16,7 @@ async def repositories(request: pytest.FixtureRequest) -> AsyncIterator[Reposito
         return
     async with open_database(request.getfixturevalue("url")) as database:
         repositories = stored_repositories(database)
-        await repositories.spaces.ensure(SPACE)
+        await repositories.spaces.ensure_live(SPACE)
         yield repositories
 
 

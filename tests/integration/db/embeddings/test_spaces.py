@@ -60,8 +60,8 @@ async def states(database: Database) -> dict[str, str]:
 async def test_a_space_is_built_switched_to_and_back_and_the_other_removed(database: Database) -> None:
     ids = await store_texts(database, *numbered_texts(30))
     spaces = SpaceRepository(database)
-    assert await spaces.ensure(SPACE) == SPACE
-    assert await spaces.ensure("another default") == SPACE
+    assert await spaces.ensure_live(SPACE) == SPACE
+    assert await spaces.ensure_live("another default") == SPACE
     await spaces.begin(NEXT, actor=None)
     await spaces.begin(NEXT, actor=None)
     work = new_worker(database)
@@ -113,7 +113,7 @@ async def test_a_space_is_built_switched_to_and_back_and_the_other_removed(datab
 async def test_a_switch_is_refused_while_texts_lack_a_vector(database: Database) -> None:
     await store_texts(database, *numbered_texts(5))
     spaces = SpaceRepository(database)
-    await spaces.ensure(SPACE)
+    await spaces.ensure_live(SPACE)
     with pytest.raises(NotFound):
         await spaces.switch(NEXT, actor=None)
     await spaces.begin(NEXT, actor=None)
@@ -142,7 +142,7 @@ async def test_what_is_killed_in_the_middle_goes_on_and_doubles_nothing(database
     # Without predictions only the round finds the texts.
     await run_sql(database, "DELETE FROM predictions")
     spaces = SpaceRepository(database)
-    await spaces.ensure(SPACE)
+    await spaces.ensure_live(SPACE)
     await spaces.begin(NEXT, actor=None)
     await Segments(database, NEXT).ensure()
     encoders = DeterministicEncoders()
@@ -171,7 +171,7 @@ async def test_what_is_killed_in_the_middle_goes_on_and_doubles_nothing(database
 async def test_texts_that_are_written_meanwhile_are_in_both_spaces_once(database: Database) -> None:
     await store_texts(database, *numbered_texts(20))
     spaces, encoders = SpaceRepository(database), DeterministicEncoders()
-    await spaces.ensure(SPACE)
+    await spaces.ensure_live(SPACE)
     await spaces.begin(NEXT, actor=None)
     key, old, new = await new_key(database), new_writer(database), new_writer(database, NEXT)
     written: set[str] = set()
@@ -201,7 +201,7 @@ async def test_texts_that_are_written_meanwhile_are_in_both_spaces_once(database
 async def test_erasure_during_the_work_leaves_no_vector_in_either_space(database: Database) -> None:
     ids = await store_texts(database, *numbered_texts(6))
     spaces, encoders = SpaceRepository(database), DeterministicEncoders()
-    await spaces.ensure(SPACE)
+    await spaces.ensure_live(SPACE)
     await spaces.begin(NEXT, actor=None)
     erasures = ErasureRepository(database, SimilarityRepository(database, space=SPACE), space=SPACE)
 
@@ -247,7 +247,7 @@ async def test_searches_see_each_text_once_before_and_after_the_switch(database:
 
 
 async def test_a_batch_of_two_spaces_is_stored_in_each(database: Database) -> None:
-    await SpaceRepository(database).ensure(SPACE)
+    await SpaceRepository(database).ensure_live(SPACE)
     await Segments(database, NEXT).ensure()
     key = await new_key(database)
     kept = new_idempotency(key, "again")
@@ -282,7 +282,7 @@ async def test_a_batch_of_two_spaces_is_stored_in_each(database: Database) -> No
 async def test_nothing_is_stored_in_a_space_that_leaves(database: Database) -> None:
     await store_texts(database, *numbered_texts(3))
     spaces, encoders = SpaceRepository(database), DeterministicEncoders()
-    await spaces.ensure(SPACE)
+    await spaces.ensure_live(SPACE)
     await spaces.begin(NEXT, actor=None)
 
     async def leaves(_texts: Sequence[str]) -> None:
@@ -296,7 +296,7 @@ async def test_nothing_is_stored_in_a_space_that_leaves(database: Database) -> N
     # Housekeeping that had seen it before it left may open a segment once more.
     await Segments(database, NEXT).ensure()
     assert await Segments(database, NEXT).retire() >= 1
-    assert not await spaces.forget(NEXT)
+    assert not await spaces.delete_if_empty(NEXT)
     while await Segments(database, NEXT).drop_next(grace=0) is not None:
         pass
     while await work.step() is not None:
@@ -307,7 +307,7 @@ async def test_nothing_is_stored_in_a_space_that_leaves(database: Database) -> N
 async def test_the_reason_for_a_pause_is_shown_until_it_continues(database: Database) -> None:
     await store_texts(database, *numbered_texts(2))
     spaces = SpaceRepository(database)
-    await spaces.ensure(SPACE)
+    await spaces.ensure_live(SPACE)
     await spaces.begin(NEXT, actor=None)
     assert await spaces.record_obstacle(NEXT, "no encoder")
     assert (await spaces.list())[1].reason == "no encoder"

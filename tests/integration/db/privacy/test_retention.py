@@ -56,10 +56,14 @@ async def test_the_oldest_month_goes_with_its_feedback_once_all_in_it_is_over(da
     old, recent = await store_prediction(database, key, LONG_AGO), await store_prediction(database, key, NOW)
     partitions = Partitions(database)
     # The 31st hasn't expired.
-    assert await partitions.drop(datetime(2025, 3, 31, tzinfo=UTC), NOW) == datetime(2025, 2, 1, tzinfo=UTC)
-    assert await partitions.drop(datetime(2025, 3, 31, tzinfo=UTC), NOW) is None
-    assert await partitions.drop(datetime(2025, 4, 1, tzinfo=UTC), NOW) == datetime(2025, 3, 1, tzinfo=UTC)
-    assert await partitions.drop(datetime(2025, 4, 1, tzinfo=UTC), NOW) is None
+    assert await partitions.drop_oldest(datetime(2025, 3, 31, tzinfo=UTC), NOW) == datetime(
+        2025, 2, 1, tzinfo=UTC
+    )
+    assert await partitions.drop_oldest(datetime(2025, 3, 31, tzinfo=UTC), NOW) is None
+    assert await partitions.drop_oldest(datetime(2025, 4, 1, tzinfo=UTC), NOW) == datetime(
+        2025, 3, 1, tzinfo=UTC
+    )
+    assert await partitions.drop_oldest(datetime(2025, 4, 1, tzinfo=UTC), NOW) is None
     assert {name[-7:] for name in await months(database)}.isdisjoint({"2025_02", "2025_03"})
     assert await run_sql(database, "SELECT id FROM predictions") == [(recent,)]
     assert await run_sql(database, "SELECT prediction_id FROM feedback") == [(recent,)]
@@ -69,7 +73,7 @@ async def test_the_oldest_month_goes_with_its_feedback_once_all_in_it_is_over(da
 async def test_months_that_are_made_ahead_stay_however_short_the_retention(database: Database) -> None:
     await Partitions(database).ensure(NOW)
     before = await months(database)
-    assert await Partitions(database).drop(NOW + timedelta(days=300), NOW) is None
+    assert await Partitions(database).drop_oldest(NOW + timedelta(days=300), NOW) is None
     assert await months(database) == before
 
 
@@ -83,10 +87,10 @@ async def test_a_month_stays_while_an_experiment_that_began_in_it_runs(database:
     )
     await run_sql(database, "UPDATE experiments SET created_at = %s", LONG_AGO - timedelta(days=1))
     partitions = Partitions(database)
-    assert await partitions.drop(NOW, NOW) == datetime(2025, 2, 1, tzinfo=UTC)
-    assert await partitions.drop(NOW, NOW) is None
+    assert await partitions.drop_oldest(NOW, NOW) == datetime(2025, 2, 1, tzinfo=UTC)
+    assert await partitions.drop_oldest(NOW, NOW) is None
     await experiments.stop(experiment.id, actor=key.id, reason="over")
-    assert await partitions.drop(NOW, NOW) == datetime(2025, 3, 1, tzinfo=UTC)
+    assert await partitions.drop_oldest(NOW, NOW) == datetime(2025, 3, 1, tzinfo=UTC)
     assert (await CountRepository(database).counts(experiment.id)).arms == []
 
 
@@ -99,10 +103,10 @@ async def test_a_lock_on_the_table_is_waited_for_half_a_second_and_nothing_is_lo
     async with await psycopg.AsyncConnection.connect(url) as beside:
         await beside.execute("SELECT count(*) FROM predictions")
         with pytest.raises(Unavailable):
-            await Partitions(database).drop(NOW, NOW)
+            await Partitions(database).drop_oldest(NOW, NOW)
         assert await months(database) == before
         assert await new_writer(database).commit([new_submission(key)]) == [Stored()]
-    assert await Partitions(database).drop(NOW, NOW) is not None
+    assert await Partitions(database).drop_oldest(NOW, NOW) is not None
 
 
 async def test_texts_that_nothing_names_go_in_steps_and_all_others_stay(database: Database) -> None:
@@ -113,7 +117,7 @@ async def test_texts_that_nothing_names_go_in_steps_and_all_others_stay(database
     await store_prediction(database, key, LONG_AGO, both)
     recent = new_text()
     await new_writer(database).commit([new_submission(key, [both, recent])])
-    while await Partitions(database).drop(NOW - timedelta(days=90), NOW):
+    while await Partitions(database).drop_oldest(NOW - timedelta(days=90), NOW):
         pass
     assert await count_rows(database, "text_inputs") == 9
     retention = Retention(database)

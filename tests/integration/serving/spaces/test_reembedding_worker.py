@@ -97,7 +97,7 @@ async def test_a_killed_process_is_begun_again_and_every_text_has_its_vector(
     texts = [new_text(sentence) for sentence in dict.fromkeys(sentences(400))]
     assert await new_writer(database).commit([new_submission(key, texts)]) == [Stored()]
     spaces = SpaceRepository(database)
-    await spaces.ensure(SPACE)
+    await spaces.ensure_live(SPACE)
     await spaces.begin(WIDE, actor=None)
     late = [new_text(f"late {number}") for number in range(3)]
     everything = dict.fromkeys([text.id for text in [*texts, *late]], 1)
@@ -131,7 +131,7 @@ async def test_a_space_that_no_encoder_defines_says_so(
     key = await new_key(database)
     assert await new_writer(database).commit([new_submission(key)]) == [Stored()]
     spaces = SpaceRepository(database)
-    await spaces.ensure(SPACE)
+    await spaces.ensure_live(SPACE)
     await spaces.begin("nobodys", actor=None)
     await run_until_idle(
         ReembeddingWorker(database, SpaceEncoders(platform, cache=tmp_path / "cache"), retry_seconds=0.0)

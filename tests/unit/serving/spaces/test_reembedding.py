@@ -46,7 +46,7 @@ class FakeTexts:
     async def read_contents(self, ids: Sequence[UUID]) -> Sequence[tuple[UUID, str]]:
         return [(each, str(each.int)) for each in ids if each in self.texts and each not in self.vectors]
 
-    async def add(self, ids: Sequence[UUID], vectors: Sequence[bytes]) -> int:
+    async def add_vectors(self, ids: Sequence[UUID], vectors: Sequence[bytes]) -> int:
         for each, vector in zip(ids, vectors, strict=True):
             self.vectors.setdefault(each, []).append(vector)
         return len(ids)
