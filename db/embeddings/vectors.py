@@ -9,7 +9,7 @@ from sqlalchemy import text
 from db.connection.engine import Database
 from db.core import binary
 from db.core.binary import Vector
-from db.schema.tables import DIMENSIONS
+from db.schema.tables import DIMENSIONS, NIL_ID
 
 # From segments in any state: during a merge the old one is retired already and the new one isn't visible yet.
 _OF_TEXTS: Final[LiteralString] = """
@@ -21,7 +21,7 @@ _OF_TEXTS: Final[LiteralString] = """
             WHERE p.text_id = e.text_id AND p.holder_id = CAST(:holder AS uuid) AND p.arm <> 'shadow'))"""
 
 _TEXTS: Final[LiteralString] = """
-    SELECT id, text_id FROM predictions WHERE id = ANY(CAST(:ids AS uuid[]))
+    SELECT id, text_id FROM predictions WHERE id = ANY(CAST(:ids AS uuid[])) AND text_id <> :nobody
         AND (CAST(:holder AS uuid) IS NULL OR holder_id = CAST(:holder AS uuid))"""
 
 
@@ -45,10 +45,10 @@ class VectorRepository:
     async def texts_of(
         self, prediction_ids: Sequence[UUID], *, holder: UUID | None = None
     ) -> dict[UUID, UUID]:
-        """Return the text of each prediction that exists and isn't another holder's."""
+        """Return the text of each prediction that exists, isn't erased, and isn't another holder's."""
         if not prediction_ids:
             return {}
-        parameters = {"ids": list(prediction_ids), "holder": holder}
+        parameters = {"ids": list(prediction_ids), "holder": holder, "nobody": NIL_ID}
         async with self._database.begin() as connection:
             rows = await connection.execute(text(_TEXTS), parameters)
             return {row.id: row.text_id for row in rows}

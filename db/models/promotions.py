@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Row, Select, and_, func, insert, or_, select, tuple_, update
+from sqlalchemy import Double, Row, Select, and_, func, insert, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
@@ -116,7 +116,7 @@ class ChampionPeriodPage:
 
 _COLUMNS = (
     *columns_of(_P, Promotion),
-    func.extract("epoch", func.clock_timestamp() - _P.at).label("age"),
+    func.extract("epoch", func.clock_timestamp() - _P.at).cast(Double).label("age"),
 )
 
 

@@ -185,9 +185,9 @@ class ErasureRepository:
     ) -> _Step:
         """Erase up to `limit` predictions with their dependents; the last step also erases everything else."""
         candidates = (await connection.execute(text(CANDIDATES[kind]), values)).all()
-        texts = sorted({row.text_id for row in candidates} - {NIL_ID})
+        named = {row.text_id for row in candidates} - {NIL_ID}
         # In the writer's order: texts by id, then predictions by id. Writers of these texts wait or have committed.
-        await connection.execute(text(TEXT_LOCKS), {"texts": texts})
+        texts = list((await connection.execute(text(TEXT_LOCKS), {"texts": list(named)})).scalars())
         rows = (await connection.execute(text(DOOMED[kind]), {**values, "texts": texts})).all()
         last = len(candidates if kind is ErasureKind.USER else rows) < values["limit"]
         step = await self._anonymise(connection, values, texts, rows)

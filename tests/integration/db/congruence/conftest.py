@@ -18,10 +18,3 @@ async def repositories(request: pytest.FixtureRequest) -> AsyncIterator[Reposito
         repositories = stored_repositories(database)
         await repositories.spaces.ensure_live(SPACE)
         yield repositories
-
-
-@pytest.fixture
-def fails_in_postgres(request: pytest.FixtureRequest) -> None:
-    """Expect the test to fail in PostgreSQL, where the repository is wrong and the fake is right."""
-    if request.node.callspec.params["repositories"] == "postgres":
-        request.applymarker(pytest.mark.xfail(strict=True, raises=AssertionError))

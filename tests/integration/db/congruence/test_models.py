@@ -93,7 +93,6 @@ async def test_a_change_is_intended_then_finished_once(repositories: Repositorie
     }
 
 
-@pytest.mark.usefixtures("fails_in_postgres")
 async def test_the_age_of_a_change_is_a_float(repositories: Repositories) -> None:
     assert type((await record(repositories, change(None, "1"))).age) is float
 

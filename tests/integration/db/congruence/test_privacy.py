@@ -160,7 +160,6 @@ async def test_only_what_was_there_can_be_erased_again(repositories: Repositorie
     assert (await repositories.erasure.erase_text(text.id, actor=None)).erased.predictions == 1
 
 
-@pytest.mark.usefixtures("fails_in_postgres")
 async def test_a_text_that_is_gone_is_not_shared(repositories: Repositories) -> None:
     key, text = await add_key(repositories.keys), new_text("secret")
     await predict(repositories, key, text)
@@ -169,7 +168,6 @@ async def test_a_text_that_is_gone_is_not_shared(repositories: Repositories) -> 
     assert (again.shared, again.shared_text_ids) == (0, ())
 
 
-@pytest.mark.usefixtures("fails_in_postgres")
 async def test_an_erased_prediction_has_no_text(repositories: Repositories) -> None:
     key, text = await add_key(repositories.keys), new_text("secret")
     row = await predict(repositories, key, text)
