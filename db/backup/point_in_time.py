@@ -1,4 +1,4 @@
-"""Recovery to a point in time: copies of files and replay of the log.
+"""Recovery to a point in time: copies of files and replay of the WAL.
 
 Owns how a copy is taken, unpacked and recovered. Never touches a home that has data.
 """
@@ -33,32 +33,36 @@ def copy_files(url: str, folder: Path) -> None:
     """Copy the files of a running server into `folder`, as `BASE`, while writers continue.
 
     Raises:
-        BackupFailed: the server archives no log, or the tool failed.
+        BackupFailed: the server archives no WAL, or the tool failed.
     """
     with psycopg.connect(url) as connection:
         archive_mode = fetch_value(connection, "SHOW archive_mode")
     if archive_mode in (None, "off"):
         raise BackupFailed(
-            "the database doesn't archive its log: set VALENCE_WAL_ARCHIVE and restart the platform"
+            "the database doesn't archive its WAL: set VALENCE_WAL_ARCHIVE and restart the platform"
         )
     arguments = ["--pgdata", str(folder), "--format", "tar", "--gzip", "--wal-method", "fetch"]
     run_tool("pg_basebackup", [*arguments, "--checkpoint", "fast", "--no-manifest"], url)
 
 
-def recover(home: Path, base: Path, *, log: Path, until: datetime | None, archive: Path | None) -> None:
-    """Unpack a copy of the files into a home and replay the log in `log`/wal up to `until`, or to its end.
+def recover(
+    home: Path, base: Path, *, wal_archive: Path, until: datetime | None, archive: Path | None
+) -> None:
+    """Unpack a copy of the files into a home and replay the WAL in `wal_archive`/wal up to `until`, or to its end.
 
-    Waits without limit. The server then archives its own log in `archive`, if given.
+    Waits without limit. The server then archives its own WAL in `archive`, if given.
 
     Raises:
-        EmbeddedServerError: the log can't be read or ends before `until`, or the server failed; the message holds
+        EmbeddedServerError: the WAL can't be read or ends before `until`, or the server failed; the message holds
             the reason.
     """
     os_users = ServerUsers.current()
     os_users.ensure_user()
-    _require_log(log / "wal", os_users)
+    _require_wal(wal_archive / "wal", os_users)
     _unpack(home, base, os_users)
-    server = EmbeddedPostgres(home, archive=archive, extra=recovery_settings(log.absolute() / "wal", until))
+    server = EmbeddedPostgres(
+        home, archive=archive, extra=recovery_settings(wal_archive.absolute() / "wal", until)
+    )
     try:
         server.start(timeout=float("inf"))
         while _in_recovery(server):
@@ -70,9 +74,9 @@ def recover(home: Path, base: Path, *, log: Path, until: datetime | None, archiv
 
 
 def expire(archive: Path, copies: Mapping[Path, datetime], *, days: int) -> list[Path]:
-    """Remove copies older than `days` and the log that no remaining copy needs; return the removed files.
+    """Remove copies older than `days` and the WAL segments that no remaining copy needs; return the removed files.
 
-    The newest copy stays, however old: the log is useless without one.
+    The newest copy stays, however old: the WAL is useless without one.
     """
     *older, newest = sorted(copies, key=lambda path: copies[path])
     cutoff = datetime.now(UTC) - timedelta(days=days)
@@ -85,8 +89,8 @@ def expire(archive: Path, copies: Mapping[Path, datetime], *, days: int) -> list
     return expired
 
 
-def _require_log(folder: Path, os_users: ServerUsers) -> None:
-    """Raise unless the server can read every file: it takes an unreadable one for the log's end."""
+def _require_wal(folder: Path, os_users: ServerUsers) -> None:
+    """Raise unless the server can read every file: it takes an unreadable one for the WAL's end."""
     if not folder.is_dir():
         raise EmbeddedServerError(f"{folder} doesn't exist: give the folder that VALENCE_WAL_ARCHIVE named")
     server = pwd.getpwnam(os_users.server_user).pw_uid
@@ -129,7 +133,7 @@ def _in_recovery(server: EmbeddedPostgres) -> bool:
 
 
 def _last_fault(log: Path) -> str | None:
-    """Return the last fatal message in the log: the very last line only says that the server exited."""
+    """Return the last fatal message in the server's log: the very last line only says that the server exited."""
     lines = log.read_text().splitlines() if log.exists() else []
     faults = [line for line in lines if (" FATAL: " in line or " PANIC: " in line) and _NOT_READY not in line]
     return faults[-1].split(": ", 1)[1].strip() if faults else None

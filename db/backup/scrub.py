@@ -1,6 +1,6 @@
 """Scrubbing: removal of deleted data from the server's files.
 
-Overwrites or removes it in tables and in the log. Owns the list of tables that can hold erasable data. Never deletes
+Overwrites or removes it in tables and in the WAL. Owns the list of tables that can hold erasable data. Never deletes
 a row.
 """
 
@@ -36,9 +36,9 @@ _POLL_SECONDS: Final = 0.5
 
 
 def scrub(url: str, report: Callable[[str], None]) -> bool:
-    """Rewrite the tables one by one and return whether the log was scrubbed too; a table is locked meanwhile.
+    """Rewrite the tables one by one and return whether the WAL was scrubbed too; a table is locked meanwhile.
 
-    The log is scrubbed only for a superuser; otherwise it is the server operator's task. `report` gets the name of
+    The WAL is scrubbed only for a superuser; otherwise it is the server operator's task. `report` gets the name of
     each table.
 
     Raises:
@@ -68,13 +68,13 @@ def scrub(url: str, report: Callable[[str], None]) -> bool:
             connection.execute(sql.SQL("VACUUM (FULL) {}").format(name))
             connection.execute(sql.SQL("ANALYZE {}").format(name))
         if is_superuser:
-            report("the log")
-            _scrub_log(connection)
+            report("the WAL")
+            _scrub_wal(connection)
     return bool(is_superuser)
 
 
-def _scrub_log(connection: BlockingConnection) -> None:
-    """Overwrite the log's segments that wait for reuse, and have those before the current one removed."""
+def _scrub_wal(connection: BlockingConnection) -> None:
+    """Overwrite the WAL segments that wait for reuse, and have those before the current one removed."""
     connection.execute("ALTER SYSTEM SET wal_recycle = off")
     try:
         connection.execute("SELECT pg_reload_conf()")

@@ -1,1 +1,1 @@
-"""The PostgreSQL that comes with Valence: its server, its account, its configuration."""
+"""The PostgreSQL that comes with Valence: its server, its OS users, its configuration."""

@@ -82,7 +82,7 @@ def build_configuration(
 
 
 def archive_settings(script: Path) -> dict[str, str]:
-    """Return the settings that pass each full segment of the log, or a partial one after a minute, to a script."""
+    """Return the settings that pass each full WAL segment, or a partial one after a minute, to a script."""
     return {
         "archive_mode": "on",
         "archive_command": f"/bin/sh {shlex.quote(str(script)).replace('%', '%%')} %p %f",
@@ -91,7 +91,7 @@ def archive_settings(script: Path) -> dict[str, str]:
 
 
 def archive_script(folder: Path) -> str:
-    """Return a script that archives a segment, compressed: complete and on disk, or not at all.
+    """Return a script that archives a WAL segment, compressed: complete and on disk, or not at all.
 
     Archiving the same segment again succeeds; a different one under the same name fails.
     """
@@ -110,7 +110,7 @@ sync {shlex.quote(str(folder))}
 
 
 def recovery_settings(folder: Path, until: datetime | None) -> dict[str, str]:
-    """Return the settings that replay the log in `folder` up to a time or its end, then open the database."""
+    """Return the settings that replay the WAL in `folder` up to a time or its end, then open the database."""
     kept = shlex.quote(str(folder)).replace("%", "%%")
     target = {} if until is None else {"recovery_target_time": until.isoformat()}
     return {

@@ -1,4 +1,4 @@
-"""The OS user of the embedded server, and folders that this user can reach.
+"""The OS users of the platform and of the embedded server, and folders that the server's user can reach.
 
 Owns users, folders and their modes. Never starts a server.
 """
@@ -34,14 +34,14 @@ class SubprocessUser(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerUsers:
-    """The OS users of platform and server: one user unless it is root."""
+    """The OS users of platform and server: the same one, unless the platform runs as root."""
 
     platform_user: str
     server_user: str
 
     @classmethod
     def current(cls) -> "ServerUsers":
-        """Return the accounts for the user of this process."""
+        """Return the users for a platform that runs as the user of this process."""
         try:
             user = pwd.getpwuid(os.geteuid()).pw_name
         except KeyError:
@@ -107,7 +107,7 @@ class ServerUsers:
         return path
 
     def ensure_wal_folder(self, archive: Path) -> Path:
-        """Return the folder in `archive` for the server's log; create it if missing."""
+        """Return the folder in `archive` for the server's WAL; create it if missing."""
         archive.mkdir(mode=0o711 if self.is_separate else 0o700, parents=True, exist_ok=True)
         if not self.can_enter(archive):
             raise EmbeddedServerError(
@@ -133,7 +133,7 @@ class ServerUsers:
 
 
 def ensure_data_folder(home: Path, os_users: ServerUsers) -> Path:
-    """Return the folder of data, socket and log: `home`/postgres or its link's target; create it if missing."""
+    """Return the folder of data, socket and server log: `home`/postgres or its link's target; create it if missing."""
     link = home / "postgres"
     # A separate server user passes through to its own two folders; the other files stay the platform's.
     mode = 0o711 if os_users.is_separate else 0o700

@@ -34,7 +34,7 @@ class EmbeddedPostgres:
     """PostgreSQL 18 with pgvector under `home`/postgres; an acknowledged commit survives any kill.
 
     Under root, the server runs as the system user `valence-db`. If that user can't reach the home, the data is under
-    /var/lib/valence and the home holds a link; unreachable binaries are copied there. The log is archived in
+    /var/lib/valence and the home holds a link; unreachable binaries are copied there. The WAL is archived in
     `archive`/wal, if given; `extra` settings override the platform's.
     """
 
@@ -52,7 +52,7 @@ class EmbeddedPostgres:
         """Create the data directory unless it exists; a kill midway leaves none.
 
         Raises:
-            EmbeddedServerError: the account, the folders or `initdb` failed; the message says why.
+            EmbeddedServerError: the OS user, the folders or `initdb` failed; the message says why.
         """
         self._os_users.ensure_user()
         base = ensure_data_folder(self.home, self._os_users)
@@ -91,7 +91,7 @@ class EmbeddedPostgres:
 
         Raises:
             AlreadyOwned: another process runs this home's server.
-            EmbeddedServerError: it didn't start; the message ends with the log's last line.
+            EmbeddedServerError: it didn't start; the message ends with the last line of the server's log.
         """
         if self.is_running():
             return

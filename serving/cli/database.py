@@ -140,12 +140,12 @@ def restore(
     until: Annotated[
         str | None,
         typer.Option(
-            help="For a base backup: the time to restore, ISO 8601 with zone; default: the end of the log."
+            help="For a base backup: the time to restore, ISO 8601 with zone; default: the end of the WAL."
         ),
     ] = None,
     archive: Annotated[
         Path | None,
-        typer.Option(help="For a base backup: the folder of its log; default: the folder of the backup."),
+        typer.Option(help="For a base backup: the folder of its WAL; default: the folder of the backup."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

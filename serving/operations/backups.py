@@ -82,7 +82,7 @@ def backup(settings: Settings, target: Path | None, say: Callable[[str], None]) 
 
 
 def base_backup(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
-    """Copy the embedded server's files into the archive of its log, and delete what is older than the backup days.
+    """Copy the embedded server's files into the archive of its WAL, and delete what is older than the backup days.
 
     Raises:
         Invalid: no archive is set, or there is no embedded database.
@@ -112,7 +112,7 @@ def restore(
 ) -> dict[str, Any]:
     """Restore a backup into an empty home, or into the empty databases that the settings name.
 
-    A base backup is restored to the time `until`, or to the end of its log in the folder `log` (default: the folder of
+    A base backup is restored to the time `until`, or to the end of the WAL in the folder `log` (default: the folder of
     the backup).
 
     Raises:
@@ -178,12 +178,12 @@ def _recover(
     until: datetime | None,
     log: Path,
 ) -> None:
-    say(f"the server's files, and the log up to {until or 'its end'}")
+    say(f"the server's files, and the WAL up to {until or 'its end'}")
     source.extract(point_in_time.BASE, scratch / point_in_time.BASE)
     point_in_time.recover(
         settings.home.absolute(),
         scratch / point_in_time.BASE,
-        log=log,
+        wal_archive=log,
         until=until,
         archive=settings.wal_archive,
     )
@@ -286,7 +286,7 @@ def _archive(settings: Settings) -> Path:
     if settings.database_url is not None:
         raise Invalid("only the embedded database is copied file by file: use the tools of your server")
     if settings.wal_archive is None:
-        raise Invalid("VALENCE_WAL_ARCHIVE isn't set: a copy of the files needs the log that follows it")
+        raise Invalid("VALENCE_WAL_ARCHIVE isn't set: a copy of the files needs the WAL that follows it")
     return settings.wal_archive.absolute()
 
 

@@ -53,7 +53,7 @@ class TestServer:
         name = f"test_{next(self._numbers)}"
         with psycopg.connect(self.server.url("postgres"), autocommit=True) as connection:
             connection.execute(
-                # Half the work of a copy through the log.
+                # Half the work of a copy through the WAL.
                 sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy").format(
                     sql.Identifier(name), sql.Identifier(TEMPLATE)
                 )

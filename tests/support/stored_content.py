@@ -35,7 +35,7 @@ def dump_database(url: str) -> str:
 
 
 def find_in_files(server: TestServer, needles: Sequence[bytes]) -> list[bytes]:
-    """Return the needles that any file of the server contains, its log included, after a checkpoint."""
+    """Return the needles that any file of the server contains, its WAL included, after a checkpoint."""
     with psycopg.connect(server.server.url("postgres"), autocommit=True) as connection:
         connection.execute("CHECKPOINT")
     folder = (server.server.home / "postgres").resolve()

@@ -63,7 +63,7 @@ def disk_full(platform: LivePlatform, _ledger: Ledger) -> Iterator[None]:
 
 @contextmanager
 def log_full(platform: LivePlatform, ledger: Ledger) -> Iterator[None]:
-    """Fill the disk just when PostgreSQL needs the next file of its log."""
+    """Fill the disk just when PostgreSQL needs the next file of its WAL."""
     with disk_full(platform, ledger):
         with (
             suppress(psycopg.OperationalError),
@@ -76,7 +76,7 @@ def log_full(platform: LivePlatform, ledger: Ledger) -> Iterator[None]:
 
 @contextmanager
 def disk_slow(platform: LivePlatform, _ledger: Ledger) -> Iterator[None]:
-    """Limit the write operations of PostgreSQL's processes a second, including flushes of the log."""
+    """Limit the write operations of PostgreSQL's processes a second, including flushes of the WAL."""
     device = platform.home.stat().st_dev
     limit = f"{os.major(device)}:{os.minor(device)} {WRITES_A_SECOND}"
     with limited("blkio", {"blkio.throttle.write_iops_device": limit}, found(POSTGRES, platform)):
