@@ -111,7 +111,7 @@ def nearest(queries: Vectors, rows: Vectors, fits: NDArray[np.int64] | None = No
 
 
 async def store(database: Database, rows: Vectors, versions: Sequence[str], size: Size) -> list[UUID]:
-    """Rows written in order, then closed, indexed and merged until housekeeping has no more to do; the texts' ids."""
+    """Rows written in order, then closed, indexed and merged until maintenance has no more to do; the texts' ids."""
     holder = uuid4()
     await KeyRepository(database).create(
         NewKey(id=holder, digest=holder.bytes * 2, role="engineer", name="fill", owner_id=None), actor=None

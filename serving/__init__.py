@@ -1,1 +1,1 @@
-"""The serving layer: HTTP, routing, batching, replicas, fleet, command line. Holds no SQL and no MLflow call."""
+"""The serving layer: HTTP, routing, batching, replicas, control, command line. Holds no SQL and no MLflow call."""

@@ -50,7 +50,7 @@ class PlatformCollector(Collector):
         build = _gauge("valence_build_info", "1, labelled with the running release.", "release")
         build.add_metric((self.version,), 1)
         yield build
-        yield from _fleet(self.catalog(), self.traffic())
+        yield from _catalog_metrics(self.catalog(), self.traffic())
         yield from _collect_statistics(self.stored.statistics)
         yield from _collect_distributions(self.stored.distributions)
 
@@ -79,7 +79,7 @@ class ReplicaCollector(Collector):
         yield from (sizes, limits, waiting)
 
 
-def _fleet(catalog: Catalog, traffic: Traffic) -> Iterator[Metric]:
+def _catalog_metrics(catalog: Catalog, traffic: Traffic) -> Iterator[Metric]:
     states = _gauge(
         "valence_model_version_state",
         "1 for the present state of a registered version.",

@@ -81,8 +81,8 @@ async def use_every_repository(database: Database, *, many: int = 12) -> list[Ne
     await partitions.ensure(datetime(2039, 5, 17, tzinfo=UTC))
     old = await partitions.ensure(datetime(2020, 5, 17, tzinfo=UTC))
     assert await partitions.drop_oldest(datetime(2021, 1, 1, tzinfo=UTC), datetime.now(UTC)) == old.start
-    housekeeping = Maintenance(database, space=SPACE)
-    for chore in (housekeeping.tidy, housekeeping.index, housekeeping.merge):
+    maintenance = Maintenance(database, space=SPACE)
+    for chore in (maintenance.tidy, maintenance.index, maintenance.merge):
         await chore()
 
     similarity = SimilarityRepository(database, space=SPACE)

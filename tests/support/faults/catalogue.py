@@ -65,7 +65,10 @@ FAULTS: Final = (
         name="controller-killed", how="Serve's controller: `kill -9`", hurt=killed(CONTROLLER), ground=plain
     ),
     Fault(
-        name="fleet-killed", how="the control, fleet and all: `kill -9`", hurt=killed(CONTROL), ground=plain
+        name="control-killed",
+        how="the control, the reconciler included: `kill -9`",
+        hurt=killed(CONTROL),
+        ground=plain,
     ),
     Fault(
         name="postgres-killed",
@@ -123,7 +126,7 @@ FAULTS: Final = (
     ),
     Fault(
         name="disk-full-log",
-        how="the same, just when PostgreSQL needs the next file of its log",
+        how="the same, just when PostgreSQL needs the next file of its WAL",
         hurt=log_full,
         ground=small_disk,
         seconds=4.0,

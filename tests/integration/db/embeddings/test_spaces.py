@@ -293,7 +293,7 @@ async def test_nothing_is_stored_in_a_space_that_leaves(database: Database) -> N
     await work.step()
     await work.step()
     assert sum((await count_vectors_by_text(database, NEXT)).values()) == 0
-    # Housekeeping that had seen it before it left may open a segment once more.
+    # Maintenance that had seen it before it left may open a segment once more.
     await Segments(database, NEXT).ensure()
     assert await Segments(database, NEXT).retire() >= 1
     assert not await spaces.delete_if_empty(NEXT)
