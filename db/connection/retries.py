@@ -1,4 +1,4 @@
-"""Retries of short transactions after a deadlock or a lock timeout."""
+"""Retries of short transactions after a deadlock, a lock timeout or a serialization failure."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -21,10 +21,10 @@ _LOCK_LIMIT: Final = "SET LOCAL lock_timeout = '2s'"
 async def retry_transaction(
     database: Database, work: Callable[[AsyncConnection], Awaitable[Result]]
 ) -> Result:
-    """Run `work` in its own transaction and return its result; after a lock conflict, roll back and run it again.
+    """Run `work` in its own transaction and return its result; after a conflict, roll back and run it again.
 
     Raises:
-        Unavailable: every attempt met a lock conflict.
+        Unavailable: every attempt met a conflict, or the database can't be used.
     """
     for number in range(1, _ATTEMPTS + 1):
         try:
@@ -32,13 +32,13 @@ async def retry_transaction(
                 await connection.exec_driver_sql(_LOCK_LIMIT)
                 return await work(connection)
         except Unavailable as error:
-            if number == _ATTEMPTS or not _is_lock_conflict(error):
+            if number == _ATTEMPTS or not _is_conflict(error):
                 raise
         await asyncio.sleep(_PAUSE_SECONDS * 2**number)
     raise AssertionError
 
 
-def _is_lock_conflict(error: Unavailable) -> bool:
+def _is_conflict(error: Unavailable) -> bool:
     cause = error.__cause__
     original = cause.orig if isinstance(cause, DBAPIError) else cause
     return isinstance(original, (pg.DeadlockDetected, pg.LockNotAvailable, pg.SerializationFailure))

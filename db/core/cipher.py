@@ -1,7 +1,7 @@
 """Encryption of what people wrote, by AES-256-GCM.
 
-Each value is bound to the row that holds it. Owns the keys, the sealed form and the locations (docs/decisions/0010).
-Never reads or writes the database.
+Each value is bound to its location, which names the row that holds it (docs/decisions/0010). Owns the keys, the sealed
+form and the locations. Never reads or writes the database.
 """
 
 import base64
@@ -37,8 +37,8 @@ class Cipher:
     """The first key seals, every key opens; without keys nothing is sealed or opened.
 
     A sealed value is: the form (a byte, 1), the length of the key's id (a byte), the id, 12 random bytes, ciphertext,
-    16 bytes of tag. The tag covers all of it and the location. If `seals` is False, values are opened but no longer
-    sealed.
+    16 bytes of tag. The tag covers all of it and the location, which names the row, so a moved value can't be opened.
+    If `seals` is False, values are opened but no longer sealed.
     """
 
     def __init__(self, keys: Mapping[str, bytes] | None = None, *, seals: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""Opaque cursors of keyset pages. Never reads a table."""
+"""Cursors of keyset pages, opaque to clients: each names the last row of its page. Never reads a table."""
 
 import base64
 import binascii
@@ -11,7 +11,7 @@ _NO_CURSOR: Final = "the cursor isn't one that an earlier page gave: leave it ou
 
 
 def encode_row_id(row_id: int) -> str:
-    """Return the cursor that continues after the row."""
+    """Return the cursor that continues after the row with this id."""
     return str(row_id)
 
 

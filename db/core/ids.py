@@ -83,7 +83,7 @@ def _milliseconds(moment: datetime) -> int:
 class TextIds:
     """Ids of texts, by a keyed hash.
 
-    Equal texts have equal ids, and only the holder of the key can test a guess.
+    Equal texts have equal ids, and only someone who has the installation key can test a guess.
     """
 
     def __init__(self, key: bytes) -> None:

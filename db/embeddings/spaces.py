@@ -42,7 +42,11 @@ _LACKING_SINCE: Final[LiteralString] = """
 
 
 class SpaceState(StrEnum):
-    """`building`: texts lack its vector; `whole`: none does, new ones get it; `live`: searched; `leaving`: removed."""
+    """The state of a space.
+
+    `building`: some texts have no vector of it; `whole`: every text has one, and new texts get one; `live`: searches
+    use it; `leaving`: it is being removed.
+    """
 
     BUILDING = "building"
     WHOLE = "whole"
@@ -65,7 +69,10 @@ class Space:
 
 
 class SpaceRepository:
-    """One space is live at every moment; `begin`, `switch` and `leave` are transactions in the audit log."""
+    """At most one space is live, and exactly one after `ensure_live`.
+
+    `begin`, `switch` and `leave` each run in one transaction, which also writes the audit log.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -1,1 +1,1 @@
-"""Predictions, feedback and idempotency: the writer and the readers."""
+"""Predictions, feedback and idempotency: the writer, the readers, and the month partitions."""

@@ -1,1 +1,1 @@
-"""The tables, the schema's versions and the roles that use them. Knows no query."""
+"""The tables, the schema's revisions and the roles that use them. Reads and writes no rows of the application."""

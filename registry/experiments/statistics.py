@@ -1,6 +1,6 @@
 """The statistics of an experiment: pure functions of counts.
 
-All are always-valid: one may look after every feedback and act at any of these looks.
+All intervals and p-values are always-valid: one may look after every feedback and act at any of these looks.
 They count units, not predictions, because the answers of one unit depend on each other.
 """
 

@@ -38,7 +38,7 @@ class EncoderStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderReplicas:
-    """The status of an encoder's replicas, the reason of a failure, and their number in each of Ray Serve's states."""
+    """An encoder's replicas: their status, the reason of a failure, and their number in each of Ray Serve's states."""
 
     status: EncoderStatus
     reason: str | None = None
@@ -46,7 +46,7 @@ class EncoderReplicas:
 
 
 def build_run_target(record: EncoderRecord, application: Application) -> RunTarget:
-    """Return the application of an encoder as Ray Serve runs it, without a route."""
+    """Build the application of an encoder as Ray Serve runs it, without a route."""
     return RunTarget(application, name=_PREFIX + short_digest(record.digest), route_prefix=None)
 
 
@@ -70,7 +70,7 @@ class ServePool:
     verify: Callable[[EncoderRecord], object]
 
     async def states(self) -> Mapping[str, EncoderReplicas]:
-        """Return the state of every encoder that has an application, by short digest."""
+        """Return the replicas of every encoder that has an application, by short digest."""
         status = await asyncio.to_thread(serve.status)
         return {
             name.removeprefix(_PREFIX): replace(

@@ -1,7 +1,8 @@
 """Reconcile what runs with what the registry and the traffic need, and publish the catalog.
 
-One per cluster. Reads the registry each second; a version is `ready` once every replica of its encoder has loaded it
-and answered. Ingress replicas follow the catalog by a long poll. Never touches a request.
+One per cluster. Reads the registry at the interval of a setting, or every 0.2 s while something starts; a version is
+`ready` once every replica of its encoder has loaded it and answered. Ingress replicas follow the catalog by a long
+poll. Never touches a request.
 """
 
 import asyncio
@@ -36,8 +37,8 @@ ModelVersion: TypeAlias = tuple[str, str]
 class Reconciler:
     """Publishes a new catalog whenever a version, an alias or a state changes.
 
-    If the champion can't be loaded, the one before goes on answering. An encoder that nothing needs any more runs on
-    for `grace` seconds, in which a way back is instant.
+    If a new champion can't be loaded, the previous champion goes on answering. An encoder that nothing needs any more
+    runs on for `grace` seconds, in which a way back is instant.
 
     Args:
         registry: the registered versions and encoders.
@@ -236,7 +237,10 @@ class Reconciler:
         ]
 
     async def _switch_space(self, live: str) -> None:
-        """Search the live space once an encoder of it runs on which the versions without an encoder are loaded."""
+        """Move the searches to the live space once it is caught up and an encoder of it runs.
+
+        The versions without an encoder of their own must be loaded on that encoder first.
+        """
         if live == self._space or live not in {
             self._cache.encoders[digest].space for digest in self._running
         }:
@@ -297,9 +301,9 @@ class Reconciler:
             self._ready.add((encoder, record.digest))
 
     async def _choose_champion(self, model: str, versions: Sequence[VersionRecord]) -> None:
-        """Let the version that the alias names answer once it is ready, and until then the champion before it.
+        """Make the version that the alias names the champion once it is ready; keep the previous champion until then.
 
-        A new process doesn't know the champion before. If the named version is broken, it takes it from the history.
+        A new process doesn't know the previous champion. If the named version has failed, the history tells it.
         """
         ready = {record.version for record in versions if self._is_ready(record)}
         named = next((record for record in versions if CHAMPION in record.aliases), None)

@@ -28,10 +28,10 @@ async def run_periodically(
         every: seconds between the end of a run and the next one; a callable is called after each run.
         errors: exceptions after which the loop goes on; any other one ends it.
         event: name of the warning that is logged for such an exception, with its message as `error`.
-        **fields: more fields of the warning.
         after_error: seconds to pause after such an exception, instead of `every`.
         pause_first: whether a pause comes before the first run, too.
         sleep: waits for a number of seconds, or for less if something wakes it.
+        **fields: more fields of the warning.
     """
 
     def pause() -> float:

@@ -5,6 +5,7 @@ It holds for every protocol and for the command line.
 
 MAX_CHARACTERS = 20_000
 MAX_BATCH = 1_000
+"""The most texts of one request."""
 
 
 class UnusableText(ValueError):

@@ -1,4 +1,8 @@
-"""The deployment of the control: the reconciler, the policies of experiments and the maintenance, one per cluster."""
+"""The deployment of the control, one per cluster.
+
+Runs the reconciler, the policies, the evaluations, the re-embedding and the maintenance; carries out promotions; hands
+out the catalog.
+"""
 
 import asyncio
 import time
@@ -24,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 
 class Control:
-    """Runs the reconciler, the policies and the maintenance; hands out the catalog once it changes."""
+    """Runs the loops of the control, each in a task, and answers the ingress replicas."""
 
     async def __init__(self) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         from db.embeddings.spaces import SpaceRepository

@@ -81,7 +81,10 @@ class TextMasker:
 
 
 def merge_spans(spans: Sequence[PersonalData]) -> list[PersonalData]:
-    """Return spans of the same characters that don't overlap, in order."""
+    """Merge spans that overlap; return the spans in order.
+
+    The kind of a merged span is the one that `PersonalDataKind` lists first.
+    """
     merged: list[PersonalData] = []
     for each in sorted(spans, key=lambda span: span.start):
         if merged and each.start < merged[-1].end:

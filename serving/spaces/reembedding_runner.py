@@ -1,4 +1,4 @@
-"""Run `serving.spaces.reembedding_worker` as long as there is a space beside the live one.
+"""Run `serving.spaces.reembedding_worker` while there is a space in addition to the live one.
 
 One per cluster is enough. Never reads a text.
 """
@@ -24,7 +24,7 @@ run_worker: Launch = partial(run_module, "serving.spaces.reembedding_worker")
 
 
 class ReembeddingRunner:
-    """Restarts the worker when it dies.
+    """Runs the worker when a space needs it, and again when it has failed.
 
     `launch` runs the worker until nothing is left to do, and returns the reason if it failed.
     """

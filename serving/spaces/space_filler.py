@@ -24,10 +24,10 @@ Embed: TypeAlias = Callable[[Sequence[str]], Awaitable[NDArray[np.float32]]]
 
 @dataclass
 class SpaceFiller:
-    """Gives each text that lacks a vector of one space a vector.
+    """Gives a vector of one space to each text that lacks one.
 
-    It goes round all texts by id. Before each batch it queries the texts that were predicted recently, so that no text
-    is missed and no new text waits for the round.
+    It reads all texts by id, page by page, again and again. Every `recent_seconds` it first queries the texts that were
+    predicted recently, so that a new text does not wait until the round reaches it.
 
     Args:
         texts: the texts of the space.

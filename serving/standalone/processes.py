@@ -59,7 +59,7 @@ def register_models(settings: Settings) -> None:
 def run_serve(settings: Settings, ended: threading.Event, *, encoder_file: Path | None) -> int:
     """Run Ray and the application until a signal (return 0) or until a process of Ray dies (exit with 1).
 
-    `ended` is set by a signal; `note` is the file that names the encoder, now or later; None asks the registry.
+    `ended` is set by a signal; `encoder_file` names the encoder, now or later; None asks the registry.
     """
     from serving.deployments import cluster
 
@@ -142,7 +142,7 @@ def _core_processes() -> list[psutil.Process]:
 
 
 def main() -> int:
-    """Run `models`, or `serve` with the path of the note."""
+    """Run `models`, or `serve` with the path of the file that names the encoder."""
     end_with_parent()
     settings = Settings()
     configure_logging(settings.log_level, process="stage", file=settings.log_file)
@@ -150,10 +150,10 @@ def main() -> int:
         case ["models"]:
             register_models(settings)
             return 0
-        case ["serve", *notes]:
-            return run_serve(settings, threading.Event(), encoder_file=Path(notes[0]) if notes else None)
+        case ["serve", *files]:
+            return run_serve(settings, threading.Event(), encoder_file=Path(files[0]) if files else None)
         case _:
-            raise SystemExit("python -m serving.standalone.processes models | serve [NOTE]")
+            raise SystemExit("python -m serving.standalone.processes models | serve [ENCODER_FILE]")
 
 
 if __name__ == "__main__":

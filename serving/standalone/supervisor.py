@@ -104,10 +104,11 @@ class Supervisor:
             self._state.write("starting the database and Ray")
             environment = self._build_environment()
             # Ray takes longer to start than the database, and needs it last.
-            note = self._note()
-            known = note is not None and note.exists()
+            encoder_file = self._encoder_file()
+            known = encoder_file is not None and encoder_file.exists()
             serve = ChildProcess(
-                ["serving.standalone.processes", "serve", *([str(note)] if note else [])], environment
+                ["serving.standalone.processes", "serve", *([str(encoder_file)] if encoder_file else [])],
+                environment,
             )
             serve.poll()
             self._prepare(environment)
@@ -183,7 +184,7 @@ class Supervisor:
         database = {"database_url": SecretStr(environment["DATABASE_URL"])}
         asyncio.run(set_up_database(self._settings.model_copy(update=database)))
 
-    def _note(self) -> Path | None:
+    def _encoder_file(self) -> Path | None:
         """Return the file that names the champion's encoder, unless others may have changed the registry."""
         external = self._settings.mlflow_tracking_uri or self._settings.database_url
         return Home(self._settings.home).champion_encoder(self._settings.space) if external is None else None

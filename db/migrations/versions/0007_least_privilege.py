@@ -1,4 +1,4 @@
-"""Functions of the owner by which the application creates months, segments and their indexes.
+"""Functions of the owner by which the application creates and drops partitions, and indexes segments.
 
 Revision: 0007
 """

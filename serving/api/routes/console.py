@@ -71,7 +71,7 @@ _FILES: Final = _read_files()
 @router.get("/console")
 @public()
 async def page(request: Request) -> Response:
-    """Return the page."""
+    """Return the console's page."""
     return _respond(request, _PAGE)
 
 
@@ -85,7 +85,7 @@ async def redirect_slash() -> Response:
 @router.get("/console/{file}")
 @public(errors=(404,))
 async def part(request: Request, file: str) -> Response:
-    """Return a part of the page."""
+    """Return a file that the page loads: a script, a style sheet or an image."""
     return _respond(request, file)
 
 

@@ -74,7 +74,7 @@ class KeyListResponse(ResponseBody):
 
 
 class TokenRequest(RequestBody):
-    """RFC 6749, section 4.4.2, with the client's credentials in the form (2.3.1)."""
+    """A request for an access token: a form with the client's credentials (RFC 6749, sections 4.4.2 and 2.3.1)."""
 
     grant_type: Literal["client_credentials"]
     client_id: str = Field(min_length=1, description="the key's id")
@@ -83,7 +83,7 @@ class TokenRequest(RequestBody):
 
 
 class TokenResponse(ResponseBody):
-    """RFC 6749, section 5.1; `scope` is the role."""
+    """An access token (RFC 6749, section 5.1); `scope` is the key's role, `expires_in` is in seconds."""
 
     access_token: str
     token_type: Literal["Bearer"]
