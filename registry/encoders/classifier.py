@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import TOKENIZER, Engine
 from registry.encoders.engine_selection import load_engine
-from registry.encoders.export import calibration_batches, calibration_texts
+from registry.encoders.inputs import calibration_batches, calibration_texts
 from registry.encoders.sources import RECIPE, silence_libraries
 from registry.errors import ExportFailed, ImportRefused, RegistryError
 
@@ -36,7 +36,7 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassifierSource:
-    """A loaded model: an `EncoderSource` without a space, whose graph returns logits, float32 [b, 1, n], as tokens.
+    """A loaded model: an encoder source without a space, whose graph returns logits, float32 [b, 1, n], as tokens.
 
     `revision` is the hub's commit, if the model came from there. `weights` is the digest of its tensors, whatever
     their file format. `multi_label`: the labels don't exclude each other. `padding` is the id of padding.
@@ -231,14 +231,9 @@ def _load_tokenizer(folder: Path) -> Any:
 
 
 def _padding(config: Any, fast_tokenizer: Any) -> int:
-    for token in (
-        getattr(config, "pad_token_id", None),
-        fast_tokenizer.pad_token_id,
-        fast_tokenizer.eos_token_id,
-    ):
-        if token is not None:
-            return int(token)
-    return 0
+    own = getattr(config, "pad_token_id", None)
+    tokens = (own, fast_tokenizer.pad_token_id, fast_tokenizer.eos_token_id)
+    return next((int(token) for token in tokens if token is not None), 0)
 
 
 def _labels(folder: Path, config: Any) -> tuple[str, ...]:

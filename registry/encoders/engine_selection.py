@@ -12,7 +12,8 @@ from scipy.special import softmax
 
 from registry.analysis.cosines import mean_and_worst_cosine
 from registry.bundles.manifest_schema import ENGINES, Engine
-from registry.encoders.int8 import Inputs, quantise
+from registry.encoders.inputs import Inputs
+from registry.encoders.int8 import quantise
 from registry.errors import OutOfSpace
 
 # An encoder is in a space if its vectors have at least these cosines to the space's own.

