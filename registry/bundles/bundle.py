@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
@@ -94,19 +94,7 @@ class Manifest:
         return manifest
 
     def _content(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "kind": self.kind.value,
-            "name": self.name,
-            "encoder": self.encoder,
-            "space": self.space,
-            "labels": list(self.labels),
-            "temperature": self.temperature,
-            "files": dict(self.files),
-            "settings": dict(self.settings),
-            "metrics": dict(self.metrics),
-            "provenance": dict(self.provenance),
-        }
+        return {"format": FORMAT, **asdict(self)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

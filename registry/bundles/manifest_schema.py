@@ -45,11 +45,7 @@ class Engine(StrEnum):
     FP32 = "fp32"
 
 
-ENGINES = {
-    Engine.INT8: "int8.xml",
-    Engine.INT8_PER_TOKEN: "int8-per-token.onnx",
-    Engine.FP32: "fp32.onnx",
-}
+ENGINES = {Engine.INT8: "int8.xml", Engine.INT8_PER_TOKEN: "int8-per-token.onnx", Engine.FP32: "fp32.onnx"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -106,10 +106,7 @@ def paired_difference(candidate: EvaluationReport, champion: EvaluationReport) -
     """
     candidate_right, champion_right = candidate.held_out.right, champion.held_out.right
     size = len(candidate_right)
-    won, lost = (
-        int((candidate_right & ~champion_right).sum()),
-        int((champion_right & ~candidate_right).sum()),
-    )
+    won, lost = int((candidate_right & ~champion_right).sum()), int((champion_right & ~candidate_right).sum())
     value = (won - lost) / size
     spread = _Z * math.sqrt(max(0.0, (won + lost) / size - value * value) / size)
     return value, value - spread, value + spread
@@ -178,17 +175,15 @@ def _check_replay(
 
 
 def _check_maximum(name: str, value: float, bound: float, subject: str) -> GateCheck:
-    # NaN passes no gate.
-    passed = round(value, 6) <= bound
-    why = f"{subject} is {value:.4f}, {'within' if passed else 'over'} the bound of {bound:g}"
-    return GateCheck(name=name, value=_finite(value), bound=bound, passed=passed, why=why)
+    return _check(name, value, bound, subject, "over", passed=round(value, 6) <= bound)
 
 
 def _check_minimum(name: str, value: float, bound: float, subject: str) -> GateCheck:
-    passed = round(value, 6) >= bound
-    why = f"{subject} is {value:.4f}, {'within' if passed else 'under'} the bound of {bound:g}"
-    return GateCheck(name=name, value=_finite(value), bound=bound, passed=passed, why=why)
+    return _check(name, value, bound, subject, "under", passed=round(value, 6) >= bound)
 
 
-def _finite(value: float) -> float | None:
-    return round(value, 6) if math.isfinite(value) else None
+def _check(name: str, value: float, bound: float, subject: str, beyond: str, *, passed: bool) -> GateCheck:
+    """Return the result of a gate; NaN passes none."""
+    why = f"{subject} is {value:.4f}, {'within' if passed else beyond} the bound of {bound:g}"
+    finite = round(value, 6) if math.isfinite(value) else None
+    return GateCheck(name=name, value=finite, bound=bound, passed=passed, why=why)

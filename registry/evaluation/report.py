@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from registry.bundles.bundle import LABELS
 from registry.errors import ReportInvalid
@@ -19,8 +20,6 @@ from registry.evaluation.metrics import Interval, Labels, Probabilities
 
 FORMAT = 1
 ROUNDS = 1000
-
-_PLAIN_FIELDS = ("model", "version", "kind", "bundle", "encoder", "data", "seconds", "machine")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,12 +40,7 @@ class HeldOutResult:
 
     @classmethod
     def measure(
-        cls,
-        probabilities: Probabilities,
-        labels: Labels,
-        sources: NDArray[np.str_],
-        *,
-        rounds: int = ROUNDS,
+        cls, probabilities: Probabilities, labels: Labels, sources: NDArray[np.str_], *, rounds: int = ROUNDS
     ) -> Self:
         """Measure probabilities [n, 3] by labels, int [n], and sources, str [n]."""
         right = probabilities.argmax(axis=1) == labels
@@ -197,43 +191,21 @@ class EvaluationReport:
             content["replay"]["flips_share"] = round(self.replay.flips_share, 6)
         return content
 
-    @classmethod
-    def parse(cls, raw: Mapping[str, Any]) -> Self:
+    @staticmethod
+    def parse(raw: Mapping[str, Any]) -> "EvaluationReport":
         """Parse a stored report. Raises ReportInvalid."""
         try:
             if raw["format"] != FORMAT:
                 raise ReportInvalid(f"the report has format {raw['format']}: evaluate the version again")
-            held, agreement, replay = raw["held_out"], raw["agreement"], raw["replay"]
-            return cls(
-                **{name: raw[name] for name in _PLAIN_FIELDS},
-                held_out=HeldOutResult(
-                    texts=held["texts"],
-                    accuracy=Interval(**held["accuracy"]),
-                    macro_f1=Interval(**held["macro_f1"]),
-                    ece=Interval(**held["ece"]),
-                    recall={name: Interval(**each) for name, each in held["recall"].items()},
-                    sources=dict(held["sources"]),
-                    hits=held["hits"],
-                ),
-                agreement=None if agreement is None else Agreement(**agreement),
-                latency=Latency(**raw["latency"]),
-                size=ModelSize(**raw["size"]),
-                replay=None if replay is None else _replay(replay),
-                measured_at=datetime.fromisoformat(raw["measured_at"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            return _REPORT.validate_python(raw)
+        except (KeyError, TypeError) as exc:
             raise ReportInvalid(f"the report can't be read ({exc!r}): evaluate the version again") from exc
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            field_name = ".".join(map(str, first["loc"]))
+            raise ReportInvalid(
+                f"the report can't be read ({field_name}: {first['msg']}): evaluate the version again"
+            ) from exc
 
 
-def _replay(raw: Mapping[str, Any]) -> Replay:
-    return Replay(
-        champion_version=raw["champion_version"],
-        champion_bundle=raw["champion_bundle"],
-        champion_latency=Latency(**raw["champion_latency"]),
-        texts=raw["texts"],
-        flips=raw["flips"],
-        matrix={label: dict(row) for label, row in raw["matrix"].items()},
-        strata=tuple(Stratum(**each) for each in raw["strata"]),
-        corrected=None if raw["corrected"] is None else CorrectedAccuracy(**raw["corrected"]),
-        furthest=tuple(Disagreement(**each) for each in raw["furthest"]),
-    )
+_REPORT = TypeAdapter(EvaluationReport)

@@ -139,6 +139,10 @@ def _measure(evidence: Evidence, policy: Policy) -> _Measurements:
     before, after = (
         (arm.faults, arm.answered + arm.faults) for arm in (present.champion, present.challenger)
     )
+    splits = [
+        Split(share=each.share, champion=each.champion.new_units, challenger=each.challenger.new_units)
+        for each in evidence.stages
+    ]
     return _Measurements(
         alpha=alpha,
         champion=statistics.accuracy(present.champion.feedback, level=1 - alpha),
@@ -146,16 +150,7 @@ def _measure(evidence: Evidence, policy: Policy) -> _Measurements:
         difference=statistics.accuracy_difference(
             present.champion.feedback, present.challenger.feedback, alpha=alpha
         ),
-        sample_ratio_p=statistics.sample_ratio(
-            [
-                Split(
-                    share=stage.share,
-                    champion=stage.champion.new_units,
-                    challenger=stage.challenger.new_units,
-                )
-                for stage in evidence.stages
-            ]
-        ),
+        sample_ratio_p=statistics.sample_ratio(splits),
         champion_faults=statistics.rate(*before, alpha=rail_alpha / 2),
         challenger_faults=statistics.rate(*after, alpha=rail_alpha / 2),
         fault_increase=statistics.rate_difference(before, after, alpha=rail_alpha),

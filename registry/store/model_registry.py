@@ -14,12 +14,7 @@ from registry.bundles.bundle import Bundle, BundleKind, Manifest
 from registry.bundles.manifest_schema import EncoderSettings
 from registry.data.held_out import FILE as HELD_OUT_FILE
 from registry.data.held_out import HeldOutSet
-from registry.errors import (
-    BundleCorrupt,
-    BundleInvalid,
-    CorpusUnavailable,
-    NotRegistered,
-)
+from registry.errors import BundleCorrupt, BundleInvalid, CorpusUnavailable, NotRegistered
 from registry.store.mlflow_client import EXPERIMENT, MlflowConnection, local_path, translate_errors
 from registry.store.records import EncoderRecord, VersionRecord
 from registry.store.revision import code_revision
@@ -52,6 +47,10 @@ class ModelRegistry:
     def __init__(self, tracking_uri: str, *, artifact_root: Path) -> None:
         self._mlflow = MlflowConnection(tracking_uri, artifact_root=artifact_root)
 
+    @property
+    def _client(self) -> Any:
+        return self._mlflow.client
+
     def register(
         self,
         bundle: Bundle,
@@ -78,7 +77,7 @@ class ModelRegistry:
             if version is None:
                 version = self._create(model, bundle, logged, params or {}, tags or {})
             if alias is not None:
-                self._mlflow.client.set_registered_model_alias(model, alias, version)
+                self._client.set_registered_model_alias(model, alias, version)
         return self.version(model, version)
 
     def register_encoder(self, bundle: Bundle) -> EncoderRecord:
@@ -94,15 +93,15 @@ class ModelRegistry:
             if version is None:
                 tags = {_NAME: bundle.manifest.name, _DIMENSIONS: str(settings.dimensions)}
                 version = self._create(ENCODERS, bundle, bundle.manifest.metrics, {}, tags)
-            aliases = self._mlflow.client.get_registered_model(ENCODERS).aliases
+            aliases = self._client.get_registered_model(ENCODERS).aliases
             if settings.space is not None and settings.base is None and settings.space not in aliases:
-                self._mlflow.client.set_registered_model_alias(ENCODERS, settings.space, version)
+                self._client.set_registered_model_alias(ENCODERS, settings.space, version)
         return self.encoder(settings.digest)
 
     def models(self) -> list[str]:
         """Return the names of the models, sorted."""
         with translate_errors():
-            models = self._mlflow.client.search_registered_models(
+            models = self._client.search_registered_models(
                 filter_string=f"tags.`{_ROLE}` = '{_MODEL_ROLE}'", max_results=_PAGE
             )
         return sorted(model.name for model in models)
@@ -116,21 +115,19 @@ class ModelRegistry:
     def version(self, model: str, version: str) -> VersionRecord:
         """Return a version of a model. Raises NotRegistered."""
         with translate_errors():
-            return _version_record(
-                self._mlflow.client.get_model_version(model, version), self._aliases(model)
-            )
+            return _version_record(self._client.get_model_version(model, version), self._aliases(model))
 
     def champion(self, model: str = MODEL) -> VersionRecord:
         """Return the version that the alias `champion` names. Raises NotRegistered if it names none."""
         with translate_errors():
-            version = self._mlflow.client.get_model_version_by_alias(model, CHAMPION).version
+            version = self._client.get_model_version_by_alias(model, CHAMPION).version
         return self.version(model, str(version))
 
     def set_alias(self, model: str, alias: str, version: str) -> None:
         """Point an alias at a version. Raises NotRegistered if there is no such version."""
         self.version(model, version)
         with translate_errors():
-            self._mlflow.client.set_registered_model_alias(model, alias, version)
+            self._client.set_registered_model_alias(model, alias, version)
 
     def champion_version(self, model: str = MODEL) -> str | None:
         """Return the number of the champion's version, None without a champion. One cheap read.
@@ -138,7 +135,7 @@ class ModelRegistry:
         Raises NotRegistered if there is no such model.
         """
         with translate_errors():
-            version = self._mlflow.client.get_registered_model(model).aliases.get(CHAMPION)
+            version = self._client.get_registered_model(model).aliases.get(CHAMPION)
         return None if version is None else str(version)
 
     def put_held_out(self, held_out: HeldOutSet, *, model: str | None = None) -> str:
@@ -150,23 +147,21 @@ class ModelRegistry:
             experiment = self._mlflow.ensure_experiment()
             if self._held_out_entry(model, own=True).get("digest") == held_out.digest:
                 return held_out.digest
-            run = self._mlflow.client.create_run(
-                experiment, run_name="held-out set", tags={_ROLE: "held-out"}
-            )
+            run = self._client.create_run(experiment, run_name="held-out set", tags={_ROLE: "held-out"})
             run_id = run.info.run_id
-            self._mlflow.client.log_metric(run_id, "texts", len(held_out.examples))
-            self._mlflow.client.log_param(run_id, "digest", held_out.digest)
+            self._client.log_metric(run_id, "texts", len(held_out.examples))
+            self._client.log_param(run_id, "digest", held_out.digest)
             with tempfile.TemporaryDirectory() as scratch:
                 (Path(scratch) / HELD_OUT_FILE).write_bytes(held_out.dump())
-                self._mlflow.client.log_artifact(run_id, str(Path(scratch) / HELD_OUT_FILE))
-            self._mlflow.client.set_terminated(run_id)
+                self._client.log_artifact(run_id, str(Path(scratch) / HELD_OUT_FILE))
+            self._client.set_terminated(run_id)
             entry = json.dumps({"digest": held_out.digest, "uri": run.info.artifact_uri})
             # The tag is set last, so that a reader who sees it finds the artifact.
             if model is None:
-                self._mlflow.client.set_experiment_tag(experiment, _HELD_OUT, entry)
+                self._client.set_experiment_tag(experiment, _HELD_OUT, entry)
             else:
                 self._ensure_model(model, _MODEL_ROLE)
-                self._mlflow.client.set_registered_model_tag(model, _HELD_OUT, entry)
+                self._client.set_registered_model_tag(model, _HELD_OUT, entry)
         return held_out.digest
 
     def held_out_digest(self, model: str = MODEL) -> str:
@@ -202,7 +197,7 @@ class ModelRegistry:
     def revision(self, model: str = MODEL) -> str:
         """Return a value that changes with every version and alias of the model. One cheap read."""
         with translate_errors():
-            entry = self._mlflow.client.get_registered_model(model)
+            entry = self._client.get_registered_model(model)
         return json.dumps([entry.last_updated_timestamp, sorted(entry.aliases.items())])
 
     def encoder(self, digest: str) -> EncoderRecord:
@@ -216,7 +211,7 @@ class ModelRegistry:
     def space_encoder(self, space: str) -> EncoderRecord:
         """Return the encoder that defines an embedding space. Raises NotRegistered."""
         with translate_errors():
-            return _encoder_record(self._mlflow.client.get_model_version_by_alias(ENCODERS, space))
+            return _encoder_record(self._client.get_model_version_by_alias(ENCODERS, space))
 
     def fetch(self, record: VersionRecord | EncoderRecord, cache: Path) -> Path:
         """Return a verified local folder with a record's bundle; a remote bundle is downloaded into `cache`.
@@ -240,7 +235,7 @@ class ModelRegistry:
         entries: list[Any] = []
         token = None
         while token != "":
-            page = self._mlflow.client.search_model_versions(
+            page = self._client.search_model_versions(
                 f"name = '{model}'", max_results=_PAGE, page_token=token
             )
             entries.extend(page)
@@ -249,7 +244,7 @@ class ModelRegistry:
 
     def _aliases(self, model: str) -> dict[str, list[str]]:
         aliases: dict[str, list[str]] = {}
-        for alias, version in self._mlflow.client.get_registered_model(model).aliases.items():
+        for alias, version in self._client.get_registered_model(model).aliases.items():
             aliases.setdefault(str(version), []).append(alias)
         return aliases
 
@@ -260,10 +255,10 @@ class ModelRegistry:
         """
         tags: Mapping[str, str] = {}
         if model is not None:
-            models = self._mlflow.client.search_registered_models(filter_string=f"name = '{model}'")
+            models = self._client.search_registered_models(filter_string=f"name = '{model}'")
             tags = models[0].tags if models else {}
         if _HELD_OUT not in tags and (model is None or not own):
-            experiment = self._mlflow.client.get_experiment_by_name(EXPERIMENT)
+            experiment = self._client.get_experiment_by_name(EXPERIMENT)
             tags = experiment.tags if experiment is not None else {}
         entry: dict[str, str] = json.loads(tags.get(_HELD_OUT, "{}"))
         return entry
@@ -275,12 +270,12 @@ class ModelRegistry:
         from mlflow.exceptions import MlflowException
 
         try:
-            self._mlflow.client.get_registered_model(model)
+            self._client.get_registered_model(model)
         except MlflowException as exc:
             if exc.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             try:
-                self._mlflow.client.create_registered_model(model, tags={_ROLE: role})
+                self._client.create_registered_model(model, tags={_ROLE: role})
             except MlflowException as clash:
                 if clash.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -298,15 +293,15 @@ class ModelRegistry:
         if "data" in manifest.provenance:
             origin[_DATA] = str(manifest.provenance["data"])
         experiment = self._mlflow.ensure_experiment()
-        run = self._mlflow.client.create_run(experiment, run_name=manifest.name, tags=origin)
+        run = self._client.create_run(experiment, run_name=manifest.name, tags=origin)
         run_id = run.info.run_id
         for name, value in metrics.items():
-            self._mlflow.client.log_metric(run_id, name, value)
+            self._client.log_metric(run_id, name, value)
         origin_params = {tag.removeprefix("valence."): value for tag, value in origin.items()}
         for name, text in {**_params(manifest), **origin_params, **params}.items():
-            self._mlflow.client.log_param(run_id, name, text)
-        self._mlflow.client.log_artifacts(run_id, str(bundle.path), artifact_path="bundle")
-        self._mlflow.client.set_terminated(run_id)
+            self._client.log_param(run_id, name, text)
+        self._client.log_artifacts(run_id, str(bundle.path), artifact_path="bundle")
+        self._client.set_terminated(run_id)
         own_tags = {
             **origin,
             _DIGEST: bundle.digest,
@@ -315,7 +310,7 @@ class ModelRegistry:
             **({_ENCODER: manifest.encoder} if manifest.encoder else {}),
             **({_SPACE: manifest.space} if manifest.space else {}),
         }
-        created = self._mlflow.client.create_model_version(
+        created = self._client.create_model_version(
             model, source=f"{run.info.artifact_uri}/bundle", run_id=run_id, tags={**tags, **own_tags}
         )
         return str(created.version)

@@ -32,11 +32,7 @@ def register_with_encoder(
 
 
 def ensure_encoder(
-    registry: ModelRegistry,
-    source: SentenceEncoderSource,
-    *,
-    work: Path,
-    progress: Progress = lambda _: None,
+    registry: ModelRegistry, source: SentenceEncoderSource, *, work: Path, progress: Progress = lambda _: None
 ) -> EncoderRecord:
     """Return the registered encoder of a source; build and register it in `work` if there is none."""
     try:
