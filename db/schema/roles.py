@@ -45,25 +45,20 @@ class EnsuredRole:
 
 
 # Timeouts in PostgreSQL's spelling. A session may raise its own, so they limit accidents, not malice.
+_CLIENT_SETTINGS: Final = {
+    "statement_timeout": "30s",
+    "lock_timeout": "5s",
+    "idle_in_transaction_session_timeout": "60s",
+    "client_connection_check_interval": "5s",
+}
 SETTINGS: Final[Mapping[Role, Mapping[str, str]]] = {
     Role.OWNER: {
         "statement_timeout": "0",
         "lock_timeout": "5s",
         "idle_in_transaction_session_timeout": "10min",
     },
-    Role.APPLICATION: {
-        "statement_timeout": "30s",
-        "lock_timeout": "5s",
-        "idle_in_transaction_session_timeout": "60s",
-        "client_connection_check_interval": "5s",
-    },
-    Role.READER: {
-        "statement_timeout": "30s",
-        "lock_timeout": "5s",
-        "idle_in_transaction_session_timeout": "60s",
-        "client_connection_check_interval": "5s",
-        "default_transaction_read_only": "on",
-    },
+    Role.APPLICATION: _CLIENT_SETTINGS,
+    Role.READER: {**_CLIENT_SETTINGS, "default_transaction_read_only": "on"},
 }
 _ALL_RIGHTS: Final[LiteralString] = "SELECT, INSERT, UPDATE, DELETE"
 _APPEND_RIGHTS: Final[LiteralString] = "SELECT, INSERT"
@@ -139,31 +134,18 @@ def _ensure_role(connection: BlockingConnection, role: Role, login: Login) -> En
         # Only a superuser acts for a role without being its member.
         if not _is_superuser(connection):
             _run(connection, "GRANT {name} TO CURRENT_USER", name=name)
-    _run(
-        connection,
-        "ALTER ROLE {name} LOGIN CONNECTION LIMIT {limit}",
-        name=name,
-        limit=sql.Literal(login.connections),
-    )
+    limit = sql.Literal(login.connections)
+    _run(connection, "ALTER ROLE {name} LOGIN CONNECTION LIMIT {limit}", name=name, limit=limit)
     if login.password is not None:
         # Only the verifier leaves this process, so that no log of the server can hold the password.
         verifier = connection.pgconn.encrypt_password(
             login.password.encode(), login.name.encode(), b"scram-sha-256"
         )
-        _run(
-            connection,
-            "ALTER ROLE {name} PASSWORD {secret}",
-            name=name,
-            secret=sql.Literal(verifier.decode()),
-        )
+        secret = sql.Literal(verifier.decode())
+        _run(connection, "ALTER ROLE {name} PASSWORD {secret}", name=name, secret=secret)
     for setting, value in SETTINGS[role].items():
-        _run(
-            connection,
-            "ALTER ROLE {name} SET {setting} = {value}",
-            name=name,
-            setting=sql.Identifier(setting),
-            value=sql.Literal(value),
-        )
+        pair = {"setting": sql.Identifier(setting), "value": sql.Literal(value)}
+        _run(connection, "ALTER ROLE {name} SET {setting} = {value}", name=name, **pair)
     return EnsuredRole(
         role=role,
         name=login.name,
@@ -180,11 +162,8 @@ def _is_superuser(connection: BlockingConnection) -> bool:
 def _has_password(connection: BlockingConnection, name: str) -> bool:
     try:
         with connection.transaction():
-            return bool(
-                fetch_value(
-                    connection, "SELECT rolpassword IS NOT NULL FROM pg_authid WHERE rolname = %s", name
-                )
-            )
+            query: LiteralString = "SELECT rolpassword IS NOT NULL FROM pg_authid WHERE rolname = %s"
+            return bool(fetch_value(connection, query, name))
     except psycopg.errors.InsufficientPrivilege:
         # Only a superuser sees it; an existing role is assumed to have one.
         return True
@@ -193,26 +172,17 @@ def _has_password(connection: BlockingConnection, name: str) -> bool:
 def _transfer_ownership(connection: BlockingConnection, names: Mapping[Role, sql.Identifier]) -> None:
     """Make the owner own everything in the schema."""
     owner = names[Role.OWNER]
-    _run(
-        connection,
-        "GRANT USAGE, CREATE ON SCHEMA {schema} TO {owner}",
-        owner=owner,
-        schema=_schema(connection),
-    )
+    schema = _schema(connection)
+    _run(connection, "GRANT USAGE, CREATE ON SCHEMA {schema} TO {owner}", schema=schema, owner=owner)
     # Before the tables, because both queries find their rows by the tables' owner.
     for name, _ in connection.execute(_FUNCTIONS).fetchall():
-        _run(
-            connection,
-            "ALTER FUNCTION {function} OWNER TO {owner}",
-            function=sql.Identifier(name),
-            owner=owner,
-        )
+        _run(connection, "ALTER FUNCTION {name} OWNER TO {owner}", name=sql.Identifier(name), owner=owner)
     for name, kind, _ in connection.execute(_RELATIONS).fetchall():
+        word = sql.SQL("SEQUENCE" if kind == "S" else "TABLE")
         _run(
             connection,
-            "ALTER SEQUENCE {name} OWNER TO {owner}"
-            if kind == "S"
-            else "ALTER TABLE {name} OWNER TO {owner}",
+            "ALTER {word} {name} OWNER TO {owner}",
+            word=word,
             name=sql.Identifier(name),
             owner=owner,
         )
@@ -220,13 +190,10 @@ def _transfer_ownership(connection: BlockingConnection, names: Mapping[Role, sql
 
 def _grant(connection: BlockingConnection, names: Mapping[Role, sql.Identifier]) -> None:
     """Revoke the rights of application and reader, and grant those they need, in one transaction."""
-    owner, application, reader = (names[role] for role in Role)
     identifiers: dict[str, sql.Composable] = {
         "schema": _schema(connection),
         "database": sql.Identifier(connection.info.dbname),
-        "owner": owner,
-        "application": application,
-        "reader": reader,
+        **{role.value: name for role, name in names.items()},
     }
     for statement in _BASE_GRANTS:
         _run(connection, statement, **identifiers)
@@ -234,26 +201,15 @@ def _grant(connection: BlockingConnection, names: Mapping[Role, sql.Identifier])
         if kind == "S":
             continue
         rights: LiteralString = _FEWER_RIGHTS.get(name) or (_APPEND_RIGHTS if append_only else _ALL_RIGHTS)
-        table = sql.Identifier(name)
-        _run(
-            connection,
-            "GRANT {rights} ON {table} TO {application}",
-            table=table,
-            rights=sql.SQL(rights),
-            **identifiers,
-        )
+        identifiers |= {"table": sql.Identifier(name), "rights": sql.SQL(rights)}
+        _run(connection, "GRANT {rights} ON {table} TO {application}", **identifiers)
         if name not in _HIDDEN:
-            _run(connection, "GRANT SELECT ON {table} TO {reader}", table=table, **identifiers)
+            _run(connection, "GRANT SELECT ON {table} TO {reader}", **identifiers)
     for name, definer in connection.execute(_FUNCTIONS).fetchall():
-        function = sql.Identifier(name)
+        identifiers["function"] = sql.Identifier(name)
         if definer:
-            _run(connection, "REVOKE ALL ON FUNCTION {function} FROM PUBLIC", function=function)
-            _run(
-                connection,
-                "GRANT EXECUTE ON FUNCTION {function} TO {application}",
-                function=function,
-                application=application,
-            )
+            _run(connection, "REVOKE ALL ON FUNCTION {function} FROM PUBLIC", **identifiers)
+            _run(connection, "GRANT EXECUTE ON FUNCTION {function} TO {application}", **identifiers)
 
 
 _BASE_GRANTS: Final[tuple[LiteralString, ...]] = (

@@ -4,7 +4,7 @@ Owns columns and constraints; `migrations/` creates them and `db.embedded.schema
 """
 
 from datetime import datetime
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID
 
 from pgvector.sqlalchemy import HALFVEC
@@ -41,6 +41,10 @@ NAMING = {
 }
 
 _NOW = text("now()")
+
+
+def _partial(name: str, *columns: str, where: LiteralString, unique: bool = False) -> Index:
+    return Index(name, *columns, unique=unique, postgresql_where=text(where))
 
 
 class Base(DeclarativeBase):
@@ -146,7 +150,7 @@ class SpaceRow(Base):
     __tablename__ = "spaces"
     __table_args__ = (
         CheckConstraint("state IN ('building', 'whole', 'live', 'leaving')", name="state"),
-        Index("uq_spaces_live", "state", unique=True, postgresql_where=text("state = 'live'")),
+        _partial("uq_spaces_live", "state", where="state = 'live'", unique=True),
     )
 
     name: Mapped[str] = mapped_column(primary_key=True)
@@ -168,7 +172,7 @@ class SegmentRow(Base):
     __tablename__ = "segments"
     __table_args__ = (
         CheckConstraint("state IN ('open', 'closed', 'indexed', 'merging', 'retired')", name="state"),
-        Index("uq_segments_open", "space", unique=True, postgresql_where=text("state = 'open'")),
+        _partial("uq_segments_open", "space", where="state = 'open'", unique=True),
     )
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
@@ -203,7 +207,7 @@ class ExperimentRow(Base):
     __table_args__ = (
         CheckConstraint("share >= 0 AND share <= 1", name="share"),
         CheckConstraint("state IN ('running', 'stopped')", name="state"),
-        Index("uq_experiments_running", "model", unique=True, postgresql_where=text("state = 'running'")),
+        _partial("uq_experiments_running", "model", where="state = 'running'", unique=True),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -276,13 +280,8 @@ class PredictionRow(Base):
         Index("ix_predictions_text_id", "text_id", "id"),
         Index("ix_predictions_holder_id", "holder_id", "id"),
         Index("ix_predictions_version", "version"),
-        Index("ix_predictions_user_id", "user_id", "id", postgresql_where=text("user_id IS NOT NULL")),
-        Index(
-            "ix_predictions_experiment_id",
-            "experiment_id",
-            "id",
-            postgresql_where=text("experiment_id IS NOT NULL"),
-        ),
+        _partial("ix_predictions_user_id", "user_id", "id", where="user_id IS NOT NULL"),
+        _partial("ix_predictions_experiment_id", "experiment_id", "id", where="experiment_id IS NOT NULL"),
         {"postgresql_partition_by": "RANGE (id)"},
     )
 
@@ -379,8 +378,8 @@ class PromotionRow(Base):
         CheckConstraint("(state = 'intended') = (settled_at IS NULL)", name="settled"),
         CheckConstraint("NOT forced OR reason IS NOT NULL", name="forced_for_a_reason"),
         Index("ix_promotions_model_id", "model", "id"),
-        Index("ix_promotions_champion", "model", "at", "id", postgresql_where=text("state = 'done'")),
-        Index("uq_promotions_intended", "model", unique=True, postgresql_where=text("state = 'intended'")),
+        _partial("ix_promotions_champion", "model", "at", "id", where="state = 'done'"),
+        _partial("uq_promotions_intended", "model", where="state = 'intended'", unique=True),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
@@ -412,12 +411,8 @@ class EvaluationRow(Base):
         CheckConstraint("(state = 'running') = (finished_at IS NULL)", name="finished"),
         CheckConstraint("(state = 'done') = (report IS NOT NULL)", name="reported"),
         Index("ix_evaluations_bundle_digest", "bundle_digest", "data_digest", "id"),
-        Index(
-            "uq_evaluations_running",
-            "bundle_digest",
-            "data_digest",
-            unique=True,
-            postgresql_where=text("state = 'running'"),
+        _partial(
+            "uq_evaluations_running", "bundle_digest", "data_digest", where="state = 'running'", unique=True
         ),
     )
 
