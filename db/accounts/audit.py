@@ -4,17 +4,18 @@ Each entry is appended in the transaction of its action and never changes. Holds
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from operator import eq, ge, lt
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db.connection.engine import Database
-from db.core.cursors import decode_row_id, encode_row_id
+from db.connection.repository import Repository
+from db.core.cursors import Page, cut_page, decode_row_id, encode_row_id
+from db.core.rows import columns_of
 from db.schema import tables
 
 _A = tables.AuditRow
@@ -32,7 +33,7 @@ class AuditEntry:
     detail: Mapping[str, Any]
 
 
-_COLUMNS = [getattr(_A, each.name) for each in fields(AuditEntry)]
+_COLUMNS = columns_of(_A, AuditEntry)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,19 +47,11 @@ class AuditFilters:
     until: datetime | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AuditPage:
-    """Some entries, newest first, and the cursor of the page after them."""
-
-    items: tuple[AuditEntry, ...]
-    next_cursor: str | None
+AuditPage: TypeAlias = Page[AuditEntry]
 
 
-class AuditRepository:
+class AuditRepository(Repository):
     """Entries are appended and listed, never changed or removed."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def add(self, *, action: str, subject: str, detail: Mapping[str, Any]) -> None:
         """Append an action of the platform itself, in its own transaction."""
@@ -70,8 +63,7 @@ class AuditRepository:
     ) -> AuditPage:
         """Return a page of at most `limit` entries, newest first.
 
-        Raises:
-            Rejected: no page gave this cursor.
+        Raises Rejected if no page gave this cursor.
         """
         filters = filters or AuditFilters()
         query = select(*_COLUMNS).order_by(_A.id.desc()).limit(limit + 1)
@@ -88,8 +80,8 @@ class AuditRepository:
             query = query.where(_A.id < decode_row_id(cursor))
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
-        items = tuple(AuditEntry(**row._mapping) for row in rows[:limit])
-        return AuditPage(items=items, next_cursor=encode_row_id(items[-1].id) if len(rows) > limit else None)
+        entries = [AuditEntry(**row._mapping) for row in rows]
+        return cut_page(entries, limit, lambda entry: encode_row_id(entry.id))
 
 
 async def append(

@@ -1,18 +1,19 @@
 """API keys: digests, roles, owners and ends. Never sees a key itself."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, LiteralString
 from uuid import UUID
 
 import psycopg
 from psycopg.rows import class_row
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from db.accounts import audit
-from db.connection.engine import Database
+from db.connection.repository import Repository, run_sql
+from db.core.rows import columns_of, values_of
 from db.errors import Duplicate, NotFound
 from db.schema import tables
 
@@ -36,17 +37,10 @@ class NewKey:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Key:
+class Key(NewKey):
     """A stored key, revoked or not."""
 
-    id: UUID
-    owner_id: UUID | None
-    digest: bytes = field(repr=False)
-    role: str
-    name: str
-    rate_limit: float | None
     created_at: datetime
-    expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
 
@@ -56,18 +50,20 @@ class Key:
         return self.owner_id or self.id
 
 
-_COLUMNS = [getattr(_K, each.name) for each in fields(Key)]
+_COLUMNS = columns_of(_K, Key)
 _FIND: Final[LiteralString] = (
     "SELECT id, owner_id, digest, role, name, rate_limit, created_at, expires_at, revoked_at, last_used_at "
     "FROM api_keys WHERE id = %s"
 )
+_TOUCH: Final[LiteralString] = (
+    "UPDATE api_keys SET last_used_at = used.at "
+    "FROM unnest(CAST(:ids AS uuid[]), CAST(:times AS timestamptz[])) AS used (id, at) "
+    "WHERE api_keys.id = used.id AND (last_used_at IS NULL OR last_used_at < used.at)"
+)
 
 
-class KeyRepository:
+class KeyRepository(Repository):
     """Keys are never removed: a revoked one stays as a record."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def create(self, new: NewKey, *, actor: UUID | None) -> Key:
         """Add a key; `actor` is the key that asks for it, None the platform at its first start.
@@ -78,7 +74,7 @@ class KeyRepository:
         """
         async with self._database.begin() as connection:
             try:
-                row = (await connection.execute(insert(_K).values(asdict(new)).returning(*_COLUMNS))).one()
+                row = (await connection.execute(insert(_K).values(values_of(new)).returning(*_COLUMNS))).one()
             except IntegrityError as error:
                 if isinstance(error.orig, psycopg.errors.ForeignKeyViolation):
                     raise NotFound(f"there is no user {new.owner_id}") from error
@@ -104,15 +100,10 @@ class KeyRepository:
         query = select(*_COLUMNS).where(_K.id != tables.NIL_ID).order_by(_K.created_at, _K.id)
         if owner_id is not None:
             query = query.where(_K.owner_id == owner_id)
-        async with self._database.begin() as connection:
-            return tuple(Key(**row._mapping) for row in await connection.execute(query))
+        return await self._list(Key, query)
 
     async def revoke(self, key_id: UUID, *, actor: UUID | None) -> Key:
-        """Revoke a key; if it is revoked already, change nothing.
-
-        Raises:
-            NotFound: no such key.
-        """
+        """Revoke a key; if it is revoked already, change nothing. Raises NotFound if there is none."""
         statement = update(_K).where(_K.id == key_id, _K.revoked_at.is_(None)).values(revoked_at=func.now())
         async with self._database.begin() as connection:
             changed = await connection.execute(statement)
@@ -126,11 +117,4 @@ class KeyRepository:
     async def touch(self, used: Mapping[UUID, datetime]) -> None:
         """Record when keys were last used; an earlier time never replaces a later one."""
         async with self._database.begin() as connection:
-            await connection.execute(
-                text(
-                    "UPDATE api_keys SET last_used_at = used.at "
-                    "FROM unnest(CAST(:ids AS uuid[]), CAST(:times AS timestamptz[])) AS used (id, at) "
-                    "WHERE api_keys.id = used.id AND (last_used_at IS NULL OR last_used_at < used.at)"
-                ),
-                {"ids": list(used), "times": list(used.values())},
-            )
+            await run_sql(connection, _TOUCH, ids=list(used), times=list(used.values()))

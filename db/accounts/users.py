@@ -1,6 +1,6 @@
 """Users: the people that predictions are about and that own keys."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID, uuid4
 
@@ -9,8 +9,9 @@ from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 
 from db.accounts import audit
-from db.connection.engine import Database
-from db.errors import Duplicate, NotFound
+from db.connection.repository import Repository
+from db.core.rows import columns_of
+from db.errors import Duplicate
 from db.schema import tables
 
 _U = tables.UserRow
@@ -26,20 +27,16 @@ class User:
     created_at: datetime
 
 
-_COLUMNS = [getattr(_U, each.name) for each in fields(User)]
+_COLUMNS = columns_of(_U, User)
 
 
-class UserRepository:
+class UserRepository(Repository):
     """Usernames and e-mail addresses are unique, whatever their case."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def create(self, *, username: str, email: str, actor: UUID | None) -> User:
         """Add a user; `actor` is the key that asks for it.
 
-        Raises:
-            Duplicate: the username or the address is taken.
+        Raises Duplicate if the username or the address is taken.
         """
         statement = insert(_U).values(id=uuid4(), username=username, email=email).returning(*_COLUMNS)
         async with self._database.begin() as connection:
@@ -56,16 +53,9 @@ class UserRepository:
         return user
 
     async def get(self, user_id: UUID) -> User:
-        """Return one user.
-
-        Raises:
-            NotFound: no such user.
-        """
-        async with self._database.begin() as connection:
-            row = (await connection.execute(select(*_COLUMNS).where(_U.id == user_id))).one_or_none()
-        if row is None:
-            raise NotFound(f"there is no user {user_id}")
-        return User(**row._mapping)
+        """Return one user. Raises NotFound if there is none."""
+        query = select(*_COLUMNS).where(_U.id == user_id)
+        return await self._get(User, query, f"there is no user {user_id}")
 
     async def exists(self, user_id: UUID) -> bool:
         """Return whether there is such a user; cheap, because the prediction path asks."""

@@ -10,10 +10,12 @@ from uuid import UUID
 
 from db.analytics.windows import Window
 from db.connection.engine import Database
+from db.connection.repository import OneSpaceRepository
 from db.core import binary
 from db.core.binary import Vector
 from db.core.cipher import text_location
 from db.core.ids import uuid7_floor
+from db.embeddings.vectors import VECTOR_OF
 from db.schema.tables import DIMENSIONS, NIL_ID
 
 # The latest predictions of the window that are read, and the texts among them that are compared.
@@ -51,13 +53,13 @@ _COMPARE: Final[LiteralString] = """
     shown AS (
         SELECT c.*, t.content, t.sealed, halfvec_send(e.embedding) AS vector
         FROM chosen c JOIN text_inputs t ON t.id = c.text_id
-        JOIN LATERAL (
-            SELECT embedding FROM embeddings e JOIN segments s ON s.id = e.segment
-            WHERE e.text_id = c.text_id AND s.space = %(space)s LIMIT 1) e ON true)
+        JOIN LATERAL {vector} ON true)
     SELECT counted.cells, (SELECT count(*) FROM scanned), (SELECT count(*) FROM touched), s.text_id, s.content,
         s.vector, s.one_id, s.one_label, s.one_confidence, s.other_id, s.other_label, s.other_confidence,
         s.sealed
-    FROM counted LEFT JOIN shown s ON true ORDER BY s.text_id"""
+    FROM counted LEFT JOIN shown s ON true ORDER BY s.text_id""".replace(
+    "{vector}", VECTOR_OF.replace("{text}", "c.text_id")
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,14 +94,13 @@ class Disagreements:
     complete: bool
 
 
-class DisagreementRepository:
+class DisagreementRepository(OneSpaceRepository):
     """Compares the latest predictions of two versions, for texts that either of them predicted in a window."""
 
     def __init__(
         self, database: Database, *, space: str, scanned: int = SCANNED, compared: int = COMPARED
     ) -> None:
-        self._database = database
-        self._space = space
+        super().__init__(database, space=space)
         self._scanned = scanned
         self._compared = compared
 
@@ -131,9 +132,7 @@ class DisagreementRepository:
             "size": size,
             "space": self._space,
         }
-        async with self._database.search() as connection:
-            cursor = await connection.execute(_COMPARE, parameters, binary=True)
-            rows = await cursor.fetchall()
+        rows = await self._search(_COMPARE, parameters)
         cells, scanned, touched = rows[0][:3]
         texts = [row[3:] for row in rows if row[3] is not None]
         vectors = binary.decode_vectors([row[2] for row in texts], dimensions=DIMENSIONS)

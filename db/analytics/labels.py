@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Final, LiteralString
 from uuid import UUID
 
-from sqlalchemy import text
-
-from db.connection.engine import Database
+from db.connection.repository import OneSpaceRepository, run_sql
 from db.core import binary
 from db.core.binary import Vector
 from db.schema.tables import DIMENSIONS
 
-_LABEL: Final = "coalesce(f.label, CASE WHEN f.is_correct THEN p.label END)"
+# The right label by the feedback `f` on the prediction `p`.
+LABEL: Final[LiteralString] = "coalesce(f.label, CASE WHEN f.is_correct THEN p.label END)"
 
 _OF_TEXTS: Final[LiteralString] = """
     SELECT DISTINCT ON (p.text_id) p.text_id, {label} AS label
@@ -23,7 +22,7 @@ _OF_TEXTS: Final[LiteralString] = """
     WHERE p.text_id = ANY(CAST(:ids AS uuid[])) AND p.model = :model AND p.arm <> 'shadow'
         AND {label} IS NOT NULL
         AND (CAST(:holder AS uuid) IS NULL OR p.holder_id = CAST(:holder AS uuid))
-    ORDER BY p.text_id, f.updated_at DESC, p.id DESC""".replace("{label}", _LABEL)
+    ORDER BY p.text_id, f.updated_at DESC, p.id DESC""".replace("{label}", LABEL)
 
 _LATEST: Final[LiteralString] = """
     WITH judged AS MATERIALIZED (
@@ -35,7 +34,7 @@ _LATEST: Final[LiteralString] = """
         ORDER BY text_id, updated_at DESC, id DESC)
     SELECT l.text_id, l.label, halfvec_send(e.embedding)
     FROM last l JOIN embeddings e USING (text_id) JOIN segments s ON s.id = e.segment
-    WHERE s.space = %(space)s AND s.state <> 'retired' ORDER BY l.text_id""".replace("{label}", _LABEL)
+    WHERE s.space = %(space)s AND s.state <> 'retired' ORDER BY l.text_id""".replace("{label}", LABEL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,12 +46,8 @@ class LabelledText:
     label: str
 
 
-class LabelRepository:
+class LabelRepository(OneSpaceRepository):
     """The latest feedback on a text that tells a label counts, by any holder."""
-
-    def __init__(self, database: Database, *, space: str) -> None:
-        self._database = database
-        self._space = space
 
     async def of_texts(
         self, text_ids: Sequence[UUID], *, model: str, holder: UUID | None = None
@@ -60,18 +55,13 @@ class LabelRepository:
         """Return the right label of each text that has one by feedback on this model's predictions."""
         if not text_ids:
             return {}
-        parameters = {"ids": list(text_ids), "model": model, "holder": holder}
         async with self._database.begin() as connection:
-            rows = await connection.execute(text(_OF_TEXTS), parameters)
+            rows = await run_sql(connection, _OF_TEXTS, ids=list(text_ids), model=model, holder=holder)
             return {row.text_id: row.label for row in rows}
 
     async def latest(self, model: str, *, most: int) -> Sequence[LabelledText]:
         """Return the texts that the feedback on the `most` latest judged predictions labels."""
-        async with self._database.search() as connection:
-            cursor = await connection.execute(
-                _LATEST, {"model": model, "most": most, "space": self._space}, binary=True
-            )
-            rows = await cursor.fetchall()
+        rows = await self._search(_LATEST, {"model": model, "most": most, "space": self._space})
         vectors = binary.decode_vectors([row[2] for row in rows], dimensions=DIMENSIONS)
         return [
             LabelledText(text_id=row[0], vector=vector, label=row[1])

@@ -5,17 +5,19 @@ Never writes. The results hold texts, so they stay in this process.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, LiteralString
 from uuid import UUID, uuid4
 
 import numpy as np
 
-from db.connection.engine import Database
+from db.analytics.labels import LABEL
+from db.connection.repository import OneSpaceRepository
 from db.core.binary import Vector
 from db.core.cipher import text_location
+from db.embeddings.vectors import VECTOR_OF
 
 # Ids of texts are keyed hashes, so the texts that follow a random id are a random sample, read from the index.
-_SAMPLE: Final = """
+_SAMPLE: Final[LiteralString] = """
     WITH drawn AS MATERIALIZED (
         SELECT id FROM (
             (SELECT id FROM text_inputs WHERE id >= %(start)s ORDER BY id LIMIT %(size)s)
@@ -30,21 +32,17 @@ _SAMPLE: Final = """
     SELECT t.id, t.content, e.embedding::real[], champion.label, f.label, f.text_id IS NOT NULL, t.sealed
     FROM chosen
     JOIN text_inputs t USING (id)
-    JOIN LATERAL (
-        SELECT embedding FROM embeddings e JOIN segments s ON s.id = e.segment
-        WHERE e.text_id = t.id AND s.space = %(space)s LIMIT 1
-    ) e ON true
+    JOIN LATERAL {vector} ON true
     LEFT JOIN LATERAL (
         SELECT p.label FROM predictions p
         WHERE p.text_id = t.id AND p.model = %(model)s AND p.arm = 'champion' ORDER BY p.id DESC LIMIT 1
     ) champion ON true
     LEFT JOIN LATERAL (
-        SELECT p.text_id, coalesce(f.label, CASE WHEN f.is_correct THEN p.label END) AS label
+        SELECT p.text_id, {label} AS label
         FROM predictions p JOIN feedback f ON f.prediction_id = p.id
         WHERE p.text_id = t.id AND p.model = %(model)s ORDER BY f.updated_at DESC, p.id DESC LIMIT 1
     ) f ON true
-    ORDER BY t.id
-"""
+    ORDER BY t.id""".replace("{vector}", VECTOR_OF.replace("{text}", "t.id")).replace("{label}", LABEL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,34 +61,22 @@ class StoredText:
     judged: bool
 
 
-class ReplayRepository:
+class ReplayRepository(OneSpaceRepository):
     """The size of a sample bounds its cost, however many texts are stored."""
-
-    def __init__(self, database: Database, *, space: str) -> None:
-        self._database = database
-        self._space = space
 
     async def sample(
         self, model: str, *, size: int, judged: int, start: UUID | None = None
     ) -> Sequence[StoredText]:
         """Return up to `size` random texts and those of the latest `judged` feedbacks; equal `start`, equal texts."""
-        parameters = {
-            "start": start or uuid4(),
-            "size": size,
-            "judged": judged,
-            "model": model,
-            "space": self._space,
-        }
-        async with self._database.search() as connection:
-            cursor = await connection.execute(_SAMPLE, parameters, binary=True)
-            return [
-                StoredText(
-                    text_id=row[0],
-                    text=self._database.cipher.read(text_location(row[0]), row[1], row[6]),
-                    vector=np.array(row[2], np.float32),
-                    label=row[3],
-                    corrected=row[4],
-                    judged=row[5],
-                )
-                for row in await cursor.fetchall()
-            ]
+        parameters = {"start": start or uuid4(), "size": size, "judged": judged, "model": model}
+        return [
+            StoredText(
+                text_id=row[0],
+                text=self._database.cipher.read(text_location(row[0]), row[1], row[6]),
+                vector=np.array(row[2], np.float32),
+                label=row[3],
+                corrected=row[4],
+                judged=row[5],
+            )
+            for row in await self._search(_SAMPLE, parameters | {"space": self._space})
+        ]

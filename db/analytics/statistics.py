@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, LiteralString, TypeAlias
 
-from sqlalchemy import Row, text
+from sqlalchemy import Row
 
-from db.connection.engine import Database
+from db.connection.repository import Repository, run_sql
 from db.core.ids import uuid7_floor
 from db.models.evaluations import STALE_SECONDS
 
@@ -124,20 +124,17 @@ _REFERENCE: Final[LiteralString] = _COUNTED.replace(
 )
 
 
-class StatisticsRepository:
+class StatisticsRepository(Repository):
     """Reads statistics, which are the same in every process."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def collect(self) -> Statistics:
         """Return the numbers of segments, evaluations and judgements."""
         async with self._database.begin() as connection:
             await connection.exec_driver_sql("SET TRANSACTION READ ONLY")
-            segments = await connection.execute(text(_SEGMENTS), {"counted": OPEN_ROWS_COUNTED})
+            segments = await run_sql(connection, _SEGMENTS, counted=OPEN_ROWS_COUNTED)
             by_state = [SegmentCounts(**row._mapping) for row in segments]
-            evaluations = (await connection.execute(text(_EVALUATIONS), {"stale": STALE_SECONDS})).one()
-            judged = await connection.execute(text(_JUDGED), {"judged": JUDGED})
+            evaluations = (await run_sql(connection, _EVALUATIONS, stale=STALE_SECONDS)).one()
+            judged = await run_sql(connection, _JUDGED, judged=JUDGED)
             return Statistics(
                 segments=by_state,
                 evaluations={"running": evaluations.running, "waiting": evaluations.waiting},
@@ -157,12 +154,9 @@ class StatisticsRepository:
         floor = uuid7_floor(since)
         async with self._database.begin() as connection:
             await connection.exec_driver_sql("SET TRANSACTION READ ONLY")
-            recent = await connection.execute(text(_RECENT), {"since": floor, "most": RECENT})
-            recent_answers = _distributions(recent)
-            reference = await connection.execute(
-                text(_REFERENCE), {"picks": picks, "until": floor, "most": _PICKED}
-            )
-            return Distributions(recent=recent_answers, reference=_distributions(reference))
+            recent = _distributions(await run_sql(connection, _RECENT, since=floor, most=RECENT))
+            rows = await run_sql(connection, _REFERENCE, picks=picks, until=floor, most=_PICKED)
+            return Distributions(recent=recent, reference=_distributions(rows))
 
 
 def _distributions(rows: Iterable[Row[Any]]) -> dict[Version, AnswerDistribution]:

@@ -9,13 +9,13 @@ from datetime import datetime
 from typing import Final, LiteralString
 from uuid import UUID
 
-from sqlalchemy import text
-
 from db.connection.engine import Database
+from db.connection.repository import OneSpaceRepository, run_sql
 from db.core import binary
 from db.core.binary import Vector
 from db.core.cipher import text_location
 from db.core.ids import uuid7_floor
+from db.embeddings.vectors import VECTOR_OF
 from db.schema.tables import DIMENSIONS
 
 # A window is cut into 100 equal slices, and the first 200 predictions of each are read.
@@ -40,13 +40,11 @@ _SAMPLE: Final[LiteralString] = """
     FROM chosen c
     JOIN predictions p ON p.id = c.id
     JOIN text_inputs t ON t.id = c.text_id
-    JOIN LATERAL (
-        SELECT embedding FROM embeddings e JOIN segments s ON s.id = e.segment
-        WHERE e.text_id = c.text_id AND s.space = %(space)s LIMIT 1) e ON true
+    JOIN LATERAL {vector} ON true
     LEFT JOIN LATERAL (
         SELECT o.text_id FROM predictions o JOIN feedback f ON f.prediction_id = o.id
         WHERE o.text_id = c.text_id AND o.model = %(model)s LIMIT 1) judged ON true
-    ORDER BY c.id"""
+    ORDER BY c.id""".replace("{vector}", VECTOR_OF.replace("{text}", "c.text_id"))
 
 _JUDGED: Final[LiteralString] = """
     SELECT DISTINCT ON (f.prediction_id) p.text_id, p.version, f.is_correct
@@ -91,15 +89,14 @@ class JudgedPrediction:
     is_correct: bool
 
 
-class WindowRepository:
+class WindowRepository(OneSpaceRepository):
     """Samples are random by text and equal for equal seeds.
 
     Each of the window's `slices` is represented by its first `picked` predictions.
     """
 
     def __init__(self, database: Database, *, space: str, slices: int = SLICES, picked: int = PICKED) -> None:
-        self._database = database
-        self._space = space
+        super().__init__(database, space=space)
         self._slices = slices
         self._picked = picked
 
@@ -119,9 +116,7 @@ class WindowRepository:
             "seed": seed,
             "size": size,
         }
-        async with self._database.search() as connection:
-            cursor = await connection.execute(_SAMPLE, parameters, binary=True)
-            rows = await cursor.fetchall()
+        rows = await self._search(_SAMPLE, parameters)
         vectors = binary.decode_vectors([row[8] for row in rows], dimensions=DIMENSIONS)
         return [
             SampledText(
@@ -144,12 +139,9 @@ class WindowRepository:
         """Return the judged predictions of these texts in the window."""
         if not text_ids or window.since >= window.until:
             return []
-        parameters = {
-            "ids": list(text_ids),
-            "model": model,
-            "since": uuid7_floor(window.since),
-            "until": uuid7_floor(window.until),
-        }
+        since, until = uuid7_floor(window.since), uuid7_floor(window.until)
         async with self._database.read() as connection:
-            rows = await connection.execute(text(_JUDGED), parameters)
+            rows = await run_sql(
+                connection, _JUDGED, ids=list(text_ids), model=model, since=since, until=until
+            )
             return [JudgedPrediction(**row._mapping) for row in rows]

@@ -55,9 +55,7 @@ class BackupWriter:
     """A backup file that only its owner can read.
 
     It gets its name only when it is complete and on disk.
-
-    Raises:
-        BackupUnwritable: a file with this name exists, or its folder doesn't.
+    Raises BackupUnwritable if a file with this name exists, or its folder doesn't.
     """
 
     def __init__(self, target: Path) -> None:
@@ -168,11 +166,7 @@ class Backup:
         self._file.close()
 
     def check(self) -> None:
-        """Read everything once.
-
-        Raises:
-            BackupDamaged: a file differs from the manifest; the message names it.
-        """
+        """Read everything once. Raises BackupDamaged, naming the file, if one differs from the manifest."""
         known = {*self.manifest.files, MANIFEST, _DIGEST_FILE}
         if strange := sorted(self._entries.keys() - known):
             raise BackupDamaged(f"{self.path} is damaged: {strange[0]} isn't in its manifest")

@@ -47,8 +47,7 @@ def load(url: str, file: Path) -> None:
 def run_tool(name: str, arguments: list[str], url: str, *, tail: bool = False) -> None:
     """Run a tool of PostgreSQL on a database; with `tail`, `arguments` come last on its command line.
 
-    Raises:
-        BackupFailed: it failed; the message is its last line.
+    Raises BackupFailed with its last line if it fails.
     """
     parameters = conninfo_to_dict(conninfo(url))
     environment = clean_environment()

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, LiteralString, TypeAlias
 
 import psycopg
 from psycopg import sql
@@ -21,7 +21,6 @@ from db.core.ids import fingerprint
 from db.core.urls import check_server, conninfo
 from db.errors import ForeignInstallation, ForeignTextKeys, translate_driver_errors
 from db.schema import revisions
-from db.schema.text_keys import INSERT_TEXT_KEY
 
 PsycopgConnection: TypeAlias = psycopg.AsyncConnection[TupleRow]
 ConnectionObserver: TypeAlias = Callable[[str], AbstractContextManager[object]]
@@ -43,6 +42,9 @@ class Limits:
 
 
 _PREPARE_AFTER = 2
+INSERT_TEXT_KEY: Final[LiteralString] = (
+    "INSERT INTO text_keys (id, fingerprint) VALUES (:id, :fingerprint) ON CONFLICT DO NOTHING"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -339,9 +341,8 @@ class Database:
     async def _check_text_keys(self, connection: AsyncConnection) -> None:
         given, sealing_key = self.cipher.fingerprints, self.cipher.sealing_key
         if sealing_key is not None:
-            await connection.execute(
-                text(INSERT_TEXT_KEY), {"id": sealing_key, "fingerprint": given[sealing_key]}
-            )
+            own = {"id": sealing_key, "fingerprint": given[sealing_key]}
+            await connection.execute(text(INSERT_TEXT_KEY), own)
         for row in await connection.exec_driver_sql("SELECT id, fingerprint FROM text_keys ORDER BY id"):
             if row.id not in given:
                 raise ForeignTextKeys(

@@ -89,8 +89,7 @@ def encode_integers(values: Sequence[int]) -> BinaryParameter:
 def encode_halfvecs(values: Sequence[bytes], *, dimensions: int, oid: int) -> BinaryParameter:
     """Return a halfvec[] of vectors of little-endian float16; `oid` is the type's number in this database.
 
-    Raises:
-        ValueError: a vector has another number of dimensions.
+    Raises ValueError if a vector has another number of dimensions.
     """
     size = 2 * dimensions
     if any(len(value) != size for value in values):

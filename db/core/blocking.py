@@ -19,8 +19,7 @@ def connect(
 ) -> Iterator[BlockingConnection]:
     """Yield a connection that prepares nothing, so that a transaction pooler may be in between.
 
-    Raises:
-        DatabaseError: any error of the driver, with the message of a failed connection.
+    Raises any error of the driver as a DatabaseError, with the message of a failed connection.
     """
     with (
         translate_driver_errors(detailed=True),

@@ -52,8 +52,7 @@ class Cipher:
     def parse(cls, setting: str) -> Self:
         """Return the cipher of `id:base64,id:base64,…`, keys of 32 bytes; after a leading `plain` it seals nothing.
 
-        Raises:
-            BadTextKeys: the setting has another form.
+        Raises BadTextKeys if the setting has another form.
         """
         parts = [part.strip() for part in setting.split(",")] if setting.strip() else []
         seals = parts[:1] != [PLAIN]
@@ -89,8 +88,7 @@ class Cipher:
     def open(self, location: str, sealed: bytes) -> bytes:
         """Return the value that was sealed for this location.
 
-        Raises:
-            Unreadable: the key is missing, or the value was changed or moved here.
+        Raises Unreadable if the key is missing, or the value was changed or moved here.
         """
         where = location.partition("\0")[0]
         if len(sealed) < 2 or sealed[0] != _FORM:
@@ -133,11 +131,7 @@ def answer_location(holder_id: UUID, route: str, key: str) -> str:
 
 
 def generate_text_key(key_id: str) -> str:
-    """Return a new key in the setting's form, `id:base64`.
-
-    Raises:
-        BadTextKeys: the id is malformed.
-    """
+    """Return a new key in the setting's form, `id:base64`. Raises BadTextKeys if the id is malformed."""
     _require_id(key_id, "a key's id")
     return f"{key_id}:{base64.b64encode(os.urandom(_KEY_BYTES)).decode()}"
 

@@ -1,13 +1,31 @@
-"""Cursors of keyset pages, opaque to clients: each names the last row of its page. Never reads a table."""
+"""Keyset pages and their opaque cursors. Never reads a table."""
 
 import base64
 import binascii
-from typing import Final
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
 from uuid import UUID
 
 from db.errors import Rejected
 
 _NO_CURSOR: Final = "the cursor isn't one that an earlier page gave: leave it out to start anew"
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page(Generic[Item]):
+    """Some values, newest first, and the cursor of the page after them."""
+
+    items: tuple[Item, ...]
+    next_cursor: str | None
+
+
+def cut_page(values: Sequence[Item], limit: int, cursor_of: Callable[[Item], str]) -> Page[Item]:
+    """Return a page of `limit` values; one value more shows that there is another page."""
+    items = tuple(values[:limit])
+    return Page(items=items, next_cursor=cursor_of(items[-1]) if len(values) > limit else None)
 
 
 def encode_row_id(row_id: int) -> str:
@@ -16,11 +34,7 @@ def encode_row_id(row_id: int) -> str:
 
 
 def decode_row_id(cursor: str) -> int:
-    """Return the id of the row that the page before ended with.
-
-    Raises:
-        Rejected: no page gave this cursor.
-    """
+    """Return the id of the row that the page before ended with. Raises Rejected if no page gave this cursor."""
     if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 18:
         raise Rejected(_NO_CURSOR)
     return int(cursor)
@@ -34,8 +48,7 @@ def encode_uuid(row_id: UUID) -> str:
 def decode_uuid(cursor: str) -> UUID:
     """Return the UUID of the row that the page before ended with.
 
-    Raises:
-        Rejected: no page gave this cursor.
+    Raises Rejected if no page gave this cursor.
     """
     try:
         return UUID(bytes=base64.b64decode(f"{cursor}==", altchars=b"-_", validate=True))

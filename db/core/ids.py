@@ -42,11 +42,7 @@ class Uuid7Clock:
             self._end = _milliseconds(end) * _TICKS
 
     def next(self) -> UUID:
-        """Return the next id.
-
-        Raises:
-            ClockBeyondPartitions: the clock has passed the last partition.
-        """
+        """Return the next id. Raises ClockBeyondPartitions if the clock has passed the last partition."""
         milliseconds, rest = divmod(self._now_ns(), 1_000_000)
         now = milliseconds * _TICKS + rest * _TICKS // 1_000_000
         with self._lock:

@@ -13,8 +13,7 @@ OLDEST_PGVECTOR = (0, 8, 3)
 def conninfo(url: str) -> str:
     """Return the URL in libpq's spelling, from any of the usual spellings.
 
-    Raises:
-        ValueError: it isn't a PostgreSQL URL; the message quotes nothing, because the URL may hold a password.
+    Raises ValueError if it isn't a PostgreSQL URL; the message quotes nothing, because the URL may hold a password.
     """
     scheme, separator, rest = url.partition("://")
     if not separator or scheme.split("+")[0] not in ("postgres", "postgresql"):

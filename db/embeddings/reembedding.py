@@ -6,10 +6,10 @@ A text gets its vector once, even if another process stores or erases it meanwhi
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, LiteralString
+from typing import Any, Final, LiteralString
 from uuid import UUID
 
-from db.connection.engine import Database
+from db.connection.repository import OneSpaceRepository
 from db.core import binary
 from db.core.cipher import text_location
 from db.core.ids import uuid7_floor
@@ -59,41 +59,31 @@ class TextPage:
     last: UUID | None
 
 
-class ReembeddingRepository:
+class ReembeddingRepository(OneSpaceRepository):
     """The texts of one space; safe with concurrent writers, erasures and other workers on the same space."""
-
-    def __init__(self, database: Database, *, space: str) -> None:
-        self._database = database
-        self._space = space
 
     async def read_page(self, after: UUID = NIL_ID, *, limit: int) -> TextPage:
         """Read the `limit` texts after an id."""
-        values = {"space": self._space, "after": after, "limit": limit}
-        async with self._database.hot_read() as connection:
-            rows = await (await connection.execute(_PAGE, values)).fetchall()
+        rows = await self._read(_PAGE, after=after, limit=limit)
         return TextPage(
             lacking=[row[0] for row in rows if row[1]], last=rows[-1][0] if len(rows) == limit else None
         )
 
     async def list_recent(self, since: datetime, *, limit: int) -> Sequence[UUID]:
         """Return texts without a vector that have a prediction since then."""
-        values = {"space": self._space, "since": uuid7_floor(since), "nobody": NIL_ID, "limit": limit}
-        async with self._database.hot_read() as connection:
-            return [row[0] for row in await (await connection.execute(_RECENT, values)).fetchall()]
+        rows = await self._read(_RECENT, since=uuid7_floor(since), nobody=NIL_ID, limit=limit)
+        return [row[0] for row in rows]
 
     async def read_contents(self, ids: Sequence[UUID]) -> Sequence[tuple[UUID, str]]:
         """Return id and content of those texts that still exist and still lack a vector, by id."""
-        values = {"space": self._space, "ids": binary.encode_uuids(ids)}
-        async with self._database.hot_read() as connection:
-            rows = await (await connection.execute(_CONTENTS, values)).fetchall()
+        rows = await self._read(_CONTENTS, ids=binary.encode_uuids(ids))
         read = self._database.cipher.read
         return sorted((row[0], read(text_location(row[0]), row[1], row[2])) for row in rows)
 
     async def add_vectors(self, ids: Sequence[UUID], vectors: Sequence[bytes]) -> int:
         """Store vectors of texts, as little-endian float16; return how many texts existed and had none.
 
-        Raises:
-            Conflict: the space is leaving.
+        Raises Conflict if the space is leaving.
         """
         values = {
             "space": self._space,
@@ -114,3 +104,8 @@ class ReembeddingRepository:
             async with self._database.hot_write() as connection:
                 row = await (await connection.execute(_REMOVE, values)).fetchone()
         return None if row is None else row[0]
+
+    async def _read(self, statement: LiteralString, **values: Any) -> list[tuple[Any, ...]]:
+        async with self._database.hot_read() as connection:
+            cursor = await connection.execute(statement, {"space": self._space, **values})
+            return await cursor.fetchall()

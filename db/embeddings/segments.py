@@ -8,10 +8,10 @@ role needs to own none.
 from typing import Final, LiteralString
 
 from psycopg import sql
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.connection.engine import Database
+from db.connection.repository import run_sql
 
 ROWS: Final = 50_000
 M: Final = 16
@@ -63,18 +63,17 @@ class Segments:
             segment = await self._find(connection, "open")
             if segment is None:
                 return await self._add(connection)
-            counted = await connection.execute(
-                text("SELECT count(*) FROM embeddings WHERE segment = :segment"), {"segment": segment}
+            counted = await run_sql(
+                connection, "SELECT count(*) FROM embeddings WHERE segment = :segment", segment=segment
             )
             rows = int(counted.scalar_one())
             if rows < limit:
                 return None
-            await connection.execute(
-                text(
-                    "UPDATE segments SET state = 'closed', rows = :rows, closed_at = now() "
-                    "WHERE id = :segment"
-                ),
-                {"rows": rows, "segment": segment},
+            await run_sql(
+                connection,
+                "UPDATE segments SET state = 'closed', rows = :rows, closed_at = now() WHERE id = :segment",
+                rows=rows,
+                segment=segment,
             )
             return await self._add(connection)
 
@@ -83,14 +82,13 @@ class Segments:
 
         It first waits for writers that saw the segment open: after a merge their vectors would be in no searched
         segment. `timeout`: seconds to wait for them, while other statements queue behind it.
-
-        Raises:
-            Unavailable: the time ran out; try later.
+        Raises Unavailable if the time ran out; try later.
         """
         async with self._database.begin() as connection:
-            result = await connection.execute(
-                text("SELECT id FROM segments WHERE space = :space AND state = 'closed' ORDER BY id LIMIT 1"),
-                {"space": self._space},
+            result = await run_sql(
+                connection,
+                "SELECT id FROM segments WHERE space = :space AND state = 'closed' ORDER BY id LIMIT 1",
+                space=self._space,
             )
             segment: int | None = result.scalar_one_or_none()
             if segment is None:
@@ -101,9 +99,10 @@ class Segments:
         async with self._database.begin() as connection:
             if not await _try_lock(connection, _INDEX_LOCK):
                 return None
-            result = await connection.execute(
-                text("SELECT rows FROM segments WHERE id = :segment AND state = 'closed'"),
-                {"segment": segment},
+            result = await run_sql(
+                connection,
+                "SELECT rows FROM segments WHERE id = :segment AND state = 'closed'",
+                segment=segment,
             )
             rows: int | None = result.scalar_one_or_none()
             if rows is None:
@@ -122,25 +121,24 @@ class Segments:
         """
         sizes = {"space": self._space, "fan_in": fan_in, "most": memory // _BYTES_A_ROW}
         async with self._database.begin() as connection:
-            if (await connection.execute(text(_MERGEABLE), sizes)).one_or_none() is None:
+            if (await run_sql(connection, _MERGEABLE, **sizes)).one_or_none() is None:
                 return None
             await self._reserve(connection)
         async with self._database.begin() as connection:
             if not await _try_lock(connection, _MERGE_LOCK):
                 return None
             merged = await self._find(connection, "merging")
-            old: list[int] | None = (await connection.execute(text(_MERGEABLE), sizes)).scalar_one_or_none()
+            old: list[int] | None = (await run_sql(connection, _MERGEABLE, **sizes)).scalar_one_or_none()
             if merged is None or old is None:
                 return None
             rows = await _copy(connection, old, merged)
             await _index(connection, merged, rows)
             await _catch_up(connection, old, merged)
             await _attach(connection, merged)
-            await connection.execute(
-                text(
-                    "UPDATE segments SET state = 'retired', retired_at = clock_timestamp() WHERE id = ANY(:old)"
-                ),
-                {"old": old},
+            await run_sql(
+                connection,
+                "UPDATE segments SET state = 'retired', retired_at = clock_timestamp() WHERE id = ANY(:old)",
+                old=old,
             )
             await self._mark_indexed(connection, merged)
             return merged
@@ -150,25 +148,23 @@ class Segments:
 
         `grace`: least seconds since its retirement, so that the searches that read it have ended. `timeout`: seconds
         to wait for the table, while other statements queue behind it.
-
-        Raises:
-            Unavailable: the time ran out; try later.
+        Raises Unavailable if the time ran out; try later.
         """
         async with self._database.begin() as connection:
             if not await _try_lock(connection, _MERGE_LOCK):
                 return None
-            result = await connection.execute(
-                text(
-                    "DELETE FROM segments WHERE id = (SELECT id FROM segments WHERE space = :space "
-                    "AND state = 'retired' AND retired_at <= now() - make_interval(secs => :grace) "
-                    "ORDER BY id LIMIT 1) RETURNING id"
-                ),
-                {"space": self._space, "grace": grace},
+            result = await run_sql(
+                connection,
+                "DELETE FROM segments WHERE id = (SELECT id FROM segments WHERE space = :space "
+                "AND state = 'retired' AND retired_at <= now() - make_interval(secs => :grace) "
+                "ORDER BY id LIMIT 1) RETURNING id",
+                space=self._space,
+                grace=grace,
             )
             segment: int | None = result.scalar_one_or_none()
             if segment is not None:
                 await _set_lock_timeout(connection, timeout)
-                await connection.execute(text("SELECT drop_segment(:segment)"), {"segment": segment})
+                await run_sql(connection, "SELECT drop_segment(:segment)", segment=segment)
             return segment
 
     async def retire(self) -> int:
@@ -178,29 +174,23 @@ class Segments:
             for lock in (_LOCK, _INDEX_LOCK, _MERGE_LOCK):
                 if not await _try_lock(connection, lock):
                     return 0
-            await connection.execute(
-                text("DELETE FROM segments WHERE space = :space AND state = 'merging'"),
-                {"space": self._space},
-            )
-            retired = await connection.execute(
-                text(
-                    "UPDATE segments SET state = 'retired', retired_at = clock_timestamp() "
-                    "WHERE space = :space AND state <> 'retired'"
-                ),
-                {"space": self._space},
+            statement: LiteralString = "DELETE FROM segments WHERE space = :space AND state = 'merging'"
+            await run_sql(connection, statement, space=self._space)
+            retired = await run_sql(
+                connection,
+                "UPDATE segments SET state = 'retired', retired_at = clock_timestamp() "
+                "WHERE space = :space AND state <> 'retired'",
+                space=self._space,
             )
             return retired.rowcount
 
     async def _find(self, connection: AsyncConnection, state: str) -> int | None:
-        result = await connection.execute(
-            text("SELECT id FROM segments WHERE space = :space AND state = :state"),
-            {"space": self._space, "state": state},
-        )
-        return result.scalar_one_or_none()
+        statement: LiteralString = "SELECT id FROM segments WHERE space = :space AND state = :state"
+        return (await run_sql(connection, statement, space=self._space, state=state)).scalar_one_or_none()
 
     async def _add(self, connection: AsyncConnection) -> int:
         segment = await _next_id(connection)
-        await connection.execute(text("SELECT make_segment(:segment)"), {"segment": segment})
+        await run_sql(connection, "SELECT make_segment(:segment)", segment=segment)
         await _attach(connection, segment)
         await self._register(connection, segment, "open")
         return segment
@@ -212,19 +202,16 @@ class Segments:
             await self._register(connection, await _next_id(connection), "merging")
 
     async def _mark_indexed(self, connection: AsyncConnection, segment: int) -> None:
-        await connection.execute(
-            text(
-                "UPDATE segments SET state = 'indexed', indexed_at = clock_timestamp(), "
-                "rows = (SELECT count(*) FROM embeddings WHERE segment = :segment) WHERE id = :segment"
-            ),
-            {"segment": segment},
+        await run_sql(
+            connection,
+            "UPDATE segments SET state = 'indexed', indexed_at = clock_timestamp(), "
+            "rows = (SELECT count(*) FROM embeddings WHERE segment = :segment) WHERE id = :segment",
+            segment=segment,
         )
 
     async def _register(self, connection: AsyncConnection, segment: int, state: str) -> None:
-        await connection.execute(
-            text("INSERT INTO segments (id, space, state) VALUES (:id, :space, :state)"),
-            {"id": segment, "space": self._space, "state": state},
-        )
+        statement: LiteralString = "INSERT INTO segments (id, space, state) VALUES (:id, :space, :state)"
+        await run_sql(connection, statement, id=segment, space=self._space, state=state)
 
 
 async def prevent_moves(connection: AsyncConnection) -> None:
@@ -242,7 +229,7 @@ async def _next_id(connection: AsyncConnection) -> int:
 
 async def _copy(connection: AsyncConnection, old: list[int], merged: int) -> int:
     """Copy the old segments' rows into a new table; return how many."""
-    await connection.execute(text("SELECT make_segment(:segment)"), {"segment": merged})
+    await run_sql(connection, "SELECT make_segment(:segment)", segment=merged)
     await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
     copied = await _run(
         connection,
@@ -251,7 +238,7 @@ async def _copy(connection: AsyncConnection, old: list[int], merged: int) -> int
         merged,
         old,
     )
-    await connection.execute(text("SELECT key_segment(:segment)"), {"segment": merged})
+    await run_sql(connection, "SELECT key_segment(:segment)", segment=merged)
     return copied
 
 
@@ -281,18 +268,17 @@ async def _index(connection: AsyncConnection, segment: int, rows: int) -> None:
     await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
     # A graph that doesn't fit in memory takes ten times as long to build.
     memory = max(_LEAST_MEMORY, rows * _BYTES_A_ROW) >> 10
-    await connection.execute(
-        text("SELECT set_config('maintenance_work_mem', :memory, true)"), {"memory": f"{memory}kB"}
+    await run_sql(
+        connection, "SELECT set_config('maintenance_work_mem', :memory, true)", memory=f"{memory}kB"
     )
-    neighbours = M_LARGE if rows > LARGE_ROWS else M
-    await connection.execute(
-        text("SELECT index_segment(:segment, :m, :ef)"),
-        {"segment": segment, "m": neighbours, "ef": EF_CONSTRUCTION},
+    m = M_LARGE if rows > LARGE_ROWS else M
+    await run_sql(
+        connection, "SELECT index_segment(:segment, :m, :ef)", segment=segment, m=m, ef=EF_CONSTRUCTION
     )
 
 
 async def _attach(connection: AsyncConnection, segment: int) -> None:
-    await connection.execute(text("SELECT attach_segment(:segment)"), {"segment": segment})
+    await run_sql(connection, "SELECT attach_segment(:segment)", segment=segment)
 
 
 async def _run(
@@ -300,7 +286,7 @@ async def _run(
 ) -> int:
     """Run a statement on a segment's table, whose name can't be a parameter; return how many rows it changed."""
     composed = sql.SQL(statement).format(
-        table=sql.Identifier(_table(segment)),
+        table=sql.Identifier(f"embeddings_{segment}"),
         segment=sql.Literal(segment),
         old=sql.Literal(old or []),
     )
@@ -308,15 +294,10 @@ async def _run(
 
 
 async def _set_lock_timeout(connection: AsyncConnection, seconds: float) -> None:
-    await connection.execute(
-        text("SELECT set_config('lock_timeout', :wait, true)"), {"wait": f"{round(seconds * 1000)}"}
-    )
+    wait = f"{round(seconds * 1000)}"
+    await run_sql(connection, "SELECT set_config('lock_timeout', :wait, true)", wait=wait)
 
 
 async def _try_lock(connection: AsyncConnection, number: int) -> bool:
     result = await connection.exec_driver_sql("SELECT pg_try_advisory_xact_lock(%s)", (number,))
     return bool(result.scalar_one())
-
-
-def _table(segment: int) -> str:
-    return f"embeddings_{segment}"

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.accounts import audit
-from db.connection.engine import Database
+from db.connection.repository import Repository, run_sql
 from db.core.ids import uuid7_floor
 from db.errors import Conflict, NotFound
 from db.schema.tables import NIL_ID
@@ -68,26 +68,22 @@ class Space:
     reason: str | None
 
 
-class SpaceRepository:
+class SpaceRepository(Repository):
     """At most one space is live, and exactly one after `ensure_live`.
 
     `begin`, `switch` and `leave` each run in one transaction, which also writes the audit log.
     """
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def ensure_live(self, name: str) -> str:
         """Return the live space; make it `name` in a database that has none yet."""
         if (live := await self.live()) is not None:
             return live
         async with self._exclusive() as connection:
-            await connection.execute(
-                text(
-                    "INSERT INTO spaces (name, state, live_at) SELECT :name, 'live', now() "
-                    "WHERE NOT EXISTS (SELECT FROM spaces WHERE state = 'live') ON CONFLICT DO NOTHING"
-                ),
-                {"name": name},
+            await run_sql(
+                connection,
+                "INSERT INTO spaces (name, state, live_at) SELECT :name, 'live', now() "
+                "WHERE NOT EXISTS (SELECT FROM spaces WHERE state = 'live') ON CONFLICT DO NOTHING",
+                name=name,
             )
         return await self.live() or name
 
@@ -117,8 +113,7 @@ class SpaceRepository:
     async def begin(self, name: str, *, actor: UUID | None) -> None:
         """Begin to build a space in addition to the live one; do nothing if that has begun already.
 
-        Raises:
-            Conflict: it is live or leaving, or there is a third space.
+        Raises Conflict if it is live or leaving, or there is a third space.
         """
         async with self._exclusive() as connection:
             states = await _states(connection)
@@ -131,8 +126,8 @@ class SpaceRepository:
                     raise Conflict(f"the space {name!r} is being removed: try again once it is gone")
             if other := next((each for each, state in states.items() if state is not SpaceState.LIVE), None):
                 raise Conflict(f"the space {other!r} exists in addition to the live one: remove it first")
-            await connection.execute(
-                text("INSERT INTO spaces (name, state) VALUES (:name, 'building')"), {"name": name}
+            await run_sql(
+                connection, "INSERT INTO spaces (name, state) VALUES (:name, 'building')", name=name
             )
             await audit.append(connection, actor=actor, action="space.begin", subject=name)
 
@@ -151,44 +146,37 @@ class SpaceRepository:
                 raise Conflict(f"the space {name!r} is being removed")
             # A scan of all texts, which no index avoids.
             await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
-            counted = await connection.execute(
-                text(_LACKING), {"name": name, "nobody": NIL_ID, "fresh": FRESH_SECONDS}
-            )
+            counted = await run_sql(connection, _LACKING, name=name, nobody=NIL_ID, fresh=FRESH_SECONDS)
             if lacking := int(counted.scalar_one()):
                 raise Conflict(
                     f"{lacking} texts have no vector of the space {name!r} yet: switch once it is whole"
                 )
-            before = (
-                await connection.exec_driver_sql(
-                    "UPDATE spaces SET state = 'whole' WHERE state = 'live' RETURNING name"
-                )
-            ).scalar_one_or_none()
-            await connection.execute(
-                text("UPDATE spaces SET state = 'live', live_at = clock_timestamp() WHERE name = :name"),
-                {"name": name},
+            replaced = await run_sql(
+                connection, "UPDATE spaces SET state = 'whole' WHERE state = 'live' RETURNING name"
             )
-            await audit.append(
-                connection, actor=actor, action="space.switch", subject=name, detail={"before": before}
+            detail = {"before": replaced.scalar_one_or_none()}
+            await run_sql(
+                connection,
+                "UPDATE spaces SET state = 'live', live_at = clock_timestamp() WHERE name = :name",
+                name=name,
             )
+            await audit.append(connection, actor=actor, action="space.switch", subject=name, detail=detail)
 
     async def is_caught_up(self, name: str, *, within: float = 2.0) -> bool:
         """Return whether the live space has all texts since its switch, except those of the last `within` seconds."""
         async with self._database.begin() as connection:
-            result = await connection.execute(
-                text("SELECT live_at, clock_timestamp() AS now FROM spaces WHERE name = :name"),
-                {"name": name},
+            switched = await run_sql(
+                connection,
+                "SELECT live_at, clock_timestamp() AS now FROM spaces WHERE name = :name",
+                name=name,
             )
-            row = result.one_or_none()
+            row = switched.one_or_none()
             if row is None or row.live_at is None:
                 return False
-            lacking = await connection.execute(
-                text(_LACKING_SINCE),
-                {
-                    "name": name,
-                    "nobody": NIL_ID,
-                    "since": uuid7_floor(row.live_at - 2 * timedelta(seconds=FRESH_SECONDS)),
-                    "until": uuid7_floor(row.now - timedelta(seconds=within)),
-                },
+            since = uuid7_floor(row.live_at - 2 * timedelta(seconds=FRESH_SECONDS))
+            until = uuid7_floor(row.now - timedelta(seconds=within))
+            lacking = await run_sql(
+                connection, _LACKING_SINCE, name=name, nobody=NIL_ID, since=since, until=until
             )
             return not lacking.scalar_one()
 
@@ -207,19 +195,17 @@ class SpaceRepository:
                 return
             if state is SpaceState.LIVE:
                 raise Conflict(f"the space {name!r} is live: switch to another one first")
-            just_live = await connection.execute(
-                text(
-                    "SELECT EXISTS (SELECT FROM spaces WHERE state = 'live' "
-                    "AND live_at > clock_timestamp() - make_interval(secs => :followed)) "
-                    "AND live_at IS NOT NULL FROM spaces WHERE name = :name"
-                ),
-                {"name": name, "followed": followed},
+            just_live = await run_sql(
+                connection,
+                "SELECT EXISTS (SELECT FROM spaces WHERE state = 'live' "
+                "AND live_at > clock_timestamp() - make_interval(secs => :followed)) "
+                "AND live_at IS NOT NULL FROM spaces WHERE name = :name",
+                name=name,
+                followed=followed,
             )
             if just_live.scalar_one():
                 raise Conflict(f"the space {name!r} was live a moment ago: remove it in a minute")
-            await connection.execute(
-                text("UPDATE spaces SET state = 'leaving' WHERE name = :name"), {"name": name}
-            )
+            await run_sql(connection, "UPDATE spaces SET state = 'leaving' WHERE name = :name", name=name)
             await audit.append(connection, actor=actor, action="space.leave", subject=name)
 
     async def mark_whole(self, name: str) -> bool:
@@ -248,19 +234,18 @@ class SpaceRepository:
         """Delete a leaving space once it has no segment and no text; return whether it is deleted."""
         async with self._exclusive() as connection:
             await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
-            gone = await connection.execute(
-                text(
-                    "DELETE FROM spaces WHERE name = :name AND state = 'leaving' "
-                    "AND NOT EXISTS (SELECT FROM segments WHERE space = :name) AND NOT EXISTS "
-                    "(SELECT FROM text_inputs WHERE spaces @> ARRAY[CAST(:name AS text)])"
-                ),
-                {"name": name},
+            gone = await run_sql(
+                connection,
+                "DELETE FROM spaces WHERE name = :name AND state = 'leaving' "
+                "AND NOT EXISTS (SELECT FROM segments WHERE space = :name) AND NOT EXISTS "
+                "(SELECT FROM text_inputs WHERE spaces @> ARRAY[CAST(:name AS text)])",
+                name=name,
             )
             return bool(gone.rowcount)
 
     async def _change(self, change: LiteralString, **values: Any) -> bool:
         async with self._database.begin() as connection:
-            return bool((await connection.execute(text(change), values)).rowcount)
+            return bool((await run_sql(connection, change, **values)).rowcount)
 
     @asynccontextmanager
     async def _exclusive(self) -> AsyncIterator[AsyncConnection]:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from db.connection.engine import Database
+from db.connection.repository import Repository, run_sql
 from db.core.ids import uuid7_floor
 
 # Ingress replicas learn of a new share within a second: the first seconds of a stage count for no stage.
@@ -116,28 +116,24 @@ FROM counted FULL JOIN met USING (stage, arm) FULL JOIN feedback_sums USING (sta
 ORDER BY stage, arm"""
 
 
-class CountRepository:
+class CountRepository(Repository):
     """Counts that follow from the stored rows alone."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def counts(self, experiment_id: UUID) -> ExperimentCounts:
         """Return all that an experiment's decision may be based on, at one moment."""
-        values = {"experiment": experiment_id, "settling": SETTLING_SECONDS}
         async with self._database.begin() as connection:
             await connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            stages = (await connection.execute(text(_STAGES), values)).all()
+            rows = await run_sql(connection, _STAGES, experiment=experiment_id, settling=SETTLING_SECONDS)
+            stages = rows.all()
             lows = [uuid7_floor(stage.low) for stage in stages]
-            counted = await connection.execute(
-                text(_COUNTS),
-                {
-                    "experiment": experiment_id,
-                    "numbers": [stage.number for stage in stages],
-                    "lows": lows,
-                    "highs": [stage.high and uuid7_floor(stage.high) for stage in stages],
-                    "floor": min(lows, default=None),
-                },
+            counted = await run_sql(
+                connection,
+                _COUNTS,
+                experiment=experiment_id,
+                numbers=[stage.number for stage in stages],
+                lows=lows,
+                highs=[stage.high and uuid7_floor(stage.high) for stage in stages],
+                floor=min(lows, default=None),
             )
             return ExperimentCounts(
                 stages=[ExperimentStage(number=stage.number, share=stage.share) for stage in stages],

@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.accounts import audit
-from db.connection.engine import Database
+from db.connection.repository import Repository
 from db.core.rows import columns_of, values_of
 from db.errors import Conflict, Duplicate, NotFound
 from db.schema import tables
@@ -37,20 +37,13 @@ class NewExperiment:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Experiment:
+class Experiment(NewExperiment):
     """A stored experiment; `stage` grows with each change of the share, `reason` says why it stopped."""
 
     id: UUID
-    model: str
-    champion: str
-    challenger: str
-    share: float
-    shadow: bool
-    salt: str
     stage: int
     state: str
     reason: str | None
-    policy: Mapping[str, Any]
     created_at: datetime
     updated_at: datetime
     stopped_at: datetime | None
@@ -86,18 +79,11 @@ _COLUMNS = columns_of(_E, Experiment)
 _DECISION = columns_of(_D, Decision)
 
 
-class ExperimentRepository:
+class ExperimentRepository(Repository):
     """One experiment of a model runs at a time; one that has stopped never changes again."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
     async def create(self, new: NewExperiment, *, actor: UUID | None) -> Experiment:
-        """Start an experiment.
-
-        Raises:
-            Duplicate: an experiment of this model is running.
-        """
+        """Start an experiment. Raises Duplicate if an experiment of this model is running."""
         statement = (
             insert(_E).values(values_of(new) | {"id": uuid4(), "state": "running"}).returning(*_COLUMNS)
         )
@@ -119,21 +105,16 @@ class ExperimentRepository:
         return created
 
     async def get(self, experiment_id: UUID) -> Experiment:
-        """Return one experiment.
-
-        Raises:
-            NotFound: no such experiment.
-        """
+        """Return one experiment. Raises NotFound if there is none."""
         async with self._database.begin() as connection:
-            return await _get(connection, experiment_id, lock=False)
+            return await _get(connection, experiment_id)
 
     async def list(self, *, running: bool = False, limit: int = 100) -> tuple[Experiment, ...]:
         """Return experiments, newest first."""
         query = select(*_COLUMNS).order_by(_E.created_at.desc(), _E.id).limit(limit)
         if running:
             query = query.where(_E.state == "running")
-        async with self._database.begin() as connection:
-            return tuple(Experiment(**row._mapping) for row in await connection.execute(query))
+        return await self._list(Experiment, query)
 
     async def change(
         self,
@@ -189,11 +170,7 @@ class ExperimentRepository:
     async def stop(
         self, experiment_id: UUID, *, actor: UUID | None, reason: str, decision: NewDecision | None = None
     ) -> Experiment:
-        """Stop it; an experiment that has stopped stays unchanged.
-
-        Raises:
-            NotFound: no such experiment.
-        """
+        """Stop it; an experiment that has stopped stays unchanged. Raises NotFound if there is none."""
         async with self._database.begin() as connection:
             now = await _get(connection, experiment_id, lock=True)
             if not now.running:
@@ -213,11 +190,10 @@ class ExperimentRepository:
     async def decisions(self, experiment_id: UUID) -> tuple[Decision, ...]:
         """Return the policy's decisions, oldest first."""
         query = select(*_DECISION).where(_D.experiment_id == experiment_id).order_by(_D.id)
-        async with self._database.begin() as connection:
-            return tuple(Decision(**row._mapping) for row in await connection.execute(query))
+        return await self._list(Decision, query)
 
 
-async def _get(connection: AsyncConnection, experiment_id: UUID, *, lock: bool) -> Experiment:
+async def _get(connection: AsyncConnection, experiment_id: UUID, *, lock: bool = False) -> Experiment:
     query = select(*_COLUMNS).where(_E.id == experiment_id)
     row = (await connection.execute(query.with_for_update() if lock else query)).one_or_none()
     if row is None:

@@ -9,13 +9,13 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Interval, Select, func, select, update
+from sqlalchemy import Interval, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from db.accounts import audit
 from db.connection.engine import Database
+from db.connection.repository import Repository
 from db.core.rows import columns_of, values_of
-from db.errors import NotFound
 from db.schema import tables
 
 _E = tables.EvaluationRow
@@ -37,18 +37,13 @@ class NewEvaluation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
+class Evaluation(NewEvaluation):
     """A request and its outcome; `state` is running, done or failed, `reason` says why it failed."""
 
     id: int
-    bundle_digest: str
-    data_digest: str
-    model: str
-    version: str
     state: str
     report: Mapping[str, Any] | None = field(repr=False)
     reason: str | None
-    requested_by: UUID | None
     attempts: int
     created_at: datetime
     seen_at: datetime | None
@@ -58,11 +53,11 @@ class Evaluation:
 _COLUMNS = columns_of(_E, Evaluation)
 
 
-class EvaluationRepository:
+class EvaluationRepository(Repository):
     """One request for a bundle and a set runs at a time; its end is recorded once."""
 
     def __init__(self, database: Database, *, stale_seconds: float = STALE_SECONDS) -> None:
-        self._database = database
+        super().__init__(database)
         self._stale = func.make_interval(0, 0, 0, 0, 0, 0, float(stale_seconds), type_=Interval())
 
     async def request(self, new: NewEvaluation) -> Evaluation:
@@ -70,9 +65,7 @@ class EvaluationRepository:
         values = values_of(new) | {"state": "running"}
         added = insert(_E).values(values).on_conflict_do_nothing().returning(*_COLUMNS)
         running = select(*_COLUMNS).where(
-            _E.bundle_digest == new.bundle_digest,
-            _E.data_digest == new.data_digest,
-            _E.state == "running",
+            _E.bundle_digest == new.bundle_digest, _E.data_digest == new.data_digest, _E.state == "running"
         )
         while True:
             async with self._database.begin() as connection:
@@ -136,31 +129,21 @@ class EvaluationRepository:
         )
 
     async def get(self, evaluation_id: int) -> Evaluation:
-        """Return one evaluation.
-
-        Raises:
-            NotFound: no such evaluation.
-        """
-        evaluations = await self._list(select(*_COLUMNS).where(_E.id == evaluation_id))
-        if not evaluations:
-            raise NotFound(f"there is no evaluation {evaluation_id}")
-        return evaluations[0]
+        """Return one evaluation. Raises NotFound if there is none."""
+        query = select(*_COLUMNS).where(_E.id == evaluation_id)
+        return await self._get(Evaluation, query, f"there is no evaluation {evaluation_id}")
 
     async def find_report(self, bundle_digest: str, data_digest: str) -> Evaluation | None:
         """Return the latest evaluation of a bundle on a set that has a report."""
         query = select(*_COLUMNS).where(
             _E.bundle_digest == bundle_digest, _E.data_digest == data_digest, _E.state == "done"
         )
-        return next(iter(await self._list(query.order_by(_E.id.desc()).limit(1))), None)
+        return next(iter(await self._list(Evaluation, query.order_by(_E.id.desc()).limit(1))), None)
 
     async def list_of_bundle(self, bundle_digest: str, *, limit: int = 10) -> tuple[Evaluation, ...]:
         """Return the evaluations of a bundle on any set, newest first."""
         query = select(*_COLUMNS).where(_E.bundle_digest == bundle_digest)
-        return await self._list(query.order_by(_E.id.desc()).limit(limit))
-
-    async def _list(self, query: Select[*tuple[Any, ...]]) -> tuple[Evaluation, ...]:
-        async with self._database.begin() as connection:
-            return tuple(Evaluation(**row._mapping) for row in await connection.execute(query))
+        return await self._list(Evaluation, query.order_by(_E.id.desc()).limit(limit))
 
     async def _update_running(self, evaluation_id: int, values: Mapping[str, Any]) -> bool:
         changed = update(_E).where(_E.id == evaluation_id, _E.state == "running").values(**values)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from uuid import UUID
 
 from sqlalchemy import Double, Row, Select, and_, func, insert, or_, select, tuple_, update
@@ -17,10 +17,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
 from db.accounts import audit
-from db.connection.engine import Database
-from db.core.cursors import decode_row_id, encode_row_id
+from db.connection.repository import Repository
+from db.core.cursors import Page, cut_page, decode_row_id, encode_row_id
 from db.core.rows import columns_of, values_of
-from db.errors import Contested, NotFound
+from db.errors import Contested
 from db.schema import tables
 
 _P = tables.PromotionRow
@@ -106,14 +106,7 @@ class ChampionPeriod:
     until: datetime | None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChampionPeriodPage:
-    """Some champions, newest first, and the cursor of the page after them."""
-
-    items: tuple[ChampionPeriod, ...]
-    next_cursor: str | None
-
-
+ChampionPeriodPage: TypeAlias = Page[ChampionPeriod]
 _COLUMNS = (
     *columns_of(_P, Promotion),
     func.extract("epoch", func.clock_timestamp() - _P.at).cast(Double).label("age"),
@@ -136,11 +129,7 @@ class LockedHistory:
         return await _insert(self._connection, new, PromotionPhase.INTENDED)
 
     async def finish(self, promotion: Promotion, phase: PromotionPhase, *, why: str | None = None) -> None:
-        """End an intended change, once.
-
-        Raises:
-            Contested: it has ended already.
-        """
+        """End an intended change, once. Raises Contested if it has ended already."""
         ended = (
             update(_P)
             .where(_P.id == promotion.id, _P.state == PromotionPhase.INTENDED)
@@ -176,11 +165,8 @@ class LockedHistory:
         )
 
 
-class PromotionRepository:
+class PromotionRepository(Repository):
     """Changes are recorded in the order in which they happened; a change that has ended never changes again."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def state(self, model: str) -> PromotionState:
         """Return a model's champion and the change under way."""
@@ -188,16 +174,9 @@ class PromotionRepository:
             return await _state(connection, model)
 
     async def get(self, promotion_id: int) -> Promotion:
-        """Return one change.
-
-        Raises:
-            NotFound: no such change.
-        """
-        async with self._database.begin() as connection:
-            row = (await connection.execute(select(*_COLUMNS).where(_P.id == promotion_id))).one_or_none()
-        if row is None:
-            raise NotFound(f"there is no promotion {promotion_id}")
-        return Promotion(**row._mapping)
+        """Return one change. Raises NotFound if there is none."""
+        query = select(*_COLUMNS).where(_P.id == promotion_id)
+        return await self._get(Promotion, query, f"there is no promotion {promotion_id}")
 
     async def champion_at(self, model: str, moment: datetime) -> ChampionPeriod | None:
         """Return the period that the moment lies in; None before the first champion."""
@@ -209,8 +188,7 @@ class PromotionRepository:
     async def intend(self, new: NewPromotion, *, after: int | None) -> Promotion:
         """Record a change that is about to be made; `after` is the change that was the last when it was decided.
 
-        Raises:
-            Contested: another change is under way, or was made meanwhile; the message names it and its actor.
+        Raises Contested if another change is under way, or was made meanwhile; the message names it and its actor.
         """
         async with self.lock(new.model) as history:
             state = await history.state()
@@ -252,21 +230,14 @@ class PromotionRepository:
             )
 
     async def history(self, model: str, *, limit: int = 50, cursor: str | None = None) -> ChampionPeriodPage:
-        """Return a page of the model's champions, newest first.
-
-        Raises:
-            Rejected: no page gave this cursor.
-        """
+        """Return a page of the model's champions, newest first. Raises Rejected if no page gave this cursor."""
         query = _select_periods(model)
         if cursor is not None:
             query = query.where(_P.id < decode_row_id(cursor))
         async with self._database.begin() as connection:
             rows = (await connection.execute(query.order_by(_P.id.desc()).limit(limit + 1))).all()
-        items = [_to_period(row) for row in rows[:limit]]
-        more = len(rows) > limit
-        return ChampionPeriodPage(
-            items=tuple(items), next_cursor=encode_row_id(items[-1].promotion.id) if more else None
-        )
+        periods = [_to_period(row) for row in rows]
+        return cut_page(periods, limit, lambda period: encode_row_id(period.promotion.id))
 
 
 def describe(change: Promotion) -> str:

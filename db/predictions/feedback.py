@@ -13,7 +13,7 @@ from sqlalchemy import func, literal, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db.connection.engine import Database
+from db.connection.repository import Repository
 from db.core.cipher import Cipher, comment_location
 from db.core.rows import columns_of
 from db.errors import NotFound
@@ -53,11 +53,8 @@ class Judgement:
 _COLUMNS = (*columns_of(_F, Judgement), _F.sealed)
 
 
-class FeedbackRepository:
+class FeedbackRepository(Repository):
     """Each holder's latest judgement of each prediction, stored once."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def put(
         self,
@@ -71,9 +68,7 @@ class FeedbackRepository:
 
         `scope`: the only holder whose predictions may be judged; None: any holder. `render` makes the answer to a
         repetition from the stored judgement; without it that is `idempotency.answer`.
-
-        Raises:
-            NotFound: no such prediction, or out of scope.
+        Raises NotFound if there is no such prediction, or it is out of scope.
         """
         async with self._database.begin() as connection:
             if idempotency is not None:

@@ -4,17 +4,37 @@ Owns finding one, claiming one inside another repository's transaction, and remo
 """
 
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Self
+from typing import Final, LiteralString, NamedTuple, Self
 from uuid import UUID
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db.connection.engine import Database
+from db.connection.repository import Repository, run_sql
 from db.core.cipher import Cipher, answer_location
 from db.predictions.submissions import Mismatch, NewIdempotency, Replayed
 
 _DIGEST_BYTES: Final = 32
+
+_SWEEP: Final[LiteralString] = (
+    "DELETE FROM idempotency WHERE ctid IN (SELECT ctid FROM idempotency "
+    "WHERE created_at <= now() - interval '24 hours' LIMIT :limit FOR UPDATE SKIP LOCKED)"
+)
+_CLAIM: Final[LiteralString] = (
+    "INSERT INTO idempotency AS i (holder_id, route, key, body_digest, status, answer, sealed, names) "
+    "VALUES (:holder_id, :route, :key, :body_digest, :status, :answer, :sealed, :names) "
+    "ON CONFLICT (holder_id, route, key) DO UPDATE SET body_digest = excluded.body_digest, "
+    "status = excluded.status, answer = excluded.answer, sealed = excluded.sealed, "
+    "names = excluded.names, created_at = now() "
+    "WHERE i.created_at <= now() - interval '24 hours' RETURNING true"
+)
+_ANSWER: Final[LiteralString] = (
+    "SELECT body_digest, status, answer, sealed FROM idempotency "
+    "WHERE holder_id = :holder_id AND route = :route AND key = :key"
+)
+_SET_ANSWER: Final[LiteralString] = (
+    "UPDATE idempotency SET body_digest = :body_digest, answer = :answer, sealed = :sealed "
+    "WHERE holder_id = :holder_id AND route = :route AND key = :key"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,18 +47,14 @@ class StoredAnswer:
 
     def outcome(self, body_digest: bytes) -> Replayed | Mismatch:
         """Return the outcome of a repeated request with this body."""
-        return (
-            Replayed(status=self.status, answer=self.answer)
-            if body_digest == self.body_digest
-            else Mismatch()
-        )
+        same = body_digest == self.body_digest
+        return Replayed(status=self.status, answer=self.answer) if same else Mismatch()
 
     @classmethod
     def read(cls, cipher: Cipher, location: str, row: tuple[bytes, int, bytes, bytes | None]) -> Self:
         """Read it from a row's `body_digest, status, answer, sealed`.
 
-        Raises:
-            Unreadable: the row can't be decrypted.
+        Raises Unreadable if the row can't be decrypted.
         """
         digest, status, answer, sealed = row
         if sealed is not None:
@@ -61,11 +77,8 @@ class AnswerColumns(NamedTuple):
         return cls(new.body_digest, answer, None) if sealed is None else cls(b"", b"", sealed)
 
 
-class IdempotencyRepository:
+class IdempotencyRepository(Repository):
     """Rows live 24 hours; an expired one is never found, even before it is removed."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def find(self, holder_id: UUID, route: str, key: str) -> StoredAnswer | None:
         """Return the stored answer, to spare a computation; whether the key is taken, the commit decides."""
@@ -77,23 +90,13 @@ class IdempotencyRepository:
                 binary=True,
             )
             row = await cursor.fetchone()
-        return (
-            None
-            if row is None
-            else StoredAnswer.read(self._database.cipher, answer_location(holder_id, route, key), row)
-        )
+        location = answer_location(holder_id, route, key)
+        return None if row is None else StoredAnswer.read(self._database.cipher, location, row)
 
     async def sweep(self, limit: int = 10_000) -> int:
         """Delete up to `limit` expired rows; return how many."""
         async with self._database.begin() as connection:
-            deleted = await connection.execute(
-                text(
-                    "DELETE FROM idempotency WHERE ctid IN (SELECT ctid FROM idempotency "
-                    "WHERE created_at <= now() - interval '24 hours' LIMIT :limit FOR UPDATE SKIP LOCKED)"
-                ),
-                {"limit": limit},
-            )
-        return deleted.rowcount
+            return (await run_sql(connection, _SWEEP, limit=limit)).rowcount
 
 
 async def claim(
@@ -103,44 +106,17 @@ async def claim(
 
     Waits for a concurrent duplicate. `names`: the prediction in the answer, by which an erasure finds the row.
     """
-    claimed = await connection.execute(
-        text(
-            "INSERT INTO idempotency AS i (holder_id, route, key, body_digest, status, answer, sealed, names) "
-            "VALUES (:holder_id, :route, :key, :body_digest, :status, :answer, :sealed, :names) "
-            "ON CONFLICT (holder_id, route, key) DO UPDATE SET body_digest = excluded.body_digest, "
-            "status = excluded.status, answer = excluded.answer, sealed = excluded.sealed, "
-            "names = excluded.names, created_at = now() "
-            "WHERE i.created_at <= now() - interval '24 hours' RETURNING true"
-        ),
-        {
-            **_key(new),
-            "status": new.status,
-            "names": [names],
-            **AnswerColumns.of(cipher, new, new.answer)._asdict(),
-        },
-    )
+    key, columns = _key(new), AnswerColumns.of(cipher, new, new.answer)._asdict()
+    claimed = await run_sql(connection, _CLAIM, **key, status=new.status, names=[names], **columns)
     if claimed.one_or_none() is not None:
         return None
-    result = await connection.execute(
-        text(
-            "SELECT body_digest, status, answer, sealed FROM idempotency "
-            "WHERE holder_id = :holder_id AND route = :route AND key = :key"
-        ),
-        _key(new),
-    )
-    answer = StoredAnswer.read(cipher, location_of(new), tuple(result.one()))
-    return answer.outcome(new.body_digest)
+    row = (await run_sql(connection, _ANSWER, **key)).one()
+    return StoredAnswer.read(cipher, location_of(new), tuple(row)).outcome(new.body_digest)
 
 
 async def set_answer(connection: AsyncConnection, cipher: Cipher, new: NewIdempotency, answer: bytes) -> None:
     """Set the answer of a row that the caller's transaction has claimed."""
-    await connection.execute(
-        text(
-            "UPDATE idempotency SET body_digest = :body_digest, answer = :answer, sealed = :sealed "
-            "WHERE holder_id = :holder_id AND route = :route AND key = :key"
-        ),
-        {**_key(new), **AnswerColumns.of(cipher, new, answer)._asdict()},
-    )
+    await run_sql(connection, _SET_ANSWER, **_key(new), **AnswerColumns.of(cipher, new, answer)._asdict())
 
 
 def location_of(new: NewIdempotency) -> str:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db.connection.engine import Database
+from db.connection.repository import Repository
 
 _LOCK = 0x56414C_5041_5254
 _TABLES = ("predictions", "feedback")
@@ -22,11 +22,8 @@ class PartitionRange:
     end: datetime
 
 
-class Partitions:
+class Partitions(Repository):
     """After `ensure`, partitions exist from the month before `now` to `months_ahead` months after it."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def ensure(self, now: datetime, months_ahead: int = 3) -> PartitionRange:
         """Make missing partitions and return their range, which bounds the clock of ids; safe with several at once."""
@@ -45,9 +42,7 @@ class Partitions:
 
         The months that `ensure` makes stay, and so does every month since a running experiment began. It waits at
         most 0.5 s for its locks and holds them for at most 3 s.
-
-        Raises:
-            Unavailable: it didn't get its locks, or needed them for longer.
+        Raises Unavailable if it didn't get its locks, or needed them for longer.
         """
         last = min(_later(_month(now), -1), _month(before))
         async with self._database.begin() as connection:

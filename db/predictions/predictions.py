@@ -12,41 +12,26 @@ from uuid import UUID
 from sqlalchemy import Row, Select, exists, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db.connection.engine import Database
+from db.connection.repository import Repository
 from db.core.cipher import Cipher, text_location
-from db.core.cursors import decode_uuid, encode_uuid
+from db.core.cursors import Page, cut_page, decode_uuid, encode_uuid
 from db.core.ids import uuid7_floor, uuid7_time
 from db.core.rows import columns_of
 from db.errors import NotFound
 from db.predictions.feedback import Judgement, load_judgements
+from db.predictions.submissions import PredictionFields
 from db.schema import tables
 
-_P = tables.PredictionRow
+_P, _T = tables.PredictionRow, tables.TextInputRow
 _Query: TypeAlias = Select[*tuple[Any, ...]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Prediction:
-    """A stored prediction with its text and its feedback; times in milliseconds."""
+class Prediction(PredictionFields):
+    """A stored prediction with its text and its feedback."""
 
-    id: UUID
-    text_id: UUID
     text: str
-    user_id: UUID | None
-    key_id: UUID
-    holder_id: UUID
-    model: str
-    version: str
-    arm: str
-    experiment_id: UUID | None
-    unit: str | None
-    label: str
-    confidence: float
     scores: Mapping[str, float]
-    request_id: str
-    truncated: bool
-    queue_ms: float
-    infer_ms: float
     feedback: tuple[Judgement, ...]
 
     @property
@@ -69,25 +54,16 @@ class PredictionFilters:
     has_feedback: bool | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PredictionPage:
-    """Some predictions, newest first, and the cursor of the page after them."""
-
-    items: tuple[Prediction, ...]
-    next_cursor: str | None
+PredictionPage: TypeAlias = Page[Prediction]
 
 
-class PredictionRepository:
+class PredictionRepository(Repository):
     """Committed predictions; `holder` restricts to one owner's, None to no owner's."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     async def get(self, prediction_id: UUID, *, holder: UUID | None = None) -> Prediction:
         """Return one prediction with its feedback.
 
-        Raises:
-            NotFound: no such prediction, or another holder's.
+        Raises NotFound if there is none, or it is another holder's.
         """
         query = _selected().where(_P.id == prediction_id)
         if holder is not None:
@@ -108,8 +84,7 @@ class PredictionRepository:
     ) -> PredictionPage:
         """Return a page of at most `limit` predictions, newest first.
 
-        Raises:
-            Rejected: no page gave this cursor.
+        Raises Rejected if no page gave this cursor.
         """
         query = _filtered(_selected(), filters or PredictionFilters())
         if holder is not None:
@@ -117,24 +92,15 @@ class PredictionRepository:
         if cursor is not None:
             query = query.where(_P.id < decode_uuid(cursor))
         async with self._database.read() as connection:
-            predictions = await _load(
-                connection, self._database.cipher, query.order_by(_P.id.desc()).limit(limit + 1)
-            )
-        items = predictions[:limit]
-        return PredictionPage(
-            items=items, next_cursor=encode_uuid(items[-1].id) if len(predictions) > limit else None
-        )
+            query = query.order_by(_P.id.desc()).limit(limit + 1)
+            predictions = await _load(connection, self._database.cipher, query)
+        return cut_page(predictions, limit, lambda prediction: encode_uuid(prediction.id))
 
 
 def _selected() -> _Query:
     """Predictions with their texts, except those whose text was erased: they exist to be counted."""
-    query = select(
-        *columns_of(_P, Prediction),
-        tables.TextInputRow.content.label("text"),
-        tables.TextInputRow.sealed,
-    )
-    texts = query.join(tables.TextInputRow, tables.TextInputRow.id == _P.text_id)
-    return texts.where(_P.text_id != tables.NIL_ID)
+    query = select(*columns_of(_P, Prediction), _T.content.label("text"), _T.sealed)
+    return query.join(_T, _T.id == _P.text_id).where(_P.text_id != tables.NIL_ID)
 
 
 def _filtered(query: _Query, filters: PredictionFilters) -> _Query:

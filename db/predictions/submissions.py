@@ -21,8 +21,8 @@ class NewText:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NewPrediction:
-    """One prediction of one version; `scores` are of negative, neutral, positive; times in milliseconds."""
+class PredictionFields:
+    """One prediction of one version, without its scores; times in milliseconds."""
 
     id: UUID
     text_id: UUID
@@ -36,11 +36,17 @@ class NewPrediction:
     unit: str | None
     label: str
     confidence: float
-    scores: tuple[float, float, float]
     request_id: str
     truncated: bool
     queue_ms: float
     infer_ms: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewPrediction(PredictionFields):
+    """A prediction to be stored; `scores` are of negative, neutral, positive."""
+
+    scores: tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -132,9 +132,7 @@ class PredictionWriter:
         """Store submissions in one transaction; return their outcomes in order.
 
         A submission that the database refuses fails alone: the others are stored without it.
-
-        Raises:
-            Unavailable: none of them is known to be stored.
+        Raises Unavailable if none of them is known to be stored.
         """
         if not submissions:
             return []

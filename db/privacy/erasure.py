@@ -7,17 +7,17 @@ finishes an interrupted one. Writes ids and counts to the audit log, never a lin
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
 import numpy as np
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.accounts import audit
 from db.connection.engine import Database
+from db.connection.repository import Repository, run_sql
 from db.connection.retries import retry_transaction
 from db.core.binary import Vector
 from db.embeddings import segments
@@ -72,12 +72,12 @@ class ErasedCounts:
     jobs: int = 0
 
     def __add__(self, other: "ErasedCounts") -> "ErasedCounts":
-        names = [field.name for field in fields(self)]
-        return ErasedCounts(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        theirs = other.as_dict()
+        return ErasedCounts(**{name: count + theirs[name] for name, count in self.as_dict().items()})
 
     def as_dict(self) -> dict[str, int]:
         """Return the counts by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +116,7 @@ class _Step:
     last: bool = False
 
 
-class ErasureRepository:
+class ErasureRepository(Repository):
     """Everything acknowledged before the call is erased when it returns; safe during writes and searches.
 
     An erased prediction keeps its id, model, version, arm, experiment, label, timings and its confidence rounded to the
@@ -124,7 +124,7 @@ class ErasureRepository:
     """
 
     def __init__(self, database: Database, similarity: SimilarityRepository, *, space: str) -> None:
-        self._database = database
+        super().__init__(database)
         self._similarity = similarity
         self._space = space
 
@@ -148,11 +148,11 @@ class ErasureRepository:
 
     async def _erase(self, kind: ErasureKind, subject: UUID, actor: UUID | None) -> ErasureReceipt:
         async with self._database.begin() as connection:
-            exists = await connection.execute(text(EXISTS[kind]), {"subject": subject, "name": str(subject)})
+            exists = await run_sql(connection, EXISTS[kind], subject=subject, name=str(subject))
             if subject == NIL_ID or not exists.scalar_one():
                 raise NotFound(f"there is no {kind} {subject}")
-            await connection.execute(text(PLACEHOLDERS[0]), {"nobody": NIL_ID})
-            await connection.execute(text(PLACEHOLDERS[1]), {"nobody": NIL_ID})
+            await run_sql(connection, PLACEHOLDERS[0], nobody=NIL_ID)
+            await run_sql(connection, PLACEHOLDERS[1], nobody=NIL_ID)
         values = {
             "subject": subject,
             "nobody": NIL_ID,
@@ -184,11 +184,11 @@ class ErasureRepository:
         self, connection: AsyncConnection, kind: ErasureKind, values: Mapping[str, Any], actor: UUID | None
     ) -> _Step:
         """Erase up to `limit` predictions with their dependents; the last step also erases everything else."""
-        candidates = (await connection.execute(text(CANDIDATES[kind]), values)).all()
+        candidates = (await run_sql(connection, CANDIDATES[kind], **values)).all()
         named = {row.text_id for row in candidates} - {NIL_ID}
         # In the writer's order: texts by id, then predictions by id. Writers of these texts wait or have committed.
-        texts = list((await connection.execute(text(TEXT_LOCKS), {"texts": list(named)})).scalars())
-        rows = (await connection.execute(text(DOOMED[kind]), {**values, "texts": texts})).all()
+        texts = list((await run_sql(connection, TEXT_LOCKS, texts=list(named))).scalars())
+        rows = (await run_sql(connection, DOOMED[kind], **values, texts=texts)).all()
         last = len(candidates if kind is ErasureKind.USER else rows) < values["limit"]
         step = await self._anonymise(connection, values, texts, rows)
         counts = step.counts
@@ -209,14 +209,14 @@ class ErasureRepository:
         """Unlink these predictions, and remove the texts that no other prediction names."""
         ids = [row.id for row in rows]
         named = {**values, "ids": ids, "texts": texts}
-        feedback = (await connection.execute(text(COMMENTS), named)).all()
+        feedback = (await run_sql(connection, COMMENTS, **named)).all()
         named["holders"] = list({row.holder_id for row in (*rows, *feedback)} - {NIL_ID})
-        repeatable = await connection.execute(text(REPEATABLE), named)
-        await connection.execute(text(FEEDBACK), named)
-        await connection.execute(text(PREDICTIONS), named)
+        repeatable = await run_sql(connection, REPEATABLE, **named)
+        await run_sql(connection, FEEDBACK, **named)
+        await run_sql(connection, PREDICTIONS, **named)
         await segments.prevent_moves(connection)
-        vectors = (await connection.execute(text(VECTORS), named)).all()
-        erased_ids = frozenset((await connection.execute(text(TEXTS), named)).scalars())
+        vectors = (await run_sql(connection, VECTORS, **named)).all()
+        erased_ids = frozenset((await run_sql(connection, TEXTS, **named)).scalars())
         return _Step(
             counts=ErasedCounts(
                 predictions=len(ids),
@@ -251,14 +251,12 @@ class ErasureRepository:
 
 async def _erase_other_traces(connection: AsyncConnection, values: Mapping[str, Any]) -> ErasedCounts:
     """Erase the user's other traces: judgements of others' predictions, stored answers, finished jobs."""
-    rows = (await connection.execute(text(OWN_FEEDBACK), values)).all()
+    rows = (await run_sql(connection, OWN_FEEDBACK, **values)).all()
     if rows:
-        await connection.execute(
-            text(FEEDBACK),
-            {**values, "ids": [row.prediction_id for row in rows], "holder": values["subject"]},
-        )
-    answers = await connection.execute(text(IDEMPOTENCY), values)
-    jobs = await connection.execute(text(JOBS), values)
+        own = {"ids": [row.prediction_id for row in rows], "holder": values["subject"]}
+        await run_sql(connection, FEEDBACK, **{**values, **own})
+    answers = await run_sql(connection, IDEMPOTENCY, **values)
+    jobs = await run_sql(connection, JOBS, **values)
     return ErasedCounts(
         feedback=len(rows),
         comments=sum(row.commented for row in rows),

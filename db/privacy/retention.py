@@ -7,9 +7,8 @@ from datetime import datetime
 from typing import Final, LiteralString
 from uuid import UUID
 
-from sqlalchemy import text
-
 from db.connection.engine import Database
+from db.connection.repository import Repository, run_sql
 from db.embeddings import segments
 from db.schema.tables import NIL_ID
 
@@ -35,31 +34,29 @@ _JOBS: Final[LiteralString] = (
 )
 
 
-class Retention:
+class Retention(Repository):
     """Each call checks the next few thousand texts by id, then starts over; a text that a prediction names stays."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        super().__init__(database)
         self._after: UUID = NIL_ID
 
     async def sweep_texts(self, before: datetime, limit: int = _STEP_TEXTS) -> int:
         """Remove those of the next `limit` texts that are older than `before` and unnamed; return their number."""
         async with self._database.begin() as connection:
-            result = await connection.execute(
-                text(_CANDIDATES), {"before": before, "after": self._after, "limit": limit}
-            )
-            rows = result.all()
+            candidates = await run_sql(connection, _CANDIDATES, before=before, after=self._after, limit=limit)
+            rows = candidates.all()
             ids = [row.id for row in rows if row.is_expired]
             if ids:
-                ids = list((await connection.execute(text(_LOCKED), {"ids": ids})).scalars())
-                ids = list((await connection.execute(text(_UNNAMED), {"ids": ids})).scalars())
+                ids = list((await run_sql(connection, _LOCKED, ids=ids)).scalars())
+                ids = list((await run_sql(connection, _UNNAMED, ids=ids)).scalars())
                 await segments.prevent_moves(connection)
-                await connection.execute(text(_VECTORS), {"ids": ids})
-                await connection.execute(text(_TEXTS), {"ids": ids})
+                await run_sql(connection, _VECTORS, ids=ids)
+                await run_sql(connection, _TEXTS, ids=ids)
         self._after = rows[-1].id if len(rows) == limit else NIL_ID
         return len(ids)
 
     async def sweep_jobs(self, before: datetime, limit: int = _STEP_TEXTS) -> int:
         """Remove up to `limit` jobs that ended before that time; return their number."""
         async with self._database.begin() as connection:
-            return (await connection.execute(text(_JOBS), {"before": before, "limit": limit})).rowcount
+            return (await run_sql(connection, _JOBS, before=before, limit=limit)).rowcount

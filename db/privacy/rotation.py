@@ -13,13 +13,13 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.accounts import audit
-from db.connection.engine import Database
+from db.connection.engine import INSERT_TEXT_KEY, Database
+from db.connection.repository import Repository, run_sql
 from db.connection.retries import retry_transaction
 from db.core.cipher import PLAIN, Cipher, answer_location, comment_location, text_location
 from db.errors import Unreadable
 from db.privacy.rotation_sql import COUNTED, KEYS, REMOVE_KEYS, STALE, UPDATE
 from db.schema.tables import NIL_ID
-from db.schema.text_keys import INSERT_TEXT_KEY
 
 _STEP_ROWS: Final = 500
 _REPORT_EVERY: Final = 100
@@ -72,23 +72,20 @@ class _RewriteStep:
     last: Mapping[str, Any] | None
 
 
-class KeyRotation:
+class KeyRotation(Repository):
     """Each value stays readable at every moment; safe during writes, searches, erasures and other rotations.
 
     Values under the right key stay unchanged, so the next call finishes an interrupted one.
     """
 
     def __init__(self, database: Database, *, step_rows: int = _STEP_ROWS) -> None:
-        self._database = database
+        super().__init__(database)
         self._step_rows = step_rows
 
     async def run(self, report: Callable[[str], None]) -> RotationResult:
         """Re-encrypt every value under the present key, and remove the records of keys that encrypt nothing.
 
-        `report` gets lines about the progress.
-
-        Raises:
-            Unavailable: too many lock conflicts.
+        `report` gets lines about the progress. Raises Unavailable after too many lock conflicts.
         """
         rewritten: dict[SealedKind, int] = {}
         unreadable: list[str] = []
@@ -112,14 +109,14 @@ class KeyRotation:
 
     async def _step(self, kind: SealedKind, after: Mapping[str, Any]) -> _RewriteStep:
         async def work(connection: AsyncConnection) -> _RewriteStep:
-            keys = (await connection.execute(text(KEYS[kind]), {**after, "limit": self._step_rows})).all()
+            keys = (await run_sql(connection, KEYS[kind], **after, limit=self._step_rows)).all()
             if not keys:
                 return _RewriteStep(checked=0, rewritten=0, unreadable=(), last=None)
             last = dict(keys[-1]._mapping)
             bounds = {f"last_{name}": value for name, value in last.items()}
             cipher = self._database.cipher
             # Locked in the writer's order, and only now: this waits for concurrent writes, then reads their result.
-            rows = await connection.execute(text(STALE[kind]), {**after, **bounds, "head": cipher.prefix})
+            rows = await run_sql(connection, STALE[kind], **after, **bounds, head=cipher.prefix)
             changed: list[dict[str, Any]] = []
             unreadable: list[str] = []
             for row in rows.all():
@@ -142,15 +139,15 @@ class KeyRotation:
         stored: dict[str, dict[SealedKind, int]] = {}
         sealing_key = self._database.cipher.sealing_key
         for kind in SealedKind:
-            for row in await connection.execute(text(COUNTED[kind])):
+            for row in await run_sql(connection, COUNTED[kind]):
                 name = PLAIN if row.name is None else bytes(row.name).decode("ascii", "replace")
                 stored.setdefault(name, dict.fromkeys(SealedKind, 0))[kind] = row.stored
         used = [*stored, *([sealing_key] if sealing_key is not None else [])]
         # A process that still has a removed key may have sealed values under it since.
         given = self._database.cipher.fingerprints
         for key_id in given.keys() & stored.keys():
-            await connection.execute(text(INSERT_TEXT_KEY), {"id": key_id, "fingerprint": given[key_id]})
-        removed_keys = list((await connection.execute(text(REMOVE_KEYS), {"used": used})).scalars())
+            await run_sql(connection, INSERT_TEXT_KEY, id=key_id, fingerprint=given[key_id])
+        removed_keys = list((await run_sql(connection, REMOVE_KEYS, used=used)).scalars())
         await audit.append(
             connection,
             actor=None,

@@ -2,37 +2,34 @@
 
 from typing import Final, LiteralString
 
-_TABLE: Final[dict[str, LiteralString]] = {
-    "texts": "text_inputs",
-    "comments": "feedback",
-    "answers": "idempotency",
-}
-_KEY: Final[dict[str, LiteralString]] = {
-    "texts": "id",
-    "comments": "prediction_id, holder_id",
-    "answers": "holder_id, route, key",
-}
-_AFTER: Final[dict[str, LiteralString]] = {
-    "texts": "CAST(:id AS uuid)",
-    "comments": "CAST(:prediction_id AS uuid), CAST(:holder_id AS uuid)",
-    "answers": "CAST(:holder_id AS uuid), CAST(:route AS text), CAST(:key AS text)",
-}
-_LAST: Final[dict[str, LiteralString]] = {
-    "texts": "CAST(:last_id AS uuid)",
-    "comments": "CAST(:last_prediction_id AS uuid), CAST(:last_holder_id AS uuid)",
-    "answers": "CAST(:last_holder_id AS uuid), CAST(:last_route AS text), CAST(:last_key AS text)",
-}
-# A stored answer and the digest of its request's body, 32 bytes, are one value.
-_VALUE: Final[dict[str, LiteralString]] = {
-    "texts": "content",
-    "comments": "comment",
-    "answers": "body_digest || answer",
-}
-# Rows with a plain value; the empty text is the placeholder of erased ones.
-_PLAIN: Final[dict[str, LiteralString]] = {
-    "texts": "sealed IS NULL AND content <> ''",
-    "comments": "sealed IS NULL AND comment IS NOT NULL",
-    "answers": "sealed IS NULL",
+# The table of each kind, its key, and what its placeholders mean. `last` ends a step; `plain` holds for rows with a
+# plain value; the empty text is the placeholder of erased ones. A stored answer and the digest of its request's body,
+# 32 bytes, are one value.
+_PARTS: Final[dict[str, dict[str, LiteralString]]] = {
+    "texts": {
+        "table": "text_inputs",
+        "key": "id",
+        "after": "CAST(:id AS uuid)",
+        "last": "CAST(:last_id AS uuid)",
+        "value": "content",
+        "plain": "sealed IS NULL AND content <> ''",
+    },
+    "comments": {
+        "table": "feedback",
+        "key": "prediction_id, holder_id",
+        "after": "CAST(:prediction_id AS uuid), CAST(:holder_id AS uuid)",
+        "last": "CAST(:last_prediction_id AS uuid), CAST(:last_holder_id AS uuid)",
+        "value": "comment",
+        "plain": "sealed IS NULL AND comment IS NOT NULL",
+    },
+    "answers": {
+        "table": "idempotency",
+        "key": "holder_id, route, key",
+        "after": "CAST(:holder_id AS uuid), CAST(:route AS text), CAST(:key AS text)",
+        "last": "CAST(:last_holder_id AS uuid), CAST(:last_route AS text), CAST(:last_key AS text)",
+        "value": "body_digest || answer",
+        "plain": "sealed IS NULL",
+    },
 }
 
 _KEYS: Final[LiteralString] = (
@@ -49,19 +46,8 @@ _COUNTED: Final[LiteralString] = (
     "FROM {table} WHERE sealed IS NOT NULL OR ({plain}) GROUP BY 1"
 )
 
-KEYS: Final[dict[str, LiteralString]] = {
-    kind: _KEYS.replace("{table}", table).replace("{key}", _KEY[kind]).replace("{after}", _AFTER[kind])
-    for kind, table in _TABLE.items()
-}
-STALE: Final[dict[str, LiteralString]] = {
-    kind: _STALE.replace("{table}", table)
-    .replace("{key}", _KEY[kind])
-    .replace("{after}", _AFTER[kind])
-    .replace("{last}", _LAST[kind])
-    .replace("{value}", _VALUE[kind])
-    .replace("{plain}", _PLAIN[kind])
-    for kind, table in _TABLE.items()
-}
+KEYS: Final[dict[str, LiteralString]] = {kind: _KEYS.format(**parts) for kind, parts in _PARTS.items()}
+STALE: Final[dict[str, LiteralString]] = {kind: _STALE.format(**parts) for kind, parts in _PARTS.items()}
 UPDATE: Final[dict[str, LiteralString]] = {
     "texts": "UPDATE text_inputs SET content = convert_from(:plain, 'UTF8'), sealed = :sealed WHERE id = :id",
     "comments": "UPDATE feedback SET comment = convert_from(:plain, 'UTF8'), sealed = :sealed "
@@ -70,10 +56,7 @@ UPDATE: Final[dict[str, LiteralString]] = {
     "answer = substring(:plain FROM 33), sealed = :sealed "
     "WHERE holder_id = :holder_id AND route = :route AND key = :key",
 }
-COUNTED: Final[dict[str, LiteralString]] = {
-    kind: _COUNTED.replace("{table}", table).replace("{plain}", _PLAIN[kind])
-    for kind, table in _TABLE.items()
-}
+COUNTED: Final[dict[str, LiteralString]] = {kind: _COUNTED.format(**parts) for kind, parts in _PARTS.items()}
 REMOVE_KEYS: Final[LiteralString] = (
     "DELETE FROM text_keys WHERE id <> ALL(CAST(:used AS text[])) RETURNING id"
 )

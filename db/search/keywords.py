@@ -46,20 +46,13 @@ class KeywordRepository:
         self._seconds = seconds
 
     async def search(
-        self,
-        words: str,
-        *,
-        limit: int,
-        filters: SimilarityFilters | None = None,
-        holder: UUID | None = None,
+        self, words: str, *, limit: int, filters: SimilarityFilters | None = None, holder: UUID | None = None
     ) -> KeywordHits:
         """Return at most `limit` texts with a fitting prediction that contain the words.
 
         All words are required; `or`, `-word` and "a phrase" in quotes work like in a web search. Ranked by cover
         density (Clarke et al., 2000), divided by the logarithm of the text's length.
-
-        Raises:
-            Conflict: texts are encrypted, so no index has their words.
+        Raises Conflict if texts are encrypted, so no index has their words.
         """
         if self._database.cipher.has_keys:
             raise Conflict(
@@ -68,13 +61,7 @@ class KeywordRepository:
             )
         condition, values = fitting_condition(filters or SimilarityFilters(), holder)
         statement = _FOUND.format(fits=_FITS.format(fitting=condition))
-        parameters = {
-            **values,
-            "words": words,
-            "space": self._space,
-            "ranked": self._ranked,
-            "limit": limit,
-        }
+        parameters = {**values, "words": words, "space": self._space, "ranked": self._ranked, "limit": limit}
         async with self._database.search() as connection:
             try:
                 async with connection.transaction():

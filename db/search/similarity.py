@@ -74,12 +74,7 @@ class SimilarityRepository:
     """Finds k texts whenever k fit: if the index yields fewer, every fitting text is compared."""
 
     def __init__(
-        self,
-        database: Database,
-        *,
-        space: str,
-        dimensions: int = 384,
-        exact_seconds: float = 5.0,
+        self, database: Database, *, space: str, dimensions: int = 384, exact_seconds: float = 5.0
     ) -> None:
         self._database = database
         self._space = space

@@ -12,7 +12,7 @@ import db
 ROOT = Path(db.__file__).parent
 SOURCES = sorted(path for path in ROOT.rglob("*.py") if "migrations" not in path.parts)
 # Calls that take SQL as text, by name. psycopg's own `execute` takes LiteralString, which the type checker holds.
-SENDERS = {"exec_driver_sql", "text", "literal_column", "SQL", "DDL"}
+SENDERS = {"exec_driver_sql", "text", "literal_column", "SQL", "DDL", "run_sql"}
 
 
 class Module:
@@ -40,7 +40,8 @@ class Module:
                 yield from self._unsafe(node, names | self._local(node, names))
                 continue
             sends = isinstance(node, ast.Call) and _name(node.func) in SENDERS
-            if sends and node.args and not self.literal(node.args[0], names):
+            # `run_sql` has the connection before the statement.
+            if sends and node.args and not self.literal(node.args[_name(node.func) == "run_sql"], names):
                 yield node
             yield from self._unsafe(node, names)
 
@@ -135,6 +136,7 @@ def test_every_statement_stands_in_the_source(path: Path) -> None:
     [
         "def f(c, name): c.exec_driver_sql(f'SELECT {name}')",
         "def f(name): return text('SELECT ' + name)",
+        "def f(c, name): return run_sql(c, 'SELECT ' + name)",
         "def f(name): return text('SELECT {}'.format(name))",
         "def f(name): return text('SELECT %s' % name)",
         "def f(name):\n query = 'SELECT ' + name\n return text(query)",
