@@ -68,9 +68,7 @@ class KeyRepository(Repository):
     async def create(self, new: NewKey, *, actor: UUID | None) -> Key:
         """Add a key; `actor` is the key that asks for it, None the platform at its first start.
 
-        Raises:
-            NotFound: the owner isn't a user.
-            Duplicate: the id or the digest exists already.
+        Raises NotFound if the owner isn't a user, Duplicate if the id or the digest exists already.
         """
         async with self._database.begin() as connection:
             try:

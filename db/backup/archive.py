@@ -142,9 +142,7 @@ class BackupWriter:
 class Backup:
     """A backup file with its manifest read; `check` compares everything else with the manifest.
 
-    Raises:
-        BackupDamaged: the manifest is missing or incomplete.
-        BackupTooNew: the format is a later release's.
+    Raises BackupDamaged if the manifest is missing or incomplete, BackupTooNew if the format is a later release's.
     """
 
     def __init__(self, path: Path) -> None:

@@ -20,9 +20,7 @@ from db.errors import BackupFailed
 def dump(url: str, file: Path) -> None:
     """Write a database at one moment to `file`, in PostgreSQL's custom format; nobody has to wait for it.
 
-    Raises:
-        Unsuitable: a pooler is in between.
-        BackupFailed: the tool failed; the message is its last line.
+    Raises Unsuitable if a pooler is in between, BackupFailed with the tool's last line if it fails.
     """
     require_own_session(url, "pg_dump")
     arguments = ["--format", "custom", "--no-owner", "--no-privileges", "--file", str(file)]
@@ -32,9 +30,7 @@ def dump(url: str, file: Path) -> None:
 def load(url: str, file: Path) -> None:
     """Fill an empty database from such a file, completely or not at all.
 
-    Raises:
-        Unsuitable: a pooler is in between.
-        BackupFailed: the tool failed; the message is its last line.
+    Raises Unsuitable if a pooler is in between, BackupFailed with the tool's last line if it fails.
     """
     require_own_session(url, "pg_restore")
     arguments = ["--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges", str(file)]

@@ -23,9 +23,7 @@ def sibling_url(url: str, suffix: str) -> str:
 def ensure_sibling(url: str, suffix: str) -> str:
     """Create that database unless it exists, and return its URL.
 
-    Raises:
-        Unavailable: the server can't be reached.
-        NotPermitted: the role may not create databases.
+    Raises Unavailable if the server can't be reached, NotPermitted if the role may not create databases.
     """
     sibling = sibling_url(url, suffix)
     name = make_url(sibling).database or ""
@@ -48,11 +46,7 @@ def _create(connection: BlockingConnection, name: str) -> None:
 
 
 def require_reachable(url: str) -> None:
-    """Raise unless the database accepts a connection.
-
-    Raises:
-        Unavailable: the server can't be reached, or has no such database.
-    """
+    """Raise Unavailable if the server can't be reached, or has no such database."""
     with connect(url, connect_seconds=_CONNECT_SECONDS):
         pass
 

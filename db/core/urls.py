@@ -30,12 +30,7 @@ def conninfo(url: str) -> str:
 
 
 def check_server(connection: Connection) -> None:
-    """Raise unless the server and its pgvector are new enough.
-
-    Raises:
-        ServerTooOld: PostgreSQL is too old.
-        ExtensionTooOld: pgvector is missing or too old.
-    """
+    """Raise ServerTooOld if PostgreSQL is too old, ExtensionTooOld if pgvector is missing or too old."""
     number = int(connection.exec_driver_sql("SELECT current_setting('server_version_num')").scalar_one())
     if number // 10_000 < OLDEST_SERVER:
         raise ServerTooOld(

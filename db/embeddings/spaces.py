@@ -134,9 +134,7 @@ class SpaceRepository(Repository):
     async def switch(self, name: str, *, actor: UUID | None) -> None:
         """Make a whole space the live one and the live one whole; do nothing if it is live already.
 
-        Raises:
-            NotFound: no such space.
-            Conflict: texts have no vector of it yet, or it is leaving.
+        Raises NotFound if there is none, Conflict if texts have no vector of it yet, or it is leaving.
         """
         async with self._exclusive() as connection:
             state = await _state(connection, name)
@@ -185,9 +183,7 @@ class SpaceRepository(Repository):
 
         `followed`: seconds after a switch in which the previous space can't leave.
 
-        Raises:
-            NotFound: no such space.
-            Conflict: it is live, or was until a moment ago.
+        Raises NotFound if there is none, Conflict if it is live, or was until a moment ago.
         """
         async with self._exclusive() as connection:
             state = await _state(connection, name)

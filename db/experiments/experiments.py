@@ -128,9 +128,7 @@ class ExperimentRepository(Repository):
     ) -> Experiment:
         """Set share and policy; a new share begins a stage. `stage`: change it only in this stage.
 
-        Raises:
-            NotFound: no such experiment.
-            Conflict: it has stopped, or is in another stage.
+        Raises NotFound if there is none, Conflict if it has stopped, or is in another stage.
         """
         async with self._database.begin() as connection:
             now = await _get_running(connection, experiment_id, stage)
@@ -156,9 +154,7 @@ class ExperimentRepository(Repository):
     async def decide(self, experiment_id: UUID, decision: NewDecision, *, stage: int) -> None:
         """Store a decision that is about to be carried out.
 
-        Raises:
-            NotFound: no such experiment.
-            Conflict: it has stopped, is in another stage, or has such a decision already.
+        Raises NotFound if there is none, Conflict if it has stopped, is in another stage, or has such a decision.
         """
         async with self._database.begin() as connection:
             now = await _get_running(connection, experiment_id, stage)

@@ -46,8 +46,8 @@ class PromotionPhase(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NewPromotion:
-    """A change to be recorded; `below_id` is the change whose champion this one covers.
+class PromotionFields:
+    """A change of a model's champion; `below_id` is the change whose champion this one covers.
 
     `actor` is the key of the request, None the platform; `gated`: it passed the gates; `forced`: it needn't.
     """
@@ -55,7 +55,6 @@ class NewPromotion:
     model: str
     version_from: str | None
     version_to: str | None
-    act: Act
     forced: bool = False
     gated: bool = False
     actor: UUID | None = None
@@ -65,21 +64,19 @@ class NewPromotion:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Promotion:
+class NewPromotion(PromotionFields):
+    """A change to be recorded."""
+
+    act: Act
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Promotion(PromotionFields):
     """A recorded change. `at`: when it was intended or seen; `settled_at`: when it ended; `age`: seconds since `at`."""
 
     id: int
-    model: str
-    version_from: str | None
-    version_to: str | None
     act: str
     state: str
-    forced: bool
-    gated: bool
-    actor: UUID | None
-    reason: str | None
-    evidence: Mapping[str, Any]
-    below_id: int | None
     at: datetime
     settled_at: datetime | None
     age: float

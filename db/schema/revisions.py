@@ -68,9 +68,7 @@ def mismatch_error(revision: str | None) -> SchemaMismatch:
 def wait_until_compatible(url: str, seconds: float) -> str:
     """Wait until the schema suits this release, and return its revision; the server may start meanwhile.
 
-    Raises:
-        SchemaMismatch: it didn't within `seconds`.
-        Unavailable: the server didn't answer within `seconds`.
+    Raises SchemaMismatch if it doesn't within `seconds`, Unavailable if the server doesn't answer within them.
     """
     deadline = time.monotonic() + seconds
     while True:

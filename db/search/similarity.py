@@ -150,7 +150,7 @@ class SimilarityRepository:
         # Its result isn't fetched, so that it is sent with the next statement.
         width = str(min(_BROADEST, round(breadth)))
         await connection.execute(_WALK, (width, "relaxed_order", str(_MAX_SCAN_TUPLES)))
-        matches = await query.by_index(connection, indexed, scanned, reach=reach, walked=walked)
+        matches = await query.find_nearest(connection, indexed, scanned, reach=reach, walked=walked)
         if len(matches) >= query.k:
             return matches, False, True
         try:

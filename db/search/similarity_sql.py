@@ -93,33 +93,16 @@ class SimilarityQuery:
         row = await (await connection.execute(statement, self._parameters, prepare=False)).fetchone()
         return float(row[0][0]["Plan"]["Plan Rows"]) if row else 0.0
 
-    async def by_index(
-        self,
-        connection: PsycopgConnection,
-        indexed: list[int],
-        scanned: list[int],
-        *,
-        walked: int,
-        reach: int,
-    ) -> Matches:
-        """Return the nearest by the indexes of some segments and a scan of the others; may miss some.
-
-        `walked`: fitting rows to visit in each index, k or more. `reach`: nearest scanned rows to filter first.
-        """
-        return await self._nearest(connection, indexed, scanned, reach=reach, walked=walked)
-
     async def by_scan(
         self, connection: PsycopgConnection, segments: list[int], *, reach: int | None
     ) -> Matches:
         """Return exactly the nearest. `reach` None: few texts fit, so start from them and not from the vectors."""
         if reach is not None:
-            return await self._nearest(connection, [], segments, reach=reach)
-        matches, _ = await self._fetch(
-            connection, _MATCHED.format(fitting=self._fitting), {"segments": segments}
-        )
-        return matches
+            return await self.find_nearest(connection, [], segments, reach=reach)
+        statement = _MATCHED.format(fitting=self._fitting)
+        return (await self._fetch(connection, statement, {"segments": segments}))[0]
 
-    async def _nearest(
+    async def find_nearest(
         self,
         connection: PsycopgConnection,
         indexed: list[int],
@@ -128,7 +111,10 @@ class SimilarityQuery:
         reach: int,
         walked: int | None = None,
     ) -> Matches:
-        """Return the nearest, exact among scanned segments and approximate among indexed ones."""
+        """Return the nearest by the indexes of some segments, which may miss some, and by a scan of the others.
+
+        `walked`: fitting rows to visit in each index, k or more. `reach`: nearest scanned rows to filter first.
+        """
         fits = _FITS.format(fitting=self._fitting)
         parts = [_INDEXED.format(table=_partition(segment), fits=fits) for segment in indexed]
         compared: list[sql.Composable] = [_COMPARED.format(table=_partition(segment)) for segment in scanned]
@@ -161,12 +147,7 @@ def _partition(segment: int) -> sql.Identifier:
 
 def fitting_condition(filters: SimilarityFilters, holder: UUID | None) -> tuple[sql.Composed, dict[str, Any]]:
     """Return the condition on a prediction `p` that makes its text fit, and its parameters; none if all texts fit."""
-    conditions, values = _conditions(filters, holder)
-    return sql.SQL(" AND ").join([sql.SQL("p.arm <> 'shadow'"), *conditions]), values
-
-
-def _conditions(filters: SimilarityFilters, holder: UUID | None) -> tuple[list[sql.SQL], dict[str, Any]]:
-    conditions: list[sql.SQL] = []
+    conditions = [sql.SQL("p.arm <> 'shadow'")]
     values: dict[str, Any] = {}
     judged = "EXISTS (SELECT FROM feedback f WHERE f.prediction_id = p.id)"
     verdict = "EXISTS (SELECT FROM feedback f WHERE f.prediction_id = p.id AND f.is_correct = %(is_correct)s)"
@@ -185,4 +166,4 @@ def _conditions(filters: SimilarityFilters, holder: UUID | None) -> tuple[list[s
         if value is not None:
             conditions.append(condition)
             values[name] = value
-    return conditions, values
+    return sql.SQL(" AND ").join(conditions), values

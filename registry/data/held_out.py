@@ -8,7 +8,7 @@ import gzip
 import importlib.resources
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -50,17 +50,7 @@ class HeldOutSet:
 
     def dump(self) -> bytes:
         """Return compressed JSON lines; the same bytes for the same set."""
-        lines = (
-            json.dumps(
-                {
-                    "text": example.text,
-                    "label": LABELS[example.label],
-                    "source": example.source,
-                    "rating": example.rating,
-                }
-            )
-            for example in self.examples
-        )
+        lines = (json.dumps(asdict(each) | {"label": LABELS[each.label]}) for each in self.examples)
         return gzip.compress("".join(f"{line}\n" for line in lines).encode(), compresslevel=9, mtime=0)
 
     @classmethod

@@ -88,18 +88,9 @@ class ClassifierSource:
 
     @property
     def digest(self) -> str:
-        content = json.dumps(
-            [
-                RECIPE,
-                "classifier",
-                self.max_length,
-                self.padding,
-                dict(self.architecture),
-                self.weights,
-                hashlib.sha256(self.tokenizer_json.encode()).hexdigest(),
-            ],
-            sort_keys=True,
-        )
+        tokenizer = hashlib.sha256(self.tokenizer_json.encode()).hexdigest()
+        network = [self.max_length, self.padding, dict(self.architecture), self.weights]
+        content = json.dumps([RECIPE, "classifier", *network, tokenizer], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property
@@ -140,15 +131,9 @@ class ClassifierSource:
 
         # Every encoder reads the beginning of a text that is too long.
         self.fast_tokenizer.truncation_side = "right"
+        options = {"truncation": True, "max_length": self.max_length, "return_tensors": "pt"}
         with torch.inference_mode():
-            rows = [
-                self.model(
-                    **self.fast_tokenizer(
-                        text, truncation=True, max_length=self.max_length, return_tensors="pt"
-                    )
-                ).logits[0]
-                for text in texts
-            ]
+            rows = [self.model(**self.fast_tokenizer(text, **options)).logits[0] for text in texts]
             logits: NDArray[np.float32] = torch.stack(rows).float().numpy()
         return logits
 

@@ -105,7 +105,6 @@ def _build(
     if probes:
         metrics = check_engines(folder, source.name, probes, reference)
     runs = load_engines(folder)
-    engine = select_engine(runs)
     settings = EncoderSettings(
         digest=source.digest,
         space=source.space,
@@ -113,7 +112,7 @@ def _build(
         dimensions=runs[Engine.FP32](batches[0])[0].shape[1],
         max_length=source.max_length,
         token_layers=source.token_layers,
-        engine=engine,
+        engine=select_engine(runs),
         architecture=source.architecture,
         labels=source.labels,
     )
