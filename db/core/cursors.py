@@ -14,7 +14,8 @@ _NO_CURSOR: Final = "the cursor isn't one that an earlier page gave: leave it ou
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+# Without slots: an alias such as `Page[User]` notes itself on what it makes, and must be able to fail.
+@dataclass(frozen=True, kw_only=True)
 class Page(Generic[Item]):
     """Some values, newest first, and the cursor of the page after them."""
 
