@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any
@@ -127,3 +128,8 @@ async def wait_for_lock(database: Database) -> None:
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+def field_names(value_type: Any) -> list[str]:
+    """Return the names of a dataclass's fields, inherited ones included."""
+    return [each.name for each in fields(value_type)]

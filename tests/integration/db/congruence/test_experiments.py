@@ -11,6 +11,7 @@ from db.errors import Conflict, Duplicate, NotFound, Rejected
 from db.experiments.counts import ArmStageCounts, ExperimentStage
 from db.experiments.experiments import Decision, Experiment, NewDecision, NewExperiment
 from tests.support.repositories import Repositories
+from tests.support.row_factories import field_names
 
 pytestmark = pytest.mark.anyio
 
@@ -136,7 +137,7 @@ async def test_each_action_is_decided_once(repositories: Repositories) -> None:
     assert first.id < second.id
     assert first.at <= second.at
     for decision, new in ((first, promote), (second, RAMP)):
-        assert {name: getattr(decision, name) for name in NewDecision.__slots__} == {
-            name: getattr(new, name) for name in NewDecision.__slots__
+        assert {name: getattr(decision, name) for name in field_names(NewDecision)} == {
+            name: getattr(new, name) for name in field_names(NewDecision)
         }
     assert await experiments.decisions(uuid4()) == ()

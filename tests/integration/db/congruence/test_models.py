@@ -12,6 +12,7 @@ from db.errors import Contested, NotFound, Rejected
 from db.models.evaluations import Evaluation, NewEvaluation
 from db.models.promotions import Act, ChampionPeriod, NewPromotion, Promotion, PromotionPhase, PromotionState
 from tests.support.repositories import Repositories
+from tests.support.row_factories import field_names
 
 pytestmark = pytest.mark.anyio
 
@@ -26,7 +27,7 @@ def change(before: str | None, after: str | None, **values: Any) -> NewPromotion
 def fields(promotion: Promotion | None) -> dict[str, Any]:
     """Return a change without its age, which grows."""
     assert promotion is not None
-    return {name: getattr(promotion, name) for name in Promotion.__slots__ if name != "age"}
+    return {name: getattr(promotion, name) for name in field_names(Promotion) if name != "age"}
 
 
 async def record(repositories: Repositories, new: NewPromotion) -> Promotion:

@@ -12,14 +12,21 @@ from db.predictions.feedback import Judgement, NewFeedback
 from db.predictions.predictions import Prediction, PredictionFilters
 from db.predictions.submissions import Failed, Mismatch, NewPrediction, Replayed, Stored, Submission
 from tests.support.repositories import Repositories
-from tests.support.row_factories import add_key, new_idempotency, new_prediction, new_submission, new_text
+from tests.support.row_factories import (
+    add_key,
+    field_names,
+    new_idempotency,
+    new_prediction,
+    new_submission,
+    new_text,
+)
 
 pytestmark = pytest.mark.anyio
 
 
 def read(row: NewPrediction, text: str, *feedback: Judgement) -> Prediction:
     """Return a new prediction as it is read again."""
-    values = {name: getattr(row, name) for name in NewPrediction.__slots__}
+    values = {name: getattr(row, name) for name in field_names(NewPrediction)}
     scores = dict(zip(("negative", "neutral", "positive"), row.scores, strict=True))
     return Prediction(**(values | {"scores": scores}), text=text, feedback=feedback)
 
