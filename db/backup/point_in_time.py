@@ -32,8 +32,7 @@ _NOT_READY: Final = " 57P03 "
 def copy_files(url: str, folder: Path) -> None:
     """Copy the files of a running server into `folder`, as `BASE`, while writers continue.
 
-    Raises:
-        BackupFailed: the server archives no WAL, or the tool failed.
+    Raises BackupFailed if the server archives no WAL, or the tool failed.
     """
     with psycopg.connect(url) as connection:
         archive_mode = fetch_value(connection, "SHOW archive_mode")

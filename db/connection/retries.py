@@ -23,8 +23,7 @@ async def retry_transaction(
 ) -> Result:
     """Run `work` in its own transaction and return its result; after a conflict, roll back and run it again.
 
-    Raises:
-        Unavailable: every attempt met a conflict, or the database can't be used.
+    Raises Unavailable if every attempt met a conflict, or the database can't be used.
     """
     for number in range(1, _ATTEMPTS + 1):
         try:

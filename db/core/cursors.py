@@ -1,4 +1,4 @@
-"""Keyset pages and their opaque cursors. Never reads a table."""
+"""Keyset pages, and their cursors: opaque to clients, each names the last row of its page. Never reads a table."""
 
 import base64
 import binascii

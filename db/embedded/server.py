@@ -51,8 +51,7 @@ class EmbeddedPostgres:
     def initialise(self) -> None:
         """Create the data directory unless it exists; a kill midway leaves none.
 
-        Raises:
-            EmbeddedServerError: the OS user, the folders or `initdb` failed; the message says why.
+        Raises EmbeddedServerError if the OS user, the folders or `initdb` failed; the message says why.
         """
         self._os_users.ensure_user()
         base = ensure_data_folder(self.home, self._os_users)
