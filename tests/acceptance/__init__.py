@@ -1,0 +1,1 @@
+"""A package, as each folder with a live platform of its own: only so does pytest end a platform with its folder."""
