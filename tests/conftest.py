@@ -14,20 +14,20 @@ from tests.support.postgres import TestServer, running_server
 from tests.support.tracking import tracking_server
 
 TESTS = Path(__file__).parent
-# Long groups come first, so that no worker is left with one at the end. `fresh` builds the encoders that later
-# platforms use. Some tests of `versions` allow a change a second: integration tests disturb them least.
+# Live platforms come first, because they run one after another: `fresh` builds the encoders that the others use; in
+# `hurt` and `versions`, times count. Integration tests that need the built encoders come last of theirs.
 ORDER = (
     "acceptance/fresh",
-    "integration/registry/store/test_huggingface_import.py",
     # While the platform has few texts to measure and to embed again.
     "acceptance/versions/test_promotions.py",
     "acceptance/versions/test_spaces.py",
     "acceptance/versions",
-    "integration/registry/training",
-    "integration",
-    "acceptance/watched",
     "acceptance/hurt",
+    "acceptance/watched",
     "acceptance",
+    "integration/registry/store/test_huggingface_import.py",
+    "integration/db",
+    "integration",
     "unit",
 )
 
@@ -65,12 +65,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Give each file, or live platform, to one worker: pytest-xdist 3.8 can't group the tests of pytest 9.2 itself."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class GroupScheduling(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return group(nodeid)
+    from tests.support.scheduling import GroupScheduling
 
     return GroupScheduling(config, log)
 
@@ -86,13 +81,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.section("seconds by folder")
     for folder, spent in seconds.most_common():
         terminalreporter.write_line(f"{spent:7.1f}  {folder}")
-
-
-def group(nodeid: str) -> str:
-    """Return what runs in one worker: a file, or the folder of acceptance tests that share a live platform."""
-    path = nodeid.partition("::")[0]
-    parts = path.split("/")
-    return "/".join(parts[:3]) if parts[1] == "acceptance" else path
 
 
 def rank(item: pytest.Item) -> int:
