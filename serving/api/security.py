@@ -93,7 +93,7 @@ def requires(
 
 def _declare(access: Access) -> Callable[[Endpoint], Endpoint]:
     def decorate(endpoint: Endpoint) -> Endpoint:
-        endpoint.__access__ = replace(access, body=access.body or _body_of(endpoint))  # type: ignore[attr-defined]
+        endpoint.__access__ = replace(access, body=access.body or _body_of(endpoint))  # type: ignore[attr-defined]  # read by the guard
         return endpoint
 
     return decorate

@@ -38,7 +38,7 @@ def calls_api(command: Callable[Concatenate[Api, P], None]) -> Callable[..., Non
 
     def run(*, url: Url = None, key: Key = None, as_json: AsJson = False, **arguments: Any) -> None:
         with connect(url, key) as client:
-            command(Api(client=client, as_json=as_json), **arguments)  # type: ignore[call-arg]
+            command(Api(client=client, as_json=as_json), **arguments)  # type: ignore[call-arg]  # Typer passes P
 
     own = list(inspect.signature(command).parameters.values())[1:]
     common = list(inspect.signature(run).parameters.values())[:3]
