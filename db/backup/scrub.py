@@ -31,7 +31,17 @@ _OTHERS: Final[LiteralString] = (
     "SELECT count(*) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$' "
     "AND name <> pg_walfile_name(pg_current_wal_insert_lsn())"
 )
+# A rewrite keeps dead rows that an older snapshot may still see. Other roles' snapshots are shown to superusers alone.
+_OLD_SNAPSHOTS: Final[LiteralString] = """
+    SELECT count(*) FROM (
+        SELECT unnest(ARRAY[backend_xid, backend_xmin]) FROM pg_stat_activity
+            WHERE datname = current_database() AND pid <> pg_backend_pid()
+        UNION ALL SELECT backend_xmin FROM pg_stat_replication
+        UNION ALL SELECT xmin FROM pg_replication_slots
+        UNION ALL SELECT transaction FROM pg_prepared_xacts WHERE database = current_database()
+    ) AS held (xid) WHERE age(xid) >= age(%s::text::xid)"""
 _LOG_SECONDS: Final = 120.0
+_SNAPSHOT_SECONDS: Final = 120.0
 _POLL_SECONDS: Final = 0.5
 
 
@@ -45,7 +55,8 @@ def scrub(url: str, report: Callable[[str], None]) -> bool:
         Unsuitable: a pooler is in between.
         SchemaMismatch: the database has none of the tables.
         NotPermitted: the tables belong to another role.
-        Unavailable: a table stayed locked for ten seconds, or the server keeps its old log because archiving fails.
+        Unavailable: a table stayed locked for ten seconds, an older transaction didn't end, or the server keeps its
+            old log because archiving fails.
     """
     require_own_session(url, "scrubbing")
     with connect(url, autocommit=True) as connection:
@@ -61,6 +72,7 @@ def scrub(url: str, report: Callable[[str], None]) -> bool:
             )
         tables = [name for name, _ in leaves]
         is_superuser = fetch_value(connection, _IS_SUPERUSER)
+        _wait_for_older_transactions(connection)
         # `pg_statistic` may still hold samples of columns that an earlier release took.
         for table in [*tables, *(["pg_catalog.pg_statistic"] if is_superuser else [])]:
             report(table)
@@ -71,6 +83,16 @@ def scrub(url: str, report: Callable[[str], None]) -> bool:
             report("the WAL")
             _scrub_wal(connection)
     return bool(is_superuser)
+
+
+def _wait_for_older_transactions(connection: BlockingConnection) -> None:
+    """Wait until nobody can still see the rows that were deleted before now."""
+    now = fetch_value(connection, "SELECT pg_current_xact_id()::xid::text")
+    deadline = time.monotonic() + _SNAPSHOT_SECONDS
+    while connection.execute(_OLD_SNAPSHOTS, [now]).fetchone() != (0,):
+        if time.monotonic() > deadline:
+            raise Unavailable("a transaction of before still sees deleted rows: end it, or scrub again later")
+        time.sleep(_POLL_SECONDS)
 
 
 def _scrub_wal(connection: BlockingConnection) -> None:

@@ -20,7 +20,7 @@ from db.backup.scrub import scrub
 from db.connection.engine import Database
 from db.core.cipher import Cipher
 from db.embeddings.reembedding import ReembeddingRepository
-from db.errors import Conflict, ForeignTextKeys, Unreadable
+from db.errors import Conflict, ForeignTextKeys, Unavailable, Unreadable
 from db.predictions.feedback import FeedbackRepository, Judgement, NewFeedback
 from db.predictions.idempotency import IdempotencyRepository
 from db.predictions.predictions import PredictionRepository
@@ -129,7 +129,7 @@ async def test_with_a_key_neither_sql_nor_a_dump_nor_the_files_hold_what_people_
 
 
 async def test_what_was_plain_is_gone_from_the_files_once_it_was_encrypted_and_scrubbed(
-    server: TestServer, url: str
+    server: TestServer, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secrets = ["Tegucigalpa-4 before encryption", "Reykjavik-5 in a comment", "Ljubljana-6 in an answer"]
     needles = [*(secret.encode() for secret in secrets), b"tegucigalpa"]
@@ -138,6 +138,9 @@ async def test_what_was_plain_is_gone_from_the_files_once_it_was_encrypted_and_s
         # The index has its words.
         await KeywordRepository(database, space=SPACE).merge()
     assert find_in_files(server, needles) == needles
+    reader = psycopg.connect(url)
+    reader.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    reader.execute("SELECT")
     async with open_database(url, cipher=OLD) as database:
         text, comment, answer, _ = await read_values(database, key, sent)
         assert (text, comment, answer.decode()) == tuple(secrets)
@@ -147,6 +150,12 @@ async def test_what_was_plain_is_gone_from_the_files_once_it_was_encrypted_and_s
         text, comment, answer, _ = await read_values(database, key, sent)
         assert (text, comment, answer.decode()) == tuple(secrets)
     assert [secret for secret in secrets if secret in read_tables(url)] == []
+    # A snapshot of before keeps the old rows: a rewrite would keep them, too.
+    monkeypatch.setattr("db.backup.scrub._SNAPSHOT_SECONDS", 0)
+    with pytest.raises(Unavailable, match="still sees"):
+        scrub(url, quiet)
+    monkeypatch.undo()
+    reader.close()
     assert scrub(url, quiet)
     assert find_in_files(server, needles) == []
 
