@@ -28,6 +28,20 @@ class GroupScheduling(LoadScopeScheduling):
                 self.workqueue.move_to_end(other, last=False)
         super()._assign_work_unit(node)
 
+    def remove_node(self, node: WorkerController) -> str | None:
+        """Leave out the test that ended its worker, which pytest-xdist would give to the next one, again and again."""
+        unfinished = (
+            (tests, test)
+            for tests in self.assigned_work[node].values()
+            for test, finished in tests.items()
+            if not finished
+        )
+        tests, fatal = next(unfinished, ({}, None))
+        if fatal is not None:
+            tests[fatal] = True
+        super().remove_node(node)
+        return fatal
+
     def _live_elsewhere(self, node: WorkerController) -> bool:
         return any(
             scope.startswith(LIVE) and not all(tests.values())
