@@ -31,7 +31,11 @@ PROBLEM: Final = "application/problem+json"
 
 
 class UnsupportedMedia(ServingError):
-    """The body is of a type that this route doesn't read."""
+    """The body is of a type that this route doesn't read; `headers` say which one it reads (RFC 9110, 15.5.16)."""
+
+    def __init__(self, message: str, *, headers: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.headers = headers
 
 
 class ClientDisconnected(Exception):
@@ -230,7 +234,7 @@ def build_error_response(scope: Scope, error: ServingError) -> Response:
     kind = next((TABLE[ancestor] for ancestor in type(error).__mro__ if ancestor in TABLE), None)
     if kind is None:
         return build_unexpected_response(scope, error)
-    return build_response(
+    response = build_response(
         scope,
         kind,
         str(error),
@@ -238,6 +242,9 @@ def build_error_response(scope: Scope, error: ServingError) -> Response:
         retry_after=error.retry_after if isinstance(error, errors.Retryable) else None,
         report=error.report if isinstance(error, errors.Refused) else None,
     )
+    if isinstance(error, UnsupportedMedia):
+        response.headers.update(error.headers)
+    return response
 
 
 async def _on_serving_error(request: Request, error: Exception) -> Response:

@@ -13,15 +13,12 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from serving.api.bodies import JSON, announces_body, read_body
 from serving.api.dependencies import RequestContext, Services, get_header
-from serving.api.errors import ClientDisconnected, UnsupportedMedia, describe_errors
+from serving.api.errors import describe_errors
 from serving.api.schemas.fields import ParsedBody, parse
 from serving.core.caller import Caller, Role
-from serving.errors import Forbidden, TooLarge, Unauthenticated
-
-MAX_BODY: Final = 2 * 1024 * 1024
-JSON: Final = "application/json"
-FORM: Final = "application/x-www-form-urlencoded"
+from serving.errors import Forbidden, Unauthenticated
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
@@ -134,45 +131,8 @@ class GuardedRoute(APIRoute):
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         if not self.access.optional:
             return await read_body(scope, receive, self.access.media_type)
-        body = await read_body(scope, receive, self.access.media_type) if _announces_body(scope) else b""
+        body = await read_body(scope, receive, self.access.media_type) if announces_body(scope) else b""
         return body or b"{}"
-
-
-async def read_body(scope: Scope, receive: Receive, media_type: str) -> bytes:
-    """Return the whole body.
-
-    Raises:
-        UnsupportedMedia: it isn't `media_type`, or it is compressed.
-        TooLarge: it is over the limit; the rest isn't kept in memory.
-        ClientDisconnected: the client closed the connection before the end.
-    """
-    sent_type, _, parameters = (get_header(scope, b"content-type") or "").partition(";")
-    charset = parameters.strip().lower().removeprefix("charset=").strip('"')
-    if sent_type.strip().lower() != media_type or charset not in ("", "utf-8", "utf8"):
-        raise UnsupportedMedia(f"send the body as {media_type} in UTF-8")
-    if (get_header(scope, b"content-encoding") or "identity").lower() != "identity":
-        raise UnsupportedMedia("send the body uncompressed")
-    length = get_header(scope, b"content-length")
-    if length is not None and length.isdecimal() and int(length) > MAX_BODY:
-        raise TooLarge(f"the body has {int(length):,} bytes: send at most {MAX_BODY:,}")
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnected
-        chunk: bytes = message.get("body", b"")
-        size += len(chunk)
-        if size > MAX_BODY:
-            raise TooLarge(f"the body is larger than {MAX_BODY:,} bytes: send less at once")
-        chunks.append(chunk)
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-def _announces_body(scope: Scope) -> bool:
-    length = get_header(scope, b"content-length")
-    return get_header(scope, b"transfer-encoding") is not None or length not in (None, "0")
 
 
 def _credential(scope: Scope) -> str | None:

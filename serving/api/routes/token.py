@@ -10,9 +10,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serving.api.bodies import FORM
 from serving.api.dependencies import get_body, get_header, get_services
 from serving.api.schemas.accounts import TokenRequest, TokenResponse
-from serving.api.security import FORM, GuardedRoute, public
+from serving.api.security import GuardedRoute, public
 from serving.errors import Unauthenticated
 
 router = APIRouter(route_class=GuardedRoute, tags=["keys"])

@@ -202,33 +202,6 @@ async def test_both_headers_carry_a_key(platform: Platform) -> None:
     assert answer.status_code == 200
 
 
-async def test_a_body_over_the_limit_is_413_announced_or_not(platform: Platform) -> None:
-    async def pieces() -> AsyncIterator[bytes]:
-        for _ in range(3):
-            yield b"x" * 1024 * 1024
-
-    kind = {"Content-Type": "application/json"}
-    async with platform.client() as client:
-        announced = await client.post("/v1/predict", content=b"x" * 3 * 1024 * 1024, headers=kind)
-        streamed = await client.post("/v1/predict", content=pieces(), headers=kind)
-    assert (announced.status_code, streamed.status_code) == (413, 413)
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Content-Type": "text/plain"},
-        {"Content-Type": "application/json; charset=latin-1"},
-        {"Content-Type": "application/json", "Content-Encoding": "gzip"},
-        {},
-    ],
-)
-async def test_another_content_type_is_415(platform: Platform, headers: dict[str, str]) -> None:
-    async with platform.client() as client:
-        answer = await client.post("/v1/predict", content=b'{"text":"good"}', headers=headers)
-    assert answer.status_code == 415
-
-
 async def test_unknown_paths_and_methods_are_problems(platform: Platform) -> None:
     async with platform.client() as client:
         absent, slash = await client.get("/v1/nothing"), await client.post("/v1/predict/")

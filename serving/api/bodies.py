@@ -1,0 +1,118 @@
+"""The body of a request: its media type, its compression and its size.
+
+Reads bytes only; the schemas say what they must hold.
+"""
+
+import zlib
+from email.message import Message as Headers
+from typing import Final
+
+from starlette.types import Receive, Scope
+
+from serving.api.dependencies import get_header
+from serving.api.errors import ClientDisconnected, UnsupportedMedia
+from serving.errors import Invalid, TooLarge
+
+MAX_BODY: Final = 2 * 1024 * 1024
+JSON: Final = "application/json"
+FORM: Final = "application/x-www-form-urlencoded"
+
+# ASCII is a part of UTF-8.
+_CHARSETS: Final = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
+_GZIP: Final = frozenset({"gzip", "x-gzip"})
+_GZIP_FORMAT: Final = 16 + zlib.MAX_WBITS
+
+
+class _Inflater:
+    """Decompresses one gzip member, and never to more than `limit` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._stream = zlib.decompressobj(_GZIP_FORMAT)
+        self._left = limit
+
+    def inflate(self, chunk: bytes) -> bytes:
+        """Return what a chunk holds.
+
+        Raises:
+            Invalid: it isn't gzip.
+            TooLarge: it holds more than the limit.
+        """
+        try:
+            # One byte more tells a body that fills the limit from a larger one.
+            content = self._stream.decompress(chunk, self._left + 1)
+        except zlib.error:
+            raise Invalid("the body isn't gzip, as its Content-Encoding says") from None
+        if len(content) > self._left:
+            raise _too_large()
+        if self._stream.unused_data:
+            raise Invalid("the body goes on after the end of its gzip data: send one gzip member")
+        self._left -= len(content)
+        return content
+
+    def finish(self) -> None:
+        """Raise Invalid unless the data are complete."""
+        if not self._stream.eof:
+            raise Invalid("the body ends before its gzip data do")
+
+
+async def read_body(scope: Scope, receive: Receive, media_type: str) -> bytes:
+    """Return the whole body, decompressed.
+
+    Raises:
+        UnsupportedMedia: it isn't `media_type`, or compressed by something else than gzip.
+        TooLarge: it is over the limit; the rest isn't kept in memory.
+        Invalid: it can't be decompressed.
+        ClientDisconnected: the client closed the connection before the end.
+    """
+    if not _is_of_type(get_header(scope, b"content-type") or "", media_type):
+        raise UnsupportedMedia(f"send the body as {media_type} in UTF-8", headers={"Accept": media_type})
+    inflater = _find_inflater(get_header(scope, b"content-encoding") or "")
+    length = get_header(scope, b"content-length")
+    if length is not None and length.isdecimal() and int(length) > MAX_BODY:
+        raise TooLarge(f"the body has {int(length):,} bytes: send at most {MAX_BODY:,}")
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnected
+        chunk: bytes = message.get("body", b"")
+        size += len(chunk)
+        if size > MAX_BODY:
+            raise _too_large()
+        chunks.append(inflater.inflate(chunk) if inflater is not None and chunk else chunk)
+        if not message.get("more_body", False):
+            if inflater is not None and size:
+                inflater.finish()
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def announces_body(scope: Scope) -> bool:
+    """Return whether the headers say that a body follows."""
+    length = get_header(scope, b"content-length")
+    return get_header(scope, b"transfer-encoding") is not None or length not in (None, "0")
+
+
+def _is_of_type(content_type: str, media_type: str) -> bool:
+    """Return whether the header names this type, in UTF-8; its other parameters mean nothing (RFC 8259, 11)."""
+    if content_type == media_type:
+        return True
+    headers = Headers()
+    headers["content-type"] = content_type
+    charset = headers.get_content_charset()
+    return headers.get_content_type() == media_type and (charset is None or charset in _CHARSETS)
+
+
+def _find_inflater(encoding: str) -> _Inflater | None:
+    encoding = encoding.strip().lower()
+    if encoding in ("", "identity"):
+        return None
+    if encoding not in _GZIP:
+        raise UnsupportedMedia(
+            "send the body uncompressed, or compressed by gzip", headers={"Accept-Encoding": "gzip"}
+        )
+    return _Inflater(MAX_BODY)
+
+
+def _too_large() -> TooLarge:
+    return TooLarge(f"the body is larger than {MAX_BODY:,} bytes: send less at once")
