@@ -12,6 +12,7 @@ from serving.api.routes import (
     accounts,
     analytics,
     console,
+    docs,
     erasures,
     experiments,
     feedback,
@@ -35,7 +36,8 @@ def create_api(services: Services) -> FastAPI:
     app = FastAPI(
         title="Valence",
         version=services.version,
-        description="Versioned sentiment models behind one URL, with a memory.",
+        summary="Versioned sentiment models behind one URL, with a memory.",
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
@@ -60,7 +62,7 @@ def create_api(services: Services) -> FastAPI:
         token.router,
         health.router,
         metrics.router(is_open=services.metrics_open),
-        openapi.router,
+        docs.router,
         console.router,
     )
     for router in routers:
@@ -72,5 +74,5 @@ def create_api(services: Services) -> FastAPI:
 
 def _document(app: FastAPI) -> dict[str, object]:
     if app.openapi_schema is None:
-        app.openapi_schema = openapi.document(app)
+        app.openapi_schema = openapi.build_document(app)
     return app.openapi_schema

@@ -23,6 +23,7 @@ from starlette.types import Scope
 
 from serving import errors
 from serving.api.dependencies import Json, RequestContext, Services, get_header
+from serving.api.schemas.fields import to_problems
 from serving.errors import Problem, ServingError
 
 log = structlog.get_logger(__name__)
@@ -44,34 +45,69 @@ class ClientDisconnected(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ProblemType:
-    """The status, name and title of one kind of error."""
+    """The status, name and title of one kind of error, and the detail of one of them as an example."""
 
     status: int
     name: str
     title: str
+    example: str
+
+    @property
+    def uri(self) -> str:
+        """Return the `type` of the problem document."""
+        return f"urn:valence:problem:{self.name}"
 
 
 TABLE: Final[Mapping[type[ServingError], ProblemType]] = {
-    errors.Unauthenticated: ProblemType(401, "unauthenticated", "Credentials missing or wrong"),
-    errors.Forbidden: ProblemType(403, "forbidden", "Role insufficient"),
-    errors.NotFound: ProblemType(404, "not-found", "Not found"),
-    errors.Refused: ProblemType(409, "promotion-refused", "Promotion refused"),
-    errors.Conflict: ProblemType(409, "conflict", "Conflict"),
-    errors.TooLarge: ProblemType(413, "too-large", "Too large"),
-    UnsupportedMedia: ProblemType(415, "unsupported-media-type", "Media type not supported"),
-    errors.Invalid: ProblemType(422, "invalid", "Input invalid"),
-    errors.Overloaded: ProblemType(429, "overloaded", "Too many requests"),
-    errors.RateLimited: ProblemType(429, "rate-limited", "Rate limit reached"),
-    errors.Unreadable: ProblemType(500, "unreadable", "A stored value can't be decrypted"),
-    errors.NotReady: ProblemType(503, "not-ready", "Not ready"),
-    errors.ModelNotReady: ProblemType(503, "model-not-ready", "Model version not ready"),
-    errors.StoreUnavailable: ProblemType(503, "store-unavailable", "Database unavailable"),
+    errors.Unauthenticated: ProblemType(
+        401, "unauthenticated", "Credentials missing or wrong", "the API key is wrong, expired or revoked"
+    ),
+    errors.Forbidden: ProblemType(
+        403, "forbidden", "Role insufficient", "this needs the role engineer, and the key has client"
+    ),
+    errors.NotFound: ProblemType(404, "not-found", "Not found", "model 'sentiment' has no version '9'"),
+    errors.Refused: ProblemType(
+        409, "promotion-refused", "Promotion refused", "evaluation missing: evaluate versions 2 and 3 first"
+    ),
+    errors.Conflict: ProblemType(
+        409, "conflict", "Conflict", "an experiment of 'sentiment' is running: stop it first"
+    ),
+    errors.TooLarge: ProblemType(413, "too-large", "Too large", "1001 texts are too many: send at most 1000"),
+    UnsupportedMedia: ProblemType(
+        415,
+        "unsupported-media-type",
+        "Media type not supported",
+        "send the body as application/json in UTF-8",
+    ),
+    errors.Invalid: ProblemType(422, "invalid", "Input invalid", "text: the text is empty or blank"),
+    errors.Overloaded: ProblemType(
+        429, "overloaded", "Too many requests", "the queue is full: send the request again"
+    ),
+    errors.RateLimited: ProblemType(
+        429, "rate-limited", "Rate limit reached", "the key may send 10 texts a second"
+    ),
+    errors.Unreadable: ProblemType(
+        500, "unreadable", "A stored value can't be decrypted", "no text key is given for key id 2"
+    ),
+    errors.NotReady: ProblemType(503, "not-ready", "Not ready", "not ready: no champion"),
+    errors.ModelNotReady: ProblemType(
+        503, "model-not-ready", "Model version not ready", "version 2 of 'sentiment' is starting: try again"
+    ),
+    errors.StoreUnavailable: ProblemType(
+        503, "store-unavailable", "Database unavailable", "the database can't be reached: try again"
+    ),
 }
-_UNEXPECTED: Final = ProblemType(500, "unexpected", "Unexpected error")
+_UNEXPECTED: Final = ProblemType(
+    500,
+    "unexpected",
+    "Unexpected error",
+    "the request could not be served: the log has the reason under its id",
+)
 _HTTP: Final = {
-    404: ProblemType(404, "not-found", "Not found"),
-    405: ProblemType(405, "method-not-allowed", "Method not allowed"),
+    404: ProblemType(404, "not-found", "Not found", "there is nothing here: /docs lists the routes"),
+    405: ProblemType(405, "method-not-allowed", "Method not allowed", "this route answers GET, HEAD"),
 }
+PROBLEM_TYPES: Final = (*TABLE.values(), _HTTP[405], _UNEXPECTED)
 _OPENAI_TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _OAUTH_ERRORS: Final = {401: "invalid_client", 422: "invalid_request", 503: "temporarily_unavailable"}
 
@@ -133,6 +169,7 @@ _DESCRIPTIONS: Final = {
     **{kind.status: kind.title for kind in TABLE.values()},
     400: "Request malformed",
     429: "Too many requests: see Retry-After",
+    500: "A fault of the platform",
     503: "Not ready, or the database can't answer: see Retry-After",
 }
 
@@ -150,10 +187,40 @@ def _shape_of(path: str) -> tuple[type[BaseModel], str]:
 def describe_errors(path: str, statuses: Iterable[int]) -> dict[int | str, dict[str, Any]]:
     """Return OpenAPI's description of a route's responses with these statuses."""
     shape, media_type = _shape_of(path)
-    schema = {"$ref": f"#/components/schemas/{shape.__name__}"}
+    content: Json = {"schema": {"$ref": f"#/components/schemas/{shape.__name__}"}}
     return {
-        status: {"description": _DESCRIPTIONS[status], "content": {media_type: {"schema": schema}}}
+        status: {
+            "description": _DESCRIPTIONS[status],
+            "content": {
+                media_type: content | _refer_to_examples(status) if shape is ProblemDetails else content
+            },
+        }
         for status in sorted(statuses)
+    }
+
+
+def _refer_to_examples(status: int) -> Json:
+    names = [kind.name for kind in PROBLEM_TYPES if kind.status == status]
+    return {"examples": {name: {"$ref": f"#/components/examples/{name}"} for name in names}}
+
+
+def build_examples() -> Json:
+    """Return a problem document of each kind, as OpenAPI's examples."""
+    return {
+        kind.name: {"summary": kind.title, "value": _build_problem(kind, kind.example, "/v1/…")}
+        for kind in PROBLEM_TYPES
+        # Stands at no operation.
+        if kind.status != 405
+    }
+
+
+def _build_problem(kind: ProblemType, detail: str, path: str) -> Json:
+    return {
+        "type": kind.uri,
+        "title": kind.title,
+        "status": kind.status,
+        "detail": detail,
+        "instance": path,
     }
 
 
@@ -200,13 +267,7 @@ def build_response(
             "error_description": detail,
         }
     else:
-        content = {
-            "type": f"urn:valence:problem:{kind.name}",
-            "title": kind.title,
-            "status": kind.status,
-            "detail": detail,
-            "instance": path,
-        }
+        content = _build_problem(kind, _summarize(detail, problems), path)
         if problems:
             content["errors"] = [{"loc": problem.loc, "msg": problem.message} for problem in problems]
         if report is not None:
@@ -217,9 +278,7 @@ def build_response(
 def build_unexpected_response(scope: Scope, error: Exception) -> Response:
     """Return the response to an unforeseen error, and log the error with the request's id."""
     log.error("request.failed", request_id=RequestContext.of(scope).request_id, exc_info=error)
-    return build_response(
-        scope, _UNEXPECTED, "the request could not be served: the log has the reason under its id"
-    )
+    return build_response(scope, _UNEXPECTED, _UNEXPECTED.example)
 
 
 def install(app: FastAPI) -> None:
@@ -254,8 +313,7 @@ async def _on_serving_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_invalid_parameters(request: Request, error: Exception) -> Response:
-    faults = error.errors() if isinstance(error, RequestValidationError) else ()
-    problems = [Problem(loc=tuple(fault["loc"]), message=fault["msg"]) for fault in faults]
+    problems = to_problems(error.errors() if isinstance(error, RequestValidationError) else ())
     kind = TABLE[errors.Invalid]
     return build_response(request.scope, kind, "the request's parameters are invalid", problems=problems)
 
@@ -266,7 +324,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if kind is None:
         return build_unexpected_response(request.scope, error)
     if status == 404:
-        return build_response(request.scope, kind, "there is nothing here: /docs lists the routes")
+        return build_response(request.scope, kind, kind.example)
     allowed = sorted(_methods(request.scope))
     response = build_response(request.scope, kind, f"this route answers {', '.join(allowed)}")
     response.headers["Allow"] = ", ".join(allowed)
@@ -281,6 +339,17 @@ def _methods(scope: Scope) -> set[str]:
         if route.matches(scope)[0] is not Match.NONE
         for method in getattr(route, "methods", None) or ()
     }
+
+
+def _summarize(detail: str, problems: Sequence[Problem]) -> str:
+    """Return the first fault and the number of others, the detail if there is none."""
+    if not problems:
+        return detail
+    first, others = problems[0], len(problems) - 1
+    # Without "body", "query", "path" or "header", unless there is nothing else.
+    place = ".".join(map(str, first.loc[1:] or first.loc))
+    more = f" (and {others} more: see errors)" if others else ""
+    return f"{place}: {first.message}{more}"
 
 
 def _join_problems(detail: str, problems: Sequence[Problem]) -> str:

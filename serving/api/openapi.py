@@ -1,97 +1,174 @@
-"""The OpenAPI document and its page: FastAPI's document of the routes, completed from their declarations."""
+"""The OpenAPI document: FastAPI's document of the routes, completed from their declarations.
 
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, Literal
+Written so that generators of clients read it as it comes: nothing in it needs more than the words that they all know.
+"""
 
-from fastapi import APIRouter, FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
+from collections.abc import Iterator
+from typing import Any, Final
+
+import orjson
+from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
-from starlette.requests import Request
-from starlette.responses import FileResponse, Response
 
-from serving.api import serializers
-from serving.api.errors import ERROR_BODIES
-from serving.api.security import GuardedRoute, public
+from serving.api.dependencies import Json
+from serving.api.errors import ERROR_BODIES, build_examples
+from serving.api.schemas.fields import NAMED_EXAMPLES
+from serving.api.security import GuardedRoute
+from serving.core.caller import Role
 
-router = APIRouter(route_class=GuardedRoute, include_in_schema=False)
+_REFERENCE: Final = "#/components/schemas/{model}"
+_DESCRIPTION: Final = """\
+Versioned sentiment models behind one URL, with a memory.
 
-_REFERENCE = "#/components/schemas/{model}"
-_SECURITY = {
+**Credentials**: `Authorization: Bearer …` or `X-API-Key: …`, with an API key or a token from `POST /v1/token`. A key
+has a role, and each role includes the ones before it: `client` predicts, searches and gives feedback, and sees what its
+owner sent; `engineer` also sees everyone's predictions, and runs models and experiments; `admin` also manages users
+and keys.
+
+**Errors** are problem documents (RFC 9457); `detail` says in words what is wrong. Under `/v2`, `/v1/embeddings` and
+`/v1/token` they have the form of those protocols. After a 429 or 503, send the same request again when `Retry-After`
+says so. With an `Idempotency-Key`, a repeated request is answered once.
+
+**Times** in requests are RFC 3339 (`2026-01-31T12:00:00Z`), dates (`2026-01-31`, its midnight in UTC), ages (`24h`,
+`7d`), or `now`, `today` and `yesterday`.
+
+The [console](console) does most of this in a browser.
+"""
+_TAGS: Final = {
+    "predictions": "Predict the sentiment of texts, and read what was predicted.",
+    "feedback": "Say whether a prediction was right.",
+    "similar": "Search stored texts by meaning, by examples and by words.",
+    "insights": "Analyse many predictions: topics, drift, differences of versions, what to judge next.",
+    "embeddings": "Embed texts, as OpenAI does.",
+    "open inference protocol": "Predict by the Open Inference Protocol, version 2.",
+    "models": "Versions of models: evaluate them, make one champion, take that back.",
+    "experiments": "Try a version beside the champion.",
+    "spaces": "Embedding spaces: build another one, and switch to it.",
+    "erasure": "Erase what is stored of a user, or a text.",
+    "users": "Users, whom predictions belong to.",
+    "keys": "API keys, and tokens made from them.",
+    "audit": "Who did what.",
+    "health": "Whether the platform runs and is ready, and its metrics.",
+}
+_SECURITY: Final[Json] = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "an API key, or a token from /v1/token"},
-    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    "apiKey": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-API-Key",
+        "description": "an API key, or a token",
+    },
+    "oauth2": {
+        "type": "oauth2",
+        "description": "client credentials: a key's id and the key",
+        "flows": {
+            "clientCredentials": {
+                "tokenUrl": "v1/token",
+                "scopes": {role.value: f"what a key of the role {role} may do" for role in Role},
+            }
+        },
+    },
 }
 
 
-def _page_files() -> Path:
-    # Not imported: only the package's static files are needed.
-    package = find_spec("fastapi_offline")
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError("fastapi-offline is not installed")
-    return Path(package.origin).parent / "static"
-
-
-_PAGE_FILES = _page_files()
-
-
-@router.get("/openapi.json")
-@public()
-async def openapi(request: Request) -> Response:
-    """Return this document."""
-    return serializers.json_response(request.app.openapi())
-
-
-@router.get("/docs")
-@public()
-async def docs() -> Response:
-    """Return the page that shows the document."""
-    return get_swagger_ui_html(
-        openapi_url="/openapi.json",
-        title="Valence",
-        swagger_js_url="/docs/swagger-ui-bundle.js",
-        swagger_css_url="/docs/swagger-ui.css",
-        swagger_favicon_url="/docs/favicon.png",
-    )
-
-
-@router.get("/docs/{name}")
-@public()
-async def docs_file(name: Literal["swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"]) -> Response:
-    """Return a file of that page, which must work without access to other machines."""
-    return FileResponse(_PAGE_FILES / name, headers={"Cache-Control": "public, max-age=86400"})
-
-
-def document(app: FastAPI) -> dict[str, Any]:
+def build_document(app: FastAPI) -> Json:
     """Build the whole document."""
     routes = [route for route in app.routes if isinstance(route, GuardedRoute)]
-    content = get_openapi(title=app.title, version=app.version, description=app.description, routes=routes)
-    bodies = {route.access.body for route in routes if route.access.body is not None}
-    _, definitions = models_json_schema(
-        [(shape, "validation") for shape in sorted(bodies, key=lambda shape: shape.__name__)]
-        + [(shape, "serialization") for shape in ERROR_BODIES],
-        ref_template=_REFERENCE,
+    content = get_openapi(
+        title=app.title,
+        version=app.version,
+        summary=app.summary,
+        description=_DESCRIPTION,
+        license_info=app.license_info,
+        # Relative to the document, so that it holds below any path prefix.
+        servers=[{"url": ".", "description": "this platform"}],
+        tags=[{"name": name, "description": text} for name, text in _TAGS.items()],
+        routes=routes,
     )
-    components = content.setdefault("components", {})
-    components.setdefault("schemas", {}).update(definitions["$defs"])
-    components["securitySchemes"] = _SECURITY
+    schemas = content["components"]["schemas"]
+    schemas.update(_body_schemas(routes))
+    examples = {
+        name: schema.pop(NAMED_EXAMPLES) for name, schema in schemas.items() if NAMED_EXAMPLES in schema
+    }
+    content["components"]["securitySchemes"] = _SECURITY
+    content["components"]["examples"] = build_examples()
     for route in routes:
         if route.include_in_schema:
             for method in route.methods or ():
-                _declare(content["paths"][route.path_format][method.lower()], route)
+                _complete(content["paths"][route.path_format][method.lower()], route, examples)
+    for schema in _find_schemas(content):
+        schema.pop("default", None)
+        schema.pop("title", None)
     return content
 
 
-def _declare(operation: dict[str, Any], route: GuardedRoute) -> None:
+def _body_schemas(routes: list[GuardedRoute]) -> dict[str, Json]:
+    """Return the schemas of requests, which say their defaults in words, and of errors."""
+    bodies = {route.access.body for route in routes if route.access.body is not None}
+    _, requests = models_json_schema(
+        [(shape, "validation") for shape in sorted(bodies, key=lambda shape: shape.__name__)],
+        ref_template=_REFERENCE,
+    )
+    _, errors = models_json_schema(
+        [(shape, "serialization") for shape in ERROR_BODIES], ref_template=_REFERENCE
+    )
+    for schema in requests["$defs"].values():
+        for member in schema.get("properties", {}).values():
+            _describe_default(member)
+    return {**requests["$defs"], **errors["$defs"]}
+
+
+def _describe_default(member: Json) -> None:
+    """Say a default in the description: generators of types take a member that has one as always present."""
+    default = member.get("default")
+    if default is None or default == [] or isinstance(default, dict):
+        return
+    text = f"default: {orjson.dumps(default).decode()}"
+    member["description"] = f"{member['description']}; {text}" if "description" in member else text
+
+
+def _complete(operation: Json, route: GuardedRoute, examples: dict[str, Json]) -> None:
+    """Add the body, the credentials, and the docstring as summary and description."""
     access = route.access
     if access.body is not None:
-        reference = {"$ref": _REFERENCE.format(model=access.body.__name__)}
-        operation["requestBody"] = {
-            "required": not access.optional,
-            "content": {access.media_type: {"schema": reference}},
-        }
+        name = access.body.__name__
+        body: Json = {"schema": {"$ref": _REFERENCE.format(model=name)}}
+        if name in examples:
+            body["examples"] = examples[name]
+        operation["requestBody"] = {"required": not access.optional, "content": {access.media_type: body}}
+    operation["security"] = []
+    needs = "Needs no credentials."
     if access.role is not None:
-        operation["security"] = [{scheme: []} for scheme in _SECURITY]
-        operation["description"] = (
-            f"{operation.get('description', '')}\n\nNeeds the role `{access.role}`.".strip()
-        )
+        operation["security"] = [{"bearer": []}, {"apiKey": []}, {"oauth2": [access.role.value]}]
+        needs = f"Needs the role `{access.role}`."
+    summary, _, details = operation.pop("description").partition("\n\n")
+    operation["summary"] = " ".join(summary.split()).rstrip(".")
+    operation["description"] = f"{details}\n\n{needs}".strip()
+    for parameter in operation.get("parameters", ()):
+        _simplify(parameter)
+
+
+def _simplify(parameter: Json) -> None:
+    """Leave `null` out of a parameter's schema: a path or a query can't hold it."""
+    schema: Json = parameter["schema"]
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) == 1:
+        parameter["schema"] = kinds[0]
+    elif kinds:
+        schema["anyOf"] = kinds
+    if description := parameter["schema"].pop("description", None):
+        parameter.setdefault("description", description)
+    parameter["schema"].pop("title", None)
+
+
+def _find_schemas(node: Any) -> Iterator[Json]:
+    """Yield the schema of every member of every object, at any depth."""
+    if isinstance(node, list):
+        for each in node:
+            yield from _find_schemas(each)
+    elif isinstance(node, dict):
+        for name, each in node.items():
+            if name == "properties" and isinstance(each, dict):
+                yield from each.values()
+            yield from _find_schemas(each)

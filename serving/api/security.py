@@ -117,6 +117,7 @@ class GuardedRoute(APIRoute):
             **describe_errors(path, _statuses(access)),
             **(options.get("responses") or {}),
         }
+        options["operation_id"] = endpoint.__name__
         super().__init__(path, endpoint, **options)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -143,7 +144,7 @@ def _credential(scope: Scope) -> str | None:
 
 
 def _statuses(access: Access) -> set[int]:
-    statuses = set(access.errors)
+    statuses = {*access.errors, 500}
     if access.role is not None:
         statuses |= {401, 503}
         if access.role is not Role.CLIENT:

@@ -4,13 +4,13 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from serving.cli.output import Api, calls_api, show_json, show_near, show_record, show_table
+from serving.cli.output import TIMES, Api, calls_api, show_json, show_near, show_record, show_table
 from serving.cli.predictions import Sentiment
 
 PredictionId: TypeAlias = Annotated[str, typer.Argument(metavar="PREDICTION_ID")]
 Model: TypeAlias = Annotated[str | None, typer.Option(help="Name of the model.")]
-Since: TypeAlias = Annotated[str | None, typer.Option(help="Predicted at or after, ISO 8601.")]
-Until: TypeAlias = Annotated[str | None, typer.Option(help="Predicted before, ISO 8601; default: now.")]
+Since: TypeAlias = Annotated[str | None, typer.Option(help=f"Predicted at or after: {TIMES}.")]
+Until: TypeAlias = Annotated[str | None, typer.Option(help="Predicted before; default: now.")]
 Cosine: TypeAlias = Annotated[float | None, typer.Option(min=-1, max=1, help="Least cosine; default: 0.95.")]
 
 
@@ -135,8 +135,8 @@ def drift(
     model: Model = None,
     since: Since = None,
     until: Until = None,
-    reference_since: Annotated[str | None, typer.Option(help="Start of the reference, ISO 8601.")] = None,
-    reference_until: Annotated[str | None, typer.Option(help="End of the reference, ISO 8601.")] = None,
+    reference_since: Annotated[str | None, typer.Option(help="Start of the reference.")] = None,
+    reference_until: Annotated[str | None, typer.Option(help="End of the reference.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=100, help="Maximum number of new texts.")] = 10,
 ) -> None:
     """Compare a window of time (default: the last day) with a reference (default: the week before it)."""

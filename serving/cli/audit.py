@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from serving.cli.output import Api, calls_api, show_table
+from serving.cli.output import TIMES, Api, calls_api, show_table
 
 
 @calls_api
@@ -14,8 +14,8 @@ def audit(
     actor: Annotated[str | None, typer.Option(help="Id of the key that did it.")] = None,
     action: Annotated[str | None, typer.Option(help="Action, as champion.promote.")] = None,
     subject: Annotated[str | None, typer.Option(help="Subject: the name of a model, or an id.")] = None,
-    since: Annotated[str | None, typer.Option(help="First time (RFC 3339).")] = None,
-    until: Annotated[str | None, typer.Option(help="Time to stop before (RFC 3339).")] = None,
+    since: Annotated[str | None, typer.Option(help=f"First time: {TIMES}.")] = None,
+    until: Annotated[str | None, typer.Option(help="Time to stop before.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200, help="Entries to show.")] = 50,
     cursor: Annotated[str | None, typer.Option(help="Cursor that the previous page named.")] = None,
 ) -> None:

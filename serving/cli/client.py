@@ -99,17 +99,18 @@ def _reason(response: httpx.Response) -> str:
         return f"{response.status_code} {response.reason_phrase}"
     title = problem.get("title") or response.reason_phrase
     reason = f"{response.status_code} {title}"
-    if detail := problem.get("detail"):
-        reason += f": {detail}"
+    # The detail of a problem with faults is the first of them.
     if faults := problem.get("errors"):
-        reason += f" ({'; '.join(_fault(fault) for fault in faults)})"
+        reason += f": {'; '.join(_fault(fault) for fault in faults)}"
+    elif detail := problem.get("detail"):
+        reason += f": {detail}"
     if response.status_code == httpx.codes.UNAUTHORIZED:
         reason += ": pass a key with --key or VALENCE_API_KEY"
     if wait := response.headers.get("Retry-After"):
-        reason += f": try again in {wait} s"
+        reason += f" in {wait} s" if reason.endswith("again") else f": try again in {wait} s"
     return reason
 
 
 def _fault(fault: Mapping[str, Any]) -> str:
-    place = ".".join(str(part) for part in fault.get("loc", ()))
+    place = ".".join(str(part) for part in fault.get("loc", ())[1:])
     return f"{place}: {fault.get('msg')}"

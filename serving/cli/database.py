@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from serving.cli.output import AsJson, Yes, show_record, show_table
+from serving.cli.output import TIMES, AsJson, Yes, show_record, show_table
+from serving.core.moments import FORMS, read_moment
 
 app = typer.Typer(no_args_is_help=True, help="The database: its schema, its backups, its encryption.")
 
@@ -139,9 +140,7 @@ def restore(
     file: Annotated[Path, typer.Argument(metavar="BACKUP")],
     until: Annotated[
         str | None,
-        typer.Option(
-            help="For a base backup: the time to restore, ISO 8601 with zone; default: the end of the WAL."
-        ),
+        typer.Option(help=f"For a base backup: the time to restore ({TIMES}); default: the end of the WAL."),
     ] = None,
     archive: Annotated[
         Path | None,
@@ -201,9 +200,9 @@ def _moment(text: str | None) -> datetime | None:
     if text is None:
         return None
     try:
-        moment = datetime.fromisoformat(text)
+        moment = read_moment(text) or datetime.fromisoformat(text)
     except ValueError:
-        raise typer.BadParameter(f"{text} is no time in ISO 8601", param_hint="--until") from None
+        raise typer.BadParameter(f"{text!r} is no time: write {FORMS}", param_hint="--until") from None
     if moment.tzinfo is None:
         raise typer.BadParameter(f"{text} names no zone: add Z or an offset", param_hint="--until")
     return moment

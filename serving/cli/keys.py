@@ -26,7 +26,9 @@ def create(
     role: Annotated[KeyRole, typer.Option(help="Rights of the key.")] = KeyRole.CLIENT,
     user: Annotated[str | None, typer.Option(help="Id of the user who owns it; default: no user.")] = None,
     rate_limit: Annotated[float | None, typer.Option(min=0, help="Texts per second.")] = None,
-    expires: Annotated[str | None, typer.Option(help="Time when it expires, ISO 8601.")] = None,
+    expires: Annotated[
+        str | None, typer.Option(help="Time when it expires: RFC 3339, a date, or 90d from now.")
+    ] = None,
 ) -> None:
     """Create a key and print it; it can't be shown again."""
     answer = api.client.post(

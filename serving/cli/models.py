@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from serving.cli.output import Api, AsJson, calls_api, show_json, show_record, show_table
+from serving.cli.output import TIMES, Api, AsJson, calls_api, show_json, show_record, show_table
 
 if TYPE_CHECKING:
     from registry.store.records import VersionRecord
@@ -118,7 +118,7 @@ def history(
 def champion(
     api: Api,
     model: Model = "sentiment",
-    at: Annotated[str | None, typer.Option(help="Time with its offset (RFC 3339); default: now.")] = None,
+    at: Annotated[str | None, typer.Option(help=f"The moment: {TIMES}; default: now.")] = None,
 ) -> None:
     """Show the champion of a moment: since when, by whom and why; the evidence is in the JSON."""
     answer = api.client.get(f"/v1/models/{model}/champion", at=at)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from serving.cli.output import Api, calls_api, show_near, show_record, show_table
+from serving.cli.output import TIMES, Api, calls_api, show_near, show_record, show_table
 
 
 class Sentiment(StrEnum):
@@ -75,8 +75,8 @@ def similar(
     sentiment: Annotated[Sentiment | None, typer.Option(help="Only texts with this prediction.")] = None,
     model_version: Annotated[str | None, typer.Option(help="Predicted by this version.")] = None,
     user: Annotated[str | None, typer.Option(help="Id of the user that the text came from.")] = None,
-    since: Annotated[str | None, typer.Option(help="Predicted at or after, ISO 8601.")] = None,
-    until: Annotated[str | None, typer.Option(help="Predicted before, ISO 8601.")] = None,
+    since: Annotated[str | None, typer.Option(help=f"Predicted at or after: {TIMES}.")] = None,
+    until: Annotated[str | None, typer.Option(help=f"Predicted before: {TIMES}.")] = None,
     judged: Annotated[
         bool | None, typer.Option("--judged/--unjudged", help="With or without feedback.")
     ] = None,
@@ -90,7 +90,9 @@ def similar(
 ) -> None:
     """Find stored texts by meaning."""
     if (text is not None and prediction is not None) or not (text or prediction or like):
-        raise typer.BadParameter("give either a text or --prediction, or else --like")
+        raise typer.BadParameter(
+            "give either a text or --prediction, or else --like: --keywords only add to it"
+        )
     wanted: dict[str, Any] = {
         "sentiment": sentiment,
         "model_version": model_version,

@@ -29,7 +29,8 @@ export function announce(message) {
 
 /** Shows the problem where the user asked; null clears it. */
 export function complain(place, problem) {
-  const wait = problem?.retryAfter ? ` Try again in ${problem.retryAfter} s.` : "";
+  const again = problem?.message.endsWith("again") ? " in" : ". Try again in";
+  const wait = problem?.retryAfter ? `${again} ${problem.retryAfter} s.` : "";
   place.replaceChildren(
     ...(problem
       ? [
@@ -38,7 +39,7 @@ export function complain(place, problem) {
             { className: "problem", attributes: { role: "alert" } },
             el("strong", {}, problem.title ?? "Something went wrong"),
             el("p", {}, `${problem.message}${wait}`),
-            problem.errors?.length
+            problem.errors?.length > 1
               ? el("ul", {}, ...problem.errors.map(({ loc, msg }) => el("li", {}, `${loc.slice(1).join(" › ")}: ${msg}`)))
               : null,
           ),

@@ -29,21 +29,21 @@ router = APIRouter(prefix="/v1", route_class=GuardedRoute)
 
 @router.post("/users", status_code=201, response_model=UserResponse, tags=["users"])
 @requires(Role.ADMIN, errors=(409,))
-async def add_user(request: Request, body: Parsed[UserRequest]) -> User:
+async def create_user(request: Request, body: Parsed[UserRequest]) -> User:
     """Add a user."""
     return await get_services(request).accounts.add_user(body.username, body.email, get_caller(request))
 
 
 @router.get("/users/{user_id}", response_model=UserResponse, tags=["users"])
 @requires(Role.ADMIN, errors=(404, 422))
-async def user(request: Request, user_id: UUID) -> User:
+async def get_user(request: Request, user_id: UUID) -> User:
     """Return a user."""
     return await get_services(request).accounts.get_user(user_id)
 
 
 @router.post("/keys", status_code=201, tags=["keys"])
 @requires(Role.ADMIN)
-async def add_key(request: Request, response: Response, body: Parsed[KeyRequest]) -> NewKeyResponse:
+async def create_key(request: Request, response: Response, body: Parsed[KeyRequest]) -> NewKeyResponse:
     """Create a key; the answer is the only one that shows it."""
     issued = await get_services(request).accounts.add_key(KeySpec(**dict(body)), get_caller(request))
     response.headers["Cache-Control"] = "no-store"
@@ -52,7 +52,7 @@ async def add_key(request: Request, response: Response, body: Parsed[KeyRequest]
 
 @router.get("/keys", response_model=KeyListResponse, tags=["keys"])
 @requires(Role.ADMIN)
-async def keys(request: Request) -> Json:
+async def list_keys(request: Request) -> Json:
     """List all keys, revoked ones too, oldest first."""
     return {"items": await get_services(request).accounts.list_keys()}
 
@@ -67,7 +67,7 @@ async def revoke_key(request: Request, key_id: UUID) -> Response:
 
 @router.get("/audit", response_model=AuditResponse, tags=["audit"])
 @requires(Role.ADMIN, errors=(422,))
-async def audit(request: Request, query: Annotated[AuditQuery, Query()]) -> AuditPage:
+async def list_audit(request: Request, query: Annotated[AuditQuery, Query()]) -> AuditPage:
     """List who did what, newest first."""
     filters = AuditFilters(**query.model_dump(exclude={"limit", "cursor"}))
     return await get_services(request).audit.list(filters, limit=query.limit, cursor=query.cursor)

@@ -29,7 +29,7 @@ router = APIRouter(prefix="/v1", route_class=GuardedRoute, tags=["insights"])
 
 @router.get("/topics", response_model=TopicsResponse)
 @requires(Role.ENGINEER, errors=(404, 422, 429))
-async def topics(request: Request, query: Annotated[TopicsQuery, Query()]) -> Topics:
+async def find_topics(request: Request, query: Annotated[TopicsQuery, Query()]) -> Topics:
     """Group the texts of a window by meaning."""
     span = TimeRange(since=query.since, until=query.until)
     return await while_connected(
@@ -40,7 +40,7 @@ async def topics(request: Request, query: Annotated[TopicsQuery, Query()]) -> To
 
 @router.get("/review", response_model=ReviewResponse)
 @requires(Role.ENGINEER, errors=(404, 422, 429))
-async def review(request: Request, query: Annotated[ReviewQuery, Query()]) -> Json:
+async def list_review(request: Request, query: Annotated[ReviewQuery, Query()]) -> Json:
     """List the texts whose feedback would teach most."""
     span = TimeRange(since=query.since, until=query.until)
     result = await while_connected(
@@ -62,7 +62,7 @@ async def review(request: Request, query: Annotated[ReviewQuery, Query()]) -> Js
 
 @router.get("/models/{name}/diff", response_model=DiffResponse)
 @requires(Role.ENGINEER, errors=(404, 422, 429))
-async def diff(request: Request, name: str, query: Annotated[DiffQuery, Query()]) -> Json:
+async def compare_versions(request: Request, name: str, query: Annotated[DiffQuery, Query()]) -> Json:
     """Group the texts that two versions predict differently by meaning."""
     result = await while_connected(
         request.receive,
@@ -96,7 +96,7 @@ async def diff(request: Request, name: str, query: Annotated[DiffQuery, Query()]
 
 @router.get("/drift", response_model=DriftResponse)
 @requires(Role.ENGINEER, errors=(404, 422, 429))
-async def drift(request: Request, query: Annotated[DriftQuery, Query()]) -> Json:
+async def measure_drift(request: Request, query: Annotated[DriftQuery, Query()]) -> Json:
     """Compare a window with a reference."""
     result = await while_connected(
         request.receive,

@@ -24,7 +24,7 @@ router = APIRouter(prefix="/v1/experiments", route_class=GuardedRoute, tags=["ex
 
 @router.post("", status_code=201, response_model=ExperimentResponse)
 @requires(Role.ENGINEER, errors=(404, 409))
-async def start(request: Request, body: Parsed[ExperimentRequest]) -> Json:
+async def start_experiment(request: Request, body: Parsed[ExperimentRequest]) -> Json:
     """Try a challenger on a share of the units, or as a shadow of the champion."""
     new = ExperimentPlan(
         model=body.model,
@@ -38,21 +38,23 @@ async def start(request: Request, body: Parsed[ExperimentRequest]) -> Json:
 
 @router.get("", response_model=ExperimentListResponse)
 @requires(Role.ENGINEER)
-async def experiments(request: Request) -> Json:
+async def list_experiments(request: Request) -> Json:
     """List all experiments, newest first."""
     return {"items": await get_services(request).experiments.list()}
 
 
 @router.get("/{experiment_id}", response_model=ExperimentResponse)
 @requires(Role.ENGINEER, errors=(404, 422))
-async def experiment(request: Request, experiment_id: UUID) -> Json:
+async def get_experiment(request: Request, experiment_id: UUID) -> Json:
     """Return an experiment, its arms, and the conclusion from them."""
     return _report(await get_services(request).experiments.get(experiment_id))
 
 
 @router.patch("/{experiment_id}", response_model=ExperimentResponse)
 @requires(Role.ENGINEER, errors=(404, 409))
-async def change(request: Request, experiment_id: UUID, body: Parsed[ExperimentChangeRequest]) -> Json:
+async def change_experiment(
+    request: Request, experiment_id: UUID, body: Parsed[ExperimentChangeRequest]
+) -> Json:
     """Change the share or the policy."""
     report = await get_services(request).experiments.change(
         experiment_id, get_caller(request), share=body.share, policy=body.policy
@@ -62,7 +64,7 @@ async def change(request: Request, experiment_id: UUID, body: Parsed[ExperimentC
 
 @router.post("/{experiment_id}/stop", response_model=ExperimentResponse)
 @requires(Role.ENGINEER, errors=(404,), optional=True)
-async def stop(request: Request, experiment_id: UUID, body: Parsed[ExperimentStopRequest]) -> Json:
+async def stop_experiment(request: Request, experiment_id: UUID, body: Parsed[ExperimentStopRequest]) -> Json:
     """Stop an experiment: the champion answers everything again."""
     report = await get_services(request).experiments.stop(experiment_id, get_caller(request), body.reason)
     return _report(report)

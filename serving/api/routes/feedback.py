@@ -21,7 +21,7 @@ router = APIRouter(route_class=GuardedRoute, tags=["feedback"])
     openapi_extra=IDEMPOTENCY_KEY,
 )
 @requires(Role.CLIENT, errors=(404, 409))
-async def feedback(request: Request, body: Parsed[FeedbackRequest]) -> Response:
+async def give_feedback(request: Request, body: Parsed[FeedbackRequest]) -> Response:
     """Say whether a prediction is correct."""
     services = get_services(request)
     new = Feedback(**dict(body), idempotency=idempotency_of(request))

@@ -13,14 +13,14 @@ router = APIRouter(prefix="/health", route_class=GuardedRoute, tags=["health"])
 
 @router.get("/live")
 @public()
-async def live() -> HealthResponse:
+async def is_live() -> HealthResponse:
     """Answer if the process runs."""
     return HealthResponse(status="live")
 
 
 @router.get("/ready")
 @public(errors=(503,))
-async def ready(request: Request) -> HealthResponse:
+async def is_ready(request: Request) -> HealthResponse:
     """Answer with 200 if the platform is ready."""
     await require_ready(request)
     return HealthResponse(status="ready")

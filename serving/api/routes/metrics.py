@@ -19,7 +19,7 @@ def router(*, is_open: bool) -> APIRouter:
         public() if is_open else requires(Role.ENGINEER)
     )
 
-    async def metrics(request: Request) -> Response:
+    async def get_metrics(request: Request) -> Response:
         """Return the metrics in Prometheus' format."""
         content = get_services(request).metrics.render()
         return Response(content, headers={"Content-Type": CONTENT_TYPE})
@@ -28,6 +28,5 @@ def router(*, is_open: bool) -> APIRouter:
         "/metrics",
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
         response_class=Response,
-        summary="Metrics in Prometheus' format",
-    )(declare(metrics))
+    )(declare(get_metrics))
     return routes

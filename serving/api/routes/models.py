@@ -31,14 +31,14 @@ router = APIRouter(prefix="/v1/models", route_class=GuardedRoute, tags=["models"
 
 @router.get("", response_model=ModelListResponse)
 @requires(Role.ENGINEER)
-async def models(request: Request) -> Json:
+async def list_models(request: Request) -> Json:
     """List all models."""
     return {"items": [{"name": name} for name in sorted(get_services(request).catalog().models)]}
 
 
 @router.get("/{name}", response_model=ModelResponse)
 @requires(Role.ENGINEER, errors=(404, 422))
-async def model(request: Request, name: str) -> Json:
+async def get_model(request: Request, name: str) -> Json:
     """Return a model and its versions."""
     versions = get_services(request).catalog().versions(name)
     newest_first = sorted(versions, key=lambda version: (len(version), version), reverse=True)
@@ -47,21 +47,21 @@ async def model(request: Request, name: str) -> Json:
 
 @router.get("/{name}/versions/{version}", response_model=VersionResponse)
 @requires(Role.ENGINEER, errors=(404, 422))
-async def version(request: Request, name: str, version: str) -> VersionDetail:
+async def get_version(request: Request, name: str, version: str) -> VersionDetail:
     """Return a version, its evaluations, and the gates' result if it were promoted now."""
     return await get_services(request).lifecycle.version(name, version)
 
 
 @router.post("/{name}/versions/{version}/evaluate", status_code=202, response_model=EvaluationResponse)
 @requires(Role.ENGINEER, errors=(404, 409, 422))
-async def evaluate(request: Request, name: str, version: str) -> Evaluation:
+async def evaluate_version(request: Request, name: str, version: str) -> Evaluation:
     """Evaluate a version in the background; the version's route shows the report."""
     return await get_services(request).lifecycle.evaluate(name, version, get_caller(request))
 
 
 @router.post("/{name}/versions/{version}/promote", response_model=PromotionResponse)
 @requires(Role.ENGINEER, errors=(404, 409), optional=True)
-async def promote(request: Request, name: str, version: str, body: Parsed[PromoteRequest]) -> Json:
+async def promote_version(request: Request, name: str, version: str, body: Parsed[PromoteRequest]) -> Json:
     """Make a version champion, if its stored report passes the gates."""
     outcome = await get_services(request).lifecycle.promote(
         name, version, get_caller(request), force=body.force, reason=body.reason
@@ -71,7 +71,7 @@ async def promote(request: Request, name: str, version: str, body: Parsed[Promot
 
 @router.post("/{name}/rollback", response_model=PromotionResponse)
 @requires(Role.ENGINEER, errors=(404, 409), optional=True)
-async def rollback(request: Request, name: str, body: Parsed[RollbackRequest]) -> Json:
+async def roll_back(request: Request, name: str, body: Parsed[RollbackRequest]) -> Json:
     """Make the previous champion answer again."""
     outcome = await get_services(request).lifecycle.rollback(name, get_caller(request), reason=body.reason)
     return _promotion(outcome)
@@ -79,14 +79,18 @@ async def rollback(request: Request, name: str, body: Parsed[RollbackRequest]) -
 
 @router.get("/{name}/history", response_model=HistoryResponse)
 @requires(Role.ENGINEER, errors=(404, 422))
-async def history(request: Request, name: str, query: Annotated[HistoryQuery, Query()]) -> ChampionPeriodPage:
+async def list_champions(
+    request: Request, name: str, query: Annotated[HistoryQuery, Query()]
+) -> ChampionPeriodPage:
     """List a model's champions, newest first: when, by whom and why."""
     return await get_services(request).lifecycle.history(name, limit=query.limit, cursor=query.cursor)
 
 
 @router.get("/{name}/champion", response_model=ChampionPeriodResponse)
 @requires(Role.ENGINEER, errors=(404, 422))
-async def champion(request: Request, name: str, query: Annotated[ChampionQuery, Query()]) -> ChampionPeriod:
+async def get_champion(
+    request: Request, name: str, query: Annotated[ChampionQuery, Query()]
+) -> ChampionPeriod:
     """Return the champion of a moment: since when, by whom and why."""
     return await get_services(request).lifecycle.champion_at(name, query.at or datetime.now(UTC))
 

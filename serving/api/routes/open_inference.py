@@ -51,67 +51,74 @@ _BY_DEFAULT: Final = ("label", "score", "probabilities", "prediction_id")
 
 @router.get("")
 @requires(Role.CLIENT)
-async def server(request: Request) -> ServerMetadataResponse:
+async def server_metadata(request: Request) -> ServerMetadataResponse:
     """Return the server's name and version."""
     return ServerMetadataResponse(name="valence", version=get_services(request).version, extensions=[])
 
 
 @router.get("/health/live")
 @public()
-async def live() -> LiveResponse:
+async def server_live() -> LiveResponse:
     """Answer if the process runs."""
     return LiveResponse(live=True)
 
 
 @router.get("/health/ready")
 @public(errors=(503,))
-async def ready(request: Request) -> ReadyResponse:
+async def server_ready(request: Request) -> ReadyResponse:
     """Answer with 200 if the platform is ready."""
     await require_ready(request)
     return ReadyResponse(ready=True)
 
 
 @router.get("/models/{name}", response_model=ModelMetadataResponse)
+@requires(Role.CLIENT, errors=(404, 422))
+async def model_metadata(request: Request, name: str) -> Json:
+    """Return a model's versions and tensors."""
+    versions = get_services(request).catalog().versions(name)
+    return _metadata(name, sorted(versions, key=lambda each: (len(each), each)))
+
+
 @router.get("/models/{name}/versions/{version}", response_model=ModelMetadataResponse)
 @requires(Role.CLIENT, errors=(404, 422))
-async def metadata(request: Request, name: str, version: str | None = None) -> Json:
-    """Return a model's versions and tensors."""
-    catalog = get_services(request).catalog()
-    versions = catalog.versions(name)
-    if version is not None and version not in versions:
+async def version_metadata(request: Request, name: str, version: str) -> Json:
+    """Return a version's tensors."""
+    if version not in get_services(request).catalog().versions(name):
         raise NotFound(f"model {name!r} has no version {version!r}")
-    return {
-        "name": name,
-        "versions": [version] if version else sorted(versions, key=lambda each: (len(each), each)),
-        "platform": "valence",
-        "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
-        "outputs": [
-            {"name": output, "datatype": datatype, "shape": [-1, width] if width else [-1]}
-            for output, (datatype, width, _) in _COLUMNS.items()
-        ],
-    }
+    return _metadata(name, [version])
 
 
 @router.get("/models/{name}/ready", response_model=ModelReadyResponse)
+@requires(Role.CLIENT, errors=(404, 422))
+async def model_ready(request: Request, name: str) -> Json:
+    """Answer with 200 if a model is ready."""
+    get_services(request).catalog().champion(name)
+    return {"name": name, "ready": True}
+
+
 @router.get("/models/{name}/versions/{version}/ready", response_model=ModelReadyResponse)
 @requires(Role.CLIENT, errors=(404, 422))
-async def model_ready(request: Request, name: str, version: str | None = None) -> Json:
-    """Answer with 200 if a model or a version is ready."""
-    catalog = get_services(request).catalog()
-    if version is None:
-        catalog.champion(name)
-    else:
-        catalog.ready_version(name, version)
+async def version_ready(request: Request, name: str, version: str) -> Json:
+    """Answer with 200 if a version is ready."""
+    get_services(request).catalog().ready_version(name, version)
     return {"name": name, "ready": True}
 
 
 @router.post("/models/{name}/infer", responses={200: {"model": InferResponse}})
+@requires(Role.CLIENT, errors=(404, 429))
+async def model_infer(request: Request, name: str, body: Parsed[InferRequest]) -> Response:
+    """Predict with a model, by the Open Inference Protocol."""
+    return await _infer(request, body, name)
+
+
 @router.post("/models/{name}/versions/{version}/infer", responses={200: {"model": InferResponse}})
 @requires(Role.CLIENT, errors=(404, 429))
-async def infer(
-    request: Request, name: str, body: Parsed[InferRequest], version: str | None = None
-) -> Response:
-    """Predict with a model, by the Open Inference Protocol."""
+async def version_infer(request: Request, name: str, version: str, body: Parsed[InferRequest]) -> Response:
+    """Predict with a version, by the Open Inference Protocol."""
+    return await _infer(request, body, name, version)
+
+
+async def _infer(request: Request, body: InferRequest, name: str, version: str | None = None) -> Response:
     texts = body.inputs[0].data
     if body.inputs[0].shape != [len(texts)]:
         place = Problem(loc=("body", "inputs", 0, "shape"), message=f"it must be [{len(texts)}]")
@@ -127,6 +134,19 @@ async def infer(
     )
     outputs = [output.name for output in body.outputs] or _BY_DEFAULT
     return serializers.to_response(await run(request, ask, _renderer(outputs, body.id)), status=200)
+
+
+def _metadata(name: str, versions: Sequence[str]) -> Json:
+    return {
+        "name": name,
+        "versions": versions,
+        "platform": "valence",
+        "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
+        "outputs": [
+            {"name": output, "datatype": datatype, "shape": [-1, width] if width else [-1]}
+            for output, (datatype, width, _) in _COLUMNS.items()
+        ],
+    }
 
 
 def _renderer(outputs: Sequence[str], request_id: str | None) -> Callable[[Sequence[Prediction]], bytes]:

@@ -78,7 +78,7 @@ async def predict_batch(request: Request, body: Parsed[PredictBatchRequest]) -> 
 
 @router.get("/v1/predictions", response_model=PredictionListResponse)
 @requires(Role.CLIENT, errors=(422,))
-async def predictions(request: Request, query: Annotated[PredictionQuery, Query()]) -> PredictionPage:
+async def list_predictions(request: Request, query: Annotated[PredictionQuery, Query()]) -> PredictionPage:
     """List stored predictions, newest first."""
     filters = PredictionFilters(**query.model_dump(exclude={"limit", "cursor"}))
     return await get_services(request).history.list_predictions(
@@ -88,7 +88,7 @@ async def predictions(request: Request, query: Annotated[PredictionQuery, Query(
 
 @router.get("/v1/predictions/{prediction_id}", response_model=StoredPredictionResponse)
 @requires(Role.CLIENT, errors=(404, 422))
-async def prediction(request: Request, prediction_id: UUID) -> StoredPrediction:
+async def get_prediction(request: Request, prediction_id: UUID) -> StoredPrediction:
     """Return a stored prediction with its feedback."""
     return await get_services(request).history.get_prediction(prediction_id, get_caller(request))
 

@@ -23,7 +23,7 @@ router = APIRouter(route_class=GuardedRoute, tags=["similar"])
 
 @router.post("/v1/similar")
 @requires(Role.CLIENT, errors=(404, 409, 429))
-async def similar(request: Request, body: Parsed[SimilarRequest]) -> SimilarResponse:
+async def find_similar(request: Request, body: Parsed[SimilarRequest]) -> SimilarResponse:
     """Find stored texts by meaning."""
     services, caller = get_services(request), get_caller(request)
     services.rate_limiter.take(caller, 1)
@@ -49,7 +49,7 @@ async def similar(request: Request, body: Parsed[SimilarRequest]) -> SimilarResp
 
 @router.post("/v1/duplicates", response_model=SimilarResponse)
 @requires(Role.CLIENT, errors=(404, 429))
-async def duplicates(request: Request, body: Parsed[DuplicatesRequest]) -> object:
+async def find_duplicates(request: Request, body: Parsed[DuplicatesRequest]) -> object:
     """Find the stored near-duplicates of a text."""
     services, caller = get_services(request), get_caller(request)
     services.rate_limiter.take(caller, 1)

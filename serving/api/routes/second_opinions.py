@@ -18,7 +18,7 @@ router = APIRouter(prefix="/v1/predictions/{prediction_id}", route_class=Guarded
 
 @router.get("/second-opinion", response_model=SecondOpinionResponse)
 @requires(Role.CLIENT, errors=(404, 422, 429))
-async def second_opinion(request: Request, prediction_id: UUID) -> LabelSuggestion:
+async def get_second_opinion(request: Request, prediction_id: UUID) -> LabelSuggestion:
     """Let the feedback on the nearest texts vote on a prediction."""
     services, caller = get_services(request), get_caller(request)
     services.rate_limiter.take(caller, 1)
@@ -29,7 +29,7 @@ async def second_opinion(request: Request, prediction_id: UUID) -> LabelSuggesti
 
 @router.get("/corrections", response_model=CorrectionsResponse)
 @requires(Role.CLIENT, errors=(404, 409, 422, 429))
-async def corrections(
+async def list_corrections(
     request: Request, prediction_id: UUID, query: Annotated[CorrectionsQuery, Query()]
 ) -> CorrectionSuggestions:
     """List near-duplicates whose predictions the correction of this one contradicts."""

@@ -32,7 +32,7 @@ class _Refused(Exception):
 
 @router.post("/v1/token", response_model=TokenResponse)
 @public(body=TokenRequest, media_type=FORM, errors=(400, 401, 413, 415, 503))
-async def token(request: Request, response: Response) -> TokenResponse | Response:
+async def create_token(request: Request, response: Response) -> TokenResponse | Response:
     """Exchange a key for a token."""
     try:
         form = _form(get_body(request))

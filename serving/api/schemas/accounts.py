@@ -5,7 +5,15 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, ConfigDict, EmailStr, Field
 
-from serving.api.schemas.fields import Moment, Name, PageSize, QueryParameters, RequestBody, ResponseBody
+from serving.api.schemas.fields import (
+    Deadline,
+    Moment,
+    Name,
+    PageSize,
+    QueryParameters,
+    RequestBody,
+    ResponseBody,
+)
 from serving.core.caller import Role
 
 Username = Annotated[
@@ -44,7 +52,7 @@ class KeyRequest(RequestBody):
     rate_limit: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] | None = Field(
         None, description="texts per second; 0: no limit; unset: the platform's"
     )
-    expires_at: Moment | None = None
+    expires_at: Deadline | None = Field(None, description="90d: in 90 days")
 
 
 class KeyResponse(ResponseBody):
@@ -79,7 +87,7 @@ class TokenRequest(RequestBody):
     grant_type: Literal["client_credentials"]
     client_id: str = Field(min_length=1, description="the key's id")
     client_secret: str = Field(min_length=1, description="the key")
-    scope: Role = Field(Role.CLIENT, description="if given, it must be the key's role")
+    scope: Role | None = Field(None, description="if given, it must be the key's role")
 
 
 class TokenResponse(ResponseBody):

@@ -6,7 +6,7 @@ from uuid import UUID
 from pydantic import AwareDatetime, ConfigDict, Field
 
 from registry.experiments.policies import Policy
-from serving.api.schemas.fields import Comment, Name, RequestBody, ResponseBody
+from serving.api.schemas.fields import Comment, Name, RequestBody, ResponseBody, VersionName, name_examples
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
@@ -17,11 +17,20 @@ class ExperimentRequest(RequestBody):
     """A challenger to try; with `shadow` it scores its share of the texts, but the champion answers."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"model": "sentiment", "challenger": "2", "share": 0.1}]}
+        json_schema_extra=name_examples(
+            a_tenth_of_the_units={"model": "sentiment", "challenger": "2", "share": 0.1},
+            as_a_shadow={"model": "sentiment", "challenger": "2", "share": 1, "shadow": True},
+            with_a_policy={
+                "model": "sentiment",
+                "challenger": "2",
+                "share": 0.05,
+                "policy": {"action": "decide", "ramp": [0.05, 0.25, 0.5], "min_units": 200},
+            },
+        )
     )
 
     model: Name
-    challenger: Name
+    challenger: VersionName
     share: Share
     shadow: bool = False
     policy: Policy | None = Field(None, description=_POLICY)

@@ -4,7 +4,9 @@ Error messages never repeat what the client sent.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from functools import partial
+from itertools import islice
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
 from pydantic import (
@@ -15,17 +17,22 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    WithJsonSchema,
 )
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
+from serving.core.moments import FORMS, read_moment
 from serving.core.texts import MAX_BATCH, MAX_CHARACTERS, clean_text
 from serving.errors import Invalid, Problem, TooLarge
 
 ParsedBody = TypeVar("ParsedBody", bound=BaseModel)
 
 # Pydantic also reads bare numbers as times; the OpenAPI document doesn't allow them.
-_DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]")
+_TIME: Final = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]", re.ASCII)
+
+_MAX_PROBLEMS: Final = 20
+_MAX_VERSION: Final = 2**31 - 1
 
 Sentiment: TypeAlias = Literal["negative", "neutral", "positive"]
 
@@ -51,6 +58,18 @@ class ResponseBody(BaseModel):
     model_config = ConfigDict(
         extra="forbid", from_attributes=True, validate_by_alias=True, validate_by_name=True
     )
+
+
+NAMED_EXAMPLES: Final = "x-examples"
+
+
+def name_examples(**bodies: JsonDict) -> JsonDict:
+    """Return examples of a body by name, which the OpenAPI document shows beside its schema."""
+    return {
+        NAMED_EXAMPLES: {
+            name: {"summary": name.replace("_", " "), "value": body} for name, body in bodies.items()
+        }
+    }
 
 
 def _limit_texts(texts: Any) -> Any:
@@ -81,10 +100,14 @@ TEXT_SCHEMA: Final[JsonDict] = {
 Text: TypeAlias = Annotated[str, AfterValidator(clean_text), Field(json_schema_extra=TEXT_SCHEMA)]
 
 
-def _refuse_numbers(moment: Any) -> Any:
-    if not (isinstance(moment, str) and _DATE.match(moment)):
-        raise ValueError("write a date and a time with its offset, as in 2026-01-31T12:00:00Z")
-    return moment
+def _read_moment(moment: Any, *, ahead: bool = False) -> Any:
+    if isinstance(moment, str):
+        named = read_moment(moment, ahead=ahead)
+        if named is not None:
+            return named
+        if _TIME.match(moment):
+            return moment
+    raise ValueError(f"write {FORMS}")
 
 
 def _to_integer(number: Any) -> Any:
@@ -94,8 +117,20 @@ def _to_integer(number: Any) -> Any:
 # JSON has one kind of number, so 3.0 is an integer, too. It must follow the field's bounds, or the schema loses them.
 WHOLE: Final = BeforeValidator(_to_integer)
 
+_MOMENT_SCHEMA: Final[JsonDict] = {
+    "anyOf": [
+        {"type": "string", "format": "date-time"},
+        {"type": "string", "format": "date"},
+        {"type": "string", "pattern": r"^([+-]?[0-9]{1,5}[smhdw]|now|today|yesterday)$"},
+    ],
+    "examples": ["2026-01-31T12:00:00Z", "2026-01-31", "24h", "yesterday"],
+}
 # Not strict: a strict field would refuse the string that a validator before it lets through.
-Moment: TypeAlias = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_refuse_numbers)]
+_NotStrict: TypeAlias = Annotated[AwareDatetime, Field(strict=False)]
+Moment: TypeAlias = Annotated[_NotStrict, BeforeValidator(_read_moment), WithJsonSchema(_MOMENT_SCHEMA)]
+Deadline: TypeAlias = Annotated[
+    _NotStrict, BeforeValidator(partial(_read_moment, ahead=True)), WithJsonSchema(_MOMENT_SCHEMA)
+]
 Texts: TypeAlias = Annotated[
     list[Text], Field(min_length=1, json_schema_extra={"maxItems": MAX_BATCH}), BeforeValidator(_limit_texts)
 ]
@@ -106,6 +141,26 @@ Name: TypeAlias = Annotated[
 ]
 Comment: TypeAlias = Annotated[
     str, Field(max_length=4000, json_schema_extra={"pattern": r"^[^\x00]*$"}), AfterValidator(_refuse_nul)
+]
+
+
+def _to_version(version: Any) -> Any:
+    number = _to_integer(version)
+    return str(number) if type(number) is int and 0 <= number <= _MAX_VERSION else version
+
+
+# MLflow numbers versions, so a number is read, too.
+VersionName: TypeAlias = Annotated[
+    Name,
+    BeforeValidator(_to_version),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[^\x00]*$"},
+                {"type": "integer", "minimum": 0, "maximum": _MAX_VERSION},
+            ]
+        }
+    ),
 ]
 PageSize: TypeAlias = Annotated[int, Field(ge=1, le=200)]
 
@@ -137,12 +192,12 @@ def parse(shape: type[ParsedBody], body: bytes) -> ParsedBody:
         for fault in faults:
             if fault["type"] == "too_many_texts":
                 raise TooLarge(fault["msg"]) from None
-        raise Invalid("the body is invalid", _problems(faults)) from None
+        raise Invalid("the body is invalid", to_problems(faults, "body")) from None
 
 
-def _problems(faults: Sequence[Any]) -> list[Problem]:
-    """Return the first 20 of pydantic's messages: a thousand texts may all be wrong."""
+def to_problems(faults: Iterable[Mapping[str, Any]], *place: str) -> list[Problem]:
+    """Return the first 20 of pydantic's messages, without its prefix: a thousand texts may all be wrong."""
     return [
-        Problem(loc=("body", *fault["loc"]), message=fault["msg"].removeprefix("Value error, "))
-        for fault in faults[:20]
+        Problem(loc=(*place, *fault["loc"]), message=fault["msg"].removeprefix("Value error, "))
+        for fault in islice(faults, _MAX_PROBLEMS)
     ]

@@ -1,9 +1,10 @@
 """Requests and responses about models: versions, evaluations, promotions, champions."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 from pydantic import AliasPath, AwareDatetime, BeforeValidator, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from db.models.promotions import Act
 from serving.api.schemas.fields import (
@@ -15,6 +16,7 @@ from serving.api.schemas.fields import (
     RequestBody,
     ResponseBody,
     is_empty,
+    name_examples,
 )
 from serving.core.catalog import VersionState
 
@@ -50,20 +52,23 @@ class ModelResponse(ResponseBody):
     versions: list[VersionSummary]
 
 
+_FORCE_NEEDS_REASON: Final[JsonDict] = {
+    "if": {"required": ["force"], "properties": {"force": {"enum": [True]}}},
+    "then": {"required": ["reason"], "properties": {"reason": {"type": "string", "pattern": r"\S"}}},
+}
+
+
 class PromoteRequest(RequestBody):
     """Whether to promote without the gates, which needs a reason."""
 
     model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{}, {"force": True, "reason": "the champion is broken"}],
-            "anyOf": [
-                {"properties": {"force": {"const": False}}},
-                {"properties": {"reason": {"type": "string", "pattern": r"\S"}}, "required": ["reason"]},
-            ],
-        }
+        json_schema_extra=_FORCE_NEEDS_REASON
+        | name_examples(
+            by_the_gates={}, without_the_gates={"force": True, "reason": "the champion is broken"}
+        )
     )
 
-    force: bool = False
+    force: bool = Field(False, description="skip the gates; needs a reason")
     reason: Comment | None = None
 
 

@@ -17,7 +17,9 @@ from serving.api.schemas.fields import (
     Sentiment,
     Text,
     Texts,
+    VersionName,
     is_empty,
+    name_examples,
 )
 
 ArmName = Literal["champion", "challenger", "shadow", "named"]
@@ -39,7 +41,9 @@ class PredictOptions(RequestBody):
 
     user_id: UUID | None = Field(None, description="the user whom the texts belong to; must exist")
     model: Name | None = Field(None, description="the model that answers; default: the platform's")
-    version: Name | None = Field(None, description="the version that answers; default: by the traffic split")
+    version: VersionName | None = Field(
+        None, description="the version that answers; default: by the traffic split"
+    )
     unit: Name | None = Field(
         None, description="always gets the same arm of an experiment; default: the user"
     )
@@ -49,7 +53,14 @@ class PredictOptions(RequestBody):
 class PredictRequest(PredictOptions):
     """One text to predict and store."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"text": "The battery lasts for days."}]})
+    model_config = ConfigDict(
+        json_schema_extra=name_examples(
+            a_text={"text": "The battery lasts for days."},
+            one_version={"text": "The battery lasts for days.", "version": "2"},
+            a_unit_that_keeps_its_arm={"text": "It broke at once.", "unit": "visitor-4711"},
+            with_a_second_opinion={"text": "It broke at once.", "explain": True},
+        )
+    )
 
     text: Text
     explain: bool = Field(
@@ -61,7 +72,10 @@ class PredictBatchRequest(PredictOptions):
     """Up to 1,000 texts to predict and store together."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"texts": ["The battery lasts for days.", "It broke at once."]}]}
+        json_schema_extra=name_examples(
+            texts={"texts": ["The battery lasts for days.", "It broke at once."]},
+            with_vectors={"texts": ["The battery lasts for days."], "return_embedding": True},
+        )
     )
 
     texts: Texts
@@ -145,16 +159,15 @@ class FeedbackRequest(RequestBody):
     """Feedback on a prediction; later feedback of the same key holder replaces it."""
 
     model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "prediction_id": "019a0000-0000-7000-8000-000000000000",
-                    "is_correct": False,
-                    "label": "negative",
-                    "comment": "irony",
-                }
-            ]
-        }
+        json_schema_extra=name_examples(
+            right={"prediction_id": "019a0000-0000-7000-8000-000000000000", "is_correct": True},
+            wrong={
+                "prediction_id": "019a0000-0000-7000-8000-000000000000",
+                "is_correct": False,
+                "label": "negative",
+                "comment": "irony",
+            },
+        )
     )
 
     prediction_id: UUID

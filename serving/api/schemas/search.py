@@ -17,7 +17,9 @@ from serving.api.schemas.fields import (
     Rounded,
     Sentiment,
     Text,
+    VersionName,
     is_none,
+    name_examples,
 )
 from serving.api.schemas.predictions import FeedbackResponse, PredictionResponse
 from serving.search.service import DUPLICATE_SIMILARITY, KEYWORDS, MEANING
@@ -30,11 +32,21 @@ Cosine = Annotated[float, Field(allow_inf_nan=False, ge=-1, le=1)]
 UpTo100 = Annotated[int, Field(ge=1, le=100)]
 NeighbourCount = Annotated[UpTo100, WHOLE]
 
-_KINDS: Final = {"text": "string", "prediction_id": "string", "text_id": "string", "embedding": "array"}
+_SCHEMAS: Final[dict[str, JsonDict]] = {
+    "text": {"type": "string"},
+    "prediction_id": {"type": "string"},
+    "text_id": {"type": "string"},
+    "embedding": {"type": "array", "items": {"type": "number"}},
+}
 
 
 def _one_of(*names: str) -> list[Any]:
-    return [{"required": [name], "properties": {name: {"type": _KINDS[name]}}} for name in names]
+    return [{"required": [name], "properties": {name: _SCHEMAS[name]}} for name in names]
+
+
+def _require(*alternatives: Any) -> JsonDict:
+    """Require one of these. Inside `allOf`, where generators of clients leave the object as it is."""
+    return {"allOf": [{"oneOf": list(alternatives)}]}
 
 
 def _count_present(body: RequestBody, *names: str) -> int:
@@ -45,7 +57,7 @@ class ExampleBody(RequestBody):
     """An example to move towards or away from: exactly one of a text, a prediction, a stored text and a vector."""
 
     model_config = ConfigDict(
-        json_schema_extra={"oneOf": _one_of("text", "prediction_id", "text_id", "embedding")}
+        json_schema_extra=_require(*_one_of("text", "prediction_id", "text_id", "embedding"))
     )
 
     text: Text | None = None
@@ -64,7 +76,7 @@ class SimilarFilters(RequestBody):
     """A text matches if one of its predictions satisfies all of these; `since` is inclusive, `until` exclusive."""
 
     sentiment: Sentiment | None = None
-    model_version: Name | None = None
+    model_version: VersionName | None = None
     user_id: UUID | None = None
     since: Moment | None = None
     until: Moment | None = None
@@ -72,13 +84,12 @@ class SimilarFilters(RequestBody):
     is_correct: bool | None = None
 
 
-def _examples(schema: JsonDict) -> None:
+def _require_query() -> JsonDict:
     """Require a query, or `like`, or both; never two queries."""
+    queries = ("text", "prediction_id", "embedding")
     liked: JsonDict = {"required": ["like"], "properties": {"like": {"minItems": 1}}}
-    queries = _one_of("text", "prediction_id", "embedding")
-    none: JsonDict = {"properties": {name: {"type": "null"} for name in _KINDS if name != "text_id"}}
-    schema["oneOf"] = [*queries, {"allOf": [liked, none]}]
-    schema["examples"] = [{"text": "lasts long on one charge", "k": 5}]
+    none: JsonDict = {"properties": {name: {"type": "null"} for name in queries}}
+    return _require(*_one_of(*queries), {"allOf": [liked, none]})
 
 
 class SimilarRequest(RequestBody):
@@ -88,7 +99,22 @@ class SimilarRequest(RequestBody):
     query. `keywords` are searched in addition.
     """
 
-    model_config = ConfigDict(json_schema_extra=_examples)
+    model_config = ConfigDict(
+        json_schema_extra=_require_query()
+        | name_examples(
+            by_meaning={"text": "lasts long on one charge", "k": 5},
+            with_filters={
+                "text": "it runs out of power",
+                "filters": {"sentiment": "negative", "since": "7d", "has_feedback": False},
+            },
+            with_keywords={"text": "it runs out of power", "keywords": 'battery -case "one day"'},
+            by_examples={
+                "like": [{"text": "The battery lasts for days."}],
+                "unlike": [{"text": "The delivery took days."}],
+            },
+            with_counts={"text": "it runs out of power", "k": 100, "counts": True},
+        )
+    )
 
     text: Text | None = None
     prediction_id: UUID | None = None
@@ -108,7 +134,9 @@ class SimilarRequest(RequestBody):
     def _one_query(self) -> Self:
         queries = _count_present(self, "text", "prediction_id", "embedding")
         if queries > 1 or (queries == 0 and not self.like):
-            raise ValueError("give exactly one of text, prediction_id and embedding, or else like")
+            raise ValueError(
+                "give exactly one of text, prediction_id and embedding, or else like: keywords only add to it"
+            )
         return self
 
 
@@ -116,10 +144,14 @@ class DuplicatesRequest(ExampleBody):
     """A text, and the lowest cosine to it at which another stored text is a near-duplicate."""
 
     model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"text": "The battery lasts for days."}],
-            "oneOf": _one_of("text", "prediction_id", "text_id", "embedding"),
-        }
+        json_schema_extra=_require(*_one_of("text", "prediction_id", "text_id", "embedding"))
+        | name_examples(
+            of_a_text={"text": "The battery lasts for days."},
+            of_a_prediction={
+                "prediction_id": "019a0000-0000-7000-8000-000000000000",
+                "min_similarity": 0.9,
+            },
+        )
     )
 
     min_similarity: Cosine = DUPLICATE_SIMILARITY

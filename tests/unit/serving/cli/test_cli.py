@@ -233,6 +233,11 @@ def test_filters_of_a_search_travel_together(platform: Platform, run: Any) -> No
     assert platform.asked[0][2] == {"text": "good", "k": 3, "filters": wanted, "exact": True}
 
 
+def test_a_time_travels_as_it_is_written(platform: Platform, run: Any) -> None:
+    assert run("similar", "good", "--since", "-24h", "--until", "yesterday")[0] == 0
+    assert platform.asked[0][2]["filters"] == {"since": "-24h", "until": "yesterday"}
+
+
 def test_stored_text_sends_no_control_sequence_to_the_terminal(platform: Platform, run: Any) -> None:
     _, out, _ = run("similar", "good")
     assert "\x1b" not in out
@@ -242,6 +247,8 @@ def test_stored_text_sends_no_control_sequence_to_the_terminal(platform: Platfor
 def test_search_for_nothing_is_wrong_usage(platform: Platform, run: Any) -> None:
     assert run("similar")[0] == 2
     assert run("similar", "text", "--prediction", "p1")[0] == 2
+    code, _, err = run("similar", "--keywords", "refund")
+    assert (code, "--keywords only add to it" in " ".join(err.replace("│", " ").split())) == (2, True)
     assert platform.asked == []
 
 
@@ -334,7 +341,8 @@ def test_a_backup_that_is_not_there_is_one_line_and_a_time_without_zone_wrong_us
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert "none.backup" in err
     assert run("db", "restore", "any", "--until", "2026-01-31T12:00:00")[0] == 2
-    assert run("db", "restore", "any", "--until", "yesterday")[0] == 2
+    assert run("db", "restore", "any", "--until", "last week")[0] == 2
+    assert run("db", "restore", str(tmp_path / "none.backup"), "--until", "24h")[0] == 1
 
 
 def test_a_text_key_is_made_as_the_setting_takes_it(run: Any) -> None:

@@ -40,13 +40,16 @@ def test_answer_without_a_body_is_none() -> None:
 def test_problem_document_becomes_one_line_with_its_faults() -> None:
     problem = {
         "title": "Unprocessable",
-        "detail": "bad text",
-        "errors": [{"loc": ["body", "text"], "msg": "blank"}],
+        "detail": "text: blank (and 1 more: see errors)",
+        "errors": [
+            {"loc": ["body", "text"], "msg": "blank"},
+            {"loc": ["body", "k"], "msg": "too large"},
+        ],
     }
     client, _ = answering(422, problem)
     with client, pytest.raises(RequestFailed) as caught:
         client.post("/v1/predict", text=" ")
-    assert str(caught.value) == "422 Unprocessable: bad text (body.text: blank)"
+    assert str(caught.value) == "422 Unprocessable: text: blank; k: too large"
     assert caught.value.status == 422
 
 
@@ -54,6 +57,14 @@ def test_overload_says_when_to_try_again() -> None:
     client, _ = answering(429, {"title": "Overloaded"}, **{"Retry-After": "2"})
     with client, pytest.raises(RequestFailed, match=r"429 Overloaded: try again in 2 s"):
         client.get("/v1/models")
+
+
+def test_a_detail_that_says_to_try_again_is_not_doubled() -> None:
+    problem = {"title": "Not ready", "detail": "no replica could answer: send the request again"}
+    client, _ = answering(503, problem, **{"Retry-After": "1"})
+    with client, pytest.raises(RequestFailed) as caught:
+        client.post("/v1/similar", text="x")
+    assert str(caught.value) == "503 Not ready: no replica could answer: send the request again in 1 s"
 
 
 def test_missing_key_says_where_keys_come_from() -> None:

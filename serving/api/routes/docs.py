@@ -1,0 +1,82 @@
+"""The OpenAPI document and the page that shows it, which needs no other machine.
+
+Every address on the page is relative, so that it works below any path prefix.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final, Literal
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, Response
+
+from serving.api import serializers
+from serving.api.security import GuardedRoute, public
+
+router = APIRouter(route_class=GuardedRoute, include_in_schema=False)
+
+_PAGE: Final = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Valence: API</title>
+<link rel="icon" type="image/svg+xml" href="console/icon.svg">
+<link rel="stylesheet" href="docs/swagger-ui.css">
+</head>
+<body>
+<div id="page"></div>
+<script src="docs/swagger-ui-bundle.js"></script>
+<script src="docs/page.js"></script>
+</body>
+</html>
+"""
+_SCRIPT: Final = """\
+SwaggerUIBundle({
+  url: "openapi.json",
+  dom_id: "#page",
+  deepLinking: true,
+  presets: [SwaggerUIBundle.presets.apis],
+});
+"""
+
+
+def _page_files() -> Path:
+    # Not imported: only the package's static files are needed.
+    package = find_spec("fastapi_offline")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("fastapi-offline is not installed")
+    return Path(package.origin).parent / "static"
+
+
+_PAGE_FILES = _page_files()
+
+
+@router.get("/openapi.json")
+@public()
+async def openapi(request: Request) -> Response:
+    """Return the OpenAPI document."""
+    return serializers.json_response(request.app.openapi())
+
+
+@router.get("/docs")
+@public()
+async def page() -> Response:
+    """Return the page that shows the document."""
+    return HTMLResponse(_PAGE)
+
+
+@router.get("/docs/page.js")
+@public()
+async def script() -> Response:
+    """Return the script that starts the page."""
+    return Response(_SCRIPT, media_type="text/javascript")
+
+
+@router.get("/docs/{name}")
+@public()
+async def page_file(name: Literal["swagger-ui-bundle.js", "swagger-ui.css"]) -> Response:
+    """Return a file of the page."""
+    return FileResponse(_PAGE_FILES / name, headers={"Cache-Control": "public, max-age=86400"})
