@@ -87,10 +87,14 @@ class InternalError(ServingError):
 
 
 class Retryable(ServingError):
-    """The same request may succeed later, after `retry_after` seconds."""
+    """The same request may succeed later, after `retry_after` seconds.
 
-    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
-        super().__init__(message)
+    `reason`: the cause in the platform's own terms, such as paths, for engineers only; `message` leaves it out.
+    """
+
+    def __init__(self, message: str, *, retry_after: float = 1.0, reason: str | None = None) -> None:
+        super().__init__(f"{message}: {reason}" if reason else message)
+        self.message = message
         self.retry_after = retry_after
 
 

@@ -4,11 +4,12 @@ Read from the environment (`VALENCE_*`, and five established names). Only compos
 operations, cli and the workers) build a `Settings`; everything below takes plain arguments.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 Count = Annotated[int, Field(ge=1)]
 Gate = Annotated[float | None, BeforeValidator(lambda given: None if given in ("off", "") else given)]
@@ -23,6 +24,21 @@ def _of_postgresql(url: SecretStr) -> SecretStr:
 
 
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_of_postgresql)]
+
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#@\s*]+")
+
+
+def _split_origins(given: object) -> object:
+    if not isinstance(given, str):
+        return given
+    origins = tuple(part.strip().lower() for part in given.split(",") if part.strip())
+    for origin in origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"{origin} is no origin: write https://shop.example.org, without a path")
+    return origins
+
+
+Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_origins)]
 
 
 class Settings(BaseSettings):
@@ -85,6 +101,11 @@ class Settings(BaseSettings):
         default=0, ge=0, description="texts per second for a key without its own limit; 0: no limit"
     )
     metrics_open: bool = Field(default=False, description="let /metrics answer without credentials")
+    cors_origins: Origins = Field(
+        default=(),
+        description="origins whose pages may call the API from a browser, with commas between them, such as "
+        "https://shop.example.org; *: all; unset: none",
+    )
 
     privacy: Literal["off", "mask", "refuse"] = Field(
         default="off",

@@ -27,6 +27,7 @@ PREFIX: Final = "vk_"
 _ISSUER: Final = "valence"
 _MAX_CACHED: Final = 10_000
 _WRONG_KEY: Final = "the API key is wrong, expired or revoked"
+_NOT_A_CREDENTIAL: Final = f"this is neither an API key (they begin with {PREFIX}) nor a token"
 _WRONG_JWT: Final = "the token is malformed, expired, or its key is revoked: ask POST /v1/token for another"
 
 
@@ -176,6 +177,9 @@ class Authenticator:
                 options={"require": ["exp", "sub", "role"], "verify_exp": False, "verify_iat": False},
             )
             key_id, expires = UUID(claims["sub"]), float(claims["exp"])
+        except jwt.DecodeError as error:
+            # A wrong signature is one, too.
+            raise Unauthenticated(_WRONG_JWT if text.count(".") == 2 else _NOT_A_CREDENTIAL) from error
         except (jwt.InvalidTokenError, ValueError, TypeError, AttributeError) as error:
             raise Unauthenticated(_WRONG_JWT) from error
         key = await self._find_valid(key_id) if self._now() < expires else None

@@ -45,7 +45,12 @@ def create_api(services: Services) -> FastAPI:
     )
     app.state.services = services
     errors.install(app)
-    app.add_middleware(RequestMiddleware, metrics=services.metrics, spans=services.spans)
+    app.add_middleware(
+        RequestMiddleware,
+        metrics=services.metrics,
+        spans=services.spans,
+        origins=services.cors_origins,
+    )
     routers = (
         predictions.router,
         feedback.router,

@@ -60,6 +60,7 @@ class Services:
     metrics: Metrics
     version: str
     metrics_open: bool = False
+    cors_origins: Sequence[str] = ()
     spans: Spans | None = None
 
     @classmethod
@@ -111,6 +112,12 @@ def get_header(scope: Scope, name: bytes) -> str | None:
         if key == name:
             return value.decode("latin-1")
     return None
+
+
+def get_headers(scope: Scope, name: bytes) -> list[str]:
+    """Return every header of this name, which is in lower case."""
+    headers: list[tuple[bytes, bytes]] = scope["headers"]
+    return [value.decode("latin-1") for key, value in headers if key == name]
 
 
 Json: TypeAlias = dict[str, Any]

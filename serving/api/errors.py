@@ -24,6 +24,7 @@ from starlette.types import Scope
 from serving import errors
 from serving.api.dependencies import Json, RequestContext, Services, get_header
 from serving.api.schemas.fields import to_problems
+from serving.core.caller import Role
 from serving.errors import Problem, ServingError
 
 log = structlog.get_logger(__name__)
@@ -91,10 +92,10 @@ TABLE: Final[Mapping[type[ServingError], ProblemType]] = {
     ),
     errors.NotReady: ProblemType(503, "not-ready", "Not ready", "not ready: no champion"),
     errors.ModelNotReady: ProblemType(
-        503, "model-not-ready", "Model version not ready", "version 2 of 'sentiment' is starting: try again"
+        503, "model-not-ready", "Model version not ready", "version 2 of 'sentiment' is starting"
     ),
     errors.StoreUnavailable: ProblemType(
-        503, "store-unavailable", "Database unavailable", "the database can't be reached: try again"
+        503, "store-unavailable", "Database unavailable", "the database can't be used now"
     ),
 }
 _UNEXPECTED: Final = ProblemType(
@@ -241,10 +242,7 @@ def build_response(
     if retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
     if kind.status == 401:
-        present = get_header(scope, b"authorization") or get_header(scope, b"x-api-key")
-        headers["WWW-Authenticate"] = 'Bearer realm="valence"' + (
-            ', error="invalid_token"' if present else ""
-        )
+        headers["WWW-Authenticate"] = _challenge(scope)
     content: Json
     if shape is OpenInferenceError:
         content = {"error": _join_problems(detail, problems)}
@@ -275,6 +273,14 @@ def build_response(
     return Response(_encode(content), kind.status, headers, media_type)
 
 
+def _challenge(scope: Scope) -> str:
+    """Return the scheme that this route understands; for a token's client that is Basic (RFC 6749, section 5.2)."""
+    if _shape_of(scope["path"])[0] is TokenError:
+        return 'Basic realm="valence", charset="UTF-8"'
+    present = get_header(scope, b"authorization") or get_header(scope, b"x-api-key")
+    return 'Bearer realm="valence"' + (', error="invalid_token"' if present else "")
+
+
 def build_unexpected_response(scope: Scope, error: Exception) -> Response:
     """Return the response to an unforeseen error, and log the error with the request's id."""
     log.error("request.failed", request_id=RequestContext.of(scope).request_id, exc_info=error)
@@ -293,10 +299,13 @@ def build_error_response(scope: Scope, error: ServingError) -> Response:
     kind = next((TABLE[ancestor] for ancestor in type(error).__mro__ if ancestor in TABLE), None)
     if kind is None:
         return build_unexpected_response(scope, error)
+    detail = str(error)
+    if isinstance(error, errors.Retryable) and not _is_engineer(scope):
+        detail = error.message
     response = build_response(
         scope,
         kind,
-        str(error),
+        detail,
         problems=error.problems if isinstance(error, errors.Invalid) else (),
         retry_after=error.retry_after if isinstance(error, errors.Retryable) else None,
         report=error.report if isinstance(error, errors.Refused) else None,
@@ -304,6 +313,11 @@ def build_error_response(scope: Scope, error: ServingError) -> Response:
     if isinstance(error, UnsupportedMedia):
         response.headers.update(error.headers)
     return response
+
+
+def _is_engineer(scope: Scope) -> bool:
+    caller = RequestContext.of(scope).caller
+    return caller is not None and caller.role.includes(Role.ENGINEER)
 
 
 async def _on_serving_error(request: Request, error: Exception) -> Response:
@@ -332,13 +346,14 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 def _methods(scope: Scope) -> set[str]:
-    """Return all methods of the path: each of its routes knows only one."""
-    return {
+    """Return all methods of the path: each of its routes knows only one, and a route of GET answers HEAD."""
+    methods = {
         method
         for route in scope["app"].routes
         if route.matches(scope)[0] is not Match.NONE
         for method in getattr(route, "methods", None) or ()
     }
+    return methods | {"HEAD"} if "GET" in methods else methods
 
 
 def _summarize(detail: str, problems: Sequence[Problem]) -> str:

@@ -1,16 +1,17 @@
-"""The outermost layer: request ids, the access log, counters, and the last exception handler.
+"""The outermost layer: request ids, HEAD, CORS, the access log, counters, and the last exception handler.
 
 Plain ASGI, because every request passes here. Logs ids and route templates, never a path or a body.
 """
 
 import asyncio
 import re
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from time import perf_counter
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 import structlog
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api.dependencies import RequestContext, get_header
@@ -23,6 +24,9 @@ log = structlog.get_logger(__name__)
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _CLIENT_CLOSED: Final = 499
+_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+_EXPOSED: Final = ("X-Request-Id", "Retry-After", "Server-Timing", "Idempotency-Replayed", "WWW-Authenticate")
+_PREFLIGHT_SECONDS: Final = 600
 
 Result = TypeVar("Result")
 
@@ -30,8 +34,11 @@ Result = TypeVar("Result")
 class RequestMiddleware:
     """Every response has `X-Request-Id`; every request ends with a response, a log line and counts."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, spans: Spans | None = None) -> None:
-        self._app = app
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, spans: Spans | None = None, origins: Sequence[str] = ()
+    ) -> None:
+        self._app = _allow_origins(app, origins)
+        self._origins = origins
         self._metrics = metrics
         self._spans = spans
 
@@ -45,16 +52,20 @@ class RequestMiddleware:
         scope["valence.request"] = RequestContext(request_id)
         previous = REQUEST_ID.set(request_id)
         try:
+            method: str = scope["method"]
+            if method == "HEAD":
+                # Answered by the route of GET, without the body (RFC 9110, 9.3.2).
+                scope, send = {**scope, "method": "GET"}, _without_body(send)
             if self._spans is None:
-                await self._serve(scope, receive, send, request_id)
+                await self._serve(scope, receive, send, request_id, method)
                 return
-            with self._spans.request(request_id, scope["method"], get_header(scope, b"traceparent")) as span:
-                status = await self._serve(scope, receive, send, request_id)
-                record_route(span, scope["method"], _route(scope), status)
+            with self._spans.request(request_id, method, get_header(scope, b"traceparent")) as span:
+                status = await self._serve(scope, receive, send, request_id, method)
+                record_route(span, method, _route(scope), status)
         finally:
             REQUEST_ID.reset(previous)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> int:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, request_id: str, method: str) -> int:
         """Answer, count and log the request. Return the status."""
         id_header = (b"x-request-id", request_id.encode())
         status = 0
@@ -75,22 +86,50 @@ class RequestMiddleware:
         except Exception as error:
             if status:
                 raise
-            await build_unexpected_response(scope, error)(scope, receive, send_with_id)
+            response = build_unexpected_response(scope, error)
+            await _allow_origins(response, self._origins)(scope, receive, send_with_id)
         finally:
             seconds = perf_counter() - started
             route = _route(scope)
             caller = RequestContext.of(scope).caller
-            self._metrics.end_request(scope["method"], route, status or _CLIENT_CLOSED, seconds)
+            self._metrics.end_request(method, route, status or _CLIENT_CLOSED, seconds)
             (log.info if status >= 400 else log.debug)(
                 "request",
                 request_id=request_id,
-                method=scope["method"],
+                method=method,
                 route=route,
                 status=status,
                 ms=round(seconds * 1e3, 2),
                 key_id=str(caller.key_id) if caller else None,
             )
         return status or _CLIENT_CLOSED
+
+
+def _allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Let pages of these origins read the answers of `app` (CORS); they send their key in a header, never a cookie."""
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=_METHODS,
+        allow_headers=("*",),
+        expose_headers=_EXPOSED,
+        max_age=_PREFLIGHT_SECONDS,
+    )
+
+
+def _without_body(send: Send) -> Send:
+    async def send_head(message: Message) -> None:
+        if message["type"] != "http.response.start":
+            message = {
+                "type": "http.response.body",
+                "body": b"",
+                "more_body": message.get("more_body", False),
+            }
+        await send(message)
+
+    return send_head
 
 
 def _route(scope: Scope) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from starlette.requests import Request
 
-from serving.api.dependencies import RequestContext, get_header
+from serving.api.dependencies import RequestContext, get_headers
 from serving.api.schemas.predictions import PredictOptions
 from serving.core.caller import Idempotency
 from serving.errors import Invalid, Problem
@@ -23,6 +23,7 @@ IDEMPOTENCY_KEY: Final[dict[str, Any]] = {
             "in": "header",
             "required": False,
             "description": "for 24 hours the same key with the same body gets the first answer again",
+            "example": "order-4711",
             "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[\x21-\x7e]+$"},
         }
     ]
@@ -33,13 +34,16 @@ def idempotency_of(request: Request) -> Idempotency | None:
     """Return the request's idempotency, None without an idempotency key.
 
     Raises:
-        Invalid: the key isn't 1 to 255 visible ASCII characters.
+        Invalid: the key isn't 1 to 255 visible ASCII characters, or there are two.
     """
-    key = get_header(request.scope, b"idempotency-key")
-    if key is None:
+    keys = get_headers(request.scope, b"idempotency-key")
+    if not keys:
         return None
-    if not _KEY.fullmatch(key):
-        place = Problem(loc=("header", "Idempotency-Key"), message="use 1 to 255 visible ASCII characters")
+    key = keys[0]
+    if len(keys) > 1 or not _KEY.fullmatch(key):
+        place = Problem(
+            loc=("header", "Idempotency-Key"), message="send one, of 1 to 255 visible ASCII characters"
+        )
         raise Invalid("the idempotency key is invalid", [place])
     body = RequestContext.of(request.scope).body
     return Idempotency(key=key, route=request.scope["path"], body_digest=hashlib.sha256(body).digest())

@@ -103,9 +103,8 @@ class Catalog:
         """
         entry = self.entry(model, version)
         if entry.state is not VersionState.READY:
-            why = f" ({entry.reason})" if entry.reason else ""
             raise ModelNotReady(
-                f"version {version} of {model!r} is {entry.state}{why}: try again", retry_after=2
+                f"version {version} of {model!r} is {entry.state}", retry_after=2, reason=entry.reason
             )
         return entry.record
 

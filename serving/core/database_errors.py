@@ -59,4 +59,4 @@ def _translate(error: db.DatabaseError) -> ServingError:
         return translation(str(error))
     if isinstance(error, db.NotPermitted):
         return translation(str(error), retry_after=_RETRY_SECONDS)
-    return translation(f"the database can't be used now: {error}", retry_after=_RETRY_SECONDS)
+    return translation("the database can't be used now", retry_after=_RETRY_SECONDS, reason=str(error))

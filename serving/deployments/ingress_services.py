@@ -208,7 +208,9 @@ async def services(
         lacks = []
         try:
             catalog().champion(settings.model)
-        except (NotReady, NotFound) as error:
+        except NotReady as error:
+            lacks.append(error.message)
+        except NotFound as error:
             lacks.append(str(error))
         try:
             async with asyncio.timeout(2), database.hot_read() as connection:
@@ -238,6 +240,7 @@ async def services(
             metrics=metrics,
             version=version("valence"),
             metrics_open=settings.metrics_open,
+            cors_origins=settings.cors_origins,
             spans=spans,
         )
     finally:

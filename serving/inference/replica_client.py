@@ -144,9 +144,11 @@ def _unpack(
     truncated = np.frombuffer(reply.truncated, np.bool_).tolist()
     results: list[Inference | Exception] = []
     for row, pair in positions:
-        fault = reply.text_faults.get(row) or (None if pair is None else reply.score_faults.get(pair))
-        if fault is not None:
+        if (fault := reply.text_faults.get(row)) is not None:
             results.append(ModelNotReady(fault))
+            continue
+        if pair is not None and (fault := reply.score_faults.get(pair)) is not None:
+            results.append(ModelNotReady("the version can't score this text", reason=fault))
             continue
         results.append(
             Inference(

@@ -242,7 +242,9 @@ class PredictionService:
         with translate_database_errors():
             stored = await self._store.submit([submission])
         if isinstance(outcome := stored.results[0], Failed):
-            raise StoreUnavailable(f"the prediction could not be stored: {outcome.error}") from outcome.error
+            raise StoreUnavailable(
+                "the prediction could not be stored", reason=str(outcome.error)
+            ) from outcome.error
         if isinstance(outcome, Stored):
             self._on_stored(submission.predictions)
         return stored

@@ -68,6 +68,20 @@ def _read_files() -> Mapping[str, _File]:
 _FILES: Final = _read_files()
 
 
+@router.get("/")
+@public()
+async def home() -> Response:
+    """Redirect to the console."""
+    return RedirectResponse("console")
+
+
+@router.get("/favicon.ico")
+@public()
+async def icon() -> Response:
+    """Redirect to the console's icon, for pages that name none."""
+    return RedirectResponse("console/icon.svg", 308)
+
+
 @router.get("/console")
 @public()
 async def page(request: Request) -> Response:

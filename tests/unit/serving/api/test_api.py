@@ -31,6 +31,8 @@ PUBLIC = {
     "/docs",
     "/openapi.json",
     "/v1/token",
+    "/",
+    "/favicon.ico",
     "/console",
     "/console/",
     "/console/{file}",
@@ -209,7 +211,7 @@ async def test_unknown_paths_and_methods_are_problems(platform: Platform) -> Non
         wrong = await client.put("/v1/keys")
         inference = await client.get("/v2/nothing")
     assert [answer.status_code for answer in (absent, slash, wrong, inference)] == [404, 404, 405, 404]
-    assert wrong.headers["allow"] == "GET, POST"
+    assert wrong.headers["allow"] == "GET, HEAD, POST"
     assert absent.json() | {"detail": ""} == {
         "type": "urn:valence:problem:not-found",
         "title": "Not found",
