@@ -22,10 +22,10 @@ down: ## stop what `make up` started; data stays
 # Each file, or live platform of acceptance tests, runs in one of two workers; what ARGS names runs in this process.
 PARALLEL := --numprocesses 2 --dist loadscope --no-loadscope-reorder --durations 60
 
-test: .venv/.developed ## set up and run the test suite; ARGS="tests/unit -k name" for a part
+test: .venv/.developed .cache/clients/.installed ## set up and run the test suite; ARGS="tests/unit -k name" for a part
 	@$(BIN)/python -m pytest $(or $(ARGS),$(PARALLEL))
 
-test-full: .venv/.developed ## the same with slow tests, and property tests and simulations in full
+test-full: .venv/.developed .cache/clients/.installed ## the same with slow tests, and property tests and simulations in full
 	@$(BIN)/python -m pytest --full $(or $(ARGS),$(PARALLEL))
 
 check: .venv/.developed ## format, lint, types, import contract, migrations against tables
@@ -87,6 +87,17 @@ format: .venv/.developed ## rewrite the sources in the project's format
 .venv/.developed: .venv/.installed
 	@echo "installing the tools for tests and checks"
 	@$(PIP) --editable '.[test,dev,bench]'
+	@touch $@
+
+# Clients of other projects, which tests/clients runs; those in JavaScript only where there is npm.
+.cache/clients/.installed: .venv/.created tests/clients/requirements.txt tests/clients/package.json
+	@echo "installing the clients of other projects in an environment of their own"
+	@$(PYTHON) -m venv .cache/clients
+	@.cache/clients/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt
+	@cp tests/clients/package.json .cache/clients/
+	@if command -v npm >/dev/null; then \
+	  npm install --prefix .cache/clients --silent --no-audit --no-fund --no-package-lock --ignore-scripts; \
+	fi
 	@touch $@
 
 # BentoML pins other versions of what Valence is built on, so it lives apart.
