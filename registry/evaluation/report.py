@@ -203,8 +203,9 @@ class EvaluationReport:
         except ValidationError as exc:
             first = exc.errors()[0]
             field_name = ".".join(map(str, first["loc"]))
+            reason = first["msg"].removeprefix("Value error, ")
             raise ReportInvalid(
-                f"the report can't be read ({field_name}: {first['msg']}): evaluate the version again"
+                f"the report can't be read ({field_name}: {reason}): evaluate the version again"
             ) from exc
 
 

@@ -51,6 +51,38 @@ _TAGS: Final = {
     "audit": "Who did what.",
     "health": "Whether the platform runs and is ready, and its metrics.",
 }
+_PARAMETERS: Final = {
+    "action": "what was done, such as `key.create`",
+    "actor": "the id of the key that asked for it",
+    "arm": "how the answer was routed",
+    "at": "the moment to look at; default: now",
+    "clusters": "the most clusters",
+    "cursor": "`next_cursor` of the page before; none: the first page",
+    "experiment_id": "the experiment's id",
+    "from": "the first version",
+    "has_feedback": "with feedback, or without it",
+    "k": "the most results",
+    "key_id": "the key's id",
+    "limit": "the most results",
+    "min_similarity": "the lowest cosine that counts",
+    "model": "the model's name; default: every model, or the platform's own",
+    "model_version": "the version that predicted",
+    "name": "the name of the model or of the space",
+    "now": "the sentiment that the second version predicts; default: any other",
+    "prediction_id": "the prediction's id",
+    "reference_since": "the start of the reference, inclusive",
+    "reference_until": "the end of the reference, exclusive",
+    "sentiment": "the sentiment that was predicted",
+    "since": "the start, inclusive",
+    "subject": "the id or name of what it was done to",
+    "text_id": "the text's id",
+    "to": "the second version",
+    "topics": "the most topics",
+    "until": "the end, exclusive; default: now",
+    "user_id": "the user's id",
+    "version": "the version's number",
+    "was": "the sentiment that the first version predicts; default: any",
+}
 _SECURITY: Final[Json] = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "an API key, or a token from /v1/token"},
     "apiKey": {
@@ -146,20 +178,20 @@ def _complete(operation: Json, route: GuardedRoute, examples: dict[str, Json]) -
     operation["summary"] = " ".join(summary.split()).rstrip(".")
     operation["description"] = f"{details}\n\n{needs}".strip()
     for parameter in operation.get("parameters", ()):
-        _simplify(parameter)
+        _complete_parameter(parameter)
 
 
-def _simplify(parameter: Json) -> None:
-    """Leave `null` out of a parameter's schema: a path or a query can't hold it."""
+def _complete_parameter(parameter: Json) -> None:
+    """Describe a parameter, and leave `null` out of its schema: a path or a query can't hold it."""
     schema: Json = parameter["schema"]
     kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
     if len(kinds) == 1:
         parameter["schema"] = kinds[0]
     elif kinds:
         schema["anyOf"] = kinds
-    if description := parameter["schema"].pop("description", None):
-        parameter.setdefault("description", description)
     parameter["schema"].pop("title", None)
+    if parameter["in"] != "header":
+        parameter["description"] = _PARAMETERS[parameter["name"]]
 
 
 def _find_schemas(node: Any) -> Iterator[Json]:

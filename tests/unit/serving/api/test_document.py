@@ -91,9 +91,10 @@ def test_a_default_of_a_request_is_told_in_words() -> None:
     assert explain.endswith("; default: false")
 
 
-def test_no_parameter_may_be_null() -> None:
+def test_every_parameter_is_described_and_none_may_be_null() -> None:
     for name, operation in OPERATIONS.items():
         for parameter in operation.get("parameters", ()):
+            assert parameter["description"], (name, parameter["name"])
             assert {"type": "null"} not in parameter["schema"].get("anyOf", ()), (name, parameter["name"])
             if parameter["in"] == "path":
                 assert (parameter["required"], parameter["schema"]["type"]) == (True, "string"), name
