@@ -83,8 +83,11 @@ def list_audited_actions(platform: LivePlatform, experiment: str) -> list[str]:
 
 
 def test_the_better_challenger_is_promoted_and_the_worse_one_sent_away(platform: LivePlatform) -> None:
-    registry_of(platform).set_alias(MODEL, CHAMPION, LEXICON)
+    registry = registry_of(platform)
+    registry.set_alias(MODEL, CHAMPION, LEXICON)
     eventually(lambda: champion(platform) == LEXICON, within=10, what="the lexicon answers")
+    # All of them are measured in `test_promotions.py`.
+    registry.put_held_out(HeldOutSet(examples=HeldOutSet.load_builtin().examples[::6]), model=MODEL)
     done = platform.valence("models", "evaluate", JOINT, "--wait")
     assert done.returncode == 0, done.stderr
 

@@ -19,7 +19,6 @@ from db.models.evaluations import Evaluation, EvaluationRepository, NewEvaluatio
 from db.predictions.feedback import FeedbackRepository, NewFeedback
 from registry.bundles.bundle import Bundle
 from registry.data.held_out import HeldOutSet
-from registry.encoders.export import build_encoder
 from registry.encoders.sources import default_source
 from registry.errors import NotRegistered
 from registry.evaluation.gates import Gates, evaluate_gates
@@ -33,6 +32,7 @@ from serving.models.evaluation_queue import Launch, run_evaluation
 from serving.models.evaluation_worker import EvaluationWorker
 from serving.models.evaluator import EvaluationPlan, VersionEvaluator
 from tests.support.heads import head, weights
+from tests.support.live import build_encoders
 from tests.support.postgres import KEY
 from tests.support.row_factories import new_key, new_submission, new_text, new_writer, unit_vectors
 from tests.support.tiny import TINY_SPACE
@@ -312,10 +312,10 @@ async def test_a_process_of_its_own_measures_at_the_lowest_priority(
 
 
 async def test_the_built_in_head_passes_against_the_lexicon_and_the_lexicon_fails(
-    database: Database, registry: ModelRegistry, model: str, set_platform: Settle, tmp_path: Path
+    database: Database, registry: ModelRegistry, model: str, set_platform: Settle
 ) -> None:
     source = default_source()
-    registry.register_encoder(build_encoder(source, tmp_path / "encoder"))
+    registry.register_encoder(Bundle.open(build_encoders()[source.digest]))
     registry.put_held_out(HeldOutSet(examples=HeldOutSet.load_builtin().examples[::6]), model=model)
     set_platform(source.space or "")
     lexicon, head_ = (registry.register(open_builtin(name), model=model) for name in ("lexicon", "head"))
