@@ -10,8 +10,9 @@ from typing import Annotated, Any, Final, TypeAlias, TypeVar
 from fastapi import Depends
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.api.bodies import JSON, announces_body, read_body
 from serving.api.dependencies import RequestContext, Services, get_header
@@ -19,6 +20,10 @@ from serving.api.errors import describe_errors
 from serving.api.schemas.fields import ParsedBody, parse
 from serving.core.caller import Caller, Role
 from serving.errors import Forbidden, Unauthenticated
+
+LARGE: Final = 16 * 1024
+"""The bytes from which an answer is compressed, if its client reads gzip."""
+_LEVEL: Final = 5
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
@@ -119,6 +124,10 @@ class GuardedRoute(APIRoute):
         }
         options["operation_id"] = endpoint.__name__
         super().__init__(path, endpoint, **options)
+        self._answer: ASGIApp = super().handle
+        # Large answers are lists and metrics, whose callers have a key; the hot path's are small.
+        if access.role is not None and self.methods == {"GET"}:
+            self._answer = GZipMiddleware(self._answer, minimum_size=LARGE, compresslevel=_LEVEL)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Admit the caller, read the body, then run the endpoint."""
@@ -127,7 +136,7 @@ class GuardedRoute(APIRoute):
             context.caller = await self.access.admit(scope)
             if self.access.body is not None:
                 context.body = await self._read(scope, receive)
-        await super().handle(scope, receive, send)
+        await self._answer(scope, receive, send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         if not self.access.optional:

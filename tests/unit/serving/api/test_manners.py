@@ -166,6 +166,26 @@ async def test_only_engineers_see_why_a_part_of_the_platform_fails(platform: Pla
     assert "version 4 of 'sentiment' is failed" in failed.json()["detail"]
 
 
+async def test_large_lists_are_compressed_for_clients_that_read_gzip(platform: Platform) -> None:
+    async with platform.client(Role.ADMIN) as client:
+        await client.post("/v1/predict/batch", json={"texts": [f"good {n}" for n in range(200)]})
+        answers = {
+            (path, encoding): await client.get(path, headers={"Accept-Encoding": encoding})
+            for path in ("/v1/predictions?limit=200", "/v1/predictions?limit=1")
+            for encoding in ("gzip", "identity")
+        }
+        head = await client.head("/v1/predictions?limit=200", headers={"Accept-Encoding": "gzip"})
+    encodings = {asked: answer.headers.get("content-encoding") for asked, answer in answers.items()}
+    assert [asked for asked, encoding in encodings.items() if encoding] == [
+        ("/v1/predictions?limit=200", "gzip")
+    ]
+    whole, plain = (answers["/v1/predictions?limit=200", encoding] for encoding in ("gzip", "identity"))
+    assert whole.json() == plain.json()
+    assert int(whole.headers["content-length"]) * 4 < int(plain.headers["content-length"])
+    assert whole.headers["vary"] == plain.headers["vary"] == "Accept-Encoding"
+    assert (head.headers["content-length"], head.content) == (whole.headers["content-length"], b"")
+
+
 async def test_a_browser_arrives_at_the_console(platform: Platform) -> None:
     async with platform.client(None) as client:
         home = await client.get("/", follow_redirects=True)
