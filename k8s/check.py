@@ -10,13 +10,12 @@ def faults(overlay: str, resources: list[Resource]) -> list[str]:
     """Yield everything that is wrong with an overlay."""
     found = [
         *schemas.core_faults(resources),
+        *schemas.operated_faults(resources, schemas.read_definitions()),
         *schemas.serve_faults(resources),
         *references.reference_faults(resources),
         *security.security_faults(resources),
         *security.environment_faults(resources),
     ]
-    if (folder := schemas.crd_folder()) is not None:
-        found += schemas.ray_faults(resources, folder)
     if overlay != "local":
         found += security.secret_faults(resources)
     return found
@@ -36,12 +35,13 @@ def main() -> int:
         for fault in found:
             print(f"{overlay}: {fault}")
         wrong += len(found)
-        kinds = sorted({resource["kind"] for resource in resources} & schemas.UNCHECKED)
-        print(
-            f"{overlay}: {len(resources)} resources, {len(found)} faults; no schema at hand for {', '.join(kinds)}"
+        kinds = schemas.unchecked_kinds(resources, schemas.read_definitions())
+        unchecked = (
+            f"; not checked, for {schemas.CRD_VARIABLE} names no definition: {', '.join(kinds)}"
+            if kinds
+            else ""
         )
-    if schemas.crd_folder() is None:
-        print(f"skipped: RayService against its definition ({schemas.CRD_VARIABLE} names no folder)")
+        print(f"{overlay}: {len(resources)} resources, {len(found)} faults{unchecked}")
     return 1 if wrong else 0
 
 

@@ -1,11 +1,11 @@
-"""Check the form of resources: core kinds, RayService, and Ray Serve's configuration."""
+"""Check the form of resources: core kinds, operators' kinds, and Ray Serve's configuration."""
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jsonschema
 import kubernetes_validate
@@ -13,59 +13,73 @@ import yaml
 
 from k8s.rendered import Resource, named, of_kind, templates
 
-CRD_VARIABLE = "KUBERAY_CRD_DIR"
-CRD_FILE = "ray.io_rayservices.yaml"
-# Kinds of operators, whose schemas aren't at hand.
-UNCHECKED = frozenset(
+CRD_VARIABLE = "VALENCE_CRD_DIRS"
+# Beside a checkout, in the workplace of Valence's own developers.
+_BESIDE = tuple(Path(__file__).parents[2] / "shared" / name for name in ("crds", "kuberay"))
+_RAY = "RayService"
+OPERATED = frozenset(
     {
         *("Cluster", "Database", "ObjectStore", "ScheduledBackup"),
-        *("Gateway", "HTTPRoute", "PodMonitor", "PrometheusRule"),
+        *("Gateway", "HTTPRoute", "PodMonitor", "PrometheusRule", _RAY),
     }
 )
-_BY_CRD = "RayService"
+"""The kinds of operators, each checked against its operator's own definition where there is one at hand."""
+
+Definitions: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""The schema of each `apiVersion` of each kind."""
 
 
 def core_faults(resources: list[Resource]) -> Iterator[str]:
     """Yield everything that Kubernetes would refuse in its own kinds, unknown keys and nested pods included."""
     for resource in resources:
-        if resource["kind"] in UNCHECKED:
-            continue
-        if resource["kind"] != _BY_CRD:
+        if resource["kind"] not in OPERATED:
             yield from _core(named(resource), resource)
+        elif resource["kind"] == _RAY:
+            for name, template in templates(resource):
+                metadata = {"name": "pod"} | template["metadata"]
+                pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+                yield from _core(name, pod)
+
+
+def operated_faults(resources: list[Resource], definitions: Definitions) -> Iterator[str]:
+    """Yield everything that operators' definitions would refuse in resources of their kinds, unknown keys included.
+
+    A kind without a definition isn't checked. Rules in CEL aren't evaluated.
+    """
+    for resource in resources:
+        versions = definitions.get(resource["kind"])
+        if versions is None or resource["kind"] not in OPERATED:
             continue
-        for name, template in templates(resource):
-            metadata = {"name": "pod"} | template["metadata"]
-            yield from _core(
-                name, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
-            )
-
-
-def ray_faults(resources: list[Resource], definition: Path) -> Iterator[str]:
-    """Yield everything that the operator's definition would refuse in a RayService, unknown keys included."""
-    versions = _versions(definition / CRD_FILE)
-    for resource in of_kind(resources, _BY_CRD):
-        version = resource["apiVersion"].partition("/")[2]
-        if version not in versions:
+        schema = versions.get(resource["apiVersion"])
+        if schema is None:
             yield f"{named(resource)}: there is no {resource['apiVersion']}"
             continue
         given = copy.deepcopy(resource)
-        _default(given, versions[version])
-        validator = jsonschema.Draft7Validator(_closed(versions[version]))
-        for error in validator.iter_errors(given):
+        _default(given, schema)
+        for error in jsonschema.Draft7Validator(_closed(schema)).iter_errors(given):
             yield f"{named(resource)}: {error.json_path}: {error.message[:200]}"
 
 
-def crd_folder() -> Path | None:
-    """Return the folder of the operator's definition, if the environment names one."""
-    named_folder = os.environ.get(CRD_VARIABLE)
-    return Path(named_folder) if named_folder else None
+def read_definitions() -> Definitions:
+    """Return the operators' definitions in the folders that the environment names, or that lie beside the checkout."""
+    folders = [Path(each) for each in os.environ.get(CRD_VARIABLE, "").split(os.pathsep) if each] or _BESIDE
+    definitions: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        for file in sorted(folder.glob("*.yaml")):
+            definitions |= _read(file)
+    return definitions
+
+
+def unchecked_kinds(resources: list[Resource], definitions: Definitions) -> list[str]:
+    """Return the kinds of operators that no definition at hand describes."""
+    return sorted({resource["kind"] for resource in resources} & OPERATED - definitions.keys())
 
 
 def serve_faults(resources: list[Resource]) -> Iterator[str]:
     """Yield everything in its configuration that Ray Serve would refuse or silently ignore."""
     from ray.serve.schema import ServeDeploySchema
 
-    for resource in of_kind(resources, _BY_CRD):
+    for resource in of_kind(resources, _RAY):
         given = yaml.safe_load(resource["spec"]["serveConfigV2"])
         try:
             understood = ServeDeploySchema.model_validate(given)
@@ -77,10 +91,15 @@ def serve_faults(resources: list[Resource]) -> Iterator[str]:
 
 
 @cache
-def _versions(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the schema of each version; cached, because the file is long."""
-    crd = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
-    return {version["name"]: version["schema"]["openAPIV3Schema"] for version in crd["spec"]["versions"]}
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the schemas of a definition's kind by `apiVersion`; cached, because such files are long."""
+    crd = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)["spec"]
+    return {
+        crd["names"]["kind"]: {
+            f"{crd['group']}/{version['name']}": version["schema"]["openAPIV3Schema"]
+            for version in crd["versions"]
+        }
+    }
 
 
 def _core(name: str, resource: Resource) -> Iterator[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from k8s import references, schemas, security
 from k8s.check import faults
@@ -51,16 +52,45 @@ def test_every_overlay_passes_every_check(overlay: str, rendered: dict[str, list
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_rayservice_is_what_the_operator_takes(overlay: str, rendered: dict[str, list[Resource]]) -> None:
-    folder = schemas.crd_folder()
-    if folder is None:
+def test_what_an_operators_definition_does_not_know_is_a_fault(
+    overlay: str, rendered: dict[str, list[Resource]]
+) -> None:
+    definitions = schemas.read_definitions()
+    if schemas.unchecked_kinds(rendered[overlay], definitions):
         pytest.skip(f"needs {schemas.CRD_VARIABLE}")
-    assert list(schemas.ray_faults(rendered[overlay], folder)) == []
+    for resource in copy.deepcopy(rendered[overlay]):
+        if resource["kind"] in schemas.OPERATED:
+            resource["spec"]["unheardOf"] = True
+            assert any("unheardOf" in fault for fault in schemas.operated_faults([resource], definitions))
     cluster = one(copy.deepcopy(rendered[overlay]), "RayService", "valence")
-    cluster["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["restartpolicy"] = "Never"
-    assert any("restartpolicy" in fault for fault in schemas.ray_faults([cluster], folder))
     cluster["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["minReplicas"] = "two"
-    assert any("two" in fault for fault in schemas.ray_faults([cluster], folder))
+    assert any("two" in fault for fault in schemas.operated_faults([cluster], definitions))
+
+
+def test_definitions_are_read_from_every_folder_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec: dict[str, Any] = {"type": "object", "properties": {"size": {"type": "integer", "default": 1}}}
+    top = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}}
+    schema = {"type": "object", "properties": {**top, "spec": spec}, "required": ["spec"]}
+    versions = [{"name": "v2", "schema": {"openAPIV3Schema": schema}}]
+    crd = {"spec": {"group": "example.org", "names": {"kind": "Gateway"}, "versions": versions}}
+    for name, text in (("one", yaml.safe_dump(crd)), ("two", "")):
+        (tmp_path / name).mkdir()
+        if text:
+            (tmp_path / name / "crd.yaml").write_text(text)
+    monkeypatch.setenv(schemas.CRD_VARIABLE, f"{tmp_path / 'two'}:{tmp_path / 'one'}")
+    definitions = schemas.read_definitions()
+    gateway: Resource = {
+        "apiVersion": "example.org/v2",
+        "kind": "Gateway",
+        "metadata": {"name": "g"},
+        "spec": {},
+    }
+    assert schemas.unchecked_kinds([gateway, {"kind": "Database"}], definitions) == ["Database"]
+    assert list(schemas.operated_faults([gateway], definitions)) == []
+    for change in ({"spec": {"size": "large"}}, {"spec": {"colour": 1}}, {"apiVersion": "example.org/v1"}):
+        assert len(list(schemas.operated_faults([gateway | change], definitions))) == 1
 
 
 def test_secrets_of_others_are_explained_in_the_readme() -> None:
@@ -304,10 +334,3 @@ def test_every_pod_of_ours_runs_the_image_of_the_release(rendered: dict[str, lis
         ours = {image for image in images if image.startswith("valence")}
         assert ours <= {"valence:0.1.0", "valence-gpu:0.1.0"}
         assert all(re.search(r":[\w.-]+$", image) for image in images)
-
-
-def test_a_folder_without_the_definition_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(schemas.CRD_VARIABLE, raising=False)
-    assert schemas.crd_folder() is None
-    monkeypatch.setenv(schemas.CRD_VARIABLE, "/somewhere")
-    assert schemas.crd_folder() == Path("/somewhere")
