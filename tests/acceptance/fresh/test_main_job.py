@@ -1,6 +1,7 @@
 """The main job on a live platform: a text is answered, remembered, and found again by meaning."""
 
 import asyncio
+import gzip
 import json
 import os
 from pathlib import Path
@@ -192,6 +193,26 @@ def test_bad_input_through_the_whole_stack_is_a_problem(live: LivePlatform, body
     assert answer.status_code == status
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert rows(live, "SELECT count(*) FROM text_inputs") == before
+
+
+def test_http_s_manners_hold_through_the_proxy(live: LivePlatform) -> None:
+    origin = {"Origin": "https://shop.example.org"}
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    zipped = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    with live.client() as client:
+        for path in ("/health/ready", "/docs", "/openapi.json", "/console", "/metrics", "/v1/models"):
+            head = client.head(path)
+            assert (path, head.status_code, head.content) == (path, 200, b"")
+        preflight = client.options("/v1/predict", headers=origin | asked)
+        small = client.post("/v1/predict", content=gzip.compress(b'{"text": "so good"}'), headers=zipped)
+        bomb = client.post("/v1/predict", content=gzip.compress(bytes(64 << 20)), headers=zipped)
+        home = client.get("/", follow_redirects=True)
+    assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (
+        200,
+        origin["Origin"],
+    )
+    assert (small.status_code, bomb.status_code) == (201, 413)
+    assert (home.status_code, home.url.path) == (200, "/console")
 
 
 def test_the_command_line_predicts_judges_and_finds(live: LivePlatform) -> None:
