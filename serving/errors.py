@@ -10,6 +10,7 @@ ServingError
 ├── EvaluationFailed         a version has no report
 ├── Unreadable               a stored value can't be decrypted
 ├── TooLarge                 more than the platform takes at once
+├── TooSlow                  the request didn't come in time
 ├── InternalError            a fault of the platform
 └── Retryable                try again later
     ├── Overloaded           no room now
@@ -80,6 +81,10 @@ class Unreadable(ServingError):
 
 class TooLarge(ServingError):
     """The request holds more than the platform takes at once."""
+
+
+class TooSlow(ServingError):
+    """The request didn't come in time."""
 
 
 class InternalError(ServingError):

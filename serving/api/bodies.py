@@ -7,10 +7,11 @@ import zlib
 from email.message import Message as Headers
 from typing import Final
 
-from starlette.types import Receive, Scope
+from starlette.types import Scope
 
 from serving.api.dependencies import get_header
 from serving.api.errors import ClientDisconnected, UnsupportedMedia
+from serving.api.uploads import Upload
 from serving.errors import Invalid, TooLarge
 
 MAX_BODY: Final = 2 * 1024 * 1024
@@ -20,6 +21,8 @@ FORM: Final = "application/x-www-form-urlencoded"
 # ASCII is a part of UTF-8.
 _CHARSETS: Final = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 _GZIP: Final = frozenset({"gzip", "x-gzip"})
+# Python refuses to read a number of thousands of digits.
+_LENGTH_DIGITS: Final = 20
 _GZIP_FORMAT: Final = 16 + zlib.MAX_WBITS
 
 
@@ -28,6 +31,7 @@ class _Inflater:
 
     def __init__(self, limit: int) -> None:
         self._stream = zlib.decompressobj(_GZIP_FORMAT)
+        self._limit = limit
         self._left = limit
 
     def inflate(self, chunk: bytes) -> bytes:
@@ -43,7 +47,7 @@ class _Inflater:
         except zlib.error:
             raise Invalid("the body isn't gzip, as its Content-Encoding says") from None
         if len(content) > self._left:
-            raise _too_large()
+            raise _too_large(self._limit)
         if self._stream.unused_data:
             raise Invalid("the body goes on after the end of its gzip data: send one gzip member")
         self._left -= len(content)
@@ -55,31 +59,32 @@ class _Inflater:
             raise Invalid("the body ends before its gzip data do")
 
 
-async def read_body(scope: Scope, receive: Receive, media_type: str) -> bytes:
-    """Return the whole body, decompressed.
+async def read_body(scope: Scope, upload: Upload, media_type: str, limit: int = MAX_BODY) -> bytes:
+    """Return the whole body, decompressed: at most `limit` bytes.
 
     Raises:
         UnsupportedMedia: it isn't `media_type`, or compressed by something else than gzip.
         TooLarge: it is over the limit; the rest isn't kept in memory.
+        TooSlow, Overloaded: it doesn't come in time.
         Invalid: it can't be decompressed.
         ClientDisconnected: the client closed the connection before the end.
     """
     if not _is_of_type(get_header(scope, b"content-type") or "", media_type):
         raise UnsupportedMedia(f"send the body as {media_type} in UTF-8", headers={"Accept": media_type})
-    inflater = _find_inflater(get_header(scope, b"content-encoding") or "")
+    inflater = _find_inflater(get_header(scope, b"content-encoding") or "", limit)
     length = get_header(scope, b"content-length")
-    if length is not None and length.isdecimal() and int(length) > MAX_BODY:
-        raise TooLarge(f"the body has {int(length):,} bytes: send at most {MAX_BODY:,}")
+    if length is not None and length.isdecimal() and len(length) <= _LENGTH_DIGITS and int(length) > limit:
+        raise TooLarge(f"the body has {int(length):,} bytes: send at most {limit:,}")
     chunks: list[bytes] = []
     size = 0
     while True:
-        message = await receive()
+        message = await upload.receive(size)
         if message["type"] == "http.disconnect":
             raise ClientDisconnected
         chunk: bytes = message.get("body", b"")
         size += len(chunk)
-        if size > MAX_BODY:
-            raise _too_large()
+        if size > limit:
+            raise _too_large(limit)
         chunks.append(inflater.inflate(chunk) if inflater is not None and chunk else chunk)
         if not message.get("more_body", False):
             if inflater is not None and size:
@@ -103,7 +108,7 @@ def _is_of_type(content_type: str, media_type: str) -> bool:
     return headers.get_content_type() == media_type and (charset is None or charset in _CHARSETS)
 
 
-def _find_inflater(encoding: str) -> _Inflater | None:
+def _find_inflater(encoding: str, limit: int) -> _Inflater | None:
     encoding = encoding.strip().lower()
     if encoding in ("", "identity"):
         return None
@@ -111,8 +116,8 @@ def _find_inflater(encoding: str) -> _Inflater | None:
         raise UnsupportedMedia(
             "send the body uncompressed, or compressed by gzip", headers={"Accept-Encoding": "gzip"}
         )
-    return _Inflater(MAX_BODY)
+    return _Inflater(limit)
 
 
-def _too_large() -> TooLarge:
-    return TooLarge(f"the body is larger than {MAX_BODY:,} bytes: send less at once")
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"the body is larger than {limit:,} bytes: send less at once")

@@ -1,7 +1,7 @@
 """Access of a route to the services of this process and to the context of its request."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self, TypeAlias
 
 from starlette.requests import Request
@@ -12,6 +12,7 @@ from serving.accounts.authentication import Authenticator
 from serving.accounts.rate_limits import RateLimiter
 from serving.accounts.service import AccountService
 from serving.analytics.service import AnalyticsService
+from serving.api.uploads import UploadLimits
 from serving.control.lifecycle import Lifecycle
 from serving.core.caller import Caller
 from serving.core.catalog import Catalog
@@ -59,6 +60,7 @@ class Services:
     missing_parts: Readiness
     metrics: Metrics
     version: str
+    uploads: UploadLimits = field(default_factory=UploadLimits)
     metrics_open: bool = False
     cors_origins: Sequence[str] = ()
     spans: Spans | None = None

@@ -70,6 +70,9 @@ TABLE: Final[Mapping[type[ServingError], ProblemType]] = {
     errors.Refused: ProblemType(
         409, "promotion-refused", "Promotion refused", "evaluation missing: evaluate versions 2 and 3 first"
     ),
+    errors.TooSlow: ProblemType(
+        408, "too-slow", "Request too slow", "the body came too slowly: send it at 16 KiB/s or faster"
+    ),
     errors.Conflict: ProblemType(
         409, "conflict", "Conflict", "an experiment of 'sentiment' is running: stop it first"
     ),
@@ -241,6 +244,8 @@ def build_response(
     headers = {}
     if retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
+    if kind.status == 408:
+        headers["Connection"] = "close"
     if kind.status == 401:
         headers["WWW-Authenticate"] = _challenge(scope)
     content: Json

@@ -3,6 +3,7 @@
 A route must have a declaration. Credentials are checked before the body is read.
 """
 
+import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
@@ -14,7 +15,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.api.bodies import JSON, announces_body, read_body
+from serving.api.bodies import JSON, MAX_BODY, announces_body, read_body
 from serving.api.dependencies import RequestContext, Services, get_header
 from serving.api.errors import describe_errors
 from serving.api.schemas.fields import ParsedBody, parse
@@ -24,6 +25,8 @@ from serving.errors import Forbidden, Unauthenticated
 LARGE: Final = 16 * 1024
 """The bytes from which an answer is compressed, if its client reads gzip."""
 _LEVEL: Final = 5
+# Up to this size a body is parsed in less time than it takes to hand it to a thread.
+_INLINE_BYTES: Final = 64 * 1024
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
@@ -33,7 +36,7 @@ class Access:
     """The requirements of a route. `role` None: no credentials; `body` None: no body is read.
 
     `sheds`: refuse a request before its body is read while no more texts are admitted. `optional`: a request without a
-    body is read as an empty object.
+    body is read as an empty object. `max_body`: its most bytes.
     """
 
     role: Role | None
@@ -42,6 +45,7 @@ class Access:
     errors: tuple[int, ...] = ()
     sheds: bool = False
     optional: bool = False
+    max_body: int = MAX_BODY
 
     async def admit(self, scope: Scope) -> Caller | None:
         """Return the caller, None on a public route.
@@ -71,7 +75,10 @@ async def _parse_body(request: Request) -> BaseModel:
     route: GuardedRoute = request.scope["route"]
     if route.access.body is None:
         raise RuntimeError("this route reads no body")
-    return parse(route.access.body, RequestContext.of(request.scope).body)
+    shape, body = route.access.body, RequestContext.of(request.scope).body
+    if len(body) <= _INLINE_BYTES:
+        return parse(shape, body)
+    return await asyncio.to_thread(parse, shape, body)
 
 
 _PARSED: Final = Depends(_parse_body)
@@ -80,10 +87,16 @@ Parsed: TypeAlias = Annotated[ParsedBody, _PARSED]
 
 
 def public(
-    *, body: type[BaseModel] | None = None, media_type: str = JSON, errors: Iterable[int] = ()
+    *,
+    body: type[BaseModel] | None = None,
+    media_type: str = JSON,
+    errors: Iterable[int] = (),
+    max_body: int = MAX_BODY,
 ) -> Callable[[Endpoint], Endpoint]:
     """Declare a route that needs no credentials."""
-    return _declare(Access(role=None, body=body, media_type=media_type, errors=tuple(errors)))
+    return _declare(
+        Access(role=None, body=body, media_type=media_type, errors=tuple(errors), max_body=max_body)
+    )
 
 
 def requires(
@@ -139,10 +152,12 @@ class GuardedRoute(APIRoute):
         await self._answer(scope, receive, send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        if not self.access.optional:
-            return await read_body(scope, receive, self.access.media_type)
-        body = await read_body(scope, receive, self.access.media_type) if announces_body(scope) else b""
-        return body or b"{}"
+        access, caller = self.access, RequestContext.of(scope).caller
+        if access.optional and not announces_body(scope):
+            return b"{}"
+        with Services.of(scope).uploads.open(receive, caller and caller.key_id) as upload:
+            body = await read_body(scope, upload, access.media_type, access.max_body)
+        return body or b"{}" if access.optional else body
 
 
 def _credential(scope: Scope) -> str | None:
@@ -159,5 +174,5 @@ def _statuses(access: Access) -> set[int]:
         if access.role is not Role.CLIENT:
             statuses.add(403)
     if access.body is not None and access.media_type == JSON:
-        statuses |= {413, 415, 422}
+        statuses |= {408, 413, 415, 422}
     return statuses

@@ -37,6 +37,7 @@ from serving.accounts.rate_limits import RateLimiter
 from serving.accounts.service import AccountService
 from serving.analytics.service import AnalyticsService
 from serving.api.dependencies import Services, SpaceServices
+from serving.api.uploads import UploadLimits
 from serving.control.lifecycle import Lifecycle
 from serving.core.catalog import Catalog, short_digest
 from serving.core.connections import build_database
@@ -239,6 +240,8 @@ async def services(
             missing_parts=missing_parts,
             metrics=metrics,
             version=version("valence"),
+            # A slow body keeps one of the places of an ingress replica, so one key gets few of them.
+            uploads=UploadLimits(max(1, settings.ingress_max_ongoing // 4)),
             metrics_open=settings.metrics_open,
             cors_origins=settings.cors_origins,
             spans=spans,

@@ -19,6 +19,7 @@ from serving.errors import Unauthenticated
 router = APIRouter(route_class=GuardedRoute, tags=["keys"])
 
 _FIELDS: Final = 16
+_MAX_BODY: Final = 8 * 1024
 _NO_STORE: Final = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 
 
@@ -31,7 +32,7 @@ class _Refused(Exception):
 
 
 @router.post("/v1/token", response_model=TokenResponse)
-@public(body=TokenRequest, media_type=FORM, errors=(400, 401, 413, 415, 503))
+@public(body=TokenRequest, media_type=FORM, errors=(400, 401, 408, 413, 415, 429, 503), max_body=_MAX_BODY)
 async def create_token(request: Request, response: Response) -> TokenResponse | Response:
     """Exchange a key for a token."""
     try:

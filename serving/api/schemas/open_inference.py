@@ -53,7 +53,7 @@ class InferRequest(RequestBody):
     id: Name | None = None
     parameters: InferParameters = InferParameters()
     inputs: Annotated[list[InferInput], Field(min_length=1, max_length=1)]
-    outputs: list[InferOutput] = Field(default=[])
+    outputs: list[InferOutput] = Field(default=[], max_length=5)
 
 
 class OutputTensor(ResponseBody):

@@ -462,7 +462,7 @@ async def test_the_document_names_every_error_a_route_can_answer(platform: Platf
         page = await client.get("/docs")
     predict = document["paths"]["/v1/predict"]["post"]
     assert set(predict["responses"]) == {
-        "201", "401", "404", "409", "413", "415", "422", "429", "500", "503",
+        "201", "401", "404", "408", "409", "413", "415", "422", "429", "500", "503",
     }  # fmt: skip
     assert set(predict["responses"]["422"]["content"]) == {"application/problem+json"}
     assert predict["requestBody"]["content"]["application/json"]["schema"] == {
