@@ -252,6 +252,11 @@ class Settings(BaseSettings):
     haproxy: Literal["auto", "on", "off"] = Field(
         default="auto", description="HAProxy in front of the ingress: where its binary exists, always, never"
     )
+    haproxy_source_connections: int = Field(
+        default=0,
+        ge=0,
+        description="most connections of one address to HAProxy at once; 0: no bound, because clients may share one",
+    )
     stats_port: int = Field(
         default=0, ge=0, le=65535, description="HAProxy stats, on loopback; 0: a free port"
     )

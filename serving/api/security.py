@@ -155,7 +155,7 @@ class GuardedRoute(APIRoute):
         access, caller = self.access, RequestContext.of(scope).caller
         if access.optional and not announces_body(scope):
             return b"{}"
-        with Services.of(scope).uploads.open(receive, caller and caller.key_id) as upload:
+        with Services.of(scope).uploads.open(receive, caller.key_id if caller else None) as upload:
             body = await read_body(scope, upload, access.media_type, access.max_body)
         return body or b"{}" if access.optional else body
 
