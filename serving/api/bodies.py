@@ -9,7 +9,7 @@ from typing import Final
 
 from starlette.types import Scope
 
-from serving.api.dependencies import get_header
+from serving.api.dependencies import get_header, get_headers
 from serving.api.errors import ClientDisconnected, UnsupportedMedia
 from serving.api.uploads import Upload
 from serving.errors import Invalid, TooLarge
@@ -71,7 +71,7 @@ async def read_body(scope: Scope, upload: Upload, media_type: str, limit: int = 
     """
     if not _is_of_type(get_header(scope, b"content-type") or "", media_type):
         raise UnsupportedMedia(f"send the body as {media_type} in UTF-8", headers={"Accept": media_type})
-    inflater = _find_inflater(get_header(scope, b"content-encoding") or "", limit)
+    inflater = _find_inflater(", ".join(get_headers(scope, b"content-encoding")), limit)
     length = get_header(scope, b"content-length")
     if length is not None and length.isdecimal() and len(length) <= _LENGTH_DIGITS and int(length) > limit:
         raise TooLarge(f"the body has {int(length):,} bytes: send at most {limit:,}")

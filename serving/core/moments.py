@@ -4,6 +4,7 @@ It holds for every protocol and for the command line. Times with an offset are l
 """
 
 import re
+from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Final
 
@@ -21,12 +22,11 @@ def read_moment(text: str, *, ahead: bool = False) -> datetime | None:
     """Return the moment that a date (its midnight in UTC), an age or a word names, None for other texts.
 
     `ahead`: a span without a sign is time to come, not an age.
-
-    Raises:
-        ValueError: there is no such date.
     """
     if _DATE.fullmatch(text):
-        return _midnight(date.fromisoformat(text))
+        with suppress(ValueError):
+            return _midnight(date.fromisoformat(text))
+        return None
     now = datetime.now(UTC)
     if span := _SPAN.fullmatch(text):
         sign, count, unit = span.groups()

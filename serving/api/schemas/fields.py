@@ -5,6 +5,7 @@ Error messages never repeat what the client sent.
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
@@ -17,7 +18,9 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidatorFunctionWrapHandler,
     WithJsonSchema,
+    WrapValidator,
 )
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
@@ -104,13 +107,14 @@ TEXT_SCHEMA: Final[JsonDict] = {
 Text: TypeAlias = Annotated[str, AfterValidator(clean_text), Field(json_schema_extra=TEXT_SCHEMA)]
 
 
-def _read_moment(moment: Any, *, ahead: bool = False) -> Any:
+def _read_moment(moment: Any, parse_time: ValidatorFunctionWrapHandler, *, ahead: bool = False) -> Any:
     if isinstance(moment, str):
         named = read_moment(moment, ahead=ahead)
         if named is not None:
             return named
         if _TIME.match(moment):
-            return moment
+            with suppress(ValidationError):
+                return parse_time(moment)
     raise ValueError(f"write {FORMS}")
 
 
@@ -131,9 +135,9 @@ _MOMENT_SCHEMA: Final[JsonDict] = {
 }
 # Not strict: a strict field would refuse the string that a validator before it lets through.
 _NotStrict: TypeAlias = Annotated[AwareDatetime, Field(strict=False)]
-Moment: TypeAlias = Annotated[_NotStrict, BeforeValidator(_read_moment), WithJsonSchema(_MOMENT_SCHEMA)]
+Moment: TypeAlias = Annotated[_NotStrict, WrapValidator(_read_moment), WithJsonSchema(_MOMENT_SCHEMA)]
 Deadline: TypeAlias = Annotated[
-    _NotStrict, BeforeValidator(partial(_read_moment, ahead=True)), WithJsonSchema(_MOMENT_SCHEMA)
+    _NotStrict, WrapValidator(partial(_read_moment, ahead=True)), WithJsonSchema(_MOMENT_SCHEMA)
 ]
 Texts: TypeAlias = Annotated[
     list[Text], Field(min_length=1, json_schema_extra={"maxItems": MAX_BATCH}), BeforeValidator(_limit_texts)

@@ -687,13 +687,16 @@ async def test_times_are_read_as_people_write_them(platform: Platform, moment: s
     assert (len(since), len(until), audit.status_code, search.status_code) == (1, 0, 200, 200)
 
 
-@pytest.mark.parametrize("moment", ["soon", "2026-02-30", "2026-01-31T12:00:00", "1769860800", "7"])
+@pytest.mark.parametrize(
+    "moment", ["soon", "2026-02-30", "2026-01-31T12:00:00", "2026-01-31T25:00:00Z", "1769860800", "7"]
+)
 async def test_a_time_that_can_t_be_read_says_what_can(platform: Platform, moment: str) -> None:
     async with platform.client() as client:
         query = await client.get("/v1/predictions", params={"since": moment})
         body = await client.post("/v1/similar", json={"text": "good", "filters": {"since": moment}})
     for answer in (query, body):
         assert answer.status_code == 422
+        assert "write a time with its offset (2026-01-31T12:00:00Z)" in answer.json()["detail"]
         assert "Value error" not in answer.text
     assert query.json()["detail"].startswith("since: ")
     assert body.json()["detail"].startswith("filters.since: ")

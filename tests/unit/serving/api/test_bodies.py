@@ -134,3 +134,18 @@ async def test_the_same_body_in_gzip_is_the_same_request(platform: Platform) -> 
     plain = await _predict(platform, BODY, idempotency_key="once")
     zipped = await _predict(platform, ZIPPED, idempotency_key="once", content_encoding="gzip")
     assert (zipped.content, zipped.headers["idempotency-replayed"]) == (plain.content, "true")
+
+
+async def test_two_headers_of_compression_are_two_layers(platform: Platform) -> None:
+    async with platform.client() as client:
+        answer = await client.post(
+            "/v1/predict",
+            content=gzip.compress(ZIPPED),
+            headers=[
+                *client.headers.multi_items(),
+                ("Content-Type", "application/json"),
+                ("Content-Encoding", "gzip"),
+                ("Content-Encoding", "gzip"),
+            ],
+        )
+    assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "gzip")
