@@ -63,12 +63,17 @@ class NewIdempotency:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
-    """One finished request, stored as a whole or not at all; `space` of its vectors, None: the writer's."""
+    """One finished request, stored as a whole or not at all; `space` of its vectors, None: the writer's.
+
+    `beside`: stored predictions of the same texts, one for each of these predictions, without which these aren't
+    stored: a shadow brings back no text that was erased meanwhile. It has no idempotency key.
+    """
 
     texts: Sequence[NewText]
     predictions: Sequence[NewPrediction]
     idempotency: NewIdempotency | None = None
     space: str | None = None
+    beside: Sequence[UUID] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,10 +95,15 @@ class Mismatch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Dropped:
+    """A prediction that this stands beside was erased or dropped; nothing was stored."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Failed:
     """The database refused this submission; nothing of it was stored."""
 
     error: DatabaseError
 
 
-Outcome: TypeAlias = Stored | Replayed | Mismatch | Failed
+Outcome: TypeAlias = Stored | Replayed | Mismatch | Dropped | Failed

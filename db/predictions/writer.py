@@ -17,6 +17,7 @@ from db.core.cipher import text_location
 from db.errors import Rejected, Unavailable, Unreadable, translate
 from db.predictions.idempotency import AnswerColumns, StoredAnswer, location_of
 from db.predictions.submissions import (
+    Dropped,
     Failed,
     Mismatch,
     NewIdempotency,
@@ -26,10 +27,11 @@ from db.predictions.submissions import (
     Stored,
     Submission,
 )
-from db.predictions.writer_sql import ANSWERS, IDEMPOTENT, PLAIN
+from db.predictions.writer_sql import ANSWERS, BESIDE, IDEMPOTENT, PLAIN
 
 _ATTEMPTS: Final = 5
 _STORED: Final = Stored()
+_DROPPED: Final = Dropped()
 
 
 class PredictionWriter:
@@ -53,9 +55,9 @@ class PredictionWriter:
         """
         if not submissions:
             return []
-        spaces = {submission.space for submission in submissions}
-        if len(spaces) > 1:
-            return await self._by_space(submissions, spaces)
+        kinds = {_kind(submission) for submission in submissions}
+        if len(kinds) > 1:
+            return await self._by_kind(submissions, kinds)
         first, repeated = _split_repeated(submissions)
         outcomes: list[Outcome] = [_STORED] * len(submissions)
         await self._commit(submissions, first, outcomes)
@@ -63,17 +65,17 @@ class PredictionWriter:
             outcomes[position] = await self._repeat(submissions, position, original, outcomes)
         return outcomes
 
-    async def _by_space(
-        self, submissions: Sequence[Submission], spaces: Iterable[str | None]
+    async def _by_kind(
+        self, submissions: Sequence[Submission], kinds: Iterable[tuple[str | None, bool]]
     ) -> list[Outcome]:
-        """Commit one transaction per space, which happens only during a change of the space."""
+        """Commit one transaction per kind: shadows, and during a change of the space those of each space."""
         outcomes: dict[int, Outcome] = {}
-        for space in spaces:
-            positions = [position for position, each in enumerate(submissions) if each.space == space]
+        for kind in kinds:
+            positions = [position for position, each in enumerate(submissions) if _kind(each) == kind]
             try:
                 stored = await self.commit([submissions[position] for position in positions])
             except Unavailable as unavailable:
-                # Another space's submissions are stored, and their callers must get that outcome.
+                # Another kind's submissions are stored, and their callers must get that outcome.
                 stored = [Failed(error=unavailable)] * len(positions)
             outcomes |= dict(zip(positions, stored, strict=True))
         return [outcomes[position] for position in range(len(submissions))]
@@ -113,19 +115,24 @@ class PredictionWriter:
         return own[0]
 
     async def _store(self, submissions: Sequence[Submission]) -> dict[int, Outcome]:
-        """Store in one transaction; return the outcomes of repeated requests, by position."""
+        """Store in one transaction; return the outcomes of those that were not stored, by position."""
         parameters = self._rows(submissions)
         claims = {
             index: submission.idempotency
             for index, submission in enumerate(submissions)
             if submission.idempotency is not None
         }
-        if claims:
-            parameters |= _claim_keys(claims) | self._claims(submissions, claims)
+        statement = BESIDE if submissions[0].beside else IDEMPOTENT if claims else PLAIN
+        if statement is not PLAIN:
             parameters["submission"] = binary.encode_integers(
                 [index for index, submission in enumerate(submissions) for _ in submission.predictions]
             )
-        statement = IDEMPOTENT if claims else PLAIN
+        if statement is IDEMPOTENT:
+            parameters |= _claim_keys(claims) | self._claims(submissions, claims)
+        if statement is BESIDE:
+            parameters["beside"] = binary.encode_uuids(
+                [anchor for submission in submissions for anchor in submission.beside]
+            )
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 return await self._execute(statement, parameters, claims)
@@ -147,12 +154,12 @@ class PredictionWriter:
     ) -> dict[int, Outcome]:
         async with self._database.hot_write() as connection:
             cursor = await connection.execute(statement, parameters, prepare=True)
-            if not claims:
+            if statement is PLAIN:
                 return {}
-            refused = {int(row[0]): claims[int(row[0])] for row in await cursor.fetchall()}
-            if not refused:
-                return {}
-            return await self._answers(connection, refused)
+            refused = [int(row[0]) for row in await cursor.fetchall()]
+            if not refused or statement is BESIDE:
+                return dict.fromkeys(refused, _DROPPED)
+            return await self._answers(connection, {index: claims[index] for index in refused})
 
     def _rows(self, submissions: Sequence[Submission]) -> dict[str, Any]:
         predictions = [prediction for submission in submissions for prediction in submission.predictions]
@@ -231,6 +238,11 @@ class PredictionWriter:
         for index in refused.keys() - answers.keys():
             answers[index] = Failed(error=Unavailable("the first answer has just been removed: try again"))
         return answers
+
+
+def _kind(submission: Submission) -> tuple[str | None, bool]:
+    """Return what the submissions of one statement have in common."""
+    return submission.space, bool(submission.beside)
 
 
 def _split_repeated(submissions: Sequence[Submission]) -> tuple[list[int], list[tuple[int, int]]]:

@@ -80,6 +80,40 @@ IDEMPOTENT: Final[LiteralString] = (
     + ") SELECT submission FROM refused"
 )
 
+# The locks keep off an erasure until this transaction ends; after one, the prediction no longer names the text.
+_BESIDE: Final[LiteralString] = """
+standing AS MATERIALIZED (
+    SELECT id FROM text_inputs WHERE id = ANY(%(text_id)b::uuid[]) ORDER BY id FOR KEY SHARE),
+anchors AS MATERIALIZED (
+    SELECT id, text_id FROM predictions
+    WHERE id = ANY(%(beside)b::uuid[]) AND text_id IN (SELECT id FROM standing)
+    ORDER BY id FOR KEY SHARE OF predictions),
+given AS MATERIALIZED (SELECT * FROM {rows}),
+dropped AS MATERIALIZED (
+    SELECT DISTINCT submission FROM given LEFT JOIN anchors a ON a.id = beside AND a.text_id = given.text_id
+    WHERE a.id IS NULL),
+kept AS MATERIALIZED (SELECT * FROM given WHERE submission NOT IN (SELECT submission FROM dropped)),
+put AS (
+    UPDATE text_inputs SET spaces = spaces || %(space)s::text
+    WHERE id IN (SELECT text_id FROM kept) AND NOT spaces @> ARRAY[%(space)s::text] RETURNING id),
+embedded AS (
+    INSERT INTO embeddings (text_id, segment, embedding)
+    SELECT id, (SELECT id FROM segments WHERE space = %(space)s AND state = 'open'), vector
+    FROM put JOIN unnest(%(text_id)b::uuid[], %(vector)b::halfvec[]) AS t (id, vector) USING (id)),
+predicted AS ("""
+
+BESIDE: Final[LiteralString] = (
+    "WITH "  # noqa: S608 - composed of literals only
+    + _BESIDE.replace(
+        "{rows}",
+        _ROWS.replace("{more}", ", %(beside)b::uuid[], %(submission)b::integer[]").replace(
+            "{name}", ", beside, submission"
+        ),
+    )
+    + _PREDICTIONS.replace("{source}", "kept")
+    + ") SELECT submission FROM dropped"
+)
+
 ANSWERS: Final[LiteralString] = """
     SELECT submission, body_digest, status, answer, sealed
     FROM unnest(%(claim)b::integer[], %(claim_holder)b::uuid[], %(claim_route)b::text[],

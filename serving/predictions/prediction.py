@@ -111,6 +111,7 @@ class PredictionFactory:
         idempotency: NewIdempotency | None = None,
         *,
         space: str | None = None,
+        beside: Sequence[UUID] = (),
     ) -> Submission:
         """Return the rows of a request's predictions, and each of its texts once, with its vector in a space."""
         texts = {
@@ -143,4 +144,5 @@ class PredictionFactory:
             ],
             idempotency=idempotency,
             space=space,
+            beside=beside,
         )

@@ -167,7 +167,7 @@ class PredictionService:
         if request.user_id is not None:
             await self._require_user(request.user_id)
         shadow = self._start_shadow(request, caller, choice, catalog)
-        is_stored = False
+        answered: list[UUID] = []
         try:
             choice, inferred = await self._infer(request, choice, catalog)
             predictions = self._factory.create(
@@ -184,10 +184,10 @@ class PredictionService:
             outcome = stored.results[0]
             if isinstance(outcome, (Replayed, Mismatch)):
                 return replayed_answer(outcome)
-            is_stored = True
+            answered = [each.id for each in predictions]
         finally:
             if shadow is not None and not shadow.done():
-                shadow.set_result(is_stored)
+                shadow.set_result(answered)
         timing = Timing(
             queue_ms=inferred.queue_ms, infer_ms=inferred.run_ms, store_ms=stored.queue_ms + stored.run_ms
         )
@@ -226,7 +226,7 @@ class PredictionService:
 
     def _start_shadow(
         self, request: PredictionInput, caller: Caller, choice: Choice, catalog: Catalog
-    ) -> asyncio.Future[bool] | None:
+    ) -> asyncio.Future[Sequence[UUID]] | None:
         if choice.shadow is None or choice.split is None:
             return None
         return self._shadows.start(

@@ -5,7 +5,7 @@ Never delays or fails a request: it skips requests when too many run, and only c
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TypeAlias
 from uuid import UUID
@@ -49,7 +49,7 @@ class FaultCounter:
 
 @dataclass(frozen=True, slots=True)
 class ShadowRunner:
-    """Scores requests by their shadow version, and stores that once the request's own answer is stored.
+    """Scores requests by their shadow version, and stores that beside the request's own predictions once these are.
 
     A shadow on the champion's encoder joins the champion's batch and costs no further pass.
 
@@ -75,15 +75,15 @@ class ShadowRunner:
         placement: Placement,
         *,
         champion: Placement,
-    ) -> asyncio.Future[bool] | None:
+    ) -> asyncio.Future[Sequence[UUID]] | None:
         """Score a request by `record`; return None if too many are in the shadow.
 
-        `champion`: the placement of the version that answers. Set the future to True once the answer is stored, or to
-        False if there is none.
+        `champion`: the placement of the version that answers. Set the future to the ids of the answer's predictions
+        once these are stored, or to none if there is no answer.
         """
         if len(self._tasks) >= self.max_in_flight:
             return None
-        is_answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Sequence[UUID]] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(
             self._score(
                 request,
@@ -91,13 +91,13 @@ class ShadowRunner:
                 record,
                 split,
                 placement,
-                is_answered,
+                answer,
                 yields=placement.scorer != champion.scorer,
             )
         )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return is_answered
+        return answer
 
     async def close(self) -> None:
         """Wait for the requests that are in the shadow."""
@@ -111,20 +111,22 @@ class ShadowRunner:
         record: VersionRecord,
         split: Split,
         placement: Placement,
-        is_answered: asyncio.Future[bool],
+        answer: asyncio.Future[Sequence[UUID]],
         *,
         yields: bool,
     ) -> None:
         try:
             # On the champion's encoder it shares the champion's batch; on another one it first waits for the answer.
-            if yields and not await is_answered:
+            if yields and not await answer:
                 return
             inferred = await self.dispatcher.infer(request.texts, record, placement, yields=yields)
-            if not await is_answered:
+            if not (beside := await answer):
                 return
             predictions = self.factory.create(request, inferred, record, Arm.SHADOW, split.experiment_id)
             await self.commit(
-                self.factory.create_submission(request, caller, predictions, inferred, space=placement.space)
+                self.factory.create_submission(
+                    request, caller, predictions, inferred, space=placement.space, beside=beside
+                )
             )
         except Overloaded:
             return

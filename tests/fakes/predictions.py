@@ -11,6 +11,7 @@ from db.predictions.feedback import Judgement, NewFeedback
 from db.predictions.idempotency import StoredAnswer
 from db.predictions.predictions import Prediction, PredictionFilters, PredictionPage
 from db.predictions.submissions import (
+    Dropped,
     Failed,
     Mismatch,
     NewIdempotency,
@@ -42,6 +43,8 @@ class FakePredictionWriter:
         outcome = self._store.outcome(submission.idempotency)
         if outcome is not None:
             return outcome
+        if not self._stand(submission):
+            return Dropped()
         texts = {text.id for text in submission.texts}
         if any(
             "\0" in text.content or len(text.embedding) != 2 * DIMENSIONS for text in submission.texts
@@ -52,6 +55,13 @@ class FakePredictionWriter:
         self._store.predictions.update({row.id: row for row in submission.predictions})
         self._store.keep(submission.idempotency, [row.id for row in submission.predictions])
         return Stored()
+
+    def _stand(self, submission: Submission) -> bool:
+        """Return whether the predictions that a submission stands beside are still of its texts."""
+        return not submission.beside or all(
+            (anchor := self._store.predictions.get(each)) is not None and anchor.text_id == row.text_id
+            for each, row in zip(submission.beside, submission.predictions, strict=True)
+        )
 
     def _is_valid(self, row: NewPrediction, texts: set[UUID]) -> bool:
         return (

@@ -11,7 +11,7 @@ from db.accounts.keys import Key
 from db.errors import NotFound
 from db.predictions.feedback import NewFeedback
 from db.predictions.predictions import PredictionFilters
-from db.predictions.submissions import NewIdempotency, NewPrediction, NewText, Submission
+from db.predictions.submissions import Dropped, NewIdempotency, NewPrediction, NewText, Stored, Submission
 from db.privacy.erasure import ErasedCounts, ErasureReceipt, NearCopies
 from db.schema.tables import NIL_ID
 from tests.fakes.inference import vector_of
@@ -173,3 +173,34 @@ async def test_an_erased_prediction_has_no_text(repositories: Repositories) -> N
     row = await predict(repositories, key, text)
     await repositories.erasure.erase_text(text.id, actor=None)
     assert await repositories.vectors.texts_of([row.id]) == {}
+
+
+@pytest.mark.parametrize("erase", ["user", "text", "nothing"])
+async def test_what_stands_beside_an_erased_prediction_is_not_stored(
+    repositories: Repositories, erase: str
+) -> None:
+    """A shadow is stored after the answer: an erasure in between must not be undone by it."""
+    user = await repositories.users.create(username="ada", email="ada@example.org", actor=None)
+    key = await add_key(repositories.keys)
+    texts = [new_text("mine"), new_text("shared with others")]
+    rows = [new_prediction(key, text, user_id=user.id) for text in texts]
+    await repositories.writer.commit([Submission(texts=texts, predictions=rows)])
+    others = await predict(repositories, key, texts[1])
+    shadows = [new_prediction(key, text, user_id=user.id, arm="shadow") for text in texts]
+    late = Submission(texts=texts, predictions=shadows, beside=[row.id for row in rows])
+    alone = Submission(
+        texts=texts[1:], predictions=[new_prediction(key, texts[1], arm="shadow")], beside=[others.id]
+    )
+    if erase == "user":
+        await repositories.erasure.erase_user(user.id, actor=None)
+    if erase == "text":
+        await repositories.erasure.erase_text(texts[0].id, actor=None)
+    gone = erase != "nothing"
+    assert await repositories.writer.commit([late, alone]) == [Dropped() if gone else Stored(), Stored()]
+    page = await repositories.predictions.list(PredictionFilters(arm="shadow"))
+    assert {each.id for each in page.items} == {
+        each.id for sent in ([alone] if gone else [late, alone]) for each in sent.predictions
+    }
+    if gone:
+        with pytest.raises(NotFound):
+            await repositories.predictions.get(shadows[0].id)

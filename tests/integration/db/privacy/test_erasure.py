@@ -20,7 +20,7 @@ from db.experiments.counts import CountRepository
 from db.experiments.experiments import ExperimentRepository, NewExperiment
 from db.predictions.feedback import FeedbackRepository, NewFeedback
 from db.predictions.predictions import PredictionRepository
-from db.predictions.submissions import NewText, Stored, Submission
+from db.predictions.submissions import Dropped, NewText, Stored, Submission
 from db.privacy.erasure import ErasureRepository
 from db.schema import revisions
 from db.schema.tables import NIL_ID
@@ -242,6 +242,33 @@ async def test_an_experiment_counts_as_before(database: Database) -> None:
     assert after == before
     units = await run_sql(database, "SELECT count(DISTINCT unit) FROM predictions WHERE text_id = %s", NIL_ID)
     assert units == [(2,)]
+
+
+async def test_a_shadow_that_meets_an_erasure_waits_for_it_and_brings_nothing_back(
+    url: str, database: Database
+) -> None:
+    key, user = await new_key(database), await new_user(database)
+    text = new_text("to be forgotten")
+    answer = new_submission(key, [text], user_id=user)
+    # Others sent it, too, so that the text itself stays.
+    others = new_submission(key, [text])
+    await new_writer(database).commit([answer, others])
+    shadow = replace(
+        new_submission(key, [text], user_id=user, arm="shadow"), beside=[answer.predictions[0].id]
+    )
+    async with await psycopg.AsyncConnection.connect(url) as erasing:
+        await erasing.execute("SELECT FROM text_inputs WHERE id = %s FOR UPDATE", (text.id,))
+        late = asyncio.create_task(new_writer(database).commit([shadow]))
+        await wait_for_lock(database)
+        await erasing.execute("SELECT FROM predictions WHERE user_id = %s FOR UPDATE", (user,))
+        await erasing.execute(
+            "INSERT INTO text_inputs (id, content, spaces) VALUES (%s, '', '{}')", (NIL_ID,)
+        )
+        await erasing.execute(
+            "UPDATE predictions SET text_id = %s, user_id = NULL WHERE user_id = %s", (NIL_ID, user)
+        )
+    assert await late == [Dropped()]
+    assert await run_sql(database, "SELECT count(*) FROM predictions WHERE arm = 'shadow'") == [(0,)]
 
 
 async def test_feedback_on_what_was_erased_is_on_nothing(database: Database) -> None:

@@ -1,6 +1,7 @@
 """Experiments over HTTP, and the policy runner, on fakes."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
@@ -10,6 +11,7 @@ import pytest
 
 from db.experiments.counts import ArmStageCounts, ExperimentCounts, ExperimentStage
 from db.experiments.experiments import Experiment, NewExperiment
+from db.predictions.submissions import Outcome, Submission
 from registry.experiments import decisions
 from serving.core.caller import Role
 from serving.errors import Conflict, ModelNotReady, NotReady
@@ -17,6 +19,7 @@ from serving.experiments.policy_runner import PolicyRunner
 from serving.experiments.service import traffic_of
 from serving.predictions.routing import Split
 from tests.fakes.experiments import FakeExperimentRepository
+from tests.fakes.predictions import FakePredictionWriter
 from tests.fakes.store import FakeStore
 from tests.support.app import MODEL, Platform, fake_platform
 
@@ -132,6 +135,29 @@ async def test_a_shadow_scores_after_the_reply_and_is_stored_as_such(
     shadow = next(row for row in store.predictions.values() if row.arm == "shadow")
     assert (shadow.version, shadow.experiment_id) == ("1", result.experiment_id)
     assert shadow.id > UUID(answer["id"])
+
+
+async def test_a_shadow_whose_text_was_erased_meanwhile_does_not_bring_it_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    erased, commit = asyncio.Event(), FakePredictionWriter.commit
+
+    async def commit_late(self: FakePredictionWriter, submissions: Sequence[Submission]) -> list[Outcome]:
+        if any(submission.beside for submission in submissions):
+            await erased.wait()
+        return await commit(self, submissions)
+
+    monkeypatch.setattr(FakePredictionWriter, "commit", commit_late)
+    async with fake_platform() as platform, platform.client(Role.ADMIN) as client:
+        split(platform, shadow=True)
+        answer = (await client.post("/v1/predict", json={"text": "forget me"})).json()
+        receipt = await client.delete(f"/v1/texts/{answer['text_id']}")
+        assert receipt.json()["erased"]["predictions"] == 1
+        erased.set()
+        await platform.services.predictions.close()
+        assert (await client.get("/v1/predictions")).json()["items"] == []
+        assert platform.store is not None
+        assert UUID(answer["text_id"]) not in platform.store.texts
 
 
 async def test_a_shadow_on_the_champions_encoder_joins_its_batch(
