@@ -1,4 +1,4 @@
-"""Tokens: a key for a JWT, by OAuth 2 client credentials (RFC 6749, section 4.4)."""
+"""Tokens: a key for a JWT, by OAuth 2 client credentials (RFC 6749, section 4.4; RFC 8414)."""
 
 import base64
 import binascii
@@ -12,8 +12,9 @@ from starlette.responses import Response
 
 from serving.api.bodies import FORM
 from serving.api.dependencies import get_body, get_header, get_services
-from serving.api.schemas.accounts import TokenRequest, TokenResponse
+from serving.api.schemas.accounts import AuthorizationServerResponse, TokenRequest, TokenResponse
 from serving.api.security import GuardedRoute, public
+from serving.core.caller import Role
 from serving.errors import Unauthenticated
 
 router = APIRouter(route_class=GuardedRoute, tags=["keys"])
@@ -55,6 +56,22 @@ async def create_token(request: Request, response: Response) -> TokenResponse | 
         token_type="Bearer",  # noqa: S106
         expires_in=issued.seconds,
         scope=issued.role,
+    )
+
+
+@router.get("/.well-known/oauth-authorization-server")
+@public()
+async def get_authorization_server(request: Request) -> AuthorizationServerResponse:
+    """Say where and how tokens are issued, by the address that this request was sent to."""
+    issuer = str(request.base_url).rstrip("/")
+    return AuthorizationServerResponse(
+        issuer=issuer,
+        token_endpoint=f"{issuer}/v1/token",
+        grant_types_supported=["client_credentials"],
+        token_endpoint_auth_methods_supported=["client_secret_basic", "client_secret_post"],
+        scopes_supported=list(Role),
+        # There is no authorization endpoint.
+        response_types_supported=[],
     )
 
 

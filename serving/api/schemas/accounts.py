@@ -99,6 +99,17 @@ class TokenResponse(ResponseBody):
     scope: Role
 
 
+class AuthorizationServerResponse(ResponseBody):
+    """The way to a token (RFC 8414, section 3.2)."""
+
+    issuer: str
+    token_endpoint: str
+    grant_types_supported: list[str]
+    token_endpoint_auth_methods_supported: list[str]
+    scopes_supported: list[Role]
+    response_types_supported: list[str]
+
+
 class AuditQuery(QueryParameters):
     """Filters of the audit log, and its page; `since` is inclusive, `until` exclusive."""
 

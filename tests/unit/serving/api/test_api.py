@@ -31,6 +31,7 @@ PUBLIC = {
     "/docs",
     "/openapi.json",
     "/v1/token",
+    "/.well-known/oauth-authorization-server",
     "/",
     "/favicon.ico",
     "/console",

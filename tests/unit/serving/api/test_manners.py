@@ -135,6 +135,21 @@ async def test_a_token_s_refusal_names_the_scheme_that_its_route_understands(
     assert answer.headers["www-authenticate"].startswith("Basic ")
 
 
+async def test_a_token_is_got_from_where_the_metadata_says(platform: Platform) -> None:
+    key = platform.keys[Role.ENGINEER]
+    async with platform.client(None) as client:
+        metadata = (await client.get("/.well-known/oauth-authorization-server")).json()
+        issued = await client.post(
+            metadata["token_endpoint"],
+            data={"grant_type": metadata["grant_types_supported"][0]},
+            auth=(str(key.id), key.text),
+        )
+    assert (metadata["issuer"], issued.status_code) == ("http://valence", 200)
+    assert issued.json()["scope"] in metadata["scopes_supported"]
+    assert metadata["token_endpoint_auth_methods_supported"] == ["client_secret_basic", "client_secret_post"]
+    assert metadata["response_types_supported"] == []
+
+
 @pytest.mark.parametrize("keys", [["a", "b"], ["a", "a"], ["a", ""], [""]])
 async def test_two_idempotency_keys_are_refused(platform: Platform, keys: list[str]) -> None:
     async with platform.client() as client:
