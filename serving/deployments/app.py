@@ -7,6 +7,7 @@ which starts a separate application for each encoder in use. `valence up` and a 
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import BackpressureConfig
 
 from serving.deployments.control import Control
 from serving.deployments.ingress import Ingress
@@ -28,6 +29,8 @@ def build(settings: Settings) -> Application:
         num_replicas=settings.ingress_replicas,
         # Twice, because HAProxy bounds the predictions, and other requests shall still be admitted.
         max_ongoing_requests=2 * settings.ingress_max_ongoing,
+        max_queued_requests=settings.ingress_max_ongoing,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         ray_actor_options={"num_cpus": settings.ingress_cpus},
         **drain_options(settings),
     )

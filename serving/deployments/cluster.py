@@ -15,6 +15,7 @@ from typing import Any
 
 from serving.deployments.haproxy.config import BIND_VARIABLE, ROOM_VARIABLE
 from serving.deployments.ray_patches import LOOPBACK_ONLY, start_core_only
+from serving.deployments.request_guard import CALLBACK
 from serving.settings import Settings
 
 
@@ -50,6 +51,7 @@ def build_environment(settings: Settings) -> dict[str, str]:
         "RAY_enable_metrics_collection": "0",
         "RAY_SERVE_LOG_TO_STDERR": "0",
         "RAY_DEDUP_LOGS": "0",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK,
         # The machine is there for serving, so the workers keep the normal priority.
         "RAY_worker_niceness": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": drain,

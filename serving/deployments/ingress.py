@@ -10,6 +10,7 @@ from serving.control.pool import handle_of
 from serving.core.catalog import Catalog
 from serving.core.periodic import run_periodically
 from serving.deployments.options import start_logging
+from serving.deployments.request_guard import serve_health_directly
 from serving.inference.replica_client import ReplicaClient, ReplicaHandle
 from serving.settings import Settings
 
@@ -66,7 +67,9 @@ class Ingress:
         """Build the application over the opened services."""
         from serving.api import create_api
 
-        return create_api(self._services)
+        application = create_api(self._services)
+        serve_health_directly(application)
+        return application
 
     async def _update_catalog(self) -> None:
         catalog: Catalog = await self._control.watch.remote(self._catalog.revision)

@@ -1,4 +1,4 @@
-"""The refusals of HAProxy and its fallback, in the form of each protocol. Imports nothing heavy."""
+"""The refusals of what stands before the application, in the form of each protocol. Imports nothing heavy."""
 
 import json
 from dataclasses import dataclass
@@ -45,6 +45,16 @@ class Refusal:
         error = "invalid_request" if self.status < 500 else "temporarily_unavailable"
         return _dump(error=error, error_description=self.detail)
 
+    def form(self, path: str) -> tuple[str, str]:
+        """Return the media type and the body for a route."""
+        if path == "/v2" or path.startswith("/v2/"):
+            return "application/json", self.inference
+        if path == "/v1/embeddings":
+            return "application/json", self.openai
+        if path == "/v1/token":
+            return "application/json", self.oauth
+        return "application/problem+json", self.problem
+
 
 def _dump(**members: object) -> str:
     return json.dumps(members, separators=(",", ":"))
@@ -76,6 +86,18 @@ NO_PATH = Refusal(
     name="malformed",
     title="Request malformed",
     detail="the target of the request must be a path: begin it with /",
+)
+NO_ROUTE = Refusal(
+    status=404, name="not-found", title="Not found", detail="there is nothing here: /docs lists the routes"
+)
+TIMED_OUT = Refusal(
+    status=503, name="not-ready", title="Not ready", detail="the request took too long: send it again"
+)
+UNEXPECTED = Refusal(
+    status=500,
+    name="unexpected",
+    title="Unexpected error",
+    detail="the request could not be served: the log has the reason under its id",
 )
 TOO_SLOW = Refusal(
     status=408,
