@@ -4,9 +4,9 @@ Error messages never repeat what the client sent.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
@@ -205,7 +205,7 @@ def parse(shape: type[ParsedBody], body: bytes) -> ParsedBody:
         for fault in faults:
             if fault["type"] == "too_many_texts":
                 raise TooLarge(fault["msg"]) from None
-        raise Invalid("the body is invalid", to_problems(faults, "body")) from None
+        raise Invalid("the body is invalid", to_problems(faults, "body", shape=shape)) from None
 
 
 def _require_few_values(body: bytes) -> None:
@@ -224,9 +224,40 @@ def _require_few_values(body: bytes) -> None:
         raise TooLarge(f"the body holds more than {_MAX_VALUES:,} values: send less at once")
 
 
-def to_problems(faults: Iterable[Mapping[str, Any]], *place: str) -> list[Problem]:
-    """Return the first 20 of pydantic's messages, without its prefix: a thousand texts may all be wrong."""
+def to_problems(
+    faults: Iterable[Mapping[str, Any]], *place: str, shape: type[BaseModel] | None = None
+) -> list[Problem]:
+    """Return the first 20 of pydantic's faults in our words: a thousand texts may all be wrong."""
     return [
-        Problem(loc=(*place, *fault["loc"]), message=fault["msg"].removeprefix("Value error, "))
+        Problem(loc=(*place, *fault["loc"]), message=_explain(fault, shape))
         for fault in islice(faults, _MAX_PROBLEMS)
     ]
+
+
+def _explain(fault: Mapping[str, Any], shape: type[BaseModel] | None) -> str:
+    if fault["type"] == "missing":
+        return "it is missing"
+    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = _list_fields(shape, fault["loc"][:-1]) if shape is not None else ""
+        return f"there is no such field: use {known}" if known else "there is no such field"
+    message: str = fault["msg"]
+    return message.removeprefix("Value error, ")
+
+
+@cache
+def _schema_of(shape: type[BaseModel]) -> JsonDict:
+    return shape.model_json_schema()
+
+
+def _list_fields(shape: type[BaseModel], path: Sequence[str | int]) -> str:
+    """Return the names of the fields of the object at a path in a body; "" if its schema doesn't say."""
+    schema: Any = _schema_of(shape)
+    node = schema
+    for part in path:
+        node = node.get("items") if isinstance(part, int) else node.get("properties", {}).get(part)
+        for kind in (node, *node.get("anyOf", ())) if node else ():
+            if "$ref" in kind:
+                node = schema["$defs"][kind["$ref"].rpartition("/")[2]]
+        if not node:
+            return ""
+    return ", ".join(node.get("properties", ()))

@@ -721,6 +721,40 @@ async def test_a_version_may_be_a_number(platform: Platform) -> None:
     assert [answer.status_code for answer in wrong] == [422] * 4
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "detail"),
+    [
+        (
+            "/v1/predict",
+            {"text": "good", "lang": "en"},
+            "lang: there is no such field: use user_id, model, version,",
+        ),
+        ("/v1/predict", {}, "text: it is missing"),
+        (
+            "/v1/experiments",
+            {"model": "m", "challenger": "2", "share": 0.1, "policy": {"promote": True}},
+            "policy.promote: there is no such field: use action, alpha,",
+        ),
+        (
+            "/v1/similar",
+            {"text": "good", "filters": {"label": "x"}},
+            "filters.label: there is no such field: use sentiment, model_version,",
+        ),
+        (
+            "/v1/similar",
+            {"like": [{"id": "x"}]},
+            "like.0.id: there is no such field: use text, prediction_id,",
+        ),
+    ],
+)
+async def test_a_field_that_isn_t_there_is_told_with_those_that_are(
+    platform: Platform, path: str, body: dict[str, Any], detail: str
+) -> None:
+    async with platform.client(Role.ADMIN) as client:
+        answer = await client.post(path, json=body)
+    assert (answer.status_code, answer.json()["detail"][: len(detail)]) == (422, detail)
+
+
 async def test_the_detail_names_the_fault(platform: Platform) -> None:
     async with platform.client() as client:
         one = (await client.post("/v1/predict", json={"text": " "})).json()
