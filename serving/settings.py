@@ -257,6 +257,12 @@ class Settings(BaseSettings):
         ge=0,
         description="most connections of one address to HAProxy at once; 0: no bound, because clients may share one",
     )
+    trusted_proxies: int = Field(
+        default=0,
+        ge=0,
+        description="proxies before the platform's own that append their caller to X-Forwarded-For, so that addresses "
+        "in the log and the limit of wrong credentials are those of clients",
+    )
     stats_port: int = Field(
         default=0, ge=0, le=65535, description="HAProxy stats, on loopback; 0: a free port"
     )

@@ -107,6 +107,8 @@ class Authenticator:
         self._cache: OrderedDict[UUID, _CachedKey] = OrderedDict()
         self._lookups: dict[UUID, asyncio.Future[Key | None]] = {}
         self._used: dict[UUID, float] = {}
+        # Keys that were right once: there are only as many as admins have made.
+        self._familiar: set[UUID] = set()
 
     async def check(self, credential: str) -> Caller:
         """Return the caller who holds a key or a token.
@@ -122,6 +124,10 @@ class Authenticator:
                 else self._find_by_token(credential)
             )
         )
+
+    def is_familiar(self, credential: str) -> bool:
+        """Return whether this names a key that was right before, or is a token, whose check needs no look-up."""
+        return not credential.startswith(PREFIX) or parse_key_id(credential) in self._familiar
 
     async def issue_token(self, client_id: str, key: str) -> Token:
         """Issue a token for a key; `client_id` must be that key's id.
@@ -165,6 +171,7 @@ class Authenticator:
         key = await self._find_valid(key_id)
         if key is None or not hmac.compare_digest(key.digest, digest_key(text)):
             raise Unauthenticated(_WRONG_KEY)
+        self._familiar.add(key_id)
         return key
 
     async def _find_by_token(self, text: str) -> Key:

@@ -50,6 +50,7 @@ def create_api(services: Services) -> FastAPI:
         metrics=services.metrics,
         spans=services.spans,
         origins=services.cors_origins,
+        proxies=services.proxies,
     )
     routers = (
         predictions.router,

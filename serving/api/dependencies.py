@@ -9,7 +9,7 @@ from starlette.types import Scope
 
 from serving.accounts.audit import AuditService
 from serving.accounts.authentication import Authenticator
-from serving.accounts.rate_limits import RateLimiter
+from serving.accounts.rate_limits import RateLimiter, RefusalLimiter
 from serving.accounts.service import AccountService
 from serving.analytics.service import AnalyticsService
 from serving.api.uploads import UploadLimits
@@ -43,7 +43,8 @@ class SpaceServices:
 class Services:
     """Everything the API needs.
 
-    `missing_parts` names what the platform lacks to be ready; `in_space` returns the services of the live space.
+    `missing_parts` names what the platform lacks to be ready; `in_space` returns the services of the live space;
+    `proxies` is the number of those that stand in front and name their clients.
     """
 
     predictions: PredictionService
@@ -60,6 +61,8 @@ class Services:
     missing_parts: Readiness
     metrics: Metrics
     version: str
+    refusals: RefusalLimiter = field(default_factory=RefusalLimiter)
+    proxies: int = 0
     uploads: UploadLimits = field(default_factory=UploadLimits)
     metrics_open: bool = False
     cors_origins: Sequence[str] = ()

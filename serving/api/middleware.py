@@ -14,6 +14,7 @@ import structlog
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.api.addresses import client_address
 from serving.api.dependencies import RequestContext, get_header
 from serving.api.errors import ClientDisconnected, build_unexpected_response
 from serving.core.logs import REQUEST_ID
@@ -24,6 +25,7 @@ log = structlog.get_logger(__name__)
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _CLIENT_CLOSED: Final = 499
+_REFUSED: Final = frozenset({401, 403, 429})
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _EXPOSED: Final = ("X-Request-Id", "Retry-After", "Server-Timing", "Idempotency-Replayed", "WWW-Authenticate")
 _PREFLIGHT_SECONDS: Final = 600
@@ -35,12 +37,18 @@ class RequestMiddleware:
     """Every response has `X-Request-Id`; every request ends with a response, a log line and counts."""
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, spans: Spans | None = None, origins: Sequence[str] = ()
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        spans: Spans | None = None,
+        origins: Sequence[str] = (),
+        proxies: int = 0,
     ) -> None:
         self._app = _allow_origins(app, origins)
         self._origins = origins
         self._metrics = metrics
         self._spans = spans
+        self._proxies = proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -101,6 +109,8 @@ class RequestMiddleware:
                 status=status,
                 ms=round(seconds * 1e3, 2),
                 key_id=str(caller.key_id) if caller else None,
+                # Whoever isn't let in has no other name.
+                **({"address": client_address(scope, self._proxies)} if status in _REFUSED else {}),
             )
         return status or _CLIENT_CLOSED
 

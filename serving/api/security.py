@@ -4,7 +4,7 @@ A route must have a declaration. Credentials are checked before the body is read
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
@@ -15,6 +15,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serving.api.addresses import client_address
 from serving.api.bodies import JSON, MAX_BODY, announces_body, read_body
 from serving.api.dependencies import RequestContext, Services, get_header
 from serving.api.errors import describe_errors
@@ -29,6 +30,7 @@ _LEVEL: Final = 5
 _INLINE_BYTES: Final = 64 * 1024
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+Checked = TypeVar("Checked")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +38,8 @@ class Access:
     """The requirements of a route. `role` None: no credentials; `body` None: no body is read.
 
     `sheds`: refuse a request before its body is read while no more texts are admitted. `optional`: a request without a
-    body is read as an empty object. `max_body`: its most bytes.
+    body is read as an empty object. `max_body`: its most bytes. `reads`: its cost in reads; 0: the route
+    takes texts.
     """
 
     role: Role | None
@@ -46,6 +49,7 @@ class Access:
     sheds: bool = False
     optional: bool = False
     max_body: int = MAX_BODY
+    reads: int = 1
 
     async def admit(self, scope: Scope) -> Caller | None:
         """Return the caller, None on a public route.
@@ -55,6 +59,7 @@ class Access:
             Forbidden: the caller's role is insufficient.
             StoreUnavailable: the credentials can't be checked.
             Overloaded: no more texts are admitted.
+            RateLimited: the key has used up its reads, or its address its wrong credentials.
         """
         if self.role is None:
             return None
@@ -62,13 +67,30 @@ class Access:
         credential = _credential(scope)
         if credential is None:
             raise Unauthenticated("send an API key or a token: Authorization: Bearer …, or X-API-Key: …")
-        caller = await services.authenticator.check(credential)
+        caller = await check_credential(scope, credential, services.authenticator.check(credential))
         if not caller.role.includes(self.role):
             raise Forbidden(f"this needs the role {self.role}, and the key has {caller.role}")
+        if self.reads:
+            services.rate_limiter.take_reads(caller, self.reads)
         # A request with an idempotency key may have a stored answer, which needs no room, so it is always read.
         if self.sheds and get_header(scope, b"idempotency-key") is None:
             services.predictions.require_room()
         return caller
+
+
+async def check_credential(scope: Scope, credential: str, check: Coroutine[Any, Any, Checked]) -> Checked:
+    """Return what the check returns; count a refusal, and refuse at once where too many came from the same address."""
+    services = Services.of(scope)
+    address = client_address(scope, services.proxies)
+    try:
+        if not services.authenticator.is_familiar(credential):
+            services.refusals.require_room(address)
+        return await check
+    except Unauthenticated:
+        services.refusals.count(address)
+        raise
+    finally:
+        check.close()
 
 
 async def _parse_body(request: Request) -> BaseModel:
@@ -100,10 +122,10 @@ def public(
 
 
 def requires(
-    role: Role, *, errors: Iterable[int] = (), sheds: bool = False, optional: bool = False
+    role: Role, *, errors: Iterable[int] = (), sheds: bool = False, optional: bool = False, reads: int = 1
 ) -> Callable[[Endpoint], Endpoint]:
     """Declare a route that needs this role; `errors` are statuses beyond those of every such route."""
-    return _declare(Access(role=role, errors=tuple(errors), sheds=sheds, optional=optional))
+    return _declare(Access(role=role, errors=tuple(errors), sheds=sheds, optional=optional, reads=reads))
 
 
 def _declare(access: Access) -> Callable[[Endpoint], Endpoint]:
@@ -170,7 +192,7 @@ def _credential(scope: Scope) -> str | None:
 def _statuses(access: Access) -> set[int]:
     statuses = {*access.errors, 500}
     if access.role is not None:
-        statuses |= {401, 503}
+        statuses |= {401, 429, 503}
         if access.role is not Role.CLIENT:
             statuses.add(403)
     if access.body is not None and access.media_type == JSON:

@@ -25,6 +25,8 @@ class Ingress:
     """Serves HTTP; counts as running once the champion answers."""
 
     async def __init__(self, control: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
+
         from serving.control.remote import connect_lifecycle
         from serving.deployments.ingress_services import services
 
@@ -43,6 +45,7 @@ class Ingress:
                 lambda model, version: self._named.add((model, version)),
                 connect_lifecycle(control),
                 replica=replica,
+                behind_haproxy=RAY_SERVE_ENABLE_HA_PROXY,
             )
         )
         async with asyncio.timeout(_FIRST_CATALOG_SECONDS):

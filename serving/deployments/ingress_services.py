@@ -78,11 +78,12 @@ async def services(
     lifecycle: Lifecycle,
     *,
     replica: str | None = None,
+    behind_haproxy: bool = False,
 ) -> AsyncIterator[Services]:
     """Open the services of one process; on exit, answer the requests in flight and then close the database.
 
     `replicas` gives those of an encoder, `on_version_requested` is called for each version that a client names,
-    and `replica` is the name of this process.
+    `replica` is the name of this process, and `behind_haproxy` says that HAProxy names the clients.
 
     Raises:
         DatabaseError: the database can't be reached or used.
@@ -240,6 +241,7 @@ async def services(
             missing_parts=missing_parts,
             metrics=metrics,
             version=version("valence"),
+            proxies=settings.trusted_proxies + behind_haproxy,
             # A slow body keeps one of the places of an ingress replica, so one key gets few of them.
             uploads=UploadLimits(max(1, settings.ingress_max_ongoing // 4)),
             metrics_open=settings.metrics_open,

@@ -28,7 +28,7 @@ router = APIRouter(prefix="/v1", route_class=GuardedRoute, tags=["insights"])
 
 
 @router.get("/topics", response_model=TopicsResponse)
-@requires(Role.ENGINEER, errors=(404, 422, 429))
+@requires(Role.ENGINEER, errors=(404, 422), reads=10)
 async def find_topics(request: Request, query: Annotated[TopicsQuery, Query()]) -> Topics:
     """Group the texts of a window by meaning."""
     span = TimeRange(since=query.since, until=query.until)
@@ -39,7 +39,7 @@ async def find_topics(request: Request, query: Annotated[TopicsQuery, Query()]) 
 
 
 @router.get("/review", response_model=ReviewResponse)
-@requires(Role.ENGINEER, errors=(404, 422, 429))
+@requires(Role.ENGINEER, errors=(404, 422), reads=10)
 async def list_review(request: Request, query: Annotated[ReviewQuery, Query()]) -> Json:
     """List the texts whose feedback would teach most."""
     span = TimeRange(since=query.since, until=query.until)
@@ -61,7 +61,7 @@ async def list_review(request: Request, query: Annotated[ReviewQuery, Query()]) 
 
 
 @router.get("/models/{name}/diff", response_model=DiffResponse)
-@requires(Role.ENGINEER, errors=(404, 422, 429))
+@requires(Role.ENGINEER, errors=(404, 422), reads=10)
 async def compare_versions(request: Request, name: str, query: Annotated[DiffQuery, Query()]) -> Json:
     """Group the texts that two versions predict differently by meaning."""
     result = await while_connected(
@@ -95,7 +95,7 @@ async def compare_versions(request: Request, name: str, query: Annotated[DiffQue
 
 
 @router.get("/drift", response_model=DriftResponse)
-@requires(Role.ENGINEER, errors=(404, 422, 429))
+@requires(Role.ENGINEER, errors=(404, 422), reads=10)
 async def measure_drift(request: Request, query: Annotated[DriftQuery, Query()]) -> Json:
     """Compare a window with a reference."""
     result = await while_connected(

@@ -105,14 +105,14 @@ async def version_ready(request: Request, name: str, version: str) -> Json:
 
 
 @router.post("/models/{name}/infer", responses={200: {"model": InferResponse}})
-@requires(Role.CLIENT, errors=(404, 429))
+@requires(Role.CLIENT, errors=(404,), reads=0)
 async def model_infer(request: Request, name: str, body: Parsed[InferRequest]) -> Response:
     """Predict with a model, by the Open Inference Protocol."""
     return await _infer(request, body, name)
 
 
 @router.post("/models/{name}/versions/{version}/infer", responses={200: {"model": InferResponse}})
-@requires(Role.CLIENT, errors=(404, 429))
+@requires(Role.CLIENT, errors=(404,), reads=0)
 async def version_infer(request: Request, name: str, version: str, body: Parsed[InferRequest]) -> Response:
     """Predict with a version, by the Open Inference Protocol."""
     return await _infer(request, body, name, version)

@@ -20,7 +20,7 @@ router = APIRouter(route_class=GuardedRoute, tags=["embeddings"])
 
 
 @router.post("/v1/embeddings", responses={200: {"model": EmbeddingsResponse}})
-@requires(Role.CLIENT, errors=(404, 429))
+@requires(Role.CLIENT, errors=(404,), reads=0)
 async def create_embeddings(request: Request, body: Parsed[EmbeddingsRequest]) -> Response:
     """Embed texts in the live space, whichever registered model or space is named."""
     services = get_services(request)

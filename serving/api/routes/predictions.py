@@ -36,11 +36,15 @@ router = APIRouter(route_class=GuardedRoute, tags=["predictions"])
 
 
 async def run(
-    request: Request, ask: PredictionInput, render: Callable[[Sequence[Prediction]], bytes]
+    request: Request,
+    ask: PredictionInput,
+    render: Callable[[Sequence[Prediction]], bytes],
+    *,
+    extra: int = 0,
 ) -> Answer:
-    """Predict while the client is connected, and record how long each step took."""
+    """Predict while the client is connected, and record how long each step took; `extra` is other work, in texts."""
     services, caller = get_services(request), get_caller(request)
-    services.rate_limiter.take(caller, len(ask.texts))
+    services.rate_limiter.take(caller, len(ask.texts) + extra)
     answer = await while_connected(request.receive, services.predictions.predict(ask, caller, render))
     if answer.timing is not None:
         services.metrics.observe_timing(answer.timing)
@@ -53,11 +57,20 @@ async def run(
     responses={201: {"model": ExplainedPredictionResponse}},
     openapi_extra=IDEMPOTENCY_KEY,
 )
-@requires(Role.CLIENT, errors=(404, 409, 429), sheds=True)
+@requires(
+    Role.CLIENT,
+    errors=(
+        404,
+        409,
+    ),
+    reads=0,
+    sheds=True,
+)
 async def predict(request: Request, body: Parsed[PredictRequest]) -> Response:
     """Predict the sentiment of a text and store it."""
     ask = to_prediction_input(request, (body.text,), body, TEXT)
-    answer = await run(request, ask, serializers.render_one(with_embedding=body.return_embedding))
+    render = serializers.render_one(with_embedding=body.return_embedding)
+    answer = await run(request, ask, render, extra=1 if body.explain else 0)
     return serializers.to_response(await _explained(request, answer) if body.explain else answer)
 
 
@@ -67,7 +80,14 @@ async def predict(request: Request, body: Parsed[PredictRequest]) -> Response:
     responses={201: {"model": PredictBatchResponse}},
     openapi_extra=IDEMPOTENCY_KEY,
 )
-@requires(Role.CLIENT, errors=(404, 409, 429))
+@requires(
+    Role.CLIENT,
+    errors=(
+        404,
+        409,
+    ),
+    reads=0,
+)
 async def predict_batch(request: Request, body: Parsed[PredictBatchRequest]) -> Response:
     """Predict the sentiment of up to 1,000 texts and store them."""
     ask = to_prediction_input(request, body.texts, body, TEXTS)

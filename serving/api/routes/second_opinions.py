@@ -17,7 +17,14 @@ router = APIRouter(prefix="/v1/predictions/{prediction_id}", route_class=Guarded
 
 
 @router.get("/second-opinion", response_model=SecondOpinionResponse)
-@requires(Role.CLIENT, errors=(404, 422, 429))
+@requires(
+    Role.CLIENT,
+    errors=(
+        404,
+        422,
+    ),
+    reads=0,
+)
 async def get_second_opinion(request: Request, prediction_id: UUID) -> LabelSuggestion:
     """Let the feedback on the nearest texts vote on a prediction."""
     services, caller = get_services(request), get_caller(request)
@@ -28,7 +35,15 @@ async def get_second_opinion(request: Request, prediction_id: UUID) -> LabelSugg
 
 
 @router.get("/corrections", response_model=CorrectionsResponse)
-@requires(Role.CLIENT, errors=(404, 409, 422, 429))
+@requires(
+    Role.CLIENT,
+    errors=(
+        404,
+        409,
+        422,
+    ),
+    reads=0,
+)
 async def list_corrections(
     request: Request, prediction_id: UUID, query: Annotated[CorrectionsQuery, Query()]
 ) -> CorrectionSuggestions:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from serving.api.bodies import FORM
 from serving.api.dependencies import get_body, get_header, get_services
 from serving.api.schemas.accounts import AuthorizationServerResponse, TokenRequest, TokenResponse
-from serving.api.security import GuardedRoute, public
+from serving.api.security import GuardedRoute, check_credential, public
 from serving.core.caller import Role
 from serving.errors import Unauthenticated
 
@@ -44,7 +44,8 @@ async def create_token(request: Request, response: Response) -> TokenResponse | 
                 "unsupported_grant_type" if grant else "invalid_request",
                 "grant_type must be client_credentials",
             )
-        issued = await get_services(request).authenticator.issue_token(client_id, secret)
+        issuing = get_services(request).authenticator.issue_token(client_id, secret)
+        issued = await check_credential(request.scope, secret, issuing)
         if form.get("scope", issued.role) != issued.role:
             raise _Refused("invalid_scope", "scope must be the key's role")
     except _Refused as refused:
