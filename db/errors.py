@@ -14,6 +14,7 @@ DatabaseError
 ├── Duplicate              a row with that name exists
 ├── Contested              another change of the same thing is in progress, or came first
 ├── Conflict               the row's state forbids it
+├── Contradictory          the values contradict each other, or what is stored
 ├── Rejected               the database refuses the value
 │   └── NotPermitted       the database's role lacks the right
 ├── EmbeddedServerError    the embedded server can't be set up, started or stopped
@@ -92,6 +93,10 @@ class Contested(DatabaseError):
 
 class Conflict(DatabaseError):
     """The row's present state forbids the change."""
+
+
+class Contradictory(DatabaseError):
+    """The values contradict each other, or what is stored."""
 
 
 class Rejected(DatabaseError):

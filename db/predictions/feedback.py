@@ -9,14 +9,14 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, literal, select
+from sqlalchemy import func, literal, select, true
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.connection.repository import Repository
 from db.core.cipher import Cipher, comment_location
 from db.core.rows import columns_of
-from db.errors import NotFound
+from db.errors import Contradictory, NotFound
 from db.predictions.idempotency import claim, set_answer
 from db.predictions.submissions import Mismatch, NewIdempotency, Replayed
 from db.schema import tables
@@ -68,7 +68,8 @@ class FeedbackRepository(Repository):
 
         `scope`: the only holder whose predictions may be judged; None: any holder. `render` makes the answer to a
         repetition from the stored judgement; without it that is `idempotency.answer`.
-        Raises NotFound if there is no such prediction, or it is out of scope.
+        Raises NotFound if there is no such prediction, or it is out of scope; Contradictory if the label says the
+        opposite of `is_correct`.
         """
         async with self._database.begin() as connection:
             if idempotency is not None:
@@ -99,20 +100,33 @@ async def _upsert(
         literal(comment if sealed is None else None, _F.comment.type),
         literal(sealed, _F.sealed.type),
     ).where(_P.id == feedback.prediction_id, _P.text_id != tables.NIL_ID)
+    agrees = true() if feedback.label is None else (_P.label == feedback.label) == feedback.is_correct
     if scope is not None:
         source = source.where(_P.holder_id == scope)
     # Waits for a running erasure, and then finds no prediction.
     source = source.with_for_update(read=True, key_share=True)
     columns = ("key_id", "is_correct", "label", "comment", "sealed")
-    added = insert(_F).from_select(["prediction_id", "holder_id", *columns], source)
+    added = insert(_F).from_select(["prediction_id", "holder_id", *columns], source.where(agrees))
     replaced = {name: added.excluded[name] for name in columns}
     statement = added.on_conflict_do_update(
         index_elements=["prediction_id", "holder_id"], set_={**replaced, "updated_at": func.now()}
     ).returning(*_COLUMNS)
     row = (await connection.execute(statement)).one_or_none()
     if row is None:
-        raise NotFound(f"there is no prediction {feedback.prediction_id}")
+        predicted = (await connection.execute(source.with_only_columns(_P.label))).scalar_one_or_none()
+        if predicted is None:
+            raise NotFound(f"there is no prediction {feedback.prediction_id}")
+        raise Contradictory(contradiction(predicted, feedback))
     return judgement_from_row(cipher, row._mapping)
+
+
+def contradiction(predicted: str, feedback: NewFeedback) -> str:
+    """Return the two readings of feedback that contradicts itself."""
+    verdict = f"is_correct {str(feedback.is_correct).lower()} says that {predicted} is "
+    return (
+        f"{verdict}{'right' if feedback.is_correct else 'wrong'}, and the label says {feedback.label}: "
+        "leave one of them out, or send the one that you mean"
+    )
 
 
 async def load_judgements(

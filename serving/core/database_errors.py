@@ -30,6 +30,7 @@ TRANSLATIONS: Final[Mapping[type[db.DatabaseError], type[ServingError]]] = {
     db.Duplicate: Conflict,
     db.Contested: Conflict,
     db.Conflict: Conflict,
+    db.Contradictory: Invalid,
     db.Rejected: Invalid,
     # Raised at a command or at a start, never for a request.
     db.EmbeddedServerError: InternalError,

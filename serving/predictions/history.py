@@ -57,7 +57,7 @@ class PredictionHistoryService:
         Raises:
             NotFound: there is no such prediction, or it isn't the caller's.
             Conflict: the idempotency key was used with another body.
-            Invalid: the comment holds personal data, which is refused.
+            Invalid: the label contradicts `is_correct`, or the comment holds personal data, which is refused.
         """
         comment = feedback.comment
         if comment is not None and self.privacy is not None:

@@ -6,8 +6,8 @@ from uuid import UUID
 
 from db.core.cursors import decode_uuid, encode_uuid
 from db.core.ids import uuid7_floor
-from db.errors import NotFound, Rejected
-from db.predictions.feedback import Judgement, NewFeedback
+from db.errors import Contradictory, NotFound, Rejected
+from db.predictions.feedback import Judgement, NewFeedback, contradiction
 from db.predictions.idempotency import StoredAnswer
 from db.predictions.predictions import Prediction, PredictionFilters, PredictionPage
 from db.predictions.submissions import (
@@ -149,6 +149,8 @@ class FakeFeedbackRepository:
         row = self._store.predictions.get(feedback.prediction_id)
         if row is None or scope not in (None, row.holder_id):
             raise NotFound(f"there is no prediction {feedback.prediction_id}")
+        if feedback.label is not None and (row.label == feedback.label) is not feedback.is_correct:
+            raise Contradictory(contradiction(row.label, feedback))
         if feedback.key_id not in self._store.keys:
             raise Rejected(f"there is no key {feedback.key_id}")
         name = (feedback.prediction_id, feedback.holder_id)

@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 
 from db.accounts.keys import Key
-from db.errors import NotFound, Rejected
+from db.errors import Contradictory, NotFound, Rejected
 from db.predictions.feedback import Judgement, NewFeedback
 from db.predictions.predictions import Prediction, PredictionFilters
 from db.predictions.submissions import Failed, Mismatch, NewPrediction, Replayed, Stored, Submission
@@ -252,6 +252,28 @@ async def test_feedback_is_replaced_by_its_holder_alone(repositories: Repositori
     with pytest.raises(Rejected):
         await put(replace(judgement(row, key), key_id=uuid4()))
     assert (await repositories.predictions.get(row.id)).feedback == (replaced, second)
+
+
+async def test_feedback_that_contradicts_itself_is_refused_with_both_readings(
+    repositories: Repositories,
+) -> None:
+    key = await add_key(repositories.keys)
+    stored = new_submission(key, label="positive")
+    await store(repositories, stored)
+    (row,) = stored.predictions
+    put, once = repositories.feedback.put, new_idempotency(key, "once")
+    with pytest.raises(Contradictory, match="true says that positive is right, and the label says negative"):
+        await put(judgement(row, key, is_correct=True, label="negative"), idempotency=once)
+    with pytest.raises(Contradictory, match="false says that positive is wrong, and the label says positive"):
+        await put(judgement(row, key, label="positive"), scope=key.id)
+    assert await repositories.idempotency.find(key.id, once.route, "once") is None
+    assert (await repositories.predictions.get(row.id)).feedback == ()
+    with pytest.raises(NotFound):
+        await put(judgement(row, key, label="positive"), scope=uuid4())
+    for is_correct, label in ((True, "positive"), (False, "neutral")):
+        given = await put(judgement(row, key, is_correct=is_correct, label=label))
+        assert type(given) is Judgement
+        assert (given.is_correct, given.label) == (is_correct, label)
 
 
 async def test_repeated_feedback_is_replayed_or_a_mismatch(repositories: Repositories) -> None:

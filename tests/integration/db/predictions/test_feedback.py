@@ -13,11 +13,13 @@ from db.predictions.feedback import FeedbackRepository, Judgement, NewFeedback
 from db.predictions.idempotency import IdempotencyRepository
 from db.predictions.predictions import PredictionRepository
 from db.predictions.submissions import Mismatch, NewIdempotency, Replayed
+from db.schema import revisions
 from tests.support.row_factories import (
     count_rows,
     new_idempotency,
     new_key,
     new_submission,
+    new_text,
     new_writer,
     run_sql,
 )
@@ -131,3 +133,26 @@ async def test_an_answer_to_be_tried_again_is_never_kept(database: Database, sta
     )
     await new_writer(database).commit([new_submission(key, idempotency=bad)])
     assert await count_rows(database, "idempotency") == await count_rows(database, "predictions") == 0
+
+
+async def test_an_upgrade_lets_the_label_of_contradictory_feedback_win_and_counts_it(
+    url: str, database: Database
+) -> None:
+    key = await new_key(database)
+    sent = new_submission(key, [new_text() for _ in range(4)], label="positive")
+    await new_writer(database).commit([sent])
+    given = [(True, "negative"), (False, "positive"), (True, "positive"), (False, None)]
+    for prediction, (is_correct, label) in zip(sent.predictions, given, strict=True):
+        await run_sql(
+            database,
+            "INSERT INTO feedback (prediction_id, holder_id, key_id, is_correct, label) VALUES (%s, %s, %s, %s, %s)",
+            *(prediction.id, key.holder_id, key.id, is_correct, label),
+        )
+    revisions.downgrade(url, "0010")
+    revisions.upgrade(url)
+    rows = await run_sql(database, "SELECT is_correct, label FROM feedback ORDER BY prediction_id")
+    assert rows == [(False, "negative"), (True, "positive"), (True, "positive"), (False, None)]
+    revisions.downgrade(url, "0010")
+    revisions.upgrade(url)
+    counted = await run_sql(database, "SELECT detail FROM audit_log WHERE action = 'feedback.correct'")
+    assert counted == [({"rows": 2},)]

@@ -775,3 +775,12 @@ async def test_the_detail_names_the_fault(platform: Platform) -> None:
     assert header["detail"].startswith("Idempotency-Key: ")
     assert whole["detail"].startswith("body: ")
     assert inference["error"].count("shape") == 1
+
+
+async def test_feedback_that_contradicts_itself_names_both_readings(client: httpx.AsyncClient) -> None:
+    answer = (await client.post("/v1/predict", json={"text": "so good"})).json()
+    given = {"prediction_id": answer["id"], "is_correct": False, "label": answer["sentiment"]}
+    response = await client.post("/v1/feedback", json=given)
+    assert response.status_code == 422
+    assert "is_correct false says" in response.json()["detail"]
+    assert f"the label says {answer['sentiment']}" in response.json()["detail"]
