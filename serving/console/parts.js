@@ -29,8 +29,8 @@ export function announce(message) {
 
 /** Shows the problem where the user asked; null clears it. */
 export function complain(place, problem) {
-  const again = problem?.message.endsWith("again") ? " in" : ". Try again in";
-  const wait = problem?.retryAfter ? `${again} ${problem.retryAfter} s.` : "";
+  const wait = problem?.retryAfter ? ` in ${problem.retryAfter} s.` : "";
+  const again = wait && !problem.message.endsWith("again") ? ". Try again" : "";
   place.replaceChildren(
     ...(problem
       ? [
@@ -38,7 +38,7 @@ export function complain(place, problem) {
             "div",
             { className: "problem", attributes: { role: "alert" } },
             el("strong", {}, problem.title ?? "Something went wrong"),
-            el("p", {}, `${problem.message}${wait}`),
+            el("p", {}, `${again ? problem.message.replace(/\.$/, "") : problem.message}${again}${wait}`),
             problem.errors?.length > 1
               ? el("ul", {}, ...problem.errors.map(({ loc, msg }) => el("li", {}, `${loc.slice(1).join(" › ")}: ${msg}`)))
               : null,

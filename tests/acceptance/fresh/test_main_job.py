@@ -86,10 +86,12 @@ def test_haproxy_is_in_front_with_a_private_socket_and_refuses_in_problem_json(l
     config = Path(command[command.index("-f") + 1])
     (socket,) = [word for word in config.read_text().split() if word.endswith("admin.sock")]
     assert Path(socket).stat().st_mode & 0o077 == 0
-    refusal = config.with_name("refusal.http").read_text()
-    assert "503" in refusal.splitlines()[0]
-    assert "Retry-After" in refusal
-    assert json.loads(refusal.split("\n\n", 1)[1])["status"] == 503
+    with live.client() as client:
+        refusal = client.get("/" + "x" * 20_000)
+    assert refusal.status_code == 414
+    assert refusal.headers["Content-Type"] == "application/problem+json"
+    assert refusal.headers["X-Request-Id"]
+    assert refusal.json()["status"] == 414
 
 
 def test_no_secret_is_logged(live: LivePlatform) -> None:
