@@ -4,6 +4,7 @@ A route must have a declaration. Credentials are checked before the body is read
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
@@ -23,9 +24,10 @@ from serving.api.schemas.fields import ParsedBody, parse
 from serving.core.caller import Caller, Role
 from serving.errors import Forbidden, Unauthenticated
 
-LARGE: Final = 16 * 1024
-"""The bytes from which an answer is compressed, if its client reads gzip."""
+# From this size on, an answer is compressed if its client reads gzip.
+_LARGE: Final = 16 * 1024
 _LEVEL: Final = 5
+_NO_GZIP: Final = re.compile(r"gzip\s*;\s*q=0(\.0*)?\s*(,|$)", re.IGNORECASE)
 # Up to this size a body is parsed in less time than it takes to hand it to a thread.
 _INLINE_BYTES: Final = 64 * 1024
 
@@ -159,10 +161,10 @@ class GuardedRoute(APIRoute):
         }
         options["operation_id"] = endpoint.__name__
         super().__init__(path, endpoint, **options)
-        self._answer: ASGIApp = super().handle
         # Large answers are lists and metrics, whose callers have a key; the hot path's are small.
+        self._gzip: ASGIApp | None = None
         if access.role is not None and self.methods == {"GET"}:
-            self._answer = GZipMiddleware(self._answer, minimum_size=LARGE, compresslevel=_LEVEL)
+            self._gzip = GZipMiddleware(super().handle, minimum_size=_LARGE, compresslevel=_LEVEL)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Admit the caller, read the body, then run the endpoint."""
@@ -171,7 +173,10 @@ class GuardedRoute(APIRoute):
             context.caller = await self.access.admit(scope)
             if self.access.body is not None:
                 context.body = await self._read(scope, receive)
-        await self._answer(scope, receive, send)
+        if self._gzip is None or _refuses_gzip(scope):
+            await super().handle(scope, receive, send)
+        else:
+            await self._gzip(scope, receive, send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         access, caller = self.access, RequestContext.of(scope).caller
@@ -180,6 +185,10 @@ class GuardedRoute(APIRoute):
         with Services.of(scope).uploads.open(receive, caller.key_id if caller else None) as upload:
             body = await read_body(scope, upload, access.media_type, access.max_body)
         return body or b"{}" if access.optional else body
+
+
+def _refuses_gzip(scope: Scope) -> bool:
+    return _NO_GZIP.search(get_header(scope, b"accept-encoding") or "") is not None
 
 
 def _credential(scope: Scope) -> str | None:

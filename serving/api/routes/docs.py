@@ -3,11 +3,12 @@
 Every address on the page is relative, so that it works below any path prefix.
 """
 
+import asyncio
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response
 
@@ -58,7 +59,15 @@ _PAGE_FILES = _page_files()
 @public()
 async def openapi(request: Request) -> Response:
     """Return the OpenAPI document."""
-    return serializers.json_response(request.app.openapi())
+    state = request.app.state
+    if not hasattr(state, "document"):
+        # Built once, beside the event loop, because it takes most of a second.
+        state.document = asyncio.ensure_future(asyncio.to_thread(_render, request.app))
+    return Response(await asyncio.shield(state.document), media_type="application/json")
+
+
+def _render(app: FastAPI) -> bytes:
+    return serializers.encode(app.openapi())
 
 
 @router.get("/docs")

@@ -35,6 +35,7 @@ ParsedBody = TypeVar("ParsedBody", bound=BaseModel)
 _TIME: Final = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]", re.ASCII)
 
 _MAX_PROBLEMS: Final = 20
+_MAX_NAME: Final = 100
 # Pydantic takes 10 µs to write down a fault, and as long to refuse an unknown member or to build a value.
 _MAX_FAULTS: Final = 2_500
 _MAX_VALUES: Final = 50_000
@@ -229,9 +230,14 @@ def to_problems(
 ) -> list[Problem]:
     """Return the first 20 of pydantic's faults in our words: a thousand texts may all be wrong."""
     return [
-        Problem(loc=(*place, *fault["loc"]), message=_explain(fault, shape))
+        # A field's name may be as long as the body.
+        Problem(loc=(*place, *(_cut(part) for part in fault["loc"])), message=_explain(fault, shape))
         for fault in islice(faults, _MAX_PROBLEMS)
     ]
+
+
+def _cut(part: str | int) -> str | int:
+    return part if isinstance(part, int) or len(part) <= _MAX_NAME else f"{part[:_MAX_NAME]}…"
 
 
 def _explain(fault: Mapping[str, Any], shape: type[BaseModel] | None) -> str:

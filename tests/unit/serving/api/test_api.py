@@ -755,6 +755,12 @@ async def test_a_field_that_isn_t_there_is_told_with_those_that_are(
     assert (answer.status_code, answer.json()["detail"][: len(detail)]) == (422, detail)
 
 
+async def test_a_long_name_of_a_field_isn_t_repeated(platform: Platform) -> None:
+    async with platform.client() as client:
+        answer = await client.post("/v1/predict", json={"text": "good", "x" * 100_000: 1})
+    assert (answer.status_code, len(answer.content) < 1000) == (422, True)
+
+
 async def test_the_detail_names_the_fault(platform: Platform) -> None:
     async with platform.client() as client:
         one = (await client.post("/v1/predict", json={"text": " "})).json()

@@ -3,7 +3,9 @@
 `tests/clients` runs the generators themselves.
 """
 
+import asyncio
 import re
+import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import urljoin
@@ -188,6 +190,23 @@ def test_each_problem_has_an_example_and_stands_in_the_docs() -> None:
             value = examples[kind.name]["value"]
             jsonschema.validate(value, {**SCHEMAS["ProblemDetails"], "components": DOCUMENT["components"]})
             assert (value["type"], value["status"]) == (f"urn:valence:problem:{kind.name}", kind.status)
+
+
+async def test_the_document_is_built_once_beside_the_event_loop(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[threading.Thread] = []
+
+    def build() -> dict[str, Any]:
+        built.append(threading.current_thread())
+        return DOCUMENT
+
+    monkeypatch.setattr(platform.app, "openapi", build)
+    async with platform.client(None) as client:
+        answers = await asyncio.gather(*(client.get("/openapi.json") for _ in range(3)))
+    assert [answer.json() == DOCUMENT for answer in answers] == [True] * 3
+    assert len(built) == 1
+    assert built[0] is not threading.current_thread()
 
 
 @pytest.mark.parametrize("prefix", ["", "/below/a/prefix"])
