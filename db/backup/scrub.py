@@ -11,7 +11,8 @@ from typing import Final, LiteralString
 from psycopg import sql
 
 from db.connection.databases import require_own_session
-from db.core.blocking import BlockingConnection, connect, fetch_value
+from db.core.blocking import connect, fetch_value
+from db.core.sessions import BlockingConnection
 from db.errors import NotPermitted, SchemaMismatch, Unavailable
 
 _LEAVES: Final[LiteralString] = """

@@ -6,7 +6,8 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import make_url
 
-from db.core.blocking import BlockingConnection, connect, fetch_value
+from db.core.blocking import connect, fetch_value
+from db.core.sessions import BlockingConnection
 from db.core.urls import conninfo
 from db.errors import NotPermitted, Unsuitable
 

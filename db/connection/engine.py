@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from db.core.cipher import Cipher
 from db.core.ids import fingerprint
+from db.core.sessions import FORMATS, PORTABLE, set_parameters
 from db.core.urls import check_server, conninfo
 from db.errors import ForeignInstallation, ForeignTextKeys, translate_driver_errors
 from db.schema import revisions
@@ -253,11 +254,13 @@ class Database:
         }
 
     async def _set_up(self, connection: PsycopgConnection, *, writing: bool) -> None:
-        """Set the session's parameters in one statement; none behind a transaction pooler."""
+        """Set the session's parameters in one statement; behind a transaction pooler only those that it keeps apart."""
         if await _is_pooled(connection, self._pooler):
+            await connection.execute(set_parameters(PORTABLE))
             return
         limits = self._limits
         settings = {
+            **FORMATS,
             "statement_timeout": f"{round(limits.statement_seconds * 1000)}",
             "lock_timeout": f"{round(limits.lock_seconds * 1000)}",
             "idle_in_transaction_session_timeout": "60000",
@@ -267,8 +270,7 @@ class Database:
         if writing:
             # The writer's statement always gets the same plan, and planning costs more than running.
             settings["plan_cache_mode"] = "force_generic_plan"
-        values = [sql.SQL("set_config({}, {}, false)").format(*pair) for pair in settings.items()]
-        await connection.execute(sql.SQL("SELECT {}").format(sql.SQL(", ").join(values)))
+        await connection.execute(set_parameters(settings))
         connection.prepare_threshold = _PREPARE_AFTER
 
     def _make_engine(self, url: str) -> AsyncEngine:

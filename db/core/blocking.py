@@ -2,15 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, LiteralString, TypeAlias
+from typing import Any, LiteralString
 
-import psycopg
-from psycopg.rows import TupleRow
-
+from db.core.sessions import BlockingConnection, open_session
 from db.core.urls import conninfo
 from db.errors import translate_driver_errors
-
-BlockingConnection: TypeAlias = psycopg.Connection[TupleRow]
 
 
 @contextmanager
@@ -23,9 +19,7 @@ def connect(
     """
     with (
         translate_driver_errors(detailed=True),
-        psycopg.connect(
-            conninfo(url), autocommit=autocommit, prepare_threshold=None, connect_timeout=connect_seconds
-        ) as connection,
+        open_session(conninfo(url), autocommit=autocommit, connect_timeout=connect_seconds) as connection,
     ):
         yield connection
 

@@ -2,10 +2,10 @@
 
 import os
 
-import psycopg
 from alembic import context
 from sqlalchemy import Connection, NullPool, create_engine
 
+from db.core.sessions import open_session
 from db.core.urls import conninfo
 from db.schema.revisions import comparison_options
 from db.schema.tables import Base
@@ -23,6 +23,6 @@ if given is not None:
     run(given)
 else:
     info = conninfo(os.environ.get("DATABASE_DIRECT_URL") or os.environ["DATABASE_URL"])
-    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(info), poolclass=NullPool)
+    engine = create_engine("postgresql+psycopg://", creator=lambda: open_session(info), poolclass=NullPool)
     with engine.begin() as opened:
         run(opened)

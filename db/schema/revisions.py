@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import psycopg
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
@@ -18,6 +17,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, NullPool, create_engine
 
+from db.core.sessions import open_session
 from db.core.urls import check_server, conninfo
 from db.errors import DatabaseError, SchemaMismatch, Unavailable, translate_driver_errors
 from db.schema.tables import Base
@@ -144,8 +144,7 @@ def _connect(url: str) -> Iterator[Connection]:
     info = conninfo(url)
     engine = create_engine(
         "postgresql+psycopg://",
-        # Nothing is prepared: a transaction pooler may be in between.
-        creator=lambda: psycopg.connect(info, prepare_threshold=None),
+        creator=lambda: open_session(info),
         poolclass=NullPool,
     )
     with translate_driver_errors(detailed=True), engine.begin() as connection:

@@ -11,7 +11,8 @@ from typing import Any, Final, LiteralString
 import psycopg
 from psycopg import sql
 
-from db.core.blocking import BlockingConnection, connect, fetch_value
+from db.core.blocking import connect, fetch_value
+from db.core.sessions import BlockingConnection
 from db.errors import Conflict, SchemaMismatch
 from db.schema import revisions
 

@@ -26,9 +26,10 @@ async def run_periodically(
     Args:
         work: one run.
         every: seconds between the end of a run and the next one; a callable is called after each run.
-        errors: exceptions after which the loop goes on; any other one ends it.
-        event: name of the warning that is logged for such an exception, with its message as `error`.
-        after_error: seconds to pause after such an exception, instead of `every`.
+        errors: exceptions that are expected: logged as warnings. After any other one, logged as an error with its
+            traceback, the loop goes on, too.
+        event: name of what is logged for an exception, with its message as `error`.
+        after_error: seconds to pause after an exception, instead of `every`.
         pause_first: whether a pause comes before the first run, too.
         sleep: waits for a number of seconds, or for less if something wakes it.
         **fields: more fields of the warning.
@@ -42,8 +43,11 @@ async def run_periodically(
     while True:
         try:
             await work()
-        except errors as error:
-            log.warning(event, **fields, error=str(error))
+        except Exception as error:
+            if isinstance(error, errors):
+                log.warning(event, **fields, error=str(error))
+            else:
+                log.exception(event, **fields, error=str(error))
             await sleep(pause() if after_error is None else after_error)
         else:
             await sleep(pause())

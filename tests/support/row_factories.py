@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from itertools import count
@@ -10,6 +10,8 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import numpy as np
+import psycopg
+from psycopg import sql
 
 from db.accounts.keys import Key, KeyRepository, NewKey
 from db.connection.engine import Database
@@ -133,3 +135,12 @@ def now() -> datetime:
 def field_names(value_type: Any) -> list[str]:
     """Return the names of a dataclass's fields, inherited ones included."""
     return [each.name for each in fields(value_type)]
+
+
+async def set_defaults(url: str, parameters: Mapping[str, str]) -> None:
+    """Set parameters for all later sessions of a database."""
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        name = sql.Identifier(connection.info.dbname)
+        for parameter, value in parameters.items():
+            statement = sql.SQL("ALTER DATABASE {} SET {} = {}")
+            await connection.execute(statement.format(name, sql.Identifier(parameter), value))

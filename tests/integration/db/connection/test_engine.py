@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from datetime import timedelta
 
 import psycopg
 import pytest
@@ -10,12 +11,25 @@ from db.accounts.keys import KeyRepository
 from db.connection.engine import Database, Limits
 from db.embeddings.segments import Segments
 from db.errors import Unavailable
+from db.predictions.predictions import PredictionRepository
 from db.predictions.submissions import Stored
+from db.schema import revisions
 from tests.support.interruptible_tasks import InterruptibleDatabase, InterruptibleTask
 from tests.support.postgres import SPACE, open_database
-from tests.support.row_factories import new_key, new_submission, new_writer, run_sql
+from tests.support.repository_tour import use_every_repository
+from tests.support.row_factories import new_key, new_submission, new_writer, run_sql, set_defaults
 
 pytestmark = pytest.mark.anyio
+FOREIGN = {
+    "DateStyle": "German, DMY",
+    "TimeZone": "Asia/Kolkata",
+    "IntervalStyle": "sql_standard",
+    "extra_float_digits": "-5",
+    "bytea_output": "escape",
+    "client_encoding": "LATIN1",
+    "standard_conforming_strings": "off",
+    "default_transaction_isolation": "serializable",
+}
 
 
 async def test_a_statement_or_a_lock_that_takes_too_long_is_unavailable(url: str) -> None:
@@ -32,6 +46,21 @@ async def test_a_statement_or_a_lock_that_takes_too_long_is_unavailable(url: str
             with pytest.raises(Unavailable):
                 await new_writer(database).commit([new_submission(key)])
         assert await new_writer(database).commit([new_submission(key)]) == [Stored()]
+
+
+async def test_the_databases_own_formats_change_nothing(url: str) -> None:
+    """`url` is of a database that others set up in their way."""
+    await set_defaults(url, FOREIGN)
+    assert revisions.upgrade(url) == revisions.head()
+    async with open_database(url) as database:
+        await use_every_repository(database)
+        key = await new_key(database)
+        assert key.created_at.utcoffset() == timedelta(0)
+        sent = new_submission(key, confidence=0.7534567, scores=(0.1, 0.1465433, 0.7534567))
+        await new_writer(database).commit([sent])
+        stored = await PredictionRepository(database).get(sent.predictions[0].id)
+        assert stored.confidence == 0.7534567
+        assert stored.scores["positive"] == 0.7534567
 
 
 async def test_no_free_connection_is_unavailable_in_time(url: str) -> None:

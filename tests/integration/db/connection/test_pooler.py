@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import quote
 
@@ -28,7 +29,7 @@ from tests.support.certificates import Authority
 from tests.support.pgbouncer import Pooler, pgbouncer
 from tests.support.postgres import TestServer, open_database
 from tests.support.repository_tour import use_every_repository
-from tests.support.row_factories import new_key, new_submission, new_writer
+from tests.support.row_factories import new_key, new_submission, new_writer, set_defaults
 
 pytestmark = pytest.mark.anyio
 
@@ -81,6 +82,17 @@ async def test_everything_that_a_platform_asks_goes_through_a_transaction_pooler
     async with open_database(pooled, limits=Limits(writers=4)) as database:
         for _ in range(3):
             await use_every_repository(database)
+
+
+async def test_times_are_read_through_a_pooler_whatever_the_databases_own_formats_are(
+    url: str, pooled: str
+) -> None:
+    await set_defaults(
+        url, {"DateStyle": "German, DMY", "TimeZone": "Asia/Kolkata", "client_encoding": "LATIN1"}
+    )
+    async with open_database(pooled) as database:
+        await use_every_repository(database)
+        assert (await new_key(database)).created_at.utcoffset() == timedelta(0)
 
 
 async def test_two_platforms_share_the_poolers_connections(pooled: str) -> None:

@@ -12,8 +12,8 @@ from serving.core.periodic import run_periodically, wait_at_most
 pytestmark = pytest.mark.anyio
 
 
-class Ended(Exception):
-    """The end of the test's loop."""
+class Ended(BaseException):
+    """The end of the test's loop, as a cancellation."""
 
 
 class Script:
@@ -46,13 +46,15 @@ async def test_an_expected_error_is_logged_with_its_fields_and_the_work_goes_on(
     assert logs == [{"event": "work.postponed", "log_level": "warning", "chore": "sweep", "error": "down"}]
 
 
-async def test_another_error_ends_it() -> None:
-    script = Script([ValueError("a bug")])
-    with pytest.raises(ValueError, match="a bug"):
+async def test_another_error_is_logged_with_its_traceback_and_the_work_goes_on() -> None:
+    script = Script([ValueError("a bug"), None])
+    with capture_logs() as logs, pytest.raises(Ended):
         await run_periodically(
             script.work, every=3, errors=(OSError, KeyError), event="work.postponed", sleep=script.sleep
         )
-    assert script.pauses == []
+    assert script.pauses == [3, 3]
+    expected = {"event": "work.postponed", "log_level": "error", "error": "a bug", "exc_info": True}
+    assert logs == [expected]
 
 
 async def test_the_pause_after_an_error_may_differ_and_one_may_come_first() -> None:
