@@ -112,5 +112,7 @@ def _reason(response: httpx.Response) -> str:
 
 
 def _fault(fault: Mapping[str, Any]) -> str:
-    place = ".".join(str(part) for part in fault.get("loc", ())[1:])
+    loc = fault.get("loc", ())
+    # Without "body" or "query", unless there is nothing else.
+    place = ".".join(map(str, loc[1:] or loc))
     return f"{place}: {fault.get('msg')}"

@@ -44,12 +44,13 @@ def test_problem_document_becomes_one_line_with_its_faults() -> None:
         "errors": [
             {"loc": ["body", "text"], "msg": "blank"},
             {"loc": ["body", "k"], "msg": "too large"},
+            {"loc": ["body"], "msg": "too many"},
         ],
     }
     client, _ = answering(422, problem)
     with client, pytest.raises(RequestFailed) as caught:
         client.post("/v1/predict", text=" ")
-    assert str(caught.value) == "422 Unprocessable: text: blank; k: too large"
+    assert str(caught.value) == "422 Unprocessable: text: blank; k: too large; body: too many"
     assert caught.value.status == 422
 
 
