@@ -4,15 +4,20 @@ Owns the decision and the words that replace the data. Never shows, logs or keep
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Literal, TypeAlias
 
 from serving.errors import Invalid, Problem
 
-# Up to this size a search takes less time than handing it to a thread.
-_INLINE_CHARACTERS: Final = 4_000
+# Up to this size a search takes a few milliseconds at most, and handing it to a thread nearly as long as most take.
+_INLINE_CHARACTERS: Final = 200
+# The texts that a thread searches in one go: after each go another request may have its turn, or this one may end.
+_GO_CHARACTERS: Final = 4_000
+_SECONDS: Final = 10.0
+_THREADS: Final = 2
 
 
 class PersonalDataKind(StrEnum):
@@ -56,28 +61,57 @@ Finder: TypeAlias = Callable[[str], Sequence[PersonalData]]
 class TextMasker:
     """Masks all personal data that `find` reports, or refuses the whole request.
 
-    `find` is called from several threads.
+    `find` is called from several threads, and no longer once the caller of `mask` has left.
     """
 
     find: Finder
     mode: Literal["mask", "refuse"]
+    seconds: float = _SECONDS
+    threads: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(_THREADS, "valence-privacy"), repr=False
+    )
 
     async def mask(self, texts: Sequence[str], location: BodyLocation) -> Sequence[str]:
         """Return the texts as they may be read and kept, in order.
 
         Raises:
-            Invalid: the texts hold personal data and the mode is "refuse"; names each kind and location.
+            Invalid: the texts hold personal data and the mode is "refuse", and it names each kind and location; or
+                they can't be searched in time.
         """
         if sum(map(len, texts)) <= _INLINE_CHARACTERS:
             spans = self._find_all(texts)
         else:
-            spans = await asyncio.to_thread(self._find_all, texts)
+            spans = await self._find_aside(texts)
         if self.mode == "refuse":
             _refuse(spans, location)
         return [mask_spans(text, each) for text, each in zip(texts, spans, strict=True)]
 
+    async def _find_aside(self, texts: Sequence[str]) -> list[list[PersonalData]]:
+        loop = asyncio.get_running_loop()
+        spans: list[list[PersonalData]] = []
+        try:
+            async with asyncio.timeout(self.seconds):
+                for go in _split(texts):
+                    spans += await loop.run_in_executor(self.threads, self._find_all, go)
+        except TimeoutError:
+            raise Invalid(
+                f"the texts can't be searched for personal data in {self.seconds:g} s: send fewer at once"
+            ) from None
+        return spans
+
     def _find_all(self, texts: Sequence[str]) -> list[list[PersonalData]]:
         return [merge_spans(self.find(text)) for text in texts]
+
+
+def _split(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield the texts in groups of few characters, at least one in each."""
+    start = size = 0
+    for index, text in enumerate(texts):
+        if index > start and size + len(text) > _GO_CHARACTERS:
+            yield texts[start:index]
+            start, size = index, 0
+        size += len(text)
+    yield texts[start:]
 
 
 def merge_spans(spans: Sequence[PersonalData]) -> list[PersonalData]:

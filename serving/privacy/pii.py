@@ -50,21 +50,16 @@ class PersonalDataFinder:
             with _hide_modules(*_UNUSED):
                 from presidio_analyzer.predefined_recognizers import (
                     CreditCardRecognizer,
-                    EmailRecognizer,
                     IbanRecognizer,
                     IpRecognizer,
                     PhoneRecognizer,
                 )
+
+                from serving.privacy.emails import find_emails
         except ModuleNotFoundError as error:
             raise NotReady(
                 f"VALENCE_PRIVACY needs {error.name}: `pip install 'valence[privacy]'`, or set it to off"
             ) from error
-
-        class AnyEmail(EmailRecognizer):  # type: ignore[misc, unused-ignore]  # untyped
-            """Does without the list of public suffixes, which would be fetched from the network."""
-
-            def validate_result(self, pattern_text: str) -> None:  # noqa: ARG002
-                return None
 
         log = logging.getLogger("presidio-analyzer")
         if not any(isinstance(handler, _FailClosed) for handler in log.handlers):
@@ -72,7 +67,7 @@ class PersonalDataFinder:
         # Its messages may quote what it found. The handler needs its warnings, whatever our own threshold is.
         log.propagate = False
         log.setLevel(logging.WARNING)
-        self._email: tuple[tuple[PersonalDataKind, Any], ...] = ((PersonalDataKind.EMAIL, AnyEmail()),)
+        self._find_emails = find_emails
         self._numbers: tuple[tuple[PersonalDataKind, Any], ...] = (
             (PersonalDataKind.CARD, CreditCardRecognizer()),
             (PersonalDataKind.IP, IpRecognizer()),
@@ -89,7 +84,7 @@ class PersonalDataFinder:
         plain = text if text.isascii() else "".join(map(_plain, text))
         spans: list[PersonalData] = []
         if "@" in plain:
-            spans += _recognize(self._email, plain)
+            spans += self._find_emails(plain)
         digits = len(_DIGIT.findall(plain))
         if digits or plain.count(":") > 1:
             spans += _recognize(self._numbers, plain)

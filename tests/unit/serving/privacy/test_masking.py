@@ -1,10 +1,13 @@
 """Personal data in texts: every kind is found and masked, and other text stays unchanged."""
 
+import asyncio
 import logging
 import string
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import pairwise
 
@@ -14,6 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from serving.errors import Invalid
+from serving.privacy.emails import find_emails
 from serving.privacy.masking import (
     TEXT,
     TEXTS,
@@ -199,6 +203,92 @@ async def test_many_texts_are_masked_in_order_off_the_event_loop(find: PersonalD
     assert masked_texts == [f"text {index} by <EMAIL> " + "x" * 100 for index in range(100)]
 
 
+async def test_a_search_for_personal_data_leaves_the_event_loop_unless_the_text_is_tiny() -> None:
+    threads = set()
+
+    def find(_text: str) -> list[PersonalData]:
+        threads.add(threading.current_thread())
+        return []
+
+    await TextMasker(find, "mask").mask(["x" * 200], TEXT)
+    assert threads == {threading.main_thread()}
+    threads.clear()
+    await TextMasker(find, "mask").mask(["x" * 201], TEXT)
+    assert threading.main_thread() not in threads
+
+
+class Stalled:
+    """A search that takes until `release`; counts the texts."""
+
+    def __init__(self) -> None:
+        self.begun, self.release, self.searched = threading.Event(), threading.Event(), 0
+
+    def __call__(self, _text: str) -> list[PersonalData]:
+        self.begun.set()
+        self.release.wait(20)
+        self.searched += 1
+        return []
+
+
+async def test_a_request_has_one_deadline_for_all_of_its_texts() -> None:
+    find = Stalled()
+    masker = TextMasker(find, "mask", seconds=0.05)
+    with pytest.raises(Invalid, match="fewer at once"):
+        await masker.mask(["x" * 4000] * 100, TEXTS)
+    find.release.set()
+    masker.threads.shutdown(wait=True)
+    assert find.searched == 1
+
+
+async def test_the_search_stops_when_the_client_leaves() -> None:
+    find = Stalled()
+    masker = TextMasker(find, "mask")
+    work = asyncio.create_task(masker.mask(["x" * 4000] * 100, TEXTS))
+    await asyncio.to_thread(find.begun.wait, 20)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    find.release.set()
+    masker.threads.shutdown(wait=True)
+    assert find.searched == 1
+
+
+async def test_a_large_request_lets_others_have_their_turns() -> None:
+    order: list[str] = []
+
+    def find(text: str) -> list[PersonalData]:
+        order.append(text[0])
+        return []
+
+    masker = TextMasker(find, "mask", threads=ThreadPoolExecutor(1))
+    await asyncio.gather(masker.mask(["a" * 4000] * 50, TEXTS), masker.mask(["b" * 4000], TEXT))
+    assert order.index("b") <= 2
+
+
+ADDRESS_PARTS = st.text("ab1.@-_+! é\u0301ß\n'", max_size=40)
+
+
+@settings(max_examples=breadth.examples(300), deadline=None)
+@given(text=ADDRESS_PARTS)
+def test_addresses_are_those_of_presidio_s_pattern(text: str) -> None:
+    from presidio_analyzer.predefined_recognizers import EmailRecognizer
+
+    recogniser = EmailRecognizer()
+    recogniser.validate_result = lambda _: None
+    expected = sorted(
+        (each.start, each.end) for each in recogniser.analyze(text, recogniser.supported_entities)
+    )
+    assert [(each.start, each.end) for each in find_emails(text)] == expected
+
+
+@pytest.mark.parametrize(
+    "part", ["a.", "a@", "a.a@a-", "@", "+a", "a@a.", "a", ".", "+", ".+", "a@a"], ids=repr
+)
+def test_addresses_are_found_in_a_time_that_grows_as_the_text_does(part: str) -> None:
+    """Half a million characters: the square of that time would be hours."""
+    find_emails(part * (500_000 // len(part)) + "@")
+
+
 def test_what_cannot_be_decided_in_time_is_refused(
     find: PersonalDataFinder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,7 +296,7 @@ def test_what_cannot_be_decided_in_time_is_refused(
 
     monkeypatch.setattr(pattern_recognizer, "REGEX_TIMEOUT_SECONDS", 1e-9)
     with pytest.raises(PatternTimedOut, match="in parts"):
-        find("a.b" * 5000 + "@example.org 10.1.2.3")
+        find("10.1.2.3 " * 5000)
 
 
 def test_no_engine_is_loaded_with_the_recognisers() -> None:
