@@ -163,7 +163,7 @@ def _platform(
         users=repositories.users,
         catalog=catalog,
         traffic=traffic.current,
-        on_version_requested=lambda model, version: requested_versions.add((model, version)),
+        on_version_requested=lambda model, version, _role: requested_versions.add((model, version)),
         clock=ids,
         text_ids=TextIds(KEY),
         default_model=MODEL,

@@ -6,6 +6,7 @@ from tests.support.faults.clock import clock_jump
 from tests.support.faults.cluster import raylet_killed, several_nodes
 from tests.support.faults.fault import Fault, together
 from tests.support.faults.grounds import DISK_MIB, faked_clock, own_registry, plain, small_disk
+from tests.support.faults.hostile import SLOW_CLIENTS, big_bodies, slow_clients
 from tests.support.faults.processes import (
     CONTROL,
     CONTROLLER,
@@ -118,6 +119,20 @@ FAULTS: Final = (
         seconds=STALL_SECONDS,
     ),
     Fault(
+        name="slow-clients",
+        how=f"{SLOW_CLIENTS} connections that say nothing, half a line, or a byte a second, with a key and without",
+        hurt=slow_clients,
+        ground=plain,
+        seconds=STALL_SECONDS,
+    ),
+    Fault(
+        name="big-bodies",
+        how="bodies of 2 MiB of nothing but values, members or faults, one after another on eight connections",
+        hurt=big_bodies,
+        ground=plain,
+        seconds=STALL_SECONDS,
+    ),
+    Fault(
         name="disk-full",
         how=f"no room on the home's file system ({DISK_MIB} MiB)",
         hurt=disk_full,
@@ -167,5 +182,12 @@ FAULTS: Final = (
     ),
 )
 
-SHORT: Final = ("encoder-killed", "connections-cut", "postgres-stalled", "queue-full")
+SHORT: Final = (
+    "encoder-killed",
+    "connections-cut",
+    "postgres-stalled",
+    "queue-full",
+    "slow-clients",
+    "big-bodies",
+)
 """The faults of the test suite: quick, and all on one ground."""
