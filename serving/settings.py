@@ -206,6 +206,12 @@ class Settings(BaseSettings):
         default=300,
         description="time that an unused encoder keeps running; a return to it takes no time meanwhile",
     )
+    client_encoders: int = Field(
+        default=1,
+        ge=0,
+        description="encoders beyond those of champions, experiments, spaces and engineers' requests: with fewer "
+        "running, a client that names a version has its encoder started",
+    )
     judge_seconds: Seconds = Field(
         default=5, description="seconds between the decisions of the policies of running experiments"
     )

@@ -50,6 +50,7 @@ class Reconciler:
         experiment_versions: returns model and version of each challenger of a running experiment.
         lifecycle: records champions and failures.
         grace: seconds for which an encoder runs on.
+        client_encoders: encoders that run beyond what else is needed, while clients may have one started.
         first_revision: the revision of the first catalog, at least 1.
         clock: monotonic, in seconds.
     """
@@ -66,6 +67,7 @@ class Reconciler:
         experiment_versions: Callable[[], Awaitable[Collection[ModelVersion]]],
         lifecycle: "LocalLifecycle",
         grace: float = 300.0,
+        client_encoders: int = 1,
         first_revision: int = 1,
         clock: Callable[[], float] = monotonic,
     ) -> None:
@@ -78,6 +80,7 @@ class Reconciler:
         self._experiment_versions = experiment_versions
         self._lifecycle = lifecycle
         self._grace = grace
+        self._client_encoders = client_encoders
         self._clock = clock
         self._publisher = CatalogPublisher(first_revision)
         self._backoff = Backoff(clock)
@@ -86,6 +89,7 @@ class Reconciler:
         # When each encoder was last needed, by short digest, and when each version was last requested by name.
         self._last_needed: dict[str, float] = {}
         self._last_requested: dict[ModelVersion, float] = {}
+        self._last_requested_by_clients: dict[ModelVersion, float] = {}
         # Digests of encoder and bundle of the versions that answer.
         self._ready: set[tuple[str, str]] = set()
         self._champions: dict[str, str] = {}
@@ -101,13 +105,13 @@ class Reconciler:
         """Return the catalog once its revision differs from `revision`, or after `timeout` seconds."""
         return await self._publisher.watch(revision, timeout)
 
-    def request_versions(self, versions: Iterable[ModelVersion]) -> None:
-        """Keep versions that were requested by name running for a while."""
-        now = self._clock()
+    def request_versions(self, versions: Iterable[ModelVersion], *, by_clients: bool = False) -> None:
+        """Keep versions that were requested by name running for a while; those of clients only where there is room."""
+        known = self._last_requested_by_clients if by_clients else self._last_requested
         if requested := set(versions):
-            if requested - self._last_requested.keys():
+            if requested - known.keys():
                 self._wake.set()
-            self._last_requested.update(dict.fromkeys(requested, now))
+            known.update(dict.fromkeys(requested, self._clock()))
 
     async def run(self, every: float) -> None:
         """Reconcile every `every` seconds, more often while something starts; wait for a registry that is down."""
@@ -168,10 +172,8 @@ class Reconciler:
         They are those of champions, of challengers, of requested versions, and of the searched and the live space.
         Looks up the encoders that run already too, by their short digests `running`.
         """
-        now = self._clock()
-        self._last_requested = {
-            version: at for version, at in self._last_requested.items() if now - at < self._grace
-        }
+        self._last_requested = self._recent(self._last_requested)
+        self._last_requested_by_clients = self._recent(self._last_requested_by_clients)
         wanted = {*experiment_versions, *self._last_requested, *self._champions.items()}
         needed: set[str] = set()
         for model, versions in self._cache.versions.items():
@@ -191,7 +193,29 @@ class Reconciler:
                     if space == self._space:
                         raise
                     log.warning("space.postponed", space=space, error=str(error))
-        return needed
+        return needed | self._client_requested_encoders(needed, running)
+
+    def _client_requested_encoders(self, needed: Collection[str], running: Collection[str]) -> set[str]:
+        """Return the encoders that clients keep running, or have started: none that runs makes room for another."""
+        encoders = {
+            (model, record.version): record.encoder
+            for model, versions in self._cache.versions.items()
+            for record in versions
+        }
+        requested = [encoders.get(version) for version in self._last_requested_by_clients]
+        named = dict.fromkeys(
+            encoder
+            for encoder in requested
+            if encoder is not None and encoder not in needed and self._is_registered(encoder)
+        )
+        kept = {encoder for encoder in named if short_digest(encoder) in running}
+        others = set(running) - {short_digest(encoder) for encoder in needed}
+        room = max(0, self._client_encoders - len(others))
+        return kept | set([encoder for encoder in named if encoder not in kept][:room])
+
+    def _recent(self, requests: Mapping[ModelVersion, float]) -> dict[ModelVersion, float]:
+        now = self._clock()
+        return {version: at for version, at in requests.items() if now - at < self._grace}
 
     def _is_registered(self, digest: str) -> bool:
         try:

@@ -63,6 +63,7 @@ class Control:
             is_caught_up=self._is_caught_up,
             model=settings.model,
             grace=settings.encoder_grace_seconds,
+            client_encoders=settings.client_encoders,
             experiment_versions=self._experiment_versions,
             lifecycle=self._lifecycle,
             # Greater than any revision of an earlier control, so that no ingress replica takes it for known.
@@ -96,9 +97,9 @@ class Control:
         """Return the catalog once it differs from `revision`, or after a while as it is."""
         return await self._reconciler.watch(revision)
 
-    async def request_versions(self, versions: list[tuple[str, str]]) -> None:
-        """Keep versions running for a while, because clients have named them."""
-        self._reconciler.request_versions(versions)
+    async def request_versions(self, versions: list[tuple[str, str]], *, by_clients: bool) -> None:
+        """Keep versions running for a while, because they were named: by clients, or by engineers."""
+        self._reconciler.request_versions(versions, by_clients=by_clients)
 
     async def call_lifecycle(self, method: str, arguments: Sequence[Any], named: Mapping[str, Any]) -> Any:
         """Call a method of the lifecycle for an ingress replica."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 from ray.serve.handle import DeploymentHandle
 
 from serving.control.pool import handle_of
+from serving.core.caller import Role
 from serving.core.catalog import Catalog
 from serving.core.periodic import run_periodically
 from serving.deployments.options import start_logging
@@ -34,7 +35,7 @@ class Ingress:
         replica = start_logging(settings, "ingress")
         self._control = control
         self._catalog = Catalog()
-        self._named: set[tuple[str, str]] = set()
+        self._named: set[tuple[str, str, bool]] = set()
         self._tasks: list[asyncio.Task[NoReturn]] = []
         self._exit = AsyncExitStack()
         self._services = await self._exit.enter_async_context(
@@ -42,7 +43,7 @@ class Ingress:
                 settings,
                 lambda encoder, spans: ReplicaClient(ReplicaHandle(handle_of(encoder)), spans=spans),
                 lambda: self._catalog,
-                lambda model, version: self._named.add((model, version)),
+                lambda model, version, role: self._named.add((model, version, role is Role.CLIENT)),
                 connect_lifecycle(control),
                 replica=replica,
                 behind_haproxy=RAY_SERVE_ENABLE_HA_PROXY,
@@ -81,13 +82,12 @@ class Ingress:
             self._catalog = catalog
 
     async def _request_versions(self) -> None:
-        """Tell the control which versions clients have named since the last time."""
-        if not self._named:
-            return
-        versions = sorted(self._named)
-        self._named.clear()
-        # After a failure, clients that still need a version name it again.
-        await self._control.request_versions.remote(versions)
+        """Tell the control which versions were named since the last time."""
+        named, self._named = self._named, set()
+        # After a failure, whoever still needs a version names it again.
+        for by_clients in (False, True):
+            if versions := sorted((model, version) for model, version, flag in named if flag is by_clients):
+                await self._control.request_versions.remote(versions, by_clients=by_clients)
 
     async def __del__(self) -> None:
         for task in self._tasks:

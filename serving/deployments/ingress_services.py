@@ -39,6 +39,7 @@ from serving.analytics.service import AnalyticsService
 from serving.api.dependencies import Services, SpaceServices
 from serving.api.uploads import UploadLimits
 from serving.control.lifecycle import Lifecycle
+from serving.core.caller import Role
 from serving.core.catalog import Catalog, short_digest
 from serving.core.connections import build_database
 from serving.core.executor import BackgroundExecutor
@@ -74,7 +75,7 @@ async def services(
     settings: Settings,
     replicas: Callable[[str, Spans | None], EncoderClient],
     catalog: Callable[[], Catalog],
-    on_version_requested: Callable[[str, str], None],
+    on_version_requested: Callable[[str, str, Role], None],
     lifecycle: Lifecycle,
     *,
     replica: str | None = None,
@@ -82,7 +83,7 @@ async def services(
 ) -> AsyncIterator[Services]:
     """Open the services of one process; on exit, answer the requests in flight and then close the database.
 
-    `replicas` gives those of an encoder, `on_version_requested` is called for each version that a client names,
+    `replicas` gives those of an encoder, `on_version_requested` is called for each version that a request names,
     `replica` is the name of this process, and `behind_haproxy` says that HAProxy names the clients.
 
     Raises:

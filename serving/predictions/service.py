@@ -16,7 +16,7 @@ from db.accounts.users import UserRepository
 from db.core.ids import TextIds, Uuid7Clock
 from db.predictions.idempotency import IdempotencyRepository
 from db.predictions.submissions import Failed, Mismatch, NewPrediction, Outcome, Replayed, Stored, Submission
-from serving.core.caller import Caller, Idempotency
+from serving.core.caller import Caller, Idempotency, Role
 from serving.core.catalog import Catalog
 from serving.core.database_errors import translate_database_errors
 from serving.core.tracing import SubmissionWriter
@@ -58,7 +58,8 @@ class PredictionService:
         replicas: returns the client of the encoder with this digest.
         writer: commits the predictions, many requests in one transaction.
         catalog, traffic: return the present values; a request reads each of them once.
-        on_version_requested: is called with each version that a request names, so that it is kept running.
+        on_version_requested: is called with each version that a request names, and the role of its caller, so that it
+            is kept running.
         on_stored: is called with a request's predictions once they are stored.
         observers: returns the observer of the batcher with this name.
         privacy: masks or refuses personal data in texts; None leaves it in.
@@ -73,7 +74,7 @@ class PredictionService:
         users: UserRepository,
         catalog: Callable[[], Catalog],
         traffic: Callable[[], Traffic],
-        on_version_requested: Callable[[str, str], None],
+        on_version_requested: Callable[[str, str, Role], None],
         on_stored: Callable[[Sequence[NewPrediction]], None],
         observers: Callable[[str], BatchObserver],
         clock: Uuid7Clock,
@@ -162,7 +163,7 @@ class PredictionService:
         catalog, model = self._catalog(), request.model or self._default_model
         if request.version is not None:
             catalog.entry(model, request.version)
-            self._on_version_requested(model, request.version)
+            self._on_version_requested(model, request.version, caller.role)
         choice = choose(catalog, self._traffic(), model, request.version, request.unit_or_user)
         if request.user_id is not None:
             await self._require_user(request.user_id)

@@ -213,6 +213,45 @@ async def test_a_version_of_an_unneeded_encoder_is_absent_until_it_is_requested(
     assert answering_version(reconciler, "1") == "1"
 
 
+async def test_clients_have_few_encoders_started_and_none_stopped_for_another() -> None:
+    pool, clock = FakePool(), ManualClock()
+    versions = [version(str(number), encoder=f"own-{number}") for number in range(1, 5)]
+    registry = FakeModelRegistry(*versions, version("9", "champion"))
+    reconciler = build_reconciler(registry, pool, clock=clock, grace=10)
+    for number in "123":
+        reconciler.request_versions([("sentiment", number)], by_clients=True)
+    await reconcile_repeatedly(reconciler)
+    assert set(pool.encoders) == {"e", "own-1"}
+    reconciler.request_versions([("sentiment", "4")])
+    clock.time += 9
+    reconciler.request_versions([("sentiment", "2"), ("sentiment", "1")], by_clients=True)
+    await reconcile_repeatedly(reconciler)
+    assert set(pool.encoders) == {"e", "own-1", "own-4"}
+    assert pool.stopped == []
+    # Nobody names version 1 any more, but its encoder takes its room until it has ended.
+    for _ in range(4):
+        clock.time += 9
+        reconciler.request_versions([("sentiment", "2")], by_clients=True)
+        await reconcile_repeatedly(reconciler)
+        assert len(pool.encoders.keys() - {"e", "own-4"}) <= 1
+    assert "own-2" in pool.encoders
+    assert "own-1" in pool.stopped
+
+
+async def test_no_room_for_clients_leaves_champions_and_challengers_theirs() -> None:
+    async def challengers() -> list[tuple[str, str]]:
+        return [("sentiment", "2")]
+
+    pool = FakePool()
+    registry = FakeModelRegistry(
+        version("1", encoder="own-1"), version("2", encoder="own-2"), version("9", "champion")
+    )
+    reconciler = build_reconciler(registry, pool, experiment_versions=challengers, client_encoders=0)
+    reconciler.request_versions([("sentiment", "1"), ("sentiment", "2"), ("sentiment", "9")], by_clients=True)
+    await reconcile_repeatedly(reconciler)
+    assert set(pool.encoders) == {"e", "own-2"}
+
+
 async def test_a_champion_outside_the_space_runs_with_the_spaces_encoder() -> None:
     pool = FakePool()
     registry = FakeModelRegistry(version("1", "champion", encoder="foreign"), outside=["foreign"])
