@@ -4,6 +4,7 @@ RegistryError
 ├── BundleError
 │   ├── BundleInvalid
 │   └── BundleCorrupt
+├── NameInvalid
 ├── NotRegistered
 ├── RegistryUnavailable
 ├── CorpusUnavailable
@@ -38,6 +39,10 @@ class BundleCorrupt(BundleError):
         self.path = path
         self.expected = expected
         self.actual = actual
+
+
+class NameInvalid(RegistryError):
+    """A new model can't have this name."""
 
 
 class NotRegistered(RegistryError):

@@ -5,7 +5,7 @@ Encoders are versions of a registered model of their own, `ENCODERS`; the alias 
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from registry.bundles.bundle import Bundle, BundleKind, Manifest
 from registry.bundles.manifest_schema import EncoderSettings
 from registry.data.held_out import FILE as HELD_OUT_FILE
 from registry.data.held_out import HeldOutSet
-from registry.errors import BundleCorrupt, BundleInvalid, CorpusUnavailable, NotRegistered
+from registry.errors import BundleCorrupt, BundleInvalid, CorpusUnavailable, NameInvalid, NotRegistered
 from registry.store.mlflow_client import EXPERIMENT, MlflowConnection, local_path, translate_errors
 from registry.store.records import EncoderRecord, VersionRecord
 from registry.store.revision import code_revision
@@ -35,6 +35,7 @@ _ROLE, _DIGEST, _KIND, _ENCODER, _METRICS, _SPACE, _NAME, _DIMENSIONS, _DATA, _C
 _MODEL_ROLE, _ENCODER_ROLE = "model", "encoder"
 _HELD_OUT = "valence.held-out"
 _PAGE = 200
+_LONGEST_NAME = 256
 
 
 class ModelRegistry:
@@ -65,11 +66,12 @@ class ModelRegistry:
 
         The run records the digest of the training data, from the manifest, and the revision of the registering code.
         `metrics` default to those of the manifest. `alias` is set on an existing version, too.
-        Raises BundleInvalid for an encoder.
+        Raises BundleInvalid for an encoder, NameInvalid for a name that no model can have.
         """
         manifest = bundle.manifest
         if manifest.kind is BundleKind.ENCODER:
             raise BundleInvalid(f"{manifest.name} is an encoder, not a version of a model")
+        require_model_name(model)
         logged = dict(manifest.metrics if metrics is None else metrics)
         with translate_errors():
             self._ensure_model(model, _MODEL_ROLE)
@@ -101,10 +103,10 @@ class ModelRegistry:
     def models(self) -> list[str]:
         """Return the names of the models, sorted."""
         with translate_errors():
-            models = self._client.search_registered_models(
-                filter_string=f"tags.`{_ROLE}` = '{_MODEL_ROLE}'", max_results=_PAGE
+            models = _pages(
+                self._client.search_registered_models, filter_string=f"tags.`{_ROLE}` = '{_MODEL_ROLE}'"
             )
-        return sorted(model.name for model in models)
+            return sorted(model.name for model in models)
 
     def versions(self, model: str = MODEL) -> list[VersionRecord]:
         """Return all versions of a model, oldest first. Raises NotRegistered if there is no such model."""
@@ -232,15 +234,10 @@ class ModelRegistry:
 
     def _entries(self, model: str) -> Iterator[Any]:
         """Yield all versions of a registered model, oldest first."""
-        entries: list[Any] = []
-        token = None
-        while token != "":
-            page = self._client.search_model_versions(
-                f"name = '{model}'", max_results=_PAGE, page_token=token
-            )
-            entries.extend(page)
-            token = page.token or ""
-        yield from sorted(entries, key=lambda entry: int(entry.version))
+        entries = _pages(self._client.search_model_versions, filter_string=_name_filter(model))
+        yield from sorted(
+            (entry for entry in entries if entry.name == model), key=lambda entry: int(entry.version)
+        )
 
     def _aliases(self, model: str) -> dict[str, list[str]]:
         aliases: dict[str, list[str]] = {}
@@ -255,8 +252,8 @@ class ModelRegistry:
         """
         tags: Mapping[str, str] = {}
         if model is not None:
-            models = self._client.search_registered_models(filter_string=f"name = '{model}'")
-            tags = models[0].tags if models else {}
+            models = _pages(self._client.search_registered_models, filter_string=_name_filter(model))
+            tags = next((each.tags for each in models if each.name == model), {})
         if _HELD_OUT not in tags and (model is None or not own):
             experiment = self._client.get_experiment_by_name(EXPERIMENT)
             tags = experiment.tags if experiment is not None else {}
@@ -314,6 +311,31 @@ class ModelRegistry:
             model, source=f"{run.info.artifact_uri}/bundle", run_id=run_id, tags={**tags, **own_tags}
         )
         return str(created.version)
+
+
+def require_model_name(name: str) -> None:
+    """Raise NameInvalid unless a new model may have this name."""
+    if name == ENCODERS:
+        raise NameInvalid(f"{ENCODERS} is where the encoders are registered: give the model another name")
+    if not name.strip() or name != name.strip() or len(name) > _LONGEST_NAME or not name.isprintable():
+        raise NameInvalid(
+            f"a model's name has 1 to {_LONGEST_NAME} printable characters and no blank at its ends, not {name!r}"
+        )
+
+
+def _name_filter(model: str) -> str | None:
+    """Return MLflow's filter for a name; None, for no filter, if MLflow's language can't quote the name."""
+    quote = next((quote for quote in "'\"" if quote not in model), None)
+    return None if quote is None else f"name = {quote}{model}{quote}"
+
+
+def _pages(search: Callable[..., Any], **arguments: Any) -> Iterator[Any]:
+    """Yield the items of all pages of a search."""
+    token = None
+    while token != "":
+        page = search(**arguments, max_results=_PAGE, page_token=token)
+        yield from page
+        token = page.token or ""
 
 
 def _params(manifest: Manifest) -> dict[str, str]:

@@ -152,17 +152,28 @@ class Reconciler:
             # The champion first, because clients wait for it.
             for record in sorted(versions, key=lambda record: CHAMPION not in record.aliases):
                 await self._load(record)
-        for model, versions in self._cache.versions.items():
-            await self._choose_champion(model, versions)
+        await self._for_each_model(self._choose_champion)
         unneeded = self._unneeded(needed, states)
         self._running -= {digest for digest in self._running if short_digest(digest) in unneeded}
         await self._publish({name: state.replicas for name, state in states.items() if state.replicas})
         for name in unneeded:
             log.info("encoder.stopping", encoder=name)
             await self._pool.stop(name)
+        await self._for_each_model(self._record_champion)
+
+    async def _for_each_model(self, work: Callable[[str, Sequence[VersionRecord]], Awaitable[None]]) -> None:
+        """Do something with each model; one that fails is logged by name, and raised if it is the only one."""
         for model, versions in self._cache.versions.items():
-            named = (record.version for record in versions if CHAMPION in record.aliases)
-            await self._lifecycle.reconcile(model, next(named, None))
+            try:
+                await work(model, versions)
+            except (RegistryError, ServingError) as error:
+                if len(self._cache.versions) == 1:
+                    raise
+                log.warning("model.postponed", model=model, error=str(error))
+
+    async def _record_champion(self, model: str, versions: Sequence[VersionRecord]) -> None:
+        named = (record.version for record in versions if CHAMPION in record.aliases)
+        await self._lifecycle.reconcile(model, next(named, None))
 
     def _needed_encoders(
         self, experiment_versions: Collection[ModelVersion], running: Collection[str], live: str
@@ -327,7 +338,8 @@ class Reconciler:
     async def _choose_champion(self, model: str, versions: Sequence[VersionRecord]) -> None:
         """Make the version that the alias names the champion once it is ready; keep the previous champion until then.
 
-        A new process doesn't know the previous champion. If the named version has failed, the history tells it.
+        A new process doesn't know the previous champion. If the named version has failed or is gone, the history
+        tells it.
         """
         ready = {record.version for record in versions if self._is_ready(record)}
         named = next((record for record in versions if CHAMPION in record.aliases), None)
@@ -335,10 +347,16 @@ class Reconciler:
             self._champions[model] = named.version
         elif self._champions.get(model) not in ready:
             self._champions.pop(model, None)
-            if named is not None and self._entry(named).state is VersionState.FAILED:
-                previous = await self._lifecycle.champions(model)
-                if (last := next((version for version in previous if version in ready), None)) is not None:
-                    self._champions[model] = last
+            if named is None or self._entry(named).state is VersionState.FAILED:
+                await self._substitute_champion(model, ready)
+
+    async def _substitute_champion(self, model: str, ready: Collection[str]) -> None:
+        """Let the last champion that is ready answer, else the newest ready version; none if there never was one."""
+        former = await self._lifecycle.champions(model) if ready else ()
+        if former:
+            last = next((version for version in former if version in ready), max(ready, key=int))
+            self._champions[model] = last
+            log.warning("champion.substituted", model=model, version=last, former=former[0])
 
     async def _publish(self, replicas: Mapping[str, Mapping[str, int]]) -> None:
         embedder = self._embedder()

@@ -6,10 +6,16 @@ Never writes. Its calls block, as the registry's do.
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+import structlog
+
+from registry.errors import RegistryError
 from registry.store.records import EncoderRecord, VersionRecord
 
 if TYPE_CHECKING:
     from registry.store.model_registry import ModelRegistry
+
+
+log = structlog.get_logger(__name__)
 
 
 class RegistryCache:
@@ -22,15 +28,30 @@ class RegistryCache:
         self.encoders: dict[str, EncoderRecord] = {}
 
     def read(self) -> None:
-        """Read the versions of every model that has changed, and forget the models that are gone."""
+        """Read the versions of every model that has changed, and forget the models that are gone.
+
+        A model that can't be read stays as it was last read, and is logged by name.
+        Raises RegistryError if no model can be read.
+        """
         models = self._registry.models()
+        failures = {}
         for model in models:
-            revision = self._registry.revision(model)
-            if self._revisions.get(model) != revision:
-                self.versions[model] = self._registry.versions(model)
-                self._revisions[model] = revision
+            try:
+                self._read(model)
+            except RegistryError as error:
+                failures[model] = error
+        if failures and len(failures) == len(models):
+            raise next(iter(failures.values()))
+        for model, error in failures.items():
+            log.warning("model.unreadable", model=model, error=str(error))
         for gone in self.versions.keys() - set(models):
             del self.versions[gone], self._revisions[gone]
+
+    def _read(self, model: str) -> None:
+        revision = self._registry.revision(model)
+        if self._revisions.get(model) != revision:
+            self.versions[model] = self._registry.versions(model)
+            self._revisions[model] = revision
 
     def encoder(self, digest: str) -> EncoderRecord:
         """Return an encoder; its record never changes. Raises NotRegistered if there is none."""

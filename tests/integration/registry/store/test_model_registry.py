@@ -13,6 +13,7 @@ from registry.errors import (
     BundleCorrupt,
     BundleInvalid,
     CorpusUnavailable,
+    NameInvalid,
     NotRegistered,
     RegistryUnavailable,
 )
@@ -67,6 +68,44 @@ def test_version_is_registered_once_with_run_metrics_and_artifacts(
     assert store.versions(model) == [first]
     assert model in store.models()
     assert ENCODERS not in store.models()
+
+
+ODD = (
+    "o'brien",
+    'the "best"',
+    "both ' and \"",
+    "50% off; --",
+    "ünïcode ✓",
+    "a\\b",
+    "x' OR name = 'y",
+    "`tick`",
+)
+
+
+def test_models_with_odd_names_are_models_like_others(store: ModelRegistry, tmp_path: Path) -> None:
+    bundle, held_out = head(tmp_path / "head"), HeldOutSet(examples=HeldOutSet.load_builtin().examples[:3])
+    names = [f"{name} {uuid4().hex[:8]}" for name in ODD]
+    for name in names:
+        first = store.register(bundle, model=name, alias=CHAMPION)
+        assert store.register(bundle, model=name).version == first.version == "1"
+        assert [each.model for each in store.versions(name)] == [name]
+        assert store.champion_version(name) == "1"
+        assert (
+            store.held_out_digest(name)
+            != store.put_held_out(held_out, model=name)
+            == store.held_out_digest(name)
+        )
+    assert set(names) <= set(store.models())
+
+
+@pytest.mark.parametrize("name", [ENCODERS, "", " ", " padded", "two\nlines", "nul\0", "x" * 257])
+def test_a_name_that_no_model_can_have_is_refused_before_anything_is_made(
+    database_store: ModelRegistry, tmp_path: Path, name: str
+) -> None:
+    before = database_store.models()
+    with pytest.raises(NameInvalid):
+        database_store.register(head(tmp_path / "head", "other weights"), model=name)
+    assert database_store.models() == before
 
 
 def test_bundle_is_fetched_whole_and_refused_by_name_when_forged(

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from registry.errors import BundleInvalid, NotRegistered, RegistryUnavailable
 from registry.store.records import EncoderRecord, VersionRecord
@@ -382,6 +383,32 @@ async def test_a_new_reconciler_has_the_last_champion_that_can_answer_stand_in_f
     assert answering_version(reconciler) == "1"
 
 
+@pytest.mark.parametrize(
+    ("former", "answers"), [(("3", "1"), "1"), (("3",), "2"), ((), None)], ids=["last", "newest", "never-one"]
+)
+async def test_a_champion_that_was_deleted_is_stood_in_for(
+    former: tuple[str, ...], answers: str | None
+) -> None:
+    """Somebody deleted version 3 in MLflow, and with it the alias."""
+    registry = FakeModelRegistry(version("1"), version("2"))
+    reconciler = build_reconciler(registry, FakePool("e"), lifecycle=FakeLifecycle(*former))
+    with capture_logs() as logs:
+        await reconcile_repeatedly(reconciler)
+    told = [log for log in logs if log["event"] == "champion.substituted"]
+    if answers is None:
+        with pytest.raises(ModelNotReady):
+            answering_version(reconciler)
+        assert told == []
+    else:
+        assert answering_version(reconciler) == answers
+        assert [(log["model"], log["version"], log["former"]) for log in told] == [
+            ("sentiment", answers, "3")
+        ]
+    registry.records = [version("1", "champion"), version("2")]
+    await reconciler.reconcile()
+    assert answering_version(reconciler) == "1"
+
+
 @pytest.mark.parametrize("own", ["corrupt", "unregistered"])
 async def test_an_encoder_that_can_not_be_started_fails_its_versions_with_the_reason(own: str) -> None:
     pool = FakePool("e")
@@ -541,3 +568,32 @@ async def test_a_registry_that_is_down_leaves_the_catalog_as_it_was() -> None:
     assert (await reconciler.watch(1, timeout=0.05)).champion("sentiment").version == "1"
     assert not following.done()
     following.cancel()
+
+
+async def test_a_model_that_fails_leaves_the_others_alone_and_is_named() -> None:
+    class Odd(FakeModelRegistry):
+        def versions(self, model: str) -> list[VersionRecord]:
+            if model == "odd":
+                raise RegistryUnavailable("MLflow can't answer")
+            return super().versions(model)
+
+    class Partial(FakeLifecycle):
+        async def reconcile(self, model: str, champion: str | None) -> None:
+            if model == "another":
+                raise NotReady("the history can't be written")
+            await super().reconcile(model, champion)
+
+    registry = Odd(
+        *(replace(version("1"), model=model) for model in ("another", "odd")), version("1", "champion")
+    )
+    lifecycle = Partial()
+    reconciler = build_reconciler(registry, FakePool("e"), lifecycle=lifecycle)
+    with capture_logs() as logs:
+        await reconciler.reconcile()
+    assert answering_version(reconciler) == "1"
+    assert lifecycle.seen == "1"
+    named = [(log["event"], log["model"]) for log in logs if log["log_level"] == "warning"]
+    assert named == [("model.unreadable", "odd"), ("model.postponed", "another")]
+    registry.records = [version("1"), version("2", "champion"), replace(version("1"), model="odd")]
+    await reconcile_repeatedly(reconciler)
+    assert answering_version(reconciler) == "2"
