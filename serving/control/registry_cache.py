@@ -42,8 +42,8 @@ class RegistryCache:
                 failures[model] = error
         if failures and len(failures) == len(models):
             raise next(iter(failures.values()))
-        for model, error in failures.items():
-            log.warning("model.unreadable", model=model, error=str(error))
+        for model, failure in failures.items():
+            log.warning("model.unreadable", model=model, error=str(failure))
         for gone in self.versions.keys() - set(models):
             del self.versions[gone], self._revisions[gone]
 
