@@ -37,7 +37,7 @@ async def use_platform(platform: Platform) -> str:
             assert response.status_code == 201
             sent.append(response.json())
         assert sent[0] == sent[1]
-        body = {"prediction_id": sent[0]["id"], "is_correct": False, "label": "neutral", "comment": COMMENT}
+        body = {"prediction_id": sent[0]["id"], "is_correct": False, "label": "negative", "comment": COMMENT}
         for _ in range(2):
             judged = await client.post("/v1/feedback", json=body, headers={"Idempotency-Key": "b"})
             assert judged.status_code == 201
