@@ -293,7 +293,10 @@ class Settings(BaseSettings):
         description="OTLP/HTTP collector that traces go to, e.g. http://127.0.0.1:4318; unset: no traces",
     )
     trace_share: float = Field(
-        default=1.0, ge=0, le=1, description="share of the requests without a trace context that are traced"
+        default=1.0,
+        ge=0,
+        le=1,
+        description="share of the requests without a trace context, or without credentials, that are traced",
     )
 
     url: str | None = Field(

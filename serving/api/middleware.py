@@ -25,6 +25,10 @@ log = structlog.get_logger(__name__)
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _CLIENT_CLOSED: Final = 499
+_NO_SNIFF: Final = (b"x-content-type-options", b"nosniff")
+_NO_STORE: Final = (b"cache-control", b"no-store")
+# The same for everybody, so they may be kept.
+_PAGES: Final = ("/docs", "/console", "/openapi.json")
 _REFUSED: Final = frozenset({401, 403, 429})
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _EXPOSED: Final = ("X-Request-Id", "Retry-After", "Server-Timing", "Idempotency-Replayed", "WWW-Authenticate")
@@ -83,7 +87,7 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], id_header]
+                message["headers"] = _complete(message["headers"], id_header, scope["path"])
             await send(message)
 
         self._metrics.start_request()
@@ -113,6 +117,16 @@ class RequestMiddleware:
                 **({"address": client_address(scope, self._proxies)} if status in _REFUSED else {}),
             )
         return status or _CLIENT_CLOSED
+
+
+def _complete(
+    headers: list[tuple[bytes, bytes]], id_header: tuple[bytes, bytes], path: str
+) -> list[tuple[bytes, bytes]]:
+    """Return the headers with the request's id, and with what keeps browsers and caches from guessing."""
+    added = [id_header, _NO_SNIFF]
+    if not path.startswith(_PAGES) and not any(name == b"cache-control" for name, _ in headers):
+        added.append(_NO_STORE)
+    return [*headers, *added]
 
 
 def _allow_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:

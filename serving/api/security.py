@@ -171,6 +171,9 @@ class GuardedRoute(APIRoute):
         if scope["method"] in (self.methods or ()):
             context = RequestContext.of(scope)
             context.caller = await self.access.admit(scope)
+            spans = Services.of(scope).spans
+            if spans is not None and context.caller is not None:
+                spans.trust()
             if self.access.body is not None:
                 context.body = await self._read(scope, receive)
         if self._gzip is None or _refuses_gzip(scope):

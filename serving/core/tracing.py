@@ -32,14 +32,14 @@ class Spans:
     Args:
         exporter: receives the spans.
         process, replica: the kind of this process, and its replica.
-        share: share of the requests without a traceparent that are sampled.
+        share: share of the requests that are sampled without a traceparent, or without a caller who may ask for it.
     """
 
     def __init__(
         self, exporter: "SpanExporter", *, process: str, replica: str | None = None, share: float = 1.0
     ) -> None:
         from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, TraceIdRatioBased
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -47,9 +47,21 @@ class Spans:
         resource = Resource.create(
             {"service.name": "valence", "valence.process": process, "service.instance.id": replica or ""}
         )
-        self._processor = BatchSpanProcessor(exporter, schedule_delay_millis=_DELAY_MILLISECONDS)
+        untrusted = self._untrusted = set[int]()
+
+        class TrustedProcessor(BatchSpanProcessor):
+            """Exports no span that only a stranger's traceparent asks for."""
+
+            def on_end(self, span: ReadableSpan) -> None:
+                if span.context is None or span.context.span_id not in untrusted:
+                    super().on_end(span)
+                else:
+                    untrusted.discard(span.context.span_id)
+
+        self._processor = TrustedProcessor(exporter, schedule_delay_millis=_DELAY_MILLISECONDS)
+        self._share = TraceIdRatioBased(share)
         # A batch is traced if one of its requests is; it isn't sampled again.
-        requests = TracerProvider(ParentBased(TraceIdRatioBased(share)), resource)
+        requests = TracerProvider(ParentBased(self._share), resource)
         batches = TracerProvider(ParentBased(ALWAYS_ON), resource)
         for provider in (requests, batches):
             provider.add_span_processor(self._processor)
@@ -60,7 +72,10 @@ class Spans:
 
     @contextmanager
     def request(self, request_id: str, method: str, traceparent: str | None) -> Iterator["Span"]:
-        """Open the span of a request, in the caller's trace if the request names one."""
+        """Open the span of a request, in the caller's trace if the request names one.
+
+        Beyond the share, the span is exported only if `trust` is called in it.
+        """
         from opentelemetry.context import Context
         from opentelemetry.trace import SpanKind
 
@@ -70,11 +85,25 @@ class Spans:
         ) as span:
             if span.is_recording():
                 self._open[request_id] = span
+                if not self._is_in_share(span):
+                    self._untrusted.add(span.get_span_context().span_id)
             try:
                 yield span
             finally:
                 if self._open.get(request_id) is span:
                     del self._open[request_id]
+
+    def trust(self) -> None:
+        """Export the present request's span as its traceparent asks: its caller has credentials."""
+        from opentelemetry.trace import get_current_span
+
+        self._untrusted.discard(get_current_span().get_span_context().span_id)
+
+    def _is_in_share(self, span: "Span") -> bool:
+        from opentelemetry.sdk.trace.sampling import Decision
+
+        sampled = self._share.should_sample(None, span.get_span_context().trace_id, "")
+        return sampled.decision is Decision.RECORD_AND_SAMPLE
 
     @contextmanager
     def batch(self, name: str, request_ids: Iterable[str | None], **attributes: Any) -> Iterator[str | None]:
@@ -114,7 +143,8 @@ class Spans:
         """Return a span for an operation of the database, if there is a present span."""
         from opentelemetry.trace import SpanKind, get_current_span
 
-        if not get_current_span().is_recording():
+        present = get_current_span()
+        if not present.is_recording() or present.get_span_context().span_id in self._untrusted:
             return nullcontext()
         return self._batches.start_as_current_span(
             f"postgresql {name}",

@@ -10,6 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from db.predictions.submissions import Outcome, Stored, Submission
+from serving.core.caller import Role
 from serving.core.tracing import Spans, build_spans
 from serving.errors import NotReady
 from serving.inference.dispatcher import InferenceItem
@@ -145,3 +146,34 @@ def test_spans_reach_a_collector() -> None:
         spans.close()
         (span,) = received.spans("ingress", "GET")
         assert span.trace_id.hex() == TRACE
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("role", "share", "traced"), [(None, 0.0, False), (None, 1.0, True), (Role.CLIENT, 0.0, True)]
+)
+async def test_a_stranger_s_traceparent_counts_for_the_share(
+    role: Role | None, share: float, traced: bool
+) -> None:
+    recorded = Recorded(share=share)
+    async with fake_platform(spans=recorded.spans) as platform:
+        headers = {"traceparent": PARENT}
+        async with platform.client(role, key=None if role else "vk_wrong") as client:
+            await client.get("/v2", headers=headers)
+            await client.get("/health/live", headers=headers)
+    found = [span.name for span in (*recorded.named("GET /v2"), *recorded.named("GET /health/live"))]
+    assert found == ([] if not traced else ["GET /v2"] if role else ["GET /v2", "GET /health/live"])
+    assert recorded.spans._untrusted == set()
+    recorded.spans.close()
+
+
+def test_nothing_below_a_stranger_s_span_is_exported() -> None:
+    recorded = Recorded(share=0.0)
+    for trusted in (False, True):
+        with recorded.spans.request("r", "GET", PARENT):
+            if trusted:
+                recorded.spans.trust()
+            with recorded.spans.database("find"):
+                pass
+    assert (len(recorded.named("postgresql find")), len(recorded.named("GET"))) == (1, 1)
+    recorded.spans.close()
