@@ -22,12 +22,13 @@ from serving.api.dependencies import RequestContext, Services, get_header
 from serving.api.errors import describe_errors
 from serving.api.schemas.fields import ParsedBody, parse
 from serving.core.caller import Caller, Role
-from serving.errors import Forbidden, Unauthenticated
+from serving.errors import Forbidden, Invalid, Unauthenticated
 
 # From this size on, an answer is compressed if its client reads gzip.
 _LARGE: Final = 16 * 1024
 _LEVEL: Final = 5
 _NO_GZIP: Final = re.compile(r"gzip\s*;\s*q=0(\.0*)?\s*(,|$)", re.IGNORECASE)
+_MAX_PARAMETERS: Final = 100
 # Up to this size a body is parsed in less time than it takes to hand it to a thread.
 _INLINE_BYTES: Final = 64 * 1024
 
@@ -170,6 +171,8 @@ class GuardedRoute(APIRoute):
         """Admit the caller, read the body, then run the endpoint."""
         if scope["method"] in (self.methods or ()):
             context = RequestContext.of(scope)
+            if scope["query_string"].count(b"&") >= _MAX_PARAMETERS:
+                raise Invalid(f"the query has more than {_MAX_PARAMETERS} parameters")
             context.caller = await self.access.admit(scope)
             spans = Services.of(scope).spans
             if spans is not None and context.caller is not None:

@@ -112,6 +112,15 @@ async def test_a_length_of_thousands_of_digits_is_no_error_of_the_platform(platf
     assert answer.status_code == 422
 
 
+async def test_a_query_of_very_many_parameters_is_refused_before_it_is_read(platform: Platform) -> None:
+    async with platform.client() as client:
+        fits = await client.get("/v1/predictions?" + "&".join(["limit=1"] * 100))
+        many = await client.get("/v1/predictions?" + "&".join(["limit=1"] * 101))
+        public = await client.get("/health/live?" + "&" * 5000)
+    assert (fits.status_code, many.status_code, public.status_code) == (200, 422, 422)
+    assert "100 parameters" in many.json()["detail"]
+
+
 def _silent() -> tuple[list[Message], Any]:
     """Return the messages of a client and its `receive`, which then waits for ever."""
     messages: list[Message] = []
