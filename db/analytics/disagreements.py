@@ -18,18 +18,17 @@ from db.core.ids import uuid7_floor
 from db.embeddings.vectors import VECTOR_OF
 from db.schema.tables import DIMENSIONS, NIL_ID
 
-# The latest predictions of the window that are read, and the texts among them that are compared.
+# The latest predictions of both versions in the window that are read, and the texts among them that are compared.
 SCANNED: Final = 50_000
 COMPARED: Final = 10_000
 
 _COMPARE: Final[LiteralString] = """
     WITH scanned AS MATERIALIZED (
-        SELECT text_id, model, version FROM predictions
-        WHERE id >= %(since)s AND id < %(until)s ORDER BY id DESC LIMIT %(scanned)s),
-    touched AS MATERIALIZED (
-        SELECT DISTINCT text_id FROM scanned
-        WHERE model = %(model)s AND version IN (%(one)s, %(other)s) AND text_id <> %(nobody)s
-        LIMIT %(compared)s),
+        SELECT text_id FROM predictions
+        WHERE id >= %(since)s AND id < %(until)s AND model = %(model)s AND version IN (%(one)s, %(other)s)
+            AND text_id <> %(nobody)s
+        ORDER BY id DESC LIMIT %(scanned)s),
+    touched AS MATERIALIZED (SELECT DISTINCT text_id FROM scanned LIMIT %(compared)s),
     pairs AS MATERIALIZED (
         SELECT t.text_id, one.label AS one_label, one.confidence AS one_confidence, one.id AS one_id,
             other.label AS other_label, other.confidence AS other_confidence, other.id AS other_id
@@ -86,7 +85,7 @@ class Disagreement:
 class Disagreements:
     """The number of texts for each pair of labels, and a random sample of the requested ones.
 
-    `complete`: every prediction of the window was read, and every text among them compared.
+    `complete`: every prediction of both versions in the window was read, and every text among them compared.
     """
 
     matrix: Mapping[tuple[str, str], int]

@@ -6,7 +6,7 @@ Never writes, and never reads shadows. The results hold texts, so they stay in t
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, LiteralString
+from typing import Any, Final, LiteralString
 from uuid import UUID
 
 from db.connection.engine import Database
@@ -16,35 +16,41 @@ from db.core.binary import Vector
 from db.core.cipher import text_location
 from db.core.ids import uuid7_floor
 from db.embeddings.vectors import VECTOR_OF
-from db.schema.tables import DIMENSIONS
+from db.schema.tables import DIMENSIONS, NIL_ID
 
-# A window is cut into 100 equal slices, and the first 200 predictions of each are read.
-SLICES: Final = 100
-PICKED: Final = 200
+# About as many predictions of a window are read; of a smaller window all of them.
+READ: Final = 20_000
+# A model with few of a window's predictions is looked for in so many times as many of them, until enough are found.
+_WIDENING: Final = 8
+_HASHES: Final = 1 << 64
 
-# The primary key leads to each slice. Ids of texts are keyed hashes; hashed again with a seed they give a random
-# sample that differs between two windows.
+_COUNT: Final[LiteralString] = "SELECT count(*) FROM predictions WHERE id >= %(low)s AND id < %(high)s"
+
+# Hashed with a seed, the ids of predictions and of texts give random samples that differ between two windows. The
+# primary key alone decides which predictions are read, so each of the window is as likely as any other.
 _SAMPLE: Final[LiteralString] = """
-    WITH picked AS MATERIALIZED (
-        SELECT p.* FROM unnest(%(lows)s::uuid[], %(highs)s::uuid[]) AS slice (low, high)
-        CROSS JOIN LATERAL (
-            SELECT id, text_id, model, arm FROM predictions
-            WHERE id >= slice.low AND id < slice.high ORDER BY id LIMIT %(picked)s) p),
+    WITH drawn AS MATERIALIZED (
+        SELECT id FROM predictions WHERE id >= %(low)s AND id < %(high)s
+            AND uuid_hash_extended(id, %(seed)s) <= %(ceiling)s::bigint),
+    picked AS MATERIALIZED (
+        SELECT p.id, p.text_id FROM drawn JOIN predictions p USING (id)
+        WHERE p.model = %(model)s AND p.arm <> 'shadow' AND p.text_id <> %(nobody)s),
     chosen AS MATERIALIZED (
         SELECT * FROM (
-            SELECT DISTINCT ON (text_id) text_id, id FROM picked
-            WHERE model = %(model)s AND arm <> 'shadow' ORDER BY text_id, id DESC) latest
-        ORDER BY uuid_hash_extended(text_id, %(seed)s) LIMIT %(size)s)
-    SELECT c.id, c.text_id, t.content, p.version, p.label, p.confidence, p.scores, judged.text_id IS NOT NULL,
-        halfvec_send(e.embedding), t.sealed
-    FROM chosen c
-    JOIN predictions p ON p.id = c.id
-    JOIN text_inputs t ON t.id = c.text_id
-    JOIN LATERAL {vector} ON true
-    LEFT JOIN LATERAL (
-        SELECT o.text_id FROM predictions o JOIN feedback f ON f.prediction_id = o.id
-        WHERE o.text_id = c.text_id AND o.model = %(model)s LIMIT 1) judged ON true
-    ORDER BY c.id""".replace("{vector}", VECTOR_OF.replace("{text}", "c.text_id"))
+            SELECT DISTINCT ON (text_id) text_id, id FROM picked ORDER BY text_id, id DESC) latest
+        ORDER BY uuid_hash_extended(text_id, %(seed)s) LIMIT %(size)s),
+    shown AS (
+        SELECT c.id, c.text_id, t.content, p.version, p.label, p.confidence, p.scores,
+            judged.text_id IS NOT NULL AS judged, halfvec_send(e.embedding) AS vector, t.sealed
+        FROM chosen c
+        JOIN predictions p ON p.id = c.id
+        JOIN text_inputs t ON t.id = c.text_id
+        JOIN LATERAL {vector} ON true
+        LEFT JOIN LATERAL (
+            SELECT o.text_id FROM predictions o JOIN feedback f ON f.prediction_id = o.id
+            WHERE o.text_id = c.text_id AND o.model = %(model)s LIMIT 1) judged ON true)
+    SELECT counted.read, shown.* FROM (SELECT count(*) AS read FROM picked) counted
+    LEFT JOIN shown ON true ORDER BY shown.id""".replace("{vector}", VECTOR_OF.replace("{text}", "c.text_id"))
 
 _JUDGED: Final[LiteralString] = """
     SELECT DISTINCT ON (f.prediction_id) p.text_id, p.version, f.is_correct
@@ -81,6 +87,23 @@ class SampledText:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Coverage:
+    """How much of a window was seen: `read` of the model's `predictions` there; `exact`: all, so none is estimated."""
+
+    predictions: int
+    read: int
+    exact: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowSample:
+    """Texts of a window, in the order of their predictions."""
+
+    texts: Sequence[SampledText]
+    coverage: Coverage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class JudgedPrediction:
     """A judged prediction of a text; of several holders' judgements the latest."""
 
@@ -90,33 +113,46 @@ class JudgedPrediction:
 
 
 class WindowRepository(OneSpaceRepository):
-    """Samples are random by text and equal for equal seeds.
+    """Samples are random by text and equal for equal seeds; `read`: about how many predictions are read for one.
 
-    Each of the window's `slices` is represented by its first `picked` predictions.
+    A larger window costs a pass over the keys of its predictions as well.
     """
 
-    def __init__(self, database: Database, *, space: str, slices: int = SLICES, picked: int = PICKED) -> None:
+    def __init__(self, database: Database, *, space: str, read: int = READ) -> None:
         super().__init__(database, space=space)
-        self._slices = slices
-        self._picked = picked
+        self._read = read
 
-    async def sample(self, model: str, window: Window, *, size: int, seed: int = 0) -> Sequence[SampledText]:
-        """Return at most `size` texts that the model predicted in the window; none if it ends before it begins."""
+    async def sample(self, model: str, window: Window, *, size: int, seed: int = 0) -> WindowSample:
+        """Return at most `size` texts that the model predicted in the window, without shadows and erased ones.
+
+        None if the window ends before it begins.
+        """
         if window.since >= window.until:
-            return []
-        step = (window.until - window.since) / self._slices
-        bounds = [uuid7_floor(window.since + step * number) for number in range(self._slices)]
-        bounds.append(uuid7_floor(window.until))
+            return WindowSample(texts=[], coverage=Coverage(predictions=0, read=0, exact=True))
         parameters = {
-            "lows": bounds[:-1],
-            "highs": bounds[1:],
-            "picked": self._picked,
+            "low": uuid7_floor(window.since),
+            "high": uuid7_floor(window.until),
             "model": model,
+            "nobody": NIL_ID,
             "space": self._space,
             "seed": seed,
             "size": size,
         }
-        rows = await self._search(_SAMPLE, parameters)
+        [(total,)] = await self._search(_COUNT, parameters)
+        share = min(1.0, self._read / max(1, total))
+        while True:
+            ceiling = int(_HASHES * share) - _HASHES // 2 - 1
+            rows = await self._search(_SAMPLE, parameters | {"ceiling": ceiling})
+            read = rows[0][0]
+            if share == 1 or read >= min(self._read / _WIDENING, 4 * size):
+                break
+            share = min(1.0, share * _WIDENING)
+        coverage = Coverage(predictions=round(read / share), read=read, exact=share == 1)
+        return WindowSample(
+            texts=self._texts([row[1:] for row in rows if row[1] is not None]), coverage=coverage
+        )
+
+    def _texts(self, rows: Sequence[tuple[Any, ...]]) -> list[SampledText]:
         vectors = binary.decode_vectors([row[8] for row in rows], dimensions=DIMENSIONS)
         return [
             SampledText(

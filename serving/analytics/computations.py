@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from db.analytics.disagreements import Disagreement
 from db.analytics.labels import LabelledText
-from db.analytics.windows import JudgedPrediction, SampledText, Window
+from db.analytics.windows import JudgedPrediction, SampledText, Window, WindowSample
 from registry.analysis.clusters import TextCluster, cluster_vectors, find_distinctive_words
 from registry.analysis.mmd import compute_mmd, find_novel
 from registry.analysis.neighbour_vote import score_informativeness, select_diverse
@@ -102,13 +102,13 @@ def cluster_differences(differences: Sequence[Disagreement], most: int) -> list[
 
 def measure_drift(
     model: str,
-    reference: tuple[Window, Sequence[SampledText]],
-    recent: tuple[Window, Sequence[SampledText]],
+    reference: tuple[Window, WindowSample],
+    recent: tuple[Window, WindowSample],
     most: int,
 ) -> Drift:
     """Compare the sample of a recent window with that of a reference window."""
     before, after = _summarize(*reference), _summarize(*recent)
-    old, new = _vectors(reference[1]), _vectors(recent[1])
+    old, new = _vectors(reference[1].texts), _vectors(recent[1].texts)
     # Samples are ordered by time: evenly spaced rows cover the whole window.
     return Drift(
         model=model,
@@ -120,21 +120,23 @@ def measure_drift(
             [after.labels.get(label, 0) for label in LABELS],
         ),
         confidences=compute_psi(before.confidences, after.confidences),
-        novel=[(recent[1][each.row], each.nearest) for each in find_novel(old, new, limit=most)],
+        novel=[(recent[1].texts[each.row], each.nearest) for each in find_novel(old, new, limit=most)],
     )
 
 
-def _summarize(window: Window, sample: Sequence[SampledText]) -> SampleSummary:
+def _summarize(window: Window, sample: WindowSample) -> SampleSummary:
+    texts = sample.texts
     bins = [0] * CONFIDENCE_BINS
-    for each in sample:
+    for each in texts:
         bins[min(int(each.confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)] += 1
     return SampleSummary(
         window=window,
-        sampled=len(sample),
-        labels=Counter(each.label for each in sample),
+        coverage=sample.coverage,
+        sampled=len(texts),
+        labels=Counter(each.label for each in texts),
         confidences=bins,
-        versions=Counter(each.version for each in sample),
-        confidence=sum(each.confidence for each in sample) / len(sample) if sample else None,
+        versions=Counter(each.version for each in texts),
+        confidence=sum(each.confidence for each in texts) / len(texts) if texts else None,
     )
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from db.analytics.disagreements import Disagreement
-from db.analytics.windows import SampledText, Window
+from db.analytics.windows import Coverage, SampledText, Window
 from registry.analysis.mmd import MmdResult
 
 # Drift in meaning is significant below this p-value.
@@ -58,6 +58,7 @@ class Topics:
 
     model: str
     window: Window
+    coverage: Coverage
     sampled: int
     topics: Sequence[Topic]
 
@@ -79,6 +80,7 @@ class Review:
 
     model: str
     window: Window
+    coverage: Coverage
     candidates: int
     judged: int
     items: Sequence[ReviewCandidate]
@@ -113,6 +115,7 @@ class SampleSummary:
     """A sample's texts counted by label, by tenth of the confidence and by version, and its mean confidence."""
 
     window: Window
+    coverage: Coverage
     sampled: int
     labels: Mapping[str, int]
     confidences: Sequence[int]

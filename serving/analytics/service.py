@@ -49,9 +49,11 @@ class AnalyticsService:
         window = time_range.window(WINDOW)
         with translate_database_errors():
             sample = await self.windows.sample(model, window, size=TOPIC_TEXTS)
-            judged = await self.windows.list_judged(model, window, [each.text_id for each in sample])
-        topics = await self.executor.run(lambda: group_topics(sample, judged, most))
-        return Topics(model=model, window=window, sampled=len(sample), topics=topics)
+            judged = await self.windows.list_judged(model, window, [each.text_id for each in sample.texts])
+        topics = await self.executor.run(lambda: group_topics(sample.texts, judged, most))
+        return Topics(
+            model=model, window=window, coverage=sample.coverage, sampled=len(sample.texts), topics=topics
+        )
 
     async def select_for_review(self, model: str | None, time_range: TimeRange, *, most: int = 20) -> Review:
         """Return at most `most` texts without feedback, those first whose feedback would teach most.
@@ -65,10 +67,15 @@ class AnalyticsService:
         with translate_database_errors():
             sample = await self.windows.sample(model, window, size=REVIEW_TEXTS)
             labelled = await self.labels.latest(model, most=REVIEW_LABELS)
-        candidates = [each for each in sample if not each.judged]
+        candidates = [each for each in sample.texts if not each.judged]
         items = await self.executor.run(lambda: rank_for_review(candidates, labelled, most))
         return Review(
-            model=model, window=window, candidates=len(candidates), judged=len(labelled), items=items
+            model=model,
+            window=window,
+            coverage=sample.coverage,
+            candidates=len(candidates),
+            judged=len(labelled),
+            items=items,
         )
 
     async def compare_versions(

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from db.analytics.disagreements import Disagreement, Disagreements, VersionAnswer
 from db.analytics.labels import LabelledText
-from db.analytics.windows import JudgedPrediction, SampledText, Window
+from db.analytics.windows import Coverage, JudgedPrediction, SampledText, Window, WindowSample
 from db.core.ids import uuid7_floor
 from db.predictions.feedback import Judgement
 from db.predictions.predictions import Prediction
@@ -48,16 +48,20 @@ class FakeWindowRepository:
     def __init__(self, store: FakeStore) -> None:
         self._store = store
 
-    async def sample(self, model: str, window: Window, *, size: int, seed: int = 0) -> Sequence[SampledText]:
+    async def sample(self, model: str, window: Window, *, size: int, seed: int = 0) -> WindowSample:
         """Return the latest texts of a window, each with its latest prediction there, oldest first."""
         self._store.reach()
         visible = self._store.visible()
         judged = {each.text_id for each in visible if each.feedback and each.model == model}
+        read = [
+            each
+            for each in visible
+            if each.model == model and each.arm != "shadow" and _is_within(each, window)
+        ]
         latest: dict[UUID, Prediction] = {}
-        for each in visible:
-            if each.model == model and each.arm != "shadow" and _is_within(each, window):
-                latest.setdefault(each.text_id, each)
-        return [
+        for each in read:
+            latest.setdefault(each.text_id, each)
+        texts = [
             SampledText(
                 prediction_id=each.id,
                 text_id=each.text_id,
@@ -71,6 +75,7 @@ class FakeWindowRepository:
             )
             for each in reversed(list(latest.values())[:size])
         ]
+        return WindowSample(texts=texts, coverage=Coverage(predictions=len(read), read=len(read), exact=True))
 
     async def list_judged(
         self, model: str, window: Window, text_ids: Sequence[UUID]

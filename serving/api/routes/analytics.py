@@ -50,6 +50,7 @@ async def list_review(request: Request, query: Annotated[ReviewQuery, Query()]) 
     return {
         "model": result.model,
         **asdict(result.window),
+        "coverage": result.coverage,
         "candidates": result.candidates,
         "judged": result.judged,
         "items": [

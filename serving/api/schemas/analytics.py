@@ -53,6 +53,14 @@ class DriftQuery(WindowQuery):
     limit: UpTo100 = 10
 
 
+class CoverageResponse(ResponseBody):
+    """How much of the window was seen: `read` of the model's `predictions`; `exact`: all of them were read."""
+
+    predictions: int
+    read: int
+    exact: bool
+
+
 class VersionAccuracyResponse(ResponseBody):
     """The accuracy of a version by feedback."""
 
@@ -105,6 +113,7 @@ class TopicsResponse(ResponseBody):
     model: str
     since: AwareDatetime = Field(validation_alias=AliasPath("window", "since"))
     until: AwareDatetime = Field(validation_alias=AliasPath("window", "until"))
+    coverage: CoverageResponse
     sampled: int
     topics: list[TopicResponse]
 
@@ -124,6 +133,7 @@ class ReviewResponse(ResponseBody):
     model: str
     since: AwareDatetime
     until: AwareDatetime
+    coverage: CoverageResponse
     candidates: int
     judged: int
     items: list[ReviewItem]
@@ -157,7 +167,7 @@ class ClusterResponse(ResponseBody):
 class DiffResponse(ResponseBody):
     """The number of texts by the first version's sentiment, then by the other's.
 
-    `sampled` of the requested texts are in the clusters. `complete`: the whole window was read.
+    `sampled` of the requested texts are in the clusters. `complete`: both versions' predictions were all read.
     """
 
     model: str
@@ -178,6 +188,7 @@ class SentimentMix(ResponseBody):
 
     since: AwareDatetime = Field(validation_alias=AliasPath("window", "since"))
     until: AwareDatetime = Field(validation_alias=AliasPath("window", "until"))
+    coverage: CoverageResponse
     sampled: int
     sentiments: dict[Sentiment, int] = Field(validation_alias="labels")
     confidences: list[int]

@@ -10,7 +10,7 @@ import pytest
 from db.accounts.keys import Key
 from db.analytics.disagreements import DisagreementRepository
 from db.analytics.labels import LabelRepository
-from db.analytics.windows import Window, WindowRepository
+from db.analytics.windows import Coverage, Window, WindowRepository, WindowSample
 from db.connection.engine import Database
 from db.core.ids import uuid7_time
 from db.embeddings.segments import Segments
@@ -109,7 +109,7 @@ async def test_a_small_window_is_sampled_whole_by_its_last_words(database: Datab
     (judged,) = await store(database, key, texts[0], version="2")
     await judge(database, key, judged, correct=False)
     windows = WindowRepository(database, space=SPACE)
-    sample = await windows.sample("sentiment", window(), size=100)
+    sample = (await windows.sample("sentiment", window(), size=100)).texts
     results = {each.text_id: each for each in sample}
     assert set(results) == {text.id for text in texts}
     assert [each.prediction_id for each in sample] == sorted(each.prediction_id for each in sample)
@@ -134,7 +134,8 @@ async def test_samples_are_the_same_from_a_seed_and_differ_between_seeds(databas
     windows = WindowRepository(database, space=SPACE)
 
     async def drawn(seed: int, size: int = 20) -> set[UUID]:
-        return {each.text_id for each in await windows.sample("sentiment", window(), size=size, seed=seed)}
+        sample = await windows.sample("sentiment", window(), size=size, seed=seed)
+        return {each.text_id for each in sample.texts}
 
     assert len(await drawn(1)) == 20
     assert await drawn(1) == await drawn(1)
@@ -142,21 +143,46 @@ async def test_samples_are_the_same_from_a_seed_and_differ_between_seeds(databas
     assert await drawn(1) < await drawn(1, 40)
 
 
-async def test_a_window_has_bounds_and_a_crowded_part_is_read_in_part(database: Database) -> None:
+async def test_a_window_has_bounds(database: Database) -> None:
     key = await new_key(database)
     result = await store(database, key, *[new_text() for _ in range(30)])
     windows = WindowRepository(database, space=SPACE)
     cut = uuid7_time(result[10].id)
-    before = await windows.sample("sentiment", Window(since=window().since, until=cut), size=99)
-    after = await windows.sample("sentiment", Window(since=cut, until=window().until), size=99)
+    before = (await windows.sample("sentiment", Window(since=window().since, until=cut), size=99)).texts
+    after = (await windows.sample("sentiment", Window(since=cut, until=window().until), size=99)).texts
     assert len(before) + len(after) == 30
     assert {each.prediction_id for each in before} == {
         each.id for each in result if uuid7_time(each.id) < cut
     }
-    assert await windows.sample("sentiment", Window(since=cut, until=cut), size=99) == []
+    nothing = WindowSample(texts=[], coverage=Coverage(predictions=0, read=0, exact=True))
+    assert await windows.sample("sentiment", Window(since=cut, until=cut), size=99) == nothing
     assert await windows.list_judged("sentiment", Window(since=cut, until=cut), [result[0].text_id]) == []
-    crowded = WindowRepository(database, space=SPACE, slices=2, picked=5)
-    assert 5 <= len(await crowded.sample("sentiment", window(), size=99)) <= 10
+
+
+async def test_a_crowd_is_sampled_evenly_however_it_came(database: Database) -> None:
+    """All came within a second of the week: the first evening, or a nightly import."""
+    key = await new_key(database)
+    texts = [new_text() for _ in range(600)]
+    rows = await store(database, key, *texts)
+    await store(database, key, *texts, version="3", arm="shadow")
+    drawn = await WindowRepository(database, space=SPACE, read=400).sample("sentiment", window(), size=500)
+    coverage = drawn.coverage
+    assert not coverage.exact
+    assert len(drawn.texts) == coverage.read
+    # Of 1,200 a third is drawn, and half of these are shadows: 200 of 600, give or take seven deviations.
+    assert 120 < coverage.read < 280
+    assert coverage.predictions == pytest.approx(600, rel=0.4)
+    late = {row.text_id for row in rows[300:]}
+    assert 0.3 < sum(each.text_id in late for each in drawn.texts) / coverage.read < 0.7
+
+
+async def test_a_model_with_little_of_the_traffic_is_found(database: Database) -> None:
+    key = await new_key(database)
+    await store(database, key, *[new_text() for _ in range(300)])
+    rare = await store(database, key, *[new_text() for _ in range(3)], model="rare")
+    drawn = await WindowRepository(database, space=SPACE, read=30).sample("rare", window(), size=20)
+    assert {each.prediction_id for each in drawn.texts} == {row.id for row in rare}
+    assert drawn.coverage == Coverage(predictions=3, read=3, exact=True)
 
 
 async def test_disagreements_count_pairs_and_show_the_requested_pair(database: Database) -> None:

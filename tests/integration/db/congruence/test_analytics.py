@@ -1,5 +1,6 @@
 """What analytics reads: fakes and PostgreSQL alike."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -10,7 +11,7 @@ import pytest
 from db.accounts.keys import Key
 from db.analytics.disagreements import Disagreement, Disagreements, VersionAnswer
 from db.analytics.labels import LabelledText
-from db.analytics.windows import JudgedPrediction, SampledText, Window
+from db.analytics.windows import Coverage, JudgedPrediction, SampledText, Window
 from db.predictions.feedback import NewFeedback
 from db.predictions.submissions import NewPrediction, NewText, Submission
 from tests.support.repositories import Repositories
@@ -104,8 +105,9 @@ async def test_a_window_has_each_text_with_its_latest_prediction(
     await predict(repositories, key, texts[4], arm="shadow")
     await judge(repositories, rows[0], key)
     await judge(repositories, rows[2], key, is_correct=True)
-    sample = repositories.windows.sample
-    found = await sample(MODEL, window, size=100)
+    whole = await repositories.windows.sample(MODEL, window, size=100)
+    assert whole.coverage == Coverage(predictions=5, read=5, exact=True)
+    found = whole.texts
     assert [type(each) for each in found] == [SampledText] * 4
     assert [each.prediction_id for each in found] == [rows[1].id, rows[2].id, rows[3].id, newer.id]
     assert [each.text for each in found] == ["text 1", "text 2", "text 3", "text 0"]
@@ -115,6 +117,10 @@ async def test_a_window_has_each_text_with_its_latest_prediction(
     assert last.scores == {"negative": 0.5, "neutral": 0.25, "positive": 0.25}
     assert (last.vector.dtype, last.vector.shape) == (np.float32, (384,))
     assert last.vector.astype("<f2").tobytes() == texts[0].embedding
+
+    async def sample(model: str, within: Window, size: int, seed: int = 0) -> Sequence[SampledText]:
+        return (await repositories.windows.sample(model, within, size=size, seed=seed)).texts
+
     few = await sample(MODEL, window, size=2, seed=7)
     assert len(few) == 2
     assert {each.prediction_id for each in few} < {each.prediction_id for each in found}

@@ -181,7 +181,7 @@ async def test_every_reader_of_texts_reads_plain_and_encrypted_rows_alike(url: s
         assert near.results[0].text_id == later.id
         window = Window(since=now() - timedelta(hours=1), until=now() + timedelta(hours=1))
         sampled = await WindowRepository(database, space=SPACE).sample("sentiment", window, size=9)
-        assert {each.text_id: each.text for each in sampled} == both
+        assert {each.text_id: each.text for each in sampled.texts} == both
         replayed = await ReplayRepository(database, space=SPACE).sample("sentiment", size=9, judged=9)
         assert {each.text_id: each.text for each in replayed} == both
         contrast = await DisagreementRepository(database, space=SPACE).compare(
