@@ -56,7 +56,7 @@ class Neighbour:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Neighbours:
-    """The neighbours, nearest first. `exact`: no index was used. `complete`: fewer than k only if no more fit."""
+    """The neighbours, nearest first. `exact`: no index was used. `complete`: every fitting text was compared."""
 
     results: tuple[Neighbour, ...]
     exact: bool
@@ -152,7 +152,7 @@ class SimilarityRepository:
         await connection.execute(_WALK, (width, "relaxed_order", str(_MAX_SCAN_TUPLES)))
         matches = await query.find_nearest(connection, indexed, scanned, reach=reach, walked=walked)
         if len(matches) >= query.k:
-            return matches, False, True
+            return matches, False, False
         try:
             async with connection.transaction():
                 limit = str(round(self._exact_seconds * 1000))

@@ -174,7 +174,7 @@ async def test_exact_answers_equal_brute_force_under_every_filter(
         assert neighbours.complete
         chosen = await world.similarity.search(query, k=20, filters=filters)
         assert len(chosen.results) == len(expected), filters
-        assert chosen.complete
+        assert chosen.complete is chosen.exact
 
 
 async def test_the_index_finds_nearly_what_brute_force_finds(
@@ -189,8 +189,8 @@ async def test_the_index_finds_nearly_what_brute_force_finds(
             (SimilarityFilters(sentiment="neutral"), lambda p: p.label == "neutral"),
         ):
             neighbours = await world.similarity.search(query, k=10, filters=filters)
-            assert not neighbours.exact
-            assert neighbours.complete
+            # The index may have missed a nearer one.
+            assert (neighbours.exact, neighbours.complete) == (False, False)
             similarities = [neighbour.similarity for neighbour in neighbours.results]
             assert similarities == sorted(similarities, reverse=True)
             expected = world.expected(query, fits, 10)
