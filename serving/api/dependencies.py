@@ -78,11 +78,12 @@ class Services:
 class RequestContext:
     """One request: its id, its caller and its body, as soon as they are known."""
 
-    __slots__ = ("body", "caller", "request_id")
+    __slots__ = ("body", "body_is_read", "caller", "request_id")
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.body = b""
+        self.body_is_read = False
         self.caller: Caller | None = None
 
     @classmethod

@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api.addresses import client_address
+from serving.api.bodies import MAX_BODY, announces_body
 from serving.api.dependencies import RequestContext, get_header
 from serving.api.errors import ClientDisconnected, build_unexpected_response
 from serving.core.logs import REQUEST_ID
@@ -25,6 +26,7 @@ log = structlog.get_logger(__name__)
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _CLIENT_CLOSED: Final = 499
+_CLOSE: Final = (b"connection", b"close")
 _NO_SNIFF: Final = (b"x-content-type-options", b"nosniff")
 _NO_STORE: Final = (b"cache-control", b"no-store")
 # The same for everybody, so they may be kept.
@@ -88,6 +90,8 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = _complete(message["headers"], id_header, scope["path"])
+                if not await _is_body_there(scope, receive, status):
+                    message["headers"].append(_CLOSE)
             await send(message)
 
         self._metrics.start_request()
@@ -117,6 +121,28 @@ class RequestMiddleware:
                 **({"address": client_address(scope, self._proxies)} if status in _REFUSED else {}),
             )
         return status or _CLIENT_CLOSED
+
+
+async def _is_body_there(scope: Scope, receive: Receive, status: int) -> bool:
+    """Return whether the whole body has come: else the connection must end, or it is a place that anybody may keep.
+
+    Nothing is read for a caller who isn't let in.
+    """
+    if RequestContext.of(scope).body_is_read or not announces_body(scope):
+        return True
+    if status in (401, 403):
+        return False
+    try:
+        async with asyncio.timeout(0):
+            size = 0
+            while size <= MAX_BODY:
+                message = await receive()
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return True
+                size += len(message["body"])
+    except TimeoutError:
+        pass
+    return False
 
 
 def _complete(

@@ -190,6 +190,7 @@ class GuardedRoute(APIRoute):
             return b"{}"
         with Services.of(scope).uploads.open(receive, caller.key_id if caller else None) as upload:
             body = await read_body(scope, upload, access.media_type, access.max_body)
+        RequestContext.of(scope).body_is_read = True
         return body or b"{}" if access.optional else body
 
 

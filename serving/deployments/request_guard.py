@@ -42,6 +42,7 @@ _STEERING: Final = frozenset(
     }
 )
 _STEERING_PREFIX: Final = b"x-serve-router-"
+_BODY_HEADERS: Final = (b"content-length", b"transfer-encoding")
 _REFUSALS: Final = {404: NO_ROUTE, 408: TIMED_OUT, 429: OVERLOADED, 503: UNAVAILABLE}
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class RequestGuard:
             await self._app(scope, receive, send)
             return
         request_id = _clean_headers(scope)
-        answer = _Answer(scope["path"], request_id, send)
+        answer = _Answer(scope, request_id, send)
         app = _health.find(scope["path"]) or self._app
         try:
             await app(scope, _bound_body(receive, answer.complete), answer.send)
@@ -100,8 +101,9 @@ class RequestGuard:
 class _Answer:
     """The answer to one request; Ray's own refusals, in plain text, are replaced."""
 
-    def __init__(self, path: str, request_id: bytes, send: Send) -> None:
-        self._path = path
+    def __init__(self, scope: Scope, request_id: bytes, send: Send) -> None:
+        self._path: str = scope["path"]
+        self._has_body = any(name in _BODY_HEADERS for name, _ in scope["headers"])
         self._request_id = request_id
         self._send = send
         self._replaced = False
@@ -136,6 +138,9 @@ class _Answer:
             (b"x-content-type-options", b"nosniff"),
             (b"x-request-id", self._request_id),
         ]
+        if self._has_body:
+            # Nobody has read it, and the connection would be kept for as long as it comes.
+            headers.append((b"connection", b"close"))
         if refusal.status in (429, 503):
             headers.append((b"retry-after", b"1"))
         await self._send({"type": "http.response.start", "status": refusal.status, "headers": headers})

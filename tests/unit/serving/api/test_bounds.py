@@ -173,6 +173,53 @@ async def test_a_body_that_does_not_come_is_408(platform: Platform) -> None:
     assert "error" in answers["/v1/embeddings"][2]
 
 
+async def _refused(platform: Platform, path: str, pieces: list[Message], key: str = "") -> dict[bytes, bytes]:
+    """Return the headers of the answer to a POST of which only these pieces have come."""
+    messages, receive = _silent()
+    messages += pieces
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"2000"),
+        (b"x-api-key", key.encode()),
+    ]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "root_path": "",
+        "headers": headers,
+    }
+    async with asyncio.timeout(10):
+        await platform.app(scope, receive, send)
+    assert sent[0]["status"] in (401, 404, 405, 413)
+    return dict(sent[0]["headers"])
+
+
+@pytest.mark.parametrize("path", ["/v1/predict", "/nowhere", "/health/live"])
+async def test_an_early_refusal_ends_the_connection_unless_the_body_is_there(
+    platform: Platform, path: str
+) -> None:
+    begun: Message = {"type": "http.request", "body": b"{", "more_body": True}
+    rest: Message = {"type": "http.request", "body": b"}", "more_body": False}
+    assert (await _refused(platform, path, []))[b"connection"] == b"close"
+    assert (await _refused(platform, path, [begun]))[b"connection"] == b"close"
+    whole = await _refused(platform, path, [begun, rest])
+    # Of a stranger's body nothing is read, so it isn't known.
+    assert (b"connection" in whole) is (path == "/v1/predict")
+
+
+async def test_a_refusal_in_the_middle_of_a_body_ends_the_connection(platform: Platform) -> None:
+    large: Message = {"type": "http.request", "body": b"x" * (MAX_BODY + 1), "more_body": True}
+    key = platform.keys[Role.CLIENT].text
+    assert (await _refused(platform, "/v1/predict", [large], key))[b"connection"] == b"close"
+
+
 async def _read_of(limits: UploadLimits, key: Any = None) -> ServingError:
     _, receive = _silent()
     with limits.open(receive, key) as upload, pytest.raises(ServingError) as refused:

@@ -138,6 +138,12 @@ async def test_an_exception_before_the_application_is_a_problem_and_no_plain_tex
     assert (status, json.loads(body)["status"]) == (500, 500)
 
 
+async def test_a_refusal_ends_the_connection_of_a_body_that_nobody_reads() -> None:
+    _, without, _, _ = await ask(answering(503, "Request dropped"))
+    _, given, _, _ = await ask(answering(503, "Request dropped"), headers=[(b"content-length", b"5")])
+    assert ((b"connection", b"close") in without, (b"connection", b"close") in given) == (False, True)
+
+
 @pytest.mark.parametrize("path", ["/-/healthz", "/-/routes"])
 async def test_what_ray_s_proxies_ask_is_left_alone(path: str) -> None:
     status, _, body, _ = await ask(answering(503, "draining"), path)
