@@ -18,6 +18,7 @@ from serving.api.addresses import client_address
 from serving.api.bodies import MAX_BODY, announces_body
 from serving.api.dependencies import RequestContext, get_header
 from serving.api.errors import ClientDisconnected, build_unexpected_response
+from serving.api.uploads import GRACE_SECONDS, LEAST_RATE
 from serving.core.logs import REQUEST_ID
 from serving.core.tracing import Spans, record_route
 from serving.monitoring.metrics import Metrics
@@ -26,6 +27,7 @@ log = structlog.get_logger(__name__)
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _CLIENT_CLOSED: Final = 499
+_AT_ONCE: Final = 16 * 1024
 _CLOSE: Final = (b"connection", b"close")
 _NO_SNIFF: Final = (b"x-content-type-options", b"nosniff")
 _NO_STORE: Final = (b"cache-control", b"no-store")
@@ -84,6 +86,7 @@ class RequestMiddleware:
         id_header = (b"x-request-id", request_id.encode())
         status = 0
         started = perf_counter()
+        deliver = _LargeAnswer(send).send
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -92,7 +95,7 @@ class RequestMiddleware:
                 message["headers"] = _complete(message["headers"], id_header, scope["path"])
                 if not await _is_body_there(scope, receive, status):
                     message["headers"].append(_CLOSE)
-            await send(message)
+            await (deliver if _is_large(message) else send)(message)
 
         self._metrics.start_request()
         try:
@@ -121,6 +124,32 @@ class RequestMiddleware:
                 **({"address": client_address(scope, self._proxies)} if status in _REFUSED else {}),
             )
         return status or _CLIENT_CLOSED
+
+
+class _LargeAnswer:
+    """An answer that its client must take at the least rate of a body, with as long to begin."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._started: float | None = None
+        self._size = 0
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the body. Raise ClientDisconnected if the client doesn't take it in time."""
+        if self._started is None:
+            self._started = asyncio.get_running_loop().time()
+        self._size += len(message["body"])
+        try:
+            async with asyncio.timeout_at(self._started + GRACE_SECONDS + self._size / LEAST_RATE):
+                await self._send(message)
+        except TimeoutError:
+            raise ClientDisconnected from None
+
+
+def _is_large(message: Message) -> bool:
+    """Return whether this may have to wait for its client."""
+    body = message.get("body", b"")
+    return bool(body) and (message.get("more_body", False) or len(body) > _AT_ONCE)
 
 
 async def _is_body_there(scope: Scope, receive: Receive, status: int) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 from starlette.types import Message
 
+from serving.api import middleware
 from serving.api.bodies import MAX_BODY
 from serving.api.schemas import fields
 from serving.api.schemas.fields import parse
@@ -218,6 +219,32 @@ async def test_a_refusal_in_the_middle_of_a_body_ends_the_connection(platform: P
     large: Message = {"type": "http.request", "body": b"x" * (MAX_BODY + 1), "more_body": True}
     key = platform.keys[Role.CLIENT].text
     assert (await _refused(platform, "/v1/predict", [large], key))[b"connection"] == b"close"
+
+
+async def test_an_answer_that_its_client_does_not_take_is_given_up(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(middleware, "GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(middleware, "LEAST_RATE", 2**30)
+    taken: list[Message] = []
+
+    async def take_little(message: Message) -> None:
+        taken.append(message)
+        if len(taken) > 3:
+            await asyncio.get_running_loop().create_future()
+
+    path = "/docs/swagger-ui-bundle.js"
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "query_string": b"",
+        "root_path": "",
+        "headers": [],
+    }
+    async with asyncio.timeout(10):
+        await platform.app(scope, _silent()[1], take_little)
+    assert (taken[0]["status"], len(taken)) == (200, 4)
 
 
 async def _read_of(limits: UploadLimits, key: Any = None) -> ServingError:
