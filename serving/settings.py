@@ -321,5 +321,5 @@ class Settings(BaseSettings):
     def base_url(self) -> str:
         """The URL of the platform for clients on this machine."""
         everywhere = self.host in ("0.0.0.0", "::", "")  # noqa: S104  (compared, not bound)
-        host = "127.0.0.1" if everywhere else self.host
+        host = "127.0.0.1" if everywhere else f"[{self.host}]" if ":" in self.host else self.host
         return (self.url or f"http://{host}:{self.port}").rstrip("/")

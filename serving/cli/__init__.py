@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed with one line on stderr, 2 wrong usage. Each comman
 heavy libraries that it needs, so that `--help` answers at once.
 """
 
+import os
 import sys
 from typing import Any
 
@@ -25,6 +26,7 @@ from serving.cli import (
     users,
 )
 from serving.cli.output import variable
+from serving.core.proxies import bypass_proxies_for_loopback
 
 _EXPECTED = (
     ("serving.errors", "ServingError"),
@@ -77,6 +79,7 @@ app.command()(mlflow.mlflow)
 
 def main() -> None:
     """Run the console script."""
+    bypass_proxies_for_loopback(os.environ)
     try:
         app()
     except Exception as error:

@@ -25,6 +25,7 @@ from db.schema import revisions
 from serving.core.connections import DATABASE, REGISTRY_SUFFIX
 from serving.core.home import Home
 from serving.core.logs import configure_logging
+from serving.core.proxies import bypass_proxies_for_loopback
 from serving.deployments.cluster import build_environment
 from serving.settings import Settings
 from serving.standalone.database_setup import set_up_database
@@ -210,6 +211,7 @@ class Supervisor:
 
 def main() -> int:
     """Run the supervisor as a process."""
+    bypass_proxies_for_loopback(os.environ)
     settings = Settings()
     configure_logging(settings.log_level, process="supervisor", file=settings.log_file)
     return Supervisor(settings).run()

@@ -33,3 +33,17 @@ def test_what_is_no_origin_is_refused(monkeypatch: pytest.MonkeyPatch, given: st
     monkeypatch.setenv("VALENCE_CORS_ORIGINS", given)
     with pytest.raises(ValidationError, match="is no origin: write"):
         Settings()
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("fd00::7", "http://[fd00::7]:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::", "http://127.0.0.1:8000"),
+    ],
+)
+def test_a_url_holds_an_address_as_it_must_be_written(host: str, url: str) -> None:
+    assert Settings(host=host, port=8000).base_url == url
