@@ -16,6 +16,7 @@ RegistryError
 └── ReportInvalid
 """
 
+from functools import partial
 from pathlib import Path
 
 
@@ -39,6 +40,10 @@ class BundleCorrupt(BundleError):
         self.path = path
         self.expected = expected
         self.actual = actual
+
+    def __reduce__(self) -> tuple[partial["BundleCorrupt"], tuple[()]]:
+        """Name the arguments again when a replica's error is unpickled."""
+        return partial(BundleCorrupt, path=self.path, expected=self.expected, actual=self.actual), ()
 
 
 class NameInvalid(RegistryError):

@@ -35,9 +35,9 @@ PROBLEM: Final = "application/problem+json"
 class UnsupportedMedia(ServingError):
     """The body is of a type that this route doesn't read; `headers` say which one it reads (RFC 9110, 15.5.16)."""
 
-    def __init__(self, message: str, *, headers: Mapping[str, str]) -> None:
+    def __init__(self, message: str, *, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
-        self.headers = headers
+        self.headers = headers or {}
 
 
 class ClientDisconnected(Exception):

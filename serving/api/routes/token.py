@@ -27,7 +27,7 @@ _NO_STORE: Final = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 class _Refused(Exception):
     """A refusal in the terms of RFC 6749, section 5.2."""
 
-    def __init__(self, error: str, description: str) -> None:
+    def __init__(self, description: str, error: str = "invalid_request") -> None:
         super().__init__(description)
         self.error = error
 
@@ -41,13 +41,13 @@ async def create_token(request: Request, response: Response) -> TokenResponse | 
         client_id, secret = _client(request, form)
         if (grant := form.get("grant_type")) != "client_credentials":
             raise _Refused(
-                "unsupported_grant_type" if grant else "invalid_request",
                 "grant_type must be client_credentials",
+                "unsupported_grant_type" if grant else "invalid_request",
             )
         issuing = get_services(request).authenticator.issue_token(client_id, secret)
         issued = await check_credential(request.scope, secret, issuing)
         if form.get("scope", issued.role) != issued.role:
-            raise _Refused("invalid_scope", "scope must be the key's role")
+            raise _Refused("scope must be the key's role", "invalid_scope")
     except _Refused as refused:
         content = orjson.dumps({"error": refused.error, "error_description": str(refused)})
         return Response(content, 400, _NO_STORE, "application/json")
@@ -80,10 +80,10 @@ def _form(body: bytes) -> dict[str, str]:
     try:
         pairs = parse_qsl(body.decode("ascii"), max_num_fields=_FIELDS, errors="strict")
     except ValueError:
-        raise _Refused("invalid_request", "the form can't be read") from None
+        raise _Refused("the form can't be read") from None
     form = dict(pairs)
     if len(form) != len(pairs):
-        raise _Refused("invalid_request", "a parameter is given twice")
+        raise _Refused("a parameter is given twice")
     return form
 
 
@@ -91,12 +91,12 @@ def _client(request: Request, form: dict[str, str]) -> tuple[str, str]:
     scheme, _, encoded = (get_header(request.scope, b"authorization") or "").partition(" ")
     if scheme.lower() == "basic":
         if "client_secret" in form:
-            raise _Refused("invalid_request", "authenticate in the header or in the form, not in both")
+            raise _Refused("authenticate in the header or in the form, not in both")
         try:
             user, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError):
             raise Unauthenticated("the Authorization header can't be read") from None
         return unquote_plus(user), unquote_plus(password)
     if "client_id" not in form or "client_secret" not in form:
-        raise _Refused("invalid_request", "client_id and client_secret are required")
+        raise _Refused("client_id and client_secret are required")
     return form["client_id"], form["client_secret"]
