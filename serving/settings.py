@@ -82,6 +82,11 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("RAY_ADDRESS", "ray_address"),
         description="address of a Ray cluster to join; unset: start Ray on this machine",
     )
+    ray_token: Literal["optional", "required"] = Field(
+        default="optional",
+        description="whether a Ray cluster to join may be open to everybody who reaches its ports (RAY_AUTH_MODE=token "
+        "closes it): joined with a warning, or refused",
+    )
 
     installation_key: SecretStr | None = Field(
         default=None,

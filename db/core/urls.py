@@ -29,6 +29,12 @@ def conninfo(url: str) -> str:
     return spelled
 
 
+def find_host(url: str) -> str:
+    """Return the host of a URL, the folder of a socket if it names one, or nothing."""
+    parts = conninfo_to_dict(conninfo(url))
+    return str(parts.get("hostaddr") or parts.get("host") or "")
+
+
 def check_server(connection: Connection) -> None:
     """Raise ServerTooOld if PostgreSQL is too old, ExtensionTooOld if pgvector is missing or too old."""
     number = int(connection.exec_driver_sql("SELECT current_setting('server_version_num')").scalar_one())

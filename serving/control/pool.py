@@ -5,6 +5,7 @@ finds it.
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -21,10 +22,15 @@ from registry.store.records import EncoderRecord, VersionRecord
 from serving.core.catalog import short_digest
 from serving.errors import NotReady
 
+APPLICATION = "valence"
 DEPLOYMENT = "encoder"
 
 _PREFIX = "encoder-"
+_NAME = re.compile(_PREFIX + "[0-9a-f]{16}")
 _LOAD_SECONDS = 60.0
+_USERINFO = re.compile(r"(?<=://)[^/@\s]*@")
+# Of what Ray Serve says about a deployment that isn't there yet, the messages that say why.
+_TROUBLES = ("failed to start", "to be scheduled", "to initialize")
 
 
 class EncoderStatus(StrEnum):
@@ -48,6 +54,28 @@ class EncoderReplicas:
 def build_run_target(record: EncoderRecord, application: Application) -> RunTarget:
     """Build the application of an encoder as Ray Serve runs it, without a route."""
     return RunTarget(application, name=_PREFIX + short_digest(record.digest), route_prefix=None)
+
+
+def is_encoder_application(name: str) -> bool:
+    """Return whether an application bears the name of an encoder."""
+    return _NAME.fullmatch(name) is not None
+
+
+def find_reason(applications: Mapping[str, Any]) -> str | None:
+    """Return why a replica of the platform doesn't start, by Ray Serve's status; None if nothing is known.
+
+    The ingress comes last, because it waits for the others.
+    """
+    reasons = {
+        deployment: _last_line(each.message)
+        for name, application in applications.items()
+        if name == APPLICATION or is_encoder_application(name)
+        for deployment, each in application.deployments.items()
+        if any(trouble in each.message for trouble in _TROUBLES)
+    }
+    for deployment in sorted(reasons, key=lambda each: each == "ingress"):
+        return f"the {deployment} doesn't start: {reasons[deployment]}"
+    return None
 
 
 def handle_of(digest: str) -> DeploymentHandle:
@@ -77,7 +105,7 @@ class ServePool:
                 _state(each.status.value, each.message), replicas=_replicas(each.deployments)
             )
             for name, each in status.applications.items()
-            if name.startswith(_PREFIX)
+            if is_encoder_application(name)
         }
 
     async def start(self, record: EncoderRecord) -> None:
@@ -123,6 +151,12 @@ def _replicas(deployments: Mapping[str, Any]) -> dict[str, int]:
     return {str(getattr(state, "value", state)).lower(): count for state, count in counts.items()}
 
 
+def _last_line(message: str) -> str:
+    """Return the last line of a message, which is the error at the end of a traceback; without passwords of URLs."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return _USERINFO.sub("***@", lines[-1]) if lines else ""
+
+
 def _state(status: str, message: str) -> EncoderReplicas:
     match status:
         # Ray Serve replaces the replicas of an unhealthy application, and the others answer meanwhile.
@@ -131,9 +165,8 @@ def _state(status: str, message: str) -> EncoderReplicas:
         case "DELETING":
             return EncoderReplicas(status=EncoderStatus.STOPPING)
         case "DEPLOY_FAILED":
-            lines = [line.strip() for line in message.splitlines() if line.strip()]
             return EncoderReplicas(
-                status=EncoderStatus.FAILED, reason=lines[-1] if lines else "it does not start"
+                status=EncoderStatus.FAILED, reason=_last_line(message) or "it does not start"
             )
         case _:
             return EncoderReplicas(status=EncoderStatus.STARTING)

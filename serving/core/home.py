@@ -37,6 +37,8 @@ class Home:
         # The file in which the supervisor says what it is doing, and the one that it locks while it lives.
         self.platform_state = root / "platform.json"
         self.platform_lock = root / "platform.lock"
+        # What the process of Serve tells those who wait for the platform.
+        self.serve_report = root / "serve.json"
 
     def champion_encoder(self, space: str) -> Path:
         """Return the file that names the champion's encoder, because asking the registry takes MLflow seconds."""

@@ -9,14 +9,15 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import BackpressureConfig
 
+from serving.deployments.carried_settings import CarriedSettings
 from serving.deployments.control import Control
 from serving.deployments.ingress import Ingress
 from serving.deployments.options import drain_options
 from serving.settings import Settings
 
 
-def build(settings: Settings) -> Application:
-    """Build the platform's application, sized by the settings."""
+def build(settings: Settings, carried: CarriedSettings | None = None) -> Application:
+    """Build the platform's application, sized by the settings; without `carried`, nodes have their own."""
     control = serve.deployment(Control).options(
         name="control",
         num_replicas=1,
@@ -34,4 +35,4 @@ def build(settings: Settings) -> Application:
         ray_actor_options={"num_cpus": settings.ingress_cpus},
         **drain_options(settings),
     )
-    return ingress.bind(control.bind())
+    return ingress.bind(control.bind(carried), carried)

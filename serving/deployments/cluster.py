@@ -1,6 +1,6 @@
-"""The Ray cluster of the platform: started on this machine, or joined.
+"""The Ray of this machine, and the environment that Ray needs; `existing_cluster.py` joins another Ray.
 
-Owns Ray's environment, which must be set before Ray is imported, and its listening addresses. Deploys nothing.
+The environment must be set before Ray is imported. Deploys nothing.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from typing import Any
 
 from serving.deployments.haproxy.config import BIND_VARIABLE, ROOM_VARIABLE
 from serving.deployments.ray_patches import LOOPBACK_ONLY, start_core_only
-from serving.deployments.request_guard import CALLBACK
+from serving.deployments.request_guard import CALLBACK, CALLBACK_VARIABLE
 from serving.settings import Settings
 
 
@@ -42,8 +42,13 @@ def uses_haproxy(settings: Settings) -> bool:
     return False
 
 
-def build_environment(settings: Settings) -> dict[str, str]:
-    """Return the environment that Ray needs before it starts, the same on every node."""
+def build_environment(settings: Settings, *, haproxy: bool | None = None) -> dict[str, str]:
+    """Return the environment that Ray needs before it starts, the same on every node.
+
+    `haproxy`: whether HAProxy runs in front; None: as the settings say, and not on a cluster that hasn't been joined.
+    """
+    if haproxy is None:
+        haproxy = settings.ray_address is None and uses_haproxy(settings)
     run = make_run_folder(settings.home)
     drain = f"{settings.drain_seconds:g}"
     names = {
@@ -51,7 +56,7 @@ def build_environment(settings: Settings) -> dict[str, str]:
         "RAY_enable_metrics_collection": "0",
         "RAY_SERVE_LOG_TO_STDERR": "0",
         "RAY_DEDUP_LOGS": "0",
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK,
+        CALLBACK_VARIABLE: CALLBACK,
         # The machine is there for serving, so the workers keep the normal priority.
         "RAY_worker_niceness": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": drain,
@@ -65,8 +70,12 @@ def build_environment(settings: Settings) -> dict[str, str]:
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     }
     if settings.ray_address is None:
-        names |= {**LOOPBACK_ONLY, "RAY_AUTH_TOKEN_PATH": str(_token(settings.home))}
-    if uses_haproxy(settings):
+        names |= {
+            **LOOPBACK_ONLY,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(_token(settings.home)),
+        }
+    if haproxy:
         files = run / "h"
         names |= {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -94,40 +103,35 @@ def build_environment(settings: Settings) -> dict[str, str]:
 
 
 def start(settings: Settings) -> None:
-    """Start or join Ray, and start Serve's HTTP proxy on the port of the settings; the environment is set already."""
+    """Start Ray, and Serve's HTTP proxy on the port of the settings; the environment is set already."""
     import ray
     from ray import serve
     from ray.serve.config import HTTPOptions
 
-    if settings.ray_address is not None:
-        ray.init(address=settings.ray_address, log_to_driver=False)
-    else:
-        folder = make_run_folder(settings.home) / "ray"
-        shutil.rmtree(folder, ignore_errors=True)
-        own: dict[str, Any] = {"_temp_dir": str(folder)}
-        with start_core_only():
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                num_cpus=max(2, os.cpu_count() or 2),
-                object_store_memory=settings.ray_memory_mib * 2**20,
-                log_to_driver=False,
-                configure_logging=False,
-                **own,
-            )
+    folder = make_run_folder(settings.home) / "ray"
+    shutil.rmtree(folder, ignore_errors=True)
+    own: dict[str, Any] = {"_temp_dir": str(folder)}
+    with start_core_only():
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            num_cpus=max(2, os.cpu_count() or 2),
+            object_store_memory=settings.ray_memory_mib * 2**20,
+            log_to_driver=False,
+            configure_logging=False,
+            **own,
+        )
     serve.start(http_options=HTTPOptions(host=settings.host, port=settings.port))
 
 
 def stop(settings: Settings) -> None:
-    """Drain and end what `start` started; leave a joined cluster and its applications."""
+    """Drain and end what `start` started."""
     import ray
     from ray import serve
 
-    if settings.ray_address is None:
-        serve.shutdown()
+    serve.shutdown()
     ray.shutdown()
-    if settings.ray_address is None:
-        shutil.rmtree(make_run_folder(settings.home) / "ray", ignore_errors=True)
+    shutil.rmtree(make_run_folder(settings.home) / "ray", ignore_errors=True)
 
 
 def find_free_port() -> int:

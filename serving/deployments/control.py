@@ -19,10 +19,10 @@ from serving.core.catalog import Catalog
 from serving.core.connections import build_database, build_registry
 from serving.core.home import Home
 from serving.core.periodic import run_periodically
+from serving.deployments.carried_settings import CarriedSettings, receive_settings
 from serving.deployments.encoder import encoder_application
 from serving.deployments.options import start_logging
 from serving.errors import ServingError
-from serving.settings import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 class Control:
     """Runs the loops of the control, each in a task, and answers the ingress replicas."""
 
-    async def __init__(self) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+    async def __init__(self, carried: CarriedSettings | None = None) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         from db.embeddings.spaces import SpaceRepository
         from db.experiments.counts import CountRepository
         from db.experiments.experiments import ExperimentRepository
@@ -40,7 +40,7 @@ class Control:
         from serving.experiments.policy_runner import PolicyRunner
         from serving.spaces.reembedding_runner import ReembeddingRunner
 
-        settings = Settings()
+        settings = receive_settings(carried)
         start_logging(settings, "control")
         registry = build_registry(settings)
         self._database = build_database(settings)
@@ -55,7 +55,7 @@ class Control:
         self._reconciler = Reconciler(
             registry,
             ServePool(
-                lambda record: encoder_application(record, settings),
+                lambda record: encoder_application(record, settings, carried),
                 lambda record: registry.fetch(record, Home(settings.home).cache),
             ),
             space=self._space,

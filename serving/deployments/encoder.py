@@ -15,6 +15,7 @@ from serving.control.pool import DEPLOYMENT
 from serving.core.connections import build_registry
 from serving.core.home import Home
 from serving.core.tracing import build_spans
+from serving.deployments.carried_settings import CarriedSettings, receive_settings
 from serving.deployments.options import drain_options, start_logging
 from serving.inference.encoder import Encoder
 from serving.inference.engines.factory import open_encoder
@@ -30,8 +31,8 @@ log = structlog.get_logger(__name__)
 class EncoderReplica(Replica):
     """One encoder with the heads of its versions; it is warm before it counts as running."""
 
-    def __init__(self, record: EncoderRecord) -> None:
-        settings = Settings()
+    def __init__(self, record: EncoderRecord, carried: CarriedSettings | None = None) -> None:
+        settings = receive_settings(carried)
         replica = start_logging(settings, "encoder")
         # The computing threads inherit the niceness, so that the ingress and the database go first.
         os.nice(settings.encoder_niceness)
@@ -61,7 +62,9 @@ class EncoderReplica(Replica):
             self.warm_up_when_idle()
 
 
-def encoder_application(record: EncoderRecord, settings: Settings) -> Application:
+def encoder_application(
+    record: EncoderRecord, settings: Settings, carried: CarriedSettings | None = None
+) -> Application:
     """Build the application of an encoder, sized by the settings."""
     encoder = serve.deployment(EncoderReplica).options(
         name=DEPLOYMENT,
@@ -79,7 +82,7 @@ def encoder_application(record: EncoderRecord, settings: Settings) -> Applicatio
         ray_actor_options={"num_cpus": settings.encoder_cpus, "num_gpus": settings.encoder_gpus},
         **drain_options(settings),
     )
-    return encoder.bind(record)
+    return encoder.bind(record, carried)
 
 
 def _encoder(bundle: Bundle, settings: Settings) -> Encoder:

@@ -1,6 +1,7 @@
 """The deployment of the ingress: FastAPI over the services, with the catalog of the control."""
 
 import asyncio
+import os
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, NoReturn
 
@@ -10,10 +11,10 @@ from serving.control.pool import handle_of
 from serving.core.caller import Role
 from serving.core.catalog import Catalog
 from serving.core.periodic import run_periodically
+from serving.deployments.carried_settings import CarriedSettings, receive_settings
 from serving.deployments.options import start_logging
-from serving.deployments.request_guard import serve_health_directly
+from serving.deployments.request_guard import CALLBACK_VARIABLE, RequestIdLeftToRay, serve_health_directly
 from serving.inference.replica_client import ReplicaClient, ReplicaHandle
-from serving.settings import Settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -25,13 +26,13 @@ _REQUEST_VERSIONS_SECONDS = 1.0
 class Ingress:
     """Serves HTTP; counts as running once the champion answers."""
 
-    async def __init__(self, control: DeploymentHandle) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+    async def __init__(self, control: DeploymentHandle, carried: CarriedSettings | None = None) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
 
         from serving.control.remote import connect_lifecycle
         from serving.deployments.ingress_services import services
 
-        settings = Settings()
+        settings = receive_settings(carried)
         replica = start_logging(settings, "ingress")
         self._control = control
         self._catalog = Catalog()
@@ -72,6 +73,8 @@ class Ingress:
         from serving.api import create_api
 
         application = create_api(self._services)
+        if CALLBACK_VARIABLE not in os.environ:
+            application.add_middleware(RequestIdLeftToRay)
         serve_health_directly(application)
         return application
 

@@ -24,6 +24,7 @@ from serving.deployments.haproxy.response import (
 )
 
 CALLBACK: Final = "serving.deployments.request_guard.build_middlewares"
+CALLBACK_VARIABLE: Final = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 # More than any route reads. Ray itself would read a body on and on while its request is served.
 MOST_BYTES: Final = 20 * 2**20
 
@@ -96,6 +97,24 @@ class RequestGuard:
                 raise
             log.exception("a request failed before the application had it")
             await answer.refuse(UNEXPECTED)
+
+
+class RequestIdLeftToRay:
+    """The application behind a proxy of Ray without the guard, which adds the request's id by itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+
+        async def send_without_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [pair for pair in message["headers"] if pair[0].lower() != b"x-request-id"]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self._app(scope, receive, send_without_id)
 
 
 class _Answer:

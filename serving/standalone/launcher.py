@@ -16,11 +16,13 @@ import httpx
 
 from serving.core.home import Home
 from serving.settings import Settings
-from serving.standalone.state import PlatformState
+from serving.standalone.state import PlatformState, ServeReport
 
 Say = Callable[[str], None]
 
 _UP_SECONDS = 300.0
+# A cause that lasts longer than a database needs to start is told as the result.
+_REASON_SECONDS = 30.0
 _DOWN_SECONDS = 90.0
 _EXAMPLE = "The battery lasts all day and the screen is a joy."
 
@@ -47,7 +49,9 @@ def up(settings: Settings, *, foreground: bool = False, say: Say = print) -> dic
         )
     was_up = state.is_owned()
     if not was_up:
-        require_free_port(settings.host, settings.port, otherwise="set VALENCE_PORT")
+        # A Serve that runs on a named cluster has the port already.
+        if settings.ray_address is None:
+            require_free_port(settings.host, settings.port, otherwise="set VALENCE_PORT")
         if foreground:
             _run_in_foreground(settings)
         _spawn(settings, state)
@@ -143,18 +147,32 @@ def _spawn(settings: Settings, state: PlatformState) -> None:
 
 def _wait_until_ready(settings: Settings, state: PlatformState, say: Say) -> float:
     started = time.monotonic()
-    shown = ""
+    said: set[str] = set()
+    explained: float | None = None
+
+    def say_once(text: str) -> None:
+        if text and text not in said:
+            say(f"{time.monotonic() - started:4.0f} s  {text}")
+            said.add(text)
+
     with httpx.Client(timeout=5) as client:
         while (health := _health(settings, client)) is None or health.status_code != httpx.codes.OK:
             if not state.is_owned():
                 _fail(settings, state)
-            phase = str(state.read().get("phase", ""))
-            if phase != shown:
-                say(f"{time.monotonic() - started:4.0f} s  {phase}")
-                shown = phase
-            if time.monotonic() - started > _UP_SECONDS:
+            notes, reason = ServeReport(settings.home).read()
+            for text in (*notes, str(state.read().get("phase", "")), reason or ""):
+                say_once(text)
+            now = time.monotonic()
+            explained = (explained or now) if reason else None
+            if explained is not None and now - explained > _REASON_SECONDS:
+                raise LaunchFailed(
+                    f"{reason}; it is tried again until `valence down`: see {Home(settings.home).logs}"
+                )
+            if now - started > _UP_SECONDS:
                 raise LaunchFailed(f"not ready after {_UP_SECONDS:.0f} s: see {Home(settings.home).logs}")
             time.sleep(0.2)
+        for note in ServeReport(settings.home).read()[0]:
+            say_once(note)
     return time.monotonic() - started
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import structlog
@@ -24,12 +25,19 @@ from serving.core.home import Home
 from serving.core.logs import configure_logging
 from serving.core.subprocesses import end_with_parent
 from serving.settings import Settings
+from serving.standalone.state import REFUSED, ServeReport
+
+if TYPE_CHECKING:
+    from serving.deployments.carried_settings import CarriedSettings
 
 log = structlog.get_logger(__name__)
 
-_APPLICATION = "valence"
 _RAY_CORE = ("gcs_server", "raylet")
 _LATER_NICENESS = 19
+
+
+class DeployFailed(Exception):
+    """Ray Serve has given up starting the application; the message says why."""
 
 
 def register_models(settings: Settings) -> None:
@@ -68,43 +76,114 @@ def run_serve(settings: Settings, ended: threading.Event, *, encoder_file: Path 
     encoder = executor.submit(_encoder, settings, ended, encoder_file)
     executor.submit(import_module, "serving.deployments.app")
     cluster.start(settings)
-    # Ray sets handlers under which a signal would end this process before it has drained.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
-    core = _core_processes() if settings.ray_address is None else []
+    _end_by_signals(ended)
+    core = _core_processes()
     try:
         if (record := encoder.result()) is not None:
             _deploy(record, settings)
-        while not ended.wait(0.5):
-            dead = [
-                process.pid for process in core if not process.is_running() or process.status() == "zombie"
-            ]
-            if dead:
-                log.error("ray.died", pids=dead)
-                # The rest of Ray dies with this process; draining would wait for the dead processes.
-                os._exit(1)
+            _await_deployment(settings, core, ended)
+        _watch(core, ended)
         return 0
     finally:
         cluster.stop(settings)
 
 
-def _deploy(record: EncoderRecord, settings: Settings) -> None:
+def run_serve_elsewhere(settings: Settings, ended: threading.Event, *, encoder_file: Path | None) -> int:
+    """Run the application on the cluster of the settings, like `run_serve`; return `REFUSED` if it can't run there.
+
+    Raises:
+        OSError: no Ray answers.
+    """
+    from serving.deployments import existing_cluster
+    from serving.deployments.carried_settings import CarriedSettings
+
+    report = ServeReport(settings.home)
+    try:
+        existing_cluster.join(settings, report.note)
+    except existing_cluster.ClusterRefused as refused:
+        log.warning("cluster.refused", reason=str(refused))
+        report.explain(str(refused))
+        return REFUSED
+    except OSError as error:
+        report.explain(f"no Ray answers at {settings.ray_address}: {error}")
+        raise
+    _end_by_signals(ended)
+    core = existing_cluster.find_processes()
+    try:
+        if (record := _encoder(settings, ended, encoder_file)) is not None:
+            _deploy(record, settings, CarriedSettings.collect(settings, os.environ))
+            _await_deployment(settings, core, ended)
+        _watch(core, ended)
+        return 0
+    finally:
+        existing_cluster.leave(settings)
+
+
+def _end_by_signals(ended: threading.Event) -> None:
+    # Ray sets handlers under which a signal would end this process before it has drained.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+
+
+def _watch(core: list[psutil.Process], ended: threading.Event) -> None:
+    while not ended.wait(0.5):
+        _end_with(core)
+
+
+def _end_with(core: list[psutil.Process]) -> None:
+    """End this process if one of Ray's has died."""
+    dead = [process.pid for process in core if not process.is_running() or process.status() == "zombie"]
+    if dead:
+        log.error("ray.died", pids=dead)
+        # The rest of Ray dies with this process; draining would wait for the dead processes.
+        os._exit(1)
+
+
+def _deploy(record: EncoderRecord, settings: Settings, carried: "CarriedSettings | None" = None) -> None:
     """Start the encoder at once with the platform; the control would start it only after its own start."""
     from ray import serve
     from ray.serve.api import RunTarget
 
-    from serving.control.pool import build_run_target
+    from serving.control.pool import APPLICATION, build_run_target
     from serving.deployments.app import build
     from serving.deployments.encoder import encoder_application
 
     log.info("stage.deploying")
     serve.run_many(
         [
-            build_run_target(record, encoder_application(record, settings)),
-            RunTarget(build(settings), name=_APPLICATION, route_prefix="/"),
-        ]
+            build_run_target(record, encoder_application(record, settings, carried)),
+            RunTarget(build(settings, carried), name=APPLICATION, route_prefix="/"),
+        ],
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
     )
-    log.info("stage.serving", port=settings.port)
+
+
+def _await_deployment(settings: Settings, core: list[psutil.Process], ended: threading.Event) -> None:
+    """Wait until the application runs, and report meanwhile why its replicas don't start.
+
+    Raises:
+        DeployFailed: Serve has given up.
+    """
+    from ray import serve
+
+    from serving.control.pool import APPLICATION, find_reason
+
+    report, said = ServeReport(settings.home), None
+    while not ended.wait(0.5):
+        _end_with(core)
+        applications = serve.status().applications
+        status = applications[APPLICATION].status.value if APPLICATION in applications else None
+        if status == "RUNNING":
+            report.explain(None)
+            log.info("stage.serving", port=settings.port)
+            return
+        if (reason := find_reason(applications)) is not None and reason != said:
+            said = reason
+            log.error("replica.failed", reason=reason)
+            report.explain(reason)
+        if status == "DEPLOY_FAILED":
+            raise DeployFailed(said or applications[APPLICATION].message)
 
 
 def _encoder(settings: Settings, ended: threading.Event, encoder_file: Path | None) -> EncoderRecord | None:
@@ -142,7 +221,7 @@ def _core_processes() -> list[psutil.Process]:
 
 
 def main() -> int:
-    """Run `models`, or `serve` with the path of the file that names the encoder."""
+    """Run `models`, `serve` with the path of the file that names the encoder, or `leave`."""
     end_with_parent()
     settings = Settings()
     configure_logging(settings.log_level, process="stage", file=settings.log_file)
@@ -151,9 +230,15 @@ def main() -> int:
             register_models(settings)
             return 0
         case ["serve", *files]:
-            return run_serve(settings, threading.Event(), encoder_file=Path(files[0]) if files else None)
+            run = run_serve if settings.ray_address is None else run_serve_elsewhere
+            return run(settings, threading.Event(), encoder_file=Path(files[0]) if files else None)
+        case ["leave"]:
+            from serving.deployments import existing_cluster
+
+            existing_cluster.clean_up(settings)
+            return 0
         case _:
-            raise SystemExit("python -m serving.standalone.processes models | serve [ENCODER_FILE]")
+            raise SystemExit("python -m serving.standalone.processes models | serve [ENCODER_FILE] | leave")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""The state of a home's platform: a file and a lock. Starts and ends nothing."""
+"""The state of a home's platform: two files and a lock. Starts and ends nothing."""
 
 import fcntl
 import json
 import os
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from serving.core.home import Home
+
+# The exit status of a process of Serve that would be refused again.
+REFUSED: Final = 3
 
 
 class PlatformState:
@@ -59,3 +62,39 @@ class PlatformState:
         except (OSError, ValueError):
             return {}
         return state
+
+
+class ServeReport:
+    """The word of the process of Serve to those who wait: notes, and why the platform isn't ready."""
+
+    def __init__(self, home: Path) -> None:
+        self._file = Home(home).serve_report
+
+    def clear(self) -> None:
+        """Forget what an earlier process said."""
+        self._file.unlink(missing_ok=True)
+
+    def note(self, text: str) -> None:
+        """Add a note; one that is there already stays once."""
+        notes, reason = self.read()
+        if text not in notes:
+            self._write([*notes, text], reason)
+
+    def explain(self, reason: str | None) -> None:
+        """Say why the platform isn't ready; None: nothing is known."""
+        notes, said = self.read()
+        if reason != said:
+            self._write(notes, reason)
+
+    def read(self) -> tuple[list[str], str | None]:
+        """Return the notes and the reason."""
+        try:
+            written = json.loads(self._file.read_text())
+        except (OSError, ValueError):
+            return [], None
+        return written["notes"], written["reason"]
+
+    def _write(self, notes: list[str], reason: str | None) -> None:
+        draft = self._file.with_suffix(".new")
+        draft.write_text(json.dumps({"notes": notes, "reason": reason}))
+        draft.replace(self._file)

@@ -29,12 +29,13 @@ from serving.core.proxies import bypass_proxies_for_loopback
 from serving.deployments.cluster import build_environment
 from serving.settings import Settings
 from serving.standalone.database_setup import set_up_database
-from serving.standalone.state import PlatformState
+from serving.standalone.state import REFUSED, PlatformState, ServeReport
 
 log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.2
 _KNOWN_MODELS_DELAY_SECONDS = 60.0
+_LEAVE_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE, _STEADY_SECONDS = 0.5, 30.0, 60.0
 
 
@@ -69,17 +70,18 @@ class ChildProcess:
         self._pause = min(_LONGEST_PAUSE, 2 * self._pause)
         return status
 
-    def stop(self, timeout: float) -> None:
-        """Terminate the process, and kill it if it hasn't ended after `timeout` seconds."""
+    def stop(self, timeout: float) -> bool:
+        """Terminate the process, kill it after `timeout` seconds, and return whether it ended well."""
         if self._process is None:
-            return
+            return False
         self._process.terminate()
         try:
-            self._process.wait(timeout)
+            status = self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            status = self._process.wait()
         self._process = None
+        return status == 0
 
 
 class Supervisor:
@@ -88,7 +90,9 @@ class Supervisor:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._state = PlatformState(settings.home)
+        self._report = ServeReport(settings.home)
         self._ending = False
+        self._refused = False
         self._server: EmbeddedPostgres | None = None
 
     def run(self) -> int:
@@ -99,9 +103,11 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
         log.info("supervisor.started", home=str(self._settings.home))
+        environment: dict[str, str] = {}
         serve: ChildProcess | None = None
         models: ChildProcess | None = None
         try:
+            self._report.clear()
             self._state.write("starting the database and Ray")
             environment = self._build_environment()
             # Ray takes longer to start than the database, and needs it last.
@@ -127,8 +133,8 @@ class Supervisor:
             self._state.write("failed", error=str(error))
             return 1
         finally:
-            if serve is not None:
-                serve.stop(self._settings.drain_seconds + 20)
+            if serve is not None and not serve.stop(self._settings.drain_seconds + 20):
+                self._leave_cluster(environment)
             if models is not None:
                 models.stop(1)
             self._stop_database()
@@ -144,6 +150,9 @@ class Supervisor:
                     log.error("models.failed", status=status)
             if (status := serve.poll()) is not None:
                 log.error("stage.ended", status=status)
+                if status == REFUSED:
+                    self._refused = True
+                    raise ValueError(self._report.read()[1])
                 # A full disk must not end the supervisor.
                 with suppress(OSError):
                     self._state.write("restarting Ray")
@@ -189,6 +198,19 @@ class Supervisor:
         """Return the file that names the champion's encoder, unless others may have changed the registry."""
         external = self._settings.mlflow_tracking_uri or self._settings.database_url
         return Home(self._settings.home).champion_encoder(self._settings.space) if external is None else None
+
+    def _leave_cluster(self, environment: Mapping[str, str]) -> None:
+        """Take the applications from a cluster that outlives the process that deployed them."""
+        if self._settings.ray_address is None or self._refused:
+            return
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run(
+                [sys.executable, "-m", "serving.standalone.processes", "leave"],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                check=False,
+                timeout=_LEAVE_SECONDS,
+            )
 
     def _restart_database(self) -> None:
         if self._server is None or self._server.is_running() or self._ending:

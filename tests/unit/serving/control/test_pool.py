@@ -6,7 +6,7 @@ import pytest
 from ray.serve.schema import ReplicaState
 
 from registry.store.records import EncoderRecord
-from serving.control.pool import DEPLOYMENT, EncoderStatus, _replicas, _state, build_run_target
+from serving.control.pool import DEPLOYMENT, EncoderStatus, _replicas, _state, build_run_target, find_reason
 from serving.core.catalog import short_digest
 
 
@@ -44,3 +44,27 @@ def test_an_application_bears_its_encoders_name_and_no_route() -> None:
 def test_replicas_are_counted_by_state_however_ray_names_it(state: str) -> None:
     assert _replicas({DEPLOYMENT: SimpleNamespace(replica_states={state: 2})}) == {"running": 2}
     assert _replicas({}) == {}
+
+
+def _application(**messages: str) -> SimpleNamespace:
+    return SimpleNamespace(
+        deployments={name: SimpleNamespace(message=message) for name, message in messages.items()}
+    )
+
+
+def test_the_reason_of_a_start_that_fails_is_the_error_of_what_the_ingress_waits_for() -> None:
+    failed = "A replica failed to start with exception. Retrying 2 more time(s). Error:\nTraceback:\n  {}\n"
+    applications = {
+        "shop": _application(shop=failed.format("KeyError: shop")),
+        "valence": _application(
+            ingress=failed.format("TimeoutError"),
+            control=failed.format("Unavailable: no way to postgresql://me:secret@db/v"),
+        ),
+    }
+    assert find_reason(applications) == (
+        "the control doesn't start: Unavailable: no way to postgresql://***@db/v"
+    )
+
+
+def test_no_reason_is_given_while_replicas_merely_start() -> None:
+    assert find_reason({"valence": _application(ingress="", control="")}) is None

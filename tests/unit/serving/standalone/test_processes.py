@@ -24,6 +24,7 @@ SERVING = (
     ("modules", "heavy"),
     [
         (", ".join(SERVING), "torch transformers onnxruntime mlflow sentence_transformers"),
+        ("serving.deployments.existing_cluster", "torch ray mlflow openvino"),
         ("serving.standalone.supervisor", "torch ray mlflow fastapi openvino"),
         ("serving.standalone.launcher, serving.cli", "torch ray mlflow fastapi sqlalchemy numpy"),
     ],
