@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 import psutil
@@ -171,6 +172,11 @@ def _prepare_address(address: str) -> None:
     host = host.strip("[]")
     with socket.create_connection((host, int(port)), _PROBE_SECONDS):
         pass
+    # Ray itself would try for a minute, and then say only that it can't connect.
+    if _demands_token(address, _find_token()):
+        raise ClusterRefused(
+            f"the Ray cluster at {address} refuses the token: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to its file"
+        )
     if host in _LOOPBACK and not any(_answers(own, int(port)) for own in _own_addresses()):
         # Otherwise Ray puts another address of this machine in the place of a loopback address.
         os.environ |= LOOPBACK_ONLY
@@ -242,14 +248,24 @@ def _check_token(settings: Settings, address: str, say: Callable[[str], None]) -
     )
 
 
-def _demands_token(address: str) -> bool:
-    """Return whether Ray refuses a call without a token."""
+def _find_token() -> str:
+    """Return the token that Ray's drivers find; empty if there is none."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return path.read_text().strip() if path.is_file() else ""
+
+
+def _demands_token(address: str, token: str = "") -> bool:
+    """Return whether Ray refuses a call without a token, or with another one than its own."""
     import grpc  # type: ignore[import-untyped]
 
     with grpc.insecure_channel(address) as channel:
         call = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
         try:
-            call(b"", timeout=_PROBE_SECONDS)
+            call(
+                b"", timeout=_PROBE_SECONDS, metadata=[("authorization", f"Bearer {token}")] if token else []
+            )
         except grpc.RpcError as error:
             return bool(error.code() == grpc.StatusCode.UNAUTHENTICATED)
     return False
@@ -273,8 +289,8 @@ def _start_serve(settings: Settings, *, haproxy: bool) -> None:
     mark = replace(_build_mark(settings), serve=started, haproxy=haproxy)
     if running is not None:
         details = _ray().get(_ray().get_actor(*_CONTROLLER).get_serve_instance_details.remote())
-        _check_address(settings, details["http_options"])
         _check_applications(mark, earlier, details["applications"])
+        _check_address(settings, details["http_options"])
         _claim(mark, earlier)
         return
     if not _is_free(settings.host, settings.port):

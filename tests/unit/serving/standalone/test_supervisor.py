@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from serving.standalone import supervisor
-from serving.standalone.state import PlatformState
+from serving.standalone.state import PlatformState, ServeReport
 from serving.standalone.supervisor import ChildProcess
 
 
@@ -125,3 +125,30 @@ def test_a_killed_owner_owns_nothing(tmp_path: Path) -> None:
 def test_unreadable_record_says_nothing(tmp_path: Path) -> None:
     (tmp_path / "platform.json").write_text("{")
     assert PlatformState(tmp_path).read() == {}
+
+
+def test_a_report_keeps_each_note_once_beside_the_latest_reason(tmp_path: Path) -> None:
+    report = ServeReport(tmp_path)
+    assert report.read() == ([], None)
+    for _ in range(2):
+        report.note("no HAProxy")
+    report.explain("the control doesn't start: NotReady")
+    assert report.read() == (["no HAProxy"], "the control doesn't start: NotReady")
+    report.explain(None)
+    report.note("an open cluster")
+    assert report.read() == (["no HAProxy", "an open cluster"], None)
+    report.clear()
+    assert report.read() == ([], None)
+
+
+def test_only_a_process_that_ends_by_itself_and_well_counts_as_such(
+    started: list[FakeProcess], clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeProcess, "terminate", lambda _process: None, raising=False)
+    monkeypatch.setattr(FakeProcess, "wait", lambda process, _timeout=None: process.status, raising=False)
+    for status, well in ((0, True), (1, False), (-9, False)):
+        child = ChildProcess(["x"], {})
+        child.poll()
+        started[-1].status = status
+        assert child.stop(1) is well
+    assert ChildProcess(["x"], {}).stop(1) is False

@@ -1,0 +1,56 @@
+"""`valence up` while it waits: what it says, and what it ends with."""
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from serving.settings import Settings
+from serving.standalone import launcher
+from serving.standalone.launcher import LaunchFailed
+from serving.standalone.state import PlatformState, ServeReport
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PlatformState]:
+    """Yield the state of a platform that never gets ready, on a clock of one second a look."""
+    clock = count()
+    monkeypatch.setattr(launcher.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(launcher.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(launcher, "_health", lambda *_: None)
+    state = PlatformState(tmp_path)
+    assert state.acquire()
+    state.write("starting the models")
+    yield state
+    state.release()
+
+
+def test_the_reason_of_a_death_is_said_at_once_and_is_the_result_if_it_lasts(
+    state: PlatformState, tmp_path: Path
+) -> None:
+    report = ServeReport(tmp_path)
+    report.note("Ray's own proxy serves HTTP")
+    report.explain("the control doesn't start: NotReady: no database")
+    said: list[str] = []
+    with pytest.raises(
+        LaunchFailed, match=r"^the control doesn't start: NotReady: no database; it is tried again"
+    ):
+        launcher._wait_until_ready(Settings(home=tmp_path), state, said.append)
+    assert [line.split("s  ", 1)[1] for line in said] == [
+        "Ray's own proxy serves HTTP",
+        "starting the models",
+        "the control doesn't start: NotReady: no database",
+    ]
+
+
+def test_a_start_without_a_known_reason_has_its_whole_time(state: PlatformState, tmp_path: Path) -> None:
+    with pytest.raises(LaunchFailed, match="not ready after 300 s"):
+        launcher._wait_until_ready(Settings(home=tmp_path), state, lambda _text: None)
+
+
+def test_a_refusal_ends_the_wait_with_its_words(state: PlatformState, tmp_path: Path) -> None:
+    state.write("failed", error="another platform runs on this cluster")
+    state.release()
+    with pytest.raises(LaunchFailed, match=r"^another platform runs on this cluster; see "):
+        launcher._wait_until_ready(Settings(home=tmp_path), state, lambda _text: None)
