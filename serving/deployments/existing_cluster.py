@@ -107,6 +107,8 @@ def leave(settings: Settings) -> None:
     from ray import serve
     from ray.experimental import internal_kv
 
+    from serving.control.pool import is_encoder_application
+
     mark = _read_mark()
     running = _find_serve()
     if mark is None or running is None or not _build_mark(settings).is_same(mark):
@@ -117,7 +119,8 @@ def leave(settings: Settings) -> None:
     if ends_serve:
         serve.shutdown()
     else:
-        for name in sorted(ours):
+        # The application first: its control would start the encoders again.
+        for name in sorted(ours, key=is_encoder_application):
             serve.delete(name)
     if mark.serve == running and not ends_serve:
         # The next platform learns from it how Serve was started.

@@ -107,11 +107,13 @@ class ExistingRay:
         """End the nodes and what they started, found by the folder in its environment."""
         for process in self.processes:
             process.terminate()
-        for process in self.processes:
-            process.wait(30)
+        alive = [psutil.Process(each.pid) for each in self.processes if each.poll() is None]
+        psutil.wait_procs(alive, timeout=10)
         for each in self._find_processes():
             with suppress(psutil.Error):
                 each.kill()
+        for process in self.processes:
+            process.wait()
 
     def _find_processes(self) -> list[psutil.Process]:
         found = []

@@ -133,3 +133,37 @@ def test_only_the_processes_of_the_joined_ray_count(monkeypatch: pytest.MonkeyPa
     node = SimpleNamespace(raylet_socket_name="/r/one", session_name="session_1")
     monkeypatch.setattr("ray._private.worker.global_worker", SimpleNamespace(node=node))
     assert existing_cluster.find_processes() == ours
+
+
+@pytest.mark.parametrize("shop", [True, False])
+@pytest.mark.parametrize("started", [True, False])
+def test_leaving_takes_the_application_before_its_encoders_and_serve_only_if_it_is_ours_alone(
+    shop: bool, started: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = "encoder-" + "a" * 16
+    applications = dict.fromkeys([encoder, "valence", *(["shop"] if shop else [])])
+    done: list[str] = []
+    monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications=applications))
+    monkeypatch.setattr("ray.serve.delete", done.append)
+    monkeypatch.setattr("ray.serve.shutdown", lambda: done.append("serve"))
+    monkeypatch.setattr("ray.experimental.internal_kv._internal_kv_del", lambda *_, **__: done.append("mark"))
+    monkeypatch.setattr(existing_cluster, "_write_mark", lambda mark: done.append(f"mark of {mark.serve}"))
+    monkeypatch.setattr(existing_cluster, "_find_serve", lambda: "actor")
+    monkeypatch.setattr(existing_cluster, "_build_mark", lambda _settings: _OURS)
+    monkeypatch.setattr(
+        existing_cluster, "_read_mark", lambda: replace(_OURS, serve="actor" if started else None)
+    )
+    existing_cluster.leave(Settings())
+    if started and not shop:
+        assert done == ["serve", "mark"]
+    else:
+        # The mark says to the next platform how Serve was started, as long as that Serve runs.
+        assert done == ["valence", encoder, "mark of actor" if started else "mark"]
+
+
+def test_another_platforms_applications_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(existing_cluster, "_find_serve", lambda: "actor")
+    monkeypatch.setattr(existing_cluster, "_build_mark", lambda _settings: _OURS)
+    monkeypatch.setattr(existing_cluster, "_read_mark", lambda: _THEIRS)
+    monkeypatch.setattr("ray.serve.delete", lambda _name: pytest.fail("it isn't ours"))
+    existing_cluster.leave(Settings())
