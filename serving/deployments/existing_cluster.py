@@ -310,7 +310,11 @@ def _start_serve(settings: Settings, *, haproxy: bool) -> None:
 
 
 def _check_address(settings: Settings, options: Mapping[str, Any]) -> None:
-    host, port = options["host"], options["port"]
+    from ray.serve.config import HTTPOptions
+
+    # Ray tells only what was set.
+    default = HTTPOptions()
+    host, port = options.get("host", default.host), options.get("port", default.port)
     if (host, port) != (settings.host, settings.port):
         raise ClusterRefused(
             f"Serve runs on this cluster already and answers at {host}:{port}, not at {settings.host}:{settings.port}: "

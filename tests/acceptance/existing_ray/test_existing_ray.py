@@ -8,7 +8,6 @@ import pytest
 
 from tests.support.existing_ray import ExistingRay, existing_ray
 from tests.support.live import LivePlatform, unstarted_platform
-from tests.support.ports import find_free_port
 
 _TEXT_KEY = base64.b64encode(b"a key that nobody else may see..").decode()
 _SHOP = """
@@ -65,26 +64,3 @@ def test_it_serves_beside_another_application_and_takes_only_its_own_away(
     platform.valence("down")
     assert cluster.run(_APPLICATIONS) == ["shop"]
     assert httpx.get(f"{platform.url}/shop").text == "open"
-
-
-def test_a_serve_of_others_keeps_its_port_and_a_death_is_explained(
-    cluster: ExistingRay, platform: LivePlatform
-) -> None:
-    port = find_free_port()
-    cluster.run(f"serve.shutdown()\nserve.start(http_options={{'port': {port}}})\n{_SHOP}")
-    refused = platform.valence("up")
-    assert refused.returncode == 1
-    assert f"set VALENCE_HOST=127.0.0.1 and VALENCE_PORT={port}" in refused.stderr
-
-    platform.port = port
-    platform.settings |= {"VALENCE_ENGINE": "torch", "VALENCE_DEVICE": "cuda:99"}
-    failed = platform.valence("up")
-    assert failed.returncode == 1
-    assert "Ray's own proxy" in failed.stderr
-    assert "valence: the encoder doesn't start: " in failed.stderr
-    assert "cuda" in failed.stderr.lower().splitlines()[-1]
-
-    platform.valence("down")
-    assert cluster.run(_APPLICATIONS) == ["shop"]
-    assert httpx.get(f"{platform.url}/shop").text == "open"
-    assert all(process.poll() is None for process in cluster.processes)

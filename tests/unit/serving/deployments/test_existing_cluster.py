@@ -108,6 +108,8 @@ def test_one_platform_a_cluster_beside_the_applications_of_others(
 def test_a_serve_at_another_address_is_refused_with_the_settings_that_fit() -> None:
     settings = Settings(port=8001)
     existing_cluster._check_address(settings, {"host": "127.0.0.1", "port": 8001})
+    existing_cluster._check_address(settings, {"port": 8001})
+    existing_cluster._check_address(Settings(port=8000), {})
     with pytest.raises(ClusterRefused, match=r"VALENCE_HOST=0.0.0.0 and VALENCE_PORT=8000"):
         existing_cluster._check_address(settings, {"host": "0.0.0.0", "port": 8000})
 
