@@ -29,8 +29,8 @@ _PREFIX = "encoder-"
 _NAME = re.compile(_PREFIX + "[0-9a-f]{16}")
 _LOAD_SECONDS = 60.0
 _USERINFO = re.compile(r"(?<=://)[^/@\s]*@")
-# Of what Ray Serve says about a deployment that isn't there yet, the messages that say why.
-_TROUBLES = ("failed to start", "to be scheduled", "to initialize")
+# Ray Serve also says that a replica starts slowly, which is no reason.
+_TROUBLE = "failed to start"
 
 
 class EncoderStatus(StrEnum):
@@ -71,7 +71,7 @@ def find_reason(applications: Mapping[str, Any]) -> str | None:
         for name, application in applications.items()
         if name == APPLICATION or is_encoder_application(name)
         for deployment, each in application.deployments.items()
-        if any(trouble in each.message for trouble in _TROUBLES)
+        if _TROUBLE in each.message
     }
     for deployment in sorted(reasons, key=lambda each: each == "ingress"):
         return f"the {deployment} doesn't start: {reasons[deployment]}"

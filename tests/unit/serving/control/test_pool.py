@@ -67,4 +67,5 @@ def test_the_reason_of_a_start_that_fails_is_the_error_of_what_the_ingress_waits
 
 
 def test_no_reason_is_given_while_replicas_merely_start() -> None:
-    assert find_reason({"valence": _application(ingress="", control="")}) is None
+    slow = "Deployment 'ingress' has 1 replicas that have taken more than 30s to initialize."
+    assert find_reason({"valence": _application(ingress=slow, control="")}) is None
