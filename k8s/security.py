@@ -60,7 +60,7 @@ def secret_faults(resources: list[Resource]) -> Iterator[str]:
 
 def environment_faults(resources: list[Resource]) -> Iterator[str]:
     """Compare the environment of each Ray pod with what `build_environment` gives for the same settings."""
-    from serving.deployments.cluster import build_environment
+    from serving.deployments.cluster import build_environment, uses_haproxy
     from serving.settings import Settings
 
     for resource in of_kind(resources, "RayService"):
@@ -72,9 +72,9 @@ def environment_faults(resources: list[Resource]) -> Iterator[str]:
                 if field.removeprefix("VALENCE_").lower() in Settings.model_fields
                 and field.startswith("VALENCE_")
             }
-            wanted = build_environment(
-                Settings(**fields | {"ray_address": "auto", "home": Path("/nonexistent")})
-            )
+            settings = Settings(**fields | {"ray_address": "auto", "home": Path("/nonexistent")})
+            # The pods' own Ray, which nobody joins.
+            wanted = build_environment(settings, haproxy=uses_haproxy(settings))
             for variable, value in wanted.items():
                 if variable not in found:
                     yield f"{name}: {variable} is not set"

@@ -2,7 +2,7 @@
 
 The application has an ingress (FastAPI and the services) and one control per cluster (reconciler and maintenance),
 which starts a separate application for each encoder in use. `valence up` and a RayService manifest deploy the same
-`build`. Each process imports only what its own deployment needs, because imports take most of a start.
+application. Each process imports only what its own deployment needs, because imports take most of a start.
 """
 
 from ray import serve
@@ -16,8 +16,13 @@ from serving.deployments.options import drain_options
 from serving.settings import Settings
 
 
-def build(settings: Settings, carried: CarriedSettings | None = None) -> Application:
-    """Build the platform's application, sized by the settings; without `carried`, nodes have their own."""
+def build(settings: Settings) -> Application:
+    """Build the platform's application for nodes that have their own settings, as a RayService manifest calls it."""
+    return build_with(settings, None)
+
+
+def build_with(settings: Settings, carried: CarriedSettings | None) -> Application:
+    """Build the platform's application, sized by the settings; None: its nodes have their own."""
     control = serve.deployment(Control).options(
         name="control",
         num_replicas=1,

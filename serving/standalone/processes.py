@@ -145,14 +145,14 @@ def _deploy(record: EncoderRecord, settings: Settings, carried: "CarriedSettings
     from ray.serve.api import RunTarget
 
     from serving.control.pool import APPLICATION, build_run_target
-    from serving.deployments.app import build
+    from serving.deployments.app import build_with
     from serving.deployments.encoder import encoder_application
 
     log.info("stage.deploying")
     serve.run_many(
         [
             build_run_target(record, encoder_application(record, settings, carried)),
-            RunTarget(build(settings, carried), name=APPLICATION, route_prefix="/"),
+            RunTarget(build_with(settings, carried), name=APPLICATION, route_prefix="/"),
         ],
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,

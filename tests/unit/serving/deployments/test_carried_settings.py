@@ -5,7 +5,10 @@ import pickle
 from pathlib import Path
 
 import pytest
+from ray.serve import Application
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 
+from serving.deployments.app import build
 from serving.deployments.carried_settings import CarriedSettings, receive_settings
 from serving.settings import Settings
 
@@ -53,3 +56,9 @@ def test_without_carried_settings_a_replica_reads_its_nodes_environment(
 ) -> None:
     monkeypatch.setenv("VALENCE_PORT", "8124")
     assert receive_settings(None).port == 8124
+
+
+def test_a_manifest_can_build_the_application() -> None:
+    """Ray Serve takes a function of one argument only, which a RayService can't fill with carried settings."""
+    application = call_user_app_builder_with_args_if_necessary(build, {})
+    assert isinstance(application, Application)
