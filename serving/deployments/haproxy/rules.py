@@ -67,9 +67,9 @@ _COMPUTING = (
 _EMBEDDINGS = "{ var(txn.path) -m str /v1/embeddings }"
 _TOKEN = "{ var(txn.path) -m str /v1/token }"  # noqa: S105  (a path)
 _INFERENCE = "{ var(txn.path) -m reg ^/v2(/|$) }"
-# The body of the one public route that has one: until it is there, it costs no place of a replica.
+# A body, or as much of it as the buffer holds: until it is there, the request takes no place of a replica.
 _WAITING = f"""
-    http-request wait-for-body time {_REQUEST_SECONDS}s if {_TOKEN}"""
+    http-request wait-for-body time {_REQUEST_SECONDS}s unless METH_GET"""
 # Predictions and the like beyond the capacity of the ingress replicas are refused here, where that costs them nothing.
 _ADMISSION = f"""
     http-request set-var(txn.room) nbsrv({{backend}}),mul({{room}})

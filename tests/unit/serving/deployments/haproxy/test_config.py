@@ -283,6 +283,17 @@ def test_the_body_of_a_token_request_is_waited_for_in_haproxy(
     assert json.loads(body)["error"] == "invalid_request"
 
 
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/%66eedback"])
+def test_no_body_that_does_not_come_takes_a_place_of_a_replica(
+    front: Front, replica: Replica, path: str
+) -> None:
+    before = len(replica.seen)
+    status, head, body = front.send(post(path, b'{"text": "x"}').removesuffix(b'"x"}'))
+    assert (status, len(REQUEST_ID.findall(head)), len(replica.seen)) == (408, 1, before)
+    assert b"content-type: application/problem+json\r\n" in head
+    assert json.loads(body)["status"] == 408
+
+
 def test_headers_that_do_not_come_end_the_connection(front: Front) -> None:
     with front.open(b"POST /v1/predict HTTP/1.1\r\nHos") as slow, front.open(b"") as silent:
         assert slow.recv(65536).startswith(b"HTTP/1.1 408 ")
