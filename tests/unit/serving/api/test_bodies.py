@@ -15,7 +15,7 @@ from tests.support.app import Platform, fake_platform
 pytestmark = pytest.mark.anyio
 
 BODY = json.dumps({"text": "good"}).encode()
-ZIPPED = gzip.compress(BODY)
+ZIPPED = gzip.compress(BODY, mtime=0)
 
 
 @pytest.fixture
