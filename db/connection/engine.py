@@ -43,6 +43,7 @@ class Limits:
 
 
 _PREPARE_AFTER = 2
+IDLE_IN_TRANSACTION: Final = "60s"
 INSERT_TEXT_KEY: Final[LiteralString] = (
     "INSERT INTO text_keys (id, fingerprint) VALUES (:id, :fingerprint) ON CONFLICT DO NOTHING"
 )
@@ -263,7 +264,7 @@ class Database:
             **FORMATS,
             "statement_timeout": f"{round(limits.statement_seconds * 1000)}",
             "lock_timeout": f"{round(limits.lock_seconds * 1000)}",
-            "idle_in_transaction_session_timeout": "60000",
+            "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION,
             # A dead client must not hold its locks until TCP gives up.
             "client_connection_check_interval": "5000",
         }

@@ -124,14 +124,14 @@ class ExperimentRepository(Repository):
         share: float | None = None,
         policy: Mapping[str, Any] | None = None,
         decision: NewDecision | None = None,
-        stage: int | None = None,
+        seen: Experiment | None = None,
     ) -> Experiment:
-        """Set share and policy; a new share begins a stage. `stage`: change it only in this stage.
+        """Set share and policy; a new share begins a stage. `seen`: what the decision was based on.
 
-        Raises NotFound if there is none, Conflict if it has stopped, or is in another stage.
+        Raises NotFound if there is none, Conflict if it has stopped, or its stage or policy isn't the one seen.
         """
         async with self._database.begin() as connection:
-            now = await _get_running(connection, experiment_id, stage)
+            now = await _get_running(connection, experiment_id, seen)
             values: dict[str, Any] = {"updated_at": func.now()}
             detail: dict[str, Any] = {}
             if policy is not None and policy != now.policy:
@@ -151,26 +151,38 @@ class ExperimentRepository(Repository):
             await _audit(connection, changed, actor, "change", detail)
         return changed
 
-    async def decide(self, experiment_id: UUID, decision: NewDecision, *, stage: int) -> None:
-        """Store a decision that is about to be carried out.
+    async def decide(self, seen: Experiment, decision: NewDecision) -> None:
+        """Store a decision that is about to be carried out, and that was based on the experiment as it was seen.
 
-        Raises NotFound if there is none, Conflict if it has stopped, is in another stage, or has such a decision.
+        Raises NotFound if there is none, Conflict if it has stopped, its stage or policy isn't the one seen, or the
+        same policy has decided so before.
         """
         async with self._database.begin() as connection:
-            now = await _get_running(connection, experiment_id, stage)
-            pending = select(_D.id).where(_D.experiment_id == now.id, _D.action == decision.action)
+            now = await _get_running(connection, seen.id, seen)
+            same = (_D.action == decision.action, _D.policy == dict(decision.policy))
+            pending = select(_D.id).where(_D.experiment_id == now.id, *same)
             if (await connection.execute(pending)).first() is not None:
-                raise Conflict(f"experiment {experiment_id}: {decision.action} has been decided already")
+                raise Conflict(f"experiment {seen.id}: {decision.action} has been decided already")
             await _add_decision(connection, now, decision)
 
     async def stop(
-        self, experiment_id: UUID, *, actor: UUID | None, reason: str, decision: NewDecision | None = None
+        self,
+        experiment_id: UUID,
+        *,
+        actor: UUID | None,
+        reason: str,
+        decision: NewDecision | None = None,
+        seen: Experiment | None = None,
     ) -> Experiment:
-        """Stop it; an experiment that has stopped stays unchanged. Raises NotFound if there is none."""
+        """Stop it; an experiment that has stopped stays unchanged. `seen`: what the decision was based on.
+
+        Raises NotFound if there is none, Conflict if its stage or policy isn't the one seen.
+        """
         async with self._database.begin() as connection:
             now = await _get(connection, experiment_id, lock=True)
             if not now.running:
                 return now
+            _require_unchanged(now, seen)
             if decision is not None:
                 await _add_decision(connection, now, decision)
             values = {
@@ -197,13 +209,24 @@ async def _get(connection: AsyncConnection, experiment_id: UUID, *, lock: bool =
     return Experiment(**row._mapping)
 
 
-async def _get_running(connection: AsyncConnection, experiment_id: UUID, stage: int | None) -> Experiment:
+async def _get_running(
+    connection: AsyncConnection, experiment_id: UUID, seen: Experiment | None
+) -> Experiment:
     experiment = await _get(connection, experiment_id, lock=True)
     if not experiment.running:
         raise Conflict(f"experiment {experiment_id} has stopped: start another one")
-    if stage not in (None, experiment.stage):
-        raise Conflict(f"experiment {experiment_id} is in stage {experiment.stage} now")
+    _require_unchanged(experiment, seen)
     return experiment
+
+
+def _require_unchanged(now: Experiment, seen: Experiment | None) -> None:
+    """Raise Conflict if somebody has changed what a decision was based on."""
+    if seen is None:
+        return
+    if now.stage != seen.stage:
+        raise Conflict(f"experiment {now.id} is in stage {now.stage} now")
+    if now.policy != seen.policy:
+        raise Conflict(f"experiment {now.id} has another policy now")
 
 
 async def _update(connection: AsyncConnection, experiment_id: UUID, values: Mapping[str, Any]) -> Experiment:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, Final, TypeAlias
 from uuid import UUID
 
-from sqlalchemy import Double, Row, Select, and_, func, insert, or_, select, tuple_, update
+from sqlalchemy import Double, Row, Select, and_, func, insert, or_, select, text, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
@@ -23,8 +23,10 @@ from db.core.rows import columns_of, values_of
 from db.errors import Contested
 from db.schema import tables
 
-_P = tables.PromotionRow
+_P, _E = tables.PromotionRow, tables.ExperimentRow
 _LOCK: Final = 0x50524F4D
+# While MLflow stalls, the session idles: if PostgreSQL ended it, another change could begin before this one's move.
+_WAIT_FOR_REGISTRY: Final = text("SET LOCAL idle_in_transaction_session_timeout = 0")
 
 
 class Act(StrEnum):
@@ -68,6 +70,14 @@ class NewPromotion(PromotionFields):
     """A change to be recorded."""
 
     act: Act
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyExperiment:
+    """An experiment whose policy, as it is given here, has decided to promote."""
+
+    id: UUID
+    policy: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +130,19 @@ class LockedHistory:
     async def state(self) -> PromotionState:
         """Return the model's champion and the change under way."""
         return await _state(self._connection, self._model)
+
+    async def confirm(self) -> None:
+        """Raise Unavailable if the lock was lost, because its session has ended."""
+        await self._connection.execute(select(1))
+
+    async def require_experiment(self, experiment: PolicyExperiment) -> None:
+        """Keep an experiment as it is until the transaction ends.
+
+        Raises Contested if it has stopped, or has another policy by now.
+        """
+        query = select(_E.state, _E.policy).where(_E.id == experiment.id).with_for_update(read=True)
+        row = (await self._connection.execute(query)).one_or_none()
+        require_deciding(experiment, row.state if row else None, row.policy if row else None)
 
     async def intend(self, new: NewPromotion) -> Promotion:
         """Record a change that is about to be made."""
@@ -175,6 +198,17 @@ class PromotionRepository(Repository):
         query = select(*_COLUMNS).where(_P.id == promotion_id)
         return await self._get(Promotion, query, f"there is no promotion {promotion_id}")
 
+    async def of_experiment(self, experiment_id: UUID) -> Promotion | None:
+        """Return the promotion that an experiment's policy has made, None if it has made none."""
+        query = select(*_COLUMNS).where(
+            _P.act == Act.POLICY,
+            _P.state == PromotionPhase.DONE,
+            _P.evidence["experiment"].astext == str(experiment_id),
+        )
+        async with self._database.begin() as connection:
+            row = (await connection.execute(query.order_by(_P.id).limit(1))).one_or_none()
+        return Promotion(**row._mapping) if row is not None else None
+
     async def champion_at(self, model: str, moment: datetime) -> ChampionPeriod | None:
         """Return the period that the moment lies in; None before the first champion."""
         latest = _select_periods(model).where(_P.at <= moment).order_by(_P.at.desc(), _P.id.desc()).limit(1)
@@ -202,6 +236,7 @@ class PromotionRepository(Repository):
         The lock ends with the transaction, so with a process that dies, and it works through a transaction pooler.
         """
         async with self._database.begin() as connection:
+            await connection.execute(_WAIT_FOR_REGISTRY)
             await connection.execute(select(func.pg_advisory_xact_lock(_LOCK, func.hashtext(model))))
             yield LockedHistory(connection, model)
 
@@ -209,6 +244,7 @@ class PromotionRepository(Repository):
     async def try_lock(self, model: str) -> AsyncIterator[LockedHistory | None]:
         """Hold the model's lock like `lock`, but yield None at once if another process holds it."""
         async with self._database.begin() as connection:
+            await connection.execute(_WAIT_FOR_REGISTRY)
             lock = select(func.pg_try_advisory_xact_lock(_LOCK, func.hashtext(model)))
             locked = (await connection.execute(lock)).scalar_one()
             yield LockedHistory(connection, model) if locked else None
@@ -242,6 +278,16 @@ def describe(change: Promotion) -> str:
     actor = f"key {change.actor}" if change.actor is not None else "the platform"
     at = change.at.isoformat(timespec="seconds")
     return f"{change.act} from version {change.version_from} to {change.version_to} by {actor} at {at}"
+
+
+def require_deciding(
+    experiment: PolicyExperiment, state: str | None, policy: Mapping[str, Any] | None
+) -> None:
+    """Raise Contested unless an experiment of this state and policy runs under the policy that decided."""
+    if state != "running":
+        raise Contested(f"experiment {experiment.id} was stopped meanwhile")
+    if policy != experiment.policy:
+        raise Contested(f"experiment {experiment.id} was given another policy meanwhile")
 
 
 async def _insert(connection: AsyncConnection, new: NewPromotion, phase: PromotionPhase) -> Promotion:

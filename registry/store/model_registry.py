@@ -5,6 +5,7 @@ Encoders are versions of a registered model of their own, `ENCODERS`; the alias 
 
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,14 @@ from registry.bundles.bundle import Bundle, BundleKind, Manifest
 from registry.bundles.manifest_schema import EncoderSettings
 from registry.data.held_out import FILE as HELD_OUT_FILE
 from registry.data.held_out import HeldOutSet
-from registry.errors import BundleCorrupt, BundleInvalid, CorpusUnavailable, NameInvalid, NotRegistered
+from registry.errors import (
+    BundleCorrupt,
+    BundleInvalid,
+    CorpusUnavailable,
+    NameInvalid,
+    NotRegistered,
+    RegistryUnavailable,
+)
 from registry.store.mlflow_client import EXPERIMENT, MlflowConnection, local_path, translate_errors
 from registry.store.records import EncoderRecord, VersionRecord
 from registry.store.revision import code_revision
@@ -125,9 +133,16 @@ class ModelRegistry:
             version = self._client.get_model_version_by_alias(model, CHAMPION).version
         return self.version(model, str(version))
 
-    def set_alias(self, model: str, alias: str, version: str) -> None:
-        """Point an alias at a version. Raises NotRegistered if there is no such version."""
+    def set_alias(self, model: str, alias: str, version: str, *, seconds: float | None = None) -> None:
+        """Point an alias at a version.
+
+        Raises NotRegistered if there is no such version, RegistryUnavailable if the alias couldn't be moved, or if it
+        took longer than `seconds` to come to that.
+        """
+        begun = time.monotonic()
         self.version(model, version)
+        if seconds is not None and time.monotonic() - begun > seconds:
+            raise RegistryUnavailable(f"MLflow took more than {seconds:.0f} s to answer: nothing was changed")
         with translate_errors():
             self._client.set_registered_model_alias(model, alias, version)
 

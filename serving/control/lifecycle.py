@@ -10,8 +10,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
 from db.errors import DatabaseError
+from db.experiments.experiments import Experiment
 from db.models.evaluations import Evaluation
-from db.models.promotions import Act, ChampionPeriod, ChampionPeriodPage
+from db.models.promotions import Act, ChampionPeriod, ChampionPeriodPage, PolicyExperiment
 from registry.errors import NotRegistered
 from registry.experiments.decisions import PolicyDecision
 from registry.store.records import EncoderRecord, VersionRecord
@@ -87,16 +88,19 @@ class LocalLifecycle:
         """Return the versions that were champion, the latest first."""
         return await self.promotions.champions(model)
 
-    async def promote_by_policy(self, model: str, version: str, decision: PolicyDecision) -> None:
-        """Promote a version as a policy decided.
+    async def promote_by_policy(self, experiment: Experiment, decision: PolicyDecision) -> None:
+        """Promote an experiment's challenger as its policy decided, unless it has done so before.
 
         Raises:
-            Conflict: a gate or another change forbids it.
+            Conflict: a gate or another change forbids it, or the experiment was stopped or given another policy.
         """
         reason = PromotionDecision(
-            act=Act.POLICY, reason=decision.reason, evidence={"decision": decision.dump()}
+            act=Act.POLICY,
+            reason=decision.reason,
+            evidence={"decision": decision.dump(), "experiment": str(experiment.id)},
+            experiment=PolicyExperiment(id=experiment.id, policy=experiment.policy),
         )
-        await self.promotions.decide(model, version, reason)
+        await self.promotions.decide(experiment.model, experiment.challenger, reason)
 
     async def promote(
         self, model: str, version: str, caller: Caller, *, force: bool, reason: str | None

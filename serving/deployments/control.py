@@ -142,4 +142,4 @@ class Control:
         return self._reconciler.catalog.champions.get(model)
 
     async def _promote(self, experiment: Experiment, decision: PolicyDecision) -> None:
-        await self._lifecycle.promote_by_policy(experiment.model, experiment.challenger, decision)
+        await self._lifecycle.promote_by_policy(experiment, decision)

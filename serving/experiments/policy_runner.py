@@ -48,10 +48,8 @@ class PolicyRunner:
     async def _apply_policy(self, experiment: Experiment) -> None:
         # Read before the decisions: if another runner's promotion moved the champion, its decision is among them.
         champion = self.champion(experiment.model)
-        pending = next(
-            (each for each in await self.experiments.decisions(experiment.id) if each.action == "promote"),
-            None,
-        )
+        policy = Policy.parse(experiment.policy)
+        pending = await self._find_pending(experiment, policy)
         if pending is not None:
             # The decision was stored, and the process died before it was carried out.
             await self._carry_out(experiment, _recompute(pending))
@@ -62,7 +60,6 @@ class PolicyRunner:
             reason = f"the champion became version {champion}"
             await self.experiments.stop(experiment.id, actor=None, reason=reason)
             return
-        policy = Policy.parse(experiment.policy)
         if policy.action == "observe":
             return
         evidence = evidence_of(experiment, await self.counts.counts(experiment.id))
@@ -81,25 +78,33 @@ class PolicyRunner:
                 return
             case "ramp":
                 await self.experiments.change(
-                    experiment.id, actor=None, share=decision.share, decision=stored, stage=experiment.stage
+                    experiment.id, actor=None, share=decision.share, decision=stored, seen=experiment
                 )
             case "stop":
                 await self.experiments.stop(
-                    experiment.id, actor=None, reason=decision.reason, decision=stored
+                    experiment.id, actor=None, reason=decision.reason, decision=stored, seen=experiment
                 )
             case "promote":
-                await self.experiments.decide(experiment.id, stored, stage=experiment.stage)
+                await self.experiments.decide(experiment, stored)
                 await self._carry_out(experiment, decision)
         log.info("experiment.decided", experiment=str(experiment.id), action=decision.action)
+
+    async def _find_pending(self, experiment: Experiment, policy: Policy) -> Decision | None:
+        """Return the decision to promote that the present policy has made; one of an earlier policy doesn't count."""
+        made = await self.experiments.decisions(experiment.id)
+        return next(
+            (each for each in made if each.action == "promote" and Policy.parse(each.policy) == policy), None
+        )
 
     async def _carry_out(self, experiment: Experiment, decision: decisions.PolicyDecision) -> None:
         try:
             await self.promote(experiment, decision)
         except Conflict as error:
             reason = f"{decision.reason}; not promoted: {error}"
+            # Under a policy that came meanwhile it goes on.
+            await self.experiments.stop(experiment.id, actor=None, reason=reason, seen=experiment)
         else:
-            reason = f"promoted: {decision.reason}"
-        await self.experiments.stop(experiment.id, actor=None, reason=reason)
+            await self.experiments.stop(experiment.id, actor=None, reason=f"promoted: {decision.reason}")
 
 
 def _recompute(stored: Decision) -> decisions.PolicyDecision:

@@ -77,7 +77,7 @@ class ChampionHistory:
                 return
             else:
                 await history.finish(
-                    intended, PromotionPhase.ABANDONED, why="its process died before the alias moved"
+                    intended, PromotionPhase.ABANDONED, why="its process didn't move the alias"
                 )
             state = await history.state()
         if state.version == champion:

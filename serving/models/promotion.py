@@ -7,17 +7,21 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 from uuid import UUID
 
 import structlog
 
+from db.errors import Contested
 from db.models.evaluations import Evaluation, EvaluationRepository
 from db.models.promotions import (
     Act,
     ChampionPeriod,
     ChampionPeriodPage,
+    LockedHistory,
     NewPromotion,
+    PolicyExperiment,
     Promotion,
     PromotionPhase,
     PromotionRepository,
@@ -30,7 +34,7 @@ from serving.core.caller import Caller
 from serving.core.catalog import CHAMPION, Catalog, VersionState
 from serving.core.database_errors import translate_database_errors
 from serving.core.registry_errors import call_registry
-from serving.errors import Conflict, Invalid, NotFound, Problem, Refused
+from serving.errors import Conflict, Invalid, NotFound, NotReady, Problem, Refused
 from serving.models.gating import GateRunner
 from serving.models.history import GRACE_SECONDS, ChampionHistory
 
@@ -40,6 +44,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+
+# From the check that the lock is held to the beginning of the move.
+_MOVE_SECONDS: Final = 20.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,13 +77,18 @@ class VersionDetail:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromotionDecision:
-    """A decision to change the champion: the act, the key that asks, the reason and the stored evidence."""
+    """A decision to change the champion: the act, the key that asks, the reason and the stored evidence.
+
+    `experiment` is the one whose policy decided: it must still run under this policy when the alias moves, and it
+    promotes once.
+    """
 
     act: Act = Act.PROMOTE
     actor: UUID | None = None
     force: bool = False
     reason: str | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    experiment: PolicyExperiment | None = None
 
 
 class PromotionService:
@@ -205,13 +217,14 @@ class PromotionService:
         if entry.state is VersionState.FAILED:
             await self._refuse(model, version, decision, f"version {version} can't answer: {entry.reason}")
         report = await self._gates.run(model, entry.record, champion)
-        if champion == version:
+        made = state.champion if champion == version else await self._find_earlier(decision)
+        if champion == version or made is not None:
             return PromotionOutcome(
                 model=model,
                 version=version,
                 version_from=champion,
                 changed=False,
-                promotion=state.champion,
+                promotion=made,
                 report=report,
             )
         if not report.passed and not decision.force:
@@ -228,7 +241,14 @@ class PromotionService:
             evidence={**decision.evidence, "gates": report.dump()},
             below_id=state.champion.id if state.champion is not None else None,
         )
-        return await self._commit(new, state, report)
+        return await self._commit(new, state, report, decision.experiment)
+
+    async def _find_earlier(self, decision: PromotionDecision) -> Promotion | None:
+        """Return the promotion that this decision has led to already, though it may have been rolled back since."""
+        if decision.experiment is None:
+            return None
+        with translate_database_errors():
+            return await self._promotions.of_experiment(decision.experiment.id)
 
     async def _rollback(self, model: str, decision: PromotionDecision) -> PromotionOutcome:
         self._catalog().versions(model)
@@ -257,7 +277,11 @@ class PromotionService:
         return await self._commit(new, state, None)
 
     async def _commit(
-        self, new: NewPromotion, state: PromotionState, report: GateReport | None
+        self,
+        new: NewPromotion,
+        state: PromotionState,
+        report: GateReport | None,
+        experiment: PolicyExperiment | None = None,
     ) -> PromotionOutcome:
         """Store the intention, move the alias, finish. If this process dies meanwhile, `reconcile` finishes."""
         after = state.champion.id if state.champion is not None else None
@@ -271,8 +295,8 @@ class PromotionService:
                 why = None
                 if current != new.version_from:
                     why = f"another MLflow client made version {current} champion meanwhile"
-                elif not await self._move_alias(new):
-                    why = f"version {new.version_to} isn't registered any more"
+                else:
+                    why = await self._move_alias(history, new, experiment)
                 await history.finish(
                     intended, PromotionPhase.ABANDONED if why else PromotionPhase.DONE, why=why
                 )
@@ -291,13 +315,29 @@ class PromotionService:
             report=report,
         )
 
-    async def _move_alias(self, new: NewPromotion) -> bool:
-        """Move the alias; return False if the version is gone."""
+    async def _move_alias(
+        self, history: LockedHistory, new: NewPromotion, experiment: PolicyExperiment | None
+    ) -> str | None:
+        """Move the alias; return why it may not be moved, None if it was."""
         try:
-            await call_registry(self._registry.set_alias, new.model, CHAMPION, str(new.version_to))
+            if experiment is not None:
+                await history.require_experiment(experiment)
+        except Contested as error:
+            return str(error)
+        # MLflow may have taken so long that the lock is lost.
+        await history.confirm()
+        move = partial(
+            self._registry.set_alias, new.model, CHAMPION, str(new.version_to), seconds=_MOVE_SECONDS
+        )
+        try:
+            await call_registry(move)
         except NotRegistered:
-            return False
-        return True
+            return f"version {new.version_to} isn't registered any more"
+        except NotReady:
+            # Perhaps only the answer is missing.
+            if await call_registry(self._registry.champion_version, new.model) != new.version_to:
+                raise
+        return None
 
     async def _refuse(
         self,

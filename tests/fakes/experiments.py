@@ -65,10 +65,10 @@ class FakeExperimentRepository:
         share: float | None = None,
         policy: Mapping[str, Any] | None = None,
         decision: NewDecision | None = None,
-        stage: int | None = None,
+        seen: Experiment | None = None,
     ) -> Experiment:
         """Set share and policy; a new share begins a stage."""
-        now = await self._get_running(experiment_id, stage)
+        now = await self._get_running(experiment_id, seen)
         detail: dict[str, Any] = {}
         if policy is not None and policy != now.policy:
             detail["policy"] = dict(policy)
@@ -86,20 +86,28 @@ class FakeExperimentRepository:
         self._audit(changed, actor, "change", detail)
         return changed
 
-    async def decide(self, experiment_id: UUID, decision: NewDecision, *, stage: int) -> None:
+    async def decide(self, seen: Experiment, decision: NewDecision) -> None:
         """Store a decision that is about to be carried out."""
-        now = await self._get_running(experiment_id, stage)
-        if any(each.action == decision.action for each in await self.decisions(experiment_id)):
-            raise Conflict(f"experiment {experiment_id}: {decision.action} has been decided already")
+        now = await self._get_running(seen.id, seen)
+        made = [(each.action, each.policy) for each in await self.decisions(seen.id)]
+        if (decision.action, decision.policy) in made:
+            raise Conflict(f"experiment {seen.id}: {decision.action} has been decided already")
         self._add_decision(now, decision)
 
     async def stop(
-        self, experiment_id: UUID, *, actor: UUID | None, reason: str, decision: NewDecision | None = None
+        self,
+        experiment_id: UUID,
+        *,
+        actor: UUID | None,
+        reason: str,
+        decision: NewDecision | None = None,
+        seen: Experiment | None = None,
     ) -> Experiment:
         """Stop it; an experiment that has stopped stays unchanged."""
         now = await self.get(experiment_id)
         if not now.running:
             return now
+        now = await self._get_running(experiment_id, seen)
         if decision is not None:
             self._add_decision(now, decision)
         moment = datetime.now(UTC)
@@ -117,10 +125,14 @@ class FakeExperimentRepository:
         stages = self._stages.get(experiment_id, [])
         return self.counted.get(experiment_id, ExperimentCounts(stages=stages, arms=[]))
 
-    async def _get_running(self, experiment_id: UUID, stage: int | None) -> Experiment:
+    async def _get_running(self, experiment_id: UUID, seen: Experiment | None) -> Experiment:
         now = await self.get(experiment_id)
-        if not now.running or stage not in (None, now.stage):
-            raise Conflict(f"experiment {experiment_id} has stopped, or is in another stage")
+        if not now.running:
+            raise Conflict(f"experiment {experiment_id} has stopped: start another one")
+        if seen is not None and now.stage != seen.stage:
+            raise Conflict(f"experiment {experiment_id} is in stage {now.stage} now")
+        if seen is not None and now.policy != seen.policy:
+            raise Conflict(f"experiment {experiment_id} has another policy now")
         return now
 
     def _add_decision(self, now: Experiment, decision: NewDecision) -> None:

@@ -11,15 +11,19 @@ from uuid import UUID
 
 from db.core.cursors import decode_row_id, encode_row_id
 from db.errors import Contested, NotFound
+from db.experiments.experiments import Experiment
 from db.models.evaluations import Evaluation, NewEvaluation
 from db.models.promotions import (
+    Act,
     ChampionPeriod,
     ChampionPeriodPage,
     NewPromotion,
+    PolicyExperiment,
     Promotion,
     PromotionPhase,
     PromotionState,
     describe,
+    require_deciding,
 )
 from tests.fakes.store import FakeStore
 
@@ -27,8 +31,9 @@ from tests.fakes.store import FakeStore
 class FakePromotionRepository:
     """The history of champions in memory; its audit log is that of a fake store."""
 
-    def __init__(self, store: FakeStore) -> None:
+    def __init__(self, store: FakeStore, experiments: Mapping[UUID, Experiment] | None = None) -> None:
         self.store = store
+        self.experiments = {} if experiments is None else experiments
         self.rows: list[Promotion] = []
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -45,6 +50,14 @@ class FakePromotionRepository:
         if not 0 < promotion_id <= len(self.rows):
             raise NotFound(f"there is no promotion {promotion_id}")
         return _with_age(self.rows[promotion_id - 1])
+
+    async def of_experiment(self, experiment_id: UUID) -> Promotion | None:
+        """Return the promotion that an experiment's policy has made."""
+        for row in self.rows:
+            made = (row.act, row.state) == (Act.POLICY, PromotionPhase.DONE)
+            if made and row.evidence.get("experiment") == str(experiment_id):
+                return _with_age(row)
+        return None
 
     async def champion_at(self, model: str, moment: datetime) -> ChampionPeriod | None:
         """Return the period that the moment lies in."""
@@ -140,6 +153,14 @@ class FakeLockedHistory:
     async def state(self) -> PromotionState:
         """Return the model's champion and the change under way."""
         return await self._promotions.state(self._model)
+
+    async def confirm(self) -> None:
+        """Do nothing: this lock is never lost."""
+
+    async def require_experiment(self, experiment: PolicyExperiment) -> None:
+        """Raise Contested if an experiment has stopped, or has another policy by now."""
+        found = self._promotions.experiments.get(experiment.id)
+        require_deciding(experiment, found.state if found else None, found.policy if found else None)
 
     async def finish(self, promotion: Promotion, phase: PromotionPhase, *, why: str | None = None) -> None:
         """End an intended change, once."""

@@ -24,7 +24,7 @@ class FakeModelRegistry:
         """Return the version that the alias names."""
         return self.champion
 
-    def set_alias(self, model: str, alias: str, version: str) -> None:
+    def set_alias(self, model: str, alias: str, version: str, *, seconds: float | None = None) -> None:
         """Move the alias."""
         self.before()
         self.version(model, version)

@@ -78,7 +78,7 @@ def fake_repositories(store: FakeStore) -> Repositories:
         feedback=FakeFeedbackRepository(store),
         experiments=experiments,
         counts=experiments,
-        promotions=FakePromotionRepository(store),
+        promotions=FakePromotionRepository(store, experiments.experiments),
         evaluations=FakeEvaluationRepository(store),
         spaces=FakeSpaceRepository(store, SPACE),
         vectors=FakeVectorRepository(store),

@@ -74,11 +74,15 @@ async def test_a_change_of_the_share_begins_a_stage(repositories: Repositories) 
     policy = await change(created.id, actor=actor, policy={})
     assert (policy.policy, policy.stage, policy.share) == ({}, 1, 0.5)
     assert policy.updated_at > created.updated_at
-    ramped = await change(created.id, actor=None, share=0.25, decision=RAMP, stage=1)
+    ramped = await change(created.id, actor=None, share=0.25, decision=RAMP, seen=policy)
     assert (ramped.share, ramped.stage, ramped.policy) == (0.25, 2, {})
     assert await experiments.get(created.id) == ramped
     with pytest.raises(Conflict):
-        await change(created.id, actor=None, share=0.75, stage=1)
+        await change(created.id, actor=None, share=0.75, seen=policy)
+    with pytest.raises(Conflict):
+        await change(created.id, actor=None, share=0.75, seen=replace(ramped, policy={"action": "decide"}))
+    with pytest.raises(Conflict):
+        await experiments.stop(created.id, actor=None, reason="worse", decision=RAMP, seen=policy)
     with pytest.raises(NotFound):
         await change(uuid4(), actor=None, share=0.75)
     counts = await repositories.counts.counts(created.id)
@@ -113,7 +117,7 @@ async def test_a_stopped_experiment_never_changes(repositories: Repositories) ->
     with pytest.raises(Conflict):
         await experiments.change(created.id, actor=None, share=0.25)
     with pytest.raises(Conflict):
-        await experiments.decide(created.id, RAMP, stage=1)
+        await experiments.decide(created, RAMP)
     with pytest.raises(NotFound):
         await experiments.stop(uuid4(), actor=None, reason="unknown")
     entries = (await repositories.audit.list(AuditFilters(action="experiment.stop"))).items
@@ -124,13 +128,15 @@ async def test_each_action_is_decided_once(repositories: Repositories) -> None:
     experiments = repositories.experiments
     created = await experiments.create(NEW, actor=None)
     promote = replace(RAMP, action="promote", share=None)
-    await experiments.decide(created.id, promote, stage=1)
+    await experiments.decide(created, promote)
     with pytest.raises(Conflict):
-        await experiments.decide(created.id, promote, stage=1)
+        await experiments.decide(created, promote)
     with pytest.raises(Conflict):
-        await experiments.decide(created.id, RAMP, stage=2)
+        await experiments.decide(replace(created, stage=2), RAMP)
+    with pytest.raises(Conflict):
+        await experiments.decide(replace(created, policy={"action": "observe"}), RAMP)
     with pytest.raises(NotFound):
-        await experiments.decide(uuid4(), RAMP, stage=1)
+        await experiments.decide(replace(created, id=uuid4()), RAMP)
     await experiments.change(created.id, actor=None, share=0.25, decision=RAMP)
     first, second = await experiments.decisions(created.id)
     assert type(first) is Decision

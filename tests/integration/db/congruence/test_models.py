@@ -9,8 +9,17 @@ import pytest
 
 from db.accounts.audit import AuditFilters
 from db.errors import Contested, NotFound, Rejected
+from db.experiments.experiments import NewExperiment
 from db.models.evaluations import Evaluation, NewEvaluation
-from db.models.promotions import Act, ChampionPeriod, NewPromotion, Promotion, PromotionPhase, PromotionState
+from db.models.promotions import (
+    Act,
+    ChampionPeriod,
+    NewPromotion,
+    PolicyExperiment,
+    Promotion,
+    PromotionPhase,
+    PromotionState,
+)
 from tests.support.repositories import Repositories
 from tests.support.row_factories import field_names
 
@@ -218,3 +227,35 @@ async def test_evaluations_run_one_by_one_and_end_once(repositories: Repositorie
         (MODEL, actor, first.id),
     ]
     assert entries[-1].detail == {"evaluation": first.id, "version": "1", "bundle": "1" * 64}
+
+
+async def test_a_policy_promotes_once_and_only_while_its_experiment_runs_under_it(
+    repositories: Repositories,
+) -> None:
+    promotions, experiments = repositories.promotions, repositories.experiments
+    policy = {"action": "decide"}
+    running = await experiments.create(
+        NewExperiment(
+            model=MODEL, champion="1", challenger="2", share=0.5, shadow=False, salt="s", policy=policy
+        ),
+        actor=None,
+    )
+    deciding = PolicyExperiment(id=running.id, policy=policy)
+    async with promotions.lock(MODEL) as history:
+        await history.confirm()
+        await history.require_experiment(deciding)
+        with pytest.raises(Contested, match="was stopped"):
+            await history.require_experiment(PolicyExperiment(id=uuid4(), policy=policy))
+    assert await promotions.of_experiment(running.id) is None
+    evidence = {"experiment": str(running.id)}
+    made = await record(repositories, change("1", "2", act=Act.POLICY, evidence=evidence))
+    await record(repositories, change("2", "1", act=Act.ROLLBACK, evidence=evidence))
+    assert fields(await promotions.of_experiment(running.id)) == fields(made)
+    await experiments.change(running.id, actor=None, policy={"action": "observe"})
+    async with promotions.lock(MODEL) as history:
+        with pytest.raises(Contested, match="another policy"):
+            await history.require_experiment(deciding)
+    await experiments.stop(running.id, actor=None, reason="enough")
+    async with promotions.lock(MODEL) as history:
+        with pytest.raises(Contested, match="was stopped"):
+            await history.require_experiment(PolicyExperiment(id=running.id, policy={"action": "observe"}))

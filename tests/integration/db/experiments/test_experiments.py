@@ -80,12 +80,14 @@ async def test_a_decision_is_stored_with_its_effect_only_in_the_stage_it_was_bas
 ) -> None:
     experiments = ExperimentRepository(database)
     experiment = await experiments.create(new(), actor=None)
-    ramped = await experiments.change(experiment.id, actor=None, share=0.75, decision=decision(), stage=1)
+    ramped = await experiments.change(
+        experiment.id, actor=None, share=0.75, decision=decision(), seen=experiment
+    )
     assert (ramped.share, ramped.stage) == (0.75, 2)
     with pytest.raises(Conflict, match="stage 2"):
-        await experiments.change(experiment.id, actor=None, share=0.9, decision=decision(), stage=1)
+        await experiments.change(experiment.id, actor=None, share=0.9, decision=decision(), seen=experiment)
     with pytest.raises(Conflict):
-        await experiments.decide(experiment.id, decision("promote", None), stage=1)
+        await experiments.decide(experiment, decision("promote", None))
     await experiments.stop(experiment.id, actor=None, reason="worse", decision=decision("stop", None))
     decided = await experiments.decisions(experiment.id)
     assert [(each.action, each.share) for each in decided] == [("ramp", 0.75), ("stop", None)]
@@ -95,7 +97,7 @@ async def test_a_decision_is_stored_with_its_effect_only_in_the_stage_it_was_bas
 async def test_a_decision_can_be_neither_changed_nor_removed(database: Database) -> None:
     experiments = ExperimentRepository(database)
     experiment = await experiments.create(new(), actor=None)
-    await experiments.decide(experiment.id, decision("promote", None), stage=1)
+    await experiments.decide(experiment, decision("promote", None))
     for statement in ("UPDATE decisions SET reason = 'other'", "DELETE FROM decisions"):
         with pytest.raises(DatabaseError, match="42501"):
             await run_sql(database, statement)

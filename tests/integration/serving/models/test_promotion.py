@@ -3,25 +3,30 @@
 import asyncio
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from db.accounts.audit import AuditFilters, AuditRepository
+from db.connection import engine
 from db.connection.engine import Database
+from db.experiments.experiments import ExperimentRepository, NewExperiment
 from db.models.evaluations import EvaluationRepository, NewEvaluation
-from db.models.promotions import Act, NewPromotion, PromotionRepository
+from db.models.promotions import Act, NewPromotion, PolicyExperiment, PromotionRepository
 from registry.data.held_out import HeldOutSet
+from registry.errors import RegistryUnavailable
 from registry.store.model_registry import CHAMPION, ModelRegistry
 from registry.store.records import VersionRecord
 from serving.core.caller import Caller, Role
 from serving.core.catalog import Catalog, CatalogEntry, VersionState
 from serving.errors import Conflict, Refused
-from serving.models.promotion import PromotionOutcome, PromotionService
+from serving.models.promotion import PromotionDecision, PromotionOutcome, PromotionService
 from tests.support.heads import head
-from tests.support.postgres import KEY
+from tests.support.postgres import KEY, open_database
 from tests.support.reports import report
+from tests.support.row_factories import run_sql, wait_for_lock
 from tests.support.tiny import TINY_SPACE
 
 pytestmark = pytest.mark.anyio
@@ -154,7 +159,7 @@ class Dying(ModelRegistry):
         super().__init__(registry._mlflow.tracking_uri, artifact_root=registry._mlflow.artifact_root)
         self._after = after
 
-    def set_alias(self, model: str, alias: str, version: str) -> None:
+    def set_alias(self, model: str, alias: str, version: str, *, seconds: float | None = None) -> None:
         if self._after:
             super().set_alias(model, alias, version)
         raise Interrupted
@@ -204,9 +209,9 @@ from serving.models.promotion import PromotionService
 url, mlflow, root, model, after, key = sys.argv[1:]
 
 class Killed(ModelRegistry):
-    def set_alias(self, *arguments):
+    def set_alias(self, *arguments, **named):
         if after == "True":
-            super().set_alias(*arguments)
+            super().set_alias(*arguments, **named)
         os.kill(os.getpid(), 9)
 
 async def main():
@@ -246,6 +251,78 @@ async def test_a_killed_process_leaves_no_lock_and_nothing_doubled(case: Case, u
     await case.promotions().reconcile(case.model, seen)
     assert await case.acts() == [("bootstrap", "1"), *([("promote", "2")] if after else [])]
     assert registry.champion_version(case.model) == ("2" if after else "1")
+
+
+class Stalled(ModelRegistry):
+    """A registry that moves no alias before it may go on."""
+
+    def __init__(self, registry: ModelRegistry) -> None:
+        super().__init__(registry._mlflow.tracking_uri, artifact_root=registry._mlflow.artifact_root)
+        self.reached, self.go_on = threading.Event(), threading.Event()
+
+    def set_alias(self, model: str, alias: str, version: str, *, seconds: float | None = None) -> None:
+        self.reached.set()
+        assert self.go_on.wait(60)
+        super().set_alias(model, alias, version)
+
+
+async def test_while_mlflow_stalls_no_other_change_begins(
+    case: Case, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "IDLE_IN_TRANSACTION", "100ms")
+    registry = Stalled(case.registry)
+    async with open_database(url) as database:
+        stalled = PromotionService(
+            promotions=PromotionRepository(database),
+            evaluations=EvaluationRepository(database),
+            registry=registry,
+            catalog=case.catalog,
+            grace_seconds=0,
+        )
+        first = asyncio.create_task(stalled.promote(case.model, "2", ADA, force=True, reason="a test"))
+        await asyncio.to_thread(registry.reached.wait, 60)
+        # Longer than a session may idle in any other transaction.
+        await run_sql(case.database, "SELECT pg_sleep(0.5)")
+        with pytest.raises(Conflict, match="under way: promote from version 1 to 2"):
+            await case.force("3")
+        registry.go_on.set()
+        assert (await first).changed
+    assert case.registry.champion_version(case.model) == "2"
+    assert await case.acts() == [("bootstrap", "1"), ("promote", "2")]
+
+
+async def test_stopping_an_experiment_waits_for_the_promotion_that_its_policy_is_making(case: Case) -> None:
+    one, two, _ = case.registry.versions(case.model)
+    for record, accuracy in ((one, 0.7), (two, 0.75)):
+        await case.report(record, accuracy)
+    experiments, policy = ExperimentRepository(case.database), {"action": "decide"}
+    new = NewExperiment(
+        model=case.model, champion="1", challenger="2", share=0.5, shadow=False, salt="s", policy=policy
+    )
+    running = await experiments.create(new, actor=None)
+    decision = PromotionDecision(
+        act=Act.POLICY,
+        evidence={"experiment": str(running.id)},
+        experiment=PolicyExperiment(id=running.id, policy=policy),
+    )
+    registry = Stalled(case.registry)
+    promoting = asyncio.create_task(case.promotions(registry=registry).decide(case.model, "2", decision))
+    await asyncio.to_thread(registry.reached.wait, 60)
+    stopping = asyncio.create_task(experiments.stop(running.id, actor=None, reason="enough"))
+    await wait_for_lock(case.database)
+    assert not stopping.done()
+    registry.go_on.set()
+    assert (await promoting).changed
+    assert (await stopping).state == "stopped"
+    await case.promotions().rollback(case.model, BOB)
+    assert not (await case.promotions().decide(case.model, "2", decision)).changed
+    assert await case.acts() == [("bootstrap", "1"), ("policy", "2"), ("rollback", "1")]
+
+
+async def test_a_move_that_comes_too_late_is_not_made(case: Case) -> None:
+    with pytest.raises(RegistryUnavailable, match="nothing was changed"):
+        case.registry.set_alias(case.model, CHAMPION, "2", seconds=0.0)
+    assert case.registry.champion_version(case.model) == "1"
 
 
 async def test_a_champion_whose_version_is_gone_cant_be_rolled_back_to(case: Case) -> None:

@@ -1,19 +1,22 @@
 """Promotions over fakes: gates, force, rollback, races, and deaths at every point."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
+from db.experiments.experiments import Experiment, NewExperiment
 from db.models.evaluations import NewEvaluation
-from db.models.promotions import Act
+from db.models.promotions import Act, PolicyExperiment
 from registry.errors import RegistryUnavailable
 from registry.evaluation.gates import Gates
 from registry.evaluation.report import EvaluationReport
 from serving.core.caller import Caller, Role
 from serving.errors import Conflict, Invalid, NotFound, NotReady, Refused
 from serving.models.promotion import PromotionDecision, PromotionService
+from tests.fakes.experiments import FakeExperimentRepository
 from tests.fakes.models import FakeEvaluationRepository, FakePromotionRepository
 from tests.fakes.registry import FakeModelRegistry
 from tests.fakes.store import FakeStore
@@ -32,6 +35,7 @@ class Desk:
     registry: FakeModelRegistry
     records: FakePromotionRepository
     evaluations: FakeEvaluationRepository
+    experiments: dict[UUID, Experiment]
 
     def promotions(self, *, grace: float = 0.0, gates: Gates | None = None) -> PromotionService:
         """Return the promotion service of another process."""
@@ -63,15 +67,33 @@ class Desk:
 @pytest.fixture
 async def desk() -> Desk:
     entries = catalog().models[MODEL]
+    experiments = FakeExperimentRepository(FakeStore())
     desk = Desk(
+        experiments=experiments.experiments,
         registry=FakeModelRegistry(
             {version: entry.record for version, entry in entries.items()}, champion="2"
         ),
-        records=FakePromotionRepository(FakeStore()),
+        records=FakePromotionRepository(FakeStore(), experiments.experiments),
         evaluations=FakeEvaluationRepository(FakeStore()),
     )
     await desk.report(report("2", 0.75))
     return desk
+
+
+async def deciding(desk: Desk) -> PromotionDecision:
+    """Return the decision of the policy of a running experiment to promote version 3, which passes its gates."""
+    await desk.report(report("3", 0.78))
+    policy = {"action": "decide"}
+    new = NewExperiment(
+        model=MODEL, champion="2", challenger="3", share=0.5, shadow=False, salt="s", policy=policy
+    )
+    running = await FakeExperimentRepository(FakeStore()).create(new, actor=None)
+    desk.experiments[running.id] = running
+    return PromotionDecision(
+        act=Act.POLICY,
+        evidence={"experiment": str(running.id)},
+        experiment=PolicyExperiment(id=running.id, policy=policy),
+    )
 
 
 async def test_a_version_that_passes_becomes_champion_once(desk: Desk) -> None:
@@ -261,12 +283,47 @@ async def test_a_registry_that_fails_is_503_and_what_it_did_is_found_out(desk: D
     def fail() -> None:
         raise RegistryUnavailable("MLflow can't answer")
 
-    desk.registry.after = fail
+    desk.registry.before = fail
     with pytest.raises(NotReady):
         await force(desk, "1")
-    desk.registry.after = lambda: None
-    assert not (await desk.promotions().promote(MODEL, "1", ADA, force=True, reason="again")).changed
+    desk.registry.before = lambda: None
+    assert (await desk.promotions().promote(MODEL, "1", ADA, force=True, reason="again")).changed
+    assert desk.acts[1:] == [("promote", "1", "abandoned"), ("promote", "1", "done")]
+
+
+async def test_a_move_whose_answer_is_missing_is_looked_up(desk: Desk) -> None:
+    def fail() -> None:
+        raise RegistryUnavailable("MLflow can't answer")
+
+    desk.registry.after = fail
+    assert (await desk.promotions().promote(MODEL, "1", ADA, force=True, reason="a test")).changed
     assert desk.acts[1:] == [("promote", "1", "done")]
+
+
+async def test_a_policy_promotes_once_even_if_somebody_rolls_back_before_it_is_noted(desk: Desk) -> None:
+    decision = await deciding(desk)
+    assert (await desk.promotions().decide(MODEL, "3", decision)).changed
+    await desk.promotions().rollback(MODEL, BOB)
+    again = await desk.promotions().decide(MODEL, "3", decision)
+    assert (again.changed, desk.registry.champion) == (False, "2")
+    assert [act for act, _, _ in desk.acts] == ["bootstrap", "policy", "rollback"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [({"state": "stopped"}, "was stopped"), ({"policy": {"action": "observe"}}, "another policy")],
+)
+async def test_a_policy_promotes_nothing_once_a_person_has_stopped_or_changed_it(
+    desk: Desk, changes: dict[str, Any], why: str
+) -> None:
+    decision = await deciding(desk)
+    assert decision.experiment is not None
+    seen = desk.experiments[decision.experiment.id]
+    desk.experiments[seen.id] = replace(seen, **changes)
+    with pytest.raises(Conflict, match=why):
+        await desk.promotions().decide(MODEL, "3", decision)
+    assert desk.registry.champion == "2"
+    assert desk.acts == [("bootstrap", "2", "done"), ("policy", "3", "abandoned")]
 
 
 async def test_of_two_at_once_one_wins_and_the_other_gets_a_conflict(desk: Desk) -> None:
