@@ -11,6 +11,7 @@ from serving.cli.output import Api, calls_api, show_json, show_record, show_tabl
 
 app = typer.Typer(no_args_is_help=True, help="Compare challengers with champions.")
 
+_STAGE = ("stage", "share", "feedback", "difference", "verdict")
 Id = Annotated[str, typer.Argument(metavar="EXPERIMENT_ID")]
 Policy = Annotated[str | None, typer.Option(help="JSON, or the path of a JSON file; default: observe only.")]
 
@@ -67,7 +68,7 @@ def change(
     ] = None,
     policy: Policy = None,
 ) -> None:
-    """Change the share, which moves as few units as possible, or the policy."""
+    """Change the share, which moves as few units as possible and begins a new stage, or the policy."""
     answer = api.client.patch(f"/v1/experiments/{experiment}", share=share, policy=_policy(policy))
     _show(answer, as_json=api.as_json)
 
@@ -104,7 +105,26 @@ def _show(answer: Mapping[str, Any], *, as_json: bool) -> None:
     rows = [{**arm, "accuracy": _interval(arm["accuracy"])} for arm in answer["arms"]]
     arms = ("arm", "version", "exposures", "units", "feedback", "accuracy", "faults", "p95_ms")
     show_table(rows, arms, answer=rows, as_json=False)
-    show_record({"verdict": f"{answer['verdict']['verdict']}: {answer['verdict']['reason']}"}, as_json=False)
+    if len(answer["stages"]) > 1:
+        show_table([_stage(each) for each in answer["stages"]], _STAGE, answer=rows, as_json=False)
+    verdict = answer["verdict"]
+    of_stage = f" (stage {verdict['stage']})" if verdict["stage"] != answer["stage"] else ""
+    lines = {
+        "verdict": f"{verdict['verdict']}{of_stage}: {verdict['reason']}",
+        "meaning": verdict["explanation"],
+    }
+    show_record(lines, as_json=False)
+
+
+def _stage(stage: Mapping[str, Any]) -> dict[str, Any]:
+    feedback = " / ".join(f"{arm['judged_units']:,}" for arm in stage["arms"])
+    return {
+        "stage": stage["number"],
+        "share": stage["share"],
+        "feedback": feedback,
+        "difference": _interval(stage["difference"]),
+        "verdict": stage["verdict"],
+    }
 
 
 def _interval(estimate: Mapping[str, float] | None) -> str | None:

@@ -12,9 +12,9 @@ import structlog
 
 from db.experiments.counts import ArmStageCounts, CountRepository, ExperimentCounts
 from db.experiments.experiments import Decision, Experiment, ExperimentRepository, NewExperiment
-from registry.experiments import decisions
-from registry.experiments.decisions import ArmCounts, Evidence, Stage
+from registry.experiments.decisions import ArmCounts, Evidence, PolicyDecision, Stage
 from registry.experiments.policies import Policy
+from registry.experiments.stages import conclude_stages, explain, find_known
 from registry.experiments.statistics import ArmFeedback
 from serving.core.caller import Caller
 from serving.core.catalog import Catalog
@@ -29,11 +29,17 @@ _SALT_BYTES = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExperimentReport:
-    """An experiment, the counts of its arms, the conclusion from them, and the decisions so far."""
+    """An experiment, the counts of its arms, the conclusions from them, and the decisions so far.
+
+    `conclusions` are those of the stages; `known` is the latest that has enough feedback, and `explanation` says how
+    to read it.
+    """
 
     experiment: Experiment
     counts: ExperimentCounts
-    conclusion: decisions.PolicyDecision
+    conclusions: Sequence[PolicyDecision]
+    known: PolicyDecision
+    explanation: str
     decisions: Sequence[Decision]
 
 
@@ -109,8 +115,17 @@ class ExperimentService:
             experiment = await self.experiments.get(experiment_id)
             counts = await self.counts.counts(experiment_id)
             stored = await self.experiments.decisions(experiment_id)
-        conclusion = decisions.decide(evidence_of(experiment, counts), Policy.parse(experiment.policy))
-        return ExperimentReport(experiment=experiment, counts=counts, conclusion=conclusion, decisions=stored)
+        policy = Policy.parse(experiment.policy)
+        conclusions = conclude_stages(evidence_of(experiment, counts), policy)
+        known = find_known(conclusions, policy)
+        return ExperimentReport(
+            experiment=experiment,
+            counts=counts,
+            conclusions=conclusions,
+            known=known,
+            explanation=explain(known, policy),
+            decisions=stored,
+        )
 
     async def change(
         self, experiment_id: UUID, caller: Caller, *, share: float | None = None, policy: Policy | None = None

@@ -1,10 +1,12 @@
 """Experiments: try a challenger next to the champion, watch it, change or stop it."""
 
+from typing import Final
 from uuid import UUID
 
 from fastapi import APIRouter
 from starlette.requests import Request
 
+from registry.experiments.decisions import PolicyDecision
 from registry.experiments.policies import Policy
 from serving.api.dependencies import Json, get_caller, get_services
 from serving.api.schemas.experiments import (
@@ -18,6 +20,8 @@ from serving.api.schemas.experiments import (
 from serving.api.security import GuardedRoute, Parsed, requires
 from serving.core.caller import Role
 from serving.experiments.service import ExperimentPlan, ExperimentReport
+
+_ARMS: Final = ("champion", "challenger")
 
 router = APIRouter(prefix="/v1/experiments", route_class=GuardedRoute, tags=["experiments"])
 
@@ -71,28 +75,59 @@ async def stop_experiment(request: Request, experiment_id: UUID, body: Parsed[Ex
 
 
 def _report(report: ExperimentReport) -> Json:
-    numbers = report.conclusion.numbers
+    present = report.conclusions[-1]
     return ExperimentSummary.model_validate(report.experiment).model_dump() | {
-        "arms": [_arm(report, arm) for arm in ("champion", "challenger")],
-        "sample_ratio": {"p": numbers["sample_ratio_p"], "mismatch": report.conclusion.verdict == "mismatch"},
-        "verdict": {
-            "verdict": report.conclusion.verdict,
-            "reason": report.conclusion.reason,
-            "difference": numbers["difference"],
-            "fault_increase": numbers["fault_increase"],
-            "latency_ratio": numbers["latency_ratio"],
-        },
-        "stages": report.counts.stages,
+        "arms": [_arm(report, arm) for arm in _ARMS],
+        "sample_ratio": {"p": present.numbers["sample_ratio_p"], "mismatch": present.verdict == "mismatch"},
+        "verdict": _verdict(report.known) | {"explanation": report.explanation},
+        "stages": [_stage(report, conclusion) for conclusion in report.conclusions],
         "decisions": report.decisions,
     }
 
 
+def _verdict(conclusion: PolicyDecision) -> Json:
+    numbers = conclusion.numbers
+    return {
+        "verdict": conclusion.verdict,
+        "reason": conclusion.reason,
+        "stage": numbers["stage"],
+        "difference": numbers["difference"],
+        "fault_increase": numbers["fault_increase"],
+        "latency_ratio": numbers["latency_ratio"],
+    }
+
+
+def _stage(report: ExperimentReport, conclusion: PolicyDecision) -> Json:
+    numbers = conclusion.numbers
+    arms = [
+        {
+            "arm": _stored_arm(report, arm),
+            "units": numbers[arm]["units"],
+            "judged_units": numbers[arm]["judged_units"],
+            "accuracy": numbers[arm]["accuracy"],
+        }
+        for arm in _ARMS
+    ]
+    return {
+        "number": numbers["stage"],
+        "share": numbers["share"],
+        "verdict": conclusion.verdict,
+        "reason": conclusion.reason,
+        "difference": numbers["difference"],
+        "arms": arms,
+    }
+
+
+def _stored_arm(report: ExperimentReport, arm: str) -> str:
+    return "shadow" if report.experiment.shadow and arm == "challenger" else arm
+
+
 def _arm(report: ExperimentReport, arm: str) -> Json:
-    """Return an arm's answers in all stages, and its accuracy in the present one."""
+    """Return an arm's answers in all stages, and its accuracy in the stage of the verdict."""
     experiment = report.experiment
-    stored = "shadow" if experiment.shadow and arm == "challenger" else arm
+    stored = _stored_arm(report, arm)
     rows = [row for row in report.counts.arms if row.arm == stored]
-    numbers = report.conclusion.numbers[arm]
+    numbers = report.known.numbers[arm]
     return {
         "arm": stored,
         "version": experiment.champion if arm == "champion" else experiment.challenger,

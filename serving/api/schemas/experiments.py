@@ -8,6 +8,7 @@ from pydantic import AwareDatetime, ConfigDict, Field
 from registry.experiments.policies import Policy
 from serving.api.schemas.fields import Comment, Name, RequestBody, ResponseBody, VersionName, name_examples
 
+VerdictName = Literal["mismatch", "guardrail", "better", "worse", "inconclusive", "undecided"]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 _POLICY = "the actions it may take by itself; by default none (docs/experiments.md)"
@@ -60,7 +61,7 @@ class IntervalResponse(ResponseBody):
 
 
 class ArmResponse(ResponseBody):
-    """An arm: its answers in all stages, and its accuracy by feedback in the present one."""
+    """An arm: its answers in all stages, and its accuracy by feedback in the stage that the verdict is about."""
 
     arm: Literal["champion", "challenger", "shadow"]
     version: str
@@ -80,20 +81,38 @@ class SampleRatioResponse(ResponseBody):
 
 
 class VerdictResponse(ResponseBody):
-    """The conclusion from the evidence, whether or not the policy acts on it."""
+    """The conclusion from the evidence, whether or not the policy acts on it.
 
-    verdict: Literal["mismatch", "guardrail", "better", "worse", "inconclusive", "undecided"]
+    It is about the latest stage with enough feedback, `stage`; `explanation` says how to read it.
+    """
+
+    verdict: VerdictName
     reason: str
+    stage: int
+    explanation: str
     difference: IntervalResponse | None
     fault_increase: IntervalResponse | None
     latency_ratio: float | None
 
 
+class StageArmResponse(ResponseBody):
+    """An arm in one stage: the units that it answered, those with feedback, and its accuracy by that."""
+
+    arm: Literal["champion", "challenger", "shadow"]
+    units: int
+    judged_units: int
+    accuracy: IntervalResponse | None
+
+
 class StageResponse(ResponseBody):
-    """A period with one share."""
+    """A period with one share, and the conclusion from its feedback as it is now."""
 
     number: int
     share: float
+    verdict: VerdictName
+    reason: str
+    difference: IntervalResponse | None
+    arms: list[StageArmResponse]
 
 
 class DecisionResponse(ResponseBody):

@@ -87,6 +87,26 @@ async def test_an_experiment_that_makes_no_sense_is_refused(
     assert (await client.post("/v1/experiments", json=START | change)).status_code == status
 
 
+async def test_a_changed_share_and_a_stop_blank_no_verdict(
+    platform: Platform, client: httpx.AsyncClient
+) -> None:
+    started = (await client.post("/v1/experiments", json=START)).json()
+    assert started["verdict"]["explanation"].startswith("Feedback on 100 units more of the champion")
+    path, records = f"/v1/experiments/{started['id']}", platform.services.experiments.experiments
+    await client.patch(path, json={"share": 0.75})
+    stages = [ExperimentStage(number=1, share=0.5), ExperimentStage(number=2, share=0.75)]
+    records.counted[UUID(started["id"])] = replace(BETTER, stages=stages)
+    for report in (await client.get(path), await client.post(f"{path}/stop")):
+        found = report.json()
+        assert (found["stage"], found["verdict"]["stage"], found["verdict"]["verdict"]) == (2, 1, "better")
+        assert "however often one looks" in found["verdict"]["explanation"]
+        assert [arm["accuracy"]["value"] for arm in found["arms"]] == [0.5, 0.8]
+        known, empty = found["stages"]
+        assert [arm["judged_units"] for arm in known["arms"]] == [2_000, 2_000]
+        assert (known["verdict"], known["difference"]) == ("better", found["verdict"]["difference"])
+        assert (empty["verdict"], empty["difference"], empty["share"]) == ("undecided", None, 0.75)
+
+
 async def test_one_experiment_of_a_model_runs_at_a_time(client: httpx.AsyncClient) -> None:
     await client.post("/v1/experiments", json=START)
     assert (await client.post("/v1/experiments", json=START)).status_code == 409
