@@ -15,6 +15,8 @@ from serving.api.uploads import Upload
 from serving.errors import Invalid, TooLarge
 
 MAX_BODY: Final = 2 * 1024 * 1024
+# Of routes whose clients send many long texts at once.
+LARGE_BODY: Final = 16 * 1024 * 1024
 JSON: Final = "application/json"
 FORM: Final = "application/x-www-form-urlencoded"
 
@@ -65,7 +67,8 @@ async def read_body(scope: Scope, upload: Upload, media_type: str, limit: int = 
     Raises:
         UnsupportedMedia: it isn't `media_type`, or compressed by something else than gzip.
         TooLarge: it is over the limit; the rest isn't kept in memory.
-        TooSlow, Overloaded: it doesn't come in time.
+        TooSlow: it doesn't come in time.
+        Overloaded: it is slow or large, and so are too many others of its key.
         Invalid: it can't be decompressed.
         ClientDisconnected: the client closed the connection before the end.
     """
@@ -76,7 +79,7 @@ async def read_body(scope: Scope, upload: Upload, media_type: str, limit: int = 
     if length is not None and length.isdecimal() and len(length) <= _LENGTH_DIGITS and int(length) > limit:
         raise TooLarge(f"the body has {int(length):,} bytes: send at most {limit:,}")
     chunks: list[bytes] = []
-    size = 0
+    size = kept = 0
     while True:
         message = await upload.receive(size)
         if message["type"] == "http.disconnect":
@@ -86,9 +89,13 @@ async def read_body(scope: Scope, upload: Upload, media_type: str, limit: int = 
         if size > limit:
             raise _too_large(limit)
         chunks.append(inflater.inflate(chunk) if inflater is not None and chunk else chunk)
+        kept += len(chunks[-1])
+        if kept > MAX_BODY:
+            upload.grow_large()
         if not message.get("more_body", False):
             if inflater is not None and size:
                 inflater.finish()
+            upload.finish()
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 

@@ -191,6 +191,8 @@ def _shape_of(path: str) -> tuple[type[BaseModel], str]:
 def describe_errors(path: str, statuses: Iterable[int]) -> dict[int | str, dict[str, Any]]:
     """Return OpenAPI's description of a route's responses with these statuses."""
     shape, media_type = _shape_of(path)
+    if shape is OpenAIError and 422 in (statuses := set(statuses)):
+        statuses = statuses - {422} | {400}
     content: Json = {"schema": {"$ref": f"#/components/schemas/{shape.__name__}"}}
     return {
         status: {
@@ -275,7 +277,16 @@ def build_response(
             content["errors"] = [{"loc": problem.loc, "msg": problem.message} for problem in problems]
         if report is not None:
             content["report"] = report
-    return Response(_encode(content), kind.status, headers, media_type)
+    return Response(_encode(content), _status_of(scope, kind), headers, media_type)
+
+
+def _status_of(scope: Scope, kind: ProblemType) -> int:
+    """Return the kind's status; OpenAI answers 400 to whatever can't be used in a body that was read."""
+    if _shape_of(scope["path"])[0] is OpenAIError and (
+        kind.status == 422 or (kind.status == 413 and RequestContext.of(scope).body_is_read)
+    ):
+        return 400
+    return kind.status
 
 
 def _challenge(scope: Scope) -> str:

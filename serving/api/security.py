@@ -21,6 +21,7 @@ from serving.api.bodies import JSON, MAX_BODY, announces_body, read_body
 from serving.api.dependencies import RequestContext, Services, get_header
 from serving.api.errors import describe_errors
 from serving.api.schemas.fields import ParsedBody, parse
+from serving.api.uploads import Upload
 from serving.core.caller import Caller, Role
 from serving.errors import Forbidden, Invalid, Unauthenticated
 
@@ -125,10 +126,25 @@ def public(
 
 
 def requires(
-    role: Role, *, errors: Iterable[int] = (), sheds: bool = False, optional: bool = False, reads: int = 1
+    role: Role,
+    *,
+    errors: Iterable[int] = (),
+    sheds: bool = False,
+    optional: bool = False,
+    max_body: int = MAX_BODY,
+    reads: int = 1,
 ) -> Callable[[Endpoint], Endpoint]:
     """Declare a route that needs this role; `errors` are statuses beyond those of every such route."""
-    return _declare(Access(role=role, errors=tuple(errors), sheds=sheds, optional=optional, reads=reads))
+    return _declare(
+        Access(
+            role=role,
+            errors=tuple(errors),
+            sheds=sheds,
+            optional=optional,
+            max_body=max_body,
+            reads=reads,
+        )
+    )
 
 
 def _declare(access: Access) -> Callable[[Endpoint], Endpoint]:
@@ -178,18 +194,21 @@ class GuardedRoute(APIRoute):
             if spans is not None and context.caller is not None:
                 spans.trust()
             if self.access.body is not None:
-                context.body = await self._read(scope, receive)
+                caller = context.caller
+                with Services.of(scope).uploads.open(receive, caller.key_id if caller else None) as upload:
+                    context.body = await self._read(scope, upload)
+                    await super().handle(scope, receive, send)
+                return
         if self._gzip is None or _refuses_gzip(scope):
             await super().handle(scope, receive, send)
         else:
             await self._gzip(scope, receive, send)
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        access, caller = self.access, RequestContext.of(scope).caller
+    async def _read(self, scope: Scope, upload: Upload) -> bytes:
+        access = self.access
         if access.optional and not announces_body(scope):
             return b"{}"
-        with Services.of(scope).uploads.open(receive, caller.key_id if caller else None) as upload:
-            body = await read_body(scope, upload, access.media_type, access.max_body)
+        body = await read_body(scope, upload, access.media_type, access.max_body)
         RequestContext.of(scope).body_is_read = True
         return body or b"{}" if access.optional else body
 

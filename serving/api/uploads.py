@@ -1,4 +1,4 @@
-"""The time that bodies may take: each comes at a least rate, and few of one key come slowly at once.
+"""Bounds of bodies: each comes at a least rate, and few of one key come slowly, or are large, at once.
 
 Knows bytes and seconds only. HAProxy, Ray's proxy and uvicorn hand a request on before its body has come.
 """
@@ -18,39 +18,59 @@ from serving.errors import Overloaded, TooSlow
 GRACE_SECONDS: Final = 10.0
 LEAST_RATE: Final = 16 * 1024
 _PROMPT_SECONDS: Final = 1.0
+# Of one key: each is in memory until its request is answered.
+_MOST_LARGE: Final = 8
 
 
 class UploadLimits:
-    """Bounds the bodies under way: no key holds more than `most` that take over a second.
+    """Bounds the bodies under way: no key holds more than `most` that take over a second, or `most_large` large ones.
 
     Requests without credentials count as those of one key.
     """
 
     def __init__(
-        self, most: int = 50, *, prompt_seconds: float = _PROMPT_SECONDS, grace_seconds: float = GRACE_SECONDS
+        self,
+        most: int = 50,
+        *,
+        most_large: int = _MOST_LARGE,
+        prompt_seconds: float = _PROMPT_SECONDS,
+        grace_seconds: float = GRACE_SECONDS,
     ) -> None:
         self._most = most
+        self._most_large = most_large
         self._prompt_seconds = prompt_seconds
         self._grace_seconds = grace_seconds
         self._slow: Counter[UUID | None] = Counter()
+        self._large: Counter[UUID | None] = Counter()
 
     @contextmanager
     def open(self, receive: Receive, key_id: UUID | None) -> Iterator["Upload"]:
-        """Yield the body of a request, which begins now."""
+        """Yield the body of a request, which begins now; leave when the request is answered."""
         upload = Upload(self, receive, key_id)
         try:
             yield upload
         finally:
-            if upload.is_slow:
-                self._slow[key_id] -= 1
-                if not self._slow[key_id]:
-                    del self._slow[key_id]
+            upload.finish()
+            if upload.is_large:
+                _take_off(self._large, key_id)
 
     def admit_slow(self, key_id: UUID | None) -> None:
         """Count one more slow body. Raise Overloaded if this key has too many."""
         if self._slow[key_id] >= self._most:
             raise Overloaded("too many bodies of this key are under way: send fewer at once", retry_after=2)
         self._slow[key_id] += 1
+
+    def release_slow(self, key_id: UUID | None) -> None:
+        """Count one slow body less."""
+        _take_off(self._slow, key_id)
+
+    def admit_large(self, key_id: UUID | None) -> None:
+        """Count one more large body. Raise Overloaded if this key has too many."""
+        if self._large[key_id] >= self._most_large:
+            raise Overloaded(
+                "too many large bodies of this key are being answered: send fewer at once", retry_after=2
+            )
+        self._large[key_id] += 1
 
     def deadlines(self, started: float, size: int) -> tuple[float, float]:
         """Return when a body counts as slow, and when the byte after the first `size` must be there."""
@@ -66,6 +86,19 @@ class Upload:
         self._key_id = key_id
         self._started = asyncio.get_running_loop().time()
         self.is_slow = False
+        self.is_large = False
+
+    def grow_large(self) -> None:
+        """Count the body as large. Raise Overloaded if too many others of its key are."""
+        if not self.is_large:
+            self._limits.admit_large(self._key_id)
+            self.is_large = True
+
+    def finish(self) -> None:
+        """Note that the body has come, or never will."""
+        if self.is_slow:
+            self.is_slow = False
+            self._limits.release_slow(self._key_id)
 
     async def receive(self, size: int) -> Message:
         """Return the next message, after `size` bytes.
@@ -87,3 +120,9 @@ class Upload:
                 return await self._receive()
         except TimeoutError:
             raise TooSlow("the body came too slowly: send it at 16 KiB/s or faster") from None
+
+
+def _take_off(counter: Counter[UUID | None], key_id: UUID | None) -> None:
+    counter[key_id] -= 1
+    if not counter[key_id]:
+        del counter[key_id]

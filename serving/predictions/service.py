@@ -48,6 +48,15 @@ class Answer:
     replayed: bool = False
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Embeddings:
+    """Vectors [n, d] of unit length, which of them stand for the beginning of their text alone, and the tokens read."""
+
+    vectors: NDArray[np.float32]
+    truncated: Sequence[bool]
+    tokens: int
+
+
 Render = Callable[[Sequence[Prediction]], bytes]
 
 
@@ -196,8 +205,8 @@ class PredictionService:
 
     async def embed(
         self, texts: Sequence[str], location: BodyLocation = TEXT, *, space: str | None
-    ) -> tuple[NDArray[np.float32], int]:
-        """Return vectors [n, d] of unit length in a space and the number of tokens read; store nothing.
+    ) -> Embeddings:
+        """Return vectors of texts in a space; store nothing.
 
         Raises:
             ModelNotReady: no running encoder gives vectors of this space.
@@ -206,7 +215,11 @@ class PredictionService:
             texts = await self._privacy.mask(texts, location)
         batch = await self._dispatcher.infer(texts, None, self._catalog().placement_in(space))
         vectors = np.frombuffer(b"".join(each.embedding for each in batch.results), np.float16)
-        return vectors.reshape(len(texts), -1).astype(np.float32), sum(each.tokens for each in batch.results)
+        return Embeddings(
+            vectors=vectors.reshape(len(texts), -1).astype(np.float32),
+            truncated=[each.truncated for each in batch.results],
+            tokens=sum(each.tokens for each in batch.results),
+        )
 
     async def _infer(
         self, request: PredictionInput, choice: Choice, catalog: Catalog

@@ -10,7 +10,6 @@ from typing import Final, TypeAlias
 from uuid import UUID
 
 import numpy as np
-from numpy.typing import NDArray
 
 from db.core.binary import Vector
 from db.embeddings.vectors import VectorRepository
@@ -19,9 +18,10 @@ from db.search.similarity import Neighbours, SimilarityFilters, SimilarityReposi
 from serving.core.caller import Caller
 from serving.core.database_errors import translate_database_errors
 from serving.errors import Invalid, NotFound, Problem
+from serving.predictions.service import Embeddings
 from serving.search.fusion import FusedText, fuse, rocchio
 
-Embed: TypeAlias = Callable[[Sequence[str]], Awaitable[tuple[NDArray[np.float32], int]]]
+Embed: TypeAlias = Callable[[Sequence[str]], Awaitable[Embeddings]]
 
 # Unrelated texts have a far smaller cosine. Texts that differ by a full stop, by a link, or by a "not", have a larger
 # one (docs/performance.md).
@@ -154,7 +154,7 @@ class SearchService:
     ) -> tuple[list[Vector], frozenset[UUID]]:
         """Return the unit vectors of the examples, in order, and the ids of those that are stored texts."""
         texts = [example.text for example in examples if example.text is not None]
-        embedded = iter((await self.embed(texts))[0] if texts else ())
+        embedded = iter((await self.embed(texts)).vectors if texts else ())
         prediction_ids = [each.prediction_id for each in examples if each.prediction_id is not None]
         with translate_database_errors():
             texts_of = await self.vectors.texts_of(prediction_ids, holder=caller.scope)

@@ -24,6 +24,7 @@ from serving.api.schemas.models import (
 )
 from serving.api.security import GuardedRoute, Parsed, requires
 from serving.core.caller import Role
+from serving.core.catalog import Catalog
 from serving.models.promotion import PromotionOutcome, VersionDetail
 
 router = APIRouter(prefix="/v1/models", route_class=GuardedRoute, tags=["models"])
@@ -33,16 +34,26 @@ router = APIRouter(prefix="/v1/models", route_class=GuardedRoute, tags=["models"
 @requires(Role.ENGINEER)
 async def list_models(request: Request) -> Json:
     """List all models."""
-    return {"items": [{"name": name} for name in sorted(get_services(request).catalog().models)]}
+    catalog = get_services(request).catalog()
+    names = sorted(catalog.models)
+    spaces = [catalog.space] if catalog.space is not None and _is_space(catalog, catalog.space) else []
+    return {
+        "items": [{"name": name} for name in names],
+        "data": [_describe(catalog, name) for name in names + spaces],
+    }
 
 
 @router.get("/{name}", response_model=ModelResponse)
 @requires(Role.ENGINEER, errors=(404, 422))
 async def get_model(request: Request, name: str) -> Json:
     """Return a model and its versions."""
-    versions = get_services(request).catalog().versions(name)
+    catalog = get_services(request).catalog()
+    versions = {} if _is_space(catalog, name) else catalog.versions(name)
     newest_first = sorted(versions, key=lambda version: (len(version), version), reverse=True)
-    return {"name": name, "versions": [versions[version] for version in newest_first]}
+    return _describe(catalog, name) | {
+        "name": name,
+        "versions": [versions[version] for version in newest_first],
+    }
 
 
 @router.get("/{name}/versions/{version}", response_model=VersionResponse)
@@ -93,6 +104,22 @@ async def get_champion(
 ) -> ChampionPeriod:
     """Return the champion of a moment: since when, by whom and why."""
     return await get_services(request).lifecycle.champion_at(name, query.at or datetime.now(UTC))
+
+
+def _is_space(catalog: Catalog, name: str) -> bool:
+    """Return whether the name is the live space's, which OpenAI's clients take for a model, and no model's."""
+    return name == catalog.space and name not in catalog.models
+
+
+def _describe(catalog: Catalog, name: str) -> Json:
+    """Describe a model, or the space, as OpenAI does: as old as its first version, or the first that computes it."""
+    created = [
+        entry.record.created_at.timestamp()
+        for model, versions in catalog.models.items()
+        for entry in versions.values()
+        if model == name or (_is_space(catalog, name) and entry.record.encoder in catalog.space_encoders)
+    ]
+    return {"id": name, "created": int(min(created, default=0))}
 
 
 def _promotion(outcome: PromotionOutcome) -> Json:

@@ -8,7 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.api import serializers
-from serving.api.dependencies import get_caller, get_services
+from serving.api.bodies import LARGE_BODY
+from serving.api.dependencies import Json, get_caller, get_services
 from serving.api.middleware import while_connected
 from serving.api.schemas.openai import EmbeddingsRequest, EmbeddingsResponse
 from serving.api.security import GuardedRoute, Parsed, requires
@@ -20,7 +21,7 @@ router = APIRouter(route_class=GuardedRoute, tags=["embeddings"])
 
 
 @router.post("/v1/embeddings", responses={200: {"model": EmbeddingsResponse}})
-@requires(Role.CLIENT, errors=(404,), reads=0)
+@requires(Role.CLIENT, errors=(404,), reads=0, max_body=LARGE_BODY)
 async def create_embeddings(request: Request, body: Parsed[EmbeddingsRequest]) -> Response:
     """Embed texts in the live space, whichever registered model or space is named."""
     services = get_services(request)
@@ -29,25 +30,24 @@ async def create_embeddings(request: Request, body: Parsed[EmbeddingsRequest]) -
     if body.model != space and body.model not in catalog.models:
         raise NotFound(f"there is no such embedding model: use {space!r}")
     services.rate_limiter.take(get_caller(request), len(body.input))
-    vectors, tokens = await while_connected(
+    embedded = await while_connected(
         request.receive, services.predictions.embed(body.input, BodyLocation(("body", "input")), space=space)
     )
-    rows = np.ascontiguousarray(vectors, "<f4")
-    data = [
-        {
+    rows = np.ascontiguousarray(embedded.vectors, "<f4")
+    data = []
+    for index, (row, truncated) in enumerate(zip(rows, embedded.truncated, strict=True)):
+        packed = body.encoding_format == "base64"
+        item: Json = {
             "object": "embedding",
             "index": index,
-            "embedding": base64.b64encode(row.tobytes()).decode()
-            if body.encoding_format == "base64"
-            else row,
+            "embedding": base64.b64encode(row.tobytes()).decode() if packed else row,
         }
-        for index, row in enumerate(rows)
-    ]
+        data.append(item | {"truncated": True} if truncated else item)
     return serializers.json_response(
         {
             "object": "list",
             "data": data,
             "model": space,
-            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            "usage": {"prompt_tokens": embedded.tokens, "total_tokens": embedded.tokens},
         }
     )

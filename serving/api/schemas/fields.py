@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from itertools import islice
-from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -46,8 +46,12 @@ Sentiment: TypeAlias = Literal["negative", "neutral", "positive"]
 
 
 class RequestBody(BaseModel):
-    """A request's body, or a part of it; unknown members and other types are refused."""
+    """A request's body, or a part of it; unknown members and other types are refused.
 
+    `too_many_values`: what to do if it holds more values than are read.
+    """
+
+    too_many_values: ClassVar[str] = "send less at once"
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
 
 
@@ -80,12 +84,13 @@ def name_examples(**bodies: JsonDict) -> JsonDict:
     }
 
 
-def _limit_texts(texts: Any) -> Any:
-    if isinstance(texts, list) and len(texts) > MAX_BATCH:
+def limit_texts(texts: Any, most: int = MAX_BATCH) -> Any:
+    """Return the texts if they are no more than `most`."""
+    if isinstance(texts, list) and len(texts) > most:
         raise PydanticCustomError(
             "too_many_texts",
             "{n} texts are too many: send at most {most}",
-            {"n": len(texts), "most": MAX_BATCH},
+            {"n": len(texts), "most": most},
         )
     return texts
 
@@ -141,7 +146,7 @@ Deadline: TypeAlias = Annotated[
     _NotStrict, WrapValidator(partial(_read_moment, ahead=True)), WithJsonSchema(_MOMENT_SCHEMA)
 ]
 Texts: TypeAlias = Annotated[
-    list[Text], Field(min_length=1, json_schema_extra={"maxItems": MAX_BATCH}), BeforeValidator(_limit_texts)
+    list[Text], Field(min_length=1, json_schema_extra={"maxItems": MAX_BATCH}), BeforeValidator(limit_texts)
 ]
 Name: TypeAlias = Annotated[
     str,
@@ -194,7 +199,7 @@ def parse(shape: type[ParsedBody], body: bytes) -> ParsedBody:
         TooLarge: it holds more texts or values than a request may.
         Invalid: it isn't JSON, or not of this shape.
     """
-    _require_few_values(body)
+    _require_few_values(shape, body)
     try:
         return shape.model_validate_json(body)
     except ValidationError as error:
@@ -209,7 +214,7 @@ def parse(shape: type[ParsedBody], body: bytes) -> ParsedBody:
         raise Invalid("the body is invalid", to_problems(faults, "body", shape=shape)) from None
 
 
-def _require_few_values(body: bytes) -> None:
+def _require_few_values(shape: type[BaseModel], body: bytes) -> None:
     """Raise TooLarge unless the values and the members of the body are few: their number is the cost of parsing it."""
     if len(body) <= _MAX_VALUES:
         return
@@ -222,7 +227,8 @@ def _require_few_values(body: bytes) -> None:
     else:
         count += body.count(b",", end)
     if count > _MAX_VALUES:
-        raise TooLarge(f"the body holds more than {_MAX_VALUES:,} values: send less at once")
+        advice = getattr(shape, "too_many_values", RequestBody.too_many_values)
+        raise TooLarge(f"the body holds more than {_MAX_VALUES:,} values: {advice}")
 
 
 def to_problems(

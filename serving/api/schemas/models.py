@@ -18,6 +18,7 @@ from serving.api.schemas.fields import (
     is_empty,
     name_examples,
 )
+from serving.api.schemas.openai import ModelDescription
 from serving.core.catalog import VersionState
 
 
@@ -28,9 +29,11 @@ class ModelName(ResponseBody):
 
 
 class ModelListResponse(ResponseBody):
-    """All models."""
+    """All models; `object` and `data` are OpenAI's list of what embeds texts: the models and the live space."""
 
     items: list[ModelName]
+    object: Literal["list"] = "list"
+    data: list[ModelDescription]
 
 
 class VersionSummary(ResponseBody):
@@ -45,8 +48,8 @@ class VersionSummary(ResponseBody):
     reason: Annotated[str, BeforeValidator(lambda reason: reason or "")] = Field("", exclude_if=is_empty)
 
 
-class ModelResponse(ResponseBody):
-    """A model and its versions, newest first."""
+class ModelResponse(ModelDescription):
+    """A model, or the live space, which has none, and its versions, newest first; the rest is OpenAI's."""
 
     name: str
     versions: list[VersionSummary]

@@ -359,7 +359,7 @@ async def test_models_show_versions_and_why_one_failed(platform: Platform) -> No
         names = (await client.get("/v1/models")).json()
         model = (await client.get("/v1/models/sentiment")).json()
         absent = await client.get("/v1/models/nothing")
-    assert names == {"items": [{"name": "sentiment"}]}
+    assert names["items"] == [{"name": "sentiment"}]
     assert [version["version"] for version in model["versions"]] == ["4", "3", "2", "1"]
     assert model["versions"][0]["reason"] == "the head's digest is wrong"
     assert model["versions"][2] == {
@@ -415,9 +415,9 @@ async def test_embeddings_come_as_numbers_or_base64(platform: Platform) -> None:
     first = struct.unpack("<384f", base64.b64decode(packed["data"][0]["embedding"]))
     assert numbers["data"][0]["embedding"] == pytest.approx(list(first), abs=1e-6)
     assert numbers["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
-    assert (unknown.status_code, wrong.status_code) == (404, 422)
+    assert (unknown.status_code, wrong.status_code) == (404, 400)
     assert set(unknown.json()["error"]) == {"message", "type", "param", "code"}
-    assert wrong.json()["error"]["param"].startswith("input.0")
+    assert wrong.json()["error"]["param"] == "input"
 
 
 async def test_open_inference_answers_and_stores(platform: Platform) -> None:
