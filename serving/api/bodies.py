@@ -4,6 +4,7 @@ Reads bytes only; the schemas say what they must hold.
 """
 
 import zlib
+from collections.abc import Collection
 from email.message import Message as Headers
 from typing import Final
 
@@ -61,18 +62,22 @@ class _Inflater:
             raise Invalid("the body ends before its gzip data do")
 
 
-async def read_body(scope: Scope, upload: Upload, media_type: str, limit: int = MAX_BODY) -> bytes:
+async def read_body(
+    scope: Scope, upload: Upload, media_type: str, limit: int = MAX_BODY, *, others: Collection[str] = ()
+) -> bytes:
     """Return the whole body, decompressed: at most `limit` bytes.
 
     Raises:
-        UnsupportedMedia: it isn't `media_type`, or compressed by something else than gzip.
+        UnsupportedMedia: it isn't `media_type` or one of `others`, where "" stands for none, or it is compressed by
+            something else than gzip.
         TooLarge: it is over the limit; the rest isn't kept in memory.
         TooSlow: it doesn't come in time.
         Overloaded: it is slow or large, and so are too many others of its key.
         Invalid: it can't be decompressed.
         ClientDisconnected: the client closed the connection before the end.
     """
-    if not _is_of_type(get_header(scope, b"content-type") or "", media_type):
+    content_type = get_header(scope, b"content-type") or ""
+    if content_type not in others and not _is_of_type(content_type, media_type):
         raise UnsupportedMedia(f"send the body as {media_type} in UTF-8", headers={"Accept": media_type})
     inflater = _find_inflater(", ".join(get_headers(scope, b"content-encoding")), limit)
     length = get_header(scope, b"content-length")

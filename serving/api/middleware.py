@@ -35,7 +35,14 @@ _NO_STORE: Final = (b"cache-control", b"no-store")
 _PAGES: Final = ("/docs", "/console", "/openapi.json")
 _REFUSED: Final = frozenset({401, 403, 429})
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-_EXPOSED: Final = ("X-Request-Id", "Retry-After", "Server-Timing", "Idempotency-Replayed", "WWW-Authenticate")
+_EXPOSED: Final = (
+    "X-Request-Id",
+    "Retry-After",
+    "Server-Timing",
+    "Idempotency-Replayed",
+    "WWW-Authenticate",
+    "Inference-Header-Content-Length",
+)
 _PREFLIGHT_SECONDS: Final = 600
 
 Result = TypeVar("Result")

@@ -21,6 +21,7 @@ from serving.api.bodies import JSON, MAX_BODY, announces_body, read_body
 from serving.api.dependencies import RequestContext, Services, get_header
 from serving.api.errors import describe_errors
 from serving.api.schemas.fields import ParsedBody, parse
+from serving.api.tensors import HEADER_LENGTH, OCTETS, split_body
 from serving.api.uploads import Upload
 from serving.core.caller import Caller, Role
 from serving.errors import Forbidden, Invalid, Unauthenticated
@@ -29,6 +30,8 @@ from serving.errors import Forbidden, Invalid, Unauthenticated
 _LARGE: Final = 16 * 1024
 _LEVEL: Final = 5
 _NO_GZIP: Final = re.compile(r"gzip\s*;\s*q=0(\.0*)?\s*(,|$)", re.IGNORECASE)
+# Clients of the Open Inference Protocol send no media type, or none of JSON with binary tensors.
+_TENSOR_TYPES: Final = ("", OCTETS)
 _MAX_PARAMETERS: Final = 100
 # Up to this size a body is parsed in less time than it takes to hand it to a thread.
 _INLINE_BYTES: Final = 64 * 1024
@@ -42,8 +45,8 @@ class Access:
     """The requirements of a route. `role` None: no credentials; `body` None: no body is read.
 
     `sheds`: refuse a request before its body is read while no more texts are admitted. `optional`: a request without a
-    body is read as an empty object. `max_body`: its most bytes. `reads`: its cost in reads; 0: the route
-    takes texts.
+    body is read as an empty object. `max_body`: its most bytes. `tensors`: the body may hold binary tensors after its
+    JSON, and needs no media type. `reads`: its cost in reads; 0: the route takes texts.
     """
 
     role: Role | None
@@ -53,6 +56,7 @@ class Access:
     sheds: bool = False
     optional: bool = False
     max_body: int = MAX_BODY
+    tensors: bool = False
     reads: int = 1
 
     async def admit(self, scope: Scope) -> Caller | None:
@@ -101,10 +105,12 @@ async def _parse_body(request: Request) -> BaseModel:
     route: GuardedRoute = request.scope["route"]
     if route.access.body is None:
         raise RuntimeError("this route reads no body")
-    shape, body = route.access.body, RequestContext.of(request.scope).body
-    if len(body) <= _INLINE_BYTES:
-        return parse(shape, body)
-    return await asyncio.to_thread(parse, shape, body)
+    shape, body, tensors = route.access.body, RequestContext.of(request.scope).body, b""
+    if route.access.tensors:
+        body, tensors = split_body(body, request.headers.get(HEADER_LENGTH))
+    if len(body) + len(tensors) <= _INLINE_BYTES:
+        return parse(shape, body, tensors)
+    return await asyncio.to_thread(parse, shape, body, tensors)
 
 
 _PARSED: Final = Depends(_parse_body)
@@ -132,6 +138,7 @@ def requires(
     sheds: bool = False,
     optional: bool = False,
     max_body: int = MAX_BODY,
+    tensors: bool = False,
     reads: int = 1,
 ) -> Callable[[Endpoint], Endpoint]:
     """Declare a route that needs this role; `errors` are statuses beyond those of every such route."""
@@ -142,6 +149,7 @@ def requires(
             sheds=sheds,
             optional=optional,
             max_body=max_body,
+            tensors=tensors,
             reads=reads,
         )
     )
@@ -208,7 +216,8 @@ class GuardedRoute(APIRoute):
         access = self.access
         if access.optional and not announces_body(scope):
             return b"{}"
-        body = await read_body(scope, upload, access.media_type, access.max_body)
+        others = _TENSOR_TYPES if access.tensors else ()
+        body = await read_body(scope, upload, access.media_type, access.max_body, others=others)
         RequestContext.of(scope).body_is_read = True
         return body or b"{}" if access.optional else body
 

@@ -61,13 +61,20 @@ def render_many(*, with_embedding: bool) -> Callable[[Sequence[Prediction]], byt
     )
 
 
-def to_response(answer: Answer, *, status: int | None = None) -> Response:
+def to_response(
+    answer: Answer,
+    *,
+    status: int | None = None,
+    headers: Mapping[str, str] | None = None,
+    media_type: str = "application/json",
+) -> Response:
     """Return the prediction service's answer, with its timing in the headers."""
     timing = answer.timing or _NO_TIME
     headers = {
+        **(headers or {}),
         "Server-Timing": f"queue;dur={timing.queue_ms:.2f}, infer;dur={timing.infer_ms:.2f}, "
-        f"store;dur={timing.store_ms:.2f}"
+        f"store;dur={timing.store_ms:.2f}",
     }
     if answer.replayed:
         headers["Idempotency-Replayed"] = "true"
-    return Response(answer.body, status or answer.status, headers, "application/json")
+    return Response(answer.body, status or answer.status, headers, media_type)

@@ -24,8 +24,9 @@ from serving.api.schemas.open_inference import (
     ServerMetadataResponse,
 )
 from serving.api.security import GuardedRoute, Parsed, public, requires
+from serving.api.tensors import HEADER_LENGTH, OCTETS, pack
 from serving.core.caller import Role
-from serving.errors import Invalid, NotFound, Problem
+from serving.errors import NotFound
 from serving.predictions.prediction import Prediction, PredictionInput
 from serving.privacy.masking import BodyLocation
 
@@ -45,15 +46,20 @@ _COLUMNS: Final[Mapping[str, tuple[str, int | None, Callable[[Sequence[Predictio
         DIMENSIONS,
         lambda predictions: np.concatenate([each.embedding for each in predictions]).astype(np.float32),
     ),
+    "truncated": ("BOOL", None, lambda predictions: [each.truncated for each in predictions]),
 }
 _BY_DEFAULT: Final = ("label", "score", "probabilities", "prediction_id")
 
 
+# The protocol's text has no slash, its OpenAPI document has one.
+@router.get("/", include_in_schema=False)
 @router.get("")
 @requires(Role.CLIENT)
 async def server_metadata(request: Request) -> ServerMetadataResponse:
-    """Return the server's name and version."""
-    return ServerMetadataResponse(name="valence", version=get_services(request).version, extensions=[])
+    """Return the server's name, its version and the extensions of the protocol that it speaks."""
+    return ServerMetadataResponse(
+        name="valence", version=get_services(request).version, extensions=["binary_tensor_data"]
+    )
 
 
 @router.get("/health/live")
@@ -105,26 +111,28 @@ async def version_ready(request: Request, name: str, version: str) -> Json:
 
 
 @router.post("/models/{name}/infer", responses={200: {"model": InferResponse}})
-@requires(Role.CLIENT, errors=(404,), reads=0)
+@requires(Role.CLIENT, errors=(404,), tensors=True, reads=0)
 async def model_infer(request: Request, name: str, body: Parsed[InferRequest]) -> Response:
-    """Predict with a model, by the Open Inference Protocol."""
+    """Predict with a model, by the Open Inference Protocol.
+
+    Tensors may be binary both ways, by its extension.
+    """
     return await _infer(request, body, name)
 
 
 @router.post("/models/{name}/versions/{version}/infer", responses={200: {"model": InferResponse}})
-@requires(Role.CLIENT, errors=(404,), reads=0)
+@requires(Role.CLIENT, errors=(404,), tensors=True, reads=0)
 async def version_infer(request: Request, name: str, version: str, body: Parsed[InferRequest]) -> Response:
-    """Predict with a version, by the Open Inference Protocol."""
+    """Predict with a version, by the Open Inference Protocol.
+
+    Tensors may be binary both ways, by its extension.
+    """
     return await _infer(request, body, name, version)
 
 
 async def _infer(request: Request, body: InferRequest, name: str, version: str | None = None) -> Response:
-    texts = body.inputs[0].data
-    if body.inputs[0].shape != [len(texts)]:
-        place = Problem(loc=("body", "inputs", 0, "shape"), message=f"it must be [{len(texts)}]")
-        raise Invalid("the body is invalid", [place])
     ask = PredictionInput(
-        texts=texts,
+        texts=body.inputs[0].data,
         request_id=RequestContext.of(request.scope).request_id,
         model=name,
         version=version,
@@ -132,8 +140,11 @@ async def _infer(request: Request, body: InferRequest, name: str, version: str |
         unit=body.parameters.unit,
         location=BodyLocation(("body", "inputs", 0, "data")),
     )
-    outputs = [output.name for output in body.outputs] or _BY_DEFAULT
-    return serializers.to_response(await run(request, ask, _renderer(outputs, body.id)), status=200)
+    rendering = _Rendering(body)
+    answer = await run(request, ask, rendering.render)
+    return serializers.to_response(
+        answer, status=200, headers=rendering.headers, media_type=rendering.media_type
+    )
 
 
 def _metadata(name: str, versions: Sequence[str]) -> Json:
@@ -144,26 +155,45 @@ def _metadata(name: str, versions: Sequence[str]) -> Json:
         "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
         "outputs": [
             {"name": output, "datatype": datatype, "shape": [-1, width] if width else [-1]}
+            | ({} if output in _BY_DEFAULT else {"parameters": {"on_request": True}})
             for output, (datatype, width, _) in _COLUMNS.items()
         ],
     }
 
 
-def _renderer(outputs: Sequence[str], request_id: str | None) -> Callable[[Sequence[Prediction]], bytes]:
-    def render(predictions: Sequence[Prediction]) -> bytes:
-        content: Json = {
-            "model_name": predictions[0].model,
-            "model_version": predictions[0].version,
-            "outputs": [],
-        }
-        if request_id is not None:
-            content["id"] = request_id
-        for output in dict.fromkeys(outputs):
-            datatype, width, column = _COLUMNS[output]
-            shape = [len(predictions), width] if width else [len(predictions)]
-            content["outputs"].append(
-                {"name": output, "datatype": datatype, "shape": shape, "data": column(predictions)}
-            )
-        return serializers.encode(content)
+class _Rendering:
+    """The answer to one request: JSON, and after it the outputs that were asked for in binary, in their order."""
 
-    return render
+    def __init__(self, body: InferRequest) -> None:
+        everything = body.parameters.binary_data_output
+        self._binary = {} if body.outputs else dict.fromkeys(_BY_DEFAULT, everything)
+        for output in body.outputs:
+            own = output.parameters.binary_data
+            self._binary[output.name] = everything if own is None else own
+        self._id = body.id
+        self.headers: dict[str, str] = {}
+        self.media_type = "application/json"
+
+    def render(self, predictions: Sequence[Prediction]) -> bytes:
+        """Return the body; `headers` and `media_type` are those that belong to it."""
+        content: Json = {"model_name": predictions[0].model, "model_version": predictions[0].version}
+        if self._id is not None:
+            content["id"] = self._id
+        if any(each.truncated for each in predictions):
+            content["parameters"] = {"truncated": True}
+        content["outputs"] = outputs = []
+        tensors = []
+        for name, is_binary in self._binary.items():
+            datatype, width, column = _COLUMNS[name]
+            shape = [len(predictions), width] if width else [len(predictions)]
+            output: Json = {"name": name, "datatype": datatype, "shape": shape}
+            if is_binary:
+                tensors.append(pack(datatype, column(predictions)))
+                output["parameters"] = {"binary_data_size": len(tensors[-1])}
+            else:
+                output["data"] = column(predictions)
+            outputs.append(output)
+        body = serializers.encode(content)
+        if tensors:
+            self.headers, self.media_type = {HEADER_LENGTH: str(len(body))}, OCTETS
+        return b"".join([body, *tensors])

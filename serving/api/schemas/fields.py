@@ -192,8 +192,8 @@ def is_none(value: object) -> bool:
     return value is None
 
 
-def parse(shape: type[ParsedBody], body: bytes) -> ParsedBody:
-    """Return the body as `shape`.
+def parse(shape: type[ParsedBody], body: bytes, tensors: bytes = b"") -> ParsedBody:
+    """Return the body as `shape`; `tensors` follow it in binary, and its validators have them as their context.
 
     Raises:
         TooLarge: it holds more texts or values than a request may.
@@ -201,7 +201,7 @@ def parse(shape: type[ParsedBody], body: bytes) -> ParsedBody:
     """
     _require_few_values(shape, body)
     try:
-        return shape.model_validate_json(body)
+        return shape.model_validate_json(body, context=tensors)
     except ValidationError as error:
         if error.error_count() > _MAX_FAULTS:
             raise Invalid(
