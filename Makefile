@@ -89,11 +89,16 @@ format: .venv/.developed ## rewrite the sources in the project's format
 	@$(PIP) --editable '.[test,dev,bench]'
 	@touch $@
 
-# Clients of other projects, which tests/clients runs; those in JavaScript only where there is npm.
-.cache/clients/.installed: .venv/.created tests/clients/requirements.txt tests/clients/package.json
+# Clients of other projects, which tests/clients runs; those in JavaScript only where there is npm, those that come with
+# servers only for the versions of Python that they are made for.
+CLIENTS_PIP := .cache/clients/bin/python -m pip install --quiet --disable-pip-version-check
+.cache/clients/.installed: .venv/.created $(wildcard tests/clients/requirements*.txt) tests/clients/package.json
 	@echo "installing the clients of other projects in an environment of their own"
 	@$(PYTHON) -m venv .cache/clients
-	@.cache/clients/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt
+	@$(CLIENTS_PIP) --requirement tests/clients/requirements.txt
+	@$(CLIENTS_PIP) --requirement tests/clients/requirements-servers.txt \
+	  && $(CLIENTS_PIP) --no-deps --requirement tests/clients/requirements-alone.txt \
+	  || echo "kserve or mlserver can't be installed here: their tests are skipped" >&2
 	@cp tests/clients/package.json .cache/clients/
 	@if command -v npm >/dev/null; then \
 	  npm install --prefix .cache/clients --silent --no-audit --no-fund --no-package-lock --ignore-scripts; \

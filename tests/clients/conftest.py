@@ -33,10 +33,7 @@ class Served:
 def environment() -> Path:
     """Return the folder of the clients' environment; without it skip the test, or fail under `CI=true`."""
     if not (_ENVIRONMENT / ".installed").exists():
-        message = "needs the clients of other projects: make .cache/clients/.installed"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
+        _skip("needs the clients of other projects: make .cache/clients/.installed")
     return _ENVIRONMENT
 
 
@@ -47,6 +44,20 @@ def node_modules(environment: Path) -> Path:
     if not modules.is_dir() or shutil.which("node") is None:
         pytest.skip("needs node and npm: rm -r .cache/clients; make .cache/clients/.installed")
     return modules
+
+
+def skip_without(environment: Path, package: str) -> None:
+    """Skip the test, or fail under `CI=true`, if this client isn't installed: not every Python has it."""
+    if not list(environment.glob(f"lib/python*/site-packages/{package}/__init__.py")):
+        _skip(
+            f"needs {package}, which pip couldn't install: rm -r .cache/clients; make .cache/clients/.installed"
+        )
+
+
+def _skip(message: str) -> None:
+    if os.environ.get("CI") == "true":
+        pytest.fail(message)
+    pytest.skip(message)
 
 
 @pytest.fixture
