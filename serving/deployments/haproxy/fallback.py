@@ -20,7 +20,9 @@ from serving.deployments.haproxy.response import REFUSAL
 _LISTEN = "0A"
 _POLL_SECONDS = 0.05
 _REQUEST_SECONDS = 2.0
-_MAX_BODY_BYTES = 4 << 20
+# More than any route reads, by chunks: strangers may send them.
+_MAX_BODY_BYTES = 20 << 20
+_CHUNK_BYTES = 64 << 10
 # If Ray outlives the platform, the port is free again after this time.
 _MAX_SECONDS = 30.0
 _ANSWER = REFUSAL.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n", 1).encode()
@@ -87,7 +89,9 @@ async def _read(reader: asyncio.StreamReader) -> None:
     for line in head.split(b"\r\n"):
         name, _, value = line.partition(b":")
         if name.lower() == b"content-length":
-            await reader.readexactly(min(int(value), _MAX_BODY_BYTES))
+            left = min(int(value), _MAX_BODY_BYTES)
+            while left > 0 and (chunk := await reader.read(min(left, _CHUNK_BYTES))):
+                left -= len(chunk)
 
 
 def _parent(pid: int) -> int:

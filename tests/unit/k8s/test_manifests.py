@@ -12,6 +12,7 @@ import yaml
 from k8s import references, schemas, security
 from k8s.check import faults
 from k8s.rendered import FOLDER, OVERLAYS, Resource, of_kind, render
+from serving.api.bodies import LARGE_BODY
 
 Change = Callable[[list[Resource]], None]
 
@@ -91,6 +92,12 @@ def test_definitions_are_read_from_every_folder_that_is_named(
     assert list(schemas.operated_faults([gateway], definitions)) == []
     for change in ({"spec": {"size": "large"}}, {"spec": {"colour": 1}}, {"apiVersion": "example.org/v1"}):
         assert len(list(schemas.operated_faults([gateway | change], definitions))) == 1
+
+
+def test_the_ingress_controller_lets_the_largest_body_in(local: list[Resource]) -> None:
+    annotations = one(local, "Ingress", "valence")["metadata"]["annotations"]
+    size = annotations["nginx.ingress.kubernetes.io/proxy-body-size"]
+    assert int(size.removesuffix("m")) * 2**20 > LARGE_BODY
 
 
 def test_secrets_of_others_are_explained_in_the_readme() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.api.bodies import LARGE_BODY
 from serving.deployments.haproxy.config import find_frontend
 from serving.deployments.haproxy.fallback import count_listeners
 from tests.support.clock import eventually
@@ -88,7 +89,7 @@ def test_it_refuses_while_haproxy_is_away(start: Start, port: int) -> None:
     haproxy.kill()
     haproxy.wait()
     eventually(lambda: count_listeners(port) == 1, within=10, what="it listens")
-    for method, body in (("GET", None), ("POST", b"x" * 1_000_000)):
+    for method, body in (("GET", None), ("POST", b"x" * LARGE_BODY)):
         client = HTTPConnection(HOST, port, timeout=10)
         client.request(method, "/v1/predict", body)
         answer = client.getresponse()
