@@ -32,6 +32,8 @@ _FAST = {
 }
 ENCODERS = Path(".cache/encoders")
 _OURS = ("DATABASE_URL", "DATABASE_READ_URL", "DATABASE_DIRECT_URL", "MLFLOW_TRACKING_URI", "RAY_ADDRESS")
+# Of an asynchronous client.
+CONNECTIONS = 128
 
 
 @dataclass
@@ -113,7 +115,7 @@ class LivePlatform:
             base_url=self.url,
             headers={"Authorization": f"Bearer {self.key}"},
             timeout=120,
-            limits=httpx.Limits(max_connections=128),
+            limits=httpx.Limits(max_connections=CONNECTIONS),
         )
 
     def processes(self) -> list[psutil.Process]:

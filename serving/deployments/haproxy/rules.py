@@ -71,9 +71,10 @@ _INFERENCE = "{ var(txn.path) -m reg ^/v2(/|$) }"
 _WAITING = f"""
     http-request wait-for-body time {_REQUEST_SECONDS}s unless METH_GET"""
 # Predictions and the like beyond the capacity of the ingress replicas are refused here, where that costs them nothing.
+_COUNTING = """
+    http-request set-var(txn.room) nbsrv({backend}),mul({room})
+    http-request set-var(txn.excess) be_conn({backend}),sub(txn.room)"""
 _ADMISSION = f"""
-    http-request set-var(txn.room) nbsrv({{backend}}),mul({{room}})
-    http-request set-var(txn.excess) be_conn({{backend}}),sub(txn.room)
     acl is_full var(txn.excess) -m int ge 0
     acl is_computing var(txn.path) -m reg {_COMPUTING}"""
 # Connections of one address, if a setting bounds them: clients may share one.
@@ -159,8 +160,10 @@ NO_ROUTE = refuse(UNAVAILABLE, "TRUE", headers=_RETRY).lstrip()
 def build_frontend(backend: str | None, *, room: int, sources: int) -> str:
     """Return the rules of the frontend; `backend` is the application's, None while it has none."""
     rules = (_SOURCES.format(most=sources) if sources else "") + _IDENTITY + _CLEANING + _PATH + _OWN + _SHAPE
-    if backend is not None:
-        rules += refuse(UNAVAILABLE, f"{{ nbsrv({backend}) eq 0 }}", headers=_RETRY)
-        rules += _ADMISSION.format(backend=backend, room=room)
-        rules += refuse(OVERLOADED, "is_computing is_full", headers=_RETRY)
-    return rules + _WAITING
+    if backend is None:
+        return rules + _WAITING
+    rules += refuse(UNAVAILABLE, f"{{ nbsrv({backend}) eq 0 }}", headers=_RETRY)
+    admission = _COUNTING.format(backend=backend, room=room)
+    admission += refuse(OVERLOADED, "is_computing is_full", headers=_RETRY)
+    # Once before the body, which may never come, and once after it: many may have waited for theirs side by side.
+    return rules + _ADMISSION + admission + _WAITING + admission
