@@ -1,6 +1,6 @@
 """The names of a bundle's files and tensors, and the settings of an encoder's manifest."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Self
@@ -54,7 +54,8 @@ class EncoderSettings:
 
     `digest` is the encoder's identity. `base` is the encoder that it updates; only an encoder without a base can
     define a space. Heads may read the token states of `token_layers`. An encoder with `labels` is a classifier's:
-    instead of states it returns one row of logits a text.
+    instead of states it returns one row of logits a text. `pooling` names how the last states become a vector, as
+    sentence-transformers does. The prompts precede texts to be found and texts to find them by.
     """
 
     digest: str
@@ -66,6 +67,9 @@ class EncoderSettings:
     engine: Engine
     architecture: Mapping[str, Any]
     labels: tuple[str, ...] = ()
+    pooling: tuple[str, ...] = ("mean",)
+    query_prompt: str = ""
+    document_prompt: str = ""
 
     @classmethod
     def from_manifest(cls, manifest: Manifest) -> Self:
@@ -84,9 +88,21 @@ class EncoderSettings:
                 engine=Engine(raw["engine"]),
                 architecture=dict(raw["architecture"]),
                 labels=tuple(str(label) for label in raw.get("labels", ())),
+                pooling=tuple(str(mode) for mode in raw.get("pooling", ("mean",))),
+                query_prompt=str(raw.get("query_prompt", "")),
+                document_prompt=str(raw.get("document_prompt", "")),
             )
         except (KeyError, TypeError, ValueError) as exc:
             raise BundleInvalid(f"{manifest.name} has unusable encoder settings: {exc!r}") from exc
+
+    def add_prompts(self, texts: Sequence[str], queries: Collection[int] = ()) -> Sequence[str]:
+        """Return the texts with their prompts; those at the places `queries` are to find others by."""
+        if not self.query_prompt and not self.document_prompt:
+            return texts
+        return [
+            (self.query_prompt if place in queries else self.document_prompt) + text
+            for place, text in enumerate(texts)
+        ]
 
     def dump(self) -> dict[str, Any]:
         """Return the part that goes into `Manifest.settings`."""

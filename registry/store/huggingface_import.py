@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from registry.bundles.bundle import LABELS, Bundle, BundleKind, Manifest, draft_folder
 from registry.bundles.manifest_schema import HEAD_WEIGHTS, MAPPING
-from registry.encoders.classifier import ClassifierSource
+from registry.encoders.classifier import ClassifierSource, declared_labels
 from registry.encoders.export import Progress, build_encoder
 from registry.errors import ImportRefused, NotRegistered
 from registry.store.model_registry import MODEL, ModelRegistry
@@ -78,6 +78,14 @@ class LabelMap:
         return matrix
 
 
+def propose_labels(labels: Sequence[str]) -> str:
+    """Return a mapping for `LabelMap.parse`, by the beginnings of a model's labels; to be looked at by a person."""
+    matching = {
+        name: [label for label in labels if label.lower().startswith(name[:3])] or [""] for name in LABELS
+    }
+    return ",".join(f"{name}={label}" for name in LABELS for label in matching[name])
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportResult:
     """The version and the encoder that an import registered."""
@@ -102,6 +110,9 @@ def import_model(
     A second import of the same model returns what is registered. Raises ImportRefused, ExportFailed,
     RegistryUnavailable.
     """
+    declared = declared_labels(source)
+    if declared is not None:
+        labels.matrix(declared)
     progress("loading")
     loaded = ClassifierSource.load(source, online=online)
     labels.matrix(loaded.labels)

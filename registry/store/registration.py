@@ -32,37 +32,48 @@ def register_with_encoder(
 
 
 def ensure_encoder(
-    registry: ModelRegistry, source: SentenceEncoderSource, *, work: Path, progress: Progress = lambda _: None
+    registry: ModelRegistry,
+    source: SentenceEncoderSource,
+    *,
+    work: Path,
+    progress: Progress = lambda _: None,
+    verify: bool = False,
 ) -> EncoderRecord:
-    """Return the registered encoder of a source; build and register it in `work` if there is none."""
+    """Return the registered encoder of a source; build and register it in `work` if there is none.
+
+    `verify`: compare it with sentence-transformers before it is registered.
+    """
     try:
         return registry.encoder(source.digest)
     except NotRegistered:
         progress(f"building the encoder {source.name}")
     target = work / source.digest
     bundle = Bundle.open(target) if target.exists() else build_encoder(source, target, progress=progress)
+    if verify:
+        progress("comparing with sentence-transformers")
+        source.verify(bundle)
     return registry.register_encoder(bundle)
 
 
 def ensure_space_encoder(
     registry: ModelRegistry, folder: Path, space: str, *, work: Path, progress: Progress = lambda _: None
 ) -> EncoderRecord:
-    """Register the encoder in a folder of sentence-transformers' layout as the one that defines a space.
+    """Register the encoder in a folder that sentence-transformers loads as the one that defines a space.
 
-    Raises ExportFailed if the folder holds no such encoder, if the space is defined by another encoder, or if the
-    encoder is registered for another space.
+    Raises ExportFailed if the folder holds no such encoder, if its exported vectors aren't sentence-transformers' own,
+    if the space is defined by another encoder, or if the encoder is registered for another space.
     """
     source = SentenceEncoderSource(path=folder, name=space, space=space)
     source.check()
     # An encoder with fewer layers than the default one has fewer states that heads may read.
-    depth = int(source.architecture["num_hidden_layers"])
+    depth = source.depth
     source = replace(
         source, token_layers=tuple(layer for layer in source.token_layers if layer <= depth) or (depth,)
     )
     with suppress(NotRegistered):
         if (defining := registry.space_encoder(space).digest) != source.digest:
             raise ExportFailed(f"the space {space!r} is defined by another encoder already, {defining}")
-    record = ensure_encoder(registry, source, work=work, progress=progress)
+    record = ensure_encoder(registry, source, work=work, progress=progress, verify=True)
     if record.space != space:
         raise ExportFailed(f"this encoder is registered already, for the space {record.space!r}")
     return record

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from serving.cli.output import TIMES, Api, AsJson, calls_api, show_json, show_record, show_table
+from serving.cli.spaces import import_space
 
 if TYPE_CHECKING:
     from registry.store.records import VersionRecord
@@ -209,30 +210,46 @@ def register(
 
 @app.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(help="A folder, or a name on the Hugging Face hub.")],
+    source: Annotated[str, typer.Argument(help="A folder, or a classifier's name on the Hugging Face hub.")],
     labels: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Labels of the source for each of ours: negative=LABEL_0,neutral=,positive=LABEL_1,positive=LABEL_2 "
             "(several are added; leave one empty that the source lacks)."
         ),
-    ],
+    ] = None,
     ignore: Annotated[
         list[str] | None, typer.Option(help="A label of the source to ignore; may be repeated.")
     ] = None,
     model: Into = "sentiment",
-    name: Annotated[str | None, typer.Option(help="Name of the version; default: the source.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the version, or of the space; default: the source.")
+    ] = None,
     online: Annotated[
         bool, typer.Option("--online", help="Download the source if it isn't on this machine.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Import a text-classification model of transformers as a version with its own encoder."""
-    from registry.store.huggingface_import import LabelMap, import_model
+    """Import a classifier of transformers as a version, or an encoder of sentence-transformers as a space.
+
+    Versions for a space are trained with `valence train head --space NAME`.
+    """
+    from registry.encoders.classifier import declared_labels
+    from registry.store.huggingface_import import LabelMap, import_model, propose_labels
     from serving.core.connections import build_running_registry
     from serving.core.home import Home
     from serving.settings import Settings
 
+    folder = Path(source).expanduser()
+    if labels is None and (folder / "modules.json").exists():
+        import_space(folder, name or folder.resolve().name, as_json=as_json)
+        return
+    if labels is None:
+        known = declared_labels(source)
+        if known is None:
+            raise typer.BadParameter("say which labels of the model are ours", param_hint="--labels")
+        message = f"the model has {', '.join(known)}; look whether this is right: --labels '{propose_labels(known)}'"
+        raise typer.BadParameter(message, param_hint="--labels")
     settings = Settings()
     try:
         mapping = LabelMap.parse(labels, ignored=ignore or ())

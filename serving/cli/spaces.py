@@ -28,7 +28,12 @@ def register(
     name: Name,
     as_json: AsJson = False,
 ) -> None:
-    """Register the encoder that defines a space; it must use mean pooling."""
+    """Register the encoder that defines a space, as `valence models import` does."""
+    import_space(folder, name, as_json=as_json)
+
+
+def import_space(folder: Path, name: str, *, as_json: bool) -> None:
+    """Register the encoder in a folder, and say what may follow."""
     from registry.store.registration import ensure_space_encoder
     from serving.core.connections import build_running_registry
     from serving.core.home import Home
@@ -44,6 +49,8 @@ def register(
     )
     shown = {"space": record.space, "dimensions": record.dimensions, "encoder": record.digest}
     show_record(shown, as_json=as_json)
+    hint = f"next: `valence spaces build {name}` to search by it, `valence train head OUT --space {name}` for a version"
+    print(hint, file=sys.stderr)
 
 
 @app.command()

@@ -22,27 +22,31 @@ app = typer.Typer(no_args_is_help=True, help="Train versions.")
 @app.command()
 def head(
     out: Annotated[Path, typer.Argument(help="Folder of the bundle; an equal bundle there is kept.")],
+    space: Annotated[
+        str | None, typer.Option(help="The space whose encoder the head reads; unset: the default encoder.")
+    ] = None,
     cache: Annotated[Path, typer.Option(help="Corpora, encoder and token states; 5 GB.")] = Path(".cache"),
     as_json: AsJson = False,
 ) -> None:
-    """Train the three-class head on the frozen default encoder; each run gives the same bundle."""
+    """Train the three-class head on a frozen encoder; each run gives the same bundle."""
     from registry.bundles.manifest_schema import Engine
     from registry.data import corpora
     from registry.encoders.sources import default_source
     from registry.training.train_head import HeadPlan, train_head
     from serving.inference.engines.factory import open_encoder
 
-    plan, source = HeadPlan(), default_source()
+    plan = HeadPlan()
+    registered = None if space is None else _space_encoder(space, cache)
     with _progress() as progress:
         progress("fetching corpora", 0)
         examples = corpora.load(cache / "corpora")
-        encoder = _encoder(source, cache, progress)
+        encoder = registered or _encoder(default_source(), cache, progress)
         trained = train_head(
             examples,
             open_encoder(encoder, engine=Engine.FP32, threads=plan.threads),
             out,
-            name=f"attentive head on {source.name}",
-            space=source.space,
+            name=f"attentive head on {encoder.manifest.name}",
+            space=encoder.manifest.space,
             cache=cache / "states",
             plan=plan,
             other_engines={"int8": open_encoder(encoder, engine=Engine.INT8, threads=plan.threads)},
@@ -100,6 +104,16 @@ def joint(
             progress=progress,
         )
     _show(trained, as_json=as_json)
+
+
+def _space_encoder(space: str, cache: Path) -> "Bundle":
+    """Return the bundle of the registered encoder that defines a space."""
+    from registry.bundles.bundle import Bundle
+    from serving.core.connections import build_running_registry
+    from serving.settings import Settings
+
+    registry = build_running_registry(Settings())
+    return Bundle.open(registry.fetch(registry.space_encoder(space), cache))
 
 
 def _encoder(source: "SentenceEncoderSource", cache: Path, progress: Say) -> "Bundle":

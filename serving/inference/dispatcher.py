@@ -22,11 +22,15 @@ MAX_SMALL_TEXTS = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InferenceItem:
-    """One text for one version, or for its vector alone, with the id of its request."""
+    """One text for one version, or for its vector alone, with the id of its request.
+
+    `query`: the text is to find others by.
+    """
 
     text: str
     record: VersionRecord | None
     request_id: str | None = None
+    query: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,10 +89,12 @@ class Dispatcher:
         placement: Placement,
         *,
         yields: bool = False,
+        query: bool = False,
     ) -> BatchResult[Inference]:
         """Return a version's scores and the vectors of the texts, in their order.
 
-        `yields`: let other requests go first, as a request of many texts does.
+        `yields`: let other requests go first, as a request of many texts does. `query`: the texts are to find others
+        by.
 
         Raises:
             Overloaded: a batcher refuses the texts.
@@ -97,7 +103,7 @@ class Dispatcher:
         bulk = yields or len(texts) > MAX_SMALL_TEXTS
         # Texts of like length go together, which saves padding.
         order = sorted(range(len(texts)), key=lambda index: len(texts[index])) if bulk else range(len(texts))
-        batch = await self._join([texts[index] for index in order], record, placement, bulk=bulk)
+        batch = await self._join([texts[index] for index in order], record, placement, bulk=bulk, query=query)
         if not bulk:
             return batch
         ordered = sorted(zip(order, batch.results, strict=True), key=itemgetter(0))
@@ -112,16 +118,24 @@ class Dispatcher:
         await asyncio.gather(*(batcher.close() for batcher in self._batchers.values()))
 
     async def _join(
-        self, texts: Sequence[str], record: VersionRecord | None, placement: Placement, *, bulk: bool
+        self,
+        texts: Sequence[str],
+        record: VersionRecord | None,
+        placement: Placement,
+        *,
+        bulk: bool,
+        query: bool,
     ) -> BatchResult[Inference]:
         request_id = REQUEST_ID.get()
-        items = [InferenceItem(text=text, record=record, request_id=request_id) for text in texts]
+        items = [
+            InferenceItem(text=text, record=record, request_id=request_id, query=query) for text in texts
+        ]
         if placement.scorer == placement.embedder:
             return await self._batcher(placement.scorer, bulk=bulk).submit(items)
         scored, embedded = await asyncio.gather(
             self._batcher(placement.scorer, bulk=bulk).submit(items),
             self._batcher(placement.embedder, bulk=bulk).submit(
-                [InferenceItem(text=text, record=None, request_id=request_id) for text in texts]
+                [replace(item, record=None) for item in items]
             ),
         )
         return BatchResult(

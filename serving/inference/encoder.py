@@ -1,7 +1,7 @@
 """Text to vectors: the interface of every engine. Knows no engine and no head."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Protocol
 
 from registry.bundles.manifest_schema import EncoderSettings
@@ -19,8 +19,13 @@ class Encoder(Protocol):
         """The name of the engine: an `Engine`, or torch."""
         ...
 
-    def run(self, texts: Sequence[str], *, bulk: bool = False) -> Iterator[MicroBatch]:
-        """Encode every text once, in micro-batches of any order; `bulk` lets other calls go first."""
+    def run(
+        self, texts: Sequence[str], *, bulk: bool = False, queries: Collection[int] = ()
+    ) -> Iterator[MicroBatch]:
+        """Encode every text once, in micro-batches of any order; `bulk` lets other calls go first.
+
+        The texts at the places `queries` are to find others by, which some encoders prompt for.
+        """
         ...
 
     def warm_up(self, budget_s: float) -> WarmUp:

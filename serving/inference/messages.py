@@ -12,14 +12,15 @@ class InferenceRequest:
     """A batch of n different texts, and the versions that score each of them.
 
     `pairs`: uint16 [m, 2], each a row of `texts` and an index into `versions`. Several versions may score a text, after
-    one pass; a text without a pair gets its vector alone. `bulk` lets other batches go first. `batch` names the batch
-    in the logs of both ends, `traceparent` its span.
+    one pass; a text without a pair gets its vector alone. The rows `queries` are to find other texts by. `bulk` lets
+    other batches go first. `batch` names the batch in the logs of both ends, `traceparent` its span.
     """
 
     texts: list[str]
     versions: list[VersionRecord]
     pairs: bytes = field(repr=False)
     bulk: bool
+    queries: tuple[int, ...] = ()
     batch: str = ""
     traceparent: str | None = None
 

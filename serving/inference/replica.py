@@ -115,14 +115,15 @@ class Replica:
     def _infer(self, request: InferenceRequest) -> InferenceReply:
         reply = _ReplyBuilder(request, self._encoder.settings.dimensions)
         try:
-            for micro in self._encoder.run(request.texts, bulk=request.bulk):
+            for micro in self._encoder.run(request.texts, bulk=request.bulk, queries=request.queries):
                 self._score(micro, reply)
         except (RuntimeError, ValueError):
             # The encoder fails on something in the batch: run each text alone to find out which.
             reply = _ReplyBuilder(request, self._encoder.settings.dimensions)
             for row, text in enumerate(request.texts):
                 try:
-                    for micro in self._encoder.run([text], bulk=request.bulk):
+                    queries = (0,) if row in request.queries else ()
+                    for micro in self._encoder.run([text], bulk=request.bulk, queries=queries):
                         self._score(replace(micro, rows=micro.rows + row), reply)
                 except (RuntimeError, ValueError) as error:
                     reply.text_faults[row] = f"the encoder can't read this text ({type(error).__name__})"

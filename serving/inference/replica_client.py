@@ -40,7 +40,7 @@ class ReplicaHandle:
         return reply
 
 
-Key: TypeAlias = tuple[str, str | None]
+Key: TypeAlias = tuple[str, str | None, bool]
 
 
 class ReplicaClient:
@@ -53,7 +53,7 @@ class ReplicaClient:
 
     async def infer(self, items: Sequence[InferenceItem], *, bulk: bool) -> Sequence[Inference | Exception]:
         """Make one remote call for the items that no call in flight will answer; equal items are computed once."""
-        keys = [(item.text, item.record.digest if item.record else None) for item in items]
+        keys = [(item.text, item.record.digest if item.record else None, item.query) for item in items]
         loop = asyncio.get_running_loop()
         fresh = {
             key: item.record for key, item in zip(keys, items, strict=True) if key not in self._in_flight
@@ -93,13 +93,13 @@ class ReplicaClient:
         bulk: bool,
         traceparent: str | None = None,
     ) -> Sequence[Inference | Exception]:
-        rows: dict[str, int] = {}
+        rows: dict[tuple[str, bool], int] = {}
         versions: dict[str, int] = {}
         records: list[VersionRecord] = []
         pairs: list[tuple[int, int]] = []
         positions: list[tuple[int, int | None]] = []
-        for (text, digest), record in fresh.items():
-            row = rows.setdefault(text, len(rows))
+        for (text, digest, query), record in fresh.items():
+            row = rows.setdefault((text, query), len(rows))
             if record is None or digest is None:
                 positions.append((row, None))
                 continue
@@ -109,7 +109,8 @@ class ReplicaClient:
             positions.append((row, len(pairs)))
             pairs.append((row, versions[digest]))
         request = InferenceRequest(
-            texts=list(rows),
+            texts=[text for text, _ in rows],
+            queries=tuple(row for (_, query), row in rows.items() if query),
             versions=records,
             pairs=np.array(pairs, np.uint16).tobytes(),
             bulk=bulk,

@@ -204,16 +204,18 @@ class PredictionService:
         return Answer(status=201, body=body, timing=timing)
 
     async def embed(
-        self, texts: Sequence[str], location: BodyLocation = TEXT, *, space: str | None
+        self, texts: Sequence[str], location: BodyLocation = TEXT, *, space: str | None, query: bool = False
     ) -> Embeddings:
         """Return vectors of texts in a space; store nothing.
+
+        `query`: the texts are to find others by.
 
         Raises:
             ModelNotReady: no running encoder gives vectors of this space.
         """
         if self._privacy is not None:
             texts = await self._privacy.mask(texts, location)
-        batch = await self._dispatcher.infer(texts, None, self._catalog().placement_in(space))
+        batch = await self._dispatcher.infer(texts, None, self._catalog().placement_in(space), query=query)
         vectors = np.frombuffer(b"".join(each.embedding for each in batch.results), np.float16)
         return Embeddings(
             vectors=vectors.reshape(len(texts), -1).astype(np.float32),

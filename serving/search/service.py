@@ -21,7 +21,7 @@ from serving.errors import Invalid, NotFound, Problem
 from serving.predictions.service import Embeddings
 from serving.search.fusion import FusedText, fuse, rocchio
 
-Embed: TypeAlias = Callable[[Sequence[str]], Awaitable[Embeddings]]
+Embed: TypeAlias = Callable[..., Awaitable[Embeddings]]
 
 # Unrelated texts have a far smaller cosine. Texts that differ by a full stop, by a link, or by a "not", have a larger
 # one (docs/performance.md).
@@ -119,7 +119,7 @@ class SearchService:
             NotFound: the example doesn't exist or isn't the caller's.
             Invalid: a vector has no direction.
         """
-        (vector,), example_ids = await self._vectors_of([example], caller, "query")
+        (vector,), example_ids = await self._vectors_of([example], caller, "query", query=False)
         with translate_database_errors():
             near = await self.similarity.search(
                 vector, k=k + 1, holder=caller.scope, min_similarity=min_similarity
@@ -150,11 +150,14 @@ class SearchService:
         return vector, like_ids | unlike_ids
 
     async def _vectors_of(
-        self, examples: Sequence[SearchExample], caller: Caller, field_name: str
+        self, examples: Sequence[SearchExample], caller: Caller, field_name: str, *, query: bool = True
     ) -> tuple[list[Vector], frozenset[UUID]]:
-        """Return the unit vectors of the examples, in order, and the ids of those that are stored texts."""
+        """Return the unit vectors of the examples, in order, and the ids of those that are stored texts.
+
+        `query`: the texts are to find others by, not to be compared as equals.
+        """
         texts = [example.text for example in examples if example.text is not None]
-        embedded = iter((await self.embed(texts)).vectors if texts else ())
+        embedded = iter((await self.embed(texts, query=query)).vectors if texts else ())
         prediction_ids = [each.prediction_id for each in examples if each.prediction_id is not None]
         with translate_database_errors():
             texts_of = await self.vectors.texts_of(prediction_ids, holder=caller.scope)

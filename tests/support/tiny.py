@@ -28,7 +28,6 @@ GOOD, BAD, PLAIN = (
 def tiny_source(
     folder: Path,
     *,
-    pooling: str = "pooling_mode_mean_tokens",
     space: str = TINY_SPACE,
     dimensions: int = DIMENSIONS,
     seed: int = 3,
@@ -57,9 +56,17 @@ def tiny_source(
         )
         BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 48}))
+    modules = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for index, (path, kind) in enumerate([("", "Transformer"), ("1_Pooling", "Pooling")])
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "unk_token": "[UNK]"})
+    )
     (folder / "1_Pooling").mkdir(exist_ok=True)
     (folder / "1_Pooling" / "config.json").write_text(
-        json.dumps({"word_embedding_dimension": dimensions, pooling: True})
+        json.dumps({"word_embedding_dimension": dimensions, "pooling_mode_mean_tokens": True})
     )
     return SentenceEncoderSource(path=folder, name="tiny", space=space, token_layers=(1, 2))
 

@@ -3,7 +3,7 @@
 ONNX Runtime compiles no shapes, so texts need little padding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import onnxruntime as ort
 
@@ -41,8 +41,10 @@ class OnnxEncoder:
         self._scheduler = Scheduler(threads)
         self._calls = RunningCalls()
 
-    def run(self, texts: Sequence[str], *, bulk: bool = False) -> Iterator[MicroBatch]:
-        tokenized = TokenizedTexts(self._tokenizer, texts)
+    def run(
+        self, texts: Sequence[str], *, bulk: bool = False, queries: Collection[int] = ()
+    ) -> Iterator[MicroBatch]:
+        tokenized = TokenizedTexts(self._tokenizer, self.settings.add_prompts(texts, queries))
         plans = [
             tokenized.pad(rows)
             for rows in plan_micro_batches(

@@ -6,7 +6,7 @@ Under load each thread runs its own stream; when idle all threads run one text.
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any
 
@@ -69,8 +69,10 @@ class OpenVinoEncoder:
         self._solo_lock = threading.Lock()
         self._calls = RunningCalls()
 
-    def run(self, texts: Sequence[str], *, bulk: bool = False) -> Iterator[MicroBatch]:
-        tokenized = TokenizedTexts(self._tokenizer, texts)
+    def run(
+        self, texts: Sequence[str], *, bulk: bool = False, queries: Collection[int] = ()
+    ) -> Iterator[MicroBatch]:
+        tokenized = TokenizedTexts(self._tokenizer, self.settings.add_prompts(texts, queries))
         rows = plan_micro_batches(
             tokenized.lengths,
             threads=self.threads,

@@ -1,18 +1,20 @@
 """Encoders on a torch device, in half precision on a GPU.
 
-The only module of serving that imports torch.
+The only module of serving that imports torch and sentence-transformers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from registry.bundles.bundle import Bundle
 from registry.bundles.manifest_schema import WEIGHTS, EncoderSettings
+from registry.encoders.sources import without_pooler
 from registry.errors import BundleInvalid
 from serving.inference.encoder import warm_up_by_running
 from serving.inference.microbatches import (
@@ -44,14 +46,21 @@ class TorchEncoder:
             if self.settings.labels:
                 model = AutoModelForSequenceClassification.from_config(config)
             else:
-                model = AutoModel.from_config(config, attn_implementation="sdpa", add_pooling_layer=False)
+                model = without_pooler(AutoModel.from_config(config))
             model.load_state_dict(load_file(bundle.file(WEIGHTS)), strict=True)
         except (ValueError, TypeError, RuntimeError, ImportError) as exc:
             raise BundleInvalid(f"{bundle.manifest.name} can't be run by torch: {exc}") from exc
         self._model = model.eval().to(device=device, dtype=dtype)
+        self._pooling = Pooling(self.settings.dimensions, self.settings.pooling)
 
-    def run(self, texts: Sequence[str], *, bulk: bool = False) -> Iterator[MicroBatch]:  # noqa: ARG002  (a GPU's passes are short)
-        tokenized = TokenizedTexts(self._tokenizer, texts)
+    def run(
+        self,
+        texts: Sequence[str],
+        *,
+        bulk: bool = False,  # noqa: ARG002  (a GPU's passes are short)
+        queries: Collection[int] = (),
+    ) -> Iterator[MicroBatch]:
+        tokenized = TokenizedTexts(self._tokenizer, self.settings.add_prompts(texts, queries))
         for rows in plan_micro_batches(
             tokenized.lengths, threads=1, max_rows=self._max_rows, budget=_TOKEN_BUDGET
         ):
@@ -66,14 +75,12 @@ class TorchEncoder:
         with torch.inference_mode():
             ids = torch.from_numpy(plan.ids).to(self._device)
             mask = torch.from_numpy(plan.mask).to(self._device)
-            if self.settings.labels:
-                ids = torch.where(mask.bool(), ids, self._model.config.pad_token_id)
+            ids = torch.where(mask.bool(), ids, self._model.config.pad_token_id or 0)
             output = self._model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
             states = output.hidden_states
-            last = states[-1].float()
-            weights = mask.unsqueeze(-1).float()
-            pooled = (last * weights).sum(1) / weights.sum(1)
-            embedding = torch.nn.functional.normalize(pooled, dim=1)
+            last = states[-1] if self.settings.labels else output.last_hidden_state
+            features = {"token_embeddings": last.float(), "attention_mask": mask}
+            embedding = torch.nn.functional.normalize(self._pooling(features)["sentence_embedding"], dim=1)
             tokens = (
                 output.logits.float().unsqueeze(1)
                 if self.settings.labels

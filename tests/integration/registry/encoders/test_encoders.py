@@ -166,12 +166,6 @@ def test_building_twice_gives_the_same_identity_and_keeps_the_first(
     assert not (tmp_path / "out").exists()
 
 
-def test_other_pooling_is_refused(tmp_path: Path) -> None:
-    source = tiny_source(tmp_path / "model", pooling="pooling_mode_cls_token")
-    with pytest.raises(ExportFailed, match="pooling_mode_cls_token"):
-        build_encoder(source, tmp_path / "out")
-
-
 def test_forged_engine_is_refused_by_name(encoder_bundle: Bundle, tmp_path: Path) -> None:
     copy = Bundle.open(shutil.copytree(encoder_bundle.path, tmp_path / "copy"))
     with copy.file("int8.bin").open("r+b") as stream:

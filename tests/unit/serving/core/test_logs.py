@@ -4,7 +4,7 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,7 +99,9 @@ class Broken:
 
     settings = SimpleNamespace(dimensions=4)
 
-    def run(self, texts: Sequence[str], *, bulk: bool = False) -> Iterator[NoReturn]:
+    def run(
+        self, texts: Sequence[str], *, bulk: bool = False, queries: Collection[int] = ()
+    ) -> Iterator[NoReturn]:
         raise RuntimeError("nothing can be read")
         yield
 

@@ -1,6 +1,6 @@
 """A version opened alone: answers in order, or none; vectors compared."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +24,9 @@ class Backwards:
     def __init__(self) -> None:
         self.passes = 0
 
-    def run(self, texts: Sequence[str], *, bulk: bool = False) -> Iterator[MicroBatch]:
+    def run(
+        self, texts: Sequence[str], *, bulk: bool = False, queries: Collection[int] = ()
+    ) -> Iterator[MicroBatch]:
         self.passes += 1
         for row in reversed(range(len(texts))):
             yield MicroBatch(

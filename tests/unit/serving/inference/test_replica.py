@@ -1,7 +1,7 @@
 """Both ends of the remote call, with a predictable encoder and predictable heads."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +30,9 @@ class LengthEncoder:
     def __init__(self) -> None:
         self.texts: list[str] = []
 
-    def run(self, texts: Sequence[str], *, bulk: bool = False) -> Iterator[MicroBatch]:
+    def run(
+        self, texts: Sequence[str], *, bulk: bool = False, queries: Collection[int] = ()
+    ) -> Iterator[MicroBatch]:
         self.texts.extend(texts)
         if len(texts) > 1 and "poison" in texts:
             raise RuntimeError("a bad batch")
