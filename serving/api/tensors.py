@@ -4,7 +4,6 @@ Knows bytes and lists only; the schemas say which of them a request holds.
 """
 
 import base64
-import binascii
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
@@ -63,9 +62,10 @@ def decode_base64(texts: Sequence[Any]) -> list[str]:
     decoded = []
     for index, text in enumerate(texts):
         try:
-            decoded.append(_decode(base64.b64decode(text, validate=True), index))
-        except (TypeError, binascii.Error):
+            element = base64.b64decode(text, validate=True)
+        except (TypeError, ValueError):
             raise ValueError(f"element {index} isn't in base64, as its content_type says") from None
+        decoded.append(_decode(element, index))
     return decoded
 
 

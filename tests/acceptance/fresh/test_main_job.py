@@ -217,6 +217,29 @@ def test_http_s_manners_hold_through_the_proxy(live: LivePlatform) -> None:
     assert (home.status_code, home.url.path) == (200, "/console")
 
 
+def test_large_and_binary_bodies_pass_the_whole_stack_both_ways(live: LivePlatform) -> None:
+    large = json.dumps({"model": "all-MiniLM-L6-v2", "input": ["so good"] * 2048}).encode().ljust(16 * 2**20)
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 11}}
+    head = json.dumps(
+        {"inputs": [tensor], "outputs": [{"name": "embedding", "parameters": {"binary_data": True}}]}
+    )
+    length = {"Inference-Header-Content-Length": str(len(head))}
+    with live.client() as client:
+        embedded = client.post(
+            "/v1/embeddings", content=large, headers={"Content-Type": "application/json"}, timeout=60
+        )
+        over = client.post(
+            "/v1/embeddings", content=large + b" ", headers={"Content-Type": "application/json"}
+        )
+        answer = client.post(
+            "/v2/models/sentiment/infer", content=head.encode() + b"\x07\0\0\0so good", headers=length
+        )
+    vectors = [each["embedding"] for each in embedded.json()["data"]]
+    assert (len(vectors), over.status_code, answer.status_code) == (2048, 413, 200)
+    tail = answer.content[int(answer.headers["Inference-Header-Content-Length"]) :]
+    assert np.frombuffer(tail, "<f4") @ np.array(vectors[0]) == pytest.approx(1, abs=1e-2)
+
+
 def test_the_command_line_predicts_judges_and_finds(live: LivePlatform) -> None:
     result = live.valence("predict", "What a lovely garden", "--json")
     assert result.returncode == 0, result.stderr
