@@ -6,7 +6,7 @@ heavy libraries that it needs, so that `--help` answers at once.
 
 import os
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -75,6 +75,24 @@ for name, group in (
     app.add_typer(group, name=name)
 app.command()(platform.settings)
 app.command()(mlflow.mlflow)
+
+
+def _show_release(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        from registry.store.revision import code_revision
+
+        print(f"{version('valence')} ({code_revision()})")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_release, is_eager=True, help="Print the release.")
+    ] = False,
+) -> None: ...
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -39,11 +39,13 @@ def list_(api: Api) -> None:
 def show(
     api: Api,
     name: Annotated[str, typer.Argument()] = "sentiment",
+    number: Annotated[str | None, typer.Argument(metavar="[VERSION]", help="Show one version alone.")] = None,
     version: Annotated[
-        str | None, typer.Option(help="Show one version, with the present verdict of the gates.")
+        str | None, typer.Option(help="The same as VERSION, with the present verdict of the gates.")
     ] = None,
 ) -> None:
     """Show the versions of a model, or one of them; the JSON has all metrics."""
+    version = version or number
     if version is not None:
         _show_version(api.client.get(f"/v1/models/{name}/versions/{version}"), as_json=api.as_json)
         return
@@ -134,17 +136,25 @@ def _wait_for_evaluation(client: "Client", model: str, version: str, number: int
     Raises:
         EvaluationFailed: it ended without a report.
     """
+    from rich.console import Console
+
     from serving.errors import EvaluationFailed
 
-    while True:
-        answer: Mapping[str, Any] = client.get(f"/v1/models/{model}/versions/{version}")
-        evaluation = next((each for each in answer["evaluations"] if each["id"] == number), None)
-        if evaluation is None or evaluation["state"] == "failed":
-            why = "it is gone" if evaluation is None else evaluation["reason"]
-            raise EvaluationFailed(f"version {version} has no report: {why}")
-        if evaluation["state"] == "done":
-            return answer
-        time.sleep(_POLL_SECONDS)
+    started = time.monotonic()
+    # Shown on a terminal alone.
+    with Console(stderr=True).status("") as status:
+        while True:
+            status.update(
+                f"measuring version {version}, after all other work: {time.monotonic() - started:.0f} s"
+            )
+            answer: Mapping[str, Any] = client.get(f"/v1/models/{model}/versions/{version}")
+            evaluation = next((each for each in answer["evaluations"] if each["id"] == number), None)
+            if evaluation is None or evaluation["state"] == "failed":
+                why = "it is gone" if evaluation is None else evaluation["reason"]
+                raise EvaluationFailed(f"version {version} has no report: {why}")
+            if evaluation["state"] == "done":
+                return answer
+            time.sleep(_POLL_SECONDS)
 
 
 def _show_version(answer: Mapping[str, Any], *, as_json: bool) -> None:
@@ -165,18 +175,26 @@ def _show_version(answer: Mapping[str, Any], *, as_json: bool) -> None:
         if (replay := report["replay"]) is not None:
             record["flips"] = f"{replay['flips']} of {replay['texts']} against {replay['champion_version']}"
     record["gates"] = "passed" if answer["gates"]["passed"] else "not passed"
-    checks = {check["name"]: check["why"] for check in answer["gates"]["checks"]}
-    missing = {f"version {number}": why for number, why in answer["gates"]["missing"].items()}
-    show_record(record | checks | missing, as_json=False)
+    record |= {f"version {number}": why for number, why in answer["gates"]["missing"].items()}
+    show_record(record, as_json=False)
+    _show_checks(answer["gates"]["checks"])
+
+
+def _show_checks(checks: Sequence[Mapping[str, Any]]) -> None:
+    """Print the gates apart from the measures, some of which have the same names."""
+    if checks:
+        rows = [
+            {**check, "gate": check["name"], "passed": "✓" if check["passed"] else "✗"} for check in checks
+        ]
+        show_table(rows, ("gate", "passed", "value", "bound", "why"), answer=rows, as_json=False)
 
 
 def _show_outcome(answer: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         show_json(answer)
         return
-    checks = {check["name"]: check["why"] for check in (answer["report"] or {}).get("checks", ())}
-    record = {name: value for name, value in answer.items() if name != "report"}
-    show_record(record | checks, as_json=False)
+    show_record({name: value for name, value in answer.items() if name != "report"}, as_json=False)
+    _show_checks((answer["report"] or {}).get("checks", ()))
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """The common options of the commands, their client, and the printing of answers."""
 
 import inspect
+import io
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,8 @@ Key: TypeAlias = Annotated[
 Yes: TypeAlias = Annotated[bool, typer.Option("--yes", help="Don't ask.")]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+# Of a text in a table.
+_MOST_CHARACTERS: Final = 200
 TIMES: Final = "RFC 3339, a date, yesterday, or an age such as 24h or 7d"
 
 P = ParamSpec("P")
@@ -101,11 +104,24 @@ def show_table(
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        # An id that is folded can't be copied.
+        table.add_column(column, overflow="fold", no_wrap=column == "id" or column.endswith("_id"))
     for row in rows:
-        table.add_row(*(Text(cell(row.get(column))) for column in columns))
-    # In a pipe each row stays one line.
-    Console(width=None if sys.stdout.isatty() else 100_000).print(table)
+        table.add_row(*(Text(_cut(cell(row.get(column)))) for column in columns))
+    if sys.stdout.isatty():
+        Console().print(table)
+        return
+    # In a pipe each row is one line, as long as its last cell.
+    plain = Console(width=100_000, file=io.StringIO())
+    with plain.capture() as capture:
+        plain.print(table)
+    for line in capture.get().splitlines():
+        print(line.rstrip())
+
+
+def _cut(text: str) -> str:
+    """Return the beginning of a long text; the JSON has all of it."""
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}… ({len(text):,} characters)"
 
 
 def show_near(answer: Mapping[str, Any], *, as_json: bool) -> None:

@@ -244,6 +244,21 @@ def test_stored_text_sends_no_control_sequence_to_the_terminal(platform: Platfor
     assert "good" in out
 
 
+@pytest.mark.usefixtures("platform")
+def test_a_table_cuts_long_texts_and_pads_no_last_cell(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [NEIGHBOUR | {"text": "b" * 20_000}, NEIGHBOUR]
+    monkeypatch.setitem(ANSWERS, ("POST", "/v1/similar"), (200, {"results": found, "exact": True}))
+    _, printed, _ = run("similar", "good")
+    lines = printed.splitlines()
+    assert lines[1].endswith("b" * 200 + "… (20,000 characters)")
+    assert [line for line in lines if line != line.rstrip()] == []
+    assert "b" * 20_000 in run("similar", "good", "--json")[1]
+
+
+def test_the_release_is_printed_with_its_revision(run: Any) -> None:
+    assert run("--version")[1].startswith("0.1.0 (")
+
+
 def test_search_for_nothing_is_wrong_usage(platform: Platform, run: Any) -> None:
     assert run("similar")[0] == 2
     assert run("similar", "text", "--prediction", "p1")[0] == 2
