@@ -83,12 +83,13 @@ class Inquiry:
         self._values |= {"user_id": users["ada"], "key_id": str(self._id_of("client"))}
         for ending in ("", " long", " longer", " longest", "!"):
             stored = (await self._send("client", "POST", "/v1/predict", {"text": _WORDS + ending})).json()
+            self._values.setdefault("prediction_id", stored["id"])
+            self._values.setdefault("text_id", stored["text_id"])
             self._marks.append(stored["id"])
             if ending != "!":
                 wrong = next(name for name in LABELS if name != stored["sentiment"])
                 body = {"prediction_id": stored["id"], "is_correct": False, "label": wrong}
                 await self._send("client", "POST", "/v1/feedback", body)
-        self._values |= {"prediction_id": self._marks[1], "text_id": stored["text_id"]}
 
     async def ask(self, method: str, route: GuardedRoute) -> tuple[str, ...]:
         """Return what each of `ROLES` gets of a route; the admin, who may remove things, asks last."""
