@@ -110,6 +110,9 @@ class Database:
             Unavailable: the database can't be reached.
             Unsuitable: it can be reached but not used; the message says what to do.
         """
+        if self._writers is not None:
+            # Nobody would close the first pools, whose tasks then outlive their loop.
+            raise RuntimeError("the database is open already")
         with translate_driver_errors(detailed=True):
             await self._check()
         self._writers = self._make_pool(self._url, self._limits.writers, "writers", writing=True)
@@ -123,6 +126,7 @@ class Database:
         for pool in (self._writers, self._readers, self._searchers):
             if pool is not None:
                 await pool.close()
+        self._writers = self._readers = self._searchers = None
         await self._engine.dispose()
         if self._read_engine is not self._engine:
             await self._read_engine.dispose()

@@ -8,11 +8,10 @@ import structlog
 from db.experiments.counts import CountRepository
 from db.experiments.experiments import Decision, Experiment, ExperimentRepository, NewDecision
 from registry.experiments import decisions
-from registry.experiments.decisions import Evidence
 from registry.experiments.policies import Policy
 from serving.core.database_errors import translate_database_errors
 from serving.errors import Conflict, ServingError
-from serving.experiments.service import evidence_of
+from serving.experiments.service import evidence_of, recompute
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +51,7 @@ class PolicyRunner:
         pending = await self._find_pending(experiment, policy)
         if pending is not None:
             # The decision was stored, and the process died before it was carried out.
-            await self._carry_out(experiment, _recompute(pending))
+            await self._carry_out(experiment, recompute(pending))
             return
         if champion is None:
             return
@@ -105,8 +104,3 @@ class PolicyRunner:
             await self.experiments.stop(experiment.id, actor=None, reason=reason, seen=experiment)
         else:
             await self.experiments.stop(experiment.id, actor=None, reason=f"promoted: {decision.reason}")
-
-
-def _recompute(stored: Decision) -> decisions.PolicyDecision:
-    """Compute a stored decision again from the evidence and the policy it was based on."""
-    return decisions.decide(Evidence.parse(stored.evidence), Policy.parse(stored.policy))

@@ -12,7 +12,7 @@ import structlog
 
 from db.experiments.counts import ArmStageCounts, CountRepository, ExperimentCounts
 from db.experiments.experiments import Decision, Experiment, ExperimentRepository, NewExperiment
-from registry.experiments.decisions import ArmCounts, Evidence, PolicyDecision, Stage
+from registry.experiments.decisions import ArmCounts, Evidence, PolicyDecision, Stage, decide
 from registry.experiments.policies import Policy
 from registry.experiments.stages import conclude_stages, explain, find_known
 from registry.experiments.statistics import ArmFeedback
@@ -117,7 +117,7 @@ class ExperimentService:
             stored = await self.experiments.decisions(experiment_id)
         policy = Policy.parse(experiment.policy)
         conclusions = conclude_stages(evidence_of(experiment, counts), policy)
-        known = find_known(conclusions, policy)
+        known = _find_final(experiment, stored) or find_known(conclusions, policy)
         return ExperimentReport(
             experiment=experiment,
             counts=counts,
@@ -152,6 +152,18 @@ class ExperimentService:
                 experiment_id, actor=caller.key_id, reason=reason or "stopped by an engineer"
             )
         return await self.get(experiment_id)
+
+
+def _find_final(experiment: Experiment, stored: Sequence[Decision]) -> PolicyDecision | None:
+    """Return the decision that ended an experiment, which feedback on its last answers doesn't undo."""
+    if experiment.running or not stored or stored[-1].action not in ("promote", "stop"):
+        return None
+    return recompute(stored[-1])
+
+
+def recompute(stored: Decision) -> PolicyDecision:
+    """Compute a stored decision again from the evidence and the policy it was based on."""
+    return decide(Evidence.parse(stored.evidence), Policy.parse(stored.policy))
 
 
 def traffic_of(experiments: Sequence[Experiment]) -> Traffic:

@@ -39,6 +39,10 @@ class GroupScheduling(LoadScopeScheduling):
         tests, fatal = next(unfinished, ({}, None))
         if fatal is not None:
             tests[fatal] = True
+        # A worker that gets a group without a test to run waits for another one forever.
+        work = self.assigned_work[node]
+        for done in [scope for scope, tests in work.items() if all(tests.values())]:
+            del work[done]
         super().remove_node(node)
         return fatal
 

@@ -107,6 +107,9 @@ async def test_another_installation_key_is_refused(url: str) -> None:
     with pytest.raises(ForeignInstallation, match="VALENCE_INSTALLATION_KEY"):
         await other.open()
     await other.close()
+    with pytest.raises(RuntimeError, match="open already"):
+        await first.open()
+    await first.close()
     await first.open()
     await first.close()
 

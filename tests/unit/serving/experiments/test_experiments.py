@@ -278,6 +278,19 @@ async def test_a_better_challenger_is_promoted_and_the_decision_can_be_recompute
     assert (await records.get(result.id)).reason == f"promoted: {decided.reason}"
 
 
+async def test_the_verdict_that_ended_an_experiment_stays(
+    platform: Platform, client: httpx.AsyncClient
+) -> None:
+    started = (await client.post("/v1/experiments", json=START | {"policy": DECIDE})).json()
+    path, records = f"/v1/experiments/{started['id']}", platform.services.experiments.experiments
+    records.counted[UUID(started["id"])] = WORSE
+    await build_policy_runner(records, Promoter()).run_once()
+    # The last answers are judged after the end.
+    records.counted[UUID(started["id"])] = counts((1_600, 2_000), (1_590, 2_000))
+    found = (await client.get(path)).json()
+    assert (found["state"], found["verdict"]["verdict"]) == ("stopped", "worse")
+
+
 async def test_a_worse_challenger_is_stopped() -> None:
     records, promoter = FakeExperimentRepository(FakeStore()), Promoter()
     result = await experiment(records, DECIDE)
