@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up down test test-full check bench eyes faults train-proof format k8s-check k8s-deploy image-check
+.PHONY: help up down test test-full check bench eyes faults soak train-proof format k8s-check k8s-deploy image-check
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -46,6 +46,9 @@ bench: .venv/.developed .cache/bentoml/.installed .cache/vectors/.installed ## e
 
 faults: .venv/.developed ## hurt platforms of its own on purpose; writes the table of docs/faults.md (a quarter of an hour)
 	@$(BIN)/python -m benchmarks.faults
+
+soak: .venv/.developed ## use a platform of its own for an hour; writes the tables of docs/soak.md
+	@$(BIN)/python -m benchmarks.soak
 
 train-proof: .venv/.developed ## train head and joint model anew (40 minutes, 5 GB) and compare them with the committed ones
 	@rm -rf .cache/proof
