@@ -4,14 +4,20 @@ Owns their names and bounds.
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Final, LiteralString
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from db.connection.repository import Repository
+from db.accounts import audit
+from db.connection.repository import Repository, run_sql
+from db.core.ids import uuid7_time
 
 _LOCK = 0x56414C_5041_5254
 _TABLES = ("predictions", "feedback")
+NOTICE: Final = timedelta(days=1)
+"""The time from a month's first being found expired to its drop."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,6 +26,14 @@ class PartitionRange:
 
     start: datetime
     end: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExpiredMonth:
+    """A month that has expired: dropped now, or noted as the next to go."""
+
+    start: datetime
+    is_dropped: bool
 
 
 class Partitions(Repository):
@@ -37,27 +51,45 @@ class Partitions(Repository):
                     await connection.exec_driver_sql("SELECT make_month(%s)", (start.date(),))
         return PartitionRange(start=starts[0], end=_later(starts[-1], 1))
 
-    async def drop_oldest(self, before: datetime, now: datetime) -> datetime | None:
-        """Drop the oldest month, with its predictions and feedback, if it ended by `before`; return its start, or None.
+    async def drop_oldest(self, now: datetime, age: timedelta) -> ExpiredMonth | None:
+        """Note that the oldest month has expired, or drop it a day after that; return it, or None if nothing changed.
 
+        A month has expired if it ended `age` before `now` and before the newest prediction, so a clock that is wrong
+        for less than a day, or is the only wrong one, costs no month. At most one month goes in a day.
         The months that `ensure` makes stay, and so does every month since a running experiment began. It waits at
         most 0.5 s for its locks and holds them for at most 3 s.
-        Raises Unavailable if it didn't get its locks, or needed them for longer.
+
+        Args:
+            now: the database's time.
+            age: the time that predictions are kept.
+
+        Raises:
+            Unavailable: it didn't get its locks, or needed them for longer.
         """
-        last = min(_later(_month(now), -1), _month(before))
         async with self._database.begin() as connection:
             await connection.exec_driver_sql("SET LOCAL lock_timeout = '500ms'")
             await connection.exec_driver_sql("SET LOCAL statement_timeout = '3s'")
             await connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-            name = (await connection.exec_driver_sql(_OLDEST)).scalar_one_or_none()
-            if name is None:
+            oldest = await _read_start(connection)
+            state = (await run_sql(connection, _EXPIRY)).one()
+            if oldest is None or not _has_expired(oldest, now, age, newest=state.newest, began=state.began):
+                if state.noted is not None:
+                    await run_sql(connection, _FORGET)
                 return None
-            start = _start(name)
-            began = (await connection.exec_driver_sql(_RUNNING_SINCE)).scalar_one_or_none()
-            if start >= last or (began is not None and _later(start, 1) > began):
+            if state.noted != oldest.date() or state.noted_at > now:
+                await run_sql(connection, _NOTE, month=oldest.date(), now=now)
+                return ExpiredMonth(start=oldest, is_dropped=False)
+            if now - state.noted_at < NOTICE:
                 return None
-            await connection.exec_driver_sql("SELECT drop_month(%s)", (start.date(),))
-        return start
+            await run_sql(connection, _FORGET)
+            await connection.exec_driver_sql("SELECT drop_month(%s)", (oldest.date(),))
+            await audit.append(connection, actor=None, action="month.drop", subject=f"{oldest:%Y-%m}")
+        return ExpiredMonth(start=oldest, is_dropped=True)
+
+    async def read_start(self) -> datetime | None:
+        """Return the start of the oldest month; None if there is none."""
+        async with self._database.begin() as connection:
+            return await _read_start(connection)
 
     async def _all_exist(self, connection: AsyncConnection, starts: list[datetime]) -> bool:
         names = [_name(table, start) for start in starts for table in _TABLES]
@@ -69,11 +101,34 @@ class Partitions(Repository):
         return int(result.scalar_one()) == len(names)
 
 
-_OLDEST = (
+_OLDEST: Final[LiteralString] = (
     "SELECT min(c.relname) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
     "WHERE i.inhparent = 'predictions'::regclass"
 )
-_RUNNING_SINCE = "SELECT min(created_at) FROM experiments WHERE state = 'running'"
+_EXPIRY: Final[LiteralString] = """
+    SELECT (SELECT id FROM predictions ORDER BY id DESC LIMIT 1) AS newest,
+        (SELECT min(created_at) FROM experiments WHERE state = 'running') AS began,
+        noted.month AS noted, noted.noted_at
+    FROM (VALUES (1)) AS one LEFT JOIN expired_month AS noted ON true"""
+_NOTE: Final[LiteralString] = (
+    "INSERT INTO expired_month (month, noted_at) VALUES (:month, :now) "
+    "ON CONFLICT (single) DO UPDATE SET month = excluded.month, noted_at = excluded.noted_at"
+)
+_FORGET: Final[LiteralString] = "DELETE FROM expired_month"
+
+
+async def _read_start(connection: AsyncConnection) -> datetime | None:
+    name = (await run_sql(connection, _OLDEST)).scalar_one_or_none()
+    return None if name is None else _start(name)
+
+
+def _has_expired(
+    month: datetime, now: datetime, age: timedelta, *, newest: UUID | None, began: datetime | None
+) -> bool:
+    latest = now if newest is None else min(now, uuid7_time(newest))
+    end = _later(month, 1)
+    is_made_ahead = month >= _later(_month(now), -1)
+    return not is_made_ahead and end <= latest - age and (began is None or end <= began)
 
 
 def _name(table: str, start: datetime) -> str:

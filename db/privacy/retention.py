@@ -14,6 +14,8 @@ from db.schema.tables import NIL_ID
 
 _STEP_TEXTS: Final = 2_000
 
+_CLOCK: Final[LiteralString] = "SELECT clock_timestamp()"
+
 _CANDIDATES: Final[LiteralString] = (
     "SELECT id, created_at < :before AND NOT EXISTS (SELECT FROM predictions p WHERE p.text_id = t.id) AS is_expired "
     "FROM text_inputs t WHERE id > :after ORDER BY id LIMIT :limit"
@@ -40,6 +42,12 @@ class Retention(Repository):
     def __init__(self, database: Database) -> None:
         super().__init__(database)
         self._after: UUID = NIL_ID
+
+    async def read_clock(self) -> datetime:
+        """Return the database's time."""
+        async with self._database.begin() as connection:
+            now: datetime = (await run_sql(connection, _CLOCK)).scalar_one()
+            return now
 
     async def sweep_texts(self, before: datetime, limit: int = _STEP_TEXTS) -> int:
         """Remove those of the next `limit` texts that are older than `before` and unnamed; return their number."""

@@ -3,7 +3,7 @@
 Owns columns and constraints; `migrations/` creates them and `db.embedded.schema_check` compares the two. Never queries.
 """
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -268,6 +268,17 @@ class DecisionRow(Base):
     evidence: Mapped[dict[str, Any]]
     policy: Mapped[dict[str, Any]]
     numbers: Mapped[dict[str, Any]]
+
+
+class ExpiredMonthRow(Base):
+    """The month that retention drops next, and when it was first found expired; at most one row."""
+
+    __tablename__ = "expired_month"
+    __table_args__ = (CheckConstraint("single", name="one_row"),)
+
+    single: Mapped[bool] = mapped_column(primary_key=True, server_default=text("true"))
+    month: Mapped[date]
+    noted_at: Mapped[datetime]
 
 
 class PredictionRow(Base):

@@ -4,6 +4,7 @@ One per cluster. Each task is safe to kill and to run twice; none is on the requ
 """
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -20,6 +21,8 @@ from serving.core.periodic import run_periodically
 
 log = structlog.get_logger(__name__)
 
+_MOST_DIFFERENCE = timedelta(minutes=2)
+
 
 class Maintenance:
     """Keeps the database fit for writing, as long as `run` runs.
@@ -28,6 +31,7 @@ class Maintenance:
         space: the live embedding space of a database that has none yet.
         index_memory: bytes that the build of an index may use.
         retention_days: the age at which texts are removed; None: they are kept.
+        read_clock: this machine's time.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class Maintenance:
         space: str,
         index_memory: int = 1 << 30,
         retention_days: int | None = None,
+        read_clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._partitions = Partitions(database)
         self._database = database
@@ -46,6 +51,7 @@ class Maintenance:
         self._keywords = KeywordRepository(database, space=space)
         self._retention = Retention(database)
         self._index_memory = index_memory
+        self._read_clock = read_clock
         self._retention_period = None if retention_days is None else timedelta(days=retention_days)
 
     async def run(self, every: float = 15.0) -> None:
@@ -64,8 +70,7 @@ class Maintenance:
 
     async def tidy(self) -> None:
         """Run the short tasks."""
-        now = datetime.now(UTC)
-        await self._partitions.ensure(now)
+        await self._partitions.ensure(self._read_clock())
         await self._spaces.ensure_live(self._space)
         for segments in await self._segments():
             await segments.ensure()
@@ -74,7 +79,7 @@ class Maintenance:
         await self._idempotency.sweep()
         await self._keywords.merge()
         if self._retention_period is not None:
-            await self._remove_expired(now - self._retention_period, now)
+            await self._remove_expired(self._retention_period)
 
     async def index(self) -> None:
         """Index the closed segments."""
@@ -102,10 +107,25 @@ class Maintenance:
             if state is not SpaceState.LEAVING
         ]
 
-    async def _remove_expired(self, before: datetime, now: datetime) -> None:
-        """Remove what is older: one month, some texts and some jobs in each run."""
-        if (month := await self._partitions.drop_oldest(before, now)) is not None:
-            log.info("month.dropped", month=f"{month:%Y-%m}")
+    async def _remove_expired(self, age: timedelta) -> None:
+        """Remove what is older: one month a day, then some texts and jobs of its time in each run.
+
+        Nothing is removed while the clocks of the database and of this machine differ: one of them is wrong.
+        """
+        now, own = await self._retention.read_clock(), self._read_clock()
+        if abs(now - own) > _MOST_DIFFERENCE:
+            log.error("retention.refused", database_clock=now.isoformat(), own_clock=own.isoformat())
+            return
+        if (month := await self._partitions.drop_oldest(now, age)) is not None:
+            name = f"{month.start:%Y-%m}"
+            if month.is_dropped:
+                log.info("month.dropped", month=name)
+            else:
+                log.warning("month.expired", month=name)
+        # Not the clock, but the months that went say what else may go.
+        if (start := await self._partitions.read_start()) is None:
+            return
+        before = min(start, now - age)
         if removed := await self._retention.sweep_texts(before):
             log.info("texts.removed", texts=removed)
         await self._retention.sweep_jobs(before)

@@ -1,7 +1,7 @@
 """Every use that a platform makes of its database, once; for roles, poolers and other connections."""
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 from db.accounts.audit import AuditRepository
@@ -18,7 +18,7 @@ from db.models.evaluations import EvaluationRepository, NewEvaluation
 from db.models.promotions import Act, NewPromotion, PromotionPhase, PromotionRepository
 from db.predictions.feedback import FeedbackRepository, Judgement, NewFeedback
 from db.predictions.idempotency import IdempotencyRepository
-from db.predictions.partitions import Partitions
+from db.predictions.partitions import NOTICE, ExpiredMonth, Partitions
 from db.predictions.predictions import PredictionFilters, PredictionRepository
 from db.predictions.submissions import NewText, Replayed, Stored
 from db.predictions.writer import PredictionWriter
@@ -80,7 +80,11 @@ async def use_every_repository(database: Database, *, many: int = 12) -> list[Ne
     partitions = Partitions(database)
     await partitions.ensure(datetime(2039, 5, 17, tzinfo=UTC))
     old = await partitions.ensure(datetime(2020, 5, 17, tzinfo=UTC))
-    assert await partitions.drop_oldest(datetime(2021, 1, 1, tzinfo=UTC), datetime.now(UTC)) == old.start
+    moment, age = datetime.now(UTC), timedelta(days=365)
+    assert await partitions.drop_oldest(moment, age) == ExpiredMonth(start=old.start, is_dropped=False)
+    assert await partitions.drop_oldest(moment + NOTICE, age) == ExpiredMonth(
+        start=old.start, is_dropped=True
+    )
     maintenance = Maintenance(database, space=SPACE)
     for chore in (maintenance.tidy, maintenance.index, maintenance.merge):
         await chore()
