@@ -9,7 +9,7 @@ from uuid import UUID
 
 from db import errors as db_errors
 from db.accounts.keys import Key, KeyRepository, NewKey
-from db.accounts.users import User, UserRepository
+from db.accounts.users import User, UserPage, UserRepository
 from serving.accounts.authentication import Authenticator, generate_key
 from serving.core.caller import Caller, Role
 from serving.core.database_errors import translate_database_errors
@@ -52,6 +52,11 @@ class AccountService:
         """Return a user. Raises NotFound."""
         with translate_database_errors():
             return await self._users.get(user_id)
+
+    async def list_users(self, *, name: str | None, limit: int, cursor: str | None) -> UserPage:
+        """Return a page of users, newest first; `name` begins their usernames. Raises Invalid for another's cursor."""
+        with translate_database_errors():
+            return await self._users.list(name=name, limit=limit, cursor=cursor)
 
     async def add_key(self, spec: KeySpec, caller: Caller) -> IssuedKey:
         """Create a key. Raises Invalid if its owner is unknown."""

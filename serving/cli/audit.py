@@ -1,11 +1,10 @@
 """`valence audit`: who did what."""
 
-import sys
 from typing import Annotated
 
 import typer
 
-from serving.cli.output import TIMES, Api, calls_api, show_table
+from serving.cli.output import TIMES, Api, calls_api, show_page
 
 
 @calls_api
@@ -31,6 +30,4 @@ def audit(
         cursor=cursor,
     )
     columns = ("at", "actor", "action", "subject", "detail")
-    show_table(answer["items"], columns, answer=answer, as_json=api.as_json)
-    if not api.as_json and answer["next_cursor"] is not None:
-        print(f"more entries: --cursor {answer['next_cursor']}", file=sys.stderr)
+    show_page(answer, columns, "entries", as_json=api.as_json)

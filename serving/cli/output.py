@@ -119,6 +119,13 @@ def show_table(
         print(line.rstrip())
 
 
+def show_page(answer: Mapping[str, Any], columns: Sequence[str], things: str, *, as_json: bool) -> None:
+    """Print a page of a list, and how to get the next one."""
+    show_table(answer["items"], columns, answer=answer, as_json=as_json)
+    if not as_json and answer["next_cursor"] is not None:
+        print(f"more {things}: --cursor {answer['next_cursor']}", file=sys.stderr)
+
+
 def _cut(text: str) -> str:
     """Return the beginning of a long text; the JSON has all of it."""
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}… ({len(text):,} characters)"

@@ -8,8 +8,8 @@ from uuid import UUID, uuid4
 
 from db.accounts.audit import AuditEntry, AuditFilters, AuditPage
 from db.accounts.keys import Key, NewKey
-from db.accounts.users import User
-from db.core.cursors import decode_row_id, encode_row_id
+from db.accounts.users import User, UserPage
+from db.core.cursors import cut_page, decode_row_id, decode_uuid, encode_row_id, encode_uuid
 from db.errors import Duplicate, NotFound, Rejected
 from tests.fakes.store import FakeStore
 
@@ -43,6 +43,16 @@ class FakeUserRepository:
         if user_id not in self._store.users:
             raise NotFound(f"there is no user {user_id}")
         return self._store.users[user_id]
+
+    async def list(self, *, name: str | None = None, limit: int = 50, cursor: str | None = None) -> UserPage:
+        """Return a page of users, newest first."""
+        self._store.reach()
+        users = sorted(self._store.users.values(), key=lambda user: (user.created_at, user.id), reverse=True)
+        if cursor is not None:
+            last = self._store.users.get(decode_uuid(cursor))
+            users = [] if last is None else users[users.index(last) + 1 :]
+        named = [user for user in users if user.username.lower().startswith((name or "").lower())]
+        return cut_page(named[: limit + 1], limit, lambda user: encode_uuid(user.id))
 
     async def exists(self, user_id: UUID) -> bool:
         """Return whether there is such a user."""

@@ -46,6 +46,7 @@ async def use_every_repository(database: Database, *, many: int = 12) -> list[Ne
     user = await UserRepository(database).create(
         username=f"u{uuid4()}", email=f"{uuid4()}@example.org", actor=None
     )
+    assert user in (await UserRepository(database).list(name=user.username)).items
     key = await new_key(database, owner_id=user.id)
     writing = new_writer(database)
     texts = [new_text() for _ in range(many)]

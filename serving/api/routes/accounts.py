@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from db.accounts.audit import AuditFilters, AuditPage
-from db.accounts.users import User
+from db.accounts.users import User, UserPage
 from serving.accounts.service import KeySpec
 from serving.api.dependencies import Json, get_caller, get_services
 from serving.api.schemas.accounts import (
@@ -18,6 +18,8 @@ from serving.api.schemas.accounts import (
     KeyRequest,
     KeyResponse,
     NewKeyResponse,
+    UserListResponse,
+    UserQuery,
     UserRequest,
     UserResponse,
 )
@@ -32,6 +34,13 @@ router = APIRouter(prefix="/v1", route_class=GuardedRoute)
 async def create_user(request: Request, body: Parsed[UserRequest]) -> User:
     """Add a user."""
     return await get_services(request).accounts.add_user(body.username, body.email, get_caller(request))
+
+
+@router.get("/users", response_model=UserListResponse, tags=["users"])
+@requires(Role.ADMIN, errors=(422,))
+async def list_users(request: Request, query: Annotated[UserQuery, Query()]) -> UserPage:
+    """List the users, newest first."""
+    return await get_services(request).accounts.list_users(**dict(query))
 
 
 @router.get("/users/{user_id}", response_model=UserResponse, tags=["users"])

@@ -41,6 +41,21 @@ class UserResponse(ResponseBody):
     created_at: AwareDatetime
 
 
+class UserQuery(QueryParameters):
+    """The users to list, and their page; `name` is the beginning of a username, whatever its case."""
+
+    name: Name | None = None
+    limit: PageSize = 50
+    cursor: Name | None = None
+
+
+class UserListResponse(ResponseBody):
+    """Users, newest first; `next_cursor` continues after them."""
+
+    items: list[UserResponse]
+    next_cursor: str | None
+
+
 class KeyRequest(RequestBody):
     """A key to create; without `user_id` it has no owner."""
 

@@ -40,6 +40,31 @@ async def test_users_are_unique_by_name_and_by_address(repositories: Repositorie
     ]
 
 
+async def test_users_are_listed_by_the_beginning_of_their_name_and_in_pages(
+    repositories: Repositories,
+) -> None:
+    users = repositories.users
+    made = [
+        await users.create(username=name, email=f"{number}@example.org", actor=None)
+        for number, name in enumerate(("Ada", "bob", "adam", "100%", "100_"))
+    ]
+    assert (await users.list()).items == tuple(reversed(made))
+    for name, found in (("AD", ["adam", "Ada"]), ("adam", ["adam"]), ("100%", ["100%"]), ("da", [])):
+        page = await users.list(name=name)
+        assert ([each.username for each in page.items], page.next_cursor) == (found, None), name
+    first = await users.list(limit=3)
+    rest = await users.list(limit=3, cursor=first.next_cursor)
+    assert (*first.items, *rest.items) == tuple(reversed(made))
+    assert rest.next_cursor is None
+    of_two = await users.list(name="ad", limit=1)
+    after = await users.list(name="ad", limit=1, cursor=of_two.next_cursor)
+    assert [each.username for each in (*of_two.items, *after.items)] == ["adam", "Ada"]
+    assert after.next_cursor is None
+    for cursor in ("", "x", "-1"):
+        with pytest.raises(Rejected):
+            await users.list(cursor=cursor)
+
+
 def new_key(name: str, **changes: object) -> NewKey:
     values = {"id": uuid4(), "digest": hashlib.sha256(name.encode()).digest(), "role": "client", "name": name}
     return NewKey(**(values | changes))  # type: ignore[arg-type]

@@ -635,6 +635,26 @@ async def test_the_champion_of_any_moment_is_the_item_of_the_history(platform: P
     assert other.status_code == 404
 
 
+async def test_users_are_listed_for_admins_by_name_and_in_pages(platform: Platform) -> None:
+    async with platform.client(Role.ADMIN) as admin, platform.client(Role.ENGINEER) as engineer:
+        for name in ("Ada", "bob", "adam"):
+            await admin.post("/v1/users", json={"username": name, "email": f"{name}@example.org"})
+        first = (await admin.get("/v1/users", params={"limit": 2})).json()
+        rest = (await admin.get("/v1/users", params={"cursor": first["next_cursor"]})).json()
+        named = (await admin.get("/v1/users", params={"name": "aD"})).json()
+        one = (await admin.get(f"/v1/users/{named['items'][0]['id']}")).json()
+        refused = [
+            (await admin.get("/v1/users", params=parameters)).status_code
+            for parameters in ({"cursor": "x"}, {"limit": 0}, {"name": "a\0"}, {"email": "x"})
+        ]
+        forbidden = await engineer.get("/v1/users")
+    assert [user["username"] for user in first["items"]] == ["adam", "bob"]
+    assert ([user["username"] for user in rest["items"]], rest["next_cursor"]) == (["Ada"], None)
+    assert [user["username"] for user in named["items"]] == ["adam", "Ada"]
+    assert named["items"][0] == one
+    assert (refused, forbidden.status_code) == ([422] * 4, 403)
+
+
 async def test_the_audit_log_is_read_by_admins_filtered_and_in_pages(platform: Platform) -> None:
     actor = uuid4()
     assert platform.store is not None

@@ -52,6 +52,13 @@ VERSION = {
 }
 MOVED = {"version": "3", "previous": "2", "changed": True, "report": GATES | {"passed": True}}
 REIGN = {"version": "3", "from": "then", "to": None, "act": "promote", "by": "k1", "reason": "better"}
+ADA = {
+    "id": "00000000-0000-4000-8000-00000000000a",
+    "username": "Ada",
+    "email": "ada@example.org",
+    "created_at": "then",
+}
+ADAM = ADA | {"id": "00000000-0000-4000-8000-00000000000b", "username": "adam"}
 ENTRY = {
     "id": 7,
     "at": "then",
@@ -131,7 +138,13 @@ ANSWERS: dict[tuple[str, str], tuple[int, Any]] = {
     ("POST", "/v1/keys"): (201, {"id": "k1", "key": "vk_secret"}),
     ("GET", "/v1/keys"): (200, {"items": [{"id": "k1", "role": "client"}]}),
     ("DELETE", "/v1/keys/k1"): (204, None),
-    ("DELETE", "/v1/users/u1/data"): (200, {"kind": "user", "erased": {"predictions": 3}}),
+    ("GET", f"/v1/users/{ADA['id']}"): (200, ADA),
+    ("GET", "/v1/users?limit=50"): (200, {"items": [ADAM, ADA], "next_cursor": "c1"}),
+    ("GET", "/v1/users?name=ad&limit=1&cursor=c1"): (200, {"items": [ADA], "next_cursor": None}),
+    ("GET", "/v1/users?name=ADA&limit=200"): (200, {"items": [ADAM], "next_cursor": "c1"}),
+    ("GET", "/v1/users?name=ADA&limit=200&cursor=c1"): (200, {"items": [ADA], "next_cursor": None}),
+    ("GET", "/v1/users?name=ad&limit=200"): (200, {"items": [ADAM, ADA], "next_cursor": None}),
+    ("DELETE", f"/v1/users/{ADA['id']}/data"): (200, {"kind": "user", "erased": {"predictions": 3}}),
     ("DELETE", "/v1/texts/t1"): (200, {"kind": "text", "erased": {"predictions": 1}}),
     ("POST", "/v1/users"): (409, {"title": "Conflict", "detail": "taken:\nchoose another"}),
 }
@@ -331,6 +344,23 @@ def test_refusal_is_one_line_and_exit_code_1(platform: Platform, run: Any) -> No
     assert (code, out, err) == (1, "", "valence: 409 Conflict: taken: choose another\n")
 
 
+def test_users_are_listed_by_the_beginning_of_their_name_in_pages(platform: Platform, run: Any) -> None:
+    code, out, err = run("users", "list")
+    assert (code, "adam" in out, ADA["id"] in out, err) == (0, True, True, "more users: --cursor c1\n")
+    code, out, err = run("users", "list", "--name", "ad", "--limit", "1", "--cursor", "c1", "--json")
+    assert (code, json.loads(out)["items"], err) == (0, [ADA], "")
+
+
+def test_a_user_is_found_by_id_or_by_the_whole_name(platform: Platform, run: Any) -> None:
+    for user in (ADA["id"], "ADA"):
+        assert json.loads(run("users", "show", user, "--json")[1]) == ADA
+    code, out, err = run("users", "show", "ad")
+    assert (code, out) == (1, "")
+    assert err == "valence: there is no user 'ad': `valence users list` shows who there is\n"
+    assert run("keys", "create", "own", "--user", "ADA")[0] == 0
+    assert platform.asked[-1][2] == {"name": "own", "role": "client", "user_id": ADA["id"]}
+
+
 def test_keys_are_made_listed_and_revoked(platform: Platform, run: Any) -> None:
     assert "vk_secret" in run("keys", "create", "batch job", "--role", "engineer")[1]
     assert "k1" in run("keys", "list")[1]
@@ -342,9 +372,11 @@ def test_nothing_is_erased_without_confirmation_and_the_receipt_is_printed(
     platform: Platform, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
-    assert run("users", "erase", "u1")[0] == 1
-    assert platform.asked == []
-    assert "predictions 3" in run("users", "erase", "u1", "--yes")[1]
+    code, _, err = run("users", "erase", "ADA")
+    assert (code, f"Erase the data of user Ada ({ADA['id']}) permanently?" in err) == (1, True)
+    assert [method for method, *_ in platform.asked] == ["GET", "GET"]
+    assert "predictions 3" in run("users", "erase", ADA["id"], "--yes")[1]
+    assert "predictions 3" in run("users", "erase", "ADA", "--yes")[1]
     assert json.loads(run("texts", "erase", "t1", "--yes", "--json")[1])["kind"] == "text"
 
 
