@@ -83,7 +83,7 @@ class KeyRotation(Repository):
         self._step_rows = step_rows
 
     async def run(self, report: Callable[[str], None]) -> RotationResult:
-        """Re-encrypt every value under the present key, and remove the records of keys that encrypt nothing.
+        """Re-encrypt every value under the present key, and remove the records of given keys that encrypt nothing.
 
         `report` gets lines about the progress. Raises Unavailable after too many lock conflicts.
         """
@@ -147,7 +147,9 @@ class KeyRotation(Repository):
         given = self._database.cipher.fingerprints
         for key_id in given.keys() & stored.keys():
             await run_sql(connection, INSERT_TEXT_KEY, id=key_id, fingerprint=given[key_id])
-        removed_keys = list((await run_sql(connection, REMOVE_KEYS, used=used)).scalars())
+        # A key that this process wasn't given was announced by another one meanwhile, which is about to use it.
+        removed = await run_sql(connection, REMOVE_KEYS, given=[*given], used=used)
+        removed_keys = list(removed.scalars())
         await audit.append(
             connection,
             actor=None,

@@ -58,5 +58,5 @@ UPDATE: Final[dict[str, LiteralString]] = {
 }
 COUNTED: Final[dict[str, LiteralString]] = {kind: _COUNTED.format(**parts) for kind, parts in _PARTS.items()}
 REMOVE_KEYS: Final[LiteralString] = (
-    "DELETE FROM text_keys WHERE id <> ALL(CAST(:used AS text[])) RETURNING id"
+    "DELETE FROM text_keys WHERE id = ANY(CAST(:given AS text[])) AND id <> ALL(CAST(:used AS text[])) RETURNING id"
 )

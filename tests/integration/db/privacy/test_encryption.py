@@ -288,6 +288,19 @@ async def test_a_key_that_was_let_go_is_wanted_again_once_something_is_under_it(
         assert await run_sql(after, "SELECT id FROM text_keys ORDER BY id") == [("one",), ("two",)]
 
 
+async def test_a_key_that_another_process_has_just_announced_is_kept(url: str) -> None:
+    async with open_database(url, cipher=OLD) as rotating:
+        key = await new_key(rotating)
+        await new_writer(rotating).commit([new_submission(key)])
+        async with open_database(url, cipher=BOTH) as announcing:
+            assert (await KeyRotation(rotating).run(quiet)).removed_keys == []
+            await new_writer(announcing).commit([new_submission(key)])
+    database = Database(url, cipher=OLD)
+    with pytest.raises(ForeignTextKeys, match="key two"):
+        await database.open()
+    await database.close()
+
+
 async def test_keys_change_while_others_write_and_nothing_is_lost(url: str) -> None:
     async with open_database(url) as database:
         key = await new_key(database)
