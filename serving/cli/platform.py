@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any
 
@@ -38,11 +39,39 @@ def down() -> None:
 
 
 def status(as_json: AsJson = False) -> None:
-    """Show whether the platform runs."""
+    """Show whether the platform runs, what it holds and does, the room on its disk and the last backup."""
     from serving.settings import Settings
-    from serving.standalone import launcher
+    from serving.standalone.status import describe
 
-    show_record(launcher.status(Settings()), as_json=as_json)
+    answer = describe(Settings())
+    show_record(answer if as_json else _status_lines(answer), as_json=as_json)
+
+
+def _status_lines(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of a status that are known, as people read them."""
+    lines = {name: value for name, value in answer.items() if value is not None}
+    lines["ready"] = answer["ready"]
+    if (texts := answer["texts"]) is not None:
+        lines["texts"] = f"{texts:,}"
+        lines["experiments"] = [_experiment(each) for each in answer["experiments"]] or "none runs"
+    if (disk := answer["disk"]) is not None:
+        lines["disk"] = f"{_size(disk['free_bytes'])} free of {_size(disk['total_bytes'])}"
+    backup = answer["last_backup"]
+    lines["last_backup"] = (
+        "none was made from this home: `valence db backup`"
+        if backup is None
+        else f"{backup['at']}  {backup['backup']}  {_size(backup['bytes'])}"
+    )
+    return lines
+
+
+def _experiment(experiment: Mapping[str, Any]) -> str:
+    kind = "in the shadow of" if experiment["shadow"] else "of"
+    return f"version {experiment['challenger']} on {experiment['share']:.1%} {kind} {experiment['model']}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
 
 
 def settings(as_json: AsJson = False) -> None:

@@ -39,6 +39,8 @@ class Home:
         self.platform_lock = root / "platform.lock"
         # What the process of Serve tells those who wait for the platform.
         self.serve_report = root / "serve.json"
+        # When the last backup was written, and where to.
+        self.last_backup = root / "backup.json"
 
     def champion_encoder(self, space: str) -> Path:
         """Return the file that names the champion's encoder, because asking the registry takes MLflow seconds."""

@@ -24,6 +24,7 @@ from serving.core.home import Home, read_installation_key, write_secret
 from serving.errors import Conflict, Invalid
 from serving.settings import Settings
 from serving.standalone.state import PlatformState
+from serving.standalone.status import note_backup
 
 SUFFIX: Final = ".backup"
 _DATABASE, _REGISTRY, _ARTIFACTS = "database.dump", "registry.dump", "artifacts"
@@ -78,7 +79,7 @@ def backup(settings: Settings, target: Path | None, say: Callable[[str], None]) 
         else:
             say("MLflow is elsewhere (MLFLOW_TRACKING_URI): back it up there")
         files = _finish(writer, settings, url, "dump", identity, say)
-    return _summarise(target, files)
+    return _summarise(settings, target, files)
 
 
 def base_backup(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def base_backup(settings: Settings, say: Callable[[str], None]) -> dict[str, Any
         writer.add(point_in_time.BASE, scratch / "copy" / point_in_time.BASE)
         files = _finish(writer, settings, url, "base", identity, say)
     expired = point_in_time.expire(archive, _base_backups(archive), days=settings.backup_days)
-    return {**_summarise(target, files), "expired": len(expired)}
+    return {**_summarise(settings, target, files), "expired": len(expired)}
 
 
 def restore(
@@ -305,8 +306,10 @@ def _base_backups(folder: Path) -> dict[Path, datetime]:
     return begun
 
 
-def _summarise(target: Path, files: int) -> dict[str, Any]:
-    return {"backup": str(target), "files": files, "bytes": target.stat().st_size}
+def _summarise(settings: Settings, target: Path, files: int) -> dict[str, Any]:
+    summary = {"backup": str(target), "files": files, "bytes": target.stat().st_size}
+    note_backup(settings.home, summary)
+    return summary
 
 
 @contextmanager

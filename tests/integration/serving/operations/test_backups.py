@@ -344,6 +344,11 @@ def test_the_commands_start_the_database_for_themselves(
     code, out, err = run(first, "backup", "-o", str(tmp_path), "--json")
     file = Path(json.loads(out)["backup"])
     assert (code, file.parent, err.splitlines()[0]) == (0, tmp_path, "the platform's database")
+    monkeypatch.setattr(sys, "argv", ["valence", "status", "--json"])
+    with pytest.raises(SystemExit):
+        main()
+    noted = json.loads(capsys.readouterr().out)["last_backup"]
+    assert (noted["backup"], noted["bytes"]) == (str(file), file.stat().st_size)
     with closing(Backup(file)) as result:
         assert set(result.manifest.files) == {"database.dump", "registry.dump", "installation.key"}
     content = file.read_bytes()
