@@ -293,6 +293,11 @@ class Settings(BaseSettings):
         description="file that every process appends its log lines to; unset: standard error, and under `valence up` "
         "logs/platform.log in the home",
     )
+    log_mib: int = Field(
+        default=64,
+        ge=0,
+        description="size at which `valence up` puts the content of its log aside; three such parts are kept; 0: never",
+    )
     otlp_endpoint: str | None = Field(
         default=None,
         description="OTLP/HTTP collector that traces go to, e.g. http://127.0.0.1:4318; unset: no traces",

@@ -10,8 +10,7 @@ from typing import Annotated
 
 import typer
 
-from serving.cli.output import TIMES, AsJson, Yes, show_record, show_table
-from serving.core.moments import FORMS, read_moment
+from serving.cli.output import TIMES, AsJson, Yes, moment, show_record, show_table
 
 app = typer.Typer(no_args_is_help=True, help="The database: its schema, its backups, its encryption.")
 
@@ -152,7 +151,7 @@ def restore(
     from serving.operations import backups
     from serving.settings import Settings
 
-    record = backups.restore(Settings(), file, _say(), until=_moment(until), log=archive)
+    record = backups.restore(Settings(), file, _say(), until=moment(until, "--until"), log=archive)
     show_record(record, as_json=as_json)
 
 
@@ -194,18 +193,6 @@ def encrypt(as_json: AsJson = False) -> None:
         done = encryption.encrypt(Settings(), url, _say())
     rows = [{"key": name, **counts} for name, counts in done["held"].items()]
     show_table(rows, ("key", "texts", "comments", "answers"), answer=done, as_json=as_json)
-
-
-def _moment(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        moment = read_moment(text) or datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is no time: write {FORMS}", param_hint="--until") from None
-    if moment.tzinfo is None:
-        raise typer.BadParameter(f"{text} names no zone: add Z or an offset", param_hint="--until")
-    return moment
 
 
 def _say() -> partial[None]:

@@ -6,9 +6,12 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, ParamSpec, TypeAlias
 
 import typer
+
+from serving.core.moments import FORMS, read_moment
 
 if TYPE_CHECKING:
     from serving.cli.client import Client
@@ -79,6 +82,19 @@ def variable(name: str) -> str:
     if field is not None and isinstance(field.validation_alias, AliasChoices):
         return str(field.validation_alias.choices[0])
     return f"VALENCE_{name.upper()}"
+
+
+def moment(text: str | None, option: str) -> datetime | None:
+    """Return the time that an option names; None: it isn't given."""
+    if text is None:
+        return None
+    try:
+        named = read_moment(text) or datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no time: write {FORMS}", param_hint=option) from None
+    if named.tzinfo is None:
+        raise typer.BadParameter(f"{text} names no zone: add Z or an offset", param_hint=option)
+    return named
 
 
 def show_record(record: Mapping[str, Any], *, as_json: bool) -> None:

@@ -29,11 +29,13 @@ from serving.core.proxies import bypass_proxies_for_loopback
 from serving.deployments.cluster import build_environment
 from serving.settings import Settings
 from serving.standalone.database_setup import set_up_database
+from serving.standalone.log_file import LogFile
 from serving.standalone.state import REFUSED, PlatformState, ServeReport
 
 log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.2
+_ROTATE_SECONDS = 10.0
 _KNOWN_MODELS_DELAY_SECONDS = 60.0
 _LEAVE_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE, _STEADY_SECONDS = 0.5, 30.0, 60.0
@@ -143,7 +145,12 @@ class Supervisor:
 
     def _watch(self, models: ChildProcess, serve: ChildProcess) -> None:
         models_done = False
+        log_file = LogFile(Home(self._settings.home).platform_log)
+        next_look = 0.0
         while not self._ending:
+            if time.monotonic() >= next_look:
+                self._rotate(log_file)
+                next_look = time.monotonic() + _ROTATE_SECONDS
             if not models_done and (status := models.poll()) is not None:
                 models_done = status == 0
                 if not models_done:
@@ -158,6 +165,13 @@ class Supervisor:
                     self._state.write("restarting Ray")
             self._restart_database()
             time.sleep(_POLL_SECONDS)
+
+    def _rotate(self, log_file: LogFile) -> None:
+        """Bound the log of the home; a file that a setting names is its owner's to rotate."""
+        if self._settings.log_file is not None or self._settings.log_mib == 0:
+            return
+        with suppress(OSError):
+            log_file.rotate(self._settings.log_mib * 2**20)
 
     def _build_environment(self) -> dict[str, str]:
         """Return the environment of the other processes; creates the database's files, but starts nothing."""

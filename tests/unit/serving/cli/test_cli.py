@@ -442,6 +442,28 @@ def test_the_audit_log_is_listed_by_filters_in_pages(platform: Platform, run: An
     assert json.loads(run("audit", "--json")[1]) == {"items": [ENTRY], "next_cursor": "7"}
 
 
+def test_the_log_is_shown_as_people_read_it_or_as_it_is(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VALENCE_HOME", str(tmp_path))
+    code, out, err = run("logs")
+    assert (code, out, "no platform has logged here" in err) == (1, "", True)
+    line = {"process": "ingress", "pid": 7, "event": "batch.failed", "requests": ["r1"], "level": "warning"}
+    line |= {"timestamp": "2026-01-01T12:00:00Z", "exception": "Traceback\nBoom\x1b[31m"}
+    (tmp_path / "logs").mkdir()
+    entries = [line | {"event": f"early.{number}", "level": "info"} for number in range(3)]
+    text = "".join(json.dumps(each) + "\n" for each in (*entries, line))
+    (tmp_path / "logs" / "platform.log").write_text(text)
+    code, out, err = run("logs", "--level", "warning")
+    assert (code, err) == (0, "")
+    assert "warning  ingress     batch.failed  requests=r1\n    Traceback\n    Boom·[31m\n" in out
+    assert "early" not in out
+    assert run("logs", "-n", "2", "--json")[1] == "".join(text.splitlines(keepends=True)[-2:])
+    assert run("logs", "--since", "2026-01-01T12:00:00Z", "-n", "1")[1].count("early") == 3
+    assert run("logs", "--since", "yesterday")[1] == ""
+    assert run("logs", "--since", "soon")[0] == 2
+
+
 def test_spaces_are_built_listed_switched_to_and_removed(
     platform: Platform, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from serving.settings import Settings
 from serving.standalone import supervisor
+from serving.standalone.log_file import LogFile
 from serving.standalone.state import PlatformState, ServeReport
-from serving.standalone.supervisor import ChildProcess
+from serving.standalone.supervisor import ChildProcess, Supervisor
 
 
 class FakeProcess:
@@ -152,3 +154,14 @@ def test_only_a_process_that_ends_by_itself_and_well_counts_as_such(
         started[-1].status = status
         assert child.stop(1) is well
     assert ChildProcess(["x"], {}).stop(1) is False
+
+
+def test_the_log_of_the_home_is_bounded_and_one_that_a_setting_names_is_left_alone(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "platform.log"
+    log.parent.mkdir()
+    for changes, kept in (({"log_mib": 0}, True), ({"log_file": log}, True), ({"log_mib": 1}, False)):
+        log.write_bytes(b"x" * (2**20 + 1))
+        settings = Settings(home=tmp_path, **changes)  # type: ignore[arg-type]
+        Supervisor(settings)._rotate(LogFile(log))
+        assert (log.stat().st_size > 0) == kept, changes
+    assert log.with_name("platform.log.1").stat().st_size == 2**20 + 1
