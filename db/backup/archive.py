@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import IO, Any, Final, Literal, Self, TypeAlias
+from typing import IO, Final, Literal, Self, TypeAlias
+
+from pydantic import AwareDatetime, NonNegativeInt, TypeAdapter, ValidationError
 
 from db.errors import BackupDamaged, BackupTooNew, BackupUnwritable
 
@@ -29,7 +31,7 @@ Contents: TypeAlias = Literal["dump", "base"]
 class BackupEntry:
     """A file in a backup: its size in bytes, its SHA-256 in hex."""
 
-    size: int
+    size: NonNegativeInt
     sha256: str
 
 
@@ -43,12 +45,24 @@ class Manifest:
 
     format: int
     contents: Contents
-    created_at: str
+    created_at: AwareDatetime
     release: str
     schema: str | None
     server: str
     artifacts: str
     files: Mapping[str, BackupEntry]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Header:
+    """What a manifest of any format says."""
+
+    format: int
+    release: str = "a later release"
+
+
+_HEADER: Final = TypeAdapter(_Header)
+_MANIFEST: Final = TypeAdapter(Manifest)
 
 
 class BackupWriter:
@@ -105,14 +119,14 @@ class BackupWriter:
         manifest = Manifest(
             format=FORMAT,
             contents=contents,
-            created_at=self._started.isoformat(),
+            created_at=self._started,
             release=release,
             schema=schema,
             server=server,
             artifacts=artifacts,
             files=dict(self._files),
         )
-        written = json.dumps(asdict(manifest), indent=1)
+        written = json.dumps(asdict(manifest), indent=1, default=datetime.isoformat)
         self.add_text(MANIFEST, written)
         self.add_text(_DIGEST_FILE, hashlib.sha256(written.encode()).hexdigest())
         self._tar.close()
@@ -142,7 +156,7 @@ class BackupWriter:
 class Backup:
     """A backup file with its manifest read; `check` compares everything else with the manifest.
 
-    Raises BackupDamaged if the manifest is missing or incomplete, BackupTooNew if the format is a later release's.
+    Raises BackupDamaged if the manifest is missing, incomplete or odd, BackupTooNew if the format is a later release's.
     """
 
     def __init__(self, path: Path) -> None:
@@ -169,14 +183,14 @@ class Backup:
         if strange := sorted(self._entries.keys() - known):
             raise BackupDamaged(f"{self.path} is damaged: {strange[0]} isn't in its manifest")
         for name in self.manifest.files:
-            with self._open_entry(name) as file:
+            with self.open(name) as file:
                 _verify(file, self.manifest.files[name], f"{self.path} is damaged: {name}")
 
     def extract(self, name: str, to: Path) -> None:
         """Write one of its files to `to`, readable only by its owner; raise BackupDamaged as `check` does."""
         to.parent.mkdir(parents=True, exist_ok=True)
         with (
-            self._open_entry(name) as file,
+            self.open(name) as file,
             os.fdopen(os.open(to, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as out,
         ):
             _verify(file, self.manifest.files[name], f"{self.path} is damaged: {name}", out)
@@ -187,45 +201,58 @@ class Backup:
         """Write its files under `name` into the folder `to`."""
         for each in self.manifest.files:
             path = PurePosixPath(each)
-            if path.parts[0] == name:
+            if path.parts[0] == name and len(path.parts) > 1:
                 self.extract(each, to.joinpath(*path.parts[1:]))
 
     def text(self, name: str) -> str:
-        """Return one of its files as text."""
-        with self._open_entry(name) as file:
-            return file.read().decode()
+        """Return one of its files as text; what isn't text becomes question marks."""
+        with self.open(name) as file:
+            return file.read().decode(errors="replace")
 
     def __contains__(self, name: str) -> bool:
         return name in self.manifest.files
 
-    def _open_entry(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> IO[bytes]:
+        """Open one of its files for reading; nothing is compared with its digest."""
         entry = self._entries.get(name)
-        file = self._tar.extractfile(entry) if entry is not None else None
+        # A link could lead to another entry, or to none.
+        file = self._tar.extractfile(entry) if entry is not None and entry.isreg() else None
         if file is None:
             raise BackupDamaged(f"{self.path} is damaged: {name} is missing")
         return file
 
     def _read_manifest(self) -> Manifest:
         try:
-            with self._open_entry(MANIFEST) as file, self._open_entry(_DIGEST_FILE) as digest:
+            with self.open(MANIFEST) as file, self.open(_DIGEST_FILE) as digest:
                 written = file.read()
                 is_whole = hashlib.sha256(written).hexdigest() == digest.read().decode("ascii", "replace")
         except BackupDamaged:
             raise BackupDamaged(f"{self.path} has no manifest: it was cut off or is damaged") from None
         if not is_whole:
             raise BackupDamaged(f"{self.path} is damaged: {MANIFEST} differs from its digest")
-        values: dict[str, Any] = json.loads(written)
-        if values["format"] > FORMAT:
-            raise BackupTooNew(
-                f"{self.path} has format {values['format']}, this release knows {FORMAT}: "
-                f"use Valence {values.get('release')} or later"
-            )
-        files = {name: BackupEntry(**entry) for name, entry in values.pop("files").items()}
-        for name in files:
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts:
-                raise BackupDamaged(f"{self.path} is damaged: {name} isn't a path inside it")
-        return Manifest(**values, files=files)
+        try:
+            header = _HEADER.validate_json(written)
+            if header.format > FORMAT:
+                raise BackupTooNew(
+                    f"{self.path} has format {header.format}, this release knows {FORMAT}: "
+                    f"use Valence {header.release} or later"
+                )
+            manifest = _MANIFEST.validate_json(written)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"])) or "it"
+            raise BackupDamaged(
+                f"{self.path} is damaged, or not one of Valence's: in {MANIFEST}, {where}: {first['msg']}"
+            ) from None
+        for name in manifest.files:
+            if not _is_inside(name):
+                raise BackupDamaged(f"{self.path} is damaged: {name!r} isn't a path inside it")
+        return manifest
+
+
+def _is_inside(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return bool(parts) and "/".join(parts) == name and ".." not in parts and "\0" not in name
 
 
 class _HashingReader(io.RawIOBase):

@@ -5,14 +5,17 @@ Owns how a copy is taken, unpacked and recovered. Never touches a home that has 
 
 import os
 import pwd
+import re
 import shutil
 import stat
 import tarfile
 import time
-from collections.abc import Mapping
+import zlib
+from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import psycopg
 
@@ -21,10 +24,17 @@ from db.core.blocking import fetch_value
 from db.embedded.config import recovery_settings
 from db.embedded.os_users import ServerUsers, ensure_data_folder
 from db.embedded.server import EmbeddedPostgres
-from db.errors import BackupFailed, EmbeddedServerError
+from db.errors import BackupDamaged, BackupFailed, EmbeddedServerError
 
 BASE: Final = "base.tar.gz"
 _POLL_SECONDS: Final = 0.1
+_LABEL: Final = "backup_label"
+_LABEL_BYTES: Final = 1 << 16
+_FIRST_SEGMENT: Final = re.compile(rb"^START WAL LOCATION: \S+ \(file ([0-9A-F]{24})\)$", re.MULTILINE)
+_TIMELINE_DIGITS: Final = 8
+# Segments, the parts of one, and labels of copies; not the histories of timelines, which are small and always needed.
+_ARCHIVED: Final = re.compile(r"[0-9A-F]{8}(?P<position>[0-9A-F]{16})(\.partial|\.[0-9A-F]{8}\.backup)?\.gz")
+_MOST_STEP: Final = timedelta(days=2)
 # The SQLSTATE for clients that connect before the server is ready.
 _NOT_READY: Final = " 57P03 "
 
@@ -52,6 +62,7 @@ def recover(
     Waits without limit. The server then archives its own WAL in `archive`, if given.
 
     Raises:
+        BackupDamaged: the copy can't be unpacked, or holds what is no file inside it.
         EmbeddedServerError: the WAL can't be read or ends before `until`, or the server failed; the message holds
             the reason.
     """
@@ -72,20 +83,57 @@ def recover(
         server.stop()
 
 
-def expire(archive: Path, copies: Mapping[Path, datetime], *, days: int) -> list[Path]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaseCopy:
+    """A copy of the files: when it was begun, and the name of the first WAL segment that it needs."""
+
+    path: Path
+    begun: datetime
+    first_segment: str
+
+    @property
+    def position(self) -> str:
+        """Return the first segment's place in the WAL, without its timeline."""
+        return self.first_segment[_TIMELINE_DIGITS:]
+
+
+def read_first_segment(base: IO[bytes]) -> str:
+    """Return the name of the first WAL segment that a copy of the files needs.
+
+    Raises BackupDamaged if the copy doesn't say.
+    """
+    try:
+        # The server puts its label first, so not much is read.
+        with tarfile.open(fileobj=base, mode="r|gz") as archive:
+            for entry in archive:
+                if entry.name == _LABEL and entry.isreg() and (label := archive.extractfile(entry)):
+                    if found := _FIRST_SEGMENT.search(label.read(_LABEL_BYTES)):
+                        return found[1].decode()
+                    break
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise BackupDamaged(f"{BASE} is damaged: {error}") from error
+    raise BackupDamaged(f"{BASE} doesn't say which WAL it needs")
+
+
+def expire(archive: Path, copies: Collection[BaseCopy], *, days: int) -> list[Path]:
     """Remove copies older than `days` and the WAL segments that no remaining copy needs; return the removed files.
 
-    The newest copy stays, however old: the WAL is useless without one.
+    The newest copy stays, however old: the WAL is useless without one. So do copies that are younger than `days` and
+    two days by the time of the copy before the newest: a clock that has leapt ahead removes nothing at once.
     """
-    *older, newest = sorted(copies, key=lambda path: copies[path])
-    cutoff = datetime.now(UTC) - timedelta(days=days)
-    expired = [path for path in older if copies[path] < cutoff]
-    oldest = next((path for path in older if path not in expired), newest)
-    needed = copies[oldest].timestamp()
-    expired += [path for path in (archive / "wal").glob("*.gz") if path.stat().st_mtime < needed]
-    for path in expired:
+    # By their places in the WAL, which no clock changes.
+    *older, newest = sorted(copies, key=lambda copy: copy.position)
+    now = datetime.now(UTC)
+    if older:
+        now = min(now, older[-1].begun + _MOST_STEP)
+    expired = [copy for copy in older if copy.begun < now - timedelta(days=days)]
+    needed = min(copy.position for copy in (*older, newest) if copy not in expired)
+    archived = [(path, _ARCHIVED.fullmatch(path.name)) for path in (archive / "wal").glob("*.gz")]
+    paths = [copy.path for copy in expired]
+    paths += [path for path, segment in archived if segment is not None and segment["position"] < needed]
+    for path in paths:
         path.unlink()
-    return expired
+    return paths
 
 
 def _require_wal(folder: Path, os_users: ServerUsers) -> None:
@@ -111,8 +159,13 @@ def _unpack(home: Path, base: Path, os_users: ServerUsers) -> None:
     draft = folder / "data.new"
     shutil.rmtree(draft, ignore_errors=True)
     os_users.ensure_private_folder(draft)
-    with tarfile.open(base, "r:gz") as archive:
-        archive.extractall(draft, filter="tar")
+    try:
+        with tarfile.open(base, "r:gz") as archive:
+            archive.extractall(draft, filter="data")
+    except tarfile.FilterError as error:
+        raise BackupDamaged(f"{BASE} isn't a copy of a server's files: {error}") from error
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise BackupDamaged(f"{BASE} is damaged: {error}") from error
     (draft / "recovery.signal").touch(mode=0o600)
     entry = pwd.getpwnam(os_users.server_user)
     for path in (draft, *draft.rglob("*")):

@@ -147,7 +147,10 @@ def restore(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Restore a backup into an empty home."""
+    """Restore a backup into an empty home.
+
+    Restore only what you made: a backup of somebody else's can run code here.
+    """
     from serving.operations import backups
     from serving.settings import Settings
 

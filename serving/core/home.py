@@ -54,11 +54,11 @@ def read_installation_key(settings: Settings) -> bytes:
         BadInstallationKey: it isn't hexadecimal, or shorter than 32 bytes.
     """
     if settings.installation_key is not None:
-        return _parse_key(settings.installation_key.get_secret_value(), "VALENCE_INSTALLATION_KEY")
+        return parse_key(settings.installation_key.get_secret_value(), "VALENCE_INSTALLATION_KEY")
     path = Home(settings.home).installation_key
     if not path.exists():
         write_secret(path, secrets.token_hex(_KEY_BYTES))
-    return _parse_key(path.read_text(), str(path))
+    return parse_key(path.read_text(), str(path))
 
 
 def write_secret(path: Path, text: str) -> None:
@@ -83,7 +83,8 @@ def write_secret(path: Path, text: str) -> None:
         os.close(folder)
 
 
-def _parse_key(text: str, where: str) -> bytes:
+def parse_key(text: str, where: str) -> bytes:
+    """Return the bytes of an installation key in hex. Raises BadInstallationKey, naming `where`, as above."""
     try:
         key = bytes.fromhex(text.strip())
     except ValueError:

@@ -14,13 +14,14 @@ from typing import Any, Final
 
 from db.backup import dump, point_in_time
 from db.backup.archive import Backup, BackupWriter, Contents
+from db.backup.point_in_time import BaseCopy
 from db.connection.databases import ensure_sibling, sibling_url
 from db.core.ids import fingerprint
 from db.embedded.server import EmbeddedPostgres
-from db.errors import AlreadyOwned, BackupError, BackupTooNew, NotEmpty
+from db.errors import AlreadyOwned, BackupDamaged, BackupError, BackupTooNew, NotEmpty
 from db.schema import revisions
 from serving.core.connections import DATABASE, REGISTRY_SUFFIX
-from serving.core.home import Home, read_installation_key, write_secret
+from serving.core.home import BadInstallationKey, Home, parse_key, read_installation_key, write_secret
 from serving.errors import Conflict, Invalid
 from serving.settings import Settings
 from serving.standalone.state import PlatformState
@@ -148,7 +149,7 @@ def restore(
     return {
         "home": str(home),
         "backup": str(file),
-        "created_at": manifest.created_at,
+        "created_at": manifest.created_at.isoformat(),
         "revision": manifest.schema,
         "files": len(manifest.files),
     }
@@ -230,7 +231,11 @@ def _require_usable(settings: Settings, source: Backup, until: datetime | None) 
 def _same_key(settings: Settings, source: Backup) -> str:
     """Return the backup's installation key, in hex."""
     key = source.text(_INSTALLATION_KEY)
-    if settings.installation_key is not None and read_installation_key(settings) != bytes.fromhex(key):
+    try:
+        secret = parse_key(key, _INSTALLATION_KEY)
+    except BadInstallationKey:
+        raise BackupDamaged(f"{source.path} is damaged: {_INSTALLATION_KEY} isn't a key") from None
+    if settings.installation_key is not None and read_installation_key(settings) != secret:
         raise Conflict(
             "VALENCE_INSTALLATION_KEY isn't the key of the backup, whose texts couldn't be recognised: unset it"
         )
@@ -296,14 +301,21 @@ def _named(target: Path) -> Path:
     return target / f"valence-{now:%Y%m%dT%H%M%SZ}{SUFFIX}" if target.is_dir() else target.absolute()
 
 
-def _base_backups(folder: Path) -> dict[Path, datetime]:
-    """Return the start of each base backup in a folder; other files there are ignored."""
-    begun = {}
+def _base_backups(folder: Path) -> list[BaseCopy]:
+    """Return the base backups in a folder; other files there are ignored."""
+    copies = []
     for file in folder.glob(f"*{SUFFIX}"):
         with suppress(BackupError), closing(Backup(file)) as source:
             if source.manifest.contents == "base":
-                begun[file] = datetime.fromisoformat(source.manifest.created_at)
-    return begun
+                with source.open(point_in_time.BASE) as base:
+                    copies.append(
+                        BaseCopy(
+                            path=file,
+                            begun=source.manifest.created_at,
+                            first_segment=point_in_time.read_first_segment(base),
+                        )
+                    )
+    return copies
 
 
 def _summarise(settings: Settings, target: Path, files: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import shutil
 import stat
 import sys
+import tarfile
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
@@ -236,18 +237,23 @@ async def test_copies_and_log_expire_but_not_the_last_copy(
     settings = settings_of(first, archive=archive)
     async with run_database(first, archive):
         old = await asyncio.to_thread(base_backup, settings, quiet)
-        assert old["expired"] == 0
+        assert [path.name for path in archive.glob("*.backup")] == [Path(old["backup"]).name]
         write_backup(archive / "dump.backup")
         kept = {path.name for path in (archive / "wal").iterdir()}
         assert kept
-        later = datetime.now(UTC) + timedelta(days=settings.backup_days + 1)
-        monkeypatch.setattr("db.backup.point_in_time.datetime", _At(later))
-        monkeypatch.setattr(
-            "serving.operations.backups._named", lambda folder: folder / "valence-later.backup"
-        )
-        new = await asyncio.to_thread(base_backup, settings, quiet)
+        moments = (timedelta(days=settings.backup_days + step) for step in (1, 2))
+        for number, moment in enumerate(moments):
+            clock = _At(datetime.now(UTC) + moment)
+            for module in ("db.backup.point_in_time", "db.backup.archive", "serving.operations.backups"):
+                monkeypatch.setattr(f"{module}.datetime", clock)
+            new = await asyncio.to_thread(base_backup, settings, quiet)
+            # The first of them could come from a clock that leapt.
+            assert bool(new["expired"]) == bool(number)
     assert new["expired"] > 1
-    assert {path.name for path in archive.glob("*.backup")} == {"dump.backup", "valence-later.backup"}
+    left = {path.name for path in archive.glob("*.backup")}
+    assert Path(old["backup"]).name not in left
+    assert {"dump.backup", Path(new["backup"]).name} < left
+    assert len(left) == 3
     assert not kept & {path.name for path in (archive / "wal").iterdir()}
 
 
@@ -259,6 +265,40 @@ class _At:
 
     def now(self, _zone: Any) -> datetime:
         return self._moment
+
+    isoformat = staticmethod(datetime.isoformat)
+
+
+def test_a_foreign_copy_that_leads_out_of_the_home_is_refused_and_gives_no_file_away(
+    home: Home, tmp_path: Path
+) -> None:
+    empty, archive = home(), home()
+    (archive / "wal").mkdir()
+    victim = empty.parent / f"{empty.name}-victim"
+    victim.touch(mode=0o600)
+    owner = victim.stat().st_uid
+    for kind, target in ((tarfile.LNKTYPE, "../../victim"), (tarfile.SYMTYPE, str(victim))):
+        link = tarfile.TarInfo("out")
+        link.type, link.linkname = kind, target
+        with tarfile.open(tmp_path / "base.tar.gz", "w:gz") as base:
+            base.addfile(link)
+        file = archive / f"{kind.decode()}.backup"
+        with BackupWriter(file) as writing:
+            writing.add("base.tar.gz", tmp_path / "base.tar.gz")
+            writing.add_text("installation.key", KEY.hex())
+            writing.finish(contents="base", release="7.0", schema="0001", server="18", artifacts="file:///a")
+        with pytest.raises(BackupDamaged, match="isn't a copy of a server's files"):
+            restore(settings_of(empty), file, quiet)
+        assert list(empty.iterdir()) == []
+        assert victim.stat().st_uid == owner
+    victim.unlink()
+
+
+def test_a_key_that_is_none_is_damage(home: Home, tmp_path: Path) -> None:
+    for number, key in enumerate(("no hex", "", "00ff")):
+        file = write_backup(tmp_path / f"{number}", key=key)
+        with pytest.raises(BackupDamaged, match=r"installation\.key"):
+            restore(settings_of(home(), key=None), file, quiet)
 
 
 async def test_a_server_that_keeps_no_log_is_not_copied(home: Home) -> None:
@@ -272,12 +312,17 @@ async def test_a_server_that_keeps_no_log_is_not_copied(home: Home) -> None:
 
 
 def write_backup(
-    target: Path, *, revision: str = "0001", dumped: str = "no dump", artifact: str = "a"
+    target: Path,
+    *,
+    revision: str = "0001",
+    dumped: str = "no dump",
+    artifact: str = "a",
+    key: str = KEY.hex(),
 ) -> Path:
     with BackupWriter(target) as writing:
         writing.add_text("database.dump", dumped)
         writing.add_text("artifacts/a", artifact)
-        writing.add_text("installation.key", KEY.hex())
+        writing.add_text("installation.key", key)
         writing.finish(contents="dump", release="7.0", schema=revision, server="18", artifacts="file:///a")
     return target
 

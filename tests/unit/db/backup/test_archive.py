@@ -1,12 +1,14 @@
 """Backup files: complete or absent, checked by name, and never from a later release."""
 
 import hashlib
+import io
 import json
 import os
+import re
 import stat
 import tarfile
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,67 @@ def test_a_name_that_leads_out_of_the_backup_is_damage(tmp_path: Path) -> None:
         Backup(Path(__file__))
 
 
+def forge(target: Path, manifest: object, *more: tarfile.TarInfo) -> Path:
+    """Write a backup with this manifest and its digest, as anybody could."""
+    written = manifest if isinstance(manifest, bytes) else json.dumps(manifest).encode()
+    with tarfile.open(target, "w") as archive:
+        digest = hashlib.sha256(written).hexdigest().encode()
+        for name, content in ((MANIFEST, written), ("manifest.sha256", digest)):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+        for entry in more:
+            archive.addfile(entry)
+    return target
+
+
+GOOD = {
+    "format": FORMAT, "contents": "dump", "created_at": "2026-01-31T12:00:00+00:00", "release": "1", "schema": "0001",
+    "server": "18", "artifacts": "file:///a", "files": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("manifest", "said"),
+    [
+        (b"no json", "JSON"),
+        (b"\xff\xfe", "JSON"),
+        ([], "it:"),
+        ({}, "format"),
+        ({**GOOD, "format": "soon"}, "format"),
+        ({key: value for key, value in GOOD.items() if key != "files"}, "files"),
+        ({key: value for key, value in GOOD.items() if key != "created_at"}, "created_at"),
+        ({**GOOD, "created_at": "yesterday"}, "created_at"),
+        ({**GOOD, "created_at": "2026-01-31T12:00:00"}, "created_at"),
+        ({**GOOD, "contents": "everything"}, "contents"),
+        ({**GOOD, "schema": 12}, "schema"),
+        ({**GOOD, "files": ["a"]}, "files"),
+        ({**GOOD, "files": {"a": 1}}, "files.a"),
+        ({**GOOD, "files": {"a": {"size": -1, "sha256": "0"}}}, "files.a.size"),
+        ({**GOOD, "files": {"a": {"size": 1}}}, "files.a.sha256"),
+        *(
+            ({**GOOD, "files": {name: {"size": 1, "sha256": "0"}}}, "isn't a path inside")
+            for name in ("", ".", "/a", "a/../b", "a//b", "a\0b")
+        ),
+    ],
+)
+def test_an_odd_manifest_is_damage_in_one_line(tmp_path: Path, manifest: object, said: str) -> None:
+    target = forge(tmp_path / "b", manifest)
+    with pytest.raises(BackupDamaged, match=re.escape(said)) as raised:
+        Backup(target)
+    assert str(target) in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_link_in_a_backup_is_damage(tmp_path: Path) -> None:
+    entry = tarfile.TarInfo("a")
+    entry.type, entry.linkname = tarfile.SYMTYPE, "nowhere"
+    manifest = {**GOOD, "files": {"a": {"size": 0, "sha256": "0"}}}
+    forged = forge(tmp_path / "b", manifest, entry)
+    with closing(Backup(forged)) as result, pytest.raises(BackupDamaged, match="a is missing"):
+        result.check()
+
+
 def test_the_manifest_says_what_it_must(tmp_path: Path) -> None:
     target = write_archive(tmp_path / "b", {"one": b"1"}, tmp_path)
     with tarfile.open(target) as archive:
@@ -139,6 +202,7 @@ def test_the_manifest_says_what_it_must(tmp_path: Path) -> None:
         assert file is not None
         manifest = json.loads(file.read())
     with closing(Backup(target)) as result:
-        assert manifest == asdict(replace(result.manifest, files=manifest["files"]))
+        stored = asdict(result.manifest)
+        assert manifest == {**stored, "created_at": stored["created_at"].isoformat()}
     assert manifest["files"]["one"]["sha256"] == hashlib.sha256(b"1").hexdigest()
     assert (manifest["format"], manifest["schema"], manifest["server"]) == (FORMAT, "0001", "18")
