@@ -55,7 +55,7 @@ class Manifest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Header:
-    """What a manifest of any format says."""
+    """The fields that a manifest of any format has."""
 
     format: int
     release: str = "a later release"
