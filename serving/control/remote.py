@@ -1,5 +1,6 @@
 """Both ends of the calls from an ingress to the control's lifecycle, and the composition of that lifecycle."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -53,9 +54,12 @@ def build_gates(settings: Settings) -> Gates:
     )
 
 
-def connect_lifecycle(handle: Any) -> Lifecycle:
-    """Return the control's lifecycle, called through its Ray Serve handle; errors arrive as they were raised."""
-    return cast(Lifecycle, _RemoteLifecycle(handle))
+def connect_lifecycle(handle: Any, *, seconds: float) -> Lifecycle:
+    """Return the control's lifecycle, called through its Ray Serve handle; errors arrive as they were raised.
+
+    A call that takes more than `seconds` is NotReady for its caller, and goes on at the control.
+    """
+    return cast(Lifecycle, _RemoteLifecycle(handle, seconds))
 
 
 async def call_lifecycle(
@@ -68,8 +72,9 @@ async def call_lifecycle(
 
 
 class _RemoteLifecycle:
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, seconds: float) -> None:
         self._handle = handle
+        self._seconds = seconds
 
     def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
         if method not in REMOTE_METHODS:
@@ -77,8 +82,21 @@ class _RemoteLifecycle:
         return partial(self._call, method)
 
     async def _call(self, method: str, *arguments: Any, **named: Any) -> Any:
+        call = asyncio.ensure_future(
+            self._await(self._handle.call_lifecycle.remote(method, arguments, named))
+        )
+        done, _ = await asyncio.wait({call}, timeout=self._seconds)
+        if not done:
+            # Its error, if it has one, is in the control's log.
+            call.add_done_callback(lambda late: late.cancelled() or late.exception())
+            raise NotReady(
+                f"the control has not finished after {self._seconds:g} s and goes on: look at the result, or send again"
+            )
+        return call.result()
+
+    async def _await(self, response: Awaitable[Any]) -> Any:
         try:
-            return await self._handle.call_lifecycle.remote(method, arguments, named)
+            return await response
         except RayTaskError as error:
             if isinstance(error.cause, ServingError):
                 raise error.cause from None

@@ -45,7 +45,7 @@ class Ingress:
                 lambda encoder, spans: ReplicaClient(ReplicaHandle(handle_of(encoder)), spans=spans),
                 lambda: self._catalog,
                 lambda model, version, role: self._named.add((model, version, role is Role.CLIENT)),
-                connect_lifecycle(control),
+                connect_lifecycle(control, seconds=settings.request_seconds),
                 replica=replica,
                 behind_haproxy=RAY_SERVE_ENABLE_HA_PROXY,
             )

@@ -103,6 +103,12 @@ class ExistingRay:
         paths = sorted(self.folder.glob("r/session_latest/logs/serve/*.log"))
         return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in paths)
 
+    def restart(self) -> None:
+        """End everything, as `ray stop --force` does, and start the nodes again on the same port."""
+        self.stop()
+        self.processes.clear()
+        self.start()
+
     def stop(self) -> None:
         """End the nodes and what they started, found by the folder in its environment."""
         for process in self.processes:

@@ -3,8 +3,9 @@
 from typing import Final
 
 from tests.support.faults.clock import clock_jump
-from tests.support.faults.cluster import raylet_killed, several_nodes
+from tests.support.faults.cluster import existing, ray_restarted, raylet_killed, several_nodes
 from tests.support.faults.fault import Fault, together
+from tests.support.faults.foreign import port_taken
 from tests.support.faults.grounds import DISK_MIB, faked_clock, own_registry, plain, small_disk
 from tests.support.faults.hostile import SLOW_CLIENTS, big_bodies, slow_clients
 from tests.support.faults.processes import (
@@ -22,6 +23,7 @@ from tests.support.faults.processes import (
     postmaster,
     stalled,
 )
+from tests.support.faults.promotion import during_promotion
 from tests.support.faults.storage import (
     CUTS,
     WRITES_A_SECOND,
@@ -34,6 +36,8 @@ from tests.support.faults.storage import (
 
 STALL_SECONDS = 8.0
 NODE_SECONDS = 5.0
+# Longer than a transaction may idle, and than a request may wait.
+PROMOTION_SECONDS = 70.0
 CROWD = 600
 
 FAULTS: Final = (
@@ -54,6 +58,16 @@ FAULTS: Final = (
         how="the only ingress replica: `kill -9`",
         hurt=killed(INGRESS),
         ground=plain,
+    ),
+    Fault(
+        name="foreign-process",
+        how=(
+            "the only ingress replica: `kill -9`; another program has the ports that come next, "
+            "takes the replica's own, and answers everything"
+        ),
+        hurt=port_taken,
+        ground=plain,
+        seconds=STALL_SECONDS,
     ),
     Fault(name="haproxy-killed", how="HAProxy: `kill -9`", hurt=killed(HAPROXY), ground=plain),
     Fault(
@@ -154,6 +168,14 @@ FAULTS: Final = (
         seconds=STALL_SECONDS,
     ),
     Fault(
+        name="mlflow-stalled-promotion",
+        how=f"the same for {PROMOTION_SECONDS:.0f} s, and a version is promoted meanwhile: "
+        "its answer, the history and what serves must agree",
+        hurt=during_promotion(stalled(mlflow_server)),
+        ground=own_registry,
+        seconds=PROMOTION_SECONDS,
+    ),
+    Fault(
         name="mlflow-killed",
         how="every process of an MLflow server: `kill -9`; it stays away",
         hurt=killed(mlflow_server),
@@ -165,6 +187,12 @@ FAULTS: Final = (
         hurt=raylet_killed,
         ground=several_nodes,
         seconds=NODE_SECONDS,
+    ),
+    Fault(
+        name="existing-ray-restarted",
+        how="the Ray cluster that `RAY_ADDRESS` names: ended by SIGTERM, and started again at once",
+        hurt=ray_restarted,
+        ground=existing,
     ),
     Fault(
         name="clock-back",

@@ -72,7 +72,12 @@ class Clients:
             self._ledger.ended(Kind.FAILED, type(error).__name__)
             return Kind.FAILED
         if answer.status_code == httpx.codes.CREATED:
-            self._ledger.answered(answer_in(answer.json(), text))
+            try:
+                answered = answer_in(answer.json(), text)
+            except (ValueError, KeyError):
+                self._ledger.ended(Kind.FAILED, "201 without a prediction")
+                return Kind.FAILED
+            self._ledger.answered(answered)
             return Kind.ANSWERED
         kind, said = judged(answer)
         self._ledger.ended(kind, said)

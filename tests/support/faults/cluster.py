@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes as the target of faults, and the fault of a node.
+"""Ray clusters as the target of faults: one of several nodes, and one that was there before the platform.
 
 The nodes are those of the production overlay, all on this machine. Loopback only.
 """
@@ -12,9 +12,10 @@ from pathlib import Path
 import psutil
 
 from k8s.rendered import render
+from tests.support.existing_ray import ExistingRay, existing_ray
 from tests.support.faults.ledger import Ledger
 from tests.support.faults.processes import ENCODER, found
-from tests.support.live import LivePlatform
+from tests.support.live import LivePlatform, unstarted_platform
 from tests.support.nodes import Nodes, new_cluster
 from tests.support.postgres import running_server
 from tests.support.tracking import tracking_server
@@ -76,3 +77,31 @@ def raylet_killed(platform: LivePlatform, _ledger: Ledger) -> Iterator[None]:
             process.kill()
     yield
     platform.nodes.work(name)
+
+
+@dataclass(kw_only=True)
+class GuestPlatform(LivePlatform):
+    """A platform on a Ray cluster of somebody else."""
+
+    cluster: ExistingRay
+
+
+@contextmanager
+def existing() -> Iterator[LivePlatform]:
+    """Run a platform on a Ray cluster that was there before it."""
+    with (
+        existing_ray() as cluster,
+        unstarted_platform(RAY_ADDRESS=cluster.address, **cluster.authentication) as platform,
+    ):
+        platform.up()
+        yield GuestPlatform(
+            home=platform.home, port=platform.port, settings=platform.settings, cluster=cluster
+        )
+
+
+@contextmanager
+def ray_restarted(platform: LivePlatform, _ledger: Ledger) -> Iterator[None]:
+    """End the cluster as its operator would, and start it again."""
+    assert isinstance(platform, GuestPlatform)
+    platform.cluster.restart()
+    yield
