@@ -19,6 +19,7 @@ import structlog
 from db.core.urls import find_host
 from serving.core.home import read_installation_key
 from serving.deployments.cluster import build_environment, uses_haproxy
+from serving.deployments.haproxy.fallback import is_standing_in
 from serving.deployments.ray_patches import LOOPBACK_ONLY
 from serving.deployments.request_guard import CALLBACK_VARIABLE
 from serving.settings import Settings
@@ -296,7 +297,7 @@ def _start_serve(settings: Settings, *, haproxy: bool) -> None:
         _check_address(settings, details["http_options"])
         _claim(mark, earlier)
         return
-    if not _is_free(settings.host, settings.port):
+    if not _is_free(settings.host, settings.port) and not is_standing_in(settings.port, os.getppid()):
         raise ClusterRefused(
             f"port {settings.port} is taken: stop the program that uses it, or set VALENCE_PORT"
         )

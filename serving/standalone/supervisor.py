@@ -27,6 +27,7 @@ from serving.core.home import Home
 from serving.core.logs import configure_logging
 from serving.core.proxies import bypass_proxies_for_loopback
 from serving.deployments.cluster import build_environment
+from serving.deployments.haproxy import fallback
 from serving.settings import Settings
 from serving.standalone.database_setup import set_up_database
 from serving.standalone.log_file import LogFile
@@ -38,6 +39,8 @@ _POLL_SECONDS = 0.2
 _ROTATE_SECONDS = 10.0
 _KNOWN_MODELS_DELAY_SECONDS = 60.0
 _LEAVE_SECONDS = 60.0
+# As long as `valence up` waits.
+_STAND_IN_SECONDS = 300.0
 _FIRST_PAUSE, _LONGEST_PAUSE, _STEADY_SECONDS = 0.5, 30.0, 60.0
 
 
@@ -95,6 +98,7 @@ class Supervisor:
         self._report = ServeReport(settings.home)
         self._ending = False
         self._refused = False
+        self._fallback: subprocess.Popen[bytes] | None = None
         self._server: EmbeddedPostgres | None = None
 
     def run(self) -> int:
@@ -144,7 +148,7 @@ class Supervisor:
         return 0
 
     def _watch(self, models: ChildProcess, serve: ChildProcess) -> None:
-        models_done = False
+        models_done = is_unserved = False
         log_file = LogFile(Home(self._settings.home).platform_log)
         next_look = 0.0
         while not self._ending:
@@ -163,6 +167,9 @@ class Supervisor:
                 # A full disk must not end the supervisor.
                 with suppress(OSError):
                     self._state.write("restarting Ray")
+                is_unserved = True
+            if is_unserved:
+                is_unserved = not self._stand_in()
             self._restart_database()
             time.sleep(_POLL_SECONDS)
 
@@ -172,6 +179,16 @@ class Supervisor:
             return
         with suppress(OSError):
             log_file.rotate(self._settings.log_mib * 2**20)
+
+    def _stand_in(self) -> bool:
+        """Have requests refused, once nothing listens on the port, until something does; return whether it began."""
+        if fallback.count_listeners(self._settings.port):
+            return False
+        command = fallback.build_command(
+            self._settings.host, self._settings.port, keeper=os.getpid(), seconds=_STAND_IN_SECONDS
+        )
+        self._fallback = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        return True
 
     def _build_environment(self) -> dict[str, str]:
         """Return the environment of the other processes; creates the database's files, but starts nothing."""

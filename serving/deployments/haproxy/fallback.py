@@ -1,9 +1,10 @@
 """A process that answers 503 while HAProxy is away.
 
-Run by `python -m serving.deployments.haproxy.fallback HOST PORT PID KEEPER`.
+Run by `python -m serving.deployments.haproxy.fallback HOST PORT KEEPER SECONDS [PID]`.
 
 Each HAProxy has one, which sleeps until HAProxy (PID) has ended. If no process listens on the port then, it does, until
-another HAProxy listens or Ray's raylet (KEEPER) has ended too, for half a minute at most. Imports nothing heavy.
+another HAProxy listens or Ray's raylet (KEEPER) has ended too, for SECONDS at most. The supervisor (KEEPER) has one
+while Ray itself is started anew. Imports nothing heavy.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from serving.deployments.haproxy.response import REFUSAL
 
+_MODULE = "serving.deployments.haproxy.fallback"
 _LISTEN = "0A"
 _POLL_SECONDS = 0.05
 _REQUEST_SECONDS = 2.0
@@ -35,10 +37,18 @@ def start_watching(host: str, port: int) -> None:
         os.wait()
         return
     os.setsid()
-    arguments = [host, str(port), str(os.getppid()), str(keeper)]
+    command = build_command(host, port, watched=os.getppid(), keeper=keeper, seconds=_MAX_SECONDS)
     if os.fork() == 0:
-        os.execv(sys.executable, [sys.executable, "-m", "serving.deployments.haproxy.fallback", *arguments])  # noqa: S606
+        os.execv(command[0], command)  # noqa: S606  (no shell is the point)
     os._exit(0)
+
+
+def build_command(
+    host: str, port: int, *, keeper: int, seconds: float, watched: int | None = None
+) -> list[str]:
+    """Return the command of a fallback that waits for the end of `watched`, if given, and ends with `keeper`."""
+    arguments = [host, str(port), str(keeper), f"{seconds:g}", *([] if watched is None else [str(watched)])]
+    return [sys.executable, "-m", _MODULE, *arguments]
 
 
 def count_listeners(port: int) -> int:
@@ -52,7 +62,18 @@ def count_listeners(port: int) -> int:
     return count
 
 
-async def refuse_until_replaced(host: str, port: int, keeper: int) -> None:
+def is_standing_in(port: int, keeper: int) -> bool:
+    """Return whether it is a fallback started by this keeper that listens on the port, and will make room."""
+    with suppress(OSError):
+        for child in Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split():
+            with suppress(OSError):
+                arguments = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace").split("\0")
+                if _MODULE in arguments and [str(port), str(keeper)] == arguments[-4:-2]:
+                    return count_listeners(port) == 1
+    return False
+
+
+async def refuse_until_replaced(host: str, port: int, keeper: int, seconds: float) -> None:
     """Refuse every request until another process listens on the port, the keeper has ended, or the time is over."""
     ours = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
@@ -64,7 +85,7 @@ async def refuse_until_replaced(host: str, port: int, keeper: int) -> None:
         answers.add(answer := asyncio.create_task(_refuse(reader, writer)))
         answer.add_done_callback(answers.discard)
 
-    until = time.monotonic() + _MAX_SECONDS
+    until = time.monotonic() + seconds
     async with await asyncio.start_server(arrived, sock=ours):
         # The kernel doesn't report a socket of another process, so it is polled for.
         while count_listeners(port) == 1 and _alive(keeper) and time.monotonic() < until:  # noqa: ASYNC110
@@ -109,14 +130,15 @@ def _alive(pid: int) -> bool:
 
 def main() -> None:
     """Sleep until HAProxy has ended, then refuse requests if no process listens."""
-    host, port, watched, keeper = sys.argv[1], *map(int, sys.argv[2:])
-    with suppress(ProcessLookupError):
-        ended = os.pidfd_open(watched)
-        poll = select.poll()
-        poll.register(ended, select.POLLIN)
-        poll.poll()
+    host, port, keeper, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+    for watched in sys.argv[5:]:
+        with suppress(ProcessLookupError):
+            ended = os.pidfd_open(int(watched))
+            poll = select.poll()
+            poll.register(ended, select.POLLIN)
+            poll.poll()
     if count_listeners(port) == 0 and _alive(keeper):
-        asyncio.run(refuse_until_replaced(host, port, keeper))
+        asyncio.run(refuse_until_replaced(host, port, keeper, seconds))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """The fallback that answers while HAProxy is away, with real processes in place of HAProxy and the raylet."""
 
 import json
+import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -12,7 +12,7 @@ import pytest
 
 from serving.api.bodies import LARGE_BODY
 from serving.deployments.haproxy.config import find_frontend
-from serving.deployments.haproxy.fallback import count_listeners
+from serving.deployments.haproxy.fallback import build_command, count_listeners, is_standing_in
 from tests.support.clock import eventually
 from tests.support.ports import find_free_port
 
@@ -44,15 +44,7 @@ def start_fallback(
     start: Start, port: int, watched: subprocess.Popen[bytes], keeper: int
 ) -> subprocess.Popen[bytes]:
     """Start a fallback that waits."""
-    process = start(
-        sys.executable,
-        "-m",
-        "serving.deployments.haproxy.fallback",
-        HOST,
-        str(port),
-        str(watched.pid),
-        str(keeper),
-    )
+    process = start(*build_command(HOST, port, keeper=keeper, seconds=30, watched=watched.pid))
     eventually(lambda: is_waiting(process.pid), within=10, what="it waits")
     return process
 
@@ -120,6 +112,15 @@ def test_nobody_is_needed_where_the_next_haproxy_has_taken_over(start: Start, po
         haproxy.wait()
         eventually(lambda: has_ended(waiting), within=10, what="it has ended")
         assert count_listeners(port) == 1
+
+
+def test_without_a_process_to_wait_for_it_listens_at_once(start: Start, port: int) -> None:
+    assert not is_standing_in(port, os.getpid())
+    standing_in = start(*build_command(HOST, port, keeper=os.getpid(), seconds=30))
+    eventually(lambda: is_standing_in(port, os.getpid()), within=10, what="it listens")
+    assert not is_standing_in(find_free_port(), os.getpid())
+    with listener(port):
+        eventually(lambda: has_ended(standing_in), within=10, what="it makes room")
 
 
 @pytest.mark.parametrize(
