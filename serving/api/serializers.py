@@ -4,6 +4,7 @@ Every other answer is rendered by its schema (`response_model`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from math import ceil
 from typing import Any, Final
 
 import orjson
@@ -15,6 +16,7 @@ from serving.predictions.prediction import Prediction
 from serving.predictions.service import Answer, Timing
 
 _OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z
+_STORE_STEP_MS: Final = 10
 _NO_TIME: Final = Timing(queue_ms=0, infer_ms=0, store_ms=0)
 
 
@@ -68,12 +70,15 @@ def to_response(
     headers: Mapping[str, str] | None = None,
     media_type: str = "application/json",
 ) -> Response:
-    """Return the prediction service's answer, with its timing in the headers."""
+    """Return the prediction service's answer, with its timing in the headers.
+
+    The time to store is rounded up: a text that anybody had sent before is stored faster than a new one.
+    """
     timing = answer.timing or _NO_TIME
     headers = {
         **(headers or {}),
         "Server-Timing": f"queue;dur={timing.queue_ms:.2f}, infer;dur={timing.infer_ms:.2f}, "
-        f"store;dur={timing.store_ms:.2f}",
+        f"store;dur={ceil(timing.store_ms / _STORE_STEP_MS) * _STORE_STEP_MS}",
     }
     if answer.replayed:
         headers["Idempotency-Replayed"] = "true"

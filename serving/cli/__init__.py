@@ -26,7 +26,7 @@ from serving.cli import (
     train,
     users,
 )
-from serving.cli.output import variable
+from serving.cli.output import printable, variable
 from serving.core.proxies import bypass_proxies_for_loopback
 
 _EXPECTED = (
@@ -106,7 +106,7 @@ def main() -> None:
         line = _explain(error)
         if line is None:
             raise
-        print(f"valence: {line}", file=sys.stderr)
+        print(f"valence: {printable(line)}", file=sys.stderr)
         raise SystemExit(1) from None
 
 

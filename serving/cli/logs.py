@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from serving.cli.output import TIMES, AsJson, cell, moment
+from serving.cli.output import TIMES, AsJson, cell, escape_controls, moment
 
 if TYPE_CHECKING:
     from serving.standalone.log_file import LogLine
@@ -71,7 +71,8 @@ def logs(
 
 def _show(line: "LogLine", *, as_json: bool) -> None:
     if as_json:
-        print(line.text if line.at is not None else json.dumps({"text": line.text}), flush=True)
+        written = line.text if line.at is not None else json.dumps({"text": line.text})
+        print(escape_controls(written), flush=True)
         return
     if line.at is None:
         print(f"    {cell(line.text)}", flush=True)

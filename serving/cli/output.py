@@ -3,6 +3,7 @@
 import inspect
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ Key: TypeAlias = Annotated[
 Yes: TypeAlias = Annotated[bool, typer.Option("--yes", help="Don't ask.")]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+# Everything but what JSON is written in: its strings can hold all of this, and nothing else in it does.
+_NOT_ASCII: Final = re.compile(r"[^\x20-\x7e\n]")
 # Of a text in a table.
 _MOST_CHARACTERS: Final = 200
 TIMES: Final = "RFC 3339, a date, yesterday, or an age such as 24h or 7d"
@@ -139,7 +142,7 @@ def show_page(answer: Mapping[str, Any], columns: Sequence[str], things: str, *,
     """Print a page of a list, and how to get the next one."""
     show_table(answer["items"], columns, answer=answer, as_json=as_json)
     if not as_json and answer["next_cursor"] is not None:
-        print(f"more {things}: --cursor {answer['next_cursor']}", file=sys.stderr)
+        print(f"more {things}: --cursor {cell(answer['next_cursor'])}", file=sys.stderr)
 
 
 def _cut(text: str) -> str:
@@ -164,7 +167,24 @@ def show_near(answer: Mapping[str, Any], *, as_json: bool) -> None:
 
 def show_json(value: object) -> None:
     """Print a value as indented JSON."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    print(escape_controls(json.dumps(value, indent=2, ensure_ascii=False, default=str)))
+
+
+def escape_controls(document: str) -> str:
+    """Return the same JSON with everything escaped that a terminal could obey instead of showing it."""
+    return _NOT_ASCII.sub(lambda found: _escape(found[0]), document)
+
+
+def _escape(letter: str) -> str:
+    if letter.isprintable():
+        return letter
+    # Beyond 16 bits it takes two escapes.
+    return f"\\u{ord(letter):04x}" if ord(letter) <= 0xFFFF else json.dumps(letter)[1:-1]
+
+
+def printable(text: str) -> str:
+    """Return a text with a dot for everything that a terminal could obey instead of showing it."""
+    return "".join(letter if letter.isprintable() else "\N{MIDDLE DOT}" for letter in text)
 
 
 def cell(value: object) -> str:
@@ -184,4 +204,4 @@ def cell(value: object) -> str:
             text = ", ".join(cell(part) for part in value) or "-"
         case _:
             text = str(value)
-    return "".join(letter if letter.isprintable() else "\N{MIDDLE DOT}" for letter in text)
+    return printable(text)

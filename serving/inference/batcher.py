@@ -177,7 +177,9 @@ class Batcher(Generic[Item, Result]):
         self._closed = True
         while self._running or self._queue:
             self._start_batches()
-            await asyncio.wait(self._running)
+            # Nothing runs if every caller that waited has left.
+            if self._running:
+                await asyncio.wait(self._running)
 
     def _estimate_wait(self) -> float:
         """Return the seconds until all that waits now has run, at the recent rate."""

@@ -13,6 +13,7 @@ from registry.bundles.bundle import LABELS
 from serving.api import serializers
 from serving.api.schemas.predictions import PredictionResponse
 from serving.predictions.prediction import Prediction
+from serving.predictions.service import Answer, Timing
 
 # The exact value rounds to 0.95459, PostgreSQL's shortest decimal, 0.9545905, to 0.954591.
 CONFIDENCE = np.float32(0.9545905)
@@ -47,3 +48,12 @@ def test_the_figures_of_a_prediction_dont_depend_on_when_it_is_asked_for() -> No
     first = orjson.loads(serializers.render_one(with_embedding=False)([result]))
     later = PredictionResponse.model_validate(outcome).model_dump(mode="json")
     assert (later["confidence"], later["scores"]) == (first["confidence"], first["scores"])
+
+
+def test_the_time_to_store_doesnt_tell_a_known_text_from_a_new_one() -> None:
+    said = set()
+    for store_ms in (0.4, 3.74, 4.46, 9.99):
+        timing = Timing(queue_ms=0.123, infer_ms=4.567, store_ms=store_ms)
+        answer = serializers.to_response(Answer(status=201, body=b"{}", timing=timing))
+        said.add(answer.headers["server-timing"])
+    assert said == {"queue;dur=0.12, infer;dur=4.57, store;dur=10"}

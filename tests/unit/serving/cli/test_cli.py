@@ -257,6 +257,39 @@ def test_stored_text_sends_no_control_sequence_to_the_terminal(platform: Platfor
     assert "good" in out
 
 
+# What a terminal obeys: C0, C1, and marks that change the order; then letters that stay.
+WILD = '\x1b[31m \x7f \x9b31m \x85 \u2028 \u202e \ud800 \U000e0001 \r\n " \\\\ é 日 👍'
+
+
+@pytest.mark.usefixtures("platform")
+def test_json_is_valid_and_sends_no_control_sequence_to_the_terminal(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"results": [NEIGHBOUR | {"text": WILD}], "exact": True}
+    monkeypatch.setitem(ANSWERS, ("POST", "/v1/similar"), (200, found))
+    _, out, _ = run("similar", "good", "--json")
+    assert json.loads(out) == found
+    assert all(line.isprintable() for line in out.split("\n"))
+    assert "é 日 👍" in out
+
+
+@pytest.mark.usefixtures("platform")
+def test_an_error_sends_no_control_sequence_to_the_terminal(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = {
+        "title": "Odd\x9b31m",
+        "detail": "\x1b[31m\u202egone",
+        "errors": [{"loc": ["\x9b"], "msg": "\x07"}],
+    }
+    for refusal in (problem, problem | {"errors": []}):
+        monkeypatch.setitem(ANSWERS, ("POST", "/v1/similar"), (422, refusal))
+        code, _, err = run("similar", "good")
+        assert (code, err.count("\n")) == (1, 1)
+        assert err.removesuffix("\n").isprintable()
+        assert "Odd" in err
+
+
 @pytest.mark.usefixtures("platform")
 def test_a_table_cuts_long_texts_and_pads_no_last_cell(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     found = [NEIGHBOUR | {"text": "b" * 20_000}, NEIGHBOUR]

@@ -244,3 +244,13 @@ async def test_closing_answers_everybody_inside_and_admits_nobody_more() -> None
     room.open(0)
     await closing
     assert (await inside).results == ["A"]
+
+
+async def test_closing_ends_if_only_those_wait_whose_callers_left() -> None:
+    room = Room()
+    batcher = new_batcher(room.run)
+    left = asyncio.create_task(batcher.submit(["a"]))
+    await asyncio.sleep(0)
+    left.cancel()
+    await batcher.close()
+    assert (room.batches, batcher.waiting) == ([], 0)
