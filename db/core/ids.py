@@ -26,20 +26,21 @@ class Uuid7Clock:
     """UUIDv7 ids (RFC 9562, method 3) that only grow within a process.
 
     If the wall clock steps back, ids count on from the last one. `set_bounds` keeps them within the existing
-    partitions: an earlier time is raised to the first partition, a later one is refused.
+    partitions: an earlier time is raised to the first partition, a later one is refused. A bound never shrinks, because
+    a clock that was ahead left ids up to it.
     """
 
     def __init__(self, now_ns: Callable[[], int] = time.time_ns) -> None:
         self._now_ns = now_ns
         self._last = 0
-        self._end = 1 << 60
+        self._end: int | None = None
         self._lock = threading.Lock()
 
     def set_bounds(self, start: datetime, end: datetime) -> None:
         """Keep ids in [start, end) from now on; both are bounds of partitions."""
         with self._lock:
             self._last = max(self._last, _milliseconds(start) * _TICKS - 1)
-            self._end = _milliseconds(end) * _TICKS
+            self._end = max(self._end or 0, _milliseconds(end) * _TICKS)
 
     def next(self) -> UUID:
         """Return the next id. Raises ClockBeyondPartitions if the clock has passed the last partition."""
@@ -47,7 +48,7 @@ class Uuid7Clock:
         now = milliseconds * _TICKS + rest * _TICKS // 1_000_000
         with self._lock:
             tick = max(now, self._last + 1)
-            if tick >= self._end:
+            if self._end is not None and tick >= self._end:
                 raise ClockBeyondPartitions(
                     "the clock reads a time beyond the last partition: partitions are made ahead of time, "
                     "so check this machine's clock"

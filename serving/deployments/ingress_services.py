@@ -62,7 +62,8 @@ from serving.search.service import SearchService
 from serving.settings import Settings
 from serving.spaces.service import SpaceService
 
-_PARTITIONS_SECONDS = 3600.0
+# A clock that leapt beyond the partitions has every prediction refused until there are some.
+_PARTITIONS_SECONDS = 10.0
 _KEY_USES_SECONDS = 30.0
 _FAULTS_SECONDS = 2.0
 _STATISTICS_SECONDS = 5.0

@@ -14,6 +14,7 @@ from db.predictions.submissions import NewIdempotency, NewPrediction, NewText, S
 from registry.bundles.bundle import LABELS
 from registry.store.records import VersionRecord
 from serving.core.caller import Caller, Idempotency
+from serving.core.database_errors import translate_database_errors
 from serving.inference.batcher import BatchResult
 from serving.inference.dispatcher import Inference
 from serving.predictions.routing import Arm
@@ -81,10 +82,15 @@ class PredictionFactory:
         arm: Arm,
         experiment_id: UUID | None,
     ) -> list[Prediction]:
-        """Return the predictions of one version for a request, in the order of its texts."""
+        """Return the predictions of one version for a request, in the order of its texts.
+
+        Raises StoreUnavailable if the clock has passed the last partition.
+        """
+        with translate_database_errors():
+            ids = [self._clock.next() for _ in request.texts]
         return [
             Prediction(
-                id=(prediction_id := self._clock.next()),
+                id=prediction_id,
                 text_id=self._text_ids(text),
                 text=text,
                 label=LABELS[(top := max(range(3), key=inference.scores.__getitem__))],
@@ -99,7 +105,7 @@ class PredictionFactory:
                 truncated=inference.truncated,
                 vector=inference.embedding,
             )
-            for text, inference in zip(request.texts, inferred.results, strict=True)
+            for prediction_id, text, inference in zip(ids, request.texts, inferred.results, strict=True)
         ]
 
     def create_submission(

@@ -82,6 +82,7 @@ class Platform:
     services: Services
     encoders: FakeEncoderClient
     clock: ManualClock
+    ids: Uuid7Clock
     keys: dict[Role, GeneratedKey]
     executor: BackgroundExecutor
     registry: FakeModelRegistry
@@ -248,6 +249,7 @@ def _platform(
         services=services,
         encoders=encoders,
         clock=clock,
+        ids=ids,
         registry=registry,
         lifecycle=lifecycle,
         evaluations=repositories.evaluations,

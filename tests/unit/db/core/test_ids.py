@@ -53,6 +53,15 @@ def test_a_clock_beyond_the_last_partition_is_refused_until_there_is_one() -> No
     assert abs(uuid7_time(clock.next()) - NOW) < timedelta(milliseconds=1)
 
 
+def test_a_clock_that_was_ahead_and_is_right_again_goes_on() -> None:
+    times = iter([NOW + timedelta(days=120), NOW])
+    clock = Uuid7Clock(lambda: nanoseconds(next(times)))
+    clock.set_bounds(NOW - timedelta(days=30), NOW + timedelta(days=210))
+    ahead = clock.next()
+    clock.set_bounds(NOW - timedelta(days=30), NOW + timedelta(days=90))
+    assert clock.next() > ahead
+
+
 @given(MOMENTS)
 def test_the_floor_of_a_time_is_below_every_id_made_then_and_above_earlier_ones(moment: datetime) -> None:
     result = Uuid7Clock(lambda: nanoseconds(moment)).next()

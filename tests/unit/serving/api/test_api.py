@@ -122,6 +122,17 @@ async def test_what_can_t_be_stored_is_503_and_never_2xx(platform: Platform) -> 
     assert "retry-after" in answer.headers
 
 
+async def test_a_clock_beyond_the_partitions_is_503_until_there_are_some(platform: Platform) -> None:
+    past = datetime.now(UTC) - timedelta(days=60)
+    platform.ids.set_bounds(past, past + timedelta(days=30))
+    async with platform.client() as client:
+        answer = await client.post("/v1/predict", json={"text": "good"})
+        assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
+        assert "clock" not in answer.text
+        platform.ids.set_bounds(past, past + timedelta(days=90))
+        assert (await client.post("/v1/predict", json={"text": "good"})).status_code == 201
+
+
 async def test_an_unforeseen_error_is_500_without_details(platform: Platform) -> None:
     platform.encoders.fault = RuntimeError("the secret of the house")
     async with platform.client() as client:
