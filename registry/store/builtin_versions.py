@@ -19,7 +19,11 @@ from registry.store.records import VersionRecord
 from registry.store.registration import ensure_encoder
 
 # The order gives the version numbers.
-BUILTIN = ("lexicon", "head", "joint")
+BUILTIN = {
+    "lexicon": "Adds up the words of a lexicon (VADER); the baseline. English.",
+    "head": "Reads all-MiniLM-L6-v2 as it is, by a head that was trained on rated texts. English.",
+    "joint": "All-MiniLM-L6-v2 and a head, trained together on rated texts; its vectors stay in the space. English.",
+}
 
 
 def bootstrap(
@@ -47,6 +51,11 @@ def bootstrap(
         ensure_encoder(registry, joint_source(bundles[-1], own), work=work, progress=progress)
         progress("registering the first versions")
         records = [registry.register(bundle, model=model) for bundle in bundles]
+        for bundle, record, text in zip(bundles, records, BUILTIN.values(), strict=True):
+            if not record.description:
+                registry.register(
+                    bundle, model=model, name=record.name or bundle.manifest.name, description=text
+                )
         try:
             registry.held_out_digest(model)
         except NotRegistered:

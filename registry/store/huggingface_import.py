@@ -102,6 +102,7 @@ def import_model(
     work: Path,
     model: str = MODEL,
     name: str | None = None,
+    description: str | None = None,
     online: bool = False,
     progress: Progress = lambda _: None,
 ) -> ImportResult:
@@ -127,7 +128,8 @@ def import_model(
             progress("registering")
             encoder = registry.register_encoder(built)
         bundle = classifier_bundle(loaded, labels, Path(scratch) / "version", name=name or loaded.name)
-        return ImportResult(version=registry.register(bundle, model=model), encoder=encoder)
+        version = registry.register(bundle, model=model, name=name, description=description)
+        return ImportResult(version=version, encoder=encoder)
 
 
 def classifier_bundle(source: ClassifierSource, labels: LabelMap, out: Path, *, name: str) -> Bundle:

@@ -7,11 +7,10 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from registry.bundles.bundle import Bundle, BundleKind, Manifest
+from registry.bundles.bundle import Bundle, BundleKind
 from registry.bundles.manifest_schema import EncoderSettings
 from registry.data.held_out import FILE as HELD_OUT_FILE
 from registry.data.held_out import HeldOutSet
@@ -23,6 +22,7 @@ from registry.errors import (
     NotRegistered,
     RegistryUnavailable,
 )
+from registry.store import entries
 from registry.store.mlflow_client import EXPERIMENT, MlflowConnection, local_path, translate_errors
 from registry.store.records import EncoderRecord, VersionRecord
 from registry.store.revision import code_revision
@@ -33,13 +33,6 @@ ENCODERS = "encoders"
 
 __all__ = ["CHAMPION", "ENCODERS", "MODEL", "EncoderRecord", "ModelRegistry", "VersionRecord"]
 
-_ROLE, _DIGEST, _KIND, _ENCODER, _METRICS, _SPACE, _NAME, _DIMENSIONS, _DATA, _CODE = (
-    f"valence.{key}"
-    for key in (
-        *("role", "digest", "kind", "encoder", "metrics", "space", "name", "dimensions"),
-        *("data", "code"),
-    )
-)
 _MODEL_ROLE, _ENCODER_ROLE = "model", "encoder"
 _HELD_OUT = "valence.held-out"
 _PAGE = 200
@@ -69,11 +62,14 @@ class ModelRegistry:
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
         alias: str | None = None,
+        name: str | None = None,
+        description: str | None = None,
     ) -> VersionRecord:
         """Return the version that has this bundle, or create one with a run and its artifacts.
 
         The run records the digest of the training data, from the manifest, and the revision of the registering code.
-        `metrics` default to those of the manifest. `alias` is set on an existing version, too.
+        `metrics` and `name` default to those of the manifest. `alias`, `name` and `description` are set on an existing
+        version, too.
         Raises BundleInvalid for an encoder, NameInvalid for a name that no model can have.
         """
         manifest = bundle.manifest
@@ -83,9 +79,13 @@ class ModelRegistry:
         logged = dict(manifest.metrics if metrics is None else metrics)
         with translate_errors():
             self._ensure_model(model, _MODEL_ROLE)
-            version = self._version_with(model, _DIGEST, bundle.digest)
+            version = self._version_with(model, entries.DIGEST, bundle.digest)
             if version is None:
-                version = self._create(model, bundle, logged, params or {}, tags or {})
+                version = self._create(
+                    model, bundle, logged, params or {}, tags or {}, name=name, description=description
+                )
+            else:
+                self._describe(model, version, name, description)
             if alias is not None:
                 self._client.set_registered_model_alias(model, alias, version)
         return self.version(model, version)
@@ -99,9 +99,9 @@ class ModelRegistry:
         settings = EncoderSettings.from_manifest(bundle.manifest)
         with translate_errors():
             self._ensure_model(ENCODERS, _ENCODER_ROLE)
-            version = self._version_with(ENCODERS, _ENCODER, settings.digest)
+            version = self._version_with(ENCODERS, entries.ENCODER, settings.digest)
             if version is None:
-                tags = {_NAME: bundle.manifest.name, _DIMENSIONS: str(settings.dimensions)}
+                tags = {entries.NAME: bundle.manifest.name, entries.DIMENSIONS: str(settings.dimensions)}
                 version = self._create(ENCODERS, bundle, bundle.manifest.metrics, {}, tags)
             aliases = self._client.get_registered_model(ENCODERS).aliases
             if settings.space is not None and settings.base is None and settings.space not in aliases:
@@ -112,7 +112,8 @@ class ModelRegistry:
         """Return the names of the models, sorted."""
         with translate_errors():
             models = _pages(
-                self._client.search_registered_models, filter_string=f"tags.`{_ROLE}` = '{_MODEL_ROLE}'"
+                self._client.search_registered_models,
+                filter_string=f"tags.`{entries.ROLE}` = '{_MODEL_ROLE}'",
             )
             return sorted(model.name for model in models)
 
@@ -120,12 +121,14 @@ class ModelRegistry:
         """Return all versions of a model, oldest first. Raises NotRegistered if there is no such model."""
         with translate_errors():
             aliases = self._aliases(model)
-            return [_version_record(entry, aliases) for entry in self._entries(model)]
+            return [entries.version_record(entry, aliases) for entry in self._entries(model)]
 
     def version(self, model: str, version: str) -> VersionRecord:
         """Return a version of a model. Raises NotRegistered."""
         with translate_errors():
-            return _version_record(self._client.get_model_version(model, version), self._aliases(model))
+            return entries.version_record(
+                self._client.get_model_version(model, version), self._aliases(model)
+            )
 
     def champion(self, model: str = MODEL) -> VersionRecord:
         """Return the version that the alias `champion` names. Raises NotRegistered if it names none."""
@@ -164,7 +167,9 @@ class ModelRegistry:
             experiment = self._mlflow.ensure_experiment()
             if self._held_out_entry(model, own=True).get("digest") == held_out.digest:
                 return held_out.digest
-            run = self._client.create_run(experiment, run_name="held-out set", tags={_ROLE: "held-out"})
+            run = self._client.create_run(
+                experiment, run_name="held-out set", tags={entries.ROLE: "held-out"}
+            )
             run_id = run.info.run_id
             self._client.log_metric(run_id, "texts", len(held_out.examples))
             self._client.log_param(run_id, "digest", held_out.digest)
@@ -221,14 +226,14 @@ class ModelRegistry:
         """Return the encoder with this identity. Raises NotRegistered."""
         with translate_errors():
             for entry in self._entries(ENCODERS):
-                if entry.tags.get(_ENCODER) == digest:
-                    return _encoder_record(entry)
+                if entry.tags.get(entries.ENCODER) == digest:
+                    return entries.encoder_record(entry)
         raise NotRegistered(f"no encoder {digest} is registered")
 
     def space_encoder(self, space: str) -> EncoderRecord:
         """Return the encoder that defines an embedding space. Raises NotRegistered."""
         with translate_errors():
-            return _encoder_record(self._client.get_model_version_by_alias(ENCODERS, space))
+            return entries.encoder_record(self._client.get_model_version_by_alias(ENCODERS, space))
 
     def fetch(self, record: VersionRecord | EncoderRecord, cache: Path) -> Path:
         """Return a verified local folder with a record's bundle; a remote bundle is downloaded into `cache`.
@@ -287,7 +292,7 @@ class ModelRegistry:
             if exc.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             try:
-                self._client.create_registered_model(model, tags={_ROLE: role})
+                self._client.create_registered_model(model, tags={entries.ROLE: role})
             except MlflowException as clash:
                 if clash.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -299,33 +304,56 @@ class ModelRegistry:
         metrics: Mapping[str, float],
         params: Mapping[str, str],
         tags: Mapping[str, str],
+        *,
+        name: str | None = None,
+        description: str | None = None,
     ) -> str:
         manifest = bundle.manifest
-        origin = {_CODE: code_revision()}
+        shown = name or manifest.name
+        origin = {entries.CODE: code_revision()}
         if "data" in manifest.provenance:
-            origin[_DATA] = str(manifest.provenance["data"])
+            origin[entries.DATA] = str(manifest.provenance["data"])
         experiment = self._mlflow.ensure_experiment()
-        run = self._client.create_run(experiment, run_name=manifest.name, tags=origin)
+        run = self._client.create_run(experiment, run_name=shown, tags=origin)
         run_id = run.info.run_id
-        for name, value in metrics.items():
-            self._client.log_metric(run_id, name, value)
+        for metric, value in metrics.items():
+            self._client.log_metric(run_id, metric, value)
         origin_params = {tag.removeprefix("valence."): value for tag, value in origin.items()}
-        for name, text in {**_params(manifest), **origin_params, **params}.items():
-            self._client.log_param(run_id, name, text)
+        for param, text in {**entries.run_params(manifest), **origin_params, **params}.items():
+            self._client.log_param(run_id, param, text)
         self._client.log_artifacts(run_id, str(bundle.path), artifact_path="bundle")
         self._client.set_terminated(run_id)
         own_tags = {
             **origin,
-            _DIGEST: bundle.digest,
-            _KIND: manifest.kind.value,
-            _METRICS: json.dumps(dict(metrics), sort_keys=True),
-            **({_ENCODER: manifest.encoder} if manifest.encoder else {}),
-            **({_SPACE: manifest.space} if manifest.space else {}),
+            entries.NAME: shown,
+            entries.DIGEST: bundle.digest,
+            entries.KIND: manifest.kind.value,
+            entries.METRICS: json.dumps(dict(metrics), sort_keys=True),
+            **({entries.ENCODER: manifest.encoder} if manifest.encoder else {}),
+            **({entries.SPACE: manifest.space} if manifest.space else {}),
         }
         created = self._client.create_model_version(
-            model, source=f"{run.info.artifact_uri}/bundle", run_id=run_id, tags={**tags, **own_tags}
+            model,
+            source=f"{run.info.artifact_uri}/bundle",
+            run_id=run_id,
+            tags={**tags, **own_tags},
+            description=description,
         )
         return str(created.version)
+
+    def _describe(self, model: str, version: str, name: str | None, description: str | None) -> None:
+        """Set the name and the description of a version, and of its run; None: it stays."""
+        if name is None and description is None:
+            return
+        entry = self._client.get_model_version(model, version)
+        if name is not None:
+            self._client.set_model_version_tag(model, version, entries.NAME, name)
+            self._client.update_run(entry.run_id, name=name)
+        if description is not None:
+            self._client.update_model_version(model, version, description=description)
+        # The revision of the model changes with this, and with nothing above.
+        present = self._client.get_registered_model(model).description
+        self._client.update_registered_model(model, description=present)
 
 
 def require_model_name(name: str) -> None:
@@ -351,39 +379,3 @@ def _pages(search: Callable[..., Any], **arguments: Any) -> Iterator[Any]:
         page = search(**arguments, max_results=_PAGE, page_token=token)
         yield from page
         token = page.token or ""
-
-
-def _params(manifest: Manifest) -> dict[str, str]:
-    """Return a bundle's settings and provenance as a run's params, cut to MLflow's 6,000 characters a value."""
-    params = {f"settings.{name}": value for name, value in manifest.settings.items()}
-    params |= {f"provenance.{name}": value for name, value in manifest.provenance.items()}
-    return {name: str(value)[:6000] for name, value in params.items()}
-
-
-def _version_record(entry: Any, aliases: Mapping[str, list[str]]) -> VersionRecord:
-    tags = dict(entry.tags)
-    version = str(entry.version)
-    return VersionRecord(
-        model=entry.name,
-        version=version,
-        kind=tags.get(_KIND, "unknown"),
-        digest=tags.get(_DIGEST, f"unknown:{entry.name}/{version}"),
-        encoder=tags.get(_ENCODER),
-        uri=entry.source or "",
-        aliases=tuple(sorted(aliases.get(version, ()))),
-        metrics=json.loads(tags.get(_METRICS, "{}")),
-        tags={name: value for name, value in tags.items() if name != _METRICS},
-        created_at=datetime.fromtimestamp(entry.creation_timestamp / 1000, tz=UTC),
-    )
-
-
-def _encoder_record(entry: Any) -> EncoderRecord:
-    tags = entry.tags
-    return EncoderRecord(
-        digest=tags[_ENCODER],
-        bundle=tags[_DIGEST],
-        name=tags[_NAME],
-        space=tags.get(_SPACE),
-        dimensions=int(tags[_DIMENSIONS]),
-        uri=entry.source,
-    )

@@ -11,7 +11,8 @@ class VersionRecord:
 
     `version` is MLflow's number, as a string. `digest` is the bundle's. `encoder` is the identity of the encoder
     whose states the head reads, None if the version reads the text itself. `uri` is the bundle's location. A version
-    that Valence didn't register has the kind `unknown` and can't be fetched.
+    that Valence didn't register has the kind `unknown` and can't be fetched. `name` and `description` are for people,
+    and may be empty.
     """
 
     model: str
@@ -23,6 +24,8 @@ class VersionRecord:
     aliases: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    name: str = ""
+    description: str = ""
     created_at: datetime
 
 

@@ -19,6 +19,8 @@ def register_with_encoder(
     work: Path,
     model: str = MODEL,
     alias: str | None = None,
+    name: str | None = None,
+    description: str | None = None,
     progress: Progress = lambda _: None,
 ) -> VersionRecord:
     """Register a bundle as a version, and first the updated encoder if it is a joint version.
@@ -28,7 +30,7 @@ def register_with_encoder(
     """
     if bundle.manifest.kind is BundleKind.JOINT:
         ensure_encoder(registry, joint_source(bundle), work=work, progress=progress)
-    return registry.register(bundle, model=model, alias=alias)
+    return registry.register(bundle, model=model, alias=alias, name=name, description=description)
 
 
 def ensure_encoder(

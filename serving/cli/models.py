@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from serving.cli.output import TIMES, Api, AsJson, calls_api, show_json, show_record, show_table
+from serving.cli.output import TIMES, Api, AsJson, calls_api, local_time, show_json, show_record, show_table
 from serving.cli.spaces import import_space
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ app = typer.Typer(no_args_is_help=True, help="Models and their versions.")
 
 Version: TypeAlias = Annotated[str, typer.Argument(metavar="VERSION", help="The version's number.")]
 Model: TypeAlias = Annotated[str, typer.Option(help="The model.")]
+Description: TypeAlias = Annotated[
+    str | None, typer.Option(help="What the version is, in a sentence or two.")
+]
 Reason: TypeAlias = Annotated[str | None, typer.Option(help="Reason, stored in the history.")]
 
 _POLL_SECONDS = 1.0
@@ -53,13 +56,14 @@ def show(
     rows = [
         {
             **version,
+            "state": _state(version),
             "encoder": version["encoder"] and version["encoder"][:12],
             "accuracy": version["metrics"].get("rated.accuracy"),
             "macro-F1": version["metrics"].get("rated.macro_f1"),
         }
         for version in answer["versions"]
     ]
-    columns = ("version", "aliases", "kind", "state", "encoder", "accuracy", "macro-F1")
+    columns = ("version", "name", "aliases", "kind", "state", "encoder", "accuracy", "macro-F1")
     show_table(rows, columns, answer=answer, as_json=api.as_json)
 
 
@@ -157,13 +161,29 @@ def _wait_for_evaluation(client: "Client", model: str, version: str, number: int
             time.sleep(_POLL_SECONDS)
 
 
+def _state(version: Mapping[str, Any]) -> str:
+    """Return the state as people read it: only `failed` is a fault."""
+    match version["state"]:
+        case "absent":
+            return "asleep: starts when asked"
+        case "failed":
+            return f"failed: {version.get('reason') or 'see `valence logs`'}"
+        case state:
+            return str(state)
+
+
 def _show_version(answer: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         show_json(answer)
         return
     report = next((each["report"] for each in answer["evaluations"] if each["report"]), None)
     record: dict[str, Any] = {
-        name: answer[name] for name in ("model", "version", "kind", "state", "aliases", "created_at")
+        name: answer[name] for name in ("model", "version", "name", "description", "kind")
+    }
+    record |= {
+        "state": _state(answer),
+        "aliases": answer["aliases"],
+        "created_at": local_time(answer["created_at"]),
     }
     if report is not None:
         record |= {
@@ -202,10 +222,13 @@ def register(
     folder: Annotated[Path, typer.Argument(help="Folder of a bundle, as `valence train` writes it.")],
     model: Into = "sentiment",
     alias: Annotated[str | None, typer.Option(help="An alias to give to the version.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the version; default: the bundle's.")] = None,
+    description: Description = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register a bundle as a version, with its run, metrics and artifacts; a registered bundle stays as it is.
+    """Register a bundle as a version, with its run, metrics and artifacts.
 
+    Of a registered bundle, only what the options say changes.
     The encoder of a joint version is built first, and refused if its vectors leave the space.
     """
     from registry.bundles.bundle import Bundle
@@ -221,6 +244,8 @@ def register(
         work=Home(settings.home).build,
         model=model,
         alias=alias,
+        name=name,
+        description=description,
         progress=lambda step: print(step, file=sys.stderr),
     )
     _show_registered(record, as_json=as_json)
@@ -243,6 +268,7 @@ def import_(
     name: Annotated[
         str | None, typer.Option(help="Name of the version, or of the space; default: the source.")
     ] = None,
+    description: Description = None,
     online: Annotated[
         bool, typer.Option("--online", help="Download the source if it isn't on this machine.")
     ] = False,
@@ -280,6 +306,7 @@ def import_(
         work=Home(settings.home).build,
         model=model,
         name=name,
+        description=description,
         online=online,
         progress=lambda step: print(step, file=sys.stderr),
     )
@@ -287,5 +314,5 @@ def import_(
 
 
 def _show_registered(record: "VersionRecord", *, as_json: bool) -> None:
-    names = ("model", "version", "kind", "aliases", "encoder", "digest")
+    names = ("model", "version", "name", "description", "kind", "aliases", "encoder", "digest")
     show_record({name: getattr(record, name) for name in names}, as_json=as_json)

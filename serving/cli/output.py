@@ -100,6 +100,16 @@ def moment(text: str | None, option: str) -> datetime | None:
     return named
 
 
+def local_time(text: str | None) -> str | None:
+    """Return a time of an answer as the clock here showed it, to the minute; another text as it is."""
+    if text is None:
+        return None
+    try:
+        return f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M}"
+    except ValueError:
+        return text
+
+
 def show_record(record: Mapping[str, Any], *, as_json: bool) -> None:
     """Print one thing with a line for each field."""
     if as_json:

@@ -76,8 +76,11 @@ function offerVersions() {
   }
 }
 
+// A version that idles on purpose is no fault.
+const STATES = { absent: "asleep" };
+
 function title({ version, aliases = [], kind, state }) {
-  const facts = [...aliases, kind, state === "ready" ? null : state].filter(Boolean);
+  const facts = [...aliases, kind, state === "ready" ? null : (STATES[state] ?? state)].filter(Boolean);
   return facts.length ? `Version ${version}: ${facts.join(", ")}` : `Version ${version}`;
 }
 
@@ -230,9 +233,11 @@ function version(model, each) {
       {},
       el("h3", {}, `Version ${each.version}`),
       ...each.aliases.map((alias) => el("span", { className: "alias" }, alias)),
-      el("span", { className: "state" }, each.state),
+      el("span", { className: "state" }, STATES[each.state] ?? each.state),
     ),
-    each.reason ? el("p", { className: "problem" }, each.reason) : null,
+    each.name ? el("p", {}, each.name) : null,
+    each.description ? el("p", { className: "hint" }, each.description) : null,
+    each.reason ? el("p", { className: each.state === "failed" ? "problem" : "hint" }, each.reason) : null,
     el("p", { className: "hint" }, each.kind, each.encoder ? " on encoder " : "", each.encoder ? el("code", { title: each.encoder }, each.encoder.slice(0, 12)) : null),
     metrics.length
       ? el("dl", { className: "metrics" }, ...metrics.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, Number(value.toFixed(4)).toString()))))

@@ -395,7 +395,9 @@ class Reconciler:
                 return CatalogEntry(record=record, state=VersionState.FAILED, reason=reason)
         if record.encoder is not None and record.encoder not in self._running | self._starting:
             return CatalogEntry(
-                record=record, state=VersionState.ABSENT, reason="no replica runs its encoder"
+                record=record,
+                state=VersionState.ABSENT,
+                reason="no replica runs its encoder; a request that names it starts it",
             )
         return CatalogEntry(record=record, state=VersionState.STARTING)
 

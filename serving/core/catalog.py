@@ -103,8 +103,12 @@ class Catalog:
         """
         entry = self.entry(model, version)
         if entry.state is not VersionState.READY:
+            # It idles on purpose.
+            state = "asleep" if entry.state is VersionState.ABSENT else entry.state
             raise ModelNotReady(
-                f"version {version} of {model!r} is {entry.state}", retry_after=2, reason=entry.reason
+                f"version {version} of {model!r} is {state}",
+                retry_after=2,
+                reason=entry.reason,
             )
         return entry.record
 

@@ -37,10 +37,12 @@ class ModelListResponse(ResponseBody):
 
 
 class VersionSummary(ResponseBody):
-    """A registered version and its state; `reason` says why it failed."""
+    """A registered version and its state; `reason` says why it doesn't answer."""
 
     version: str = Field(validation_alias=AliasPath("record", "version"))
     aliases: list[str] = Field(validation_alias=AliasPath("record", "aliases"))
+    name: str = Field(validation_alias=AliasPath("record", "name"))
+    description: str = Field(validation_alias=AliasPath("record", "description"))
     kind: str = Field(validation_alias=AliasPath("record", "kind"))
     encoder: str | None = Field(validation_alias=AliasPath("record", "encoder"))
     metrics: dict[str, float] = Field(validation_alias=AliasPath("record", "metrics"))

@@ -426,10 +426,12 @@ def test_command_imports_and_says_what_it_made(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database_uri)
     arguments = ("models", "import", str(made.folder), "--model", "by-command", "--name", "tiny")
+    arguments += ("--description", "For tests.")
     code, out, err = run(*arguments, "--labels", THREE, "--json")
     assert code == 0, err
     shown = json.loads(out)
     assert (shown["model"], shown["version"], shown["kind"]) == ("by-command", "1", "classifier")
+    assert (shown["name"], shown["description"]) == ("tiny", "For tests.")
     code, _, err = run(*arguments, "--labels", "negative=LABEL_0,neutral=,positive=LABEL_2")
     assert (code, err.splitlines()[-1]) == (
         1,
@@ -553,10 +555,10 @@ def test_command_registers_a_folder_with_an_alias(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database_uri)
     source = ClassifierSource.load(str(made.folder))
     bundle = classifier_bundle(source, LabelMap.parse(THREE), tmp_path / "version", name="mine")
-    code, out, err = run(
-        "models", "register", str(bundle.path), "--model", "by-folder", "--alias", "challenger", "--json"
-    )
+    options = ("--model", "by-folder", "--alias", "challenger", "--name", "other", "--json")
+    code, out, err = run("models", "register", str(bundle.path), *options)
     assert code == 0, err
+    assert json.loads(out)["name"] == "other"
     assert json.loads(out)["aliases"] == ["challenger"]
     assert database_store.version("by-folder", "1").digest == bundle.digest
     code, _, err = run("models", "register", str(tmp_path))

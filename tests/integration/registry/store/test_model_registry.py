@@ -70,6 +70,24 @@ def test_version_is_registered_once_with_run_metrics_and_artifacts(
     assert ENCODERS not in store.models()
 
 
+def test_a_version_has_a_name_and_a_description_in_mlflow_too_and_both_can_change(
+    store: ModelRegistry, model: str, tmp_path: Path
+) -> None:
+    bundle = head(tmp_path / "head")
+    first = store.register(bundle, model=model)
+    assert (first.name, first.description) == (bundle.manifest.name, "")
+    assert run_of(store, "1", model).info.run_name == bundle.manifest.name
+    before = store.revision(model)
+    changed = store.register(bundle, model=model, name="spring", description="Trained in March.")
+    assert (changed.version, changed.name, changed.description) == ("1", "spring", "Trained in March.")
+    assert run_of(store, "1", model).info.run_name == "spring"
+    assert store.revision(model) != before
+    assert store.register(bundle, model=model) == changed
+    named = store.register(head(tmp_path / "other", "b"), model=model, name="autumn", description="Newer.")
+    assert (named.version, named.name, named.description) == ("2", "autumn", "Newer.")
+    assert store.versions(model) == [changed, named]
+
+
 ODD = (
     "o'brien",
     'the "best"',

@@ -376,6 +376,8 @@ async def test_models_show_versions_and_why_one_failed(platform: Platform) -> No
     assert model["versions"][2] == {
         "version": "2",
         "aliases": ["champion"],
+        "name": "the head",
+        "description": "Made for tests.",
         "kind": "head",
         "encoder": "e" * 64,
         "metrics": {"accuracy": 0.75},

@@ -43,6 +43,8 @@ EVALUATION = {"id": 7, "version": "3", "state": "done", "reason": None, "created
 VERSION = {
     "model": "sentiment",
     "version": "3",
+    "name": "spring",
+    "description": "Trained in March.",
     "kind": "head",
     "state": "ready",
     "aliases": [],
@@ -445,6 +447,28 @@ def test_a_version_is_evaluated_waited_for_and_shown_with_its_gates(platform: Pl
     assert json.loads(run("models", "show", "--version", "3", "--json")[1]) == VERSION
     code, out, err = run("models", "evaluate", "4", "--wait")
     assert (code, out, err) == (1, "", "valence: version 4 has no report: it raises\n")
+
+
+def test_only_a_fault_is_shown_as_failed(
+    run: Any, platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = {"ready": None, "absent": "no replica runs its encoder", "failed": "its files are damaged"}
+    versions = [
+        VERSION | {"version": str(number), "state": state, "reason": reason, "encoder": None, "metrics": {}}
+        for number, (state, reason) in enumerate(states.items(), start=1)
+    ]
+    answer = {"name": "sentiment", "versions": versions}
+    monkeypatch.setitem(ANSWERS, ("GET", "/v1/models/sentiment"), (200, answer))
+    monkeypatch.setitem(ANSWERS, ("GET", "/v1/models/sentiment/versions/2"), (200, versions[1]))
+    code, out, _ = run("models", "show")
+    assert (code, out.count("spring")) == (0, 3)
+    ready, asleep, failed = out.splitlines()[1:]
+    assert "ready" in ready
+    assert "asleep: starts when asked" in asleep
+    assert "failed: its files are damaged" in failed
+    shown = run("models", "show", "sentiment", "2")[1]
+    assert "asleep: starts when asked" in shown
+    assert "Trained in March." in shown
 
 
 def test_champions_are_made_unmade_and_remembered(platform: Platform, run: Any) -> None:
