@@ -2,11 +2,20 @@
 
 from typing import Final
 
-from tests.support.faults.clock import clock_jump
+from tests.support.faults.clock import ALONE_SECONDS, clock_jump, clocks_jump
 from tests.support.faults.cluster import existing, ray_restarted, raylet_killed, several_nodes
+from tests.support.faults.erasures import BATCH, USERS, erasure_during_shadows
 from tests.support.faults.fault import Fault, together
 from tests.support.faults.foreign import port_taken
-from tests.support.faults.grounds import DISK_MIB, faked_clock, own_registry, plain, small_disk
+from tests.support.faults.grounds import (
+    DISK_MIB,
+    RETENTION_DAYS,
+    faked_clock,
+    faked_clocks_with_retention,
+    own_registry,
+    plain,
+    small_disk,
+)
 from tests.support.faults.hostile import SLOW_CLIENTS, big_bodies, slow_clients
 from tests.support.faults.processes import (
     CONTROL,
@@ -39,6 +48,7 @@ NODE_SECONDS = 5.0
 # Longer than a transaction may idle, and than a request may wait.
 PROMOTION_SECONDS = 70.0
 CROWD = 600
+DAYS_AHEAD = 120
 
 FAULTS: Final = (
     Fault(
@@ -147,6 +157,14 @@ FAULTS: Final = (
         seconds=STALL_SECONDS,
     ),
     Fault(
+        name="erasure-during-shadows",
+        how=f"every text is shadowed, and {USERS} users at a time predict {BATCH} texts and are erased at once; a row "
+        "that is left of them is a failure",
+        hurt=erasure_during_shadows,
+        ground=plain,
+        seconds=STALL_SECONDS,
+    ),
+    Fault(
         name="disk-full",
         how=f"no room on the home's file system ({DISK_MIB} MiB)",
         hurt=disk_full,
@@ -207,6 +225,15 @@ FAULTS: Final = (
         hurt=clock_jump(3600),
         ground=faked_clock,
         seconds=5.0,
+    ),
+    Fault(
+        name="clock-ahead-with-retention",
+        how=f"the same clocks {DAYS_AHEAD} days ahead, and PostgreSQL's {ALONE_SECONDS:.0f} s later, with "
+        f"`VALENCE_RETENTION_DAYS={RETENTION_DAYS}`; all back again",
+        hurt=clocks_jump(DAYS_AHEAD * 86_400),
+        ground=faked_clocks_with_retention,
+        # Maintenance runs every 15 s.
+        seconds=50.0,
     ),
 )
 
