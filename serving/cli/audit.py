@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from serving.cli.output import TIMES, Api, calls_api, show_page
+from serving.cli.output import TIMES, Api, calls_api, key_names, local_time, show_page
 
 
 @calls_api
@@ -30,4 +30,11 @@ def audit(
         cursor=cursor,
     )
     columns = ("at", "actor", "action", "subject", "detail")
+    if not api.as_json:
+        name_key = key_names(api.client)
+        rows = [
+            {**each, "at": local_time(each["at"]), "actor": name_key(each["actor"])}
+            for each in answer["items"]
+        ]
+        answer = {**answer, "items": rows}
     show_page(answer, columns, "entries", as_json=api.as_json)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from serving.cli.output import Api, calls_api, show_json, show_record, show_table
+from serving.cli.output import Api, Yes, calls_api, confirm, show_json, show_record, show_table
 
 app = typer.Typer(no_args_is_help=True, help="Compare challengers with champions.")
 
@@ -67,8 +67,18 @@ def change(
         float | None, typer.Option(min=0, max=1, help="The challenger's share of the units.")
     ] = None,
     policy: Policy = None,
+    yes: Yes = False,
 ) -> None:
-    """Change the share, which moves as few units as possible and begins a new stage, or the policy."""
+    """Change the share, which moves as few units as possible and begins a new stage, or the policy.
+
+    The verdict of a new stage begins anew. On a terminal, it asks before.
+    """
+    if share is None and policy is None:
+        raise typer.BadParameter("say what to change: --share, --policy, or both", param_hint="--share")
+    if share is not None:
+        confirm(
+            "A new share begins a new stage, whose verdict starts without any feedback. Change it?", yes=yes
+        )
     answer = api.client.patch(f"/v1/experiments/{experiment}", share=share, policy=_policy(policy))
     _show(answer, as_json=api.as_json)
 

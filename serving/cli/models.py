@@ -2,13 +2,25 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from serving.cli.output import TIMES, Api, AsJson, calls_api, local_time, show_json, show_record, show_table
+from serving.cli.output import (
+    TIMES,
+    Api,
+    AsJson,
+    Yes,
+    calls_api,
+    confirm,
+    key_names,
+    local_time,
+    show_json,
+    show_record,
+    show_table,
+)
 from serving.cli.spaces import import_space
 
 if TYPE_CHECKING:
@@ -27,6 +39,7 @@ Description: TypeAlias = Annotated[
 Reason: TypeAlias = Annotated[str | None, typer.Option(help="Reason, stored in the history.")]
 
 _POLL_SECONDS = 1.0
+_REIGN = ("version", "from", "to", "act", "gates", "by", "reason")
 
 
 @app.command("list")
@@ -93,8 +106,10 @@ def promote(
     model: Model = "sentiment",
     force: Annotated[bool, typer.Option("--force", help="Ignore the gates; needs a reason.")] = False,
     reason: Reason = None,
+    yes: Yes = False,
 ) -> None:
-    """Make a version champion, if its stored report passes the gates."""
+    """Make a version champion, if its stored report passes the gates. On a terminal, it asks before."""
+    confirm(lambda: _promotion_question(api.client, model, version), yes=yes)
     answer = api.client.post(
         f"/v1/models/{model}/versions/{version}/promote", force=force or None, reason=reason
     )
@@ -103,8 +118,9 @@ def promote(
 
 @app.command()
 @calls_api
-def rollback(api: Api, model: Model = "sentiment", reason: Reason = None) -> None:
-    """Make the previous champion answer again."""
+def rollback(api: Api, model: Model = "sentiment", reason: Reason = None, yes: Yes = False) -> None:
+    """Make the previous champion answer again. On a terminal, it asks before."""
+    confirm(lambda: _rollback_question(api.client, model), yes=yes)
     answer = api.client.post(f"/v1/models/{model}/rollback", reason=reason)
     _show_outcome(answer, as_json=api.as_json)
 
@@ -116,8 +132,9 @@ def history(
 ) -> None:
     """Show which versions were champion and when, by whom and why; the JSON has the evidence."""
     answer = api.client.get(f"/v1/models/{model}/history", limit=limit)
-    columns = ("version", "from", "to", "act", "gated", "forced", "by", "reason")
-    show_table(answer["items"], columns, answer=answer, as_json=api.as_json)
+    names = str if api.as_json else key_names(api.client)
+    rows = [_reign(item, names) for item in answer["items"]]
+    show_table(rows, _REIGN, answer=answer, as_json=api.as_json)
 
 
 @app.command()
@@ -129,9 +146,41 @@ def champion(
 ) -> None:
     """Show the champion of a moment: since when, by whom and why; the evidence is in the JSON."""
     answer = api.client.get(f"/v1/models/{model}/champion", at=at)
-    columns = ("version", "from", "to", "act", "gated", "forced", "by", "reason")
-    record = answer if api.as_json else {name: answer[name] for name in columns}
+    record = answer if api.as_json else _reign(answer, key_names(api.client))
     show_record(record, as_json=api.as_json)
+
+
+def _reign(item: Mapping[str, Any], name_key: Callable[[str | None], str | None]) -> dict[str, Any]:
+    """Return one version's time as champion, as people read it."""
+    shown = {name: item[name] for name in _REIGN if name != "gates"}
+    shown |= {"from": local_time(item["from"]), "to": local_time(item["to"]), "by": name_key(item["by"])}
+    gates = "forced" if item["forced"] else "gated" if item["gated"] else None
+    return {name: gates if name == "gates" else shown[name] for name in _REIGN}
+
+
+def _promotion_question(client: "Client", model: str, version: str) -> str:
+    champion = _champion(client, model)
+    change = f"champion {champion} → {version}" if champion is not None else f"first champion: {version}"
+    return (
+        f"Promote ({change})? Version {version} then answers all requests to {model!r} that name no version."
+    )
+
+
+def _rollback_question(client: "Client", model: str) -> str:
+    champion = _champion(client, model)
+    of = f"Champion {champion} of {model!r}" if champion is not None else f"The champion of {model!r}"
+    return f"Roll back? {of} gives way to the one before it, which then answers all requests that name no version."
+
+
+def _champion(client: "Client", model: str) -> str | None:
+    """Return the present champion's version, None without one; the command's own request tells what is wrong."""
+    from serving.cli.client import RequestFailed
+
+    try:
+        version: str | None = client.get(f"/v1/models/{model}/champion")["version"]
+    except RequestFailed:
+        return None
+    return version
 
 
 def _wait_for_evaluation(client: "Client", model: str, version: str, number: int) -> Mapping[str, Any]:

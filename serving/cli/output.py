@@ -110,6 +110,23 @@ def local_time(text: str | None) -> str | None:
         return text
 
 
+def confirm(question: str | Callable[[], str], *, yes: bool) -> None:
+    """Ask before a change that can be taken back; nobody is asked without a terminal, such as a script."""
+    if not yes and sys.stdin.isatty():
+        typer.confirm(question if isinstance(question, str) else question(), abort=True, err=True)
+
+
+def key_names(client: "Client") -> Callable[[str | None], str | None]:
+    """Return what names a key by its id: the key's name for admins, who may list keys, else the beginning of the id."""
+    from serving.cli.client import RequestFailed
+
+    try:
+        names = {key["id"]: key["name"] for key in client.get("/v1/keys")["items"]}
+    except RequestFailed:
+        names = {}
+    return lambda key_id: None if key_id is None else names.get(key_id, key_id[:8])
+
+
 def show_record(record: Mapping[str, Any], *, as_json: bool) -> None:
     """Print one thing with a line for each field."""
     if as_json:

@@ -2,14 +2,37 @@
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Annotated, Any
 
 import typer
 
 from serving.cli.output import AsJson, cell, show_record, show_table, variable
 
+# The first setting of each topic, in the order of the settings.
+_TOPICS = {
+    "home": "platform",
+    "database_url": "database",
+    "mlflow_tracking_uri": "MLflow",
+    "ray_address": "Ray",
+    "installation_key": "keys and access",
+    "privacy": "privacy",
+    "model": "models",
+    "gate_accuracy_difference": "gates",
+    "evaluation_texts": "evaluations",
+    "reembedding_share": "search",
+    "encoder_cpus": "encoder replicas",
+    "ingress_cpus": "ingress replicas",
+    "batch_texts": "queues and batches",
+    "retention_days": "data and backups",
+    "haproxy": "HTTP",
+    "ray_memory_mib": "memory",
+    "log_level": "logs and traces",
+    "url": "command line",
+}
 _USERINFO = re.compile(r"(?<=://)[^/@]*@")
 
 
@@ -74,13 +97,21 @@ def _size(count: int) -> str:
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
 
 
-def settings(as_json: AsJson = False) -> None:
-    """List every setting with its variable, present value, default and meaning."""
+def settings(
+    term: Annotated[
+        str | None, typer.Argument(help="Show those with this in their topic, name or meaning.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the settings by topic, with variable, present value, default and meaning."""
+    from serving.errors import NotFound
     from serving.settings import Settings
 
     present = Settings()
+    topics = _topics(Settings.model_fields)
     rows: list[dict[str, Any]] = [
         {
+            "topic": topics[name],
             "name": variable(name),
             "value": _masked(getattr(present, name)),
             "default": _masked(field.default),
@@ -88,7 +119,33 @@ def settings(as_json: AsJson = False) -> None:
         }
         for name, field in Settings.model_fields.items()
     ]
-    show_table(rows, ("name", "value", "default", "meaning"), answer={"items": rows}, as_json=as_json)
+    wanted = (term or "").casefold()
+    rows = [
+        row
+        for row in rows
+        if any(wanted in row[column].casefold() for column in ("topic", "name", "meaning"))
+    ]
+    if not rows:
+        raise NotFound(
+            f"no setting has {term!r} in its topic, name or meaning: `valence settings` lists them all"
+        )
+    shown = [
+        {**row, "topic": "" if position else topic}
+        for topic, group in groupby(rows, itemgetter("topic"))
+        for position, row in enumerate(group)
+    ]
+    columns = ("topic", "name", "value", "default", "meaning")
+    show_table(shown, columns, answer={"items": rows}, as_json=as_json)
+
+
+def _topics(fields: Iterable[str]) -> dict[str, str]:
+    """Return the topic of each setting, in their order: that of the last field that begins one."""
+    topics: dict[str, str] = {}
+    topic = ""
+    for name in fields:
+        topic = _TOPICS.get(name, topic)
+        topics[name] = topic
+    return topics
 
 
 def _masked(value: object) -> str | None:

@@ -119,6 +119,8 @@ class TrackingServer:
             # The platform reads artifacts without the server, so their addresses must not name it.
             "MLFLOW_DEFAULT_ARTIFACT_ROOT": artifacts,
             "MLFLOW_ARTIFACTS_DESTINATION": artifacts,
+            # MLflow's own use of Starlette, of which nobody here can do anything.
+            "PYTHONWARNINGS": "ignore:starlette.middleware.wsgi is deprecated",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

@@ -175,3 +175,15 @@ def test_store_that_is_no_reachable_database_is_reported_in_one_line(
     process = valence(tmp_path, "mlflow", MLFLOW_TRACKING_URI=uri)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err.count("\n"), reason in err) == (1, 1, True), err
+
+
+def test_the_server_is_loaded_without_a_warning(tmp_path: Path) -> None:
+    server = TrackingServer("sqlite://", artifacts=tmp_path, host="127.0.0.1", port=5000)
+    result = subprocess.run(
+        [sys.executable, "-c", "import mlflow.server.fastapi_app"],
+        env=server._environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Warning" not in result.stderr

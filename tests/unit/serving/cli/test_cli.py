@@ -2,6 +2,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ import pytest
 from db.core.cipher import Cipher
 from serving.cli import main
 from serving.cli.output import cell, variable
+from serving.cli.platform import _TOPICS
 from serving.settings import Settings
 
 ROOT = Path(__file__).parents[4]
@@ -54,6 +56,7 @@ VERSION = {
 }
 MOVED = {"version": "3", "previous": "2", "changed": True, "report": GATES | {"passed": True}}
 REIGN = {"version": "3", "from": "then", "to": None, "act": "promote", "by": "k1", "reason": "better"}
+REIGN |= {"gated": True, "forced": False}
 ADA = {
     "id": "00000000-0000-4000-8000-00000000000a",
     "username": "Ada",
@@ -127,7 +130,7 @@ ANSWERS: dict[tuple[str, str], tuple[int, Any]] = {
     ),
     ("POST", "/v1/models/sentiment/rollback"): (200, MOVED | {"version": "2", "report": None}),
     ("GET", "/v1/models/sentiment/history?limit=50"): (200, {"items": [REIGN], "next_cursor": None}),
-    ("GET", "/v1/models/sentiment/champion"): (200, REIGN | {"gated": True, "forced": False}),
+    ("GET", "/v1/models/sentiment/champion"): (200, REIGN),
     ("GET", "/v1/models/sentiment/champion?at=2026-01-31T12%3A00%3A00Z"): (
         404,
         {"title": "Not found", "detail": "it had none"},
@@ -138,7 +141,7 @@ ANSWERS: dict[tuple[str, str], tuple[int, Any]] = {
         {"items": [ENTRY], "next_cursor": None},
     ),
     ("POST", "/v1/keys"): (201, {"id": "k1", "key": "vk_secret"}),
-    ("GET", "/v1/keys"): (200, {"items": [{"id": "k1", "role": "client"}]}),
+    ("GET", "/v1/keys"): (200, {"items": [{"id": "k1", "name": "nightly", "role": "client"}]}),
     ("DELETE", "/v1/keys/k1"): (204, None),
     ("GET", f"/v1/users/{ADA['id']}"): (200, ADA),
     ("GET", "/v1/users?limit=50"): (200, {"items": [ADAM, ADA], "next_cursor": "c1"}),
@@ -191,7 +194,7 @@ class Platform:
                 self.end_headers()
                 self.wfile.write(encoded)
 
-            do_GET = do_POST = do_DELETE = answer  # noqa: N815
+            do_GET = do_POST = do_PATCH = do_DELETE = answer  # noqa: N815
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002
                 pass
@@ -478,7 +481,78 @@ def test_champions_are_made_unmade_and_remembered(platform: Platform, run: Any) 
     code, _, err = run("models", "promote", "4")
     assert (code, err) == (1, "valence: 409 Promotion refused: a gate failed: the error is too large\n")
     assert "previous  2" in run("models", "rollback", "--reason", "worse")[1]
-    assert "better" in run("models", "history")[1]
+    shown = run("models", "history")[1]
+    assert all(word in shown for word in ("better", "nightly", "gated"))
+    assert json.loads(run("models", "history", "--json")[1])["items"] == [REIGN]
+
+
+def test_a_history_shows_short_local_times_and_what_a_listing_of_keys_would_name(
+    platform: Platform, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor = "0195d2a1-7e0b-7c11-8c9a-000000000001"
+    times = {"from": "2026-01-31T12:00:00.123456Z", "to": "2026-02-01T00:00:00Z"}
+    item = REIGN | times | {"by": actor, "gated": False, "forced": True}
+    history = {"items": [item, item | {"by": None, "forced": False}], "next_cursor": None}
+    monkeypatch.setitem(ANSWERS, ("GET", "/v1/models/sentiment/history?limit=50"), (200, history))
+    monkeypatch.setitem(ANSWERS, ("GET", "/v1/keys"), (403, {"title": "Forbidden"}))
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        _, out, err = run("models", "history")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    forced, free = out.splitlines()[1:]
+    assert forced.split() == [
+        *("3", "2026-01-31", "21:00", "2026-02-01", "09:00", "promote", "forced", "0195d2a1", "better"),
+    ]
+    assert free.split()[-3:] == ["-", "-", "better"]
+    assert err == ""
+
+
+class Terminal(io.StringIO):
+    """A person at a terminal, and what they type."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("command", "question"),
+    [
+        (("models", "promote", "3"), "Promote (champion 2 → 3)? Version 3 then answers all requests"),
+        (("models", "rollback"), "Roll back? Champion 2 of 'sentiment' gives way to the one before it"),
+        (
+            ("experiments", "change", "e1", "--share", "0.1"),
+            "begins a new stage, whose verdict starts without",
+        ),
+    ],
+)
+def test_a_person_is_asked_before_the_champion_or_a_stage_changes_and_a_script_is_not(
+    platform: Platform,
+    run: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+    question: str,
+) -> None:
+    monkeypatch.setitem(ANSWERS, ("GET", "/v1/models/sentiment/champion"), (200, REIGN | {"version": "2"}))
+    changes = lambda: [method for method, *_ in platform.asked if method != "GET"]  # noqa: E731
+    monkeypatch.setattr("sys.stdin", Terminal("n\n"))
+    code, _, err = run(*command)
+    assert (code, question in err, changes()) == (1, True, [])
+    monkeypatch.setattr("sys.stdin", Terminal("y\n"))
+    run(*command)
+    assert len(changes()) == 1
+    for script in (Terminal(""), io.StringIO("")):
+        monkeypatch.setattr("sys.stdin", script)
+        _, _, err = run(*command, *(["--yes"] if script.isatty() else []))
+        assert question not in err
+    assert len(changes()) == 3
+
+
+def test_a_change_of_nothing_is_wrong_usage(platform: Platform, run: Any) -> None:
+    assert run("experiments", "change", "e1")[0] == 2
+    assert platform.asked == []
 
 
 def test_the_champion_of_a_moment_is_shown(platform: Platform, run: Any) -> None:
@@ -630,3 +704,27 @@ def test_every_package_of_the_tree_is_found_for_the_wheel() -> None:
     for top in ("serving", "registry", "db"):
         for folder in {file.parent for file in (ROOT / top).rglob("*.py")}:
             assert (folder / "__init__.py").exists(), folder
+
+
+def test_settings_are_found_by_topic_name_or_meaning_and_each_has_a_topic(
+    monkeypatch: pytest.MonkeyPatch, run: Any
+) -> None:
+    code, out, _ = run("settings", "--json")
+    everything = json.loads(out)["items"]
+    assert code == 0
+    assert len(everything) == len(Settings.model_fields)
+    assert {row["topic"] for row in everything} == set(_TOPICS.values())
+    assert _TOPICS.keys() <= Settings.model_fields.keys()
+    for term, name in (
+        ("BACKUPS", "VALENCE_WAL_ARCHIVE"),
+        ("queue_texts", "VALENCE_QUEUE_TEXTS"),
+        ("host", "VALENCE_HOST"),
+    ):
+        found = [row["name"] for row in json.loads(run("settings", term, "--json")[1])["items"]]
+        assert name in found, term
+        assert len(found) < len(everything), term
+    shown = run("settings", "gate_")[1]
+    assert shown.count("gates") == 1
+    code, out, err = run("settings", "no such thing")
+    assert (code, out) == (1, "")
+    assert "`valence settings` lists them all" in err
