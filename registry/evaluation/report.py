@@ -191,6 +191,28 @@ class EvaluationReport:
             content["replay"]["flips_share"] = round(self.replay.flips_share, 6)
         return content
 
+    def measures(self) -> dict[str, float]:
+        """Return the figures to compare versions by, by name."""
+        measures = {
+            "accuracy": self.held_out.accuracy.value,
+            "macro_f1": self.held_out.macro_f1.value,
+            "ece": self.held_out.ece.value,
+            "alone_ms": self.latency.alone_ms,
+        }
+        measures |= {f"recall_{label}": recall.value for label, recall in self.held_out.recall.items()}
+        if self.agreement is not None:
+            measures |= {"cosine_mean": self.agreement.mean, "cosine_worst": self.agreement.worst}
+        if self.replay is not None:
+            measures["flips_share"] = self.replay.flips_share
+        return measures
+
+    def dump_figures(self) -> dict[str, Any]:
+        """Return what `dump` returns without the ids of texts, which are erased with their texts."""
+        content = self.dump()
+        if content["replay"] is not None:
+            del content["replay"]["furthest"]
+        return content
+
     @staticmethod
     def parse(raw: Mapping[str, Any]) -> "EvaluationReport":
         """Parse a stored report. Raises ReportInvalid."""

@@ -108,6 +108,21 @@ class ModelRegistry:
                 self._client.set_registered_model_alias(ENCODERS, settings.space, version)
         return self.encoder(settings.digest)
 
+    def log_evaluation(
+        self, model: str, version: str, number: int, metrics: Mapping[str, float], report: Mapping[str, Any]
+    ) -> None:
+        """Add an evaluation to the run of a version: metrics of the step `number`, and the report as an artifact.
+
+        A version without a run stays as it is. Raises NotRegistered.
+        """
+        with translate_errors():
+            run_id = self._client.get_model_version(model, version).run_id
+            if not run_id:
+                return
+            for name, value in metrics.items():
+                self._client.log_metric(run_id, f"evaluation.{name}", value, step=number)
+            self._client.log_dict(run_id, dict(report), f"evaluations/{number}.json")
+
     def models(self) -> list[str]:
         """Return the names of the models, sorted."""
         with translate_errors():

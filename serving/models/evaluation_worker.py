@@ -62,7 +62,19 @@ class EvaluationWorker:
             heartbeat.cancel()
             with suppress(asyncio.CancelledError, DatabaseError):
                 await heartbeat
-        return await self.evaluations.finish(evaluation.id, report.dump())
+        is_stored = await self.evaluations.finish(evaluation.id, report.dump())
+        if is_stored:
+            await asyncio.to_thread(self._log_in_registry, evaluation.id, report)
+        return is_stored
+
+    def _log_in_registry(self, number: int, report: EvaluationReport) -> None:
+        """Show the stored report in MLflow, too, as far as MLflow takes it."""
+        try:
+            self.registry.log_evaluation(
+                report.model, report.version, number, report.measures(), report.dump_figures()
+            )
+        except (RegistryError, OSError) as error:
+            log.warning("evaluation.unlogged", evaluation=number, error=str(error))
 
     async def _report(self, evaluation: Evaluation, cache: Path, plan: EvaluationPlan) -> EvaluationReport:
         record = await asyncio.to_thread(self.registry.version, evaluation.model, evaluation.version)

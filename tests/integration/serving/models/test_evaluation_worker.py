@@ -20,7 +20,7 @@ from db.predictions.feedback import FeedbackRepository, NewFeedback
 from registry.bundles.bundle import Bundle
 from registry.data.held_out import HeldOutSet
 from registry.encoders.sources import default_source
-from registry.errors import NotRegistered
+from registry.errors import NotRegistered, RegistryUnavailable
 from registry.evaluation.gates import Gates, evaluate_gates
 from registry.evaluation.report import EvaluationReport
 from registry.store.builtin_versions import open_builtin
@@ -109,7 +109,16 @@ async def test_a_head_is_measured_and_replayed_against_the_champion(
     candidate = registry.register(head(tmp_path / "head", encoder.digest), model=model)
     await Segments(database, TINY_SPACE).ensure()
     await predictions(database, model, 100)
-    result = report_of(await evaluate(database, registry, candidate, cache))
+    evaluation = await evaluate(database, registry, candidate, cache)
+    result = report_of(evaluation)
+    client = registry._mlflow.client
+    run = client.get_run(client.get_model_version(model, candidate.version).run_id)
+    assert run.data.metrics["evaluation.accuracy"] == result.held_out.accuracy.value
+    assert {"evaluation.flips_share", "evaluation.recall_negative"} <= run.data.metrics.keys()
+    logged = client.download_artifacts(run.info.run_id, f"evaluations/{evaluation.id}.json")
+    shown = json.loads(await asyncio.to_thread(Path(logged).read_text))
+    assert shown["held_out"]["accuracy"]["value"] == result.held_out.accuracy.value
+    assert "furthest" not in shown["replay"]
     assert (result.bundle, result.data, result.encoder) == (candidate.digest, FEW.digest, encoder.digest)
     assert result.held_out.texts == len(FEW.examples)
     assert result.held_out.right.mean() == pytest.approx(result.held_out.accuracy.value, abs=1e-6)
@@ -134,6 +143,18 @@ async def test_a_head_is_measured_and_replayed_against_the_champion(
     champion = report_of(await evaluate(database, registry, lexicon, cache))
     assert (champion.agreement, champion.replay, champion.encoder) == (None, None, None)
     evaluate_gates(Gates(), result, champion)
+
+
+async def test_a_report_is_stored_though_mlflow_takes_none(
+    database: Database, registry: ModelRegistry, model: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lexicon = registry.register(open_builtin("lexicon"), model=model)
+
+    def refuse(*_arguments: object) -> None:
+        raise RegistryUnavailable("MLflow can't answer")
+
+    monkeypatch.setattr(registry, "log_evaluation", refuse)
+    assert report_of(await evaluate(database, registry, lexicon, cache)).version == lexicon.version
 
 
 async def test_an_evaluation_waits_for_the_space_s_own_encoder(
