@@ -15,26 +15,33 @@ Result = TypeVar("Result")
 
 _ATTEMPTS: Final = 5
 _PAUSE_SECONDS: Final = 0.05
+_LONGEST_PAUSE_SECONDS: Final = 0.5
 _LOCK_LIMIT: Final = "SET LOCAL lock_timeout = '2s'"
 
 
 async def retry_transaction(
-    database: Database, work: Callable[[AsyncConnection], Awaitable[Result]]
+    database: Database, work: Callable[[AsyncConnection], Awaitable[Result]], *, attempts: int = _ATTEMPTS
 ) -> Result:
     """Run `work` in its own transaction and return its result; after a conflict, roll back and run it again.
 
+    An attempt waits up to 2 s for a lock, so that what waits behind it isn't held up for longer.
+
     Raises Unavailable if every attempt met a conflict, or the database can't be used.
     """
-    for number in range(1, _ATTEMPTS + 1):
+    for number in range(1, attempts + 1):
         try:
             async with database.begin() as connection:
                 await connection.exec_driver_sql(_LOCK_LIMIT)
                 return await work(connection)
         except Unavailable as error:
-            if number == _ATTEMPTS or not _is_conflict(error):
+            if number == attempts or not _is_conflict(error):
                 raise
-        await asyncio.sleep(_PAUSE_SECONDS * 2**number)
+        await _pause(min(_LONGEST_PAUSE_SECONDS, _PAUSE_SECONDS * 2**number))
     raise AssertionError
+
+
+async def _pause(seconds: float) -> None:
+    await asyncio.sleep(seconds)
 
 
 def _is_conflict(error: Unavailable) -> bool:

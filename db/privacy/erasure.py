@@ -45,6 +45,8 @@ from db.search.similarity import SimilarityRepository
 NEAR_COSINE: Final = 0.95
 MAX_LISTED: Final = 1_000
 _STEP_ROWS: Final = 1_000
+# Twenty seconds and the pauses: vectors can't be removed from a segment while its index is built.
+_ATTEMPTS: Final = 10
 _NEAR_SECONDS: Final = 10.0
 _NEAR_EACH: Final = 100
 
@@ -164,7 +166,9 @@ class ErasureRepository(Repository):
         last = False
         while not last:
             step = await retry_transaction(
-                self._database, lambda connection: self._step(connection, kind, values, actor)
+                self._database,
+                lambda connection: self._step(connection, kind, values, actor),
+                attempts=_ATTEMPTS,
             )
             counts, last = counts + step.counts, step.last
             erased |= step.erased

@@ -14,6 +14,7 @@ from db.accounts.audit import AuditFilters, AuditRepository
 from db.accounts.keys import Key, KeyRepository
 from db.accounts.users import UserRepository
 from db.backup.scrub import scrub
+from db.connection import retries
 from db.connection.engine import Database
 from db.errors import NotFound
 from db.experiments.counts import CountRepository
@@ -302,6 +303,29 @@ async def test_feedback_that_comes_during_an_erasure_is_erased_or_refused(
         receipt = await erasing
     assert receipt.erased.comments == 1
     assert await run_sql(database, "SELECT comment FROM feedback") == [(None,)]
+
+
+async def test_an_erasure_outlasts_an_index_that_is_being_built(
+    url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "_LOCK_LIMIT", "SET LOCAL lock_timeout = '20ms'")
+    key = await new_key(database)
+    sent = new_submission(key)
+    await new_writer(database).commit([sent])
+    waits = 0
+
+    async def count_waits(_seconds: float) -> None:
+        nonlocal waits
+        waits += 1
+        if waits == 6:
+            await build.commit()
+
+    monkeypatch.setattr(retries, "_pause", count_waits)
+    async with await psycopg.AsyncConnection.connect(url) as build:
+        await build.execute("LOCK TABLE embeddings IN SHARE MODE")
+        receipt = await erasures(database).erase_text(sent.texts[0].id, actor=None)
+    assert waits == 6
+    assert receipt.erased.embeddings == 1
 
 
 async def test_writers_and_searches_during_erasures_lose_nothing_and_see_each_text_once(
