@@ -15,7 +15,18 @@ from threading import Event, Thread
 from benchmarks.machine import machine
 from benchmarks.report import report
 from benchmarks.soak.growth import Growth, growth
-from benchmarks.soak.samples import CONNECTIONS, DATA, FILES, LOG, MEMORY, SERIES, THREADS, TOTAL, sample
+from benchmarks.soak.samples import (
+    CONNECTIONS,
+    DATA,
+    FILES,
+    LOG,
+    MEMORY,
+    SERIES,
+    SHARED,
+    THREADS,
+    TOTAL,
+    sample,
+)
 from benchmarks.soak.users import Users
 from tests.support.live import LivePlatform, live_platform
 from tests.support.tables import table
@@ -106,11 +117,11 @@ def answers(users: Users) -> Sequence[Sequence[object]]:
 
 def held_rows(grown: dict[tuple[str, str], Growth]) -> Sequence[Sequence[object]]:
     """Return the table of what the platform held after the warm-up; each measure in all, memory by group, too."""
-    order = (MEMORY, FILES, THREADS, CONNECTIONS, SERIES, LOG, DATA)
+    order = (MEMORY, SHARED, FILES, THREADS, CONNECTIONS, SERIES, LOG, DATA)
     chosen = [
         key
         for key in sorted(grown, key=lambda key: (order.index(key[0]), key[1] != TOTAL, key[1]))
-        if key[0] in (MEMORY, LOG, DATA) or key[1] == TOTAL
+        if key[0] in (MEMORY, SHARED, LOG, DATA) or key[1] == TOTAL
     ]
     return [
         ("measure", "of", "median", "greatest", "an hour (95 %)", "flat"),

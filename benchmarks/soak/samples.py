@@ -15,6 +15,7 @@ from tests.support.live import LivePlatform
 MEMORY, FILES, THREADS = "memory, MiB", "open files", "threads"
 CONNECTIONS, SERIES = "database connections", "metric series"
 LOG, DATA = "log, MiB", "data, MiB"
+SHARED = "shared buffers, MiB"
 TOTAL = "all"
 
 _GROUPS = (
@@ -27,37 +28,43 @@ _GROUPS = (
     ("haproxy", "HAProxy"),
     ("serving.standalone", "supervisor"),
     ("evaluation_worker", "evaluations"),
-    ("postgres", "PostgreSQL"),
 )
 _REST = "Ray"
+_DATABASE = "PostgreSQL"
 
 
 def sample(platform: LivePlatform) -> dict[str, dict[str, float]]:
-    """Return each measure by group of processes, or in `all`; sizes are proportional sets and bytes on disk."""
-    found: dict[str, dict[str, float]] = {MEMORY: {}, FILES: {}, THREADS: {}}
+    """Return each measure by group of processes, or in `all`; sizes are proportional sets and bytes on disk.
+
+    PostgreSQL's memory is what is its own: the buffers that its processes share fill to the size that is set.
+    """
+    found: dict[str, dict[str, float]] = {MEMORY: {}, FILES: {}, THREADS: {}, SHARED: {_DATABASE: 0.0}}
     for process in platform.processes():
         with suppress(psutil.Error):
             with process.oneshot():
                 group = _group(process)
+                memory = process.memory_full_info()
+                own = memory.uss if group == _DATABASE else memory.pss
                 figures = {
-                    MEMORY: process.memory_full_info().pss / 2**20,
+                    MEMORY: own / 2**20,
                     FILES: float(process.num_fds()),
                     THREADS: float(process.num_threads()),
                 }
+            found[SHARED][_DATABASE] += (memory.pss - own) / 2**20
             for measure, figure in figures.items():
                 for key in (group, TOTAL):
                     found[measure][key] = found[measure].get(key, 0.0) + figure
     found[CONNECTIONS] = {TOTAL: _connections(platform)}
     found[SERIES] = {TOTAL: _series(platform)}
     found[LOG] = {"platform.log": _mebibytes(platform.home / "logs"), "Ray": _ray_logs(platform)}
-    found[DATA] = {"PostgreSQL": _mebibytes(platform.home / "postgres")}
+    found[DATA] = {_DATABASE: _mebibytes(platform.home / "postgres")}
     return found
 
 
 def _group(process: psutil.Process) -> str:
     title = " ".join(process.cmdline()) or process.name()
     if process.name() == "postgres":
-        return "PostgreSQL"
+        return _DATABASE
     return next((group for part, group in _GROUPS if part in title), _REST)
 
 
