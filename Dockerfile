@@ -9,18 +9,20 @@ FROM ${BASE} AS build
 # An index with builds of torch for the device; without it the default index decides.
 ARG TORCH_INDEX=
 ARG PREFIX=/opt/valence
-# What is optional: s3 for artifacts in object storage, privacy for masking.
-ARG EXTRAS=s3
+# What is optional beyond object storage: privacy for masking.
+ARG EXTRAS=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 RUN python -m venv "${PREFIX}"
-COPY pyproject.toml constraints.txt ./
-# The dependencies alone, so that a change of the sources leaves their layer as it is.
+COPY pyproject.toml constraints.txt requirements.txt ./
+# The dependencies alone, so that a change of the sources leaves their layer as it is: each file by its digest, but for
+# torch, whose builds differ, and which alone comes from its index.
+RUN "${PREFIX}/bin/python" -m pip install --no-deps --require-hashes --requirement requirements.txt \
+    && PIP_INDEX_URL="${TORCH_INDEX:-${PIP_INDEX_URL:-}}" "${PREFIX}/bin/python" -m pip install \
+        --constraint constraints.txt torch
 RUN "${PREFIX}/bin/python" -c 'import sys, tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-print(*project["dependencies"], *sum((project["optional-dependencies"][each] for each in sys.argv[1:]), []), sep="\n")' \
-    ${EXTRAS} > requirements.txt \
-    && PIP_EXTRA_INDEX_URL="${TORCH_INDEX}" "${PREFIX}/bin/python" -m pip install \
-        --constraint constraints.txt --requirement requirements.txt
+print(*sum((project["optional-dependencies"][each] for each in sys.argv[1:]), []), sep="\n")' ${EXTRAS} > extras.txt \
+    && "${PREFIX}/bin/python" -m pip install --constraint constraints.txt --requirement extras.txt
 COPY . .
 RUN "${PREFIX}/bin/python" -m pip install --no-deps .
 # What is in the image, made by a tool that is not.

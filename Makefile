@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up down test test-full check bench eyes faults soak train-proof format k8s-check k8s-deploy image-check
+.PHONY: help up down test test-full check bench eyes faults soak lock audit sbom secrets train-proof format k8s-check k8s-deploy image-check
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -49,6 +49,28 @@ faults: .venv/.developed ## hurt platforms of its own on purpose; writes the tab
 
 soak: .venv/.developed ## use a platform of its own for an hour; writes the tables of docs/soak.md
 	@$(BIN)/python -m benchmarks.soak
+
+# What torch's default build needs for a GPU comes with torch, which is installed from the index for the device.
+WITH_TORCH := torch triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas cuda-cupti cuda-nvrtc \
+  cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
+
+lock: .cache/supply/.installed ## write requirements.txt: what the image installs, with the digest of each file
+	@.cache/supply/bin/uv pip compile --quiet pyproject.toml --extra s3 --constraint constraints.txt \
+	  --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	  $(addprefix --no-emit-package ,$(WITH_TORCH)) --custom-compile-command 'make lock' --output-file requirements.txt
+
+audit: .cache/supply/.installed ## look for known vulnerabilities in everything that constraints.txt pins
+	@.cache/supply/bin/pip-audit --no-deps --disable-pip --requirement constraints.txt
+
+sbom: .venv/.installed .cache/supply/.installed ## list what is installed in .venv, as CycloneDX, in sbom.cdx.json
+	@.cache/supply/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+	  --output-format JSON --output-file sbom.cdx.json .venv/bin/python
+
+# Digests and the words of examples look like secrets to the others.
+NOISY := HexHighEntropyString Base64HighEntropyString KeywordDetector BasicAuthDetector
+
+secrets: .cache/supply/.installed ## look in the files that git knows for keys of known forms: private keys, clouds, hubs
+	@git ls-files -z | xargs -0 .cache/supply/bin/detect-secrets-hook $(addprefix --disable-plugin ,$(NOISY))
 
 train-proof: .venv/.developed ## train head and joint model anew (40 minutes, 5 GB) and compare them with the committed ones
 	@rm -rf .cache/proof
@@ -106,6 +128,13 @@ CLIENTS_PIP := .cache/clients/bin/python -m pip install --quiet --disable-pip-ve
 	@if command -v npm >/dev/null; then \
 	  npm install --prefix .cache/clients --silent --no-audit --no-fund --no-package-lock --ignore-scripts; \
 	fi
+	@touch $@
+
+# Tools that look at the dependencies and the sources, and that nothing here depends on.
+.cache/supply/.installed: .venv/.created Makefile
+	@$(PYTHON) -m venv .cache/supply
+	@.cache/supply/bin/python -m pip install --quiet --disable-pip-version-check \
+	  cyclonedx-bom==7.5.0 detect-secrets==1.5.0 pip-audit==2.10.1 uv==0.13.9
 	@touch $@
 
 # BentoML pins other versions of what Valence is built on, so it lives apart.

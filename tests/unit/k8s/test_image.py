@@ -20,14 +20,14 @@ def test_continued_lines_are_one_step_and_comments_none() -> None:
 def test_the_build_stage_needs_nothing_but_its_prefix() -> None:
     ours = [step for step in steps((ROOT / "Dockerfile").read_text()) if step.stage == STAGE]
     runs = [step.text for step in ours if step.name == "RUN"]
-    assert len(runs) == 5
+    assert len(runs) == 6
     assert not any(word in text for text in runs for word in ("apt-get", "useradd", "/etc", "/usr"))
 
 
 def test_the_image_is_built_from_what_exists_and_from_little() -> None:
     names = context(ROOT)
     assert all((ROOT / name).exists() for name in names)
-    assert {"serving", "registry", "db", "constraints.txt"} <= set(names)
+    assert {"serving", "registry", "db", "constraints.txt", "requirements.txt"} <= set(names)
     assert not {"tests", ".git", ".venv", "k8s"} & set(names)
 
 
