@@ -132,7 +132,7 @@ def answer_location(holder_id: UUID, route: str, key: str) -> str:
 
 def generate_text_key(key_id: str) -> str:
     """Return a new key in the setting's form, `id:base64`. Raises BadTextKeys if the id is malformed."""
-    _require_id(key_id, "a key's id")
+    _require_id(key_id, f"{key_id!r} can't be the id of a key")
     return f"{key_id}:{base64.b64encode(os.urandom(_KEY_BYTES)).decode()}"
 
 

@@ -24,7 +24,7 @@ def duplicates(
 ) -> None:
     """Find stored near-duplicates of a text."""
     if (text is None) == (prediction is None):
-        raise typer.BadParameter("give either a text or --prediction")
+        raise typer.BadParameter("give a text, or --prediction ID, not both")
     answer = api.client.post(
         "/v1/duplicates", text=text, prediction_id=prediction, min_similarity=min_similarity, k=k
     )

@@ -28,6 +28,8 @@ class Client:
         timeout: float = 60.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
+        if not base_url.startswith(("http://", "https://")):
+            raise RequestFailed(f"{base_url!r} is no URL: write it as http://127.0.0.1:8000")
         self._base_url = base_url
         self._http = httpx.Client(
             base_url=base_url,

@@ -98,11 +98,17 @@ def stop(
 def _policy(given: str | None) -> dict[str, Any] | None:
     if given is None:
         return None
-    text = given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
+    is_file = not given.lstrip().startswith("{")
+    if is_file and not Path(given).is_file():
+        raise typer.BadParameter(
+            f'{given!r} is neither a file nor a JSON object, as in \'{{"action": "decide"}}\'', param_hint="--policy"
+        )
     try:
-        policy: dict[str, Any] = json.loads(text)
+        policy = json.loads(Path(given).read_text(encoding="utf-8") if is_file else given)
     except ValueError as error:
-        raise typer.BadParameter(f"the policy isn't JSON: {error}") from error
+        raise typer.BadParameter(f"the policy isn't JSON: {error}", param_hint="--policy") from error
+    if not isinstance(policy, dict):
+        raise typer.BadParameter("the policy is no JSON object", param_hint="--policy")
     return policy
 
 

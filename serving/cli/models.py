@@ -109,6 +109,10 @@ def promote(
     yes: Yes = False,
 ) -> None:
     """Make a version champion, if its stored report passes the gates. On a terminal, it asks before."""
+    if force and not (reason or "").strip():
+        raise typer.BadParameter(
+            "passing over the gates needs a --reason, which is stored", param_hint="--force"
+        )
     confirm(lambda: _promotion_question(api.client, model, version), yes=yes)
     answer = api.client.post(
         f"/v1/models/{model}/versions/{version}/promote", force=force or None, reason=reason
@@ -340,7 +344,10 @@ def import_(
     if labels is None:
         known = declared_labels(source)
         if known is None:
-            raise typer.BadParameter("say which labels of the model are ours", param_hint="--labels")
+            raise typer.BadParameter(
+                "say which labels of the model are ours, as in negative=LABEL_0,neutral=,positive=LABEL_1",
+                param_hint="--labels",
+            )
         message = f"the model has {', '.join(known)}; look whether this is right: --labels '{propose_labels(known)}'"
         raise typer.BadParameter(message, param_hint="--labels")
     settings = Settings()

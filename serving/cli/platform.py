@@ -57,8 +57,9 @@ def down() -> None:
     from serving.settings import Settings
     from serving.standalone import launcher
 
-    if not launcher.down(Settings()):
-        print("no platform runs here")
+    settings = Settings()
+    if not launcher.down(settings):
+        print(f"no platform runs in {settings.home.absolute()}; VALENCE_HOME names another home")
 
 
 def status(as_json: AsJson = False) -> None:

@@ -91,7 +91,7 @@ def similar(
     """Find stored texts by meaning."""
     if (text is not None and prediction is not None) or not (text or prediction or like):
         raise typer.BadParameter(
-            "give either a text or --prediction, or else --like: --keywords only add to it"
+            "give a text, --prediction ID, or --like ID as often as you want: --keywords only add to it"
         )
     wanted: dict[str, Any] = {
         "sentiment": sentiment,
@@ -122,11 +122,16 @@ def similar(
 def feedback(
     api: Api,
     prediction: Annotated[str, typer.Argument(metavar="PREDICTION_ID")],
-    correct: Annotated[bool, typer.Option("--correct/--wrong", help="Was the prediction right?")],
+    correct: Annotated[
+        bool | None,
+        typer.Option("--correct/--wrong", help="Was the prediction right? One of the two is needed."),
+    ] = None,
     label: Annotated[Sentiment | None, typer.Option(help="The right answer.")] = None,
     comment: Annotated[str | None, typer.Option(help="A comment.")] = None,
 ) -> None:
     """Give feedback on a prediction; new feedback replaces the old."""
+    if correct is None:
+        raise typer.BadParameter("say whether the prediction was right", param_hint="--correct or --wrong")
     answer = api.client.post(
         "/v1/feedback", prediction_id=prediction, is_correct=correct, label=label, comment=comment
     )

@@ -79,10 +79,10 @@ class EvaluationWorker:
     async def _report(self, evaluation: Evaluation, cache: Path, plan: EvaluationPlan) -> EvaluationReport:
         record = await asyncio.to_thread(self.registry.version, evaluation.model, evaluation.version)
         if record.digest != evaluation.bundle_digest:
-            raise Invalid(f"version {evaluation.version} has another bundle now: {record.digest}")
+            raise Invalid(f"version {evaluation.version} has another bundle now, {record.digest}: ask again")
         held_out = await asyncio.to_thread(self.registry.held_out, evaluation.model, cache)
         if held_out.digest != evaluation.data_digest:
-            raise Invalid(f"the held-out set has changed: it is {held_out.digest}")
+            raise Invalid(f"the held-out set has changed, to {held_out.digest}: ask again")
         try:
             champion = await asyncio.to_thread(self.registry.champion, evaluation.model)
         except NotRegistered:

@@ -254,7 +254,10 @@ def _key(settings: Settings, url: str) -> str:
     key = read_installation_key(settings)
     filled = dump.read_key_fingerprint(url)
     if filled is not None and filled != fingerprint(key):
-        raise Conflict("the database was filled under another installation key than this home's")
+        raise Conflict(
+            "the database was filled under another installation key than this home's: "
+            "set VALENCE_HOME or VALENCE_INSTALLATION_KEY to its own"
+        )
     return key.hex()
 
 

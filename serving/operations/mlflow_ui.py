@@ -82,7 +82,9 @@ class TrackingServer:
                 say(self.url)
             while not self._ending:
                 if (status := process.poll()) is not None:
-                    raise LaunchFailed(f"MLflow's server ended by itself with status {status}")
+                    raise LaunchFailed(
+                        f"MLflow's server ended by itself with status {status}: its words are above"
+                    )
                 time.sleep(_POLL_SECONDS)
         finally:
             _stop(process)
@@ -99,7 +101,9 @@ class TrackingServer:
                 except httpx.HTTPError:
                     pass
                 if time.monotonic() > deadline:
-                    raise LaunchFailed(f"MLflow's server doesn't answer after {_START_SECONDS:.0f} s")
+                    raise LaunchFailed(
+                        f"MLflow's server doesn't answer after {_START_SECONDS:.0f} s: try again"
+                    )
                 time.sleep(_POLL_SECONDS)
         return False
 

@@ -82,7 +82,9 @@ def down(settings: Settings, *, say: Say = print) -> bool:
     deadline = time.monotonic() + _DOWN_SECONDS
     while state.is_owned():
         if time.monotonic() > deadline:
-            raise LaunchFailed(f"process {pid} does not end: see {Home(home).logs}")
+            raise LaunchFailed(
+                f"process {pid} does not end: run `valence down` again, or see {Home(home).logs}"
+            )
         time.sleep(0.1)
     say("down; the data stays in " + str(home))
     return True
@@ -201,7 +203,26 @@ def _predict(settings: Settings) -> dict[str, Any]:
             timeout=30,
         )
         response.raise_for_status()
+    except httpx.HTTPStatusError as error:
+        raise LaunchFailed(
+            f"the platform is up, but the first prediction failed: {_explain(error.response)}"
+        ) from error
     except httpx.HTTPError as error:
-        raise LaunchFailed(f"the platform is up, but the first prediction failed: {error}") from error
+        raise LaunchFailed(
+            f"the platform is up, but the first prediction failed: {error}; see {Home(settings.home).logs}"
+        ) from error
     prediction: dict[str, Any] = response.json()
     return {"text": _EXAMPLE} | prediction
+
+
+def _explain(response: httpx.Response) -> str:
+    """Return the words of a refusal, and what to do about it."""
+    if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        return (
+            "the key is refused: set VALENCE_API_KEY to a valid one, or unset it to use the home's admin.key"
+        )
+    try:
+        detail = response.json()["detail"]
+    except (ValueError, KeyError, TypeError):
+        detail = response.reason_phrase
+    return f"{response.status_code} {detail}"

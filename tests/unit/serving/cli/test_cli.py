@@ -550,6 +550,41 @@ def test_a_person_is_asked_before_the_champion_or_a_stage_changes_and_a_script_i
     assert len(changes()) == 3
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("feedback", "p1"), "say whether the prediction was right"),
+        (("models", "promote", "3", "--force"), "needs a --reason"),
+        (("models", "promote", "3", "--force", "--reason", " "), "needs a --reason"),
+        (
+            ("experiments", "start", "3", "--share", "0.1", "--policy", "promote"),
+            "neither a file nor a JSON object",
+        ),
+        (("experiments", "start", "3", "--share", "0.1", "--policy", "{"), "the policy isn't JSON"),
+        (("duplicates",), "give a text, or --prediction ID"),
+    ],
+)
+def test_wrong_usage_says_what_is_missing_before_anything_is_sent(
+    platform: Platform, run: Any, command: tuple[str, ...], words: str
+) -> None:
+    code, out, err = run(*command)
+    assert (code, out, platform.asked) == (2, "", [])
+    assert words in " ".join(err.replace("│", " ").split())
+
+
+@pytest.mark.usefixtures("platform")
+def test_what_is_no_url_is_told_as_that(run: Any) -> None:
+    code, _, err = run("predict", "hi", "--url", "nonsense")
+    assert (code, err) == (1, "valence: 'nonsense' is no URL: write it as http://127.0.0.1:8000\n")
+
+
+def test_down_names_the_home_in_which_nothing_runs(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VALENCE_HOME", str(tmp_path))
+    assert run("down")[1] == f"no platform runs in {tmp_path}; VALENCE_HOME names another home\n"
+
+
 def test_a_change_of_nothing_is_wrong_usage(platform: Platform, run: Any) -> None:
     assert run("experiments", "change", "e1")[0] == 2
     assert platform.asked == []

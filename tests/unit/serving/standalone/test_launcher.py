@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
+import httpx
 import pytest
 
 from serving.settings import Settings
@@ -54,3 +55,21 @@ def test_a_refusal_ends_the_wait_with_its_words(state: PlatformState, tmp_path: 
     state.release()
     with pytest.raises(LaunchFailed, match=r"^another platform runs on this cluster; see "):
         launcher._wait_until_ready(Settings(home=tmp_path), state, lambda _text: None)
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "words"),
+    [
+        (401, {"detail": "this isn't a key"}, "the key is refused: set VALENCE_API_KEY"),
+        (503, {"detail": "the database can't store"}, "503 the database can't store"),
+        (502, [], "502 Bad Gateway"),
+    ],
+)
+def test_a_first_prediction_that_fails_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, content: object, words: str
+) -> None:
+    request = httpx.Request("POST", "http://127.0.0.1:8000/v1/predict")
+    answer = httpx.Response(status, json=content, request=request)
+    monkeypatch.setattr(launcher.httpx, "post", lambda *_arguments, **_options: answer)
+    with pytest.raises(LaunchFailed, match=f"the first prediction failed: {words}"):
+        launcher._predict(Settings(home=tmp_path))
