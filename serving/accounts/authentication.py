@@ -26,6 +26,8 @@ from serving.errors import Unauthenticated
 PREFIX: Final = "vk_"
 _ISSUER: Final = "valence"
 _MAX_CACHED: Final = 10_000
+# By how much the clock of the replica that issued a token may be ahead of the one that checks it.
+_CLOCK_DIFFERENCE_SECONDS: Final = 30
 _WRONG_KEY: Final = "the API key is wrong, expired or revoked"
 _NOT_A_CREDENTIAL: Final = f"this is neither an API key (they begin with {PREFIX}) nor a token"
 _WRONG_JWT: Final = "the token is malformed, expired, or its key is revoked: ask POST /v1/token for another"
@@ -181,18 +183,34 @@ class Authenticator:
                 self._signing_key,
                 algorithms=["HS256"],
                 issuer=_ISSUER,
-                options={"require": ["exp", "sub", "role"], "verify_exp": False, "verify_iat": False},
+                options={
+                    "require": ["iat", "exp", "sub", "role"],
+                    "verify_exp": False,
+                    "verify_iat": False,
+                },
             )
-            key_id, expires = UUID(claims["sub"]), float(claims["exp"])
+            key_id = UUID(claims["sub"])
         except jwt.DecodeError as error:
             # A wrong signature is one, too.
             raise Unauthenticated(_WRONG_JWT if text.count(".") == 2 else _NOT_A_CREDENTIAL) from error
         except (jwt.InvalidTokenError, ValueError, TypeError, AttributeError) as error:
             raise Unauthenticated(_WRONG_JWT) from error
-        key = await self._find_valid(key_id) if self._now() < expires else None
+        key = await self._find_valid(key_id) if self._is_current(claims["iat"], claims["exp"]) else None
         if key is None or key.role != claims["role"]:
             raise Unauthenticated(_WRONG_JWT)
         return key
+
+    def _is_current(self, issued: object, expires: object) -> bool:
+        """Return whether a token of these times could have been issued here, and hasn't expired."""
+        # Whole numbers alone: JSON as Python reads it has Infinity and NaN, and true is an int there.
+        if type(issued) is not int or type(expires) is not int:
+            return False
+        now = self._now()
+        return (
+            0 < expires - issued <= self._token_seconds
+            and 0 <= issued <= now + _CLOCK_DIFFERENCE_SECONDS
+            and now < expires
+        )
 
     async def _find_valid(self, key_id: UUID) -> Key | None:
         key = await self._find(key_id)

@@ -1,6 +1,8 @@
 """Keys and tokens: who is let through, for how long, and how often the database is queried."""
 
 import asyncio
+import hashlib
+import hmac
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -31,6 +33,10 @@ class World:
             now=lambda: self.time,
             monotonic=lambda: self.time,
         )
+
+    def sign(self, claims: dict[str, object]) -> str:
+        signing_key = hmac.digest(KEY, b"valence token signing key", hashlib.sha256)
+        return jwt.encode(claims, signing_key, algorithm="HS256")
 
     async def add(self, role: Role = Role.CLIENT, *, ends: float | None = None):
         key = generate_key()
@@ -156,6 +162,53 @@ async def test_forged_tokens_are_refused(world: World) -> None:
     for text in forged:
         with pytest.raises(Unauthenticated):
             await world.authenticator.check(text)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param({"exp": float("inf")}, id="it never expires"),
+        pytest.param({"exp": float("nan")}, id="its end is not a number"),
+        pytest.param({"exp": None}, id="its end is nothing"),
+        pytest.param({"exp": "1800000060"}, id="its end is a text"),
+        pytest.param({"exp": -1}, id="its end is before 1970"),
+        pytest.param({"exp": 10**400}, id="its end is larger than a float"),
+        pytest.param({"exp": 1_800_000_061}, id="it lives longer than tokens do"),
+        pytest.param({"iat": float("-inf")}, id="it was always there"),
+        pytest.param({"iat": float("nan")}, id="its start is not a number"),
+        pytest.param({"iat": True, "exp": 1_800_000_060}, id="its start is a truth"),
+        pytest.param({"iat": 1_800_000_031, "exp": 1_800_000_091}, id="it was issued in the future"),
+        pytest.param({"iat": 1_800_000_060, "exp": 1_800_000_060}, id="it has no life"),
+    ],
+)
+async def test_a_token_whose_times_were_not_given_here_is_refused(
+    world: World, changed: dict[str, object]
+) -> None:
+    key = await world.add()
+    token = await world.authenticator.issue_token(str(key.id), key.text)
+    claims = jwt.decode(token.text, options={"verify_signature": False})
+    with pytest.raises(Unauthenticated):
+        await world.authenticator.check(world.sign({**claims, **changed}))
+
+
+@pytest.mark.parametrize("missing", ["iat", "exp", "sub", "role", "iss"])
+async def test_a_token_without_one_of_its_claims_is_refused(world: World, missing: str) -> None:
+    key = await world.add()
+    token = await world.authenticator.issue_token(str(key.id), key.text)
+    claims = jwt.decode(token.text, options={"verify_signature": False})
+    assert (await world.authenticator.check(world.sign(claims))).key_id == key.id
+    with pytest.raises(Unauthenticated):
+        await world.authenticator.check(world.sign({k: v for k, v in claims.items() if k != missing}))
+
+
+async def test_a_token_of_a_replica_whose_clock_is_a_little_ahead_is_taken(world: World) -> None:
+    key = await world.add()
+    token = await world.authenticator.issue_token(str(key.id), key.text)
+    world.time -= 30
+    assert (await world.authenticator.check(token.text)).key_id == key.id
+    world.time -= 1
+    with pytest.raises(Unauthenticated):
+        await world.authenticator.check(token.text)
 
 
 async def test_a_token_for_another_role_than_its_key_has_is_refused(world: World) -> None:
