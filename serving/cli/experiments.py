@@ -101,7 +101,8 @@ def _policy(given: str | None) -> dict[str, Any] | None:
     is_file = not given.lstrip().startswith("{")
     if is_file and not Path(given).is_file():
         raise typer.BadParameter(
-            f'{given!r} is neither a file nor a JSON object, as in \'{{"action": "decide"}}\'', param_hint="--policy"
+            f'{given!r} is neither a file nor a JSON object, as in \'{{"action": "decide"}}\'',
+            param_hint="--policy",
         )
     try:
         policy = json.loads(Path(given).read_text(encoding="utf-8") if is_file else given)

@@ -65,7 +65,7 @@ class GateRunner:
             evaluations = await self.evaluations.list_of_bundle(bundle)
         last = next((each for each in evaluations if each.data_digest == data), None)
         if last is None:
-            return "never evaluated: POST …/evaluate does it"
+            return "never evaluated: `valence models evaluate`, or POST …/evaluate, does it"
         if last.state == "failed":
             return f"its evaluation failed: {last.reason}"
         return "its evaluation runs" if last.state == "running" else "its report can't be read"

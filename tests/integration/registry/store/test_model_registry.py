@@ -9,6 +9,7 @@ import pytest
 from registry.bundles.bundle import LABELS, Bundle, BundleKind, Manifest
 from registry.bundles.manifest_schema import EncoderSettings, Engine
 from registry.data.held_out import HeldOutSet
+from registry.encoders.sources import default_source
 from registry.errors import (
     BundleCorrupt,
     BundleInvalid,
@@ -17,6 +18,7 @@ from registry.errors import (
     NotRegistered,
     RegistryUnavailable,
 )
+from registry.store import builtin_versions
 from registry.store.model_registry import CHAMPION, ENCODERS, ModelRegistry
 from registry.store.revision import code_revision
 from tests.support.tiny import TINY_SPACE
@@ -86,6 +88,25 @@ def test_a_version_has_a_name_and_a_description_in_mlflow_too_and_both_can_chang
     named = store.register(head(tmp_path / "other", "b"), model=model, name="autumn", description="Newer.")
     assert (named.version, named.name, named.description) == ("2", "autumn", "Newer.")
     assert store.versions(model) == [changed, named]
+
+
+def test_the_first_versions_get_a_description_and_keep_what_people_write(
+    store: ModelRegistry, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builtin_versions, "ensure_encoder", lambda *_arguments, **_options: None)
+    monkeypatch.setattr(store, "held_out_digest", lambda _model: "d" * 64)
+    space = default_source().space
+    assert space is not None
+    store.register(builtin_versions.open_builtin("lexicon"), model=model)
+    first = builtin_versions.bootstrap(store, space=space, model=model, work=tmp_path)
+    assert [each.description for each in first] == list(builtin_versions.BUILTIN.values())
+    assert "" not in [each.name for each in first]
+    revision = store.revision(model)
+    assert builtin_versions.bootstrap(store, space=space, model=model, work=tmp_path) == first
+    assert store.revision(model) == revision
+    store.register(builtin_versions.open_builtin("head"), model=model, description="Ours.")
+    again = builtin_versions.bootstrap(store, space=space, model=model, work=tmp_path)
+    assert again[1].description == "Ours."
 
 
 ODD = (
