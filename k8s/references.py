@@ -21,7 +21,9 @@ from k8s.rendered import (
 
 # By name, with their keys: made by hand as the README says, or by CloudNativePG (the one ending in -app).
 SECRETS_OF_OTHERS: Mapping[str, frozenset[str]] = {
-    "valence": frozenset({"installation-key", "admin.key", "auth_token", "redis-password", "text-keys"}),
+    "valence": frozenset(
+        {"installation-key", "token-keys", "admin.key", "auth_token", "redis-password", "text-keys"}
+    ),
     "valence-metrics": frozenset({"key"}),
     "valence-object-storage": frozenset({"artifacts", "endpoint", "access-key-id", "secret-access-key"}),
     "valence-tls": frozenset({"tls.crt", "tls.key"}),

@@ -90,7 +90,12 @@ class Settings(BaseSettings):
 
     installation_key: SecretStr | None = Field(
         default=None,
-        description="hex key (≥ 32 bytes) behind text ids and tokens; unset: made once, kept in the home",
+        description="hex key (≥ 32 bytes) behind the ids of texts; unset: made once, kept in the home",
+    )
+    token_keys: SecretStr | None = Field(
+        default=None,
+        description="hex keys (≥ 32 bytes) of tokens, commas between them: the first signs, all check; the same on "
+        "each machine that serves a database; unset: one is made once and kept in the home",
     )
     text_keys: SecretStr | None = Field(
         default=None,

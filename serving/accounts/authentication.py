@@ -1,7 +1,7 @@
-"""Authentication: API keys, tokens, and the check of both.
+"""Authentication: API keys, and the check of keys and tokens.
 
-Owns the form of a key, its digest, the claims of a token and how long a checked key is trusted. Never reads a
-header, never stores a key, and never puts one into a message.
+Owns the form of a key, its digest and how long a checked key is trusted. Never reads a header, never stores a key, and
+never puts one into a message.
 """
 
 import asyncio
@@ -16,21 +16,15 @@ from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID, uuid4
 
-import jwt
-
 from db.accounts.keys import Key, KeyRepository
+from serving.accounts.tokens import WRONG_TOKEN, Token, TokenSigner
 from serving.core.caller import Caller, Role
 from serving.core.database_errors import translate_database_errors
 from serving.errors import Unauthenticated
 
 PREFIX: Final = "vk_"
-_ISSUER: Final = "valence"
 _MAX_CACHED: Final = 10_000
-# By how much the clock of the replica that issued a token may be ahead of the one that checks it.
-_CLOCK_DIFFERENCE_SECONDS: Final = 30
 _WRONG_KEY: Final = "the API key is wrong, expired or revoked"
-_NOT_A_CREDENTIAL: Final = f"this is neither an API key (they begin with {PREFIX}) nor a token"
-_WRONG_JWT: Final = "the token is malformed, expired, or its key is revoked: ask POST /v1/token for another"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,15 +61,6 @@ def parse_key_id(key: str) -> UUID | None:
         return None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Token:
-    """A JWT that represents a key, and the seconds it lives."""
-
-    text: str = field(repr=False)
-    seconds: int
-    role: Role
-
-
 @dataclass(frozen=True, slots=True)
 class _CachedKey:
     key: Key | None
@@ -92,8 +77,7 @@ class Authenticator:
         self,
         keys: KeyRepository,
         *,
-        installation_key: bytes,
-        token_seconds: float = 900,
+        tokens: TokenSigner,
         trust_seconds: float = 3,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -101,8 +85,7 @@ class Authenticator:
         if not 0 <= trust_seconds <= 5:
             raise ValueError("trust_seconds must be 0 to 5: a revoked key must be refused within 5 seconds")
         self._keys = keys
-        self._signing_key = hmac.digest(installation_key, b"valence token signing key", hashlib.sha256)
-        self._token_seconds = round(token_seconds)
+        self._tokens = tokens
         self._trust_seconds = trust_seconds
         self._now = now
         self._monotonic = monotonic
@@ -144,16 +127,7 @@ class Authenticator:
             same = False
         if not same:
             raise Unauthenticated(_WRONG_KEY)
-        issued = int(self._now())
-        claims = {
-            "iss": _ISSUER,
-            "sub": str(record.id),
-            "role": record.role,
-            "iat": issued,
-            "exp": issued + self._token_seconds,
-        }
-        text = jwt.encode(claims, self._signing_key, algorithm="HS256")
-        return Token(text=text, seconds=self._token_seconds, role=Role(record.role))
+        return self._tokens.sign(record.id, record.role)
 
     def forget(self, key_id: UUID) -> None:
         """Look this key up again at its next use."""
@@ -177,40 +151,11 @@ class Authenticator:
         return key
 
     async def _find_by_token(self, text: str) -> Key:
-        try:
-            claims = jwt.decode(
-                text,
-                self._signing_key,
-                algorithms=["HS256"],
-                issuer=_ISSUER,
-                options={
-                    "require": ["iat", "exp", "sub", "role"],
-                    "verify_exp": False,
-                    "verify_iat": False,
-                },
-            )
-            key_id = UUID(claims["sub"])
-        except jwt.DecodeError as error:
-            # A wrong signature is one, too.
-            raise Unauthenticated(_WRONG_JWT if text.count(".") == 2 else _NOT_A_CREDENTIAL) from error
-        except (jwt.InvalidTokenError, ValueError, TypeError, AttributeError) as error:
-            raise Unauthenticated(_WRONG_JWT) from error
-        key = await self._find_valid(key_id) if self._is_current(claims["iat"], claims["exp"]) else None
-        if key is None or key.role != claims["role"]:
-            raise Unauthenticated(_WRONG_JWT)
+        claims = self._tokens.read(text)
+        key = await self._find_valid(claims.key_id)
+        if key is None or key.role != claims.role:
+            raise Unauthenticated(WRONG_TOKEN)
         return key
-
-    def _is_current(self, issued: object, expires: object) -> bool:
-        """Return whether a token of these times could have been issued here, and hasn't expired."""
-        # Whole numbers alone: JSON as Python reads it has Infinity and NaN, and true is an int there.
-        if type(issued) is not int or type(expires) is not int:
-            return False
-        now = self._now()
-        return (
-            0 < expires - issued <= self._token_seconds
-            and 0 <= issued <= now + _CLOCK_DIFFERENCE_SECONDS
-            and now < expires
-        )
 
     async def _find_valid(self, key_id: UUID) -> Key | None:
         key = await self._find(key_id)

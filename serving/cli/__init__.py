@@ -32,7 +32,7 @@ from serving.core.proxies import bypass_proxies_for_loopback
 _EXPECTED = (
     ("serving.errors", "ServingError"),
     ("serving.standalone.launcher", "LaunchFailed"),
-    ("serving.core.home", "BadInstallationKey"),
+    ("serving.core.home", "BadKey"),
     ("registry.errors", "RegistryError"),
     ("db.errors", "DatabaseError"),
     ("db.core.cipher", "BadTextKeys"),

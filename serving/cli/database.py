@@ -117,7 +117,8 @@ def backup(
 ) -> None:
     """Write a backup of both databases, the artifacts and the installation key; the platform may run.
 
-    The backup holds the texts and the key, so it is as secret as the database.
+    The backup holds the texts and that key, so it is as secret as the database. It holds neither an API key nor what
+    signs tokens.
     """
     from serving.operations import backups
     from serving.settings import Settings

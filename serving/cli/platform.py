@@ -19,6 +19,7 @@ _TOPICS = {
     "mlflow_tracking_uri": "MLflow",
     "ray_address": "Ray",
     "installation_key": "keys and access",
+    "token_keys": "keys and access",
     "privacy": "privacy",
     "model": "models",
     "gate_accuracy_difference": "gates",

@@ -1,4 +1,4 @@
-"""The home of an installation: the paths in it, and its two secrets, the installation key and the first admin key.
+"""The home of an installation: the paths in it, and its secrets: installation key, token key and first admin key.
 
 Each secret is a file of mode 0600 that is written once and never changed. Never logs or prints what it holds.
 """
@@ -12,8 +12,8 @@ from serving.settings import Settings
 _KEY_BYTES = 32
 
 
-class BadInstallationKey(ValueError):
-    """The installation key can't be used; the message says what to do."""
+class BadKey(ValueError):
+    """The installation key or a token key can't be used; the message says what to do."""
 
 
 class Home:
@@ -23,6 +23,8 @@ class Home:
         # The secrets.
         self.admin_key = root / "admin.key"
         self.installation_key = root / "installation.key"
+        # In no backup: whoever has it can make tokens.
+        self.token_key = root / "token.key"
         # A folder that exists while a restore into this home is under way.
         self.restore_mark = root / "restore.part"
         # The registry's artifacts; bundles that are being built; bundles that were fetched from the registry.
@@ -48,14 +50,29 @@ class Home:
 
 
 def read_installation_key(settings: Settings) -> bytes:
-    """Return the key behind text ids and tokens: from the settings, else from the home, which gets one if it has none.
+    """Return the key behind text ids: from the settings, else from the home, which gets one if it has none.
 
     Raises:
-        BadInstallationKey: it isn't hexadecimal, or shorter than 32 bytes.
+        BadKey: it isn't hexadecimal, or shorter than 32 bytes.
     """
     if settings.installation_key is not None:
         return parse_key(settings.installation_key.get_secret_value(), "VALENCE_INSTALLATION_KEY")
-    path = Home(settings.home).installation_key
+    return _keep_key(Home(settings.home).installation_key)
+
+
+def read_token_keys(settings: Settings) -> tuple[bytes, ...]:
+    """Return the keys of tokens, the signing one first: from the settings, else the one of the home, which gets one.
+
+    Raises:
+        BadKey: one isn't hexadecimal, or shorter than 32 bytes.
+    """
+    if settings.token_keys is not None:
+        given = settings.token_keys.get_secret_value().split(",")
+        return tuple(parse_key(text, "VALENCE_TOKEN_KEYS") for text in given)
+    return (_keep_key(Home(settings.home).token_key),)
+
+
+def _keep_key(path: Path) -> bytes:
     if not path.exists():
         write_secret(path, secrets.token_hex(_KEY_BYTES))
     return parse_key(path.read_text(), str(path))
@@ -84,13 +101,11 @@ def write_secret(path: Path, text: str) -> None:
 
 
 def parse_key(text: str, where: str) -> bytes:
-    """Return the bytes of an installation key in hex. Raises BadInstallationKey, naming `where`, as above."""
+    """Return the bytes of a key in hex. Raises BadKey, naming `where`, as above."""
     try:
         key = bytes.fromhex(text.strip())
     except ValueError:
-        raise BadInstallationKey(f"{where} is not hexadecimal: use `openssl rand -hex 32`") from None
+        raise BadKey(f"{where} is not hexadecimal: use `openssl rand -hex 32`") from None
     if len(key) < _KEY_BYTES:
-        raise BadInstallationKey(
-            f"{where} has {len(key)} bytes: use at least {_KEY_BYTES} (`openssl rand -hex 32`)"
-        )
+        raise BadKey(f"{where} has {len(key)} bytes: use at least {_KEY_BYTES} (`openssl rand -hex 32`)")
     return key

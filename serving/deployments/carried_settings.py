@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Final, Self
 
-from serving.core.home import Home, read_installation_key
+from serving.core.home import Home, read_installation_key, read_token_keys
 from serving.settings import Settings
 
 # What the platform, the drivers of its database and MLflow read.
@@ -28,7 +28,7 @@ class CarriedSettings:
 
     @classmethod
     def collect(cls, settings: Settings, environment: Mapping[str, str]) -> Self:
-        """Collect the variables of this process, with the installation key and absolute paths."""
+        """Collect the variables of this process, with the installation key, the token keys and absolute paths."""
         variables = {
             name: value
             for name, value in environment.items()
@@ -36,6 +36,7 @@ class CarriedSettings:
         }
         variables["VALENCE_HOME"] = str(settings.home.absolute())
         variables["VALENCE_INSTALLATION_KEY"] = read_installation_key(settings).hex()
+        variables["VALENCE_TOKEN_KEYS"] = ",".join(key.hex() for key in read_token_keys(settings))
         log_file = settings.log_file or Home(settings.home).platform_log
         variables["VALENCE_LOG_FILE"] = str(log_file.absolute())
         return cls(variables)

@@ -35,6 +35,7 @@ from serving.accounts.audit import AuditService
 from serving.accounts.authentication import Authenticator
 from serving.accounts.rate_limits import RateLimiter
 from serving.accounts.service import AccountService
+from serving.accounts.tokens import TokenSigner, build_audience
 from serving.analytics.service import AnalyticsService
 from serving.api.dependencies import Services, SpaceServices
 from serving.api.uploads import UploadLimits
@@ -43,7 +44,7 @@ from serving.core.caller import Role
 from serving.core.catalog import Catalog, short_digest
 from serving.core.connections import build_database
 from serving.core.executor import BackgroundExecutor
-from serving.core.home import read_installation_key
+from serving.core.home import read_installation_key, read_token_keys
 from serving.core.periodic import run_periodically
 from serving.core.tracing import Spans, build_spans
 from serving.errors import NotFound, NotReady
@@ -104,8 +105,9 @@ async def services(
     users, keys = UserRepository(database), KeyRepository(database)
     authenticator = Authenticator(
         keys,
-        installation_key=key,
-        token_seconds=settings.token_seconds,
+        tokens=TokenSigner(
+            read_token_keys(settings), audience=build_audience(key), seconds=settings.token_seconds
+        ),
         trust_seconds=settings.credential_cache_seconds,
     )
     split = _TrafficSplits()

@@ -21,7 +21,7 @@ from db.embedded.server import EmbeddedPostgres
 from db.errors import AlreadyOwned, BackupDamaged, BackupError, BackupTooNew, NotEmpty
 from db.schema import revisions
 from serving.core.connections import DATABASE, REGISTRY_SUFFIX
-from serving.core.home import BadInstallationKey, Home, parse_key, read_installation_key, write_secret
+from serving.core.home import BadKey, Home, parse_key, read_installation_key, write_secret
 from serving.errors import Conflict, Invalid
 from serving.settings import Settings
 from serving.standalone.state import PlatformState
@@ -233,7 +233,7 @@ def _same_key(settings: Settings, source: Backup) -> str:
     key = source.text(_INSTALLATION_KEY)
     try:
         secret = parse_key(key, _INSTALLATION_KEY)
-    except BadInstallationKey:
+    except BadKey:
         raise BackupDamaged(f"{source.path} is damaged: {_INSTALLATION_KEY} isn't a key") from None
     if settings.installation_key is not None and read_installation_key(settings) != secret:
         raise Conflict(

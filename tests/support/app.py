@@ -20,6 +20,7 @@ from serving.accounts.audit import AuditService
 from serving.accounts.authentication import Authenticator, GeneratedKey, generate_key
 from serving.accounts.rate_limits import RateLimiter
 from serving.accounts.service import AccountService
+from serving.accounts.tokens import TokenSigner
 from serving.analytics.service import AnalyticsService
 from serving.api import Services, create_api
 from serving.api.dependencies import SpaceServices
@@ -157,7 +158,10 @@ def _platform(
     traffic = ManualTraffic()
     requested_versions: set[tuple[str, str]] = set()
     authenticator = Authenticator(
-        repositories.keys, installation_key=KEY, now=clock.now, monotonic=clock.monotonic
+        repositories.keys,
+        tokens=TokenSigner([KEY], audience="tests", now=clock.now),
+        now=clock.now,
+        monotonic=clock.monotonic,
     )
     service = PredictionService(
         replicas=lambda digest: metrics.count_texts(digest[:16], encoders),

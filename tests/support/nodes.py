@@ -252,6 +252,7 @@ def new_cluster(
         "DATABASE_URL": database,
         "MLFLOW_TRACKING_URI": mlflow,
         "VALENCE_INSTALLATION_KEY": installation_key,
+        "VALENCE_TOKEN_KEYS": secrets.token_hex(32),
     }
     cluster = Nodes(resources=resources, folder=folder, outside=outside, changed=changed)
     try:

@@ -1,6 +1,7 @@
 """The restore drill: all acknowledged rows come back, from dumps or up to a point in time, or none."""
 
 import asyncio
+import hmac
 import json
 import shutil
 import stat
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import jwt
 import psycopg
 import pytest
 from pydantic import SecretStr
 
+from db.accounts.keys import KeyRepository
 from db.backup.archive import Backup, BackupWriter
 from db.connection.databases import ensure_sibling, sibling_url
 from db.connection.engine import Database
@@ -28,8 +31,11 @@ from db.predictions.submissions import Stored
 from db.schema import revisions
 from registry.store.builtin_versions import open_builtin
 from registry.store.model_registry import ModelRegistry
+from serving.accounts.authentication import Authenticator
+from serving.accounts.tokens import TokenSigner, build_audience
 from serving.cli import main
-from serving.errors import Conflict, Invalid
+from serving.core.home import read_installation_key, read_token_keys
+from serving.errors import Conflict, Invalid, Unauthenticated
 from serving.operations.backups import backup, base_backup, restore
 from serving.settings import Settings
 from serving.standalone.launcher import LaunchFailed, up
@@ -345,6 +351,29 @@ def test_what_cant_be_brought_back_is_refused_by_name_and_leaves_an_empty_home(
     with pytest.raises(BackupFailed, match="pg_restore"):
         restore(settings_of(empty), tmp_path / "foreign", quiet)
     assert list(empty.iterdir()) == []
+
+
+async def test_what_a_backup_holds_signs_no_token(home: Home, tmp_path: Path) -> None:
+    settings = settings_of(home())
+    installation = read_installation_key(settings)
+    (token_key,) = read_token_keys(settings)
+    async with run_database(settings.home) as (_, database):
+        key = await new_key(database)
+        file = Path((await asyncio.to_thread(backup, settings, tmp_path / "b", quiet))["backup"])
+        held = await asyncio.to_thread(file.read_bytes)
+        assert installation.hex().encode() in held
+        assert token_key not in held
+        assert token_key.hex().encode() not in held
+        signer = TokenSigner(read_token_keys(settings), audience=build_audience(installation))
+        authenticator = Authenticator(KeyRepository(database), tokens=signer)
+        known = (installation, hmac.digest(installation, b"valence token signing key", "sha256"))
+        genuine = signer.sign(key.id, key.role)
+        assert (await authenticator.check(genuine.text)).key_id == key.id
+        claims = jwt.decode(genuine.text, options={"verify_signature": False})
+        for forged_by in known:
+            text = jwt.encode(claims, forged_by, headers=jwt.get_unverified_header(genuine.text))
+            with pytest.raises(Unauthenticated):
+                await authenticator.check(text)
 
 
 def test_a_home_with_data_is_refused_and_one_half_restored_is_not_served(home: Home, tmp_path: Path) -> None:

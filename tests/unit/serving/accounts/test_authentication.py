@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import hmac
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -12,6 +11,7 @@ import pytest
 from db.accounts.keys import NewKey
 from serving.accounts.authentication import Authenticator, digest_key, generate_key, parse_key_id
 from serving.accounts.rate_limits import RateLimiter
+from serving.accounts.tokens import TokenSigner
 from serving.core.caller import Caller, Role
 from serving.errors import RateLimited, StoreUnavailable, Unauthenticated
 from tests.fakes.accounts import FakeKeyRepository
@@ -19,6 +19,7 @@ from tests.fakes.store import FakeStore
 
 pytestmark = pytest.mark.anyio
 KEY = b"k" * 32
+AUDIENCE = "valence:tests"
 
 
 class World:
@@ -28,15 +29,15 @@ class World:
         self.keys = FakeKeyRepository(self.store)
         self.authenticator = Authenticator(
             self.keys,
-            installation_key=KEY,
-            token_seconds=60,
+            tokens=TokenSigner([KEY], audience=AUDIENCE, seconds=60, now=lambda: self.time),
             now=lambda: self.time,
             monotonic=lambda: self.time,
         )
 
     def sign(self, claims: dict[str, object]) -> str:
-        signing_key = hmac.digest(KEY, b"valence token signing key", hashlib.sha256)
-        return jwt.encode(claims, signing_key, algorithm="HS256")
+        return jwt.encode(
+            claims, KEY, algorithm="HS256", headers={"kid": hashlib.sha256(KEY).hexdigest()[:16]}
+        )
 
     async def add(self, role: Role = Role.CLIENT, *, ends: float | None = None):
         key = generate_key()
@@ -191,7 +192,7 @@ async def test_a_token_whose_times_were_not_given_here_is_refused(
         await world.authenticator.check(world.sign({**claims, **changed}))
 
 
-@pytest.mark.parametrize("missing", ["iat", "exp", "sub", "role", "iss"])
+@pytest.mark.parametrize("missing", ["iat", "exp", "sub", "role", "iss", "aud"])
 async def test_a_token_without_one_of_its_claims_is_refused(world: World, missing: str) -> None:
     key = await world.add()
     token = await world.authenticator.issue_token(str(key.id), key.text)
@@ -199,6 +200,34 @@ async def test_a_token_without_one_of_its_claims_is_refused(world: World, missin
     assert (await world.authenticator.check(world.sign(claims))).key_id == key.id
     with pytest.raises(Unauthenticated):
         await world.authenticator.check(world.sign({k: v for k, v in claims.items() if k != missing}))
+
+
+async def test_a_token_of_another_installation_is_refused(world: World) -> None:
+    key = await world.add()
+    token = await world.authenticator.issue_token(str(key.id), key.text)
+    elsewhere = Authenticator(
+        world.keys, tokens=TokenSigner([KEY], audience="valence:staging", now=lambda: world.time)
+    )
+    with pytest.raises(Unauthenticated):
+        await elsewhere.check(token.text)
+
+
+async def test_keys_change_without_a_stop(world: World) -> None:
+    key = await world.add()
+    old, new = b"o" * 32, b"n" * 32
+
+    def replica(*keys: bytes) -> Authenticator:
+        return Authenticator(world.keys, tokens=TokenSigner(keys, audience=AUDIENCE, now=lambda: world.time))
+
+    before, known, changed, after = replica(old), replica(old, new), replica(new, old), replica(new)
+    signed_old = await known.issue_token(str(key.id), key.text)
+    signed_new = await changed.issue_token(str(key.id), key.text)
+    for token, takers in ((signed_old, (before, known, changed)), (signed_new, (known, changed, after))):
+        for taker in takers:
+            assert (await taker.check(token.text)).key_id == key.id
+    for token, refuser in ((signed_old, after), (signed_new, before)):
+        with pytest.raises(Unauthenticated):
+            await refuser.check(token.text)
 
 
 async def test_a_token_of_a_replica_whose_clock_is_a_little_ahead_is_taken(world: World) -> None:

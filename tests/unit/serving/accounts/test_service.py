@@ -6,6 +6,7 @@ import pytest
 
 from serving.accounts.authentication import Authenticator, digest_key
 from serving.accounts.service import AccountService, KeySpec
+from serving.accounts.tokens import TokenSigner
 from serving.core.caller import Caller, Role
 from serving.errors import Conflict, Invalid, NotFound, StoreUnavailable, Unauthenticated
 from tests.fakes.accounts import FakeKeyRepository, FakeUserRepository
@@ -19,7 +20,7 @@ class World:
     def __init__(self) -> None:
         self.store = FakeStore()
         keys = FakeKeyRepository(self.store)
-        self.authenticator = Authenticator(keys, installation_key=b"k" * 32)
+        self.authenticator = Authenticator(keys, tokens=TokenSigner([b"k" * 32], audience="tests"))
         self.accounts = AccountService(
             users=FakeUserRepository(self.store), keys=keys, authenticator=self.authenticator
         )
