@@ -31,6 +31,10 @@ _LOAD_SECONDS = 60.0
 _USERINFO = re.compile(r"(?<=://)[^/@\s]*@")
 # Ray Serve also says that a replica starts slowly, which is no reason.
 _TROUBLE = "failed to start"
+_NO_ROOM = re.compile(
+    r"to be scheduled\b.*required for each replica: (\{.*?\}), total resources available: (\{.*?\})",
+    re.DOTALL,
+)
 
 
 class EncoderStatus(StrEnum):
@@ -67,14 +71,23 @@ def find_reason(applications: Mapping[str, Any]) -> str | None:
     The ingress comes last, because it waits for the others.
     """
     reasons = {
-        deployment: _last_line(each.message)
+        deployment: reason
         for name, application in applications.items()
         if name == APPLICATION or is_encoder_application(name)
         for deployment, each in application.deployments.items()
-        if _TROUBLE in each.message
+        if (reason := _explain(each.message)) is not None
     }
     for deployment in sorted(reasons, key=lambda each: each == "ingress"):
         return f"the {deployment} doesn't start: {reasons[deployment]}"
+    return None
+
+
+def _explain(message: str) -> str | None:
+    if _TROUBLE in message:
+        return _last_line(message)
+    if no_room := _NO_ROOM.search(message):
+        needed, free = no_room.groups()
+        return f"Ray has no room for it: a replica needs {needed}, and {free} is free: add nodes, or end what uses them"
     return None
 
 

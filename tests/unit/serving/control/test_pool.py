@@ -66,6 +66,19 @@ def test_the_reason_of_a_start_that_fails_is_the_error_of_what_the_ingress_waits
     )
 
 
+def test_a_cluster_without_room_is_the_reason() -> None:
+    waiting = (
+        "Deployment 'encoder' in application 'encoder-0123' has 1 replicas that have taken more than 30s to be "
+        "scheduled. This may be due to waiting for the cluster to auto-scale or for a runtime environment to be "
+        'installed. Resources required for each replica: {"CPU": 0.5}, total resources available: {"CPU": 0.2}. '
+        "Use `ray status` for more details."
+    )
+    assert find_reason({"valence": _application(encoder=waiting, ingress="")}) == (
+        'the encoder doesn\'t start: Ray has no room for it: a replica needs {"CPU": 0.5}, and {"CPU": 0.2} is free: '
+        "add nodes, or end what uses them"
+    )
+
+
 def test_no_reason_is_given_while_replicas_merely_start() -> None:
     slow = "Deployment 'ingress' has 1 replicas that have taken more than 30s to initialize."
     assert find_reason({"valence": _application(ingress=slow, control="")}) is None
