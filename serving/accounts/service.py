@@ -4,7 +4,7 @@ Knows no HTTP and no SQL; the layer below audits every change in the transaction
 """
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from uuid import UUID
 
 from db import errors as db_errors
@@ -59,7 +59,17 @@ class AccountService:
             return await self._users.list(name=name, limit=limit, cursor=cursor)
 
     async def add_key(self, spec: KeySpec, caller: Caller) -> IssuedKey:
-        """Create a key. Raises Invalid if its owner is unknown."""
+        """Create a key. Raises Invalid if its owner is unknown, or it would never work."""
+        if spec.expires_at is not None and spec.expires_at <= datetime.now(UTC):
+            raise Invalid(
+                "the key would never work",
+                [
+                    Problem(
+                        loc=("body", "expires_at"),
+                        message="it lies in the past: name a later time, as in 90d",
+                    )
+                ],
+            )
         key = generate_key()
         new = NewKey(
             id=key.id,

@@ -13,6 +13,7 @@ from serving.api.schemas.fields import (
     QueryParameters,
     RequestBody,
     ResponseBody,
+    Windowed,
 )
 from serving.core.caller import Role
 
@@ -125,7 +126,7 @@ class AuthorizationServerResponse(ResponseBody):
     response_types_supported: list[str]
 
 
-class AuditQuery(QueryParameters):
+class AuditQuery(Windowed, QueryParameters):
     """Filters of the audit log, and its page; `since` is inclusive, `until` exclusive."""
 
     actor: UUID | None = None

@@ -7,13 +7,21 @@ from uuid import UUID
 from pydantic import AfterValidator, AliasPath, AwareDatetime, BeforeValidator, Field
 
 from serving.analytics.results import ALPHA
-from serving.api.schemas.fields import Moment, Name, QueryParameters, ResponseBody, Rounded, Sentiment
+from serving.api.schemas.fields import (
+    Moment,
+    Name,
+    QueryParameters,
+    ResponseBody,
+    Rounded,
+    Sentiment,
+    Windowed,
+)
 from serving.api.schemas.search import UpTo100
 
 UpTo50 = Annotated[int, Field(ge=1, le=50)]
 
 
-class WindowQuery(QueryParameters):
+class WindowQuery(Windowed, QueryParameters):
     """A model and a time window, by default the last 7 days; `since` is inclusive, `until` exclusive."""
 
     model: Name | None = None
@@ -33,7 +41,7 @@ class ReviewQuery(WindowQuery):
     limit: UpTo100 = 20
 
 
-class DiffQuery(QueryParameters):
+class DiffQuery(Windowed, QueryParameters):
     """Two versions, the sentiment that each should have predicted, the window, the largest number of clusters."""
 
     version_from: Name = Field(alias="from")
@@ -47,6 +55,8 @@ class DiffQuery(QueryParameters):
 
 class DriftQuery(WindowQuery):
     """The window (default: the last day) and the reference (default: the 7 days before the window)."""
+
+    windows = (*Windowed.windows, ("reference_since", "reference_until"))
 
     reference_since: Moment | None = None
     reference_until: Moment | None = None

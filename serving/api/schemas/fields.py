@@ -4,11 +4,12 @@ Error messages never repeat what the client sent.
 """
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from itertools import islice
-from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -21,6 +22,7 @@ from pydantic import (
     ValidatorFunctionWrapHandler,
     WithJsonSchema,
     WrapValidator,
+    model_validator,
 )
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
@@ -59,6 +61,20 @@ class QueryParameters(RequestBody):
     """A route's query parameters; text is converted to the type of each."""
 
     model_config = ConfigDict(strict=False)
+
+
+class Windowed(RequestBody):
+    """Windows of time, by the names of their ends; none may end before it begins."""
+
+    windows: ClassVar[tuple[tuple[str, str], ...]] = (("since", "until"),)
+
+    @model_validator(mode="after")
+    def _require_order(self) -> Self:
+        for begin, end in self.windows:
+            since, until = getattr(self, begin), getattr(self, end)
+            if since is not None and until is not None and since > until:
+                raise ValueError(f"{end} lies before {begin}: exchange them")
+        return self
 
 
 class ResponseBody(BaseModel):
@@ -199,6 +215,8 @@ def parse(shape: type[ParsedBody], body: bytes, tensors: bytes = b"") -> ParsedB
         TooLarge: it holds more texts or values than a request may.
         Invalid: it isn't JSON, or not of this shape.
     """
+    # Editors of Windows begin a file with it, and readers may ignore it (RFC 8259, 8.1).
+    body = body.removeprefix(BOM_UTF8)
     _require_few_values(shape, body)
     try:
         return shape.model_validate_json(body, context=tensors)

@@ -18,6 +18,7 @@ from serving.api.schemas.fields import (
     Text,
     Texts,
     VersionName,
+    Windowed,
     is_empty,
     name_examples,
 )
@@ -140,7 +141,7 @@ class PredictionListResponse(ResponseBody):
     next_cursor: str | None
 
 
-class PredictionQuery(QueryParameters):
+class PredictionQuery(Windowed, QueryParameters):
     """Filters of a list of predictions, and its page; `since` is inclusive, `until` exclusive."""
 
     sentiment: Sentiment | None = None

@@ -18,6 +18,7 @@ from serving.api.schemas.fields import (
     Sentiment,
     Text,
     VersionName,
+    Windowed,
     is_none,
     name_examples,
 )
@@ -72,7 +73,7 @@ class ExampleBody(RequestBody):
         return self
 
 
-class SimilarFilters(RequestBody):
+class SimilarFilters(Windowed):
     """A text matches if one of its predictions satisfies all of these; `since` is inclusive, `until` exclusive."""
 
     sentiment: Sentiment | None = None

@@ -824,3 +824,45 @@ async def test_feedback_that_contradicts_itself_names_both_readings(platform: Pl
     assert refused.status_code == 422
     assert "is_correct false says that positive is wrong" in refused.json()["detail"]
     assert "the label says positive" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/predictions?since=2026-02-01&until=2026-01-01",
+        "/v1/audit?since=now&until=7d",
+        "/v1/topics?since=yesterday&until=8d",
+        "/v1/drift?reference_since=1d&reference_until=2d",
+        "/v1/models/sentiment/diff?from=1&to=2&since=1d&until=2d",
+    ],
+)
+async def test_a_window_that_ends_before_it_begins_is_refused(platform: Platform, path: str) -> None:
+    async with platform.client(Role.ADMIN) as client:
+        answer = await client.get(path)
+    assert answer.status_code == 422
+    assert "lies before" in answer.json()["detail"]
+
+
+async def test_filters_that_end_before_they_begin_are_refused(platform: Platform) -> None:
+    filters = {"since": "1d", "until": "2d"}
+    async with platform.client() as client:
+        answer = await client.post("/v1/similar", json={"text": "good", "filters": filters})
+    assert answer.status_code == 422
+    assert "until lies before since" in answer.json()["detail"]
+
+
+async def test_a_key_that_would_never_work_is_refused(platform: Platform) -> None:
+    async with platform.client(Role.ADMIN) as client:
+        answer = await client.post("/v1/keys", json={"role": "client", "expires_at": "2001-01-01"})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["loc"] == ["body", "expires_at"]
+
+
+async def test_a_body_may_begin_with_the_mark_that_editors_of_windows_write(platform: Platform) -> None:
+    async with platform.client() as client:
+        answer = await client.post(
+            "/v1/predict",
+            content=b'\xef\xbb\xbf{"text": "good"}',
+            headers={"Content-Type": "application/json"},
+        )
+    assert answer.status_code == 201
