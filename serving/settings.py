@@ -6,7 +6,7 @@ operations, cli and the workers) build a `Settings`; everything below takes plai
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -14,6 +14,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 Count = Annotated[int, Field(ge=1)]
 Gate = Annotated[float | None, BeforeValidator(lambda given: None if given in ("off", "") else given)]
 Seconds = Annotated[float, Field(gt=0)]
+
+
+# For `valence`, not for a platform that it starts.
+OF_THE_COMMAND_LINE: Final = ("VALENCE_API_KEY", "VALENCE_OWNER_PASSWORD", "VALENCE_URL")
 
 
 def _of_postgresql(url: SecretStr) -> SecretStr:

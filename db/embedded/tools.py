@@ -1,14 +1,11 @@
 """Calls of PostgreSQL's tools: their environment and their last words."""
 
-import os
-
-_UNWANTED = ("PG", "LC_", "LD_")
+from db.core.environment import select_environment
 
 
 def clean_environment() -> dict[str, str]:
-    """Return this process's environment without what would change a tool of PostgreSQL or its language."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_UNWANTED)}
-    return {**kept, "LANG": "C"}
+    """Return an environment that changes no tool of PostgreSQL nor its language, and holds no secret."""
+    return select_environment() | {"LANG": "C"}
 
 
 def last_line(text: str) -> str:

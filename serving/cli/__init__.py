@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from db.core.environment import forget_libpq_variables
 from serving.cli import (
     analytics,
     audit,
@@ -100,6 +101,7 @@ def _common(
 def main() -> None:
     """Run the console script."""
     bypass_proxies_for_loopback(os.environ)
+    forget_libpq_variables(os.environ)
     try:
         app()
     except Exception as error:

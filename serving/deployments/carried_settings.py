@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import Final, Self
 
 from serving.core.home import Home, read_installation_key, read_token_keys
-from serving.settings import Settings
+from serving.settings import OF_THE_COMMAND_LINE, Settings
 
 # What the platform, the drivers of its database and MLflow read.
 _PREFIXES: Final = ("VALENCE_", "DATABASE_", "MLFLOW_", "PG")
 # For the command line and for HAProxy, not for a replica.
-_LEFT_BEHIND: Final = ("VALENCE_API_KEY", "VALENCE_OWNER_PASSWORD", "VALENCE_URL", "VALENCE_HAPROXY_")
+_LEFT_BEHIND: Final = (*OF_THE_COMMAND_LINE, "VALENCE_HAPROXY_")
 
 
 class CarriedSettings:

@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Final
 from urllib.parse import urlsplit
 
 import httpx
 
 from db.connection.databases import require_reachable
+from db.core.environment import select_environment
 from serving.core.connections import find_tracking_uri
 from serving.core.home import Home
 from serving.core.subprocesses import end_with_parent
@@ -26,6 +28,8 @@ from serving.standalone.launcher import LaunchFailed, require_free_port
 
 Say = Callable[[str], None]
 
+# What MLflow and its stores of artifacts read.
+_OF_MLFLOW: Final = ("MLFLOW_", "AWS_", "AZURE_", "GOOGLE_", "PG", "PYTHON", "LC_", "LANG")
 _START_SECONDS, _END_SECONDS, _POLL_SECONDS = 120.0, 10.0, 0.2
 
 
@@ -117,7 +121,8 @@ class TrackingServer:
     def _environment(self) -> dict[str, str]:
         """Return the options that hold secrets; other users of the machine can read a command line."""
         artifacts = self._artifacts.resolve().as_uri()
-        names = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+        names = select_environment("VALENCE_HOME", prefixes=_OF_MLFLOW)
+        names.pop("MLFLOW_TRACKING_URI", None)
         names |= {
             "MLFLOW_BACKEND_STORE_URI": self._store,
             # The platform reads artifacts without the server, so their addresses must not name it.

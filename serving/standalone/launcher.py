@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 
 from serving.core.home import Home
-from serving.settings import Settings
+from serving.settings import OF_THE_COMMAND_LINE, Settings
 from serving.standalone.state import PlatformState, ServeReport
 
 Say = Callable[[str], None]
@@ -139,7 +139,8 @@ def _spawn(settings: Settings, state: PlatformState) -> None:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env=os.environ | {"VALENCE_HOME": str(settings.home), "VALENCE_PORT": str(settings.port)},
+            env={name: value for name, value in os.environ.items() if name not in OF_THE_COMMAND_LINE}
+            | {"VALENCE_HOME": str(settings.home), "VALENCE_PORT": str(settings.port)},
         )
     while not state.is_owned() or state.read().get("pid") != process.pid:
         if process.poll() is not None:

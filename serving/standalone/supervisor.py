@@ -19,6 +19,7 @@ import structlog
 from pydantic import SecretStr
 
 from db.connection.databases import ensure_sibling, require_own_session, sibling_url
+from db.core.environment import forget_libpq_variables
 from db.embedded.server import EmbeddedPostgres
 from db.errors import DatabaseError
 from db.schema import revisions
@@ -28,7 +29,7 @@ from serving.core.logs import configure_logging
 from serving.core.proxies import bypass_proxies_for_loopback
 from serving.deployments.cluster import build_environment
 from serving.deployments.haproxy import fallback
-from serving.settings import Settings
+from serving.settings import OF_THE_COMMAND_LINE, Settings
 from serving.standalone.database_setup import set_up_database
 from serving.standalone.log_file import LogFile
 from serving.standalone.state import REFUSED, PlatformState, ServeReport
@@ -187,13 +188,16 @@ class Supervisor:
         command = fallback.build_command(
             self._settings.host, self._settings.port, keeper=os.getpid(), seconds=_STAND_IN_SECONDS
         )
-        self._fallback = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        self._fallback = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, env=fallback.build_bare_environment()
+        )
         return True
 
     def _build_environment(self) -> dict[str, str]:
         """Return the environment of the other processes; creates the database's files, but starts nothing."""
         settings = self._settings
-        names = dict(os.environ) | build_environment(settings)
+        names = {name: value for name, value in os.environ.items() if name not in OF_THE_COMMAND_LINE}
+        names |= build_environment(settings)
         names["VALENCE_HOME"] = str(settings.home)
         if settings.log_file is None:
             # The same file as the supervisor's, unless it runs in the foreground.
@@ -265,6 +269,7 @@ class Supervisor:
 def main() -> int:
     """Run the supervisor as a process."""
     bypass_proxies_for_loopback(os.environ)
+    forget_libpq_variables(os.environ)
     settings = Settings()
     configure_logging(settings.log_level, process="supervisor", file=settings.log_file)
     return Supervisor(settings).run()

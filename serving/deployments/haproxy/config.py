@@ -85,7 +85,7 @@ def main() -> None:
             fallback.start_watching(*address)
     # A HAProxy that outlived Ray would keep the port, and take connections from the next one.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    os.execv(program, [program, *arguments])  # noqa: S606  (no shell is the point)
+    os.execve(program, [program, *arguments], fallback.build_bare_environment())  # noqa: S606  (no shell is the point)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from db.core.environment import select_environment
 from serving.deployments.haproxy.response import REFUSAL
 
 _MODULE = "serving.deployments.haproxy.fallback"
@@ -39,7 +40,7 @@ def start_watching(host: str, port: int) -> None:
     os.setsid()
     command = build_command(host, port, watched=os.getppid(), keeper=keeper, seconds=_MAX_SECONDS)
     if os.fork() == 0:
-        os.execv(command[0], command)  # noqa: S606  (no shell is the point)
+        os.execve(command[0], command, build_bare_environment())  # noqa: S606  (no shell is the point)
     os._exit(0)
 
 
@@ -49,6 +50,11 @@ def build_command(
     """Return the command of a fallback that waits for the end of `watched`, if given, and ends with `keeper`."""
     arguments = [host, str(port), str(keeper), f"{seconds:g}", *([] if watched is None else [str(watched)])]
     return [sys.executable, "-m", _MODULE, *arguments]
+
+
+def build_bare_environment() -> dict[str, str]:
+    """Return the environment of HAProxy and of its fallback: what strangers reach holds no secret of the platform."""
+    return select_environment("LD_LIBRARY_PATH", "PYTHONPATH", "VALENCE_HOME")
 
 
 def count_listeners(port: int) -> int:

@@ -48,6 +48,18 @@ def test_a_text_gets_a_sentiment_and_is_found_again_by_meaning(live: LivePlatfor
     assert body["complete"]
 
 
+def test_what_strangers_reach_and_the_database_inherit_no_secret(live: LivePlatform) -> None:
+    inherited = {
+        process.name(): process.environ()
+        for process in live.processes()
+        if process.name() in ("haproxy", "postgres") or "fallback" in " ".join(process.cmdline())
+    }
+    assert {"haproxy", "postgres"} < inherited.keys()
+    for program, variables in inherited.items():
+        secret = [name for name in variables if name.startswith(("RAY_", "DATABASE_", "MLFLOW_"))]
+        assert not secret, program
+
+
 def test_all_first_versions_are_registered_and_answer_by_name(live: LivePlatform) -> None:
     with live.client() as client:
 

@@ -16,6 +16,7 @@ import psutil
 import psycopg
 import pytest
 
+from db.core.environment import forget_libpq_variables
 from db.embedded.server import EmbeddedPostgres
 from db.errors import AlreadyOwned, EmbeddedServerError
 
@@ -105,6 +106,31 @@ def test_a_server_starts_stops_and_keeps_its_data(home: Path) -> None:
         assert settings["synchronous_commit"] == settings["fsync"] == settings["data_checksums"] == "on"
         assert settings["jit"] == "off"
         assert server.create_database('odd "name') == server.create_database('odd "name')
+    finally:
+        server.stop()
+
+
+def test_the_server_inherits_no_secret_and_no_variable_diverts_its_clients(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diverting = {
+        "PGPORT": "5433",
+        "PGHOSTADDR": "127.0.0.1",
+        "PGSERVICE": "nothing",
+        "PGCLIENTENCODING": "LATIN1",
+    }
+    for name, value in {"VALENCE_TEXT_KEYS": "a:secret", **diverting}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    forget_libpq_variables(os.environ)
+    server = EmbeddedPostgres(home)
+    server.start()
+    try:
+        inherited = psutil.Process(server.process.pid).environ()
+        assert not [name for name in inherited if name.startswith(("VALENCE_", "DATABASE_", "PG", "RAY_"))]
+        with psycopg.connect(server.create_database("valence")) as connection:
+            assert connection.execute("SELECT '✓'").fetchone() == ("✓",)
     finally:
         server.stop()
 
