@@ -24,6 +24,9 @@ from serving.errors import Unauthenticated
 
 PREFIX: Final = "vk_"
 _MAX_CACHED: Final = 10_000
+_LEAST_SECRET: Final = 32
+# Random ones have more: 64 hexadecimal digits nearly always have all sixteen.
+_LEAST_DIFFERENT: Final = 10
 _WRONG_KEY: Final = "the API key is wrong, expired or revoked"
 
 
@@ -59,6 +62,12 @@ def parse_key_id(key: str) -> UUID | None:
         return UUID(hex=head)
     except ValueError:
         return None
+
+
+def is_weak(key: str) -> bool:
+    """Return whether a key that somebody else made can be guessed: its digest protects random secrets alone."""
+    secret = key.removeprefix(PREFIX).partition("_")[2]
+    return len(secret) < _LEAST_SECRET or len(set(secret)) < _LEAST_DIFFERENT
 
 
 @dataclass(frozen=True, slots=True)

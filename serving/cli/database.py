@@ -123,6 +123,11 @@ def backup(
     from serving.operations import backups
     from serving.settings import Settings
 
+    if output is not None and not output.suffix and not output.is_dir():
+        raise typer.BadParameter(
+            f"there is no folder {output}: make it, or name a file, as in {output}.backup",
+            param_hint="--output",
+        )
     show_record(backups.backup(Settings(), output, _say()), as_json=as_json)
 
 

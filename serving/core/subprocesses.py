@@ -22,6 +22,8 @@ async def run_module(module: str, *arguments: str) -> str | None:
     """Run a module in a child process until it ends; return None, or the reason why it failed."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
+        # A module of the same name in the working directory isn't ours.
+        "-P",
         "-m",
         module,
         *arguments,

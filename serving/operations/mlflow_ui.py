@@ -113,7 +113,7 @@ class TrackingServer:
 
     def _arguments(self) -> list[str]:
         return [
-            *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
+            *(sys.executable, "-P", "-m", "mlflow", "server", "--workers", "1"),
             *("--host", self._host, "--port", str(self._port)),
             *("--uvicorn-opts", "--log-level warning"),
         ]

@@ -11,7 +11,7 @@ from db.accounts.keys import KeyRepository, NewKey
 from db.embeddings.segments import Segments
 from db.embeddings.spaces import SpaceRepository
 from db.predictions.partitions import Partitions
-from serving.accounts.authentication import digest_key, generate_key, parse_key_id
+from serving.accounts.authentication import digest_key, generate_key, is_weak, parse_key_id
 from serving.core.caller import Role
 from serving.core.connections import build_database
 from serving.core.home import Home, write_secret
@@ -24,7 +24,7 @@ async def set_up_database(settings: Settings) -> None:
 
     Raises:
         DatabaseError: the database can't be reached or used.
-        ValueError: the admin key's file holds no key.
+        ValueError: the admin key's file holds no key, or one that can be guessed.
     """
     database = build_database(settings)
     await database.open()
@@ -47,6 +47,11 @@ async def _store_admin(keys: KeyRepository, text: str) -> None:
     key_id = parse_key_id(text)
     if key_id is None:
         raise ValueError("admin.key holds no key: remove the file, and a new key is made")
+    if is_weak(text):
+        raise ValueError(
+            "admin.key holds a key that can be guessed: its secret needs 32 random characters or more "
+            "(`openssl rand -hex 32`)"
+        )
     if await keys.find(key_id) is None:
         await keys.create(
             NewKey(id=key_id, digest=digest_key(text), role=Role.ADMIN, name="first admin"), actor=None

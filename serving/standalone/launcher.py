@@ -75,8 +75,8 @@ def down(settings: Settings, *, say: Say = print) -> bool:
     """
     home = settings.home.absolute()
     state = PlatformState(home)
-    pid = state.read().get("pid")
-    if not state.is_owned() or not isinstance(pid, int):
+    pid = state.find_supervisor()
+    if not state.is_owned() or pid is None:
         return False
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + _DOWN_SECONDS
@@ -134,7 +134,7 @@ def _spawn(settings: Settings, state: PlatformState) -> None:
     settings.home.chmod(0o755)
     with log_file.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "serving.standalone.supervisor"],
+            [sys.executable, "-P", "-m", "serving.standalone.supervisor"],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

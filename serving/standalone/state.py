@@ -6,10 +6,13 @@ import os
 from pathlib import Path
 from typing import IO, Final
 
+import psutil
+
 from serving.core.home import Home
 
 # The exit status of a process of Serve that would be refused again.
 REFUSED: Final = 3
+_PRIVATE: Final = 0o600
 
 
 class PlatformState:
@@ -23,7 +26,9 @@ class PlatformState:
     def acquire(self) -> bool:
         """Become this home's supervisor, or return False if another one lives; its death frees the lock."""
         self._lock_file.parent.mkdir(parents=True, exist_ok=True)
-        lock = self._lock_file.open("a")
+        # Whoever may open it may lock it.
+        lock = _open_private(self._lock_file)
+        os.fchmod(lock.fileno(), _PRIVATE)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -42,7 +47,7 @@ class PlatformState:
         """Return whether a supervisor lives."""
         if not self._lock_file.exists():
             return False
-        with self._lock_file.open("a") as lock:
+        with _open_private(self._lock_file) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -52,8 +57,19 @@ class PlatformState:
     def write(self, phase: str, *, error: str | None = None) -> None:
         """Write the phase of the supervisor."""
         draft = self._file.with_suffix(".new")
-        draft.write_text(json.dumps({"pid": os.getpid(), "phase": phase, "error": error}))
+        draft.unlink(missing_ok=True)
+        state = {"pid": os.getpid(), "started": _started(os.getpid()), "phase": phase, "error": error}
+        with _open_private(draft) as file:
+            file.write(json.dumps(state))
         draft.replace(self._file)
+
+    def find_supervisor(self) -> int | None:
+        """Return the id of the process that wrote the state; None if it has ended, and another may have its id."""
+        state = self.read()
+        pid = state.get("pid")
+        if not isinstance(pid, int) or _started(pid) != state.get("started"):
+            return None
+        return pid
 
     def read(self) -> dict[str, object]:
         """Return what was written last; empty if there is nothing to read."""
@@ -62,6 +78,17 @@ class PlatformState:
         except (OSError, ValueError):
             return {}
         return state
+
+
+def _open_private(path: Path) -> IO[str]:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, _PRIVATE), "a")
+
+
+def _started(pid: int) -> float | None:
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return None
 
 
 class ServeReport:

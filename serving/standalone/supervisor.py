@@ -62,7 +62,9 @@ class ChildProcess:
         if self._process is None:
             if now >= self._not_before:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", *self._arguments], env=self._environment, stdin=subprocess.DEVNULL
+                    [sys.executable, "-P", "-m", *self._arguments],
+                    env=self._environment,
+                    stdin=subprocess.DEVNULL,
                 )
                 self._started = now
             return None
@@ -240,7 +242,7 @@ class Supervisor:
             return
         with suppress(subprocess.TimeoutExpired):
             subprocess.run(
-                [sys.executable, "-m", "serving.standalone.processes", "leave"],
+                [sys.executable, "-P", "-m", "serving.standalone.processes", "leave"],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 check=False,

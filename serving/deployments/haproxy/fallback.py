@@ -49,7 +49,7 @@ def build_command(
 ) -> list[str]:
     """Return the command of a fallback that waits for the end of `watched`, if given, and ends with `keeper`."""
     arguments = [host, str(port), str(keeper), f"{seconds:g}", *([] if watched is None else [str(watched)])]
-    return [sys.executable, "-m", _MODULE, *arguments]
+    return [sys.executable, "-P", "-m", _MODULE, *arguments]
 
 
 def build_bare_environment() -> dict[str, str]:

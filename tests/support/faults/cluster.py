@@ -25,7 +25,7 @@ from tests.support.tracking import tracking_server
 class ClusterPlatform(LivePlatform):
     """The cluster, as far as clients and faults need it."""
 
-    new_cluster: Nodes
+    nodes: Nodes
 
     def processes(self) -> Sequence[psutil.Process]:
         """Return every process of its nodes, found by the folder in its environment."""

@@ -9,7 +9,7 @@ import jwt
 import pytest
 
 from db.accounts.keys import NewKey
-from serving.accounts.authentication import Authenticator, digest_key, generate_key, parse_key_id
+from serving.accounts.authentication import Authenticator, digest_key, generate_key, is_weak, parse_key_id
 from serving.accounts.rate_limits import RateLimiter
 from serving.accounts.tokens import TokenSigner
 from serving.core.caller import Caller, Role
@@ -51,6 +51,15 @@ class World:
 @pytest.fixture
 def world() -> World:
     return World()
+
+
+@pytest.mark.parametrize(
+    ("secret", "weak"),
+    [("swordfish", True), ("a" * 64, True), ("ab" * 32, True), ("f3" * 10 + "0123456789abcdef", False)],
+)
+def test_a_key_of_somebody_else_s_making_may_be_weak(secret: str, weak: bool) -> None:
+    assert is_weak(f"vk_{'0' * 32}_{secret}") is weak
+    assert not is_weak(generate_key().text)
 
 
 def test_a_key_names_its_id_and_hides_its_text() -> None:

@@ -1,5 +1,7 @@
 """The supervisor's parts: a child that restarts, and the record of a home's process."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from serving.core.home import Home
 from serving.settings import Settings
 from serving.standalone import supervisor
 from serving.standalone.log_file import LogFile
@@ -165,3 +168,26 @@ def test_the_log_of_the_home_is_bounded_and_one_that_a_setting_names_is_left_alo
         Supervisor(settings)._rotate(LogFile(log))
         assert (log.stat().st_size > 0) == kept, changes
     assert log.with_name("platform.log.1").stat().st_size == 2**20 + 1
+
+
+def test_others_can_neither_lock_a_home_nor_read_its_state(tmp_path: Path) -> None:
+    state = PlatformState(tmp_path)
+    before = os.umask(0)
+    try:
+        assert state.acquire()
+        state.write("starting")
+    finally:
+        os.umask(before)
+        state.release()
+    files = [Home(tmp_path).platform_lock, Home(tmp_path).platform_state]
+    assert [file.stat().st_mode & 0o777 for file in files] == [0o600, 0o600]
+
+
+def test_a_process_that_has_the_id_of_a_dead_supervisor_is_not_taken_for_it(tmp_path: Path) -> None:
+    state = PlatformState(tmp_path)
+    assert state.find_supervisor() is None
+    state.write("serving")
+    assert state.find_supervisor() == os.getpid()
+    file = Home(tmp_path).platform_state
+    file.write_text(json.dumps(state.read() | {"started": 1.0}))
+    assert state.find_supervisor() is None
