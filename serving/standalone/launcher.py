@@ -130,8 +130,11 @@ def _run_in_foreground(settings: Settings) -> None:
 
 def _spawn(settings: Settings, state: PlatformState) -> None:
     log_file = Home(settings.home).platform_log
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    settings.home.chmod(0o755)
+    if not settings.home.exists():
+        settings.home.mkdir(parents=True)
+        # The database's user passes through it, whatever the umask; a folder that was there keeps its mode.
+        settings.home.chmod(0o755)
+    log_file.parent.mkdir(mode=0o700, exist_ok=True)
     with log_file.open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "serving.standalone.supervisor"],

@@ -204,7 +204,7 @@ class Supervisor:
         if settings.log_file is None:
             # The same file as the supervisor's, unless it runs in the foreground.
             log_file = Home(settings.home).platform_log
-            log_file.parent.mkdir(parents=True, exist_ok=True)
+            log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             names["VALENCE_LOG_FILE"] = str(log_file)
         if settings.database_url is not None:
             names["DATABASE_URL"] = settings.database_url.get_secret_value()

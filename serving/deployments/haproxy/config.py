@@ -17,6 +17,7 @@ from serving.deployments.haproxy.rules import DEFAULTS, GLOBAL, MARK, NO_ROUTE, 
 BIND_VARIABLE = "VALENCE_HAPROXY_BIND"
 ROOM_VARIABLE = "VALENCE_HAPROXY_ROOM"
 SOURCE_VARIABLE = "VALENCE_HAPROXY_SOURCE_CONNECTIONS"
+_EVERYWHERE = "::"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -49,6 +50,11 @@ def rewrite_config(config: str, *, bind: str, room: int, sources: int = 0) -> st
         config, count = re.subn(pattern, replacement, config, flags=re.MULTILINE)
         if not count:
             raise ValueError(f"Ray Serve's HAProxy configuration has no line like {pattern!r}")
+    if (address := find_frontend(config)) and ":" in address[0] and address[0] != _EVERYWHERE:
+        # Ray names its node, but replicas listen where the frontend does: at the other address is somebody else.
+        config = re.sub(
+            r"^(\s*server \S+ )127\.0\.0\.1:", rf"\g<1>[{address[0]}]:", config, flags=re.MULTILINE
+        )
     # As a last resort, Ray's own proxy would refuse in plain text and hold requests back for minutes.
     return re.sub(r"^\s*server \S*-fallback-\S+ .* backup\n?", "", config, flags=re.MULTILINE)
 

@@ -16,7 +16,9 @@ import psutil
 import psycopg
 import pytest
 
+from db.connection.databases import ensure_sibling
 from db.core.environment import forget_libpq_variables
+from db.core.urls import conninfo
 from db.embedded.server import EmbeddedPostgres
 from db.errors import AlreadyOwned, EmbeddedServerError
 
@@ -300,6 +302,21 @@ def test_a_home_with_a_long_path_has_its_socket_elsewhere(empty: Path) -> None:
     try:
         store(server, 1)
         assert stored_numbers(server) == [1]
+    finally:
+        server.stop()
+        shutil.rmtree(server.sockets)
+
+
+@pytest.mark.parametrize("name", ["a, b", 'quo"te', "two words", "Überprüfung ✓", "per%cent"])
+def test_a_home_may_have_any_name(empty: Path, name: str) -> None:
+    odd = empty / name
+    server = EmbeddedPostgres(odd)
+    server.start()
+    try:
+        store(server, 1)
+        sibling = ensure_sibling(server.create_database("valence"), "_mlflow")
+        with psycopg.connect(conninfo(sibling)) as connection:
+            assert connection.execute("SELECT current_database()").fetchone() == ("valence_mlflow",)
     finally:
         server.stop()
         shutil.rmtree(server.sockets)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from uuid import uuid4
 
 import openai
@@ -273,10 +274,12 @@ async def test_a_time_has_its_offset_or_is_a_day(platform: Platform, moment: str
 
 async def test_a_key_may_end_by_itself(platform: Platform) -> None:
     async with platform.client(Role.ADMIN) as admin:
-        request = {"role": "client", "expires_at": "2020-01-31T12:00:00+01:00"}
+        request = {"role": "client", "expires_at": "2099-01-31T12:00:00+01:00"}
         result = await admin.post("/v1/keys", json=request)
-    assert result.json()["expires_at"] == "2020-01-31T11:00:00Z"
+    assert result.json()["expires_at"] == "2099-01-31T11:00:00Z"
     async with platform.client(key=result.json()["key"]) as client:
+        assert (await client.get("/v1/predictions")).status_code == 200
+        platform.clock.ahead = datetime(2099, 2, 1, tzinfo=UTC).timestamp() - platform.clock.now()
         assert (await client.get("/v1/predictions")).status_code == 401
 
 

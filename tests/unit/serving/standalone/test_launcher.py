@@ -1,5 +1,6 @@
 """`valence up` while it waits: what it says, and what it ends with."""
 
+import os
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -73,3 +74,27 @@ def test_a_first_prediction_that_fails_says_why(
     monkeypatch.setattr(launcher.httpx, "post", lambda *_arguments, **_options: answer)
     with pytest.raises(LaunchFailed, match=f"the first prediction failed: {words}"):
         launcher._predict(Settings(home=tmp_path))
+
+
+@pytest.mark.parametrize(("before", "after"), [(0o700, 0o700), (0o750, 0o750), (None, 0o755)])
+def test_a_home_that_was_there_keeps_its_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int | None, after: int
+) -> None:
+    home = tmp_path / "home"
+    if before is not None:
+        home.mkdir()
+        home.chmod(before)
+    state = PlatformState(home)
+
+    class Supervised:
+        pid = os.getpid()
+
+        def __init__(self, *_arguments: object, **_options: object) -> None:
+            state.acquire()
+            state.write("starting")
+
+    monkeypatch.setattr(launcher.subprocess, "Popen", Supervised)
+    launcher._spawn(Settings(home=home), state)
+    state.release()
+    assert home.stat().st_mode & 0o777 == after
+    assert (home / "logs").stat().st_mode & 0o077 == 0

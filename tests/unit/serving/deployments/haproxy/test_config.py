@@ -23,7 +23,7 @@ ROOM = 2
 REQUEST_ID = re.compile(rb"\r\nx-request-id: ([A-Za-z0-9._-]+)\r\n")
 
 
-def written(folder: Path, port: int, server: int | None) -> str:
+def written(folder: Path, port: int, server: int | None, host: str = "127.0.0.1") -> str:
     """Return the configuration as the installed Ray writes it, for one replica or none."""
     servers = [haproxy.ServerConfig(name="replica", host="127.0.0.1", port=server)] if server else []
     backend = haproxy.BackendConfig(
@@ -39,7 +39,7 @@ def written(folder: Path, port: int, server: int | None) -> str:
         stats_port=find_free_port(),
         nbthread=1,
         maxconn=200,
-        http_options=HTTPOptions(host="127.0.0.1", port=port),
+        http_options=HTTPOptions(host=host, port=port),
         has_received_routes=True,
         has_received_servers=True,
     )
@@ -60,6 +60,19 @@ def config(tmp_path: Path) -> str:
 
 def test_every_port_binds_to_the_configured_address(config: str) -> None:
     assert set(re.findall(r"bind (\S+):\d+", config)) == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("host", "server"), [("::1", "[::1]"), ("::", "127.0.0.1"), ("127.0.0.1", "127.0.0.1")]
+)
+def test_replicas_are_asked_where_they_listen(tmp_path: Path, host: str, server: str) -> None:
+    config = rewrite_config(written(tmp_path, find_free_port(), 30000, host), bind="127.0.0.1", room=ROOM)
+    assert re.findall(r"^\s*server \S+ (\S+) ", config, re.MULTILINE) == [f"{server}:30000"]
+    (tmp_path / "haproxy.cfg").write_text(config)
+    checked = subprocess.run(
+        [find_binary(), "-c", "-f", tmp_path / "haproxy.cfg"], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
 
 
 def test_the_admin_socket_is_private_and_no_line_goes_to_a_syslog(config: str) -> None:
