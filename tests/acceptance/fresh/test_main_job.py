@@ -52,7 +52,7 @@ def test_what_strangers_reach_and_the_database_inherit_no_secret(live: LivePlatf
     inherited = {
         process.name(): process.environ()
         for process in live.processes()
-        if process.name() in ("haproxy", "postgres") or "fallback" in " ".join(process.cmdline())
+        if process.name() in ("haproxy", "postgres") or "haproxy.fallback" in " ".join(process.cmdline())
     }
     assert {"haproxy", "postgres"} < inherited.keys()
     for program, variables in inherited.items():
