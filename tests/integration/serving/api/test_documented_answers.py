@@ -19,19 +19,23 @@ from tests.support import breadth
 from tests.support.app import Platform, fake_platform, stored_platform
 from tests.support.postgres import TestServer
 
-# A schema can't say that these must name an existing thing, or give a non-zero vector.
-PARTICULAR = ("user_id", "cursor", "embedding", "like", "unlike")
+# A schema can't say that these must name an existing thing, give a non-zero vector, or lie ahead.
+PARTICULAR = ("user_id", "cursor", "embedding", "like", "unlike", "expires_at")
 # Nor that the shares of a ramp rise, and that units don't become fewer.
 ORDERED = ("ramp", "max_units")
+# Nor that a window begins before it ends.
+WINDOWS = (("since", "until"), ("reference_since", "reference_until"))
 
 
 def beyond_the_document(case: schemathesis.Case) -> bool:
     """Return whether a request that fits its schema may be refused; a tensor's shape must fit its data."""
     given = {**(case.query or {}), **(case.body if isinstance(case.body, dict) else {})}
-    policy = given.get("policy")
+    policy, filters = given.get("policy"), given.get("filters")
+    timed = {**given, **(filters if isinstance(filters, dict) else {})}
     return (
         case.path.endswith("/infer")
         or any(given.get(name) is not None for name in PARTICULAR)
+        or any(all(timed.get(name) is not None for name in window) for window in WINDOWS)
         or (isinstance(policy, dict) and any(policy.get(name) for name in ORDERED))
     )
 
