@@ -29,7 +29,7 @@ from benchmarks.soak.samples import (
 )
 from benchmarks.soak.users import Users
 from tests.support.live import LivePlatform, live_platform
-from tests.support.tables import table
+from tests.support.tables import table, write_between
 
 PAGE = Path("docs/soak.md")
 BEGIN, END = "<!-- written by `make soak`: begin -->", "<!-- end -->"
@@ -64,7 +64,7 @@ def main() -> int:
         f"{machine()}, {datetime.now(UTC):%d %B %Y}: {arguments.minutes:.0f} minutes, of which "
         f"{arguments.warm_up:.0f} of warm-up; {users.predictions:,} predictions; {len(users.faults)} faults."
     )
-    write(PAGE, [summary, "", *table(answered), "", *table(held)])
+    write_between(PAGE, BEGIN, END, [summary, "", *table(answered), "", *table(held)])
     return int(bool(failed))
 
 
@@ -133,19 +133,6 @@ def _row(measure: str, group: str, found: Growth) -> Sequence[object]:
     verdict = ("no" if grows(measure, found) else "yes") if measure in ALLOWANCE else ""
     slope = f"{found.an_hour:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
     return measure, group, f"{found.median:.0f}", f"{found.greatest:.0f}", slope, verdict
-
-
-def write(page: Path, lines: Sequence[str]) -> None:
-    """Write the lines between the markers of the page.
-
-    Raises:
-        ValueError: the page has no place for them.
-    """
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{page} has no markers")
-    page.write_text("\n".join([f"{before}{BEGIN}", *lines, f"{END}{after}"]))
 
 
 if __name__ == "__main__":

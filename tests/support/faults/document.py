@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.support.faults.fault import Fault
 from tests.support.faults.trial import MOST_RECOVERY_SECONDS, Result
-from tests.support.tables import table
+from tests.support.tables import table, write_between
 
 PAGE = Path("docs/faults.md")
 BEGIN, END = "<!-- written by `make faults`: begin -->", "<!-- end -->"
@@ -29,12 +29,8 @@ def write(
     Raises:
         ValueError: the page has no place for them.
     """
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{page} has no markers")
-    lines = "\n".join([f"{machine}, {datetime.now(UTC):%d %B %Y}.", "", *_lines(faults, results, missing)])
-    page.write_text(f"{before}{BEGIN}\n{lines}\n{END}{after}")
+    head = f"{machine}, {datetime.now(UTC):%d %B %Y}."
+    write_between(page, BEGIN, END, [head, "", *_lines(faults, results, missing)])
 
 
 def _lines(faults: Sequence[Fault], results: Sequence[Result], missing: dict[str, str]) -> Iterator[str]:

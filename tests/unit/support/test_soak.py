@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.soak.__main__ import BEGIN, END, write
+from benchmarks.soak.__main__ import BEGIN, END
 from benchmarks.soak.growth import growth
+from tests.support.tables import write_between
 
 MINUTES = [60.0 * minute for minute in range(45)]
 
@@ -27,6 +28,6 @@ def test_a_leak_is_not_flat() -> None:
 def test_a_page_keeps_what_is_around_the_result(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    write(page, ["new"])
-    write(page, ["newer"])
+    write_between(page, BEGIN, END, ["new"])
+    write_between(page, BEGIN, END, ["newer"])
     assert page.read_text() == f"before\n{BEGIN}\nnewer\n{END}\nafter\n"
