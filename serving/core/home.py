@@ -64,11 +64,14 @@ def read_token_keys(settings: Settings) -> tuple[bytes, ...]:
     """Return the keys of tokens, the signing one first: from the settings, else the one of the home, which gets one.
 
     Raises:
-        BadKey: one isn't hexadecimal, or shorter than 32 bytes.
+        BadKey: one isn't hexadecimal, is shorter than 32 bytes, or is given twice.
     """
     if settings.token_keys is not None:
         given = settings.token_keys.get_secret_value().split(",")
-        return tuple(parse_key(text, "VALENCE_TOKEN_KEYS") for text in given)
+        keys = tuple(parse_key(text, "VALENCE_TOKEN_KEYS") for text in given)
+        if len(set(keys)) < len(keys):
+            raise BadKey("VALENCE_TOKEN_KEYS gives a key twice: remove one")
+        return keys
     return (_keep_key(Home(settings.home).token_key),)
 
 

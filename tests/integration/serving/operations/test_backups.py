@@ -360,6 +360,9 @@ async def test_what_a_backup_holds_signs_no_token(home: Home, tmp_path: Path) ->
     async with run_database(settings.home) as (_, database):
         key = await new_key(database)
         file = Path((await asyncio.to_thread(backup, settings, tmp_path / "b", quiet))["backup"])
+        with closing(Backup(file)) as result:
+            # The dumps are of databases, which never have the key.
+            assert set(result.manifest.files) == {"database.dump", "registry.dump", "installation.key"}
         held = await asyncio.to_thread(file.read_bytes)
         assert installation.hex().encode() in held
         assert token_key not in held
@@ -374,6 +377,9 @@ async def test_what_a_backup_holds_signs_no_token(home: Home, tmp_path: Path) ->
             text = jwt.encode(claims, forged_by, headers=jwt.get_unverified_header(genuine.text))
             with pytest.raises(Unauthenticated):
                 await authenticator.check(text)
+    restored = settings_of(home())
+    await asyncio.to_thread(restore, restored, file, quiet)
+    assert read_token_keys(restored) != (token_key,)
 
 
 def test_a_home_with_data_is_refused_and_one_half_restored_is_not_served(home: Home, tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_the_log_of_the_home_is_bounded_and_one_that_a_setting_names_is_left_alo
     log.parent.mkdir()
     for changes, kept in (({"log_mib": 0}, True), ({"log_file": log}, True), ({"log_mib": 1}, False)):
         log.write_bytes(b"x" * (2**20 + 1))
-        settings = Settings(home=tmp_path, **changes)  # type: ignore[arg-type]
+        settings = Settings.model_validate({"home": tmp_path, **changes})
         Supervisor(settings)._rotate(LogFile(log))
         assert (log.stat().st_size > 0) == kept, changes
     assert log.with_name("platform.log.1").stat().st_size == 2**20 + 1
