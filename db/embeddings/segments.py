@@ -1,8 +1,9 @@
 """The segments of the vector index: one open for writing; full ones are closed, indexed and merged.
 
-Owns partitions of `embeddings` and their HNSW indexes. Each step is one transaction, so at every moment a vector lies
-in exactly one searched segment. Functions of the schema's owner make and drop the tables, so that the application's
-role needs to own none.
+Owns partitions of `embeddings` and their HNSW indexes. An index is built on a copy that nobody else reads, which then
+replaces its sources, so that vectors can be removed meanwhile. Each step is one transaction, so at every moment a
+vector lies in exactly one searched segment. Functions of the schema's owner make and drop the tables, so that the
+application's role needs to own none.
 """
 
 from typing import Final, LiteralString
@@ -78,10 +79,11 @@ class Segments:
             return await self._add(connection)
 
     async def index_next(self, *, timeout: float = 0.2) -> int | None:
-        """Index the oldest closed segment; return its id, or None if there is nothing to do or another process does it.
+        """Replace the oldest closed segment by an indexed copy; return its id, or None if there is nothing to do.
 
-        It first waits for writers that saw the segment open: after a merge their vectors would be in no searched
-        segment. `timeout`: seconds to wait for them, while other statements queue behind it.
+        It first waits for writers that saw the segment open: after the copy their vectors would be in no searched
+        segment. `timeout`: seconds to wait for them, while other statements queue behind it. Writers never wait for
+        the build; an erasure waits for the last statements only.
         Raises Unavailable if the time ran out; try later.
         """
         async with self._database.begin() as connection:
@@ -96,20 +98,18 @@ class Segments:
             await _set_lock_timeout(connection, timeout)
             # Writers lock the table before they look for the open segment.
             await connection.exec_driver_sql("LOCK TABLE ONLY embeddings IN SHARE MODE")
+        await self._reserve()
         async with self._database.begin() as connection:
             if not await _try_lock(connection, _INDEX_LOCK):
                 return None
             result = await run_sql(
                 connection,
-                "SELECT rows FROM segments WHERE id = :segment AND state = 'closed'",
+                "SELECT id FROM segments WHERE id = :segment AND state = 'closed'",
                 segment=segment,
             )
-            rows: int | None = result.scalar_one_or_none()
-            if rows is None:
+            if result.scalar_one_or_none() is None:
                 return None
-            await _index(connection, segment, rows)
-            await self._mark_indexed(connection, segment)
-            return segment
+            return await self._replace(connection, [segment])
 
     async def merge_next(self, *, fan_in: int = FAN_IN, memory: int = 1 << 30) -> int | None:
         """Merge the smallest indexed segments; return the new one's id, or None if there is nothing to do.
@@ -123,25 +123,12 @@ class Segments:
         async with self._database.begin() as connection:
             if (await run_sql(connection, _MERGEABLE, **sizes)).one_or_none() is None:
                 return None
-            await self._reserve(connection)
+        await self._reserve()
         async with self._database.begin() as connection:
             if not await _try_lock(connection, _MERGE_LOCK):
                 return None
-            merged = await self._find(connection, "merging")
             old: list[int] | None = (await run_sql(connection, _MERGEABLE, **sizes)).scalar_one_or_none()
-            if merged is None or old is None:
-                return None
-            rows = await _copy(connection, old, merged)
-            await _index(connection, merged, rows)
-            await _catch_up(connection, old, merged)
-            await _attach(connection, merged)
-            await run_sql(
-                connection,
-                "UPDATE segments SET state = 'retired', retired_at = clock_timestamp() WHERE id = ANY(:old)",
-                old=old,
-            )
-            await self._mark_indexed(connection, merged)
-            return merged
+            return await self._replace(connection, old) if old is not None else None
 
     async def drop_next(self, *, grace: float = 60.0, timeout: float = 0.2) -> int | None:
         """Drop the oldest retired segment; return its id, or None if there is nothing to do.
@@ -151,8 +138,10 @@ class Segments:
         Raises Unavailable if the time ran out; try later.
         """
         async with self._database.begin() as connection:
-            if not await _try_lock(connection, _MERGE_LOCK):
-                return None
+            # A build reads `embeddings` to its end, and a drop would wait for it.
+            for lock in (_MERGE_LOCK, _INDEX_LOCK):
+                if not await _try_lock(connection, lock):
+                    return None
             result = await run_sql(
                 connection,
                 "DELETE FROM segments WHERE id = (SELECT id FROM segments WHERE space = :space "
@@ -195,11 +184,37 @@ class Segments:
         await self._register(connection, segment, "open")
         return segment
 
-    async def _reserve(self, connection: AsyncConnection) -> None:
-        """Register an id for the next merged segment, unless a killed merge left one."""
-        await connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-        if await self._find(connection, "merging") is None:
-            await self._register(connection, await _next_id(connection), "merging")
+    async def _reserve(self) -> None:
+        """Register an id for the next copy, unless a killed build left one that no other build uses."""
+        async with self._database.begin() as connection:
+            await connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+            if await self._take_reserved(connection) is None:
+                await self._register(connection, await _next_id(connection), "merging")
+
+    async def _take_reserved(self, connection: AsyncConnection) -> int | None:
+        """Return a reserved id that belongs to this transaction until it ends, or None."""
+        statement: LiteralString = (
+            "SELECT id FROM segments WHERE space = :space AND state = 'merging' "
+            "ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED"
+        )
+        return (await run_sql(connection, statement, space=self._space)).scalar_one_or_none()
+
+    async def _replace(self, connection: AsyncConnection, old: list[int]) -> int | None:
+        """Put an indexed copy in the place of these segments; return its id, or None if no id is reserved."""
+        copy = await self._take_reserved(connection)
+        if copy is None:
+            return None
+        rows = await _copy(connection, old, copy)
+        await _index(connection, copy, rows)
+        await _catch_up(connection, old, copy)
+        await _attach(connection, copy)
+        await run_sql(
+            connection,
+            "UPDATE segments SET state = 'retired', retired_at = clock_timestamp() WHERE id = ANY(:old)",
+            old=old,
+        )
+        await self._mark_indexed(connection, copy)
+        return copy
 
     async def _mark_indexed(self, connection: AsyncConnection, segment: int) -> None:
         await run_sql(
@@ -217,7 +232,7 @@ class Segments:
 async def prevent_moves(connection: AsyncConnection) -> None:
     """Keep vectors from moving to another segment until the transaction ends; call it before removing vectors.
 
-    A removal that waits for a segment during its merge doesn't see the new segment, and would leave the vector there.
+    A removal that waits for a segment while a copy replaces it doesn't see the copy, and would leave the vector in it.
     """
     await connection.exec_driver_sql("SELECT pg_advisory_xact_lock_shared(%s)", (_MOVE_LOCK,))
 
@@ -227,22 +242,22 @@ async def _next_id(connection: AsyncConnection) -> int:
     return int(result.scalar_one())
 
 
-async def _copy(connection: AsyncConnection, old: list[int], merged: int) -> int:
+async def _copy(connection: AsyncConnection, old: list[int], copy: int) -> int:
     """Copy the old segments' rows into a new table; return how many."""
-    await run_sql(connection, "SELECT make_segment(:segment)", segment=merged)
+    await run_sql(connection, "SELECT make_segment(:segment)", segment=copy)
     await connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
     copied = await _run(
         connection,
         "INSERT INTO {table} (text_id, segment, embedding) "
         "SELECT text_id, {segment}, embedding FROM embeddings WHERE segment = ANY({old})",
-        merged,
+        copy,
         old,
     )
-    await run_sql(connection, "SELECT key_segment(:segment)", segment=merged)
+    await run_sql(connection, "SELECT key_segment(:segment)", segment=copy)
     return copied
 
 
-async def _catch_up(connection: AsyncConnection, old: list[int], merged: int) -> None:
+async def _catch_up(connection: AsyncConnection, old: list[int], copy: int) -> None:
     """Apply what changed in the old segments since the copy, and block further changes."""
     await connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_MOVE_LOCK,))
     for segment in old:
@@ -251,7 +266,7 @@ async def _catch_up(connection: AsyncConnection, old: list[int], merged: int) ->
         connection,
         "DELETE FROM {table} n WHERE NOT EXISTS "
         "(SELECT FROM embeddings e WHERE e.segment = ANY({old}) AND e.text_id = n.text_id)",
-        merged,
+        copy,
         old,
     )
     await _run(
@@ -259,7 +274,7 @@ async def _catch_up(connection: AsyncConnection, old: list[int], merged: int) ->
         "INSERT INTO {table} (text_id, segment, embedding) "
         "SELECT text_id, {segment}, embedding FROM embeddings e WHERE e.segment = ANY({old}) "
         "AND NOT EXISTS (SELECT FROM {table} n WHERE n.text_id = e.text_id)",
-        merged,
+        copy,
         old,
     )
 

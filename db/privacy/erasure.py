@@ -45,7 +45,7 @@ from db.search.similarity import SimilarityRepository
 NEAR_COSINE: Final = 0.95
 MAX_LISTED: Final = 1_000
 _STEP_ROWS: Final = 1_000
-# Twenty seconds and the pauses: vectors can't be removed from a segment while its index is built.
+# Twenty seconds and the pauses: vectors can't be removed while a copy, which may be large, replaces their segment.
 _ATTEMPTS: Final = 10
 _NEAR_SECONDS: Final = 10.0
 _NEAR_EACH: Final = 100

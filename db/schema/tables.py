@@ -165,8 +165,8 @@ class SpaceRow(Base):
 class SegmentRow(Base):
     """A part of a space's vectors: a partition of `embeddings`.
 
-    It is open for writing, then closed, then indexed. A `merging` segment has no partition yet; a segment merged into
-    another is `retired` and no longer searched.
+    It is open for writing, then closed, then replaced by an indexed copy. A `merging` segment is a copy that has no
+    partition yet; a segment that a copy replaced is `retired` and no longer searched.
     """
 
     __tablename__ = "segments"

@@ -160,7 +160,7 @@ class Roll(Step):
 class Index(Step):
     # It gives up soon if a writer doesn't end.
     quiet = (Unavailable,)
-    length = 9
+    length = 26
 
     async def run(self, ground: "Interleavings", into: "Run") -> None:
         await ground.segments.index_next(timeout=0.05)
@@ -168,7 +168,7 @@ class Index(Step):
 
 @dataclass(frozen=True)
 class Merge(Step):
-    length = 24
+    length = 26
 
     async def run(self, ground: "Interleavings", into: "Run") -> None:
         await ground.segments.merge_next(fan_in=2)
@@ -305,12 +305,16 @@ class Interleavings(RuleBasedStateMachine):
         self._run(self._beside(*held, [other], end))
 
     @rule(
+        build=st.sampled_from([Merge(), Index()]),
         at=st.integers(1, Merge.length) | st.integers(15, Merge.length),
         others=st.lists(REMOVAL | WRITE | SEARCH, min_size=1, max_size=2),
         end=st.just("goes on") | END,
     )
-    def beside_a_merge(self, at: int, others: list[Step], end: End) -> None:
-        self._run(self._beside(Merge(), at, others, end))
+    def beside_a_build(self, build: Step, at: int, others: list[Step], end: End) -> None:
+        """Stop a merge or the build of an index after a statement; leave a segment to index, if it is one."""
+        if isinstance(build, Index):
+            self._run(self._alone(Roll()))
+        self._run(self._beside(build, at, others, end))
 
     @rule(
         text=NUMBER,

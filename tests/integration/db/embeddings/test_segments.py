@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from dataclasses import dataclass, field
 from uuid import UUID
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 import db.embeddings.segments
+import db.privacy.erasure
 from db.connection.engine import Database
 from db.embeddings.segments import Segments
 from db.errors import Unavailable
@@ -31,6 +33,7 @@ from tests.support.row_factories import (
 pytestmark = pytest.mark.anyio
 
 _STATES = "SELECT id, state, rows FROM segments ORDER BY id"
+_HNSW = "SELECT tablename FROM pg_indexes WHERE indexdef LIKE '%%hnsw%%' ORDER BY 1"
 
 
 async def test_a_full_segment_is_closed_and_then_indexed(database: Database) -> None:
@@ -42,10 +45,13 @@ async def test_a_full_segment_is_closed_and_then_indexed(database: Database) -> 
     assert await segments.roll(30) is None
     await new_writer(database).commit([new_submission(key)])
     assert await run_sql(database, _STATES) == [(1, "closed", 30), (2, "open", None)]
-    assert await segments.index_next() == 1
+    assert await segments.index_next() == 3, "a copy"
     assert await segments.index_next() is None
-    assert await run_sql(database, _STATES) == [(1, "indexed", 30), (2, "open", None)]
-    assert await run_sql(database, "SELECT count(*) FROM pg_indexes WHERE indexdef LIKE '%%hnsw%%'") == [(1,)]
+    assert await run_sql(database, _STATES) == [(1, "retired", 30), (2, "open", None), (3, "indexed", 30)]
+    assert await segments.drop_next() is None, "searches that began before may still read it"
+    assert await segments.drop_next(grace=0) == 1
+    assert await count_rows(database, "embeddings") == 31
+    assert await run_sql(database, _HNSW) == [("embeddings_3",)]
 
 
 async def test_two_spaces_have_segments_of_their_own(database: Database) -> None:
@@ -63,16 +69,116 @@ async def test_many_at_once_roll_once_and_index_once(database: Database) -> None
     await new_writer(database).commit([new_submission(key, [new_text() for _ in range(10)])])
     assert len([done for done in await asyncio.gather(*(segments.roll(5) for _ in range(4))) if done]) == 1
     done = await asyncio.gather(*(segments.index_next() for _ in range(4)))
-    assert [segment for segment in done if segment] == [1]
+    assert len([segment for segment in done if segment]) == 1
+    assert len(await run_sql(database, _HNSW)) == 1
+
+
+async def new_closed_segment(database: Database, rows: int) -> list[UUID]:
+    """Close a further segment of the space; return its texts."""
+    texts = [new_text() for _ in range(rows)]
+    await new_writer(database).commit([new_submission(await new_key(database), texts)])
+    await Segments(database, SPACE).roll(1)
+    return [text.id for text in texts]
 
 
 async def new_indexed_segment(database: Database, rows: int) -> list[UUID]:
-    """Create a further indexed segment of the space; return its texts."""
-    segments, texts = Segments(database, SPACE), [new_text() for _ in range(rows)]
-    await new_writer(database).commit([new_submission(await new_key(database), texts)])
-    await segments.roll(1)
+    """Create a further indexed segment of the space, and nothing to drop; return its texts."""
+    ids = await new_closed_segment(database, rows)
+    segments = Segments(database, SPACE)
     await segments.index_next()
-    return [text.id for text in texts]
+    while await segments.drop_next(grace=0) is not None:
+        pass
+    return ids
+
+
+@dataclass
+class HeldBuild:
+    """An index build that waits at its end until it may go on."""
+
+    built: asyncio.Event = field(default_factory=asyncio.Event)
+    going: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@pytest.fixture
+def held_build(monkeypatch: pytest.MonkeyPatch) -> HeldBuild:
+    """Hold the first build after its index was made, with all that its transaction has locked."""
+    held, index = HeldBuild(), db.embeddings.segments._index
+
+    async def build(connection: AsyncConnection, segment: int, rows: int) -> None:
+        await index(connection, segment, rows)
+        if not held.built.is_set():
+            held.built.set()
+            await held.going.wait()
+
+    monkeypatch.setattr(db.embeddings.segments, "_index", build)
+    return held
+
+
+async def test_an_erasure_goes_through_while_an_index_is_built(
+    database: Database, held_build: HeldBuild
+) -> None:
+    segments, ids = Segments(database, SPACE), await new_closed_segment(database, 6)
+    building = asyncio.create_task(segments.index_next())
+    await held_build.built.wait()
+    erasures = ErasureRepository(database, SimilarityRepository(database, space=SPACE), space=SPACE)
+    with pytest.MonkeyPatch.context() as strict:
+        # An erasure that waits is refused, instead of tried again.
+        strict.setattr(db.privacy.erasure, "_ATTEMPTS", 1)
+        receipt = await erasures.erase_text(ids[0], actor=None)
+    assert not building.done()
+    assert receipt.erased.embeddings == 1
+    assert await run_sql(database, "SELECT 1 FROM embeddings WHERE text_id = %s", ids[0]) == []
+    assert await segments.drop_next(grace=0) is None, "it would wait for the build"
+    held_build.going.set()
+    assert await building == 3
+    assert await run_sql(database, _STATES) == [(1, "retired", 6), (2, "open", None), (3, "indexed", 5)]
+    for segment in (1, 3):
+        rows = await run_sql(database, f"SELECT text_id FROM embeddings_{segment}")
+        assert {row[0] for row in rows} == set(ids[1:])
+    assert await run_sql(database, _HNSW) == [("embeddings_3",)]
+
+
+async def test_a_segment_is_indexed_while_others_are_merged(
+    database: Database, held_build: HeldBuild
+) -> None:
+    segments = Segments(database, SPACE)
+    held_build.built.set()
+    ids = [text_id for _ in range(4) for text_id in await new_indexed_segment(database, 5)]
+    held_build.built.clear()
+    merging = asyncio.create_task(segments.merge_next())
+    await held_build.built.wait()
+    ids += await new_closed_segment(database, 3)
+    indexed = await segments.index_next()
+    held_build.going.set()
+    merged = await merging
+    assert merged is not None
+    assert indexed is not None
+    states = await run_sql(database, "SELECT id, rows FROM segments WHERE state = 'indexed' ORDER BY id")
+    assert states == [(merged, 20), (indexed, 3)]
+    while await segments.drop_next(grace=0) is not None:
+        pass
+    results = [row[0] for row in await run_sql(database, "SELECT text_id FROM embeddings")]
+    assert sorted(results) == sorted(ids)
+
+
+async def test_a_killed_build_leaves_its_number_to_the_next_one_and_no_table(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segments, ids = Segments(database, SPACE), await new_closed_segment(database, 3)
+
+    async def dies(*_: object) -> None:
+        raise Unavailable("killed")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(db.embeddings.segments, "_catch_up", dies)
+        with pytest.raises(Unavailable):
+            await segments.index_next()
+    assert await run_sql(database, _STATES) == [(1, "closed", 3), (2, "open", None), (3, "merging", None)]
+    assert await run_sql(database, "SELECT to_regclass('embeddings_3')") == [(None,)]
+    assert await segments.index_next() == 3
+    assert await run_sql(database, _STATES) == [(1, "retired", 3), (2, "open", None), (3, "indexed", 3)]
+    results = await run_sql(database, "SELECT text_id FROM embeddings WHERE segment = 3")
+    assert {row[0] for row in results} == set(ids)
 
 
 async def test_small_segments_are_merged_and_the_old_ones_dropped(database: Database) -> None:
@@ -82,33 +188,41 @@ async def test_small_segments_are_merged_and_the_old_ones_dropped(database: Data
     assert await segments.merge_next() is None, "the three are not yet four times as large as one"
     ids += await new_indexed_segment(database, 22)
     assert await segments.merge_next(memory=1_000) is None, "a graph of that size has no room"
-    assert await segments.merge_next() == 7
+    small = [
+        row[0] for row in await run_sql(database, "SELECT id FROM segments WHERE rows < 100 ORDER BY id")
+    ]
+    merged = await segments.merge_next()
     assert await segments.merge_next() is None
-    states = dict(await run_sql(database, "SELECT state, array_agg(id ORDER BY id) FROM segments GROUP BY 1"))
-    assert states == {"open": [6], "indexed": [3, 7], "retired": [1, 2, 4, 5]}
-    assert await run_sql(database, "SELECT rows FROM segments WHERE id = 7") == [(84,)]
+    states = dict(
+        await run_sql(database, "SELECT state, array_agg(rows ORDER BY id) FROM segments GROUP BY 1")
+    )
+    assert states == {"open": [None], "indexed": [400, 84], "retired": [20, 24, 18, 22]}
+    assert await run_sql(database, "SELECT rows FROM segments WHERE id = %s", merged) == [(84,)]
     similarity = SimilarityRepository(database, space=SPACE)
     neighbours = await similarity.search(unit_vectors(1)[0], k=100, exact=True)
     assert len({neighbour.text_id for neighbour in neighbours.results}) == 100
     assert await segments.drop_next() is None, "searches that began before may still read it"
-    assert [await segments.drop_next(grace=0) for _ in range(5)] == [1, 2, 4, 5, None]
+    assert [await segments.drop_next(grace=0) for _ in range(5)] == [*small, None]
     assert {row[0] for row in await run_sql(database, "SELECT text_id FROM embeddings")} == set(ids)
     assert await count_rows(database, "embeddings") == len(ids)
     await new_indexed_segment(database, 20)
-    assert await segments.merge_next() == 9, "with this one there is a quarter as much as in the largest"
-    assert await run_sql(database, "SELECT id, rows FROM segments WHERE state = 'indexed'") == [(9, 504)]
+    merged = await segments.merge_next()
+    assert merged is not None, "with this one there is a quarter as much as in the largest"
+    assert await run_sql(database, "SELECT id, rows FROM segments WHERE state = 'indexed'") == [(merged, 504)]
 
 
 async def test_a_large_graph_has_more_neighbours(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(db.embeddings.segments, "LARGE_ROWS", 30)
     for rows in (16, 15):
         await new_indexed_segment(database, rows)
-    assert await Segments(database, SPACE).merge_next(fan_in=2) == 4
+    assert await Segments(database, SPACE).merge_next(fan_in=2) is not None
     result = await run_sql(
-        database, "SELECT tablename, indexdef FROM pg_indexes WHERE indexdef LIKE '%%hnsw%%' ORDER BY 1"
+        database,
+        "SELECT rows, indexdef FROM pg_indexes JOIN segments ON tablename = 'embeddings_' || id "
+        "WHERE indexdef LIKE '%%hnsw%%'",
     )
-    neighbours = {table: definition.partition("m='")[2].partition("'")[0] for table, definition in result}
-    assert neighbours == {"embeddings_1": "16", "embeddings_2": "16", "embeddings_4": "24"}
+    neighbours = {rows: definition.partition("m='")[2].partition("'")[0] for rows, definition in result}
+    assert neighbours == {16: "16", 15: "16", 31: "24"}
 
 
 async def test_erasures_and_late_writes_during_a_merge_are_kept(
@@ -119,13 +233,16 @@ async def test_erasures_and_late_writes_during_a_merge_are_kept(
     ids = [text_id for _ in range(4) for text_id in await new_indexed_segment(database, 20)]
     late = new_text()
     vector = [float(value) for value in np.frombuffer(late.embedding, "<f2")]
+    [(into,)] = await run_sql(database, "SELECT max(id) FROM segments WHERE state = 'indexed'")
     built = db.embeddings.segments._index
 
     async def meanwhile(connection: AsyncConnection, segment: int, rows: int) -> None:
         await built(connection, segment, rows)
         async with await psycopg.AsyncConnection.connect(url) as other:
             await other.execute("DELETE FROM embeddings WHERE text_id = %s", (ids[0],))
-            await other.execute("INSERT INTO embeddings SELECT %s, 2, %s::real[]::halfvec", (late.id, vector))
+            await other.execute(
+                "INSERT INTO embeddings SELECT %s, %s, %s::real[]::halfvec", (late.id, into, vector)
+            )
 
     monkeypatch.setattr(db.embeddings.segments, "_index", meanwhile)
     merged = await segments.merge_next()
@@ -153,7 +270,7 @@ async def test_what_is_erased_while_a_merge_comes_to_its_end_is_in_no_segment(
     erasing = asyncio.create_task(erasures.erase_text(ids[0], actor=None))
     await wait_for_lock(database)
     going.set()
-    assert await merging == 6
+    assert await merging is not None
     assert (await erasing).erased.embeddings > 0
     results = {row[0] for row in await run_sql(database, "SELECT text_id FROM embeddings")}
     assert results == set(ids[1:])
@@ -171,8 +288,8 @@ async def test_a_segment_is_indexed_once_who_saw_it_open_has_ended(url: str, dat
         with pytest.raises(Unavailable):
             await segments.index_next(timeout=0.05)
     assert await late == [Stored()]
-    assert await segments.index_next() == 1
-    assert await run_sql(database, _STATES) == [(1, "indexed", 2), (2, "open", None)]
+    assert await segments.index_next() == 3
+    assert await run_sql(database, _STATES) == [(1, "retired", 1), (2, "open", None), (3, "indexed", 2)]
 
 
 async def test_nobody_waits_for_long_behind_a_segment_that_is_read(url: str, database: Database) -> None:
@@ -180,11 +297,12 @@ async def test_nobody_waits_for_long_behind_a_segment_that_is_read(url: str, dat
     for _ in range(4):
         await new_indexed_segment(database, 3)
     await segments.merge_next()
+    [(oldest,)] = await run_sql(database, "SELECT min(id) FROM segments WHERE state = 'retired'")
     async with await psycopg.AsyncConnection.connect(url) as reader:
-        await reader.execute("SELECT FROM embeddings_1")
+        await reader.execute(f"SELECT FROM embeddings_{oldest}")
         with pytest.raises(Unavailable):
             await segments.drop_next(grace=0, timeout=0.05)
-    assert await segments.drop_next(grace=0) == 1
+    assert await segments.drop_next(grace=0) == oldest
 
 
 async def test_a_killed_merge_leaves_its_number_to_the_next_one(
@@ -201,10 +319,10 @@ async def test_a_killed_merge_leaves_its_number_to_the_next_one(
         broken.setattr(db.embeddings.segments, "_catch_up", dies)
         with pytest.raises(Unavailable):
             await segments.merge_next()
-    assert (await run_sql(database, _STATES))[-1] == (6, "merging", None)
+    [(number,)] = await run_sql(database, "SELECT id FROM segments WHERE state = 'merging'")
     assert await count_rows(database, "embeddings") == 12
     merged = await asyncio.gather(*(segments.merge_next() for _ in range(3)))
-    assert sorted(merged, key=str) == [6, None, None]
+    assert sorted(merged, key=str) == [number, None, None]
 
 
 async def test_writing_rolling_indexing_and_kills_leave_each_text_in_one_segment(
@@ -286,15 +404,15 @@ async def test_a_late_writer_into_an_indexed_segment_is_found_by_its_index(datab
         [new_submission(key, [new_text(vector=vector) for vector in vectors[:2999]])]
     )
     await segments.roll(2999)
-    await segments.index_next()
+    assert await segments.index_next() == 3
     late = new_text(vector=vectors[2999])
     await run_sql(database, "UPDATE segments SET state = 'closed' WHERE state = 'open'")
-    await run_sql(database, "UPDATE segments SET state = 'open' WHERE id = 1")
+    await run_sql(database, "UPDATE segments SET state = 'open' WHERE id = 3")
     await new_writer(database).commit([new_submission(key, [late])])
-    await run_sql(database, "UPDATE segments SET state = 'indexed' WHERE id = 1")
+    await run_sql(database, "UPDATE segments SET state = 'indexed' WHERE id = 3")
     rows = await run_sql(
         database,
-        "SELECT text_id FROM embeddings_1 ORDER BY embedding <#> %s::real[]::halfvec LIMIT 1",
+        "SELECT text_id FROM embeddings_3 ORDER BY embedding <#> %s::real[]::halfvec LIMIT 1",
         [float(value) for value in vectors[2999]],
     )
     assert rows == [(late.id,)]
