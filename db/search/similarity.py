@@ -4,6 +4,7 @@ Owns the plan (index or exact scan) and its guarantees. Never embeds.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -45,11 +46,14 @@ _WALK: Final = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Neighbour:
-    """A text, its cosine similarity to the query, its latest prediction per version, its feedback."""
+    """A text, its latest prediction per version, its feedback.
+
+    `similarity`: its cosine to the query; None if it was found by words alone.
+    """
 
     text_id: UUID
     text: str
-    similarity: float
+    similarity: float | None
     predictions: tuple[Prediction, ...]
     feedback: tuple[Judgement, ...]
 
@@ -106,7 +110,9 @@ class SimilarityRepository:
                 raise
         return await self._search(query, holder, exact=exact)
 
-    async def describe(self, matches: Matches, *, holder: UUID | None = None) -> tuple[Neighbour, ...]:
+    async def describe(
+        self, matches: Sequence[tuple[UUID, float | None]], *, holder: UUID | None = None
+    ) -> tuple[Neighbour, ...]:
         """Return the texts with their similarities and histories, without those that were erased meanwhile."""
         if not matches:
             return ()
@@ -171,7 +177,10 @@ class SimilarityRepository:
         return [_Segment(id=row[0], indexed=row[1], rows=row[2] / _ROW_BYTES) for row in rows]
 
     async def _described(
-        self, connection: PsycopgConnection, matches: Matches, holder: UUID | None
+        self,
+        connection: PsycopgConnection,
+        matches: Sequence[tuple[UUID, float | None]],
+        holder: UUID | None,
     ) -> tuple[Neighbour, ...]:
         known = await load_histories(
             connection, self._database.cipher, [text_id for text_id, _ in matches], holder=holder

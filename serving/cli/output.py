@@ -189,7 +189,10 @@ def show_near(answer: Mapping[str, Any], *, as_json: bool) -> None:
         }
         for result in answer["results"]
     ]
-    show_table(rows, ("similarity", "predictions", "text"), answer=answer, as_json=as_json)
+    # Words alone compare nothing.
+    compared = not rows or any(row["similarity"] is not None for row in rows)
+    columns = ("similarity", "predictions", "text") if compared else ("predictions", "text")
+    show_table(rows, columns, answer=answer, as_json=as_json)
 
 
 def show_json(value: object) -> None:

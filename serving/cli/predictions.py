@@ -69,7 +69,7 @@ def similar(
         typer.Option(help="But not similar to the text of this prediction; may be repeated."),
     ] = None,
     keywords: Annotated[
-        str | None, typer.Option(help='Words to search for, too; `or`, `-word` and "a phrase" work.')
+        str | None, typer.Option(help='Words to search for, too or alone; `or`, `-word` and "a phrase" work.')
     ] = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, max=100, help="Maximum number.")] = 5,
     sentiment: Annotated[Sentiment | None, typer.Option(help="Only texts with this prediction.")] = None,
@@ -88,10 +88,10 @@ def similar(
         bool, typer.Option("--exact", help="Scan all vectors instead of using the index.")
     ] = False,
 ) -> None:
-    """Find stored texts by meaning."""
-    if (text is not None and prediction is not None) or not (text or prediction or like):
+    """Find stored texts by meaning, by keywords, or by both."""
+    if (text is not None and prediction is not None) or not (text or prediction or like or keywords):
         raise typer.BadParameter(
-            "give a text, --prediction ID, or --like ID as often as you want: --keywords only add to it"
+            "give a text, --prediction ID, --like ID as often as you want, or --keywords WORDS"
         )
     wanted: dict[str, Any] = {
         "sentiment": sentiment,

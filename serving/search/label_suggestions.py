@@ -108,7 +108,7 @@ class LabelSuggestionService:
             vote=vote(
                 prediction.label,
                 [voter.label for voter in voters],
-                [voter.neighbour.similarity for voter in voters],
+                [voter.neighbour.similarity or 0.0 for voter in voters],
             ),
             neighbours=voters,
             complete=judged.complete,

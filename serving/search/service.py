@@ -50,9 +50,10 @@ class SearchExample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchQuery:
-    """A search for texts like `query` or `like`, of which at least one is given, and not like `unlike`.
+    """A search for texts like `query` or `like`, and not like `unlike`; or for texts that contain words.
 
-    `keywords`: words that the texts should contain too, in the syntax of a web search.
+    `keywords`: the words, in the syntax of a web search. With `query` or `like` the two rankings are fused; without
+    them the words alone rank the texts, and there is no `unlike` and no `min_similarity`.
     """
 
     query: SearchExample = field(default_factory=SearchExample)
@@ -91,13 +92,15 @@ class SearchService:
     embed: Embed
 
     async def find_similar(self, query: SearchQuery, caller: Caller) -> SearchResult:
-        """Return the stored texts nearest in meaning, without the stored examples.
+        """Return the stored texts nearest in meaning, by words, or by both, without the stored examples.
 
         Raises:
             NotFound: an example doesn't exist or isn't the caller's.
             Invalid: a vector has no direction, or the examples cancel each other out.
             Conflict: keywords are given, but the texts are encrypted.
         """
+        if query.keywords is not None and not query.query.is_given and not query.like:
+            return await self._find_by_words(query, query.keywords, caller)
         vector, example_ids = await self._query_vector(query, caller)
         if query.keywords is not None:
             return await self._find_fused(query, vector, example_ids, caller)
@@ -180,6 +183,22 @@ class SearchService:
                 vectors.append(_stored_vector(example, texts_of, stored))
         return vectors, frozenset(text_ids)
 
+    async def _find_by_words(self, query: SearchQuery, words: str, caller: Caller) -> SearchResult:
+        with translate_database_errors():
+            hits = await self.keywords.search(
+                words, limit=query.k, filters=query.filters, holder=caller.scope
+            )
+            results = await self.similarity.describe(
+                [(text_id, None) for text_id in hits.text_ids], holder=caller.scope
+            )
+        # A text that was erased in between may have taken the place of another.
+        complete = hits.complete and len(results) == len(hits.text_ids)
+        ranked = fuse({MEANING: [], KEYWORDS: [each.text_id for each in results]})
+        return SearchResult(
+            neighbours=Neighbours(results=results, exact=True, complete=complete),
+            ranks={each.text_id: each for each in ranked},
+        )
+
     async def _find_fused(
         self, query: SearchQuery, vector: Vector, example_ids: frozenset[UUID], caller: Caller
     ) -> SearchResult:
@@ -189,7 +208,7 @@ class SearchService:
                 query.keywords or "", limit=depth, filters=query.filters, holder=caller.scope
             )
             near = await self._find_near(query, vector, depth, caller)
-            cosines = {each.text_id: each.similarity for each in near.results}
+            cosines = {each.text_id: each.similarity for each in near.results if each.similarity is not None}
             others = [text_id for text_id in hits.text_ids if text_id not in cosines]
             for text_id, other in (await self.vectors.of_texts(others)).items():
                 cosines[text_id] = min(1.0, max(-1.0, float(other @ vector)))

@@ -41,7 +41,7 @@ class FakeSimilarityRepository:
         return Neighbours(results=await self.describe(found, holder=holder), exact=True, complete=True)
 
     async def describe(
-        self, found: Sequence[tuple[UUID, float]], *, holder: UUID | None = None
+        self, found: Sequence[tuple[UUID, float | None]], *, holder: UUID | None = None
     ) -> tuple[Neighbour, ...]:
         """Return the texts with their predictions and feedback, without those that no prediction names."""
         self._store.reach()
@@ -109,7 +109,7 @@ class FakeKeywordRepository:
         return KeywordHits(text_ids=tuple(text_id for _, text_id in sorted(found)[:limit]), complete=True)
 
 
-def _neighbour(text_id: UUID, similarity: float, predictions: Sequence[Prediction]) -> Neighbour:
+def _neighbour(text_id: UUID, similarity: float | None, predictions: Sequence[Prediction]) -> Neighbour:
     latest: dict[tuple[str, str], Prediction] = {}
     for prediction in predictions:
         latest.setdefault((prediction.model, prediction.version), prediction)

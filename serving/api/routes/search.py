@@ -35,7 +35,7 @@ router = APIRouter(route_class=GuardedRoute, tags=["similar"])
     reads=0,
 )
 async def find_similar(request: Request, body: Parsed[SimilarRequest]) -> SimilarResponse:
-    """Find stored texts by meaning."""
+    """Find stored texts by meaning, by keywords, or by both."""
     services, caller = get_services(request), get_caller(request)
     services.rate_limiter.take(caller, _work(body))
     search = SearchQuery(

@@ -86,18 +86,23 @@ class SimilarFilters(Windowed):
 
 
 def _require_query() -> JsonDict:
-    """Require a query, or `like`, or both; never two queries."""
+    """Require a query, or `like`, or both, or else keywords with nothing to compare by; never two queries."""
     queries = ("text", "prediction_id", "embedding")
     liked: JsonDict = {"required": ["like"], "properties": {"like": {"minItems": 1}}}
     none: JsonDict = {"properties": {name: {"type": "null"} for name in queries}}
-    return _require(*_one_of(*queries), {"allOf": [liked, none]})
+    examples: JsonDict = {"like": {"maxItems": 0}, "unlike": {"maxItems": 0}}
+    words: JsonDict = {
+        "required": ["keywords"],
+        "properties": {"keywords": {"type": "string"}, "min_similarity": {"type": "null"}, **examples},
+    }
+    return _require(*_one_of(*queries), {"allOf": [liked, none]}, {"allOf": [words, none]})
 
 
 class SimilarRequest(RequestBody):
-    """The query: a text, a prediction or a vector, at most one of the three.
+    """The query: a text, a prediction or a vector, at most one of the three, or else `like` or `keywords`.
 
     `like` and `unlike` move it towards some examples and away from others; without one of the three, `like` is the
-    query. `keywords` are searched in addition.
+    query. `keywords` are searched in addition, or alone; alone, nothing is compared by meaning.
     """
 
     model_config = ConfigDict(
@@ -113,6 +118,7 @@ class SimilarRequest(RequestBody):
                 "like": [{"text": "The battery lasts for days."}],
                 "unlike": [{"text": "The delivery took days."}],
             },
+            by_keywords={"keywords": 'refund or "money back"'},
             with_counts={"text": "it runs out of power", "k": 100, "counts": True},
         )
     )
@@ -123,7 +129,8 @@ class SimilarRequest(RequestBody):
     like: list[ExampleBody] = Field(default=[], max_length=MAX_EXAMPLES)
     unlike: list[ExampleBody] = Field(default=[], max_length=MAX_EXAMPLES)
     keywords: Name | None = Field(
-        None, description='also search for these words: all of them, with `or`, `-word` and "a phrase"'
+        None,
+        description='search for these words, too or alone: all of them, with `or`, `-word` and "a phrase"',
     )
     k: NeighbourCount = 10
     filters: SimilarFilters = SimilarFilters()
@@ -134,9 +141,15 @@ class SimilarRequest(RequestBody):
     @model_validator(mode="after")
     def _one_query(self) -> Self:
         queries = _count_present(self, "text", "prediction_id", "embedding")
-        if queries > 1 or (queries == 0 and not self.like):
+        if queries > 1 or (queries == 0 and not self.like and self.keywords is None):
             raise ValueError(
-                "give exactly one of text, prediction_id and embedding, or else like: keywords only add to it"
+                "give exactly one of text, prediction_id and embedding, or else like, or else keywords"
+            )
+        by_meaning = queries == 1 or self.like
+        if not by_meaning and (self.unlike or self.min_similarity is not None):
+            raise ValueError(
+                "keywords alone compare no meaning: leave unlike and min_similarity out, or give text, "
+                "prediction_id, embedding or like too"
             )
         return self
 
@@ -167,19 +180,25 @@ class RanksResponse(ResponseBody):
     keywords: int | None = Field(validation_alias=AliasPath("ranks", KEYWORDS))
 
 
-class NearTextResponse(ResponseBody):
-    """A text, its cosine to the query, its latest prediction of each version, and their feedback."""
+class StoredTextResponse(ResponseBody):
+    """A text, its latest prediction of each version, and their feedback."""
 
     text_id: UUID
     text: str
-    similarity: Rounded
     predictions: list[PredictionResponse]
     feedback: list[FeedbackResponse]
 
 
-class SimilarTextResponse(NearTextResponse):
-    """A result of a search; `ranks` if `keywords` were searched."""
+class NearTextResponse(StoredTextResponse):
+    """A text with its cosine to another one."""
 
+    similarity: Rounded
+
+
+class SimilarTextResponse(StoredTextResponse):
+    """A result of a search with its cosine to the query; `ranks` if `keywords` were searched."""
+
+    similarity: Rounded | None = Field(description="null for keywords alone")
     ranks: RanksResponse | None = Field(None, exclude_if=is_none, description="with keywords")
 
 

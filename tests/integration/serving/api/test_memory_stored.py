@@ -52,6 +52,7 @@ async def test_every_form_of_search_over_real_vectors_and_words(platform: Platfo
             "/v1/similar", json={"like": [{"text": "the"}], "unlike": unlike, "k": 2, "exact": True}
         )
         fused = await client.post("/v1/similar", json={"text": BATTERY[0], "keywords": "dim -looks", "k": 6})
+        words = await client.post("/v1/similar", json={"keywords": "dim -looks"})
         near = await client.post(
             "/v1/duplicates", json={"text_id": predictions[0]["text_id"], "min_similarity": 0.5}
         )
@@ -61,6 +62,8 @@ async def test_every_form_of_search_over_real_vectors_and_words(platform: Platfo
     ranks = {result["text"]: result["ranks"] for result in fused.json()["results"]}
     assert ranks[BATTERY[0]]["meaning"] == 1
     assert sorted(ranks[text]["keywords"] or 0 for text in SCREEN) == [0, 1, 2]
+    by_words = [(result["text"], result["similarity"]) for result in words.json()["results"]]
+    assert sorted(by_words) == [(text, None) for text in sorted(SCREEN[1:])]
     assert set(texts(near)) == {BATTERY[1], BATTERY[2]}
 
 

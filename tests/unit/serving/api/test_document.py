@@ -177,7 +177,7 @@ def test_examples_of_requests_fit_their_schemas() -> None:
             ), name
     assert checked > 20
     assert set(OPERATIONS["POST /v1/similar"]["requestBody"]["content"]["application/json"]["examples"]) >= {
-        "with_filters", "with_keywords", "by_examples",
+        "with_filters", "with_keywords", "by_examples", "by_keywords",
     }  # fmt: skip
 
 

@@ -85,6 +85,28 @@ async def test_words_and_meaning_are_fused_and_each_rank_is_shown(platform: Plat
     assert texts(bounded) == [BATTERY[0]], "the bound holds for texts that words found"
 
 
+async def test_words_alone_rank_the_texts_that_contain_them(platform: Platform) -> None:
+    async with platform.client() as client:
+        await predict(client, *BATTERY, *SCREEN)
+        body = {"keywords": "dim", "k": 2, "counts": True}
+        answer = (await client.post("/v1/similar", json=body)).json()
+        unlike = await client.post("/v1/similar", json=body | {"unlike": [{"text": "x"}]})
+        bounded = await client.post("/v1/similar", json=body | {"min_similarity": 0.5})
+        nothing = await client.post("/v1/similar", json={"k": 2})
+        none = (await client.post("/v1/similar", json={"keywords": "refund"})).json()
+    assert [result["text"] in SCREEN for result in answer["results"]] == [True, True]
+    assert [result["similarity"] for result in answer["results"]] == [None, None]
+    assert [result["ranks"] for result in answer["results"]] == [
+        {"score": round(1 / (60 + rank), 6), "meaning": None, "keywords": rank} for rank in (1, 2)
+    ]
+    assert (answer["exact"], answer["complete"]) == (True, True)
+    assert sum(answer["counts"]["sentiments"].values()) == 2
+    assert [unlike.status_code, bounded.status_code, nothing.status_code] == [422] * 3
+    assert "keywords alone compare no meaning" in unlike.text
+    assert "or else keywords" in nothing.text
+    assert (none["results"], none["complete"]) == ([], True)
+
+
 async def test_near_duplicates_are_without_the_text_itself(platform: Platform) -> None:
     async with platform.client() as client:
         result = await predict(client, *BATTERY, *SCREEN)
@@ -212,9 +234,10 @@ async def test_other_holders_texts_are_never_examples_votes_or_fixes(platform: P
         refused.append(await client.post("/v1/similar", json={"like": [{"text_id": result[0]["text_id"]}]}))
         refused.append(await client.post("/v1/duplicates", json={"prediction_id": result[0]["id"]}))
         words = await client.post("/v1/similar", json={"text": "battery", "keywords": "lasts"})
+        alone = await client.post("/v1/similar", json={"keywords": "lasts"})
     assert opinion["neighbours"] == []
     assert [answer.status_code for answer in refused] == [404] * 4
-    assert texts(words) == ["the long battery lasts"]
+    assert texts(words) == texts(alone) == ["the long battery lasts"]
 
 
 async def test_only_engineers_look_at_the_whole(platform: Platform) -> None:

@@ -313,8 +313,7 @@ def test_the_release_is_printed_with_its_revision(run: Any) -> None:
 def test_search_for_nothing_is_wrong_usage(platform: Platform, run: Any) -> None:
     assert run("similar")[0] == 2
     assert run("similar", "text", "--prediction", "p1")[0] == 2
-    code, _, err = run("similar", "--keywords", "refund")
-    assert (code, "--keywords only add to it" in " ".join(err.replace("│", " ").split())) == (2, True)
+    assert "or --keywords WORDS" in " ".join(run("similar")[2].replace("│", " ").split())
     assert platform.asked == []
 
 
@@ -328,6 +327,16 @@ def test_examples_and_words_travel_with_a_search(platform: Platform, run: Any) -
         "k": 5,
     }
     assert run("similar", "--unlike", "p3")[0] == 2
+
+
+def test_a_search_by_words_alone_prints_no_similarity(
+    platform: Platform, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"results": [{**NEIGHBOUR, "similarity": None}], "exact": True, "complete": True}
+    monkeypatch.setitem(ANSWERS, ("POST", "/v1/similar"), (200, found))
+    code, out, _ = run("similar", "--keywords", "good")
+    assert (code, "good" in out, "similarity" in out) == (0, True, False)
+    assert platform.asked[0][2] == {"keywords": "good", "k": 5}
 
 
 def test_near_duplicates_of_a_text_or_a_prediction(platform: Platform, run: Any) -> None:
