@@ -29,7 +29,8 @@ _MAX_TOKENS = 512
 # An engine may pad a text to a multiple of this.
 _PADDING_MULTIPLE = 16
 _VERIFIED_STEP, _TOLERANCE = 6, 1e-3
-_SAFETENSORS = ("*.json", "*.txt", "*.model", "*.safetensors")
+_SAFETENSORS = ("*.json", "*.txt", "*.model", "*.safetensors", "README.md")
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 _CHECKPOINT = ("pytorch_model*.bin",)
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -53,6 +54,7 @@ class ClassifierSource:
     model: Any = field(repr=False)
     fast_tokenizer: Any = field(repr=False)
     tokenizer_json: str = field(repr=False)
+    languages: tuple[str, ...] | None = None
     space: None = None
     base: None = None
     token_layers: tuple[int, ...] = ()
@@ -85,6 +87,7 @@ class ClassifierSource:
                 model=model,
                 fast_tokenizer=fast_tokenizer,
                 tokenizer_json=tokenizer_json.to_str(),
+                languages=_languages(folder),
             )
 
     @property
@@ -161,6 +164,22 @@ def declared_labels(source: str) -> tuple[str, ...] | None:
     except (OSError, ValueError, AttributeError, TypeError) as exc:
         raise ImportRefused(f"{folder / 'config.json'} can't be read: {exc}") from exc
     return tuple(named.get(number, f"LABEL_{number}") for number in range(count))
+
+
+def _languages(folder: Path) -> tuple[str, ...] | None:
+    """Return the languages that a model's card names; None without a card, or if it names no certain ones."""
+    from huggingface_hub import metadata_load
+    from yaml import YAMLError
+
+    card = folder / "README.md"
+    try:
+        named = (metadata_load(card) or {}).get("language") if card.is_file() else None
+    except (OSError, ValueError, YAMLError):
+        return None
+    # In YAML `no`, for Norwegian, is false.
+    tags = ["no" if tag is False else str(tag) for tag in (named if isinstance(named, list) else [named])]
+    # Other words, such as `multilingual`, name no certain language.
+    return tuple(tags) if all(_LANGUAGE.fullmatch(tag) for tag in tags) else None
 
 
 def _locate(source: str, *, online: bool) -> tuple[Path, str, str | None]:

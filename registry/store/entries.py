@@ -5,16 +5,17 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from registry.bundles.bundle import Manifest
+from registry.bundles.bundle import BundleKind, Manifest
 from registry.store.records import EncoderRecord, VersionRecord
 
-ROLE, DIGEST, KIND, ENCODER, METRICS, SPACE, NAME, DIMENSIONS, DATA, CODE = (
+ROLE, DIGEST, KIND, ENCODER, METRICS, SPACE, NAME, DIMENSIONS, DATA, CODE, LANGUAGES = (
     f"valence.{key}"
     for key in (
         *("role", "digest", "kind", "encoder", "metrics", "space", "name", "dimensions"),
-        *("data", "code"),
+        *("data", "code", "languages"),
     )
 )
+_ENGLISH = (BundleKind.LEXICON, BundleKind.HEAD, BundleKind.JOINT)
 
 
 def run_params(manifest: Manifest) -> dict[str, str]:
@@ -38,10 +39,19 @@ def version_record(entry: Any, aliases: Mapping[str, list[str]]) -> VersionRecor
         aliases=tuple(sorted(aliases.get(version, ()))),
         metrics=json.loads(tags.get(METRICS, "{}")),
         tags={name: value for name, value in tags.items() if name != METRICS},
+        languages=_languages(tags),
         name=tags.get(NAME, ""),
         description=entry.description or "",
         created_at=datetime.fromtimestamp(entry.creation_timestamp / 1000, tz=UTC),
     )
+
+
+def _languages(tags: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the languages of a version; what `valence train` makes learns from English texts alone."""
+    said = tags.get(LANGUAGES)
+    if said is None:
+        return ("en",) if tags.get(KIND) in _ENGLISH else ()
+    return tuple(said.split())
 
 
 def encoder_record(entry: Any) -> EncoderRecord:

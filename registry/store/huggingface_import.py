@@ -103,11 +103,13 @@ def import_model(
     model: str = MODEL,
     name: str | None = None,
     description: str | None = None,
+    languages: Sequence[str] | None = None,
     online: bool = False,
     progress: Progress = lambda _: None,
 ) -> ImportResult:
     """Register a text-classification model, from a folder or the hub, as a version and its encoder.
 
+    `languages` default to those that the model's card names.
     A second import of the same model returns what is registered. Raises ImportRefused, ExportFailed,
     RegistryUnavailable.
     """
@@ -128,7 +130,13 @@ def import_model(
             progress("registering")
             encoder = registry.register_encoder(built)
         bundle = classifier_bundle(loaded, labels, Path(scratch) / "version", name=name or loaded.name)
-        version = registry.register(bundle, model=model, name=name, description=description)
+        version = registry.register(
+            bundle,
+            model=model,
+            name=name,
+            description=description,
+            languages=loaded.languages if languages is None else languages,
+        )
         return ImportResult(version=version, encoder=encoder)
 
 

@@ -6,7 +6,7 @@ Encoders are versions of a registered model of their own, `ENCODERS`; the alias 
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +18,20 @@ from registry.errors import (
     BundleCorrupt,
     BundleInvalid,
     CorpusUnavailable,
-    NameInvalid,
     NotRegistered,
     RegistryUnavailable,
 )
 from registry.store import entries
 from registry.store.mlflow_client import EXPERIMENT, MlflowConnection, local_path, translate_errors
+from registry.store.names import CHAMPION, ENCODERS, MODEL, name_filter, require_languages, require_model_name
 from registry.store.records import EncoderRecord, VersionRecord
 from registry.store.revision import code_revision
-
-MODEL = "sentiment"
-CHAMPION = "champion"
-ENCODERS = "encoders"
 
 __all__ = ["CHAMPION", "ENCODERS", "MODEL", "EncoderRecord", "ModelRegistry", "VersionRecord"]
 
 _MODEL_ROLE, _ENCODER_ROLE = "model", "encoder"
 _HELD_OUT = "valence.held-out"
 _PAGE = 200
-_LONGEST_NAME = 256
 
 
 class ModelRegistry:
@@ -64,28 +59,37 @@ class ModelRegistry:
         alias: str | None = None,
         name: str | None = None,
         description: str | None = None,
+        languages: Sequence[str] | None = None,
     ) -> VersionRecord:
         """Return the version that has this bundle, or create one with a run and its artifacts.
 
         The run records the digest of the training data, from the manifest, and the revision of the registering code.
-        `metrics` and `name` default to those of the manifest. `alias`, `name` and `description` are set on an existing
-        version, too.
-        Raises BundleInvalid for an encoder, NameInvalid for a name that no model can have.
+        `metrics` and `name` default to those of the manifest. `alias`, `name`, `description` and `languages` are
+        set on an existing version, too.
+        Raises BundleInvalid for an encoder, NameInvalid for a name that no model can have, or what is no language.
         """
         manifest = bundle.manifest
         if manifest.kind is BundleKind.ENCODER:
             raise BundleInvalid(f"{manifest.name} is an encoder, not a version of a model")
         require_model_name(model)
+        require_languages(languages or ())
+        own_tags = {} if languages is None else {entries.LANGUAGES: " ".join(languages)}
         logged = dict(manifest.metrics if metrics is None else metrics)
         with translate_errors():
             self._ensure_model(model, _MODEL_ROLE)
             version = self._version_with(model, entries.DIGEST, bundle.digest)
             if version is None:
                 version = self._create(
-                    model, bundle, logged, params or {}, tags or {}, name=name, description=description
+                    model,
+                    bundle,
+                    logged,
+                    params or {},
+                    {**(tags or {}), **own_tags},
+                    name=name,
+                    description=description,
                 )
             else:
-                self._describe(model, version, name, description)
+                self._describe(model, version, name, description, own_tags)
             if alias is not None:
                 self._client.set_registered_model_alias(model, alias, version)
         return self.version(model, version)
@@ -269,7 +273,7 @@ class ModelRegistry:
 
     def _entries(self, model: str) -> Iterator[Any]:
         """Yield all versions of a registered model, oldest first."""
-        entries = _pages(self._client.search_model_versions, filter_string=_name_filter(model))
+        entries = _pages(self._client.search_model_versions, filter_string=name_filter(model))
         yield from sorted(
             (entry for entry in entries if entry.name == model), key=lambda entry: int(entry.version)
         )
@@ -287,7 +291,7 @@ class ModelRegistry:
         """
         tags: Mapping[str, str] = {}
         if model is not None:
-            models = _pages(self._client.search_registered_models, filter_string=_name_filter(model))
+            models = _pages(self._client.search_registered_models, filter_string=name_filter(model))
             tags = next((each.tags for each in models if each.name == model), {})
         if _HELD_OUT not in tags and (model is None or not own):
             experiment = self._client.get_experiment_by_name(EXPERIMENT)
@@ -356,10 +360,14 @@ class ModelRegistry:
         )
         return str(created.version)
 
-    def _describe(self, model: str, version: str, name: str | None, description: str | None) -> None:
-        """Set the name and the description of a version, and of its run; None: it stays."""
-        if name is None and description is None:
+    def _describe(
+        self, model: str, version: str, name: str | None, description: str | None, tags: Mapping[str, str]
+    ) -> None:
+        """Set tags, the name and the description of a version, and of its run; None: it stays."""
+        if name is None and description is None and not tags:
             return
+        for tag, value in tags.items():
+            self._client.set_model_version_tag(model, version, tag, value)
         entry = self._client.get_model_version(model, version)
         if name is not None:
             self._client.set_model_version_tag(model, version, entries.NAME, name)
@@ -369,22 +377,6 @@ class ModelRegistry:
         # The revision of the model changes with this, and with nothing above.
         present = self._client.get_registered_model(model).description
         self._client.update_registered_model(model, description=present)
-
-
-def require_model_name(name: str) -> None:
-    """Raise NameInvalid unless a new model may have this name."""
-    if name == ENCODERS:
-        raise NameInvalid(f"{ENCODERS} is where the encoders are registered: give the model another name")
-    if not name.strip() or name != name.strip() or len(name) > _LONGEST_NAME or not name.isprintable():
-        raise NameInvalid(
-            f"a model's name has 1 to {_LONGEST_NAME} printable characters and no blank at its ends, not {name!r}"
-        )
-
-
-def _name_filter(model: str) -> str | None:
-    """Return MLflow's filter for a name; None, for no filter, if MLflow's language can't quote the name."""
-    quote = next((quote for quote in "'\"" if quote not in model), None)
-    return None if quote is None else f"name = {quote}{model}{quote}"
 
 
 def _pages(search: Callable[..., Any], **arguments: Any) -> Iterator[Any]:

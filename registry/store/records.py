@@ -11,8 +11,8 @@ class VersionRecord:
 
     `version` is MLflow's number, as a string. `digest` is the bundle's. `encoder` is the identity of the encoder
     whose states the head reads, None if the version reads the text itself. `uri` is the bundle's location. A version
-    that Valence didn't register has the kind `unknown` and can't be fetched. `name` and `description` are for people,
-    and may be empty.
+    that Valence didn't register has the kind `unknown` and can't be fetched. `languages`: the BCP 47 tags of those that
+    it was made for, empty if nobody said. `name` and `description` are for people, and may be empty.
     """
 
     model: str
@@ -24,6 +24,7 @@ class VersionRecord:
     aliases: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    languages: tuple[str, ...] = ()
     name: str = ""
     description: str = ""
     created_at: datetime

@@ -1,5 +1,6 @@
 """Registration of bundles as versions, with the encoders that they need."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ def register_with_encoder(
     alias: str | None = None,
     name: str | None = None,
     description: str | None = None,
+    languages: Sequence[str] | None = None,
     progress: Progress = lambda _: None,
 ) -> VersionRecord:
     """Register a bundle as a version, and first the updated encoder if it is a joint version.
@@ -30,7 +32,9 @@ def register_with_encoder(
     """
     if bundle.manifest.kind is BundleKind.JOINT:
         ensure_encoder(registry, joint_source(bundle), work=work, progress=progress)
-    return registry.register(bundle, model=model, alias=alias, name=name, description=description)
+    return registry.register(
+        bundle, model=model, alias=alias, name=name, description=description, languages=languages
+    )
 
 
 def ensure_encoder(

@@ -36,6 +36,10 @@ Model: TypeAlias = Annotated[str, typer.Option(help="The model.")]
 Description: TypeAlias = Annotated[
     str | None, typer.Option(help="What the version is, in a sentence or two.")
 ]
+Languages: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--language", help="A language that the version knows, such as en; may be repeated."),
+]
 Reason: TypeAlias = Annotated[str | None, typer.Option(help="Reason, stored in the history.")]
 
 _POLL_SECONDS = 1.0
@@ -231,7 +235,7 @@ def _show_version(answer: Mapping[str, Any], *, as_json: bool) -> None:
         return
     report = next((each["report"] for each in answer["evaluations"] if each["report"]), None)
     record: dict[str, Any] = {
-        name: answer[name] for name in ("model", "version", "name", "description", "kind")
+        name: answer[name] for name in ("model", "version", "name", "description", "languages", "kind")
     }
     record |= {
         "state": _state(answer),
@@ -277,6 +281,7 @@ def register(
     alias: Annotated[str | None, typer.Option(help="An alias to give to the version.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the version; default: the bundle's.")] = None,
     description: Description = None,
+    languages: Languages = None,
     as_json: AsJson = False,
 ) -> None:
     """Register a bundle as a version, with its run, metrics and artifacts.
@@ -299,6 +304,7 @@ def register(
         alias=alias,
         name=name,
         description=description,
+        languages=languages,
         progress=lambda step: print(step, file=sys.stderr),
     )
     _show_registered(record, as_json=as_json)
@@ -322,6 +328,7 @@ def import_(
         str | None, typer.Option(help="Name of the version, or of the space; default: the source.")
     ] = None,
     description: Description = None,
+    languages: Languages = None,
     online: Annotated[
         bool, typer.Option("--online", help="Download the source if it isn't on this machine.")
     ] = False,
@@ -363,6 +370,7 @@ def import_(
         model=model,
         name=name,
         description=description,
+        languages=languages,
         online=online,
         progress=lambda step: print(step, file=sys.stderr),
     )
@@ -370,5 +378,5 @@ def import_(
 
 
 def _show_registered(record: "VersionRecord", *, as_json: bool) -> None:
-    names = ("model", "version", "name", "description", "kind", "aliases", "encoder", "digest")
+    names = ("model", "version", "name", "description", "languages", "kind", "aliases", "encoder", "digest")
     show_record({name: getattr(record, name) for name in names}, as_json=as_json)

@@ -134,6 +134,11 @@ class Catalog:
             f"model {model!r} has no champion: set the alias, or name a version", retry_after=5
         )
 
+    def languages(self, model: str) -> tuple[str, ...]:
+        """Return the languages that a model's champion knows; none without a champion, or if nobody said."""
+        entry = self.models.get(model, {}).get(self.champions.get(model, ""))
+        return () if entry is None else entry.record.languages
+
     def placement(self, record: VersionRecord | None) -> Placement:
         """Return the encoders that compute a version, or a vector alone if `record` is None.
 

@@ -117,6 +117,7 @@ def new_record(version: str, *, aliases: Sequence[str] = (), kind: str = "head")
         uri=f"file:///nowhere/{version}",
         aliases=tuple(aliases),
         metrics={"accuracy": 0.75},
+        languages=("en",),
         name=f"the {kind}",
         description="Made for tests.",
         created_at=datetime(2026, 1, 1, tzinfo=UTC),

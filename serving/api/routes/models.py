@@ -38,7 +38,7 @@ async def list_models(request: Request) -> Json:
     names = sorted(catalog.models)
     spaces = [catalog.space] if catalog.space is not None and _is_space(catalog, catalog.space) else []
     return {
-        "items": [{"name": name} for name in names],
+        "items": [{"name": name, "languages": catalog.languages(name)} for name in names],
         "data": [_describe(catalog, name) for name in names + spaces],
     }
 

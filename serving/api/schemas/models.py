@@ -23,9 +23,10 @@ from serving.core.catalog import VersionState
 
 
 class ModelName(ResponseBody):
-    """A model."""
+    """A model, and the languages that its champion knows: BCP 47 tags, none if nobody said which they are."""
 
     name: str
+    languages: list[str]
 
 
 class ModelListResponse(ResponseBody):
@@ -37,12 +38,16 @@ class ModelListResponse(ResponseBody):
 
 
 class VersionSummary(ResponseBody):
-    """A registered version and its state; `reason` says why it doesn't answer."""
+    """A registered version and its state; `reason` says why it doesn't answer.
+
+    `languages`: the BCP 47 tags of those that it knows, none if nobody said.
+    """
 
     version: str = Field(validation_alias=AliasPath("record", "version"))
     aliases: list[str] = Field(validation_alias=AliasPath("record", "aliases"))
     name: str = Field(validation_alias=AliasPath("record", "name"))
     description: str = Field(validation_alias=AliasPath("record", "description"))
+    languages: list[str] = Field(validation_alias=AliasPath("record", "languages"))
     kind: str = Field(validation_alias=AliasPath("record", "kind"))
     encoder: str | None = Field(validation_alias=AliasPath("record", "encoder"))
     metrics: dict[str, float] = Field(validation_alias=AliasPath("record", "metrics"))

@@ -282,6 +282,7 @@ def test_version_on_an_encoder_of_other_labels_is_refused_by_name(made: Made, tm
         tokens=batch.tokens[:, :, :2],
         mask=batch.mask,
         truncated=batch.truncated,
+        unknown=batch.unknown,
     )
     with pytest.raises(BundleInvalid, match="mine maps 3 labels, its encoder gives 2"):
         head.scores(batch)
@@ -294,6 +295,7 @@ def test_version_on_an_encoder_of_other_labels_is_refused_by_name(made: Made, tm
         tokens=three,
         mask=batch.mask,
         truncated=batch.truncated,
+        unknown=batch.unknown,
     )
     assert not has_answer(head.scores(spoilt)).any()
 
@@ -421,17 +423,39 @@ def test_name_on_the_hub_is_found_in_its_cache_with_its_commit_or_not_at_all(
     assert result.provenance["revision"] == "c" * 40
 
 
+@pytest.mark.parametrize(
+    ("card", "languages"),
+    [
+        (None, None),
+        ("# A model without metadata", None),
+        ("---\nlicense: mit\n---\n", None),
+        ("---\nlanguage: de\n---\n", ("de",)),
+        ("---\nlanguage:\n- en\n- no\n- pt-BR\n---\n", ("en", "no", "pt-BR")),
+        ("---\nlanguage: multilingual\n---\n", None),
+        ("---\nlanguage: [en, code]\n---\n", None),
+        ("---\nlanguage: [en\n---\n", None),
+    ],
+)
+def test_languages_are_those_of_the_models_card(
+    copy: Path, card: str | None, languages: tuple[str, ...] | None
+) -> None:
+    if card is not None:
+        (copy / "README.md").write_text(card)
+    assert ClassifierSource.load(str(copy)).languages == languages
+
+
 def test_command_imports_and_says_what_it_made(
     run: Any, made: Made, database_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database_uri)
     arguments = ("models", "import", str(made.folder), "--model", "by-command", "--name", "tiny")
-    arguments += ("--description", "For tests.")
+    arguments += ("--description", "For tests.", "--language", "en", "--language", "de")
     code, out, err = run(*arguments, "--labels", THREE, "--json")
     assert code == 0, err
     shown = json.loads(out)
     assert (shown["model"], shown["version"], shown["kind"]) == ("by-command", "1", "classifier")
     assert (shown["name"], shown["description"]) == ("tiny", "For tests.")
+    assert shown["languages"] == ["en", "de"]
     code, _, err = run(*arguments, "--labels", "negative=LABEL_0,neutral=,positive=LABEL_2")
     assert (code, err.splitlines()[-1]) == (
         1,

@@ -90,6 +90,24 @@ def test_a_version_has_a_name_and_a_description_in_mlflow_too_and_both_can_chang
     assert store.versions(model) == [changed, named]
 
 
+def test_a_version_says_which_languages_it_knows_and_that_can_change(
+    store: ModelRegistry, model: str, tmp_path: Path
+) -> None:
+    bundle = head(tmp_path / "head")
+    first = store.register(bundle, model=model)
+    assert first.languages == ("en",), "a head is trained on English texts"
+    before = store.revision(model)
+    changed = store.register(bundle, model=model, languages=["de", "pt-BR"])
+    assert (changed.version, changed.languages) == ("1", ("de", "pt-BR"))
+    assert store.revision(model) != before
+    assert store.register(bundle, model=model, name="spring").languages == ("de", "pt-BR")
+    named = store.register(head(tmp_path / "other", "b"), model=model, languages=["fr"])
+    assert (named.version, named.languages) == ("2", ("fr",))
+    for tag in ("english", "", "e n", "en_US"):
+        with pytest.raises(NameInvalid, match="BCP 47"):
+            store.register(bundle, model=model, languages=[tag])
+
+
 def test_the_first_versions_get_a_description_and_keep_what_people_write(
     store: ModelRegistry, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ VERSION = {
     "version": "3",
     "name": "spring",
     "description": "Trained in March.",
+    "languages": ["en"],
     "kind": "head",
     "state": "ready",
     "aliases": [],
