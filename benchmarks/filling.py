@@ -99,6 +99,9 @@ class Store:
                 scores=(0.25, 0.25, 0.5),
                 request_id="fill",
                 truncated=False,
+                language="en",
+                supported=True,
+                mostly_unknown=False,
                 queue_ms=0,
                 infer_ms=0,
             )

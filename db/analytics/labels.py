@@ -28,7 +28,7 @@ _LATEST: Final[LiteralString] = """
     WITH judged AS MATERIALIZED (
         SELECT p.text_id, p.id, f.updated_at, {label} AS label
         FROM (SELECT * FROM feedback ORDER BY prediction_id DESC LIMIT %(most)s) f
-        JOIN predictions p ON p.id = f.prediction_id WHERE p.model = %(model)s),
+        JOIN predictions p ON p.id = f.prediction_id WHERE p.model = %(model)s AND p.supported IS NOT FALSE),
     last AS (
         SELECT DISTINCT ON (text_id) text_id, label FROM judged WHERE label IS NOT NULL
         ORDER BY text_id, updated_at DESC, id DESC)
@@ -60,7 +60,10 @@ class LabelRepository(OneSpaceRepository):
             return {row.text_id: row.label for row in rows}
 
     async def latest(self, model: str, *, most: int) -> Sequence[LabelledText]:
-        """Return the texts that the feedback on the `most` latest judged predictions labels."""
+        """Return the texts that the feedback on the `most` latest judged predictions labels.
+
+        Without those that their version doesn't support.
+        """
         rows = await self._search(_LATEST, {"model": model, "most": most, "space": self._space})
         vectors = binary.decode_vectors([row[2] for row in rows], dimensions=DIMENSIONS)
         return [

@@ -40,8 +40,8 @@ _SAMPLE: Final[LiteralString] = """
             SELECT DISTINCT ON (text_id) text_id, id FROM picked ORDER BY text_id, id DESC) latest
         ORDER BY uuid_hash_extended(text_id, %(seed)s) LIMIT %(size)s),
     shown AS (
-        SELECT c.id, c.text_id, t.content, p.version, p.label, p.confidence, p.scores,
-            judged.text_id IS NOT NULL AS judged, halfvec_send(e.embedding) AS vector, t.sealed
+        SELECT c.id, c.text_id, t.content, p.version, p.label, p.confidence, p.scores, p.supported,
+            p.mostly_unknown, judged.text_id IS NOT NULL AS judged, halfvec_send(e.embedding) AS vector, t.sealed
         FROM chosen c
         JOIN predictions p ON p.id = c.id
         JOIN text_inputs t ON t.id = c.text_id
@@ -72,7 +72,8 @@ class Window:
 class SampledText:
     """A text with its vector, float32 [d], and its latest prediction among those that were read in the window.
 
-    `scores` by label; `judged`: a prediction of this text has feedback.
+    `scores` by label; `supported` and `mostly_unknown` are the prediction's own; `judged`: a prediction of this text
+    has feedback.
     """
 
     prediction_id: UUID
@@ -82,6 +83,8 @@ class SampledText:
     label: str
     confidence: float
     scores: dict[str, float]
+    supported: bool | None
+    mostly_unknown: bool | None
     judged: bool
     vector: Vector = field(repr=False)
 
@@ -153,17 +156,19 @@ class WindowRepository(OneSpaceRepository):
         )
 
     def _texts(self, rows: Sequence[tuple[Any, ...]]) -> list[SampledText]:
-        vectors = binary.decode_vectors([row[8] for row in rows], dimensions=DIMENSIONS)
+        vectors = binary.decode_vectors([row[10] for row in rows], dimensions=DIMENSIONS)
         return [
             SampledText(
                 prediction_id=row[0],
                 text_id=row[1],
-                text=self._database.cipher.read(text_location(row[1]), row[2], row[9]),
+                text=self._database.cipher.read(text_location(row[1]), row[2], row[11]),
                 version=row[3],
                 label=row[4],
                 confidence=row[5],
                 scores=row[6],
-                judged=row[7],
+                supported=row[7],
+                mostly_unknown=row[8],
+                judged=row[9],
                 vector=vector,
             )
             for row, vector in zip(rows, vectors, strict=True)

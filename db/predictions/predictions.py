@@ -28,8 +28,14 @@ _Query: TypeAlias = Select[*tuple[Any, ...]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction(PredictionFields):
-    """A stored prediction with its text and its feedback."""
+    """A stored prediction with its text and its feedback.
 
+    `language`, `supported` and `mostly_unknown` are None of what was stored before there were such columns.
+    """
+
+    language: str | None
+    supported: bool | None
+    mostly_unknown: bool | None
     text: str
     scores: Mapping[str, float]
     feedback: tuple[Judgement, ...]

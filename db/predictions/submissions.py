@@ -44,8 +44,15 @@ class PredictionFields:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewPrediction(PredictionFields):
-    """A prediction to be stored; `scores` are of negative, neutral, positive."""
+    """A prediction to be stored; `scores` are of negative, neutral, positive.
 
+    `language` is a BCP 47 tag, `und` if unsure. Not `supported` is a text in a language that the version doesn't know,
+    or one that is `mostly_unknown`: its encoder knows less than half of the tokens.
+    """
+
+    language: str
+    supported: bool
+    mostly_unknown: bool
     scores: tuple[float, float, float]
 
 

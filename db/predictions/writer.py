@@ -191,6 +191,11 @@ class PredictionWriter:
             "queue_ms": binary.encode_reals([prediction.queue_ms for prediction in predictions]),
             "infer_ms": binary.encode_reals([prediction.infer_ms for prediction in predictions]),
             "truncated": binary.encode_booleans([prediction.truncated for prediction in predictions]),
+            "language": binary.encode_texts([prediction.language for prediction in predictions]),
+            "supported": binary.encode_booleans([prediction.supported for prediction in predictions]),
+            "mostly_unknown": binary.encode_booleans(
+                [prediction.mostly_unknown for prediction in predictions]
+            ),
             "model": binary.encode_texts([prediction.model for prediction in predictions]),
             "version": binary.encode_texts([prediction.version for prediction in predictions]),
             "arm": binary.encode_texts([prediction.arm for prediction in predictions]),

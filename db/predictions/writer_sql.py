@@ -26,9 +26,10 @@ embedded AS (
 
 _PREDICTIONS: Final[LiteralString] = """
     INSERT INTO predictions (id, text_id, holder_id, key_id, user_id, experiment_id, confidence, queue_ms,
-        infer_ms, truncated, model, version, arm, label, unit, request_id, scores)
+        infer_ms, truncated, language, supported, mostly_unknown, model, version, arm, label, unit, request_id,
+        scores)
     SELECT id, text_id, holder_id, key_id, user_id, experiment_id, confidence, queue_ms, infer_ms,
-        truncated, model, version, arm, label, unit, request_id,
+        truncated, language, supported, mostly_unknown, model, version, arm, label, unit, request_id,
         jsonb_build_object('negative', negative, 'neutral', neutral, 'positive', positive)
     FROM {source} ORDER BY id"""
 
@@ -36,11 +37,12 @@ _ROWS: Final[LiteralString] = """
     unnest(%(id)b::uuid[], %(of_text)b::uuid[], %(holder_id)b::uuid[], %(key_id)b::uuid[],
         %(user_id)b::uuid[], %(experiment_id)b::uuid[], %(confidence)b::real[],
         %(queue_ms)b::real[], %(infer_ms)b::real[], %(truncated)b::boolean[],
+        %(language)b::text[], %(supported)b::boolean[], %(mostly_unknown)b::boolean[],
         %(model)b::text[], %(version)b::text[], %(arm)b::text[], %(label)b::text[],
         %(unit)b::text[], %(request_id)b::text[], %(negative)b::real[], %(neutral)b::real[],
         %(positive)b::real[] {more}) AS p (id, text_id, holder_id, key_id, user_id, experiment_id, confidence,
-        queue_ms, infer_ms, truncated, model, version, arm, label, unit, request_id,
-        negative, neutral, positive {name})"""
+        queue_ms, infer_ms, truncated, language, supported, mostly_unknown, model, version, arm, label, unit,
+        request_id, negative, neutral, positive {name})"""
 
 PLAIN: Final[LiteralString] = (
     "WITH "

@@ -22,7 +22,8 @@ _VISIBLE: Final[LiteralString] = """
 _LATEST: Final[LiteralString] = """
     SELECT DISTINCT ON (p.text_id, p.model, p.version)
         p.id, p.text_id, t.content AS text, t.sealed, p.user_id, p.key_id, p.holder_id, p.model, p.version, p.arm,
-        p.experiment_id, p.unit, p.label, p.confidence, p.scores, p.request_id, p.truncated, p.queue_ms, p.infer_ms
+        p.experiment_id, p.unit, p.label, p.confidence, p.scores, p.request_id, p.truncated,
+        p.language, p.supported, p.mostly_unknown, p.queue_ms, p.infer_ms
     FROM predictions p JOIN text_inputs t ON t.id = p.text_id WHERE {visible}
     ORDER BY p.text_id, p.model, p.version, p.id DESC""".replace("{visible}", _VISIBLE)
 _JUDGED: Final[LiteralString] = """

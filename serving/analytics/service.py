@@ -58,6 +58,8 @@ class AnalyticsService:
     async def select_for_review(self, model: str | None, time_range: TimeRange, *, most: int = 20) -> Review:
         """Return at most `most` texts without feedback, those first whose feedback would teach most.
 
+        Without texts that are mostly unknown to their encoder.
+
         Raises:
             NotFound: no such model.
             Overloaded: too many analyses wait already.
@@ -67,7 +69,7 @@ class AnalyticsService:
         with translate_database_errors():
             sample = await self.windows.sample(model, window, size=REVIEW_TEXTS)
             labelled = await self.labels.latest(model, most=REVIEW_LABELS)
-        candidates = [each for each in sample.texts if not each.judged]
+        candidates = [each for each in sample.texts if not each.judged and not each.mostly_unknown]
         items = await self.executor.run(lambda: rank_for_review(candidates, labelled, most))
         return Review(
             model=model,

@@ -43,7 +43,11 @@ def _prediction(prediction: Prediction, *, with_embedding: bool) -> Json:
         "experiment_id": prediction.experiment_id,
         "user_id": prediction.user_id,
         "predicted_at": prediction.predicted_at,
+        "language": prediction.language,
+        "supported": prediction.supported,
     }
+    if prediction.mostly_unknown:
+        content["mostly_unknown"] = True
     if prediction.truncated:
         content["truncated"] = True
     if with_embedding:

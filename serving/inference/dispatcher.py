@@ -35,12 +35,18 @@ class InferenceItem:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inference:
-    """A replica's result for one text: probabilities of `LABELS`, its vector as float16 bytes, the tokens read."""
+    """A replica's result for one text: probabilities of `LABELS`, its vector as float16 bytes, the tokens read.
+
+    `unknown`: the encoder knows less than half of them. `foreign`: the text's language is none that the version knows.
+    """
 
     scores: tuple[float, float, float]
     embedding: bytes = field(repr=False)
     tokens: int
     truncated: bool
+    unknown: bool
+    language: str
+    foreign: bool
 
 
 class EncoderClient(Protocol):
@@ -140,7 +146,7 @@ class Dispatcher:
         )
         return BatchResult(
             results=[
-                replace(score, embedding=vector.embedding)
+                replace(score, embedding=vector.embedding, unknown=score.unknown or vector.unknown)
                 for score, vector in zip(scored.results, embedded.results, strict=True)
             ],
             queue_ms=max(scored.queue_ms, embedded.queue_ms),

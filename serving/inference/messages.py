@@ -29,15 +29,18 @@ class InferenceRequest:
 class InferenceReply:
     """A replica's results for the n texts and m pairs of a request.
 
-    `embeddings`: little-endian float16 [n, d]; `tokens`: uint16 [n], the number read; `truncated`: bool [n];
-    `scores`: float32 [m, 3]. All are bytes, because they cross processes. `text_faults` by row and `score_faults` by
-    pair hold the reason for each missing result.
+    `embeddings`: little-endian float16 [n, d]; `tokens`: uint16 [n], the number read; `truncated` and `unknown`:
+    bool [n]; `scores`: float32 [m, 3]; `foreign`: bool [m]. All are bytes, because they cross processes. `languages`:
+    m BCP 47 tags. `text_faults` by row and `score_faults` by pair hold the reason for each missing result.
     """
 
     embeddings: bytes = field(repr=False)
     tokens: bytes = field(repr=False)
     truncated: bytes = field(repr=False)
+    unknown: bytes = field(repr=False)
     scores: bytes = field(repr=False)
+    foreign: bytes = field(repr=False)
+    languages: list[str] = field(repr=False)
     text_faults: dict[int, str] = field(default_factory=dict)
     score_faults: dict[int, str] = field(default_factory=dict)
 

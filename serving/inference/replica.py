@@ -5,7 +5,7 @@ Keeps a fault of one text or one head to the rows concerned. Knows nothing of HT
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -23,6 +23,7 @@ from registry.store.records import VersionRecord
 from serving.core.tracing import Spans
 from serving.inference.encoder import Encoder
 from serving.inference.heads import Head, has_answer, load_head
+from serving.inference.languages import UNDETERMINED, TextLanguage, identify_language, load_classifier
 from serving.inference.messages import InferenceReply, InferenceRequest, summarize_faults
 from serving.inference.microbatches import MicroBatch
 
@@ -55,6 +56,7 @@ class Replica:
         self._heads: dict[str, Head] = {}
         self._loading = Lock()
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="infer")
+        self._classifier = self._workers.submit(load_classifier)
         self._last_call = time.monotonic()
 
     def warm_up_when_idle(self) -> None:
@@ -96,6 +98,7 @@ class Replica:
         return await asyncio.get_running_loop().run_in_executor(self._workers, work, *arguments)
 
     def _verify(self, version: VersionRecord) -> None:
+        self._classifier.result()
         head = self._head(version)
         for micro in self._encoder.run(["A short text to try the head on."]):
             scores = head.scores(micro)
@@ -138,6 +141,9 @@ class Replica:
                 reply.add_faults(pairs, f"version {version.version} of {version.model!r} failed: {error}")
                 continue
             reply.scores[pairs] = scores
+            reply.add_languages(
+                pairs, [identify_language(micro.texts[position], version.languages) for position in positions]
+            )
             reply.add_faults(
                 pairs[~has_answer(scores)], f"version {version.version} gave no finite score for this text"
             )
@@ -155,6 +161,9 @@ class _ReplyBuilder:
         self.embeddings = np.zeros((size, dimensions), np.float16)
         self.tokens = np.zeros(size, np.uint16)
         self.truncated = np.zeros(size, np.bool_)
+        self.unknown = np.zeros(size, np.bool_)
+        self.foreign = np.zeros(len(pairs), np.bool_)
+        self.languages = [UNDETERMINED] * len(pairs)
         self.scores = np.zeros((len(pairs), len(LABELS)), np.float32)
         self.text_faults: dict[int, str] = {}
         self.score_faults: dict[int, str] = {}
@@ -164,6 +173,7 @@ class _ReplyBuilder:
         self.embeddings[micro.rows] = micro.embedding
         self.tokens[micro.rows] = micro.mask.sum(axis=1)
         self.truncated[micro.rows] = micro.truncated
+        self.unknown[micro.rows] = micro.unknown
 
     def pairs_of(
         self, micro: MicroBatch
@@ -179,6 +189,11 @@ class _ReplyBuilder:
                 pairs = pairs[np.argsort(positions[pairs])]
                 yield version, pairs, positions[pairs]
 
+    def add_languages(self, pairs: NDArray[np.int64], languages: Sequence[TextLanguage]) -> None:
+        """Add the language of each pair's text, as its version knows it."""
+        for pair, language in zip(pairs.tolist(), languages, strict=True):
+            self.languages[pair], self.foreign[pair] = language.language, language.foreign
+
     def add_faults(self, pairs: NDArray[np.int64], reason: str) -> None:
         """Note why these pairs get no score."""
         self.score_faults.update((int(pair), reason) for pair in pairs)
@@ -188,7 +203,10 @@ class _ReplyBuilder:
             embeddings=self.embeddings.tobytes(),
             tokens=self.tokens.tobytes(),
             truncated=self.truncated.tobytes(),
+            unknown=self.unknown.tobytes(),
             scores=self.scores.tobytes(),
+            foreign=self.foreign.tobytes(),
+            languages=self.languages,
             text_faults=self.text_faults,
             score_faults=self.score_faults,
         )

@@ -15,6 +15,7 @@ from registry.store.records import VersionRecord
 from serving.core.tracing import Spans
 from serving.errors import ModelNotReady, NotReady
 from serving.inference.dispatcher import Inference, InferenceItem
+from serving.inference.languages import UNDETERMINED
 from serving.inference.messages import InferenceReply, InferenceRequest, summarize_faults
 
 _UNSCORED = (0.0, 0.0, 0.0)
@@ -143,6 +144,8 @@ def _unpack(
     scores = np.frombuffer(reply.scores, np.float32).reshape(-1, len(LABELS)).tolist()
     tokens = np.frombuffer(reply.tokens, np.uint16).tolist()
     truncated = np.frombuffer(reply.truncated, np.bool_).tolist()
+    unknown = np.frombuffer(reply.unknown, np.bool_).tolist()
+    foreign = np.frombuffer(reply.foreign, np.bool_).tolist()
     results: list[Inference | Exception] = []
     for row, pair in positions:
         if (fault := reply.text_faults.get(row)) is not None:
@@ -157,6 +160,9 @@ def _unpack(
                 embedding=bytes(embeddings[row * width : (row + 1) * width]),
                 tokens=tokens[row],
                 truncated=truncated[row],
+                unknown=unknown[row],
+                language=UNDETERMINED if pair is None else reply.languages[pair],
+                foreign=pair is not None and foreign[pair],
             )
         )
     return results

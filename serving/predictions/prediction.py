@@ -44,7 +44,11 @@ class PredictionInput:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
-    """One answer. `scores` follow `LABELS`; `vector` is float16 [d] as bytes, of unit length."""
+    """One answer. `scores` follow `LABELS`; `vector` is float16 [d] as bytes, of unit length.
+
+    `supported`: the version may know what the text says. Otherwise it is surely in another language, or
+    `mostly_unknown`: the encoder knows less than half of the tokens.
+    """
 
     id: UUID
     text_id: UUID
@@ -59,6 +63,9 @@ class Prediction:
     user_id: UUID | None
     predicted_at: datetime
     truncated: bool
+    language: str
+    supported: bool
+    mostly_unknown: bool
     vector: bytes = field(repr=False)
 
     @property
@@ -103,6 +110,9 @@ class PredictionFactory:
                 user_id=request.user_id,
                 predicted_at=uuid7_time(prediction_id),
                 truncated=inference.truncated,
+                language=inference.language,
+                supported=not (inference.foreign or inference.unknown),
+                mostly_unknown=inference.unknown,
                 vector=inference.embedding,
             )
             for prediction_id, text, inference in zip(ids, request.texts, inferred.results, strict=True)
@@ -143,6 +153,9 @@ class PredictionFactory:
                     scores=each.scores,
                     request_id=request.request_id,
                     truncated=each.truncated,
+                    language=each.language,
+                    supported=each.supported,
+                    mostly_unknown=each.mostly_unknown,
                     queue_ms=inferred.queue_ms,
                     infer_ms=inferred.run_ms,
                 )

@@ -50,10 +50,15 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Embeddings:
-    """Vectors [n, d] of unit length, which of them stand for the beginning of their text alone, and the tokens read."""
+    """Vectors [n, d] of unit length, and the tokens read.
+
+    `truncated`: which of them stand for the beginning of their text alone. `unknown`: of which text the encoder knows
+    less than half of the tokens.
+    """
 
     vectors: NDArray[np.float32]
     truncated: Sequence[bool]
+    unknown: Sequence[bool]
     tokens: int
 
 
@@ -220,6 +225,7 @@ class PredictionService:
         return Embeddings(
             vectors=vectors.reshape(len(texts), -1).astype(np.float32),
             truncated=[each.truncated for each in batch.results],
+            unknown=[each.unknown for each in batch.results],
             tokens=sum(each.tokens for each in batch.results),
         )
 

@@ -5,6 +5,7 @@ Knows no HTTP and no SQL. A caller with a scope sees only the texts and feedback
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final
 from uuid import UUID
 
@@ -34,7 +35,10 @@ class NeighbourLabel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelSuggestion:
-    """The vote of the nearest judged texts on a prediction; `complete` if the search for them was."""
+    """The vote of the nearest judged texts on a prediction; `complete` if the search for them was.
+
+    Texts that their version doesn't support neither vote nor are voted on.
+    """
 
     prediction_id: UUID
     label: str
@@ -55,8 +59,9 @@ class SuggestedCorrection:
 class CorrectionSuggestions:
     """The corrections that one correction to `label` suggests for the near-duplicates of its text.
 
-    Of the `duplicates`, the `champion` predicted `label` for `agreeing` and nothing for `unpredicted`; feedback gives
-    another label to `judged`, which are left alone; the rest are `suggestions`.
+    Of the `duplicates`, the `champion` predicted `label` for `agreeing` and nothing for `unpredicted`, and doesn't
+    support `unsupported`; feedback gives another label to `judged`, which are left alone; the rest are `suggestions`.
+    A correction of a text that the prediction's version doesn't support suggests nothing.
     """
 
     prediction_id: UUID
@@ -66,6 +71,7 @@ class CorrectionSuggestions:
     duplicates: int
     agreeing: int
     unpredicted: int
+    unsupported: int
     judged: int
     suggestions: Sequence[SuggestedCorrection]
     complete: bool
@@ -95,7 +101,13 @@ class LabelSuggestionService:
             k=_JUDGED_TEXTS,
         )
         judged = (await self.search.find_similar(query, caller)).neighbours
-        near = [each for each in judged.results if each.text_id != prediction.text_id]
+        near = [
+            each
+            for each in judged.results
+            if each.text_id != prediction.text_id
+            and prediction.supported is not False
+            and _is_supported(each, prediction.model)
+        ]
         labels = await self._labels_of([each.text_id for each in near], prediction.model, caller)
         voters = [
             NeighbourLabel(neighbour=each, label=labels[each.text_id])
@@ -142,11 +154,13 @@ class LabelSuggestionService:
             SearchExample(text_id=prediction.text_id), caller, min_similarity=min_similarity, k=k
         )
         labels = await self._labels_of([each.text_id for each in duplicates.results], model, caller)
-        suggestions, agreeing, unpredicted, judged = [], 0, 0, 0
+        suggestions, agreeing, unpredicted, unsupported, judged = [], 0, 0, 0, 0
         for neighbour in duplicates.results:
             predicted = _prediction_by(neighbour, model, champion)
             if predicted is None:
                 unpredicted += 1
+            elif prediction.supported is False or predicted.supported is False:
+                unsupported += 1
             elif predicted.label == label:
                 agreeing += 1
             elif labels.get(neighbour.text_id, label) != label:
@@ -161,6 +175,7 @@ class LabelSuggestionService:
             duplicates=len(duplicates.results),
             agreeing=agreeing,
             unpredicted=unpredicted,
+            unsupported=unsupported,
             judged=judged,
             suggestions=suggestions,
             complete=duplicates.complete and len(duplicates.results) < k,
@@ -169,6 +184,14 @@ class LabelSuggestionService:
     async def _labels_of(self, text_ids: Sequence[UUID], model: str, caller: Caller) -> dict[UUID, str]:
         with translate_database_errors():
             return await self.labels.of_texts(text_ids, model=model, holder=caller.scope)
+
+
+def _is_supported(neighbour: Neighbour, model: str) -> bool:
+    """Return whether the latest of a model's predictions of a text, if there is one, supports it."""
+    latest = max(
+        (each for each in neighbour.predictions if each.model == model), key=attrgetter("id"), default=None
+    )
+    return latest is None or latest.supported is not False
 
 
 def _prediction_by(neighbour: Neighbour, model: str, version: str) -> Prediction | None:

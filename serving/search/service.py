@@ -118,6 +118,8 @@ class SearchService:
     ) -> Neighbours:
         """Return at most `k` stored texts with at least this cosine to an example, without the example itself.
 
+        Texts that are mostly unknown to an encoder aren't compared: it gives them all the same vector.
+
         Raises:
             NotFound: the example doesn't exist or isn't the caller's.
             Invalid: a vector has no direction.
@@ -127,7 +129,12 @@ class SearchService:
             near = await self.similarity.search(
                 vector, k=k + 1, holder=caller.scope, min_similarity=min_similarity
             )
-        return _without(near, example_ids, k)
+        strange = {
+            each.text_id
+            for each in near.results
+            if any(prediction.mostly_unknown for prediction in each.predictions)
+        }
+        return _without(near, example_ids | strange, k)
 
     async def _find_near(self, query: SearchQuery, vector: Vector, k: int, caller: Caller) -> Neighbours:
         return await self.similarity.search(

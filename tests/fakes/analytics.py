@@ -32,10 +32,14 @@ class FakeLabelRepository:
         )
 
     async def latest(self, model: str, *, most: int) -> Sequence[LabelledText]:
-        """Return the texts and labels of the feedback on the latest predictions."""
+        """Return the texts and labels of the feedback on the latest predictions, without unsupported ones."""
         self._store.reach()
         judged = [(each, judgement) for each in self._store.visible() for judgement in each.feedback]
-        labels = _labels((each, judgement) for each, judgement in judged[:most] if each.model == model)
+        labels = _labels(
+            (each, judgement)
+            for each, judgement in judged[:most]
+            if each.model == model and each.supported is not False
+        )
         return [
             LabelledText(text_id=text_id, vector=self._store.vector(text_id), label=label)
             for text_id, label in sorted(labels.items())
@@ -70,6 +74,8 @@ class FakeWindowRepository:
                 label=each.label,
                 confidence=each.confidence,
                 scores=dict(each.scores),
+                supported=each.supported,
+                mostly_unknown=each.mostly_unknown,
                 judged=each.text_id in judged,
                 vector=self._store.vector(each.text_id),
             )

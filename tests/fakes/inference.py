@@ -12,6 +12,7 @@ from serving.inference.dispatcher import Inference, InferenceItem
 
 _WORDS = {"good": 2, "great": 2, "love": 2, "bad": 0, "broke": 0, "hate": 0}
 _LONGEST = 2_000
+_GERMAN = {"gut", "ist", "nicht"}
 
 
 def vector_of(text: str) -> NDArray[np.float32]:
@@ -44,11 +45,15 @@ class FakeEncoderClient:
         top = next((_WORDS[word] for word in text.lower().split() if word in _WORDS), 1)
         scores = [0.1, 0.1, 0.1]
         scores[top] = 0.8
+        foreign = not _GERMAN.isdisjoint(text.lower().split())
         return Inference(
             scores=(scores[0], scores[1], scores[2]),
             embedding=vector_of(text).astype("<f2").tobytes(),
             tokens=len(text.split()),
             truncated=len(text) > _LONGEST,
+            unknown=not any(character.isascii() and character.isalnum() for character in text),
+            language="de" if foreign else "en",
+            foreign=foreign,
         )
 
 

@@ -70,6 +70,9 @@ def new_prediction(key: Key, text: NewText, **changes: Any) -> NewPrediction:
         "scores": (0.125, 0.125, 0.75),
         "request_id": "test",
         "truncated": False,
+        "language": "en",
+        "supported": True,
+        "mostly_unknown": False,
         "queue_ms": 1.5,
         "infer_ms": 2.5,
     }

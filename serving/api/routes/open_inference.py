@@ -47,6 +47,8 @@ _COLUMNS: Final[Mapping[str, tuple[str, int | None, Callable[[Sequence[Predictio
         lambda predictions: np.concatenate([each.embedding for each in predictions]).astype(np.float32),
     ),
     "truncated": ("BOOL", None, lambda predictions: [each.truncated for each in predictions]),
+    "language": ("BYTES", None, lambda predictions: [each.language for each in predictions]),
+    "supported": ("BOOL", None, lambda predictions: [each.supported for each in predictions]),
 }
 _BY_DEFAULT: Final = ("label", "score", "probabilities", "prediction_id")
 
@@ -179,8 +181,12 @@ class _Rendering:
         content: Json = {"model_name": predictions[0].model, "model_version": predictions[0].version}
         if self._id is not None:
             content["id"] = self._id
-        if any(each.truncated for each in predictions):
-            content["parameters"] = {"truncated": True}
+        signs = {
+            "truncated": any(each.truncated for each in predictions),
+            "unsupported": not all(each.supported for each in predictions),
+        }
+        if any(signs.values()):
+            content["parameters"] = {sign: True for sign, given in signs.items() if given}
         content["outputs"] = outputs = []
         tensors = []
         for name, is_binary in self._binary.items():

@@ -35,14 +35,19 @@ async def create_embeddings(request: Request, body: Parsed[EmbeddingsRequest]) -
     )
     rows = np.ascontiguousarray(embedded.vectors, "<f4")
     data = []
-    for index, (row, truncated) in enumerate(zip(rows, embedded.truncated, strict=True)):
+    signs = zip(embedded.truncated, embedded.unknown, strict=True)
+    for index, (row, (truncated, unknown)) in enumerate(zip(rows, signs, strict=True)):
         packed = body.encoding_format == "base64"
         item: Json = {
             "object": "embedding",
             "index": index,
             "embedding": base64.b64encode(row.tobytes()).decode() if packed else row,
         }
-        data.append(item | {"truncated": True} if truncated else item)
+        if truncated:
+            item["truncated"] = True
+        if unknown:
+            item["mostly_unknown"] = True
+        data.append(item)
     return serializers.json_response(
         {
             "object": "list",

@@ -134,12 +134,14 @@ class OutputParameters(_ProtocolBody):
 class InferOutput(_ProtocolBody):
     """A requested output."""
 
-    name: Literal["label", "score", "probabilities", "prediction_id", "embedding", "truncated"]
+    name: Literal[
+        "label", "score", "probabilities", "prediction_id", "embedding", "truncated", "language", "supported"
+    ]
     parameters: OutputParameters = OutputParameters()
 
 
 class InferRequest(_ProtocolBody):
-    """A request for predictions; without `outputs`, all but the embedding and what was truncated."""
+    """A request for predictions; without `outputs`, the first four of them."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -157,7 +159,7 @@ class InferRequest(_ProtocolBody):
     id: Annotated[Name | None, BeforeValidator(lambda request_id: request_id or None)] = None
     parameters: InferParameters = InferParameters()
     inputs: Annotated[list[InferInput], Field(min_length=1, max_length=1)]
-    outputs: list[InferOutput] = Field(default=[], max_length=6)
+    outputs: list[InferOutput] = Field(default=[], max_length=8)
 
 
 class OutputTensor(ResponseBody):

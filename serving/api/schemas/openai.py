@@ -77,12 +77,18 @@ class EmbeddingsRequest(RequestBody):
 
 
 class EmbeddingItem(ResponseBody):
-    """One vector: numbers, or little-endian float32 in base64; `truncated`: of the beginning of its text only."""
+    """One vector: numbers, or little-endian float32 in base64.
+
+    `truncated`: of the beginning of its text only. `mostly_unknown`: the encoder knows less than half of the tokens.
+    """
 
     object: Literal["embedding"]
     index: int
     embedding: list[float] | str
     truncated: Annotated[bool, WithJsonSchema({"type": "boolean", "const": True})] = Field(
+        True, exclude_if=is_empty
+    )
+    mostly_unknown: Annotated[bool, WithJsonSchema({"type": "boolean", "const": True})] = Field(
         True, exclude_if=is_empty
     )
 

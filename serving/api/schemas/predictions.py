@@ -20,6 +20,7 @@ from serving.api.schemas.fields import (
     VersionName,
     Windowed,
     is_empty,
+    is_none,
     name_examples,
 )
 
@@ -91,7 +92,12 @@ class Scores(ResponseBody):
 
 
 class PredictionResponse(ResponseBody):
-    """A stored prediction. `truncated` is present, and true, if the text was longer than the encoder reads."""
+    """A stored prediction. `truncated` is present, and true, if the text was longer than the encoder reads.
+
+    `language` is a guess, as a BCP 47 tag, `und` if unsure. A text isn't `supported` if it is surely in a language that
+    the version doesn't know, or if it is `mostly_unknown`: present, and true, if the encoder knows less than half of
+    its tokens. All three are missing of predictions that are older than they are.
+    """
 
     id: UUID
     text_id: UUID
@@ -104,6 +110,11 @@ class PredictionResponse(ResponseBody):
     experiment_id: UUID | None
     user_id: UUID | None
     predicted_at: AwareDatetime
+    language: str | None = Field(None, exclude_if=is_none)
+    supported: bool | None = Field(None, exclude_if=is_none)
+    mostly_unknown: Annotated[bool | None, WithJsonSchema({"type": "boolean", "const": True})] = Field(
+        True, exclude_if=is_empty
+    )
     truncated: Annotated[bool, WithJsonSchema({"type": "boolean", "const": True})] = Field(
         True, exclude_if=is_empty
     )

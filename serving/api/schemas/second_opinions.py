@@ -22,7 +22,8 @@ class NeighbourLabelResponse(ResponseBody):
 class SecondOpinionResponse(ResponseBody):
     """The vote of at most 10 nearby texts with feedback, weighted by cosine; null if fewer than 3 vote.
 
-    `agreement`: the share of the weight that supports the prediction. `complete`: no such text is missing.
+    `agreement`: the share of the weight that supports the prediction. `complete`: no such text is missing. Texts that
+    aren't `supported` neither vote nor are voted on.
     """
 
     prediction_id: UUID
@@ -59,7 +60,8 @@ class CorrectionsResponse(ResponseBody):
     """The near-duplicates of a corrected text whose predictions the correction contradicts.
 
     The `duplicates` are counted: the champion agrees with the correction on `agreeing`, has no prediction for
-    `unpredicted`, and feedback contradicts the correction for `judged`; the rest are `fixes`.
+    `unpredicted`, doesn't support `unsupported`, and feedback contradicts the correction for `judged`; the rest are
+    `fixes`. A correction of a text that isn't `supported` gives none.
     """
 
     prediction_id: UUID
@@ -69,6 +71,7 @@ class CorrectionsResponse(ResponseBody):
     duplicates: int
     agreeing: int
     unpredicted: int
+    unsupported: int
     judged: int
     fixes: list[CorrectionResponse] = Field(validation_alias="suggestions")
     complete: bool

@@ -44,7 +44,7 @@ class OnnxEncoder:
     def run(
         self, texts: Sequence[str], *, bulk: bool = False, queries: Collection[int] = ()
     ) -> Iterator[MicroBatch]:
-        tokenized = TokenizedTexts(self._tokenizer, self.settings.add_prompts(texts, queries))
+        tokenized = TokenizedTexts(self._tokenizer, self.settings, texts, queries)
         plans = [
             tokenized.pad(rows)
             for rows in plan_micro_batches(

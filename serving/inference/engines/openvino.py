@@ -72,7 +72,7 @@ class OpenVinoEncoder:
     def run(
         self, texts: Sequence[str], *, bulk: bool = False, queries: Collection[int] = ()
     ) -> Iterator[MicroBatch]:
-        tokenized = TokenizedTexts(self._tokenizer, self.settings.add_prompts(texts, queries))
+        tokenized = TokenizedTexts(self._tokenizer, self.settings, texts, queries)
         rows = plan_micro_batches(
             tokenized.lengths,
             threads=self.threads,

@@ -60,7 +60,7 @@ class TorchEncoder:
         bulk: bool = False,  # noqa: ARG002  (a GPU's passes are short)
         queries: Collection[int] = (),
     ) -> Iterator[MicroBatch]:
-        tokenized = TokenizedTexts(self._tokenizer, self.settings.add_prompts(texts, queries))
+        tokenized = TokenizedTexts(self._tokenizer, self.settings, texts, queries)
         for rows in plan_micro_batches(
             tokenized.lengths, threads=1, max_rows=self._max_rows, budget=_TOKEN_BUDGET
         ):

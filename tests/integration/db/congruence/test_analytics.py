@@ -92,6 +92,24 @@ async def test_the_last_judgement_tells_a_texts_label(repositories: Repositories
     assert fifth.id not in labels
 
 
+async def test_what_a_version_does_not_support_has_a_label_but_is_no_example(
+    repositories: Repositories, window: Window
+) -> None:
+    key = await add_key(repositories.keys)
+    texts = [new_text(f"text {number}") for number in range(3)]
+    known = await predict(repositories, key, texts[0])
+    foreign = await predict(repositories, key, texts[1], language="de", supported=False)
+    unknown = await predict(repositories, key, texts[2], supported=False, mostly_unknown=True)
+    for row in (known, foreign, unknown):
+        await judge(repositories, row, key, is_correct=True)
+    labels = await repositories.labels.of_texts([text.id for text in texts], model=MODEL)
+    assert labels == dict.fromkeys((text.id for text in texts), "positive")
+    assert [each.text_id for each in await repositories.labels.latest(MODEL, most=10)] == [texts[0].id]
+    sampled = (await repositories.windows.sample(MODEL, window, size=100)).texts
+    assert [each.supported for each in sampled] == [True, False, False]
+    assert [each.mostly_unknown for each in sampled] == [False, False, True]
+
+
 async def test_a_window_has_each_text_with_its_latest_prediction(
     repositories: Repositories, window: Window
 ) -> None:

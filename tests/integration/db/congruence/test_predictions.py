@@ -47,7 +47,15 @@ async def test_a_submission_is_read_as_it_was_stored(repositories: Repositories)
     one, two = new_text("one ü 🙂\n"), new_text("")
     rows = [
         new_prediction(key, one, user_id=user.id, unit="unit", arm="shadow", truncated=True, request_id=""),
-        new_prediction(key, two, scores=(1.0, 0.0, 0.0), confidence=1.0),
+        new_prediction(
+            key,
+            two,
+            scores=(1.0, 0.0, 0.0),
+            confidence=1.0,
+            language="und",
+            supported=False,
+            mostly_unknown=True,
+        ),
         new_prediction(key, one, model="other", version="10"),
     ]
     await store(repositories, Submission(texts=[one, two, one], predictions=rows))

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from fastapi import APIRouter
@@ -55,7 +55,7 @@ async def test_a_prediction_has_the_contract_s_shape(platform: Platform) -> None
     body = answer.json()
     assert set(body) == {
         "id", "text_id", "sentiment", "confidence", "scores", "model", "model_version", "arm",
-        "experiment_id", "user_id", "predicted_at",
+        "experiment_id", "user_id", "predicted_at", "language", "supported",
     }  # fmt: skip
     assert (body["sentiment"], body["confidence"], body["model_version"]) == ("positive", 0.8, "2")
     assert body["scores"] == {"negative": 0.1, "neutral": 0.1, "positive": 0.8}
@@ -74,6 +74,29 @@ async def test_a_batch_answers_in_order_with_embeddings_and_says_what_was_cut(pl
     assert [each["sentiment"] for each in predictions] == ["positive", "negative", "neutral"]
     assert [each.get("truncated") for each in predictions] == [None, None, True]
     assert {len(each["embedding"]) for each in predictions} == {384}
+
+
+async def test_what_the_version_does_not_know_is_said_and_stored(platform: Platform) -> None:
+    texts = ["so good", "das ist gut", "👎👎👎"]
+    async with platform.client() as client:
+        answer = await client.post("/v1/predict/batch", json={"texts": texts})
+        predictions = answer.json()["predictions"]
+        stored = [(await client.get(f"/v1/predictions/{each['id']}")).json() for each in predictions]
+    for each in (predictions, stored):
+        assert [prediction["language"] for prediction in each] == ["en", "de", "en"]
+        assert [prediction["supported"] for prediction in each] == [True, False, False]
+        assert [prediction.get("mostly_unknown") for prediction in each] == [None, None, True]
+
+
+async def test_a_prediction_from_before_there_were_signs_has_none(platform: Platform) -> None:
+    async with platform.client() as client:
+        made = (await client.post("/v1/predict", json={"text": "good"})).json()
+        assert platform.store is not None
+        row = platform.store.predictions[UUID(made["id"])]
+        old: Any = {"language": None, "supported": None, "mostly_unknown": None}
+        platform.store.predictions[row.id] = replace(row, **old)
+        stored = (await client.get(f"/v1/predictions/{made['id']}")).json()
+    assert {"language", "supported", "mostly_unknown"}.isdisjoint(stored)
 
 
 async def test_a_named_version_answers_itself(platform: Platform) -> None:
@@ -370,7 +393,7 @@ async def test_models_show_versions_and_why_one_failed(platform: Platform) -> No
         names = (await client.get("/v1/models")).json()
         model = (await client.get("/v1/models/sentiment")).json()
         absent = await client.get("/v1/models/nothing")
-    assert names["items"] == [{"name": "sentiment"}]
+    assert names["items"] == [{"name": "sentiment", "languages": ["en"]}]
     assert [version["version"] for version in model["versions"]] == ["4", "3", "2", "1"]
     assert model["versions"][0]["reason"] == "the head's digest is wrong"
     assert model["versions"][2] == {
@@ -378,6 +401,7 @@ async def test_models_show_versions_and_why_one_failed(platform: Platform) -> No
         "aliases": ["champion"],
         "name": "the head",
         "description": "Made for tests.",
+        "languages": ["en"],
         "kind": "head",
         "encoder": "e" * 64,
         "metrics": {"accuracy": 0.75},

@@ -219,6 +219,48 @@ async def test_one_correction_finds_what_else_it_would_mend(platform: Platform) 
     assert bounded.status_code == 422
 
 
+FOREIGN = ["der battery ist long", "long der battery ist", "ist long der battery", "battery ist long der"]
+UNKNOWN = ["👎", "👎 👎", "👎 👎 👎", "👎 👎 👎 👎", "👎 👎 👎 👎 👎"]
+
+
+async def test_texts_in_other_languages_are_duplicates_but_neither_vote_nor_are_corrected(
+    platform: Platform,
+) -> None:
+    async with platform.client() as client:
+        foreign = await predict(client, *FOREIGN)
+        (known,) = await predict(client, "long der battery is")
+        for each in foreign[1:]:
+            await judge(client, each, label="negative")
+        opinions = [
+            (await client.get(f"/v1/predictions/{each['id']}/second-opinion")).json()
+            for each in (known, foreign[0])
+        ]
+        twins = await client.post("/v1/duplicates", json={"prediction_id": foreign[0]["id"]})
+        body = (await client.get(f"/v1/predictions/{foreign[1]['id']}/corrections")).json()
+    assert [(each["suggests"], each["neighbours"]) for each in opinions] == [(None, [])] * 2
+    assert set(texts(twins)) == set(FOREIGN[1:])
+    assert (body["duplicates"], body["unsupported"], body["fixes"]) == (3, 3, [])
+
+
+async def test_texts_that_an_encoder_doesnt_know_are_no_duplicates_and_have_no_votes_and_corrections(
+    platform: Platform,
+) -> None:
+    async with platform.client() as client:
+        result = await predict(client, *UNKNOWN)
+        for each in result[1:]:
+            await judge(client, each, label="negative")
+        opinion = (await client.get(f"/v1/predictions/{result[0]['id']}/second-opinion")).json()
+        twins = await client.post("/v1/duplicates", json={"prediction_id": result[0]["id"]})
+        of_text = await client.post("/v1/duplicates", json={"text": UNKNOWN[0]})
+        body = (await client.get(f"/v1/predictions/{result[1]['id']}/corrections")).json()
+    async with platform.client(Role.ENGINEER) as engineer:
+        review = (await engineer.get("/v1/review")).json()
+    assert (opinion["suggests"], opinion["neighbours"]) == (None, [])
+    assert (texts(twins), texts(of_text)) == ([], [])
+    assert (body["duplicates"], body["fixes"]) == (0, [])
+    assert (review["candidates"], review["items"]) == (0, [])
+
+
 async def test_other_holders_texts_are_never_examples_votes_or_fixes(platform: Platform) -> None:
     async with platform.client(Role.ENGINEER) as engineer:
         result = await predict(engineer, *BATTERY, "long lasts the battery")

@@ -394,6 +394,16 @@ async def test_truncation_is_said(platform: Platform) -> None:
     ]
 
 
+async def test_a_text_that_the_version_does_not_know_is_said(platform: Platform) -> None:
+    outputs = [{"name": "language"}, {"name": "supported"}]
+    answer = await _infer(platform, {"data": ["good", "das ist gut"]}, outputs=outputs)
+    assert answer.json()["parameters"] == {"unsupported": True}
+    assert answer.json()["outputs"] == [
+        {"name": "language", "datatype": "BYTES", "shape": [2], "data": ["en", "de"]},
+        {"name": "supported", "datatype": "BOOL", "shape": [2], "data": [True, False]},
+    ]
+
+
 async def test_an_unknown_output_is_refused(platform: Platform) -> None:
     answer = await _infer(platform, {}, outputs=[{"name": "logits"}])
     assert answer.status_code == 422
@@ -413,7 +423,8 @@ async def test_metadata_say_what_is_spoken(platform: Platform) -> None:
         server, slash = (await client.get("/v2")).json(), (await client.get("/v2/")).json()
         model = (await client.get("/v2/models/sentiment")).json()
     assert server == slash == {"name": "valence", "version": "0", "extensions": ["binary_tensor_data"]}
-    assert {each["name"] for each in model["outputs"] if "parameters" in each} == {"embedding", "truncated"}
+    on_request = {each["name"] for each in model["outputs"] if "parameters" in each}
+    assert on_request == {"embedding", "truncated", "language", "supported"}
     assert model["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
 
 

@@ -138,6 +138,11 @@ async def test_a_vector_of_the_beginning_of_a_text_says_so(platform: Platform) -
         assert [each.get("truncated") for each in answer.json()["data"]] == [None, True]
 
 
+async def test_a_vector_of_a_text_that_the_encoder_does_not_know_says_so(platform: Platform) -> None:
+    answer = await _embed(platform, input=["good", "👎"])
+    assert [each.get("mostly_unknown") for each in answer.json()["data"]] == [None, True]
+
+
 async def test_refusals_have_the_statuses_of_openai_s_errors(platform: Platform) -> None:
     body = {"model": MODEL, "input": "good"}
     async with platform.client(None) as stranger, platform.client() as client:
@@ -167,7 +172,7 @@ async def test_the_document_has_the_statuses_of_openai_s_errors(platform: Platfo
 async def test_models_are_listed_as_openai_does_beside_our_own_list(platform: Platform) -> None:
     async with platform.client(Role.ENGINEER) as client:
         models = (await client.get("/v1/models")).json()
-    assert models["items"] == [{"name": "sentiment"}]
+    assert models["items"] == [{"name": "sentiment", "languages": ["en"]}]
     assert models["object"] == "list"
     assert models["data"] == [
         {"id": "sentiment", "object": "model", "created": 1767225600, "owned_by": "valence"},

@@ -32,6 +32,9 @@ def test_the_figures_of_a_prediction_dont_depend_on_when_it_is_asked_for() -> No
         "experiment_id": None,
         "label": "positive",
         "truncated": False,
+        "language": "en",
+        "supported": True,
+        "mostly_unknown": False,
     }
     result = Prediction(
         **values,

@@ -36,6 +36,7 @@ class Backwards:
                 tokens=np.zeros((1, 1, 1), np.float32),
                 mask=np.ones((1, 1), np.bool_),
                 truncated=np.zeros(1, np.bool_),
+                unknown=np.zeros(1, np.bool_),
             )
 
 

@@ -49,6 +49,7 @@ class LengthEncoder:
                 tokens=np.zeros((len(rows), 1, 1), np.float32),
                 mask=np.ones((len(rows), 3), np.bool_),
                 truncated=np.array([len(text) > 9 for text in chosen]),
+                unknown=np.array([text.startswith("?") for text in chosen]),
             )
 
 
@@ -73,7 +74,7 @@ class LengthHead:
 HEADS = {"a": [0.7, 0.2, 0.1], "b": [0.1, 0.2, 0.7], "nan": [float("nan")] * 3}
 
 
-def version(digest: str) -> VersionRecord:
+def version(digest: str, *languages: str) -> VersionRecord:
     return VersionRecord(
         model="sentiment",
         version=digest,
@@ -81,6 +82,7 @@ def version(digest: str) -> VersionRecord:
         digest=digest,
         encoder="e",
         uri="",
+        languages=languages,
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
     )
 
@@ -155,6 +157,26 @@ async def test_a_broken_head_fails_only_the_texts_that_request_it(
     good, bad = await encoders.infer(items, bulk=False)
     assert isinstance(good, Inference)
     assert isinstance(bad, ModelNotReady)
+
+
+async def test_each_version_says_whether_it_knows_the_language_of_each_text(encoders: ReplicaClient) -> None:
+    german, english = "Der Akku ist leider schnell leer", "The battery lasts for days, I love it"
+    items = [
+        InferenceItem(text=text, record=record)
+        for text in (german, "ok", english)
+        for record in (version("a", "en"), version("b", "de"), None)
+    ]
+    answers = [each for each in await encoders.infer(items, bulk=False) if isinstance(each, Inference)]
+    assert [each.foreign for each in answers] == [True, False, False, False, False, False, False, True, False]
+    languages = ["de", "de", "und", "und", "und", "und", "en", "en", "und"]
+    assert [each.language for each in answers] == languages
+
+
+async def test_a_text_that_the_encoder_does_not_know_is_marked(encoders: ReplicaClient) -> None:
+    items = [InferenceItem(text=text, record=version("a")) for text in ("good", "??", "bad")]
+    items.append(InferenceItem(text="???", record=None))
+    answers = [each for each in await encoders.infer(items, bulk=False) if isinstance(each, Inference)]
+    assert [each.unknown for each in answers] == [False, True, False, True]
 
 
 async def test_a_long_text_is_marked_as_truncated(encoders: ReplicaClient) -> None:

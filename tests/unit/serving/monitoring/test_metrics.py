@@ -57,7 +57,15 @@ class Some:
     async def infer(self, asks: Sequence[InferenceItem], *, bulk: bool) -> Sequence[Inference | Exception]:
         if self.gone:
             raise NotReady("gone")
-        read = Inference(scores=(0, 0, 1), embedding=b"", tokens=7, truncated=False)
+        read = Inference(
+            scores=(0, 0, 1),
+            embedding=b"",
+            tokens=7,
+            truncated=False,
+            unknown=False,
+            language="en",
+            foreign=False,
+        )
         return [read, ModelNotReady("no score"), *[read] * (len(asks) - 2)]
 
 
