@@ -3,7 +3,6 @@
 Computes with numpy's matrix products, because scipy's k-means holds the GIL and would block other threads.
 """
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +11,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from registry.analysis.words import content_words
+
 # A cluster of fewer texts isn't meaningful.
 MIN_CLUSTER_SIZE: Final = 8
 _ITERATIONS: Final = 30
 # A start may be unlucky, so the best of several is kept.
 _STARTS: Final = 3
-_WORD: Final = re.compile(r"\w\w+")
-_READ: Final = 2_000
 _PRIOR: Final = 0.1
+# A word with a smaller z-score may be more frequent by chance.
+_LEAST_Z: Final = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,16 +53,23 @@ def cluster_vectors(vectors: NDArray[np.float32], *, max_clusters: int, seed: in
 
 
 def find_distinctive_words(
-    texts: Sequence[str], clusters: Sequence[TextCluster], *, limit: int = 8
+    texts: Sequence[str],
+    clusters: Sequence[TextCluster],
+    *,
+    background: Sequence[str] = (),
+    limit: int = 8,
 ) -> list[list[str]]:
     """Return for each cluster the words that its texts have more often than the others', most distinctive first.
 
     Ranks by the z-score of the log-odds ratio with an informative Dirichlet prior (Monroe, Colaresi & Quinn, Political
-    Analysis 16, 2008). Counts texts, not occurrences, and reads a text's first 2,000 characters. A single cluster gets
-    its most frequent words.
+    Analysis 16, 2008), times the word's inverse document frequency, so that frequent words tell nothing. Counts texts,
+    not occurrences. `background`: texts that the clusters are compared with besides each other. A cluster that nothing
+    sets apart gets its most frequent words.
     """
-    bags = [set(_WORD.findall(text[:_READ].lower())) for text in texts]
-    whole = Counter(word for bag in bags for word in bag)
+    bags = [content_words(text) for text in texts]
+    others = [content_words(text) for text in set(background).difference(texts)]
+    whole = Counter(word for bag in (*bags, *others) for word in bag)
+    compared = len(bags) + len(others)
     distinctive: list[list[str]] = []
     for cluster in clusters:
         inside = Counter(word for row in cluster.rows for word in bags[row])
@@ -71,11 +79,11 @@ def find_distinctive_words(
             distinctive.append([])
             continue
         counts = np.array([inside[word] for word in words], np.float64)
-        if len(clusters) == 1:
+        totals = np.array([whole[word] for word in words], np.float64)
+        scores = _log_odds_z(counts, totals, inside.total(), whole.total())
+        scores = np.where(scores >= _LEAST_Z, scores * np.log(compared / totals), 0.0)
+        if not scores.any():
             scores = counts
-        else:
-            totals = np.array([whole[word] for word in words], np.float64)
-            scores = _log_odds_z(counts, totals, sum(inside.values()), whole.total())
         order = sorted(range(len(words)), key=lambda index: (-scores[index], words[index]))
         distinctive.append([words[index] for index in order if scores[index] > 0][:limit])
     return distinctive

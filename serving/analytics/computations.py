@@ -90,13 +90,18 @@ def rank_for_review(
     ]
 
 
-def cluster_differences(differences: Sequence[Disagreement], most: int) -> list[DisagreementCluster]:
-    """Group texts on which two versions disagree into at most `most` clusters."""
+def cluster_differences(
+    differences: Sequence[Disagreement], background: Sequence[SampledText], most: int
+) -> list[DisagreementCluster]:
+    """Group texts on which two versions disagree into at most `most` clusters.
+
+    Their words set them apart from each other and from the `background`, the texts of the window.
+    """
     return [
         DisagreementCluster(
             texts=len(group.rows), words=words, examples=[differences[row] for row in group.rows[:EXAMPLES]]
         )
-        for group, words in _groups(differences, most)
+        for group, words in _groups(differences, most, [each.text for each in background])
     ]
 
 
@@ -141,11 +146,12 @@ def _summarize(window: Window, sample: WindowSample) -> SampleSummary:
 
 
 def _groups(
-    texts: Sequence[SampledText] | Sequence[Disagreement], most: int
+    texts: Sequence[SampledText] | Sequence[Disagreement], most: int, background: Sequence[str] = ()
 ) -> list[tuple[TextCluster, list[str]]]:
     """Group texts by meaning; each group comes with its distinctive words."""
     groups = cluster_vectors(_vectors(texts), max_clusters=most)
-    return list(zip(groups, find_distinctive_words([each.text for each in texts], groups), strict=True))
+    words = find_distinctive_words([each.text for each in texts], groups, background=background)
+    return list(zip(groups, words, strict=True))
 
 
 def _vectors(texts: Sequence[SampledText] | Sequence[Disagreement] | Sequence[LabelledText]) -> Vectors:

@@ -4,14 +4,14 @@ For engineers: the texts of all holders are read. Knows no HTTP and no SQL. Each
 computes on the background thread.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
 from db.analytics.disagreements import DisagreementRepository
 from db.analytics.labels import LabelRepository
-from db.analytics.windows import WindowRepository
+from db.analytics.windows import SampledText, WindowRepository
 from serving.analytics.computations import cluster_differences, group_topics, measure_drift, rank_for_review
 from serving.analytics.results import Drift, Review, TimeRange, Topics, VersionDiff
 from serving.core.catalog import Catalog
@@ -22,6 +22,8 @@ TOPIC_TEXTS: Final = 2_000
 REVIEW_TEXTS: Final = 1_000
 REVIEW_LABELS: Final = 1_000
 DIFF_TEXTS: Final = 1_000
+# Texts of the window that the words of the differing ones are compared with.
+DIFF_BACKGROUND: Final = 1_000
 DRIFT_TEXTS: Final = 1_000
 WINDOW: Final = timedelta(days=7)
 DRIFT_WINDOW: Final = timedelta(days=1)
@@ -104,8 +106,11 @@ class AnalyticsService:
             comparison = await self.disagreements.compare(
                 model, one, other, window, one_label=one_label, other_label=other_label, size=DIFF_TEXTS
             )
-        differences = comparison.differences
-        clusters = await self.executor.run(lambda: cluster_differences(differences, most))
+            differences = comparison.differences
+            background: Sequence[SampledText] = ()
+            if differences:
+                background = (await self.windows.sample(model, window, size=DIFF_BACKGROUND)).texts
+        clusters = await self.executor.run(lambda: cluster_differences(differences, background, most))
         return VersionDiff(
             model=model,
             window=window,

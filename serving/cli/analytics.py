@@ -86,6 +86,15 @@ def diff(
         for cluster in answer["clusters"]
         for example in cluster["examples"]
     ]
+    if not api.as_json:
+        print(f"{answer['differing']:,} of {answer['compared']:,} texts differ")
+        first, matrix = f"v{version_from} \\ v{version_to}", answer["matrix"]
+        show_table(
+            [{first: before, **counts} for before, counts in matrix.items()],
+            (first, *matrix),
+            answer=answer,
+            as_json=False,
+        )
     show_table(rows, ("texts", "words", "predicted", "text"), answer=answer, as_json=api.as_json)
 
 

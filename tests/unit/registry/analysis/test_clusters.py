@@ -64,8 +64,30 @@ def test_words_tell_the_groups_apart_and_common_ones_tell_nothing() -> None:
         for group, words in zip(groups, find_distinctive_words(texts, groups), strict=True)
     }
     assert set(by_row[0][:3]) == {"battery", "lasts", "days"}
-    assert set(by_row[1][:3]) == {"screen", "is", "bright"}
+    assert by_row[1] == ["bright", "screen"]
     assert all("the" not in words for words in by_row.values())
+
+
+def test_words_that_are_frequent_in_all_texts_tell_nothing_in_any_language() -> None:
+    """Nobody has a list of the function words of this language."""
+    texts = [f"blik {'vara' if n % 3 else 'zor'} dako{n % 4} mel" for n in range(40)]
+    texts += [f"{'blik' if n % 4 else 'zor'} vara pirel{n % 4} mel" for n in range(40)]
+    groups = cluster_vectors(around(np.eye(8)[:2], 40), max_clusters=2)
+    words = {
+        int(group.rows[0]) // 40: found
+        for group, found in zip(groups, find_distinctive_words(texts, groups), strict=True)
+    }
+    assert set(words[0][:4]) == {"dako0", "dako1", "dako2", "dako3"}
+    assert set(words[1][:4]) == {"pirel0", "pirel1", "pirel2", "pirel3"}
+    assert not {"blik", "mel", "vara"} & {*words[0], *words[1]}
+
+
+def test_a_group_alone_is_compared_with_the_other_texts_of_the_window() -> None:
+    texts = [f"ordered a phone, box {n}, came late" for n in range(9)]
+    window = [*texts, *(f"ordered a phone, box {n}, works well" for n in range(40))]
+    groups = cluster_vectors(around(np.eye(4)[:1], 9), max_clusters=1)
+    assert find_distinctive_words(texts, groups, background=window) == [["came", "late"]]
+    assert set(find_distinctive_words(texts, groups, background=texts)[0]) >= {"came", "late", "phone"}
 
 
 def test_a_group_alone_tells_its_frequent_words_and_wordless_texts_none() -> None:

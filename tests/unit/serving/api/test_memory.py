@@ -367,6 +367,21 @@ async def test_a_diff_shows_where_versions_differ_shadows_included(platform: Pla
     assert back["matrix"]["neutral"]["negative"] == 3
 
 
+async def test_the_words_of_a_diff_set_its_texts_apart_from_the_window(platform: Platform) -> None:
+    assert platform.store is not None
+    async with platform.client(Role.ENGINEER) as client:
+        await predict(client, *[f"the battery is good {n}" for n in range(12)])
+        texts = [f"the refund of the battery is late {n}" for n in range(8)]
+        await predict(client, *texts)
+        for result in await predict(client, *texts, version="1"):
+            row = platform.store.predictions[UUID(result["id"])]
+            platform.store.predictions[row.id] = replace(row, label="negative", arm="shadow")
+        body = (
+            await client.get("/v1/models/sentiment/diff", params={"from": "1", "to": "2", "clusters": 1})
+        ).json()
+    assert [set(cluster["words"]) for cluster in body["clusters"]] == [{"refund", "late"}]
+
+
 async def test_drift_compares_a_window_with_what_was_before(platform: Platform) -> None:
     async with platform.client(Role.ENGINEER) as client:
         old = await predict(client, *[f"the battery is good {n}" for n in range(30)])

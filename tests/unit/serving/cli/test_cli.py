@@ -86,7 +86,16 @@ CORRECTIONS = {
 }
 SAID = {"sentiment": "negative"}
 EXAMPLE = {"text": "not bad", "from": SAID, "to": {"sentiment": "positive"}}
-DIFF = {"clusters": [{"texts": 4, "words": ["bad", "not"], "examples": [EXAMPLE]}]}
+DIFF = {
+    "compared": 1_030,
+    "differing": 30,
+    "matrix": {
+        "negative": {"negative": 10, "neutral": 9, "positive": 21},
+        "neutral": {"negative": 0, "neutral": 7, "positive": 0},
+        "positive": {"negative": 0, "neutral": 0, "positive": 983},
+    },
+    "clusters": [{"texts": 4, "words": ["bad", "not"], "examples": [EXAMPLE]}],
+}
 TOPIC = {
     "texts": 9,
     "words": ["battery"],
@@ -362,7 +371,14 @@ def test_an_explained_prediction_shows_the_second_opinion_or_that_there_is_none(
 MEMORY: dict[tuple[str, ...], list[str]] = {
     ("second-opinion", "p1"): ["agreement  0.25", "suggests   negative", "so bad"],
     ("corrections", "p1"): ["positive", "negative", "so bad, too", "p1"],
-    ("diff", "2", "3", "--was", "negative"): ["bad, not", "negative → positive", "not bad"],
+    ("diff", "2", "3", "--was", "negative"): [
+        "30 of 1,030 texts differ",
+        "v2 \\ v3   negative  neutral  positive",
+        "negative  10        9        21",
+        "bad, not",
+        "negative → positive",
+        "not bad",
+    ],
     ("review",): ["0.123", "p7", "so-so"],
     ("topics",): ["battery", "positive 9", "v2 3/4", "it lasts"],
     ("drift",): ["100 against 700", "0.002", "yes", "unheard of"],
