@@ -1,5 +1,6 @@
 """Votes of labelled neighbours, and the choice of texts worth labelling. Pure functions."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 # Fewer neighbours give no vote.
 QUORUM: Final = 3
 NEIGHBOURS: Final = 10
+# Of any length, with separators: "48213", "1,299.00", "2026-11-27".
+_NUMBER: Final = re.compile(r"\d+(?:[.,:/-]\d+)*")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +59,7 @@ def score_informativeness(
     The score is density × (uncertainty + disagreement) / 2, by information density (Settles & Craven, EMNLP 2008).
     Uncertainty is 1 minus the margin of the best class over the second. Density is the mean cosine to the 10 nearest
     other texts. Disagreement looks at the 10 nearest labelled texts with a cosine of at least `min_cosine`: it is the
-    share of their weight that has another class than predicted, 0 without such texts.
+    share of their weight that has another class than predicted, 0 with fewer than `QUORUM` such texts.
     """
     ordered = np.sort(scores, axis=1)
     uncertainty = 1 - (ordered[:, -1] - ordered[:, -2])
@@ -71,11 +74,14 @@ def score_informativeness(
         cosines = (vectors @ labelled.T).astype(np.float64)
         nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBOURS]
         weights = np.take_along_axis(cosines, nearest, axis=1)
-        weights = np.where(weights >= min_cosine, np.maximum(weights, 0.0), 0.0)
+        near_enough = weights >= min_cosine
+        weights = np.where(near_enough, np.maximum(weights, 0.0), 0.0)
         others = np.asarray(labels)[nearest] != scores.argmax(axis=1)[:, None]
         total = weights.sum(axis=1)
         disagreement = np.where(
-            total > 0, (weights * others).sum(axis=1) / np.where(total > 0, total, 1), 0.0
+            (total > 0) & (near_enough.sum(axis=1) >= QUORUM),
+            (weights * others).sum(axis=1) / np.where(total > 0, total, 1),
+            0.0,
         )
     return Informativeness(
         score=density * (uncertainty + disagreement) / 2,
@@ -86,13 +92,26 @@ def score_informativeness(
 
 
 def select_diverse(
-    score: NDArray[np.float64], vectors: NDArray[np.float32], *, limit: int, max_cosine: float
+    score: NDArray[np.float64],
+    vectors: NDArray[np.float32],
+    texts: Sequence[str],
+    *,
+    limit: int,
+    max_cosine: float,
 ) -> list[int]:
-    """Return rows by falling score, without those whose cosine to a row before them is `max_cosine` or more."""
+    """Return rows by falling score, without those that are like a row before them.
+
+    Two texts are alike if their cosine is `max_cosine` or more, or if they differ in case and in numbers only.
+    """
     selected: list[int] = []
+    forms: set[str] = set()
     for row in np.argsort(-score, kind="stable"):
         if len(selected) == limit:
             break
+        form = _NUMBER.sub("0", texts[row].casefold())
+        if form in forms:
+            continue
         if not selected or float((vectors[selected] @ vectors[row]).max()) < max_cosine:
             selected.append(int(row))
+            forms.add(form)
     return selected

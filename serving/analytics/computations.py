@@ -25,12 +25,14 @@ from serving.analytics.results import (
     Topic,
 )
 from serving.search.label_suggestions import MIN_VOTE_SIMILARITY
-from serving.search.service import DUPLICATE_SIMILARITY
 
 # The kernel compares every text with every other, so fewer of them are compared.
 KERNEL_TEXTS: Final = 500
 EXAMPLES: Final = 3
 CONFIDENCE_BINS: Final = 10
+# Texts with a larger cosine mostly say the same with another detail, so judging one of them is enough. It is far below
+# that of near-duplicates, which may differ in a negation.
+REVIEW_SIMILARITY: Final = 0.8
 
 Vectors: TypeAlias = NDArray[np.float32]
 
@@ -71,7 +73,7 @@ def group_topics(sample: Sequence[SampledText], judged: Sequence[JudgedPredictio
 def rank_for_review(
     candidates: Sequence[SampledText], labelled: Sequence[LabelledText], most: int
 ) -> list[ReviewCandidate]:
-    """Return at most `most` candidates, no two of them near-duplicates, the most useful to judge first."""
+    """Return at most `most` candidates, no two of them alike, the most useful to judge first."""
     if not candidates:
         return []
     vectors = _vectors(candidates)
@@ -86,7 +88,13 @@ def rank_for_review(
             density=float(value.density[row]),
             disagreement=float(value.disagreement[row]),
         )
-        for row in select_diverse(value.score, vectors, limit=most, max_cosine=DUPLICATE_SIMILARITY)
+        for row in select_diverse(
+            value.score,
+            vectors,
+            [each.text for each in candidates],
+            limit=most,
+            max_cosine=REVIEW_SIMILARITY,
+        )
     ]
 
 

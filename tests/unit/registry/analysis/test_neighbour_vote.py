@@ -58,6 +58,17 @@ def test_each_part_of_the_score_moves_it() -> None:
     np.testing.assert_allclose(judged.score, judged.density * (judged.uncertainty + judged.disagreement) / 2)
 
 
+def test_fewer_judged_texts_than_a_quorum_disagree_with_nothing() -> None:
+    vectors = unit(np.eye(8)[:1] + 0.01 * np.random.default_rng(2).standard_normal((5, 8)))
+    scores = np.tile([0.1, 0.1, 0.8], (5, 1))
+    far = unit(np.eye(8)[3:4])
+    for judged in (QUORUM - 1, QUORUM):
+        labelled = np.concatenate([vectors[:judged], far, far])
+        labels = [LABELS.index("negative")] * len(labelled)
+        result = score_informativeness(scores, vectors, labelled, labels, min_cosine=0.5)
+        assert result.disagreement.any() == (judged == QUORUM), judged
+
+
 def test_one_text_alone_is_worth_nothing_by_density() -> None:
     result = score_informativeness(
         np.array([[0.3, 0.3, 0.4]]), unit(np.eye(4)[:1]), np.zeros((0, 0), np.float32), [], min_cosine=0.5
@@ -67,5 +78,12 @@ def test_one_text_alone_is_worth_nothing_by_density() -> None:
 
 def test_near_duplicates_of_what_was_chosen_are_left_out() -> None:
     vectors = unit(np.array([[1.0, 0], [1, 0.01], [0, 1]]))
-    assert select_diverse(np.array([0.5, 0.9, 0.1]), vectors, limit=3, max_cosine=0.95) == [1, 2]
-    assert select_diverse(np.array([0.5, 0.9, 0.1]), vectors, limit=1, max_cosine=0.95) == [1]
+    score, texts = np.array([0.5, 0.9, 0.1]), ["a", "b", "c"]
+    assert select_diverse(score, vectors, texts, limit=3, max_cosine=0.95) == [1, 2]
+    assert select_diverse(score, vectors, texts, limit=1, max_cosine=0.95) == [1]
+
+
+def test_texts_that_differ_in_a_number_alone_are_left_out_whatever_their_vectors() -> None:
+    texts = ["Order 48213: late by 2.5 days", "ORDER 7: late by 11 days", "Order 7: lost", "Order: lost"]
+    score = np.array([0.9, 0.8, 0.7, 0.6])
+    assert select_diverse(score, np.eye(4, dtype=np.float32), texts, limit=4, max_cosine=0.8) == [0, 2, 3]

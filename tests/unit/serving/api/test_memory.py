@@ -333,8 +333,12 @@ async def test_the_review_queue_leaves_out_what_was_judged_and_what_is_like_it(p
     async with platform.client(Role.ENGINEER) as client:
         result = await predict(client, *BATTERY, "lasts long the battery", *SCREEN)
         await judge(client, result[1], label="negative")
+        lone = (await client.get("/v1/review", params={"limit": 5})).json()
+        for again in await predict(client, f"{BATTERY[1]} now", f"{BATTERY[1]} today"):
+            await judge(client, again, label="negative")
         body = (await client.get("/v1/review", params={"limit": 5})).json()
-    assert (body["candidates"], body["judged"]) == (6, 1)
+    assert {item["disagreement"] for item in lone["items"]} == {0}, "one judged text is no quorum"
+    assert (body["candidates"], body["judged"]) == (6, 3)
     assert result[1]["id"] not in {item["prediction_id"] for item in body["items"]}
     assert len({item["text"] for item in body["items"]} & {BATTERY[0], "lasts long the battery"}) == 1
     scores = [item["score"] for item in body["items"]]
