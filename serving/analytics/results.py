@@ -7,7 +7,7 @@ from typing import Final
 
 from db.analytics.disagreements import Disagreement
 from db.analytics.windows import Coverage, SampledText, Window
-from registry.analysis.mmd import MmdResult
+from registry.analysis.mmd import MIN_VECTORS, MmdResult
 
 # Drift in meaning is significant below this p-value.
 ALPHA: Final = 0.01
@@ -138,3 +138,24 @@ class Drift:
     labels: float | None
     confidences: float | None
     novel: Sequence[tuple[SampledText, float]]
+
+    @property
+    def reason(self) -> str | None:
+        """The reason why the meanings weren't compared; None if they were."""
+        if self.embeddings is not None:
+            return None
+        sides = (
+            ("reference", self.reference, "reference_since and reference_until"),
+            ("window", self.recent, "since and until"),
+        )
+        return "; ".join(
+            f"the {name} from {_utc(side.window.since)} to {_utc(side.window.until)} "
+            f"has {side.sampled or 'no'} text{'' if side.sampled == 1 else 's'} of this model, and a comparison "
+            f"needs {MIN_VECTORS}: choose another one by {parameters}"
+            for name, side, parameters in sides
+            if side.sampled < MIN_VECTORS
+        )
+
+
+def _utc(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M}Z"

@@ -161,10 +161,14 @@ def drift(
     if api.as_json:
         show_json(answer)
         return
-    kernel: dict[str, Any] = answer["embeddings"] or {}
+    texts = f"{answer['window']['sampled']} against {answer['reference']['sampled']}"
+    if answer["embeddings"] is None:
+        show_record({"texts": texts, "not compared": answer["reason"]}, as_json=False)
+        return
+    kernel: dict[str, Any] = answer["embeddings"]
     show_record(
         {
-            "texts": f"{answer['window']['sampled']} against {answer['reference']['sampled']}",
+            "texts": texts,
             "embeddings": kernel.get("mmd2"),
             "p-value": kernel.get("p_value"),
             "drifted": kernel.get("drifted"),

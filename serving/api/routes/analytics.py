@@ -115,6 +115,7 @@ async def measure_drift(request: Request, query: Annotated[DriftQuery, Query()])
         "window": result.recent,
         "reference": result.reference,
         "embeddings": result.embeddings,
+        "reason": result.reason,
         "stability": {"sentiments": result.labels, "confidences": result.confidences},
         "new": result.novel,
     }

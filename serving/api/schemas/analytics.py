@@ -238,5 +238,6 @@ class DriftResponse(ResponseBody):
     window: SentimentMix
     reference: SentimentMix
     embeddings: EmbeddingDrift | None
+    reason: str | None = Field(description="why `embeddings` is null: which side has too few texts")
     stability: StabilityResponse
     new: Annotated[list[NovelText], _with_figure("nearest")]

@@ -305,6 +305,7 @@ async def test_only_engineers_look_at_the_whole(platform: Platform) -> None:
     assert [answer.status_code for answer in empty] == [200] * 4
     assert empty[0].json()["topics"] == []
     assert empty[2].json()["embeddings"] is None
+    assert empty[2].json()["reason"].count("has no texts of this model") == 2
     assert unknown == [404] * 5
     assert bad == [422] * 3
 
@@ -410,4 +411,7 @@ async def test_drift_compares_a_window_with_what_was_before(platform: Platform) 
     assert body["stability"] == {"sentiments": None, "confidences": None}, "30 texts say nothing"
     assert all("screen" in text["text"] for text in body["new"])
     assert len(body["new"]) == 3
-    assert (none["embeddings"], none["new"]) == (None, [])
+    assert (none["embeddings"], none["new"], body["reason"]) == (None, [], None)
+    assert none["reason"].startswith("the reference from ")
+    assert "has no texts of this model, and a comparison needs 20" in none["reason"]
+    assert "window" not in none["reason"], "it has 30 texts"

@@ -385,6 +385,23 @@ MEMORY: dict[tuple[str, ...], list[str]] = {
 }
 
 
+def test_a_drift_without_a_reference_says_so(
+    platform: Platform, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking = DRIFT | {
+        "reference": {"sampled": 0},
+        "embeddings": None,
+        "reason": "the reference has no texts",
+    }
+    monkeypatch.setitem(ANSWERS, ("GET", "/v1/drift?limit=10"), (200, lacking))
+    code, out, _ = run("drift")
+    assert (code, out.splitlines()) == (
+        0,
+        ["texts         100 against 0", "not compared  the reference has no texts"],
+    )
+    assert json.loads(run("drift", "--json")[1]) == lacking
+
+
 @pytest.mark.parametrize("arguments", MEMORY)
 def test_what_the_memory_is_good_for_is_shown(
     platform: Platform, run: Any, arguments: tuple[str, ...]
