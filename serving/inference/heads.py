@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from registry.errors import BundleInvalid
 from serving.inference.microbatches import MicroBatch
 
 Scores = NDArray[np.float32]
+
+# The lexicon has negations with the plain apostrophe; phones and other keyboards type these.
+_APOSTROPHES: Final = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\uff07\u00b4", "'"))
 
 
 class Head(Protocol):
@@ -62,7 +65,8 @@ class LexiconHead:
         self._temperature = bundle.manifest.temperature
 
     def scores(self, batch: MicroBatch) -> Scores:
-        compound = [self._analyzer.polarity_scores(text)["compound"] for text in batch.texts]
+        texts = [text.translate(_APOSTROPHES) for text in batch.texts]
+        compound = [self._analyzer.polarity_scores(text)["compound"] for text in texts]
         return _softmax(lexicon_features(compound) @ self._weight, self._temperature)
 
 
