@@ -11,10 +11,14 @@ from uuid import UUID
 from db.connection.repository import OneSpaceRepository, run_sql
 from db.core import binary
 from db.core.binary import Vector
+from db.embeddings.vectors import VECTOR_OF
 from db.schema.tables import DIMENSIONS
 
 # The right label by the feedback `f` on the prediction `p`.
 LABEL: Final[LiteralString] = "coalesce(f.label, CASE WHEN f.is_correct THEN p.label END)"
+
+# Of several judgements of one moment, that of the later prediction counts, and then one holder's.
+_NEWEST: Final[LiteralString] = "p.text_id, f.updated_at DESC, p.id DESC, f.holder_id"
 
 _OF_TEXTS: Final[LiteralString] = """
     SELECT DISTINCT ON (p.text_id) p.text_id, {label} AS label
@@ -22,19 +26,26 @@ _OF_TEXTS: Final[LiteralString] = """
     WHERE p.text_id = ANY(CAST(:ids AS uuid[])) AND p.model = :model AND p.arm <> 'shadow'
         AND {label} IS NOT NULL
         AND (CAST(:holder AS uuid) IS NULL OR p.holder_id = CAST(:holder AS uuid))
-    ORDER BY p.text_id, f.updated_at DESC, p.id DESC""".replace("{label}", LABEL)
+    ORDER BY {newest}""".replace("{label}", LABEL).replace("{newest}", _NEWEST)
 
-_LATEST: Final[LiteralString] = """
+# The latest judged predictions tell which texts; of a text, feedback on an earlier prediction may be newer.
+_LATEST: Final[LiteralString] = (
+    """
     WITH judged AS MATERIALIZED (
-        SELECT p.text_id, p.id, f.updated_at, {label} AS label
+        SELECT DISTINCT p.text_id
         FROM (SELECT * FROM feedback ORDER BY prediction_id DESC LIMIT %(most)s) f
-        JOIN predictions p ON p.id = f.prediction_id WHERE p.model = %(model)s AND p.supported IS NOT FALSE),
+        JOIN predictions p ON p.id = f.prediction_id
+        WHERE p.model = %(model)s AND p.arm <> 'shadow' AND p.supported IS NOT FALSE AND {label} IS NOT NULL),
     last AS (
-        SELECT DISTINCT ON (text_id) text_id, label FROM judged WHERE label IS NOT NULL
-        ORDER BY text_id, updated_at DESC, id DESC)
+        SELECT DISTINCT ON (p.text_id) p.text_id, {label} AS label
+        FROM judged JOIN predictions p USING (text_id) JOIN feedback f ON f.prediction_id = p.id
+        WHERE p.model = %(model)s AND p.arm <> 'shadow' AND {label} IS NOT NULL
+        ORDER BY {newest})
     SELECT l.text_id, l.label, halfvec_send(e.embedding)
-    FROM last l JOIN embeddings e USING (text_id) JOIN segments s ON s.id = e.segment
-    WHERE s.space = %(space)s AND s.state <> 'retired' ORDER BY l.text_id""".replace("{label}", LABEL)
+    FROM last l JOIN LATERAL {vector} ON true ORDER BY l.text_id""".replace("{label}", LABEL)
+    .replace("{newest}", _NEWEST)
+    .replace("{vector}", VECTOR_OF.replace("{text}", "l.text_id"))
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,9 +71,9 @@ class LabelRepository(OneSpaceRepository):
             return {row.text_id: row.label for row in rows}
 
     async def latest(self, model: str, *, most: int) -> Sequence[LabelledText]:
-        """Return the texts that the feedback on the `most` latest judged predictions labels.
+        """Return the texts that the feedback on the `most` latest judged predictions of all models labels.
 
-        Without those that their version doesn't support.
+        Each has the label that `of_texts` gives it. Texts that their version doesn't support are left out.
         """
         rows = await self._search(_LATEST, {"model": model, "most": most, "space": self._space})
         vectors = binary.decode_vectors([row[2] for row in rows], dimensions=DIMENSIONS)

@@ -35,11 +35,12 @@ class FakeLabelRepository:
         """Return the texts and labels of the feedback on the latest predictions, without unsupported ones."""
         self._store.reach()
         judged = [(each, judgement) for each in self._store.visible() for judgement in each.feedback]
-        labels = _labels(
+        texts = _labels(
             (each, judgement)
             for each, judgement in judged[:most]
-            if each.model == model and each.supported is not False
+            if each.model == model and each.arm != "shadow" and each.supported is not False
         )
+        labels = await self.of_texts(list(texts), model=model)
         return [
             LabelledText(text_id=text_id, vector=self._store.vector(text_id), label=label)
             for text_id, label in sorted(labels.items())
@@ -150,7 +151,8 @@ class FakeDisagreementRepository:
 def _labels(judged: Iterable[tuple[Prediction, Judgement]]) -> dict[UUID, str]:
     """Return the label that the latest feedback on each text tells."""
     labels: dict[UUID, str] = {}
-    for prediction, judgement in sorted(judged, key=lambda each: (each[1].updated_at, each[0].id)):
+    by_holder = sorted(judged, key=lambda each: each[1].holder_id, reverse=True)
+    for prediction, judgement in sorted(by_holder, key=lambda each: (each[1].updated_at, each[0].id)):
         label = judgement.label or (prediction.label if judgement.is_correct else None)
         if label is not None:
             labels[prediction.text_id] = label

@@ -18,7 +18,7 @@ from db.embeddings.vectors import VectorRepository
 from db.predictions.feedback import FeedbackRepository, NewFeedback
 from db.predictions.submissions import NewPrediction, NewText, Submission
 from tests.support.postgres import SPACE
-from tests.support.row_factories import new_key, new_prediction, new_text, new_writer, now
+from tests.support.row_factories import new_key, new_prediction, new_text, new_writer, now, run_sql
 
 pytestmark = pytest.mark.anyio
 
@@ -97,6 +97,25 @@ async def test_the_latest_word_that_tells_a_label_is_the_truth(database: Databas
     by_text = {each.text_id: each.vector for each in latest}
     assert np.array_equal(by_text[text.id], rounded(text))
     assert [each.text_id for each in await labels.latest("sentiment", most=1)] == [confirmed.id]
+    # As a statement sees it that was planned before a copy of the segment was attached, and runs after it was.
+    await run_sql(database, "UPDATE segments SET state = 'retired'")
+    assert {each.text_id: each.label for each in await labels.latest("sentiment", most=10)} == results
+
+
+async def test_of_judgements_of_one_moment_both_readings_take_the_same(database: Database) -> None:
+    keys = [await new_key(database) for _ in range(4)]
+    text = new_text()
+    (first,) = await store(database, keys[0], text, version="1")
+    (second,) = await store(database, keys[0], text, version="2")
+    for prediction in (first, second):
+        for key, label in zip(keys, ("negative", "neutral", "negative", "neutral"), strict=True):
+            await judge(database, key, prediction, correct=False, label=label)
+    await run_sql(database, "UPDATE feedback SET updated_at = '2026-01-01'")
+    labels = LabelRepository(database, space=SPACE)
+    holder = min(key.holder_id for key in keys)
+    wanted = "negative" if holder in (keys[0].holder_id, keys[2].holder_id) else "neutral"
+    assert await labels.of_texts([text.id], model="sentiment") == {text.id: wanted}
+    assert [each.label for each in await labels.latest("sentiment", most=1)] == [wanted]
 
 
 async def test_a_small_window_is_sampled_whole_by_its_last_words(database: Database) -> None:

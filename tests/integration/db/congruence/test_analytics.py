@@ -86,10 +86,25 @@ async def test_the_last_judgement_tells_a_texts_label(repositories: Repositories
         (text,) = [text for text in texts if text.id == each.text_id]
         assert (each.vector.dtype, each.vector.shape) == (np.float32, (384,))
         assert each.vector.astype("<f2").tobytes() == text.embedding
-    # The two latest judged predictions: another model's, and a second answer to the first text.
-    assert [(each.text_id, each.label) for each in await latest(MODEL, most=2)] == [(texts[0].id, "negative")]
+    # The two latest judged predictions: another model's, and a second answer to the first text, whose first answer was
+    # judged after it.
+    assert [(each.text_id, each.label) for each in await latest(MODEL, most=2)] == [(texts[0].id, "neutral")]
     assert list(await latest("unknown", most=10)) == []
     assert fifth.id not in labels
+
+
+async def test_a_judged_shadow_tells_no_label(repositories: Repositories) -> None:
+    key = await add_key(repositories.keys)
+    texts = [new_text() for _ in range(2)]
+    answered = await predict(repositories, key, texts[0])
+    hidden = [await predict(repositories, key, text, arm="shadow", label="negative") for text in texts]
+    await judge(repositories, answered, key, is_correct=True)
+    for row in hidden:
+        await judge(repositories, row, key, is_correct=True)
+    labels = {texts[0].id: "positive"}
+    assert await repositories.labels.of_texts([text.id for text in texts], model=MODEL) == labels
+    labelled = await repositories.labels.latest(MODEL, most=10)
+    assert {each.text_id: each.label for each in labelled} == labels
 
 
 async def test_what_a_version_does_not_support_has_a_label_but_is_no_example(
