@@ -20,8 +20,8 @@ JUDGED: Final = 2_000
 RECENT: Final = 2_000
 RECENT_TIME: Final = timedelta(hours=1)
 REFERENCE_TIME: Final = timedelta(days=7)
-# The reference week is read at 28 times, 100 predictions at each.
-_PICKS, _PICKED = 28, 100
+# The reference week is read in 28 parts, the first 100 predictions of each on average.
+_PARTS, _PICKED = 28, 100
 BINS: Final = 10
 
 Version: TypeAlias = tuple[str, str]
@@ -75,7 +75,7 @@ class Statistics:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Distributions:
-    """The predictions of versions in the last hour, and in the week before, sampled at even distances."""
+    """The predictions of versions in the last hour, and in the week before, sampled over its whole length."""
 
     recent: Mapping[Version, AnswerDistribution] = field(default_factory=dict)
     reference: Mapping[Version, AnswerDistribution] = field(default_factory=dict)
@@ -115,12 +115,16 @@ _RECENT: Final[LiteralString] = _COUNTED.replace(
     "ORDER BY id DESC LIMIT CAST(:most AS integer)",
 )
 
-# The primary key leads to each pick, so a week costs no more than a minute.
+# The primary key leads to the beginning of each part, so a week costs no more than a minute. No prediction is in two
+# parts, and those that have some share what the others lack.
 _REFERENCE: Final[LiteralString] = _COUNTED.replace(
     "{rows}",
-    "SELECT p.* FROM unnest(CAST(:picks AS uuid[])) AS pick (id) CROSS JOIN LATERAL ("
-    "SELECT model, version, label, confidence FROM predictions "
-    "WHERE id >= pick.id AND id < CAST(:until AS uuid) ORDER BY id LIMIT CAST(:most AS integer)) AS p",
+    "WITH filled AS MATERIALIZED (SELECT part.low, part.high "
+    "FROM unnest(CAST(:lows AS uuid[]), CAST(:highs AS uuid[])) AS part (low, high) "
+    "WHERE EXISTS (SELECT FROM predictions WHERE id >= part.low AND id < part.high)) "
+    "SELECT p.* FROM filled CROSS JOIN LATERAL ("
+    "SELECT model, version, label, confidence FROM predictions WHERE id >= filled.low AND id < filled.high "
+    "ORDER BY id LIMIT (SELECT CAST(:most AS integer) / greatest(count(*), 1) FROM filled)) AS p",
 )
 
 
@@ -149,13 +153,14 @@ class StatisticsRepository(Repository):
         """Return the predictions of versions in the hour before `now`, and in the week before that hour."""
         now = now or datetime.now(UTC)
         since = now - RECENT_TIME
-        step = REFERENCE_TIME / _PICKS
-        picks = [uuid7_floor(since - step * number) for number in range(_PICKS, 0, -1)]
-        floor = uuid7_floor(since)
+        step = REFERENCE_TIME / _PARTS
+        edges = [uuid7_floor(since - step * number) for number in range(_PARTS, -1, -1)]
         async with self._database.begin() as connection:
             await connection.exec_driver_sql("SET TRANSACTION READ ONLY")
-            recent = _distributions(await run_sql(connection, _RECENT, since=floor, most=RECENT))
-            rows = await run_sql(connection, _REFERENCE, picks=picks, until=floor, most=_PICKED)
+            recent = _distributions(await run_sql(connection, _RECENT, since=edges[-1], most=RECENT))
+            rows = await run_sql(
+                connection, _REFERENCE, lows=edges[:-1], highs=edges[1:], most=_PARTS * _PICKED
+            )
             return Distributions(recent=recent, reference=_distributions(rows))
 
 

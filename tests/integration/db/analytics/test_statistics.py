@@ -10,6 +10,7 @@ from db.core.ids import Uuid7Clock
 from db.embeddings.segments import Segments
 from db.models.evaluations import EvaluationRepository, NewEvaluation
 from db.predictions.feedback import FeedbackRepository, NewFeedback
+from db.predictions.partitions import Partitions
 from tests.support.postgres import SPACE
 from tests.support.row_factories import new_key, new_submission, new_text, new_writer
 
@@ -83,7 +84,23 @@ async def test_the_last_hour_is_counted_apart_from_the_week_before(database: Dat
     assert list(recent.confidences) == [0] * 5 + [1] + [0] * 3 + [1]
     assert recent.confidence == pytest.approx(0.75)
     assert set(reference.labels) == {"negative"}
-    assert reference.confidences[3] == reference.total > 0
+    assert reference.confidences[3] == reference.total == 4, "each once"
+
+
+async def test_the_reference_is_spread_over_the_times_that_have_answers(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two times with answers, each gives half of what is read, and no answer is read twice."""
+    monkeypatch.setattr("db.analytics.statistics._PICKED", 1)
+    key, end = await new_key(database), datetime.now(UTC) - timedelta(hours=2)
+    for label, days, texts in (("negative", 6, 40), ("positive", 1, 40), ("neutral", 3, 5)):
+        at = end - timedelta(days=days)
+        await Partitions(database).ensure(at)
+        clock = Uuid7Clock(lambda at=at: int(at.timestamp() * 1e9))
+        for _ in range(texts):
+            await new_writer(database).commit([new_submission(key, id=clock.next(), label=label)])
+    result = (await StatisticsRepository(database).distributions()).reference["sentiment", "2"]
+    assert result.labels == {"negative": 9, "positive": 9, "neutral": 5}, "28 of them, in three parts"
 
 
 async def test_an_empty_installation_has_nothing_to_tell(database: Database) -> None:
