@@ -51,7 +51,7 @@ _REIGN = ("version", "from", "to", "act", "gates", "by", "reason")
 def list_(api: Api) -> None:
     """List the models."""
     answer = api.client.get("/v1/models")
-    show_table(answer["items"], ("name",), answer=answer, as_json=api.as_json)
+    show_table(answer["items"], ("name", "languages"), answer=answer, as_json=api.as_json)
 
 
 @app.command()

@@ -49,6 +49,8 @@ def predict(
         answer = api.client.post("/v1/predict/batch", texts=texts, **fields)
         predictions = answer["predictions"]
     columns = ["sentiment", "confidence", "model_version", "id"]
+    if not all(each.get("supported", True) for each in predictions):
+        columns[2:2] = ["language", "supported"]
     if explain:
         opinion = answer["second_opinion"] or {}
         predictions = [{**answer, "agreement": opinion.get("agreement"), "suggests": opinion.get("suggests")}]

@@ -205,6 +205,15 @@ export function judgement({ is_correct: isCorrect, label, comment }) {
   );
 }
 
+/** Why an answer means little: its version doesn't know what the text says. */
+function unsupported({ supported, mostly_unknown: unknown, language, model_version: version }) {
+  if (supported !== false) return null;
+  const why = unknown
+    ? `Version ${version} doesn't know most of these characters`
+    : `This is in “${language}”, a language that version ${version} doesn't know`;
+  return el("p", { className: "hint" }, `${why}: its answer means little.`);
+}
+
 /** One prediction with its text; `measured`, for a fresh one, opens it up. */
 export function card(prediction, text, { measured = null, findSimilar }) {
   const similar = el("button", { type: "button", className: "link", textContent: "Find similar" });
@@ -221,6 +230,7 @@ export function card(prediction, text, { measured = null, findSimilar }) {
     ),
     quote(text),
     prediction.truncated ? el("p", { className: "hint" }, "Longer than the encoder reads: only its beginning was judged.") : null,
+    unsupported(prediction),
     spectrum(prediction.scores),
     measured ? bars(prediction.scores) : null,
     measured ? timing(measured.stages, measured.milliseconds) : null,

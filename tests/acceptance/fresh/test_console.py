@@ -66,6 +66,18 @@ def test_predict_correct_and_find_again(console: Page) -> None:
     expect(console.locator("#listed article").first.locator("blockquote")).to_have_text(HOSTILE)
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"), [("Das Paket kam zu spät an", "“de”"), ("👎👎👎", "most of these characters")]
+)
+def test_a_text_that_the_version_does_not_know_is_marked(console: Page, text: str, reason: str) -> None:
+    console.get_by_role("textbox", name="Text", exact=True).fill(text)
+    console.get_by_role("button", name="Predict", exact=True).click()
+    card = console.get_by_role("article").first
+    expect(card.locator("blockquote")).to_have_text(text)
+    expect(card).to_contain_text(reason)
+    expect(card).to_contain_text("its answer means little")
+
+
 def test_models_show_what_runs_and_lead_to_a_prediction_with_one(console: Page) -> None:
     console.get_by_role("link", name="Models").click()
     lexicon = console.get_by_role("article").filter(has_text="Version 1")

@@ -247,6 +247,20 @@ def test_one_text_is_predicted_alone(platform: Platform, run: Any) -> None:
     assert platform.asked == [("POST", "/v1/predict", {"text": "so good", "version": "2"}, "Bearer vk_mine")]
 
 
+@pytest.mark.usefixtures("platform")
+def test_a_text_that_the_version_does_not_know_is_shown_as_such(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    route = ("POST", "/v1/predict")
+    status, answer = ANSWERS[route]
+    monkeypatch.setitem(ANSWERS, route, (status, answer | {"language": "de", "supported": False}))
+    out = run("predict", "sehr gut")[1].splitlines()
+    assert out[0].split()[:4] == ["sentiment", "confidence", "language", "supported"]
+    assert out[1].split()[2:4] == ["de", "no"]
+    monkeypatch.setitem(ANSWERS, route, (status, answer | {"language": "en", "supported": True}))
+    assert "supported" not in run("predict", "so good")[1]
+
+
 def test_several_texts_are_one_batch_and_json_is_the_answer_itself(platform: Platform, run: Any) -> None:
     code, out, _ = run("predict", "one", "two", "--json")
     assert code == 0
