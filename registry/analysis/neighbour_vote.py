@@ -52,6 +52,7 @@ def score_informativeness(
     labelled: NDArray[np.float32],
     labels: Sequence[int],
     *,
+    supported: NDArray[np.bool_],
     min_cosine: float,
 ) -> Informativeness:
     """Score n texts of class scores [n, 3] and unit vectors [n, d], given m labelled vectors [m, d] and `labels` [m].
@@ -59,7 +60,8 @@ def score_informativeness(
     The score is density × (uncertainty + disagreement) / 2, by information density (Settles & Craven, EMNLP 2008).
     Uncertainty is 1 minus the margin of the best class over the second. Density is the mean cosine to the 10 nearest
     other texts. Disagreement looks at the 10 nearest labelled texts with a cosine of at least `min_cosine`: it is the
-    share of their weight that has another class than predicted, 0 with fewer than `QUORUM` such texts.
+    share of their weight that has another class than predicted, 0 with fewer than `QUORUM` such texts, and for a text
+    that isn't `supported` [n], on which others have no vote.
     """
     ordered = np.sort(scores, axis=1)
     uncertainty = 1 - (ordered[:, -1] - ordered[:, -2])
@@ -74,7 +76,7 @@ def score_informativeness(
         cosines = (vectors @ labelled.T).astype(np.float64)
         nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :NEIGHBOURS]
         weights = np.take_along_axis(cosines, nearest, axis=1)
-        near_enough = weights >= min_cosine
+        near_enough = (weights >= min_cosine) & supported[:, None]
         weights = np.where(near_enough, np.maximum(weights, 0.0), 0.0)
         others = np.asarray(labels)[nearest] != scores.argmax(axis=1)[:, None]
         total = weights.sum(axis=1)

@@ -79,7 +79,10 @@ def rank_for_review(
     vectors = _vectors(candidates)
     scores = np.array([[each.scores[label] for label in LABELS] for each in candidates], np.float64)
     labels = [LABELS.index(each.label) for each in labelled]
-    value = score_informativeness(scores, vectors, _vectors(labelled), labels, min_cosine=MIN_VOTE_SIMILARITY)
+    supported = np.array([each.supported is not False for each in candidates])
+    value = score_informativeness(
+        scores, vectors, _vectors(labelled), labels, supported=supported, min_cosine=MIN_VOTE_SIMILARITY
+    )
     return [
         ReviewCandidate(
             text=candidates[row],

@@ -45,16 +45,22 @@ def test_each_part_of_the_score_moves_it() -> None:
     scores = np.tile([0.1, 0.1, 0.8], (13, 1))
     scores[0] = [0.34, 0.33, 0.33]
     scores[12] = [0.34, 0.33, 0.33]
-    result = score_informativeness(scores, vectors, np.zeros((0, 0), np.float32), [], min_cosine=0.5)
+    result = score_informativeness(
+        scores, vectors, np.zeros((0, 0), np.float32), [], supported=np.ones(13, bool), min_cosine=0.5
+    )
     assert result.uncertainty[0] == pytest.approx(0.99)
     assert result.uncertainty[1] == pytest.approx(0.3)
     assert result.density[0] > 0.9 > 0.3 > result.density[12]
     assert not result.disagreement.any()
     assert result.score[0] > result.score[1] > result.score[12]
-    judged = score_informativeness(scores, vectors, heap[:3], [LABELS.index("negative")] * 3, min_cosine=0.5)
+    supported = np.arange(13) != 2
+    judged = score_informativeness(
+        scores, vectors, heap[:3], [LABELS.index("negative")] * 3, supported=supported, min_cosine=0.5
+    )
     assert judged.disagreement[1] == pytest.approx(1)
     assert judged.disagreement[0] == 0, "what it says is what was judged"
     assert judged.disagreement[12] == 0, "none of them is near"
+    assert judged.disagreement[2] == 0, "others have no vote on what its version doesn't know"
     np.testing.assert_allclose(judged.score, judged.density * (judged.uncertainty + judged.disagreement) / 2)
 
 
@@ -65,13 +71,20 @@ def test_fewer_judged_texts_than_a_quorum_disagree_with_nothing() -> None:
     for judged in (QUORUM - 1, QUORUM):
         labelled = np.concatenate([vectors[:judged], far, far])
         labels = [LABELS.index("negative")] * len(labelled)
-        result = score_informativeness(scores, vectors, labelled, labels, min_cosine=0.5)
+        result = score_informativeness(
+            scores, vectors, labelled, labels, supported=np.ones(5, bool), min_cosine=0.5
+        )
         assert result.disagreement.any() == (judged == QUORUM), judged
 
 
 def test_one_text_alone_is_worth_nothing_by_density() -> None:
     result = score_informativeness(
-        np.array([[0.3, 0.3, 0.4]]), unit(np.eye(4)[:1]), np.zeros((0, 0), np.float32), [], min_cosine=0.5
+        np.array([[0.3, 0.3, 0.4]]),
+        unit(np.eye(4)[:1]),
+        np.zeros((0, 0), np.float32),
+        [],
+        supported=np.ones(1, bool),
+        min_cosine=0.5,
     )
     assert result.score.tolist() == [0]
 
