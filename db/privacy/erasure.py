@@ -219,7 +219,9 @@ class ErasureRepository(Repository):
         await run_sql(connection, FEEDBACK, **named)
         await run_sql(connection, PREDICTIONS, **named)
         await segments.prevent_moves(connection)
-        vectors = (await run_sql(connection, VECTORS, **named)).all()
+        removed = (await run_sql(connection, VECTORS, **named)).all()
+        # A retired segment and the copy that replaced it have the same vectors.
+        vectors = {(row.text_id, row.space): row for row in removed}.values()
         erased_ids = frozenset((await run_sql(connection, TEXTS, **named)).scalars())
         return _Step(
             counts=ErasedCounts(

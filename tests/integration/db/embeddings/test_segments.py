@@ -138,6 +138,16 @@ async def test_an_erasure_goes_through_while_an_index_is_built(
     assert await run_sql(database, _HNSW) == [("embeddings_3",)]
 
 
+async def test_an_erasure_counts_a_vector_once_that_a_copy_has_too(database: Database) -> None:
+    segments, ids = Segments(database, SPACE), await new_closed_segment(database, 3)
+    await segments.index_next()
+    assert await run_sql(database, "SELECT count(*) FROM embeddings WHERE text_id = %s", ids[0]) == [(2,)]
+    erasures = ErasureRepository(database, SimilarityRepository(database, space=SPACE), space=SPACE)
+    receipt = await erasures.erase_text(ids[0], actor=None)
+    assert (receipt.erased.embeddings, receipt.near_copies.complete) == (1, True)
+    assert await run_sql(database, "SELECT count(*) FROM embeddings WHERE text_id = %s", ids[0]) == [(0,)]
+
+
 async def test_a_segment_is_indexed_while_others_are_merged(
     database: Database, held_build: HeldBuild
 ) -> None:
