@@ -74,7 +74,9 @@ def _figures(samples: Iterable[Sample]) -> dict[str, Any]:
     by_name: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         by_name[sample.name].append(sample)
-    of_space = _sum(by_name["valence_index_rows"], "space")
+    # The vectors of a retired segment are in the copy that replaced it, too.
+    rows = [each for each in by_name["valence_index_rows"] if each.labels["state"] != "retired"]
+    of_space = _sum(rows, "space")
     backlog = [each for each in by_name["valence_backlog"] if each.labels["kind"] == "evaluation"]
     return {
         "champions": {

@@ -35,7 +35,12 @@ def expose() -> str:
     stored = StoredStatistics()
     counts = [
         SegmentCounts(space=space, state=state, segments=1, rows=rows)
-        for space, state, rows in (("old", "open", 200), ("old", "ready", 1_000), ("new", "open", 700))
+        for space, state, rows in (
+            ("old", "open", 200),
+            ("old", "indexed", 1_000),
+            ("old", "retired", 900),
+            ("new", "open", 700),
+        )
     ]
     stored.update(Statistics(segments=counts, evaluations={"running": 1, "waiting": 2}))
     catalog = Catalog(champions={"sentiment": "3"}, replicas={"e1": {"running": 2}, "e2": {"running": 1}})
