@@ -10,7 +10,16 @@ from tests.clients.commands import HERE, run
 from tests.clients.conftest import Served, skip_without
 
 LABELS = ["positive", "negative"]
-OUTPUTS = ["label", "score", "probabilities", "prediction_id", "embedding", "truncated"]
+OUTPUTS = [
+    "label",
+    "score",
+    "probabilities",
+    "prediction_id",
+    "embedding",
+    "truncated",
+    "language",
+    "supported",
+]
 
 
 def call(environment: Path, script: str, served: Served, folder: Path, *, address: str = "") -> Any:
