@@ -105,24 +105,24 @@ format: .venv/.developed ## rewrite the sources in the project's format
 	@touch $@
 
 .venv/.installed: .venv/.created pyproject.toml constraints.txt
-	@echo "installing the pinned dependencies into .venv (the first time takes minutes)"
-	@$(PIP) --editable .
+	@echo "installing the pinned dependencies into .venv"
+	@$(BIN)/python tools/install.py --constraint constraints.txt --editable .
 	@touch $@
 
 .venv/.developed: .venv/.installed
 	@echo "installing the tools for tests and checks"
-	@$(PIP) --editable '.[test,dev,bench]'
+	@$(BIN)/python tools/install.py --constraint constraints.txt --editable '.[test,dev,bench]'
 	@touch $@
 
 # Clients of other projects, which tests/clients runs; those in JavaScript only where there is npm, those that come with
 # servers only for the versions of Python that they are made for.
-CLIENTS_PIP := .cache/clients/bin/python -m pip install --quiet --disable-pip-version-check
+CLIENTS_INSTALL := .cache/clients/bin/python tools/install.py
 .cache/clients/.installed: .venv/.created $(wildcard tests/clients/requirements*.txt) tests/clients/package.json
 	@echo "installing the clients of other projects in an environment of their own"
 	@$(PYTHON) -m venv .cache/clients
-	@$(CLIENTS_PIP) --requirement tests/clients/requirements.txt
-	@$(CLIENTS_PIP) --requirement tests/clients/requirements-servers.txt \
-	  && $(CLIENTS_PIP) --no-deps --requirement tests/clients/requirements-alone.txt \
+	@$(CLIENTS_INSTALL) --requirement tests/clients/requirements.txt
+	@$(CLIENTS_INSTALL) --requirement tests/clients/requirements-servers.txt \
+	  && $(CLIENTS_INSTALL) --no-deps --requirement tests/clients/requirements-alone.txt \
 	  || echo "kserve or mlserver can't be installed here: their tests are skipped" >&2
 	@cp tests/clients/package.json .cache/clients/
 	@if command -v npm >/dev/null; then \
