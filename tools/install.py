@@ -11,12 +11,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-_ROOT = Path(__file__).resolve().parent.parent
+_CACHE = Path(__file__).resolve().parent.parent / ".cache"
 _UV = "uv==0.13.9"
 _PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 # Seconds after which it is said anew what goes on.
@@ -107,24 +109,26 @@ def find_uv() -> str | None:
     """Return the path of uv: the machine's own, or one that pip puts into .cache; None if it can't be had."""
     if found := shutil.which("uv"):
         return found
-    folder = _ROOT / ".cache" / "uv"
+    folder = _CACHE / "uv"
     own = folder / "bin" / "uv"
     if not own.exists():
-        command = [
-            *_PIP,
-            "install",
-            "--quiet",
-            "--upgrade",
-            "--only-binary",
-            ":all:",
-            "--target",
-            str(folder),
-            _UV,
-        ]
-        got = subprocess.run(command, capture_output=True, check=False)
-        if got.returncode or not own.exists():
-            return None
-    return str(own)
+        _CACHE.mkdir(exist_ok=True)
+        # Two of these may run at once: each gets its own, and the first one stays.
+        with tempfile.TemporaryDirectory(dir=_CACHE) as scratch:
+            command = [
+                *_PIP,
+                "install",
+                "--quiet",
+                "--only-binary",
+                ":all:",
+                "--target",
+                f"{scratch}/uv",
+                _UV,
+            ]
+            subprocess.run(command, capture_output=True, check=False)
+            with suppress(OSError):
+                (Path(scratch) / "uv").rename(folder)
+    return str(own) if own.exists() else None
 
 
 def run(

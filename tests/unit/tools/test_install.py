@@ -145,6 +145,32 @@ def test_pip_alone_installs_where_uv_isnt_wanted_or_cant_be_had(monkeypatch: pyt
     assert used == [sys.executable] * 2
 
 
+@pytest.mark.parametrize("other_is_first", [False, True])
+def test_two_that_fetch_uv_at_once_get_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, other_is_first: bool
+) -> None:
+    def pip(command: list[str], **_: object) -> None:
+        folders = [Path(command[command.index("--target") + 1])]
+        if other_is_first:
+            folders.append(tmp_path / "uv")
+        for folder in folders:
+            (folder / "bin").mkdir(parents=True)
+            (folder / "bin" / "uv").write_text(folder.name)
+
+    monkeypatch.setattr(install, "_CACHE", tmp_path)
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    monkeypatch.setattr("subprocess.run", pip)
+    assert install.find_uv() == str(tmp_path / "uv" / "bin" / "uv")
+    assert [each.name for each in tmp_path.iterdir()] == ["uv"]
+
+
+def test_uv_that_cant_be_fetched_is_done_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(install, "_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: None)
+    assert install.find_uv() is None
+
+
 def test_it_runs_before_anything_is_installed(tmp_path: Path) -> None:
     program = f"import sys; sys.path.insert(0, {str(Path.cwd())!r}); import tools.install"
     result = subprocess.run(
