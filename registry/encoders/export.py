@@ -86,7 +86,7 @@ def _build(
     tokenizer.no_truncation()
     tokenizer.save(str(folder / TOKENIZER))
     tokenizer.enable_truncation(source.max_length)
-    progress("exporting")
+    progress("exporting the encoder")
     onnx = folder / ENGINES[Engine.FP32]
     graph = source.graph()
     prompt = source.encoding.get("document_prompt", "")
@@ -96,14 +96,14 @@ def _build(
     source.update_weights(graph)
     _export_onnx(graph, onnx, folder / WEIGHTS, states=not source.labels)
     batches = list(calibration_batches(tokenizer, calibration))
-    progress("quantising")
+    progress("quantising the encoder")
     metrics: dict[str, float] = {}
     if source.labels:
         metrics = quantise_classifier(folder, batches)
     else:
         quantise_to(folder, Engine.INT8, batches)
         quantise_to(folder, Engine.INT8_PER_TOKEN, batches)
-    progress("measuring")
+    progress("comparing the engines of the encoder")
     if probes:
         metrics = check_engines(folder, source.name, probes, reference)
     runs = load_engines(folder)

@@ -41,6 +41,8 @@ class Home:
         self.platform_lock = root / "platform.lock"
         # What the process of Serve tells those who wait for the platform.
         self.serve_report = root / "serve.json"
+        # What the supervisor's children do while the platform starts.
+        self.start_steps = root / "steps"
         # When the last backup was written, and where to.
         self.last_backup = root / "backup.json"
 

@@ -16,11 +16,13 @@ import httpx
 
 from serving.core.home import Home
 from serving.settings import OF_THE_COMMAND_LINE, Settings
-from serving.standalone.state import PlatformState, ServeReport
+from serving.standalone.state import PlatformState, ServeReport, StartSteps
 
 Say = Callable[[str], None]
 
 _UP_SECONDS = 300.0
+# After which what goes on is said again.
+_PATIENCE_SECONDS = 4.0
 # A cause that lasts longer than a database needs to start is told as the result.
 _REASON_SECONDS = 30.0
 _DOWN_SECONDS = 90.0
@@ -152,22 +154,30 @@ def _spawn(settings: Settings, state: PlatformState) -> None:
 
 
 def _wait_until_ready(settings: Settings, state: PlatformState, say: Say) -> float:
-    started = time.monotonic()
+    started = last_said = time.monotonic()
     said: set[str] = set()
     explained: float | None = None
 
+    def say_now(text: str) -> None:
+        nonlocal last_said
+        last_said = time.monotonic()
+        say(f"{last_said - started:4.0f} s  {text}")
+
     def say_once(text: str) -> None:
         if text and text not in said:
-            say(f"{time.monotonic() - started:4.0f} s  {text}")
             said.add(text)
+            say_now(text)
 
     with httpx.Client(timeout=5) as client:
         while (health := _health(settings, client)) is None or health.status_code != httpx.codes.OK:
             if not state.is_owned():
                 _fail(settings, state)
             notes, reason = ServeReport(settings.home).read()
-            for text in (*notes, str(state.read().get("phase", "")), reason or ""):
+            phase, steps = str(state.read().get("phase", "")), StartSteps(settings.home).read()
+            for text in (*notes, phase, *steps, reason or ""):
                 say_once(text)
+            if time.monotonic() - last_said > _PATIENCE_SECONDS:
+                say_now(f"still {steps[-1] if steps else phase}")
             now = time.monotonic()
             explained = (explained or now) if reason else None
             if explained is not None and now - explained > _REASON_SECONDS:

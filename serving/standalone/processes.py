@@ -25,7 +25,7 @@ from serving.core.home import Home
 from serving.core.logs import configure_logging
 from serving.core.subprocesses import end_with_parent
 from serving.settings import Settings
-from serving.standalone.state import REFUSED, ServeReport
+from serving.standalone.state import REFUSED, ServeReport, StartSteps
 
 if TYPE_CHECKING:
     from serving.deployments.carried_settings import CarriedSettings
@@ -45,13 +45,22 @@ def register_models(settings: Settings) -> None:
     from registry.store.builtin_versions import bootstrap
     from serving.core.connections import build_registry
 
-    registry = build_registry(settings)
+    registry, steps = build_registry(settings), StartSteps(settings.home)
+    is_champion_ready = False
+
+    def say(step: str) -> None:
+        # Nobody waits for what is built after the champion's encoder.
+        if not is_champion_ready:
+            steps.write("models", step)
 
     def write_champion_encoder() -> None:
+        nonlocal is_champion_ready
         encoder_file = Home(settings.home).champion_encoder(settings.space)
         draft = encoder_file.with_suffix(".new")
         draft.write_text(json.dumps(asdict(_first_encoder(registry, settings))))
         draft.replace(encoder_file)
+        is_champion_ready = True
+        steps.write("models", None)
         # The rest of the builds shall not slow down the requests that come now.
         os.nice(_LATER_NICENESS)
 
@@ -60,6 +69,7 @@ def register_models(settings: Settings) -> None:
         space=settings.space,
         model=settings.model,
         work=Home(settings.home).build,
+        progress=say,
         on_champion_ready=write_champion_encoder,
     )
 
@@ -149,6 +159,7 @@ def _deploy(record: EncoderRecord, settings: Settings, carried: "CarriedSettings
     from serving.deployments.encoder import encoder_application
 
     log.info("stage.deploying")
+    StartSteps(settings.home).write("serve", "loading the encoder, the control and the ingress")
     serve.run_many(
         [
             build_run_target(record, encoder_application(record, settings, carried)),

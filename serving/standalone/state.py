@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final
 
@@ -125,3 +126,36 @@ class ServeReport:
         draft = self._file.with_suffix(".new")
         draft.write_text(json.dumps({"notes": notes, "reason": reason}))
         draft.replace(self._file)
+
+
+class StartSteps:
+    """What the supervisor's children do while the platform starts: each has a line in a file of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self._folder = Home(home).start_steps
+
+    def clear(self) -> None:
+        """Forget what earlier processes did."""
+        for file in self._folder.glob("*"):
+            file.unlink(missing_ok=True)
+
+    def write(self, process: str, step: str | None) -> None:
+        """Say what a process does; None: nothing any more. What can't be written is left out."""
+        file = self._folder / process
+        with suppress(OSError):
+            if step is None:
+                file.unlink(missing_ok=True)
+                return
+            self._folder.mkdir(exist_ok=True)
+            draft = file.with_suffix(".new")
+            draft.write_text(step)
+            draft.replace(file)
+
+    def read(self) -> list[str]:
+        """Return what the processes do, by their names."""
+        steps = []
+        for file in sorted(self._folder.glob("*")):
+            if not file.suffix:
+                with suppress(OSError):
+                    steps.append(file.read_text())
+        return steps

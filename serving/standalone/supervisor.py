@@ -32,7 +32,7 @@ from serving.deployments.haproxy import fallback
 from serving.settings import OF_THE_COMMAND_LINE, Settings
 from serving.standalone.database_setup import set_up_database
 from serving.standalone.log_file import LogFile
-from serving.standalone.state import REFUSED, PlatformState, ServeReport
+from serving.standalone.state import REFUSED, PlatformState, ServeReport, StartSteps
 
 log = structlog.get_logger(__name__)
 
@@ -117,6 +117,7 @@ class Supervisor:
         models: ChildProcess | None = None
         try:
             self._report.clear()
+            StartSteps(self._settings.home).clear()
             self._state.write("starting the database and Ray")
             environment = self._build_environment()
             # Ray takes longer to start than the database, and needs it last.

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 
 import httpx
@@ -11,7 +11,7 @@ import pytest
 from serving.settings import Settings
 from serving.standalone import launcher
 from serving.standalone.launcher import LaunchFailed
-from serving.standalone.state import PlatformState, ServeReport
+from serving.standalone.state import PlatformState, ServeReport, StartSteps
 
 
 @pytest.fixture
@@ -39,11 +39,52 @@ def test_the_reason_of_a_death_is_said_at_once_and_is_the_result_if_it_lasts(
         LaunchFailed, match=r"^the control doesn't start: NotReady: no database; it is tried again"
     ):
         launcher._wait_until_ready(Settings(home=tmp_path), state, said.append)
-    assert [line.split("s  ", 1)[1] for line in said] == [
+    words = [line.split("s  ", 1)[1] for line in said]
+    assert [line for line in words if not line.startswith("still ")] == [
         "Ray's own proxy serves HTTP",
         "starting the models",
         "the control doesn't start: NotReady: no database",
     ]
+
+
+def test_no_five_seconds_pass_without_a_word_on_what_goes_on(
+    state: PlatformState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, said = StartSteps(tmp_path), []
+    clock = count()
+    monkeypatch.setattr(launcher.time, "monotonic", lambda: next(clock) / 10)
+    steps.write("models", "exporting")
+
+    def say(text: str) -> None:
+        said.append(text)
+        if len(said) == 4:
+            steps.write("models", "quantising")
+        if len(said) == 7:
+            steps.write("models", None)
+            steps.write("serve", "loading the encoder")
+
+    with pytest.raises(LaunchFailed, match="not ready"):
+        launcher._wait_until_ready(Settings(home=tmp_path), state, say)
+    times, words = zip(*((float(line[:4]), line.split("s  ", 1)[1]) for line in said), strict=True)
+    assert words[:9] == (
+        "starting the models",
+        *("exporting", "still exporting", "still exporting"),
+        *("quantising", "still quantising", "still quantising"),
+        *("loading the encoder", "still loading the encoder"),
+    )
+    assert all(later - earlier <= 5 for earlier, later in pairwise(times))
+    assert times[-1] > 290
+
+
+def test_steps_of_an_earlier_start_are_forgotten(tmp_path: Path) -> None:
+    steps = StartSteps(tmp_path)
+    assert steps.read() == []
+    steps.write("models", None)
+    steps.write("models", "exporting")
+    steps.write("serve", "loading")
+    assert steps.read() == ["exporting", "loading"]
+    steps.clear()
+    assert steps.read() == []
 
 
 def test_a_start_without_a_known_reason_has_its_whole_time(state: PlatformState, tmp_path: Path) -> None:
