@@ -38,7 +38,7 @@ check: .venv/.developed ## format, lint, types, import contract, migrations agai
 eyes: .venv/.developed ## alerts by promtool; dashboards, logs and traces on a platform of its own under Debian's Prometheus
 	@CI=true $(BIN)/python -m pytest -v -s tests/unit/k8s/test_alerts.py tests/acceptance/watched/test_monitoring.py
 
-BENCHMARKS := first_answer single_texts large_batches fairness overload storing search three_heads transport anatomy promotion evaluating trials privacy similarity quantised words near_duplicates languages
+BENCHMARKS := first_answer single_texts large_batches fairness overload storing search three_heads transport anatomy promotion evaluating trials privacy similarity quantised words near_duplicates languages idle
 
 bench: .venv/.developed .cache/bentoml/.installed .cache/vectors/.installed ## every benchmark, as tables; they start platforms of their own (an hour and a half)
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done

@@ -6,6 +6,7 @@ finds it.
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -15,6 +16,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve.api import RunTarget
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -112,12 +114,12 @@ class ServePool:
 
     async def states(self) -> Mapping[str, EncoderReplicas]:
         """Return the replicas of every encoder that has an application, by short digest."""
-        status = await asyncio.to_thread(serve.status)
+        applications = await asyncio.to_thread(_read_applications)
         return {
             name.removeprefix(_PREFIX): replace(
-                _state(each.status.value, each.message), replicas=_replicas(each.deployments)
+                _state(_name(each["status"]), each["message"]), replicas=_count_replicas(each)
             )
-            for name, each in status.applications.items()
+            for name, each in applications.items()
             if is_encoder_application(name)
         }
 
@@ -157,11 +159,24 @@ class ServePool:
             raise NotReady("the encoder has no replica yet")
 
 
-def _replicas(deployments: Mapping[str, Any]) -> dict[str, int]:
-    deployment = deployments.get(DEPLOYMENT)
-    # The keys are declared as members of an enumeration, but Ray Serve gives their names.
-    counts = {} if deployment is None else deployment.replica_states
-    return {str(getattr(state, "value", state)).lower(): count for state, count in counts.items()}
+def _read_applications() -> Mapping[str, Any]:
+    """Return the details of Ray Serve's applications by name, as its controller sends them.
+
+    `serve.status` makes its own values of them, which takes nine times as long.
+    """
+    client = _get_global_client(raise_if_no_controller_running=False)
+    applications: Mapping[str, Any] = {} if client is None else client.get_serve_details()["applications"]
+    return applications
+
+
+def _count_replicas(application: Mapping[str, Any]) -> dict[str, int]:
+    replicas = application["deployments"].get(DEPLOYMENT, {}).get("replicas", ())
+    return dict(Counter(_name(each["state"]).lower() for each in replicas))
+
+
+def _name(state: Any) -> str:
+    """Return the name of one of Ray Serve's states, whether it comes as a member of an enumeration or not."""
+    return str(getattr(state, "value", state))
 
 
 def _last_line(message: str) -> str:

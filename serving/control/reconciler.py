@@ -71,7 +71,7 @@ class Reconciler:
         first_revision: int = 1,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        self._cache = RegistryCache(registry)
+        self._cache = RegistryCache(registry, clock=clock)
         self._pool = pool
         self._space = space
         self._model = model

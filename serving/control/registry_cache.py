@@ -3,7 +3,9 @@
 Never writes. Its calls block, as the registry's do.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import structlog
@@ -14,6 +16,7 @@ from registry.store.records import EncoderRecord, VersionRecord
 if TYPE_CHECKING:
     from registry.store.model_registry import ModelRegistry
 
+_LIST_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -21,8 +24,11 @@ log = structlog.get_logger(__name__)
 class RegistryCache:
     """`versions` by model, as last read; `encoders` by digest, those that were looked up."""
 
-    def __init__(self, registry: "ModelRegistry") -> None:
+    def __init__(self, registry: "ModelRegistry", *, clock: Callable[[], float] = monotonic) -> None:
         self._registry = registry
+        self._clock = clock
+        self._models: list[str] = []
+        self._list_at = -inf
         self._revisions: dict[str, str] = {}
         self.versions: dict[str, list[VersionRecord]] = {}
         self.encoders: dict[str, EncoderRecord] = {}
@@ -30,10 +36,14 @@ class RegistryCache:
     def read(self) -> None:
         """Read the versions of every model that has changed, and forget the models that are gone.
 
+        Models that are new or gone are looked for every five seconds, which costs more than to look at those there are.
         A model that can't be read stays as it was last read, and is logged by name.
         Raises RegistryError if no model can be read.
         """
-        models = self._registry.models()
+        if self._clock() >= self._list_at:
+            self._models = self._registry.models()
+            self._list_at = self._clock() + _LIST_SECONDS
+        models = self._models
         failures = {}
         for model in models:
             try:

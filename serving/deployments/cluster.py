@@ -55,6 +55,8 @@ def build_environment(settings: Settings, *, haproxy: bool | None = None) -> dic
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_metrics_collection": "0",
         "RAY_SERVE_LOG_TO_STDERR": "0",
+        # Serve's controller looks at all replicas as often, whether anything happens or not.
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.2",
         "RAY_DEDUP_LOGS": "0",
         CALLBACK_VARIABLE: CALLBACK,
         # The machine is there for serving, so the workers keep the normal priority.

@@ -1,12 +1,22 @@
 """The pool: Ray Serve's states of an application, translated for the reconciler."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from ray.serve.schema import ReplicaState
+from ray.serve.schema import ApplicationStatus, ReplicaState
 
 from registry.store.records import EncoderRecord
-from serving.control.pool import DEPLOYMENT, EncoderStatus, _replicas, _state, build_run_target, find_reason
+from serving.control.pool import (
+    DEPLOYMENT,
+    EncoderReplicas,
+    EncoderStatus,
+    ServePool,
+    _state,
+    build_run_target,
+    find_reason,
+)
 from serving.core.catalog import short_digest
 
 
@@ -40,10 +50,35 @@ def test_an_application_bears_its_encoders_name_and_no_route() -> None:
     assert (result.name, result.route_prefix) == (f"encoder-{short_digest(record.digest)}", None)
 
 
-@pytest.mark.parametrize("state", ["RUNNING", ReplicaState.RUNNING])
-def test_replicas_are_counted_by_state_however_ray_names_it(state: str) -> None:
-    assert _replicas({DEPLOYMENT: SimpleNamespace(replica_states={state: 2})}) == {"running": 2}
-    assert _replicas({}) == {}
+@pytest.mark.anyio
+@pytest.mark.parametrize("named", [lambda member: member, lambda member: member.value])
+async def test_encoders_are_found_among_applications_with_their_replicas(
+    monkeypatch: pytest.MonkeyPatch, named: Callable[[Any], Any]
+) -> None:
+    running, starting = named(ReplicaState.RUNNING), named(ReplicaState.STARTING)
+    states = [running, starting, running]
+    applications = {
+        f"encoder-{'a' * 16}": {
+            "status": named(ApplicationStatus.RUNNING),
+            "message": "",
+            "deployments": {DEPLOYMENT: {"replicas": [{"state": state} for state in states]}},
+        },
+        f"encoder-{'b' * 16}": {
+            "status": named(ApplicationStatus.DEPLOY_FAILED),
+            "message": "it broke\nbadly",
+            "deployments": {},
+        },
+        "shop": {"status": named(ApplicationStatus.RUNNING), "message": "", "deployments": {}},
+    }
+    client = SimpleNamespace(get_serve_details=lambda: {"applications": applications})
+    pool = ServePool(lambda _: None, lambda _: None)  # type: ignore[arg-type, return-value]
+    monkeypatch.setattr("serving.control.pool._get_global_client", lambda **_: client)
+    assert await pool.states() == {
+        "a" * 16: EncoderReplicas(status=EncoderStatus.RUNNING, replicas={"running": 2, "starting": 1}),
+        "b" * 16: EncoderReplicas(status=EncoderStatus.FAILED, reason="badly"),
+    }
+    monkeypatch.setattr("serving.control.pool._get_global_client", lambda **_: None)
+    assert await pool.states() == {}
 
 
 def _application(**messages: str) -> SimpleNamespace:
