@@ -100,6 +100,7 @@ def _common(
 
 def main() -> None:
     """Run the console script."""
+    _use_utf8()
     bypass_proxies_for_loopback(os.environ)
     forget_libpq_variables(os.environ)
     try:
@@ -110,6 +111,24 @@ def main() -> None:
             raise
         print(f"valence: {printable(line)}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _use_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale has another encoding; end if an argument isn't UTF-8.
+
+    The processes that this one starts inherit the mode.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        # The same program with the same arguments.
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606
+    for argument in sys.argv[1:]:
+        if not argument.isprintable():
+            try:
+                argument.encode()
+            except UnicodeEncodeError:
+                print(f"valence: {argument!a} isn't UTF-8", file=sys.stderr)
+                raise SystemExit(2) from None
 
 
 def _explain(error: Exception) -> str | None:

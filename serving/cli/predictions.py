@@ -38,7 +38,10 @@ def predict(
 ) -> None:
     """Predict the sentiment of texts, and store them."""
     if texts == ["-"]:
-        texts = [sys.stdin.read()]
+        try:
+            texts = [sys.stdin.buffer.read().decode()]
+        except UnicodeDecodeError as error:
+            raise typer.BadParameter(f"what stdin holds isn't UTF-8: {error}") from None
     if explain and len(texts) > 1:
         raise typer.BadParameter("--explain is for one text")
     fields = {"model": model, "version": version, "user_id": user, "unit": unit, "explain": explain or None}

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -820,3 +821,33 @@ def test_settings_are_found_by_topic_name_or_meaning_and_each_has_a_topic(
     code, out, err = run("settings", "no such thing")
     assert (code, out) == (1, "")
     assert "`valence settings` lists them all" in err
+
+
+ODD_LOCALES = ({"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}, {"LANG": "de_DE@euro", "PYTHONUTF8": "0"})
+
+
+@pytest.mark.parametrize("locale", ODD_LOCALES)
+def test_texts_are_utf8_whatever_the_locale(
+    platform: Platform, locale: dict[str, str], tmp_path: Path
+) -> None:
+    home = tmp_path / "ein Büro"
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))
+    }
+    environment = inherited | locale | {"VALENCE_URL": platform.url, "VALENCE_HOME": str(home)}
+    valence = Path(sys.executable).with_name("valence")
+
+    def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [valence, *arguments], env=environment, input=stdin, capture_output=True, check=False
+        )
+
+    for done in (run("predict", "Grüße 👍", "--json"), run("predict", "-", stdin="Grüße 👍".encode())):
+        assert done.returncode == 0, done.stderr
+        assert platform.asked.pop()[2] == {"text": "Grüße 👍"}
+    status = run("status")
+    assert (status.returncode, "ein Büro" in status.stdout.decode()) == (0, True), status.stderr
+    for refused in (run("predict", os.fsdecode(b"Gr\xfc\xdfe")), run("predict", "-", stdin=b"Gr\xfc\xdfe")):
+        assert refused.returncode == 2
+        assert b"UTF-8" in refused.stderr
+        assert b"Traceback" not in refused.stderr
