@@ -198,26 +198,26 @@ def _cache_path(source: SentenceEncoderSource) -> Path:
 
 @contextmanager
 def live_platform(
-    within: Path | None = None, *, fresh: bool = False, **settings: str
+    within: Path | None = None, *, fresh: bool = False, name: str = "home", **settings: str
 ) -> Iterator[LivePlatform]:
     """Run a platform inside the block; no process and no file remains.
 
     Unless it is `fresh`, its encoders are already built; building takes half a minute for each.
     """
-    with unstarted_platform(within, fresh=fresh, **settings) as platform:
+    with unstarted_platform(within, fresh=fresh, name=name, **settings) as platform:
         platform.up()
         yield platform
 
 
 @contextmanager
 def unstarted_platform(
-    within: Path | None = None, *, fresh: bool = False, **settings: str
+    within: Path | None = None, *, fresh: bool = False, name: str = "home", **settings: str
 ) -> Iterator[LivePlatform]:
     """Yield a platform that isn't started, with its home in a new folder (inside `within`)."""
     # pytest's own folder has mode 700: the database's user couldn't enter it.
     with tempfile.TemporaryDirectory(prefix="valence-live-", dir=within) as folder:
         Path(folder).chmod(0o755)
-        platform = LivePlatform(home=Path(folder) / "home", port=find_free_port(), settings=settings)
+        platform = LivePlatform(home=Path(folder) / name, port=find_free_port(), settings=settings)
         if not fresh:
             link_encoders(platform.home)
         try:
