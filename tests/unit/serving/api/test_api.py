@@ -14,11 +14,12 @@ import pytest
 from fastapi import APIRouter
 
 from db.models.evaluations import NewEvaluation
+from serving.accounts.tokens import TokenSigner
 from serving.api.security import GuardedRoute
 from serving.core.caller import Role
 from serving.errors import Overloaded
 from tests.support.app import Platform, add_key, fake_platform
-from tests.support.postgres import SPACE
+from tests.support.postgres import KEY, SPACE
 from tests.support.reports import report
 
 pytestmark = pytest.mark.anyio
@@ -337,6 +338,30 @@ async def test_a_rate_limit_counts_texts(platform: Platform) -> None:
         later = await client.post("/v1/predict", json={"text": "good"})
     assert [answer.status_code for answer in (batch, refused, later)] == [201, 429, 201]
     assert refused.headers["retry-after"] == "1"
+
+
+async def test_tokens_that_were_not_given_here_are_refused(platform: Platform) -> None:
+    key = platform.keys[Role.ADMIN]
+    now = platform.clock.now
+    forged = {
+        "another key's": TokenSigner([b"x" * 32], audience="tests", now=now),
+        "another installation's": TokenSigner([KEY], audience="elsewhere", now=now),
+        "an overlong one": TokenSigner([KEY], audience="tests", seconds=1e9, now=now),
+        "one of the future": TokenSigner([KEY], audience="tests", now=lambda: now() + 3600),
+    }
+    tokens = {name: signer.sign(key.id, Role.ADMIN).text for name, signer in forged.items()}
+    good = TokenSigner([KEY], audience="tests", now=now).sign(key.id, Role.ADMIN).text
+    header, claims, signature = good.split(".")
+    nothing = base64.urlsafe_b64encode(b'{"alg":"none","typ":"JWT"}').rstrip(b"=").decode()
+    tokens |= {"an unsigned one": f"{nothing}.{claims}.", "a cut one": f"{header}.{claims}.{signature[:-4]}"}
+    async with platform.client(None) as client:
+        for name, token in tokens.items():
+            for path in ("/v1/keys", "/v2"):
+                answer = await client.get(path, headers={"Authorization": f"Bearer {token}"})
+                assert answer.status_code == 401, (name, path)
+                assert "WWW-Authenticate" in answer.headers, name
+        taken = await client.get("/v1/keys", headers={"Authorization": f"Bearer {good}"})
+    assert taken.status_code == 200
 
 
 async def test_a_token_is_issued_by_rfc_6749(platform: Platform) -> None:
