@@ -25,6 +25,7 @@ SECRETS_OF_OTHERS: Mapping[str, frozenset[str]] = {
         {"installation-key", "token-keys", "admin.key", "auth_token", "redis-password", "text-keys"}
     ),
     "valence-metrics": frozenset({"key"}),
+    "valence-mlflow-database": frozenset({"username", "password"}),
     "valence-object-storage": frozenset({"artifacts", "endpoint", "access-key-id", "secret-access-key"}),
     "valence-tls": frozenset({"tls.crt", "tls.key"}),
 }

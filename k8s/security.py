@@ -24,6 +24,7 @@ _VOLUMES = frozenset(
     }
 )
 _SECRET_NAME = re.compile(r"PASSWORD|SECRET|TOKEN$|_KEY$|^DATABASE_(READ_|DIRECT_)?URL$")
+_EXPANDED = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
 _HOST = ("hostNetwork", "hostPID", "hostIPC")
 # On one machine these are files in its home and ports that are free; in a pod they are fixed.
 _PLACES = re.compile(r"_(?:PATH|LOC|BASE|FILE|PORT)$|^VALENCE_HAPROXY_BIND$")
@@ -111,6 +112,13 @@ def _container(name: str, container: Mapping[str, Any], spec: Mapping[str, Any])
     for port in container.get("ports", []):
         if "hostPort" in port:
             yield f"{name}: a port of the host"
+    hidden = {
+        each["name"] for each in container.get("env", []) if "secretKeyRef" in each.get("valueFrom", {})
+    }
+    for argument in [*container.get("command", []), *container.get("args", [])]:
+        # Kubernetes puts the value in its place; a shell that reads the variable does not.
+        for variable in hidden & set(_EXPANDED.findall(argument)):
+            yield f"{name}: the secret {variable} stands in its arguments"
     for variable in container.get("env", []):
         if "value" in variable and _SECRET_NAME.search(variable["name"]):
             yield f"{name}: {variable['name']} stands in the manifest"

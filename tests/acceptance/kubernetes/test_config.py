@@ -14,7 +14,11 @@ from tests.support.clock import eventually
 from tests.support.nodes import new_cluster
 from tests.support.postgres import TestServer
 
-ADAPTED = {"production": {}, "gpu": {"VALENCE_DEVICE": "cpu"}}
+# The test's database speaks no TLS.
+ADAPTED = {
+    "production": {"PGSSLMODE": "prefer"},
+    "gpu": {"PGSSLMODE": "prefer", "VALENCE_DEVICE": "cpu"},
+}
 
 
 # `gpu` differs from `production` in settings whose rendering and engines have tests of their own.

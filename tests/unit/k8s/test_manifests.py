@@ -11,7 +11,7 @@ import yaml
 
 from k8s import references, schemas, security
 from k8s.check import faults
-from k8s.rendered import FOLDER, OVERLAYS, Resource, of_kind, render
+from k8s.rendered import FOLDER, OVERLAYS, Resource, containers, of_kind, render, settings_of, templates
 from serving.api.bodies import LARGE_BODY
 
 Change = Callable[[list[Resource]], None]
@@ -262,6 +262,13 @@ def with_a_literal_password(resources: list[Resource]) -> None:
     mlflow(resources)["containers"][0]["env"].append({"name": "PGPASSWORD", "value": "secret"})
 
 
+def with_a_password_in_its_arguments(resources: list[Resource]) -> None:
+    mlflow(resources)["containers"][0]["command"] += [
+        "--backend-store-uri",
+        "postgresql://x:$(PGPASSWORD)@db/x",
+    ]
+
+
 def without_requests(resources: list[Resource]) -> None:
     del mlflow(resources)["containers"][0]["resources"]
 
@@ -287,6 +294,7 @@ def without_denial(resources: list[Resource]) -> None:
         (on_the_host, "hostNetwork"),
         (with_a_folder_of_the_host, "hostPath"),
         (with_a_literal_password, "PGPASSWORD stands in the manifest"),
+        (with_a_password_in_its_arguments, "PGPASSWORD stands in its arguments"),
         (without_requests, "asks for no CPU"),
         (with_an_open_autoscaler, "autoscaler"),
         (without_denial, "denies"),
@@ -299,6 +307,41 @@ def test_what_breaks_the_restricted_standard_is_a_fault(
     change(local)
     results = list(security.security_faults(local))
     assert any(said in fault for fault in results), results
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_mlflow_has_a_role_of_its_own_and_the_head_no_token_of_its_autoscaler(
+    overlay: str, rendered: dict[str, list[Resource]]
+) -> None:
+    resources = rendered[overlay]
+    env = {each["name"]: each for each in mlflow(resources)["containers"][0]["env"]}
+    for variable in ("PGUSER", "PGPASSWORD"):
+        assert env[variable]["valueFrom"]["secretKeyRef"]["name"] == "valence-mlflow-database"
+    cluster = one(resources, "RayService", "valence")["spec"]["rayClusterConfig"]
+    (head,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    mounts = {each["mountPath"]: each["name"] for each in head["volumeMounts"]}
+    assert mounts["/var/run/secrets/kubernetes.io/serviceaccount"] == "no-token"
+    for group in cluster["workerGroupSpecs"]:
+        assert group["template"]["spec"]["automountServiceAccountToken"] is False
+
+
+def test_production_speaks_to_its_database_over_tls(production: list[Resource]) -> None:
+    (database,) = of_kind(production, "Database")
+    (cluster,) = of_kind(production, "Cluster")
+    assert database["spec"]["owner"] in {each["name"] for each in cluster["spec"]["managed"]["roles"]}
+    using = [
+        container
+        for resource in production
+        for _, template in templates(resource)
+        for container in containers(template["spec"])
+        if any(
+            "database" in each.get("valueFrom", {}).get("secretKeyRef", {}).get("name", "")
+            for each in container.get("env", ())
+        )
+    ]
+    assert len(using) >= 5
+    for container in using:
+        assert settings_of(production, container).get("PGSSLMODE") == "require", container["name"]
 
 
 def test_a_secret_that_is_rendered_in_production_is_a_fault(production: list[Resource]) -> None:
