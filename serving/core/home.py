@@ -25,6 +25,8 @@ class Home:
         self.installation_key = root / "installation.key"
         # In no backup: whoever has it can make tokens.
         self.token_key = root / "token.key"
+        # What lets a process speak to this home's Ray.
+        self.ray_token = root / "ray.token"
         # A folder that exists while a restore into this home is under way.
         self.restore_mark = root / "restore.part"
         # The registry's artifacts; bundles that are being built; bundles that were fetched from the registry.

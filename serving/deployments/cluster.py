@@ -3,32 +3,58 @@
 The environment must be set before Ray is imported. Deploys nothing.
 """
 
+import fcntl
 import hashlib
 import os
 import secrets
 import shutil
 import socket
+import stat
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from serving.core.home import Home
 from serving.deployments.haproxy.config import BIND_VARIABLE, ROOM_VARIABLE
 from serving.deployments.ray_patches import LOOPBACK_ONLY, start_core_only
 from serving.deployments.request_guard import CALLBACK, CALLBACK_VARIABLE
 from serving.settings import Settings
 
+# So many others would have to take one's name each.
+_FOLDER_NAMES = 8
+
 
 def make_run_folder(home: Path) -> Path:
-    """Make a private folder for this home's sockets; short, because HAProxy takes 97 bytes, 70 of them Ray's."""
-    name = hashlib.sha256(f"{os.getuid()} {home.absolute()}".encode()).hexdigest()[:8]
-    folder = Path("/tmp") / f"valence-{name}"  # noqa: S108  (made 0700, owner checked below)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    if status.st_uid != os.getuid() or folder.is_symlink():
-        raise PermissionError(f"{folder} belongs to another user: remove it")
-    folder.chmod(0o700)
-    return folder
+    """Make a private folder for this home's sockets; short, because HAProxy takes 97 bytes, 70 of them Ray's.
+
+    A name that somebody else has taken gives way to the next one.
+    """
+    folder = Path()
+    for number in range(_FOLDER_NAMES):
+        name = hashlib.sha256(f"{os.getuid()} {home.absolute()}{number or ''}".encode()).hexdigest()[:8]
+        folder = Path("/tmp") / f"valence-{name}"  # noqa: S108  (made 0700, owner checked below)
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid():
+            folder.chmod(0o700)
+            return folder
+    raise PermissionError(f"{folder} and the names before it belong to others: remove them")
+
+
+@contextmanager
+def keep_run_folder(home: Path) -> Iterator[None]:
+    """Keep what cleans /tmp of old files away from this home's folder, by its lock (tmpfiles.d(5)); then remove it."""
+    folder = make_run_folder(home)
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(lock)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def uses_haproxy(settings: Settings) -> bool:
@@ -145,7 +171,7 @@ def find_free_port() -> int:
 
 
 def _token(home: Path) -> Path:
-    path = make_run_folder(home) / "ray.token"
+    path = Home(home).ray_token
     if not path.exists():
         with os.fdopen(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
             file.write(secrets.token_hex(32))

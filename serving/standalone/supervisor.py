@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -27,7 +27,7 @@ from serving.core.connections import DATABASE, REGISTRY_SUFFIX
 from serving.core.home import Home
 from serving.core.logs import configure_logging
 from serving.core.proxies import bypass_proxies_for_loopback
-from serving.deployments.cluster import build_environment
+from serving.deployments.cluster import build_environment, keep_run_folder
 from serving.deployments.haproxy import fallback
 from serving.settings import OF_THE_COMMAND_LINE, Settings
 from serving.standalone.database_setup import set_up_database
@@ -115,7 +115,9 @@ class Supervisor:
         environment: dict[str, str] = {}
         serve: ChildProcess | None = None
         models: ChildProcess | None = None
+        kept = ExitStack()
         try:
+            kept.enter_context(keep_run_folder(self._settings.home))
             self._report.clear()
             StartSteps(self._settings.home).clear()
             self._state.write("starting the database and Ray")
@@ -148,6 +150,7 @@ class Supervisor:
             if models is not None:
                 models.stop(1)
             self._stop_database()
+            kept.close()
             self._state.release()
         return 0
 

@@ -1,12 +1,14 @@
 """The imports and the environment of the processes."""
 
+import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from serving.deployments.cluster import build_environment, make_run_folder
+from serving.deployments.cluster import build_environment, keep_run_folder, make_run_folder
 from serving.settings import Settings
 
 SERVING = (
@@ -40,7 +42,7 @@ def test_a_ray_of_our_own_is_private_and_on_loopback(tmp_path: Path) -> None:
     assert names["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     token = Path(names["RAY_AUTH_TOKEN_PATH"])
     assert token.stat().st_mode & 0o777 == 0o600
-    assert token.parent.stat().st_mode & 0o777 == 0o700
+    assert token.parent == tmp_path
     assert names["RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"] == "1"
     for name in ("SOCKET_PATH", "METRICS_SOCKET_PATH", "SERVER_STATE_FILE", "CONFIG_FILE_LOC"):
         assert Path(names[f"RAY_SERVE_HAPROXY_{name}"]).is_relative_to(make_run_folder(tmp_path))
@@ -54,12 +56,36 @@ def test_a_cluster_that_is_there_keeps_its_own_addresses_and_token(tmp_path: Pat
     assert names["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
 
 
-def test_a_run_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = make_run_folder(tmp_path)
-    folder.rmdir()
-    folder.symlink_to(tmp_path)
+def test_a_run_folder_that_somebody_else_has_made_gives_way_to_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    monkeypatch.setattr("serving.deployments.cluster._FOLDER_NAMES", 3)
     try:
-        with pytest.raises(PermissionError, match="belongs to another user"):
+        for make in (lambda path: path.symlink_to(tmp_path), lambda path: path.write_text("mine")):
+            folder = make_run_folder(tmp_path)
+            assert folder not in taken
+            folder.rmdir()
+            make(folder)
+            taken.append(folder)
+        last = make_run_folder(tmp_path)
+        assert make_run_folder(tmp_path) == last
+        last.rmdir()
+        last.symlink_to(tmp_path)
+        taken.append(last)
+        with pytest.raises(PermissionError, match="belong to others: remove them"):
             make_run_folder(tmp_path)
     finally:
-        folder.unlink()
+        for path in taken:
+            path.unlink()
+
+
+def test_a_run_folder_is_locked_against_cleaners_and_gone_afterwards(tmp_path: Path) -> None:
+    with keep_run_folder(tmp_path):
+        folder = make_run_folder(tmp_path)
+        (folder / "h").mkdir()
+        other = os.open(folder, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(other)
+    assert not folder.exists()
