@@ -44,16 +44,19 @@ def identify_language(text: str, known: Collection[str]) -> TextLanguage:
     Nothing is foreign to a version of which no language is said.
     """
     classifier, beginning = load_classifier(), text[:_CHARACTERS]
+    if not any(map(str.isalpha, beginning)):
+        return TextLanguage()
     language, probability = classifier.classify(beginning)
     if language == _NO_WORDS or probability < _LIKELY:
         return TextLanguage()
     tags = {tag.partition("-")[0].lower() for tag in known}
-    if tags and language not in tags:
-        probabilities = dict(classifier.rank(beginning))
-        # Of a language without a probability nobody can say that the text isn't in it.
-        if probability > _DECISIVE * max(probabilities.get(tag, 1.0) for tag in tags):
-            return TextLanguage(language=language, foreign=True)
-    return TextLanguage(language=language if probability >= _SURE else UNDETERMINED)
+    probabilities = dict(classifier.rank(beginning)) if tags and language not in tags else {}
+    # Of a language that the classifier doesn't know nobody can say that the text isn't in it.
+    if not tags <= probabilities.keys() or not tags:
+        return TextLanguage(language=language if probability >= _SURE else UNDETERMINED)
+    if probability > _DECISIVE * max(probabilities[tag] for tag in tags):
+        return TextLanguage(language=language, foreign=True)
+    return TextLanguage()
 
 
 @cache
