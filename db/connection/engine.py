@@ -31,11 +31,16 @@ _Pool: TypeAlias = AsyncConnectionPool[PsycopgConnection]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Time limits in seconds, and the most connections of each kind."""
+    """Time limits in seconds, and the most connections of each kind.
+
+    A connection lives for `connection_seconds`: its server process remembers every table that it has ever used, and
+    segments come and go.
+    """
 
     statement_seconds: float = 30.0
     lock_seconds: float = 5.0
     connect_seconds: float = 5.0
+    connection_seconds: float = 900.0
     writers: int = 2
     readers: int = 2
     searchers: int = 4
@@ -297,6 +302,7 @@ class Database:
             max_overflow=0,
             pool_timeout=self._limits.connect_seconds,
             pool_pre_ping=True,
+            pool_recycle=round(self._limits.connection_seconds),
             hide_parameters=True,
         )
 
@@ -313,6 +319,7 @@ class Database:
             configure=configure,
             name=f"valence-{name}",
             timeout=self._limits.connect_seconds,
+            max_lifetime=self._limits.connection_seconds,
             # After an outage the next caller connects at once, not after the pool's growing pauses.
             reconnect_timeout=0.5,
         )

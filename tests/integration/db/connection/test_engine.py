@@ -51,6 +51,23 @@ async def test_a_statement_or_a_lock_that_takes_too_long_is_unavailable(url: str
         assert await new_writer(database).commit([new_submission(key)]) == [Stored()]
 
 
+@pytest.mark.parametrize(("seconds", "renewed"), [(0.0, True), (900.0, False)])
+async def test_connections_are_renewed(url: str, seconds: float, renewed: bool) -> None:
+    statement = "SELECT pg_backend_pid()"
+    limits = Limits(connection_seconds=seconds, writers=1, readers=1, searchers=1, repositories=1)
+
+    async def server_processes(database: Database) -> tuple[object, ...]:
+        found: list[object] = []
+        for borrow in (database.hot_read, database.hot_write, database.search):
+            async with borrow() as connection:
+                found.append((await (await connection.execute(statement)).fetchone(),))
+        return (*found, (await run_sql(database, statement)))
+
+    async with open_database(url, limits=limits) as database:
+        first, second = [await server_processes(database) for _ in range(2)]
+    assert [one != other for one, other in zip(first, second, strict=True)] == [renewed] * 4
+
+
 async def test_the_databases_own_formats_change_nothing(url: str) -> None:
     """`url` is of a database that others set up in their way."""
     await set_defaults(url, FOREIGN)
