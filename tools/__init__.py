@@ -1,1 +1,1 @@
-"""What sets a checkout up. Runs before anything is installed, so it imports nothing but Python."""
+"""Programs that set a checkout up; they run before anything is installed, so they import nothing but Python."""

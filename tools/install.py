@@ -176,7 +176,7 @@ def _read(output: Iterable[str], lines: "queue.SimpleQueue[str | None]") -> None
 
 
 class Progress:
-    """What an installer does, by its lines and by what lies in the environment."""
+    """The doings of an installer, by its lines and by what lies in the environment."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder or Path(next(path for path in sys.path if path.endswith("site-packages")))

@@ -129,7 +129,7 @@ class ServeReport:
 
 
 class StartSteps:
-    """What the supervisor's children do while the platform starts: each has a line in a file of its own."""
+    """The steps of the supervisor's children while the platform starts, each child's in a file of its own."""
 
     def __init__(self, home: Path) -> None:
         self._folder = Home(home).start_steps

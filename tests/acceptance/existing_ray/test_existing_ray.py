@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from tests.support.clock import eventually
 from tests.support.existing_ray import ExistingRay, existing_ray
 from tests.support.live import LivePlatform, unstarted_platform
 
@@ -63,4 +64,9 @@ def test_it_serves_beside_another_application_and_takes_only_its_own_away(
     cluster.run(_SHOP)
     platform.valence("down")
     assert cluster.run(_APPLICATIONS) == ["shop"]
-    assert httpx.get(f"{platform.url}/shop").text == "open"
+    # The other application is new, too, and HAProxy learns of a replica a moment later than Serve.
+    eventually(
+        lambda: httpx.get(f"{platform.url}/shop").text == "open",
+        within=30,
+        what="the other application answers",
+    )
