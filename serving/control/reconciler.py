@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -19,6 +19,7 @@ from serving.control.backoff import Backoff
 from serving.control.catalog_publisher import CatalogPublisher
 from serving.control.pool import EncoderReplicas, EncoderStatus, ServePool
 from serving.control.registry_cache import RegistryCache
+from serving.control.requested_versions import ModelVersion, RequestedVersions
 from serving.core.catalog import CHAMPION, Catalog, CatalogEntry, VersionState, short_digest
 from serving.core.periodic import run_periodically, wait_at_most
 from serving.errors import ServingError
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _BUSY_POLL_SECONDS = 0.2
-
-ModelVersion: TypeAlias = tuple[str, str]
 
 
 class Reconciler:
@@ -86,10 +85,9 @@ class Reconciler:
         self._backoff = Backoff(clock)
         self._running: set[str] = set()
         self._starting: set[str] = set()
-        # When each encoder was last needed, by short digest, and when each version was last requested by name.
+        self._requested = RequestedVersions(grace, clock)
+        # When each encoder was last needed, by short digest.
         self._last_needed: dict[str, float] = {}
-        self._last_requested: dict[ModelVersion, float] = {}
-        self._last_requested_by_clients: dict[ModelVersion, float] = {}
         # Digests of encoder and bundle of the versions that answer.
         self._ready: set[tuple[str, str]] = set()
         self._champions: dict[str, str] = {}
@@ -107,11 +105,8 @@ class Reconciler:
 
     def request_versions(self, versions: Iterable[ModelVersion], *, by_clients: bool = False) -> None:
         """Keep versions that were requested by name running for a while; those of clients only where there is room."""
-        known = self._last_requested_by_clients if by_clients else self._last_requested
-        if requested := set(versions):
-            if requested - known.keys():
-                self._wake.set()
-            known.update(dict.fromkeys(requested, self._clock()))
+        if self._requested.add(versions, by_clients=by_clients):
+            self._wake.set()
 
     async def run(self, every: float) -> None:
         """Reconcile every `every` seconds, more often while something starts; wait for a registry that is down."""
@@ -183,9 +178,11 @@ class Reconciler:
         They are those of champions, of challengers, of requested versions, and of the searched and the live space.
         Looks up the encoders that run already too, by their short digests `running`.
         """
-        self._last_requested = self._recent(self._last_requested)
-        self._last_requested_by_clients = self._recent(self._last_requested_by_clients)
-        wanted = {*experiment_versions, *self._last_requested, *self._champions.items()}
+        wanted = {
+            *experiment_versions,
+            *self._requested.recent(by_clients=False),
+            *self._champions.items(),
+        }
         needed: set[str] = set()
         for model, versions in self._cache.versions.items():
             for record in versions:
@@ -213,7 +210,7 @@ class Reconciler:
             for model, versions in self._cache.versions.items()
             for record in versions
         }
-        requested = [encoders.get(version) for version in self._last_requested_by_clients]
+        requested = [encoders.get(version) for version in self._requested.recent(by_clients=True)]
         named = dict.fromkeys(
             encoder
             for encoder in requested
@@ -223,10 +220,6 @@ class Reconciler:
         others = set(running) - {short_digest(encoder) for encoder in needed}
         room = max(0, self._client_encoders - len(others))
         return kept | set([encoder for encoder in named if encoder not in kept][:room])
-
-    def _recent(self, requests: Mapping[ModelVersion, float]) -> dict[ModelVersion, float]:
-        now = self._clock()
-        return {version: at for version, at in requests.items() if now - at < self._grace}
 
     def _is_registered(self, digest: str) -> bool:
         try:
