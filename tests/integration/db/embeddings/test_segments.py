@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -171,10 +172,10 @@ async def test_a_segment_is_indexed_while_others_are_merged(
     assert sorted(results) == sorted(ids)
 
 
-async def test_a_killed_build_leaves_its_number_to_the_next_one_and_no_table(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+async def kill_before_the_end(
+    build: Callable[[], Awaitable[object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    segments, ids = Segments(database, SPACE), await new_closed_segment(database, 3)
+    """Let a build of a copy fail after its index is there."""
 
     async def dies(*_: object) -> None:
         raise Unavailable("killed")
@@ -182,7 +183,15 @@ async def test_a_killed_build_leaves_its_number_to_the_next_one_and_no_table(
     with monkeypatch.context() as broken:
         broken.setattr(db.embeddings.segments, "_catch_up", dies)
         with pytest.raises(Unavailable):
-            await segments.index_next()
+            await build()
+
+
+async def test_a_killed_build_leaves_its_number_to_the_next_one_and_no_table(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segments, ids = Segments(database, SPACE), await new_closed_segment(database, 3)
+
+    await kill_before_the_end(segments.index_next, monkeypatch)
     assert await run_sql(database, _STATES) == [(1, "closed", 3), (2, "open", None), (3, "merging", None)]
     assert await run_sql(database, "SELECT to_regclass('embeddings_3')") == [(None,)]
     assert await segments.index_next() == 3
@@ -322,13 +331,7 @@ async def test_a_killed_merge_leaves_its_number_to_the_next_one(
     for _ in range(4):
         await new_indexed_segment(database, 3)
 
-    async def dies(*_: object) -> None:
-        raise Unavailable("killed")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(db.embeddings.segments, "_catch_up", dies)
-        with pytest.raises(Unavailable):
-            await segments.merge_next()
+    await kill_before_the_end(segments.merge_next, monkeypatch)
     [(number,)] = await run_sql(database, "SELECT id FROM segments WHERE state = 'merging'")
     assert await count_rows(database, "embeddings") == 12
     merged = await asyncio.gather(*(segments.merge_next() for _ in range(3)))

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.serve import Application
 from ray.serve.schema import ApplicationStatus, ReplicaState
 
 from registry.store.records import EncoderRecord
@@ -71,7 +72,7 @@ async def test_encoders_are_found_among_applications_with_their_replicas(
         "shop": {"status": named(ApplicationStatus.RUNNING), "message": "", "deployments": {}},
     }
     client = SimpleNamespace(get_serve_details=lambda: {"applications": applications})
-    pool = ServePool(lambda _: None, lambda _: None)  # type: ignore[arg-type, return-value]
+    pool = ServePool(_build_nothing, lambda _: None)
     monkeypatch.setattr("serving.control.pool._get_global_client", lambda **_: client)
     assert await pool.states() == {
         "a" * 16: EncoderReplicas(status=EncoderStatus.RUNNING, replicas={"running": 2, "starting": 1}),
@@ -79,6 +80,10 @@ async def test_encoders_are_found_among_applications_with_their_replicas(
     }
     monkeypatch.setattr("serving.control.pool._get_global_client", lambda **_: None)
     assert await pool.states() == {}
+
+
+def _build_nothing(record: EncoderRecord) -> Application:
+    raise AssertionError(f"{record.name} isn't to be started")
 
 
 def _application(**messages: str) -> SimpleNamespace:
