@@ -43,11 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     started = time.monotonic()
     print("   0 s  looking for the packages", flush=True)
     if os.environ.get("VALENCE_INSTALLER", "uv") != "pip":
-        settings = pip_settings()
-        for options in uv_ways(settings):
-            uv = find_uv()
-            if uv is None:
-                break
+        settings, uv = pip_settings(), find_uv()
+        for options in uv_ways(settings) if uv is not None else ():
             command = [uv, "pip", "install", "--python", sys.executable, *options, *arguments]
             if run(command, uv_environment(settings), started) == 0:
                 return 0
