@@ -48,6 +48,8 @@ def main() -> int:
     parser.add_argument("--warm-up", type=float, default=15, help="minutes that no slope counts")
     parser.add_argument("--every", type=float, default=20, help="seconds from one sample to the next")
     arguments = parser.parse_args()
+    if (arguments.minutes - arguments.warm_up) * 60 < 2 * arguments.every:
+        parser.error("--minutes must be greater than --warm-up by two samples or more: a slope needs them")
     with live_platform() as platform:
         users, samples = watched(platform, arguments.minutes * 60, arguments.every)
     steady = [each for each in samples if each[0] >= arguments.warm_up * 60]
