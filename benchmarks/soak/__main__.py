@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=20, help="seconds from one sample to the next")
     arguments = parser.parse_args()
     if (arguments.minutes - arguments.warm_up) * 60 < 2 * arguments.every:
-        parser.error("--minutes must be greater than --warm-up by two samples or more: a slope needs them")
+        parser.error("--minutes must leave time for two samples (--every) after --warm-up: a slope needs two")
     with live_platform() as platform:
         users, samples = watched(platform, arguments.minutes * 60, arguments.every)
     steady = [each for each in samples if each[0] >= arguments.warm_up * 60]
